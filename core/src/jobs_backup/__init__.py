@@ -1,0 +1,1 @@
+"""Event backups into your own bucket."""

@@ -1,0 +1,158 @@
+"""A configured provider behind its retry policy: the only door through which core calls a hook."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from jobs_backup import providers
+from jobs_backup.errors import ContractViolation, JobsBackupError, StorageError
+from jobs_backup.hookspecs import MULTIPART
+from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Part, Upload, WriteReceipt
+from jobs_backup.retry import Retry, RetryPolicy
+from jobs_backup.settings import CoreSettings
+
+T = TypeVar("T")
+CONTENT_TYPE: Final = "application/gzip"
+
+
+class Destination:
+    """One method for each hook; each calls the provider under the retry policy and checks what it returns.
+
+    All errors are of the taxonomy: what a provider raises beside it becomes a StorageError that names provider and hook.
+    """
+
+    def __init__(
+        self,
+        loaded: providers.Loaded,
+        *,
+        retry: Retry,
+        timeout: float = 60.0,
+        if_absent: bool = True,
+        bodies: object | None = None,
+    ) -> None:
+        """`bodies` implements the hook `open_body`; `timeout` is for one attempt, in seconds."""
+        self._hooks = loaded.manager.hook
+        self._name = loaded.installed.name
+        self._retry = retry
+        self._timeout = timeout
+        self._if_absent = if_absent
+        self._counting = threading.Lock()
+        if bodies is not None:
+            loaded.manager.register(bodies, name="core")
+        provider = loaded.provider
+        self.location: str = provider.location
+        self.has_multipart = set(MULTIPART) <= loaded.hooks
+        self.sequential_parts: bool = getattr(provider, "sequential_parts", False)
+        self.max_parts: int = getattr(provider, "max_parts", 10_000)
+        self.part_multiple: int = getattr(provider, "part_multiple", 1)
+        self.min_part_size: int = getattr(provider, "min_part_size", 1)
+        self.attempts: Counter[tuple[str, str]] = Counter()
+        """(hook, "ok" or the error's code) -> how often."""
+
+    @classmethod
+    def from_settings(
+        cls, settings: CoreSettings, environment: Mapping[str, str], *, stop: threading.Event | None = None, bodies: object | None = None
+    ) -> Destination:
+        """The destination that the environment asks for.
+
+        Raises:
+            ConfigurationError: the provider is not installed, or its settings are wrong.
+        """
+        policy = RetryPolicy(attempts=settings.retry_attempts, max_wait=settings.retry_max_wait, deadline=settings.retry_deadline)
+        return cls(
+            providers.load(settings.storage_provider, environment),
+            retry=Retry(policy, stop=stop),
+            timeout=settings.request_timeout,
+            if_absent=settings.conditional_writes,
+            bodies=bodies,
+        )
+
+    def open_body(self, batch: Batch) -> Body:
+        """The bytes that will be the batch's object."""
+        return self._attempt("open_body", {"batch": batch}, Body)
+
+    def write(self, batch: Batch, body: Body) -> WriteReceipt:
+        """Store the batch's object in one request.
+
+        Raises:
+            AlreadyExists: there is an object under its key.
+        """
+        arguments = self._object_arguments(batch)
+        return self._call("write", WriteReceipt, batch.key, body=body, **arguments)
+
+    def create_multipart(self, batch: Batch) -> Upload:
+        """Begin to store the batch's object in parts."""
+        return self._call("create_multipart", Upload, batch.key, **self._object_arguments(batch))
+
+    def write_part(self, upload: Upload, number: int, offset: int, body: Body, last: bool) -> Part:
+        """Store one part; `body` is this part alone."""
+        what = f"{upload.key} part {number}"
+        return self._call(
+            "write_part", Part, what, upload=upload, number=number, offset=offset, body=body, size=body.size, last=last
+        )
+
+    def complete_multipart(self, upload: Upload, parts: Sequence[Part], batch: Batch) -> WriteReceipt:
+        """Make the parts the batch's object."""
+        return self._call(
+            "complete_multipart",
+            WriteReceipt,
+            upload.key,
+            upload=upload,
+            parts=parts,
+            size=batch.size,
+            checksum=batch.crc32c,
+            if_absent=self._if_absent,
+        )
+
+    def abort_multipart(self, upload: Upload) -> AbortReceipt:
+        """End an upload."""
+        return self._call("abort_multipart", AbortReceipt, upload.key, upload=upload)
+
+    def delete(self, keys: Sequence[str]) -> DeleteReceipt:
+        """Delete up to 1,000 objects."""
+        receipt = self._call("delete", DeleteReceipt, f"{len(keys)} objects", keys=keys)
+        if missing := set(keys) - receipt.deleted - receipt.failed.keys():
+            raise ContractViolation(f"{self._name}: delete gave no outcome for {len(missing)} of {len(keys)} keys")
+        return receipt
+
+    def _object_arguments(self, batch: Batch) -> dict[str, Any]:
+        return {
+            "key": batch.key,
+            "size": batch.size,
+            "checksum": batch.crc32c,
+            "content_type": CONTENT_TYPE,
+            "metadata": {"jobs-backup-batch": str(batch.id), "jobs-backup-events": str(batch.events)},
+            "if_absent": self._if_absent,
+        }
+
+    def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
+        def attempted(error: Exception | None) -> None:
+            with self._counting:
+                self.attempts[hook, "ok" if error is None else type(error).__name__] += 1
+
+        arguments["timeout"] = self._timeout
+        return self._retry.call(f"{self._name} {hook} {what}", lambda: self._attempt(hook, arguments, expected), attempted)
+
+    def _attempt(self, hook: str, arguments: Mapping[str, Any], expected: type[T]) -> T:
+        call: Callable[..., object] = getattr(self._hooks, hook)
+        try:
+            result = call(**arguments)
+        except JobsBackupError:
+            raise
+        except Exception as error:
+            # What a provider did not foresee may carry anything, the upload's id included.
+            text = _without_secrets(str(error), arguments.get("upload"))
+            raise StorageError(f"{self._name}: {hook} failed: {type(error).__name__}: {text}") from error
+        if not isinstance(result, expected):
+            raise ContractViolation(
+                f"{self._name}: {hook} returned {type(result).__name__} instead of {expected.__name__}",
+                hint="update the provider's distribution, or report it to its maintainers",
+            )
+        return result
+
+
+def _without_secrets(text: str, upload: object) -> str:
+    return text.replace(upload.id, "****") if isinstance(upload, Upload) and upload.id else text

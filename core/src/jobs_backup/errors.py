@@ -1,0 +1,192 @@
+"""The error taxonomy: every failure that core, a provider or the command reports.
+
+A provider MUST translate its SDK's errors into these. Three things travel with each of them: what was tried on what (the
+message), whether trying again can help (`retryable`), and what the operator can do (`hint`). None of them may contain a
+secret, a session URI or an event's payload.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class JobsBackupError(Exception):
+    """Base of all errors of jobs-backup.
+
+    Attributes:
+        hint: what the operator can do about it, one sentence; empty if there is nothing to say.
+        retryable: whether the same call may succeed later without anybody changing anything.
+        attempts: how often the call was tried before this error was final; 0 if it was not retried at all.
+        elapsed: seconds spent on these attempts and the waits between them.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.attempts = 0
+        self.elapsed = 0.0
+
+    @property
+    def code(self) -> str:
+        """The error's name in logs and in `--json` output."""
+        return type(self).__name__
+
+    def __str__(self) -> str:
+        tried = f" ({self.attempts} attempts in {self.elapsed:.1f} s)" if self.attempts > 1 else ""
+        return self.message + tried
+
+    def one_line(self) -> str:
+        """The message and the hint, as the command prints them."""
+        text = f"{self}: {self.hint}" if self.hint else str(self)
+        return " ".join(text.split())
+
+
+class ConfigurationError(JobsBackupError):
+    """A setting is missing or wrong; nothing works until somebody changes it."""
+
+
+class ProviderNotFound(ConfigurationError):
+    """No installed distribution offers the provider that was asked for, or the one that does can't be used."""
+
+
+class InvalidEvent(JobsBackupError, ValueError):
+    """A payload is not one JSON object. `recorded` tells what of the same call had been recorded before it."""
+
+    def __init__(self, message: str, *, hint: str = "", index: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.index = index
+        self.recorded: object = ()
+
+
+class StorageError(JobsBackupError):
+    """A hook call failed for a reason that none of the subclasses names. Retried within the bounds."""
+
+    retryable = True
+
+
+class ContractViolation(StorageError):
+    """A provider broke the contract of the hook specifications, for example by returning None."""
+
+    retryable = False
+
+
+class Unauthenticated(StorageError):
+    """The store does not accept the credentials, or there are none."""
+
+    retryable = False
+
+
+class CredentialsExpired(Unauthenticated):
+    """The credentials were good and have run out. Refreshable ones are replaced, so trying again helps."""
+
+    retryable = True
+
+
+class PermissionDenied(StorageError):
+    """The credentials are good but lack a permission.
+
+    Attributes:
+        action: the permission in the store's own words, for example `s3:PutObject`.
+        resource: what it has to be granted on, for example `arn:aws:s3:::my-bucket/*`.
+    """
+
+    retryable = False
+
+    def __init__(self, message: str, *, action: str, resource: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint or f"grant {action} on {resource}")
+        self.action = action
+        self.resource = resource
+
+
+class BucketNotFound(StorageError):
+    """The bucket does not exist. It is never created by us."""
+
+    retryable = False
+
+
+class ObjectNotFound(StorageError):
+    """There is no object under this key."""
+
+    retryable = False
+
+
+class AlreadyExists(StorageError):
+    """A conditional write found an object under its key.
+
+    The key carries a uuid that was minted together with the bytes, so core takes this as "stored".
+    """
+
+    retryable = False
+
+
+class UploadGone(StorageError):
+    """A multipart upload can't be continued or completed; another one has to be begun."""
+
+    retryable = False
+
+
+class Throttled(StorageError):
+    """The store asks for fewer requests.
+
+    Attributes:
+        retry_after: seconds that the store asks to wait, None if it does not say.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class Unavailable(StorageError):
+    """The store can't be reached, did not answer in time, or answered with a fault of its own (5xx).
+
+    Attributes:
+        retry_after: seconds that the store asks to wait, None if it does not say.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class IntegrityError(StorageError):
+    """What arrived is not what was sent. Sent again within the bounds."""
+
+
+class NotSupported(StorageError):
+    """The store does not have this operation or option."""
+
+    retryable = False
+
+
+class SpoolError(JobsBackupError):
+    """The spool can't be used."""
+
+
+class SpoolFull(SpoolError):
+    """The disk, or the spool's quota, is full. Nothing of this call was recorded."""
+
+    retryable = True
+
+
+class SpoolCorrupt(SpoolError):
+    """Bytes in the spool are not those that were written."""
+
+
+class BackupClosed(JobsBackupError):
+    """The Backup was closed, or belongs to the process that this one was forked from."""
+
+
+class DestinationPaused(JobsBackupError):
+    """The destination keeps failing. What was recorded waits in the spool; `cause` is the last error."""
+
+    def __init__(self, message: str, *, cause: JobsBackupError) -> None:
+        super().__init__(message, hint=cause.hint)
+        self.cause = cause
+
+
+class NoArchiver(JobsBackupError):
+    """Nobody is sending what this spool holds."""

@@ -1,0 +1,189 @@
+"""The contract between core and a storage provider, as pluggy hook specifications.
+
+A provider is a class that is named by an entry point of the group `jobs_backup.providers`. The entry point's name is the value
+of `JOBS_BACKUP_STORAGE_PROVIDER`. Core calls `Provider.from_settings(environment)`, registers the instance on a plugin manager of
+its own, and calls its hooks from many threads at once.
+
+Rules that hold for every hook:
+
+- It does one attempt and MUST NOT retry; core wraps every call in the retry policy. An SDK's own retries MUST be off.
+- It MUST return a receipt or raise one of `jobs_backup.errors`; it MUST NOT return None, and MUST NOT log a failure and go on.
+- It MUST give up after about `timeout` seconds without progress, with `Unavailable`.
+- It MUST open the body anew for each attempt, and close what it opened.
+- It MUST NOT call any other operation of the store than the one that its name says: no look at the bucket, no list, no head.
+- It may take fewer arguments than the specification has, by name; new arguments may be added to the specification later.
+- Neither a secret nor an upload's id may be in an error's message, a log line or a `repr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final, Protocol, Self
+
+import pluggy
+
+from jobs_backup.model import (
+    AbortReceipt,
+    Batch,
+    Body,
+    DeleteReceipt,
+    Page,
+    Part,
+    Policy,
+    Upload,
+    WriteReceipt,
+)
+
+PROJECT: Final = "jobs_backup"
+API_VERSION: Final = 1
+"""The version of this contract. A provider states the one it was written for as its own `API_VERSION`."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+MANDATORY: Final = ("write", "abort_multipart", "delete")
+MULTIPART: Final = ("create_multipart", "write_part", "complete_multipart")
+OPTIONAL: Final = ("read", "list", "policy")
+
+
+class Provider(Protocol):
+    """What core needs of a provider besides its hooks. It is not a base class: just have these.
+
+    Optional class attributes, for providers with the multipart hooks, and what core takes where they are missing:
+    `sequential_parts: bool = False` (parts have to be sent one after the other, in order), `max_parts: int = 10_000`,
+    `part_multiple: int = 1` (every part but the last is a multiple of so many bytes), `min_part_size: int = 1` (bytes, every part
+    but the last).
+    """
+
+    API_VERSION: ClassVar[int]
+
+    @property
+    def location(self) -> str:
+        """Which bucket this is, for people, and as its identity in the spool: scheme, bucket, and the endpoint if it is not the
+        service's own; for example `s3://events at https://minio.internal:9000`. No prefix, no credentials."""
+        ...
+
+    @classmethod
+    def from_settings(cls, environment: Mapping[str, str]) -> Self:
+        """An instance configured by these environment variables.
+
+        MUST be quick and MUST NOT import the SDK or open a connection: both wait until the first hook call.
+
+        Raises:
+            ConfigurationError: a variable is missing or wrong. The message names it.
+        """
+        ...
+
+
+class StorageProvider:
+    """The hooks of a provider."""
+
+    @hookspec(firstresult=True)
+    def write(
+        self,
+        key: str,
+        body: Body,
+        size: int,
+        checksum: int,
+        content_type: str,
+        metadata: Mapping[str, str],
+        if_absent: bool,
+        timeout: float,
+    ) -> WriteReceipt:  # type: ignore[empty-body]
+        """Store `body` as one object, in one request. The object MUST appear whole or not at all.
+
+        Args:
+            key: below the bucket; at most 1,024 bytes of UTF-8.
+            body: `size` bytes.
+            checksum: CRC-32C of the body. MUST be sent along where the store can check it, and compared with what the store answers.
+            metadata: lower-case names and ASCII values, to be stored with the object where the store can.
+            if_absent: fail if the key exists. A store without conditional writes ignores it if overwriting is harmless there.
+            timeout: seconds for this attempt.
+
+        Raises:
+            AlreadyExists: `if_absent`, and the key exists.
+        """
+
+    @hookspec(firstresult=True)
+    def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:  # type: ignore[empty-body]
+        """End an upload so that it holds no bytes and costs nothing.
+
+        MUST be idempotent, and MUST work in another process than the one that began the upload. An upload that is unknown, was
+        aborted before, or was completed is GONE: no error. A completed object MUST stay. A provider without parts returns GONE.
+        """
+
+    @hookspec(firstresult=True)
+    def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:  # type: ignore[empty-body]
+        """Delete up to 1,000 objects.
+
+        A key that does not exist counts as deleted. The receipt MUST have an outcome for every key. Raise only when none of them
+        could be tried; what is refused for single keys belongs into `failed`.
+        """
+
+    @hookspec(firstresult=True)
+    def create_multipart(
+        self,
+        key: str,
+        size: int,
+        checksum: int,
+        content_type: str,
+        metadata: Mapping[str, str],
+        if_absent: bool,
+        timeout: float,
+    ) -> Upload:  # type: ignore[empty-body]
+        """Begin an upload of `size` bytes in parts. Core journals what is returned before it sends the first part.
+
+        `checksum` is the CRC-32C of the whole object.
+        """
+
+    @hookspec(firstresult=True)
+    def write_part(
+        self, upload: Upload, number: int, offset: int, body: Body, size: int, last: bool, timeout: float
+    ) -> Part:  # type: ignore[empty-body]
+        """Store one part. MUST be idempotent for a number: sent again, it replaces the earlier one.
+
+        Args:
+            number: 1 for the first.
+            offset: of this part in the object, bytes.
+            body: the part alone, `size` bytes.
+            last: whether it is the last part of the object.
+
+        Raises:
+            UploadGone: the upload does not exist (any more).
+        """
+
+    @hookspec(firstresult=True)
+    def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
+    ) -> WriteReceipt:  # type: ignore[empty-body]
+        """Make the parts (all of them, in order) the object. MUST NOT take an answer for success that does not say so.
+
+        Raises:
+            AlreadyExists: `if_absent`, and the key exists. Core aborts the upload and takes the object as stored.
+            UploadGone: this upload can't be completed (any more). Core aborts it and begins another one.
+        """
+
+    @hookspec(firstresult=True)
+    def read(self, key: str, timeout: float) -> Body:  # type: ignore[empty-body]
+        """The object's bytes. Needs a right that backing up does not need.
+
+        Raises:
+            ObjectNotFound: there is no such object.
+        """
+
+    @hookspec(firstresult=True)
+    def list(self, prefix: str, after: str, timeout: float) -> Page:  # type: ignore[empty-body]
+        """Objects whose keys begin with `prefix`, in the order of their keys, from the first one behind `after` (empty: from the
+        beginning). Needs a right that backing up does not need."""
+
+    @hookspec(firstresult=True)
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:  # type: ignore[empty-body]
+        """The narrowest rights that suffice with these environment variables; with deleting, with reading back. Calls no store."""
+
+
+class ObjectHooks:
+    """Hooks that core implements and that wrappers (entry points `jobs_backup.wrappers`) wrap."""
+
+    @hookspec(firstresult=True)
+    def open_body(self, batch: Batch) -> Body:  # type: ignore[empty-body]
+        """The bytes that will be the batch's object. Whatever a wrapper makes of them MUST be the same at every call."""

@@ -1,0 +1,287 @@
+"""Settings: environment variables -> frozen Structs. The one source of values, defaults, help texts and the reference."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+import msgspec
+
+from jobs_backup.errors import ConfigurationError
+
+log: Final = logging.getLogger(__name__)
+
+
+class Secret(str):
+    """A string that shows itself to nobody: `repr`, `str` and formatting give `****`. `reveal()` gives the text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "****"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return "****"
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return str.__str__(self)
+
+
+class Duration(float):
+    """Seconds, written as `500ms`, `30s`, `5m`, `2h` or a plain number of seconds."""
+
+    _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Raises ValueError."""
+        return cls(_quantity(text, cls._UNITS, "a duration such as 500ms, 30s or 5m"))
+
+    def __str__(self) -> str:
+        for unit in ("d", "h", "m", "s"):
+            if self and self % self._UNITS[unit] == 0:
+                return f"{self / self._UNITS[unit]:.0f}{unit}"
+        return f"{self * 1000:g}ms"
+
+
+class Size(int):
+    """Bytes, written as `64MiB` (powers of 1,024), `1GB` (powers of 1,000) or a plain number of bytes."""
+
+    _UNITS: Final = {
+        "": 1, "b": 1,
+        "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+        "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+    }  # fmt: skip
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """Raises ValueError."""
+        return cls(_quantity(text, cls._UNITS, "a size such as 64MiB or 1GB"))
+
+    def __str__(self) -> str:
+        for unit in ("TiB", "TB", "GiB", "GB", "MiB", "MB", "KiB", "kB"):
+            if self and self % self._UNITS[unit.lower()] == 0:
+                return f"{int(self) // self._UNITS[unit.lower()]}{unit}"
+        return str(int(self))
+
+
+def _quantity(text: str, units: Mapping[str, float], expected: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].lower() not in units:
+        raise ValueError(f"expected {expected}")
+    return float(match[1]) * units[match[2].lower()]
+
+
+class Variable(msgspec.Struct, frozen=True):
+    """The annotation that ties a Struct's field to an environment variable.
+
+    Attributes:
+        name: of the environment variable.
+        help: one or more sentences, for the reference and for `docker.env`.
+        aliases: other names that are accepted, with a warning.
+        example: what to write into an example where there is no default.
+    """
+
+    name: str
+    help: str
+    aliases: tuple[str, ...] = ()
+    example: str = ""
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting as the reference shows it. `default` is None for a setting that has to be given."""
+
+    field: str
+    type: Any
+    variable: Variable
+    default: str | None
+
+    @property
+    def secret(self) -> bool:
+        return self.type is Secret or Secret in typing.get_args(self.type)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of settings: a field `Annotated[type, Variable("NAME", "help")]` is read from the environment variable NAME.
+
+    Types: str, int, float, bool, Duration, Size, Secret, Path, Literal, and these or None. `msgspec.Meta` adds bounds. An empty
+    variable counts as not set.
+    """
+
+    @classmethod
+    def describe(cls) -> Iterator[Setting]:
+        """Every setting, in the order in which the fields stand."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        for field in msgspec.structs.fields(cls):
+            for extra in getattr(hints[field.name], "__metadata__", ()):
+                if isinstance(extra, Variable):
+                    default = None if field.required else _to_text(field.default)
+                    type_ = typing.get_args(hints[field.name])[0]
+                    yield Setting(field=field.name, type=type_, variable=extra, default=default)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read every field from its variable.
+
+        Raises:
+            ConfigurationError: variables are missing or wrong; the message names all of them.
+        """
+        hints = typing.get_type_hints(cls, include_extras=True)
+        values: dict[str, Any] = {}
+        wrong: list[str] = []
+        for setting in cls.describe():
+            name, text = _look_up(setting.variable, environment)
+            try:
+                if text:
+                    values[setting.field] = _from_text(text, hints[setting.field])
+                elif setting.default is None:
+                    near = difflib.get_close_matches(setting.variable.name, environment, n=1, cutoff=0.85)
+                    wrong.append(f"{name} is not set" + (f" (but {near[0]} is: a typing error?)" if near and near[0] != name else ""))
+            except ValueError as error:
+                shown = "" if setting.secret else f"={text!r}"
+                wrong.append(f"{name}{shown}: {error}")
+        if wrong:
+            raise ConfigurationError("; ".join(wrong), hint="correct the environment or the --env-file")
+        return cls(**values)
+
+
+def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, str]:
+    for name in (variable.name, *variable.aliases):
+        if text := environment.get(name, "").strip():
+            if name != variable.name:
+                log.warning("%s is an old name: use %s", name, variable.name)
+            return name, text
+    return variable.name, ""
+
+
+def _from_text(text: str, type_: Any) -> Any:
+    if text.lower() in ("yes", "on") and type_ is not str and bool in _alternatives(type_):
+        text = "true"
+    elif text.lower() in ("no", "off") and bool in _alternatives(type_):
+        text = "false"
+    try:
+        return msgspec.convert(text, type_, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)[:1].lower() + str(error)[1:]) from None
+
+
+def _alternatives(type_: Any) -> tuple[Any, ...]:
+    while hasattr(type_, "__metadata__"):
+        type_ = typing.get_args(type_)[0]
+    return typing.get_args(type_) or (type_,)
+
+
+def _decode(type_: type, value: Any) -> Any:
+    if type_ in (Duration, Size):
+        return type_.parse(value)
+    if type_ is Secret:
+        return Secret(value)
+    if issubclass(type_, Path):
+        return Path(value).expanduser()
+    raise NotImplementedError(type_)
+
+
+def _to_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class CoreSettings(Settings, frozen=True, kw_only=True):
+    """What core itself reads. The provider reads its own variables, see `jobs-backup providers NAME`."""
+
+    storage_provider: Annotated[
+        str, Variable("JOBS_BACKUP_STORAGE_PROVIDER", "Which provider stores the objects, for example S3, GCS, MINIO or FILE.", example="S3")
+    ]
+    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = ""
+    instance_id: Annotated[str, Variable("INSTANCE_ID", "Names this installation; part of every key.")] = "1"
+    spool_dir: Annotated[
+        Path | None,
+        Variable(
+            "JOBS_BACKUP_SPOOL_DIR",
+            "Directory on a local, durable disk where events wait for their upload. Default: `jobs-backup` in RUDDER_TMPDIR if that is"
+            " set, else in the user's state directory (XDG_STATE_HOME, ~/.local/state).",
+            example="/var/lib/jobs-backup",
+        ),
+    ] = None
+    rudder_tmpdir: Annotated[Path | None, Variable("RUDDER_TMPDIR", "RudderStack's directory: the spool's parent where JOBS_BACKUP_SPOOL_DIR is not set.")] = (
+        None
+    )
+    state_home: Annotated[Path | None, Variable("XDG_STATE_HOME", "The user's state directory: the spool's parent where neither of the two is set.")] = None
+    spool_durability: Annotated[
+        typing.Literal["full", "process"],
+        Variable(
+            "JOBS_BACKUP_SPOOL_DURABILITY",
+            "What a recorded event survives: `full`: power loss (each commit waits for the disk); `process`: a killed process, not a"
+            " power loss.",
+        ),
+    ] = "full"
+    batch_events: Annotated[
+        int, msgspec.Meta(ge=1, le=2**21), Variable("JOBS_BACKUP_BATCH_EVENTS", "An object is closed when it has so many events.")
+    ] = 100_000
+    batch_bytes: Annotated[
+        Size, Variable("JOBS_BACKUP_BATCH_BYTES", "An object is closed when its lines have so many bytes before compression.")
+    ] = Size.parse("1GB")  # noqa: RUF009
+    upload_frequency: Annotated[
+        Duration, Variable("JOBS_BACKUP_UPLOAD_FREQUENCY", "An object is closed when its first event is so old.")
+    ] = Duration(300)  # noqa: RUF009
+    upload_concurrency: Annotated[
+        Count, Variable("JOBS_BACKUP_UPLOAD_CONCURRENCY", "So many objects are sent at once; and so many parts of large objects.")
+    ] = 4
+    multipart_threshold: Annotated[
+        Size, Variable("JOBS_BACKUP_MULTIPART_THRESHOLD", "Objects larger than this are sent in parts, where the provider can.")
+    ] = Size.parse("64MiB")  # noqa: RUF009
+    part_size: Annotated[
+        Size, Variable("JOBS_BACKUP_PART_SIZE", "Bytes in a part; more where an object would have too many parts for the store.")
+    ] = Size.parse("16MiB")  # noqa: RUF009
+    conditional_writes: Annotated[
+        bool, Variable("JOBS_BACKUP_CONDITIONAL_WRITES", "Write only where no object stands yet. Turn it off for stores that can't.")
+    ] = True
+    shutdown_grace: Annotated[
+        Duration, Variable("JOBS_BACKUP_SHUTDOWN_GRACE", "On SIGTERM so much time is left for sending; the rest waits in the spool.")
+    ] = Duration(25)  # noqa: RUF009
+    retry_attempts: Annotated[Count, Variable("JOBS_BACKUP_RETRY_ATTEMPTS", "How often a request is tried before the destination is paused.")] = 6
+    retry_max_wait: Annotated[Duration, Variable("JOBS_BACKUP_RETRY_MAX_WAIT", "The longest wait between two attempts.")] = Duration(30)  # noqa: RUF009
+    retry_deadline: Annotated[
+        Duration, Variable("JOBS_BACKUP_RETRY_DEADLINE", "No further attempt is begun after this time.")
+    ] = Duration(120)  # noqa: RUF009
+    request_timeout: Annotated[
+        Duration, Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.")
+    ] = Duration(60)  # noqa: RUF009
+
+    @property
+    def spool_path(self) -> Path:
+        """Where the spool is."""
+        if self.spool_dir is not None:
+            return self.spool_dir.absolute()
+        return (self.rudder_tmpdir or self.state_home or Path.home() / ".local/state").absolute() / "jobs-backup"
+
+
+IGNORED: Final = frozenset({"JOBS_BACKUP_DEFAULT_PREFIX"})
+"""Variables of RudderStack's that mean nothing here (it belongs to the buckets that they host)."""
+
+# Kubernetes puts these into every container for a Service that is called jobs-backup.
+_SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?)")
+
+
+def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> list[str]:
+    """A line for every `JOBS_BACKUP_*` variable that no setting has, with the nearest name that one has."""
+    names = {variable.name for settings in known for variable in (setting.variable for setting in settings.describe())}
+    lines = []
+    for name in sorted(environment):
+        if not name.startswith("JOBS_BACKUP_") or name in names | IGNORED or _SERVICE_LINK.fullmatch(name):
+            continue
+        near = difflib.get_close_matches(name, names, n=1)
+        lines.append(f"{name} is no setting" + (f": did you mean {near[0]}?" if near else " and has no effect"))
+    return lines

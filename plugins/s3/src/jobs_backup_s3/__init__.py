@@ -1,0 +1,1 @@
+"""Storage providers for S3, MinIO and DigitalOcean Spaces."""
