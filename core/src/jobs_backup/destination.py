@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
+from urllib.parse import quote, quote_plus
 
 from jobs_backup import providers
 from jobs_backup.errors import ContractViolation, JobsBackupError, StorageError
@@ -54,7 +55,12 @@ class Destination:
 
     @classmethod
     def from_settings(
-        cls, settings: CoreSettings, environment: Mapping[str, str], *, stop: threading.Event | None = None, bodies: object | None = None
+        cls,
+        settings: CoreSettings,
+        environment: Mapping[str, str],
+        *,
+        stop: threading.Event | None = None,
+        bodies: object | None = None,
     ) -> Destination:
         """The destination that the environment asks for.
 
@@ -155,4 +161,7 @@ class Destination:
 
 
 def _without_secrets(text: str, upload: object) -> str:
-    return text.replace(upload.id, "****") if isinstance(upload, Upload) and upload.id else text
+    if isinstance(upload, Upload) and upload.id:
+        for written in (upload.id, quote(upload.id), quote(upload.id, safe=""), quote_plus(upload.id)):
+            text = text.replace(written, "****")
+    return text

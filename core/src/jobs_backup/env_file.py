@@ -25,13 +25,17 @@ def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: byte {error.start} is not UTF-8", hint="save the file as UTF-8") from error
     variables: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r").lstrip()
+    for number, ended in enumerate(text.split("\n"), 1):
+        line = ended.removesuffix("\r").lstrip()
         if not line or line.startswith("#"):
             continue
         name, equals, value = line.partition("=")
-        if not name or any(character.isspace() for character in name.rstrip() if equals) or name != name.rstrip():
-            raise ConfigurationError(f"{path}:{number}: no variable's name before '='", hint="write NAME=value, without spaces in the name")
+        if not name:
+            raise ConfigurationError(f"{path}:{number}: no variable's name before '='", hint="write NAME=value")
+        if " " in name or "\t" in name:
+            raise ConfigurationError(
+                f"{path}:{number}: white space in the variable's name", hint="write NAME=value, without `export` and without spaces"
+            )
         if "\0" in line:
             raise ConfigurationError(f"{path}:{number}: a NUL character", hint="remove it")
         if equals:

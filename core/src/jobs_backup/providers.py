@@ -14,6 +14,7 @@ from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL, P
 from jobs_backup.settings import Settings
 
 GROUP: Final = "jobs_backup.providers"
+_HOOKS: Final = (*MANDATORY, *MULTIPART, *OPTIONAL)
 
 # Where to get the well-known ones, for the error of who has none of them.
 _DISTRIBUTIONS: Final = {
@@ -131,9 +132,12 @@ def register(provider: Provider, one: Installed) -> tuple[pluggy.PluginManager, 
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise _broken(one, str(error).strip().splitlines()[-1]) from error
-    hooks = frozenset(name for name in (*MANDATORY, *MULTIPART, *OPTIONAL) if _hook(manager, name).get_hookimpls())
+    hooks = frozenset(name for name in _HOOKS if _hook(manager, name).get_hookimpls())
+    # pluggy takes a method without the marker, or with another project's, for none of its business.
+    if unmarked := [name for name in _HOOKS if name not in hooks and callable(getattr(provider, name, None))]:
+        raise _broken(one, f"{', '.join(unmarked)} without jobs_backup's @hookimpl")
     if missing := [name for name in MANDATORY if name not in hooks]:
-        raise _broken(one, f"it does not implement {', '.join(missing)} (a method counts only with jobs_backup's @hookimpl)")
+        raise _broken(one, f"it does not implement {', '.join(missing)}")
     if (some := hooks & set(MULTIPART)) and len(some) != len(MULTIPART):
         raise _broken(one, f"of the multipart hooks it has only {', '.join(sorted(some))}: all three or none")
     return manager, hooks
@@ -151,7 +155,9 @@ def _hook(manager: pluggy.PluginManager, name: str) -> pluggy.HookCaller:
 
 
 def _broken(one: Installed, why: str) -> ProviderNotFound:
-    return ProviderNotFound(f"provider {one} breaks the contract: {why}", hint=f"report it to the maintainers of {one.distribution}")
+    return ProviderNotFound(
+        f"provider {one} breaks the contract: {why}", hint=f"report it to the maintainers of {one.distribution}"
+    )
 
 
 def _name(distribution: importlib.metadata.Distribution | None) -> str:

@@ -47,18 +47,18 @@ class Retry:
         policy: RetryPolicy,
         *,
         stop: threading.Event | None = None,
-        sleep: Callable[[float], object] | None = None,
+        sleep: Callable[[float], None] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._policy = policy
         self._stop = stop or threading.Event()
-        self._rng = rng or random.Random()
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         # One for all calls: tenacity keeps a call's state apart for each thread, and building one costs more than using it.
         self._retrying = Retrying(
             retry=lambda state: getattr(_attempts(state).error, "retryable", False),
             stop=self._is_over,
             wait=self._wait,
-            sleep=sleep or self._stop.wait,
+            sleep=sleep or self._pause,
             before_sleep=_log_failure,
             reraise=True,
         )
@@ -71,11 +71,14 @@ class Retry:
         """
         attempts = _Attempts(what, function, attempted, self._stop)
         try:
-            return cast(T, self._retrying(attempts))
+            return self._retrying(attempts)
         except JobsBackupError as error:
             error.attempts = attempts.count
             error.elapsed = time.monotonic() - attempts.began
             raise
+
+    def _pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
 
     def _wait(self, state: RetryCallState) -> float:
         bound = min(self._policy.max_wait, self._policy.first_wait * 2 ** min(state.attempt_number - 1, 32))
@@ -108,6 +111,7 @@ class _Attempts(Generic[T]):
     def __call__(self) -> T:
         if self.error is not None and self._stop.is_set():
             raise self.error  # shutdown woke the wait: no further attempt
+        self.error = None
         self.count += 1
         try:
             result = self._function()

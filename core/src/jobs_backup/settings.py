@@ -17,22 +17,35 @@ from jobs_backup.errors import ConfigurationError
 log: Final = logging.getLogger(__name__)
 
 
-class Secret(str):
-    """A string that shows itself to nobody: `repr`, `str` and formatting give `****`. `reveal()` gives the text."""
+class Secret:
+    """A text that shows itself to nobody: `repr`, `str` and formatting give `****`. `reveal()` gives the text.
 
-    __slots__ = ()
+    It is no `str`, so that joining, encoding or serialising it by mistake fails instead of giving it away.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
 
     def __repr__(self) -> str:
         return "****"
 
-    __str__ = __repr__
-
     def __format__(self, spec: str) -> str:
         return "****"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
     def reveal(self) -> str:
         """The text itself."""
-        return str.__str__(self)
+        return self._text
 
 
 class Duration(float):
@@ -49,7 +62,7 @@ class Duration(float):
         for unit in ("d", "h", "m", "s"):
             if self and self % self._UNITS[unit] == 0:
                 return f"{self / self._UNITS[unit]:.0f}{unit}"
-        return f"{self * 1000:g}ms"
+        return f"{self * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
 
 
 class Size(int):
@@ -144,7 +157,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     values[setting.field] = _from_text(text, hints[setting.field])
                 elif setting.default is None:
                     near = difflib.get_close_matches(setting.variable.name, environment, n=1, cutoff=0.85)
-                    wrong.append(f"{name} is not set" + (f" (but {near[0]} is: a typing error?)" if near and near[0] != name else ""))
+                    wrong.append(
+                        f"{name} is not set" + (f" (but {near[0]} is: a typing error?)" if near and near[0] != name else "")
+                    )
             except ValueError as error:
                 shown = "" if setting.secret else f"={text!r}"
                 wrong.append(f"{name}{shown}: {error}")
@@ -163,14 +178,21 @@ def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, s
 
 
 def _from_text(text: str, type_: Any) -> Any:
-    if text.lower() in ("yes", "on") and type_ is not str and bool in _alternatives(type_):
-        text = "true"
-    elif text.lower() in ("no", "off") and bool in _alternatives(type_):
-        text = "false"
+    alternatives = _alternatives(type_)
+    if bool in alternatives:
+        text = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(text.lower(), text)
     try:
         return msgspec.convert(text, type_, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)[:1].lower() + str(error)[1:]) from None
+        why = str(error)
+        if "got `str`" in why:
+            why = f"expected {next((words for one, words in _EXPECTED.items() if one in alternatives), 'something else')}"
+        elif all(isinstance(one, str) for one in alternatives):
+            why = f"expected one of {', '.join(alternatives)}"
+        raise ValueError(why[:1].lower() + why[1:]) from None
+
+
+_EXPECTED: Final = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def _alternatives(type_: Any) -> tuple[Any, ...]:
@@ -179,13 +201,16 @@ def _alternatives(type_: Any) -> tuple[Any, ...]:
     return typing.get_args(type_) or (type_,)
 
 
-def _decode(type_: type, value: Any) -> Any:
+def _decode(type_: type[Any], value: Any) -> Any:
     if type_ in (Duration, Size):
         return type_.parse(value)
     if type_ is Secret:
         return Secret(value)
     if issubclass(type_, Path):
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError("there is no home directory for `~`") from None
     raise NotImplementedError(type_)
 
 
@@ -202,29 +227,37 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     """What core itself reads. The provider reads its own variables, see `jobs-backup providers NAME`."""
 
     storage_provider: Annotated[
-        str, Variable("JOBS_BACKUP_STORAGE_PROVIDER", "Which provider stores the objects, for example S3, GCS, MINIO or FILE.", example="S3")
+        str,
+        Variable(
+            "JOBS_BACKUP_STORAGE_PROVIDER", "Which provider stores the objects, for example S3, GCS, MINIO or FILE.", example="S3"
+        ),
     ]
-    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = ""
+    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
+        ""
+    )
     instance_id: Annotated[str, Variable("INSTANCE_ID", "Names this installation; part of every key.")] = "1"
     spool_dir: Annotated[
         Path | None,
         Variable(
             "JOBS_BACKUP_SPOOL_DIR",
-            "Directory on a local, durable disk where events wait for their upload. Default: `jobs-backup` in RUDDER_TMPDIR if that is"
-            " set, else in the user's state directory (XDG_STATE_HOME, ~/.local/state).",
+            "Directory on a local, durable disk where events wait for their upload. Default: `jobs-backup` in RUDDER_TMPDIR if that"
+            " is set, else in the user's state directory (XDG_STATE_HOME, ~/.local/state).",
             example="/var/lib/jobs-backup",
         ),
     ] = None
-    rudder_tmpdir: Annotated[Path | None, Variable("RUDDER_TMPDIR", "RudderStack's directory: the spool's parent where JOBS_BACKUP_SPOOL_DIR is not set.")] = (
-        None
-    )
-    state_home: Annotated[Path | None, Variable("XDG_STATE_HOME", "The user's state directory: the spool's parent where neither of the two is set.")] = None
+    rudder_tmpdir: Annotated[
+        Path | None,
+        Variable("RUDDER_TMPDIR", "RudderStack's directory: the spool's parent where JOBS_BACKUP_SPOOL_DIR is not set."),
+    ] = None
+    state_home: Annotated[
+        Path | None, Variable("XDG_STATE_HOME", "The user's state directory: the spool's parent where neither of the two is set.")
+    ] = None
     spool_durability: Annotated[
         typing.Literal["full", "process"],
         Variable(
             "JOBS_BACKUP_SPOOL_DURABILITY",
-            "What a recorded event survives: `full`: power loss (each commit waits for the disk); `process`: a killed process, not a"
-            " power loss.",
+            "What a recorded event survives: `full`: power loss (each commit waits for the disk); `process`: a killed process, not"
+            " a power loss.",
         ),
     ] = "full"
     batch_events: Annotated[
@@ -232,56 +265,80 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     ] = 100_000
     batch_bytes: Annotated[
         Size, Variable("JOBS_BACKUP_BATCH_BYTES", "An object is closed when its lines have so many bytes before compression.")
-    ] = Size.parse("1GB")  # noqa: RUF009
+    ] = Size.parse("1GB")
     upload_frequency: Annotated[
         Duration, Variable("JOBS_BACKUP_UPLOAD_FREQUENCY", "An object is closed when its first event is so old.")
-    ] = Duration(300)  # noqa: RUF009
+    ] = Duration(300)
     upload_concurrency: Annotated[
         Count, Variable("JOBS_BACKUP_UPLOAD_CONCURRENCY", "So many objects are sent at once; and so many parts of large objects.")
     ] = 4
     multipart_threshold: Annotated[
         Size, Variable("JOBS_BACKUP_MULTIPART_THRESHOLD", "Objects larger than this are sent in parts, where the provider can.")
-    ] = Size.parse("64MiB")  # noqa: RUF009
+    ] = Size.parse("64MiB")
     part_size: Annotated[
         Size, Variable("JOBS_BACKUP_PART_SIZE", "Bytes in a part; more where an object would have too many parts for the store.")
-    ] = Size.parse("16MiB")  # noqa: RUF009
+    ] = Size.parse("16MiB")
     conditional_writes: Annotated[
-        bool, Variable("JOBS_BACKUP_CONDITIONAL_WRITES", "Write only where no object stands yet. Turn it off for stores that can't.")
+        bool,
+        Variable("JOBS_BACKUP_CONDITIONAL_WRITES", "Write only where no object stands yet. Turn it off for stores that can't."),
     ] = True
     shutdown_grace: Annotated[
-        Duration, Variable("JOBS_BACKUP_SHUTDOWN_GRACE", "On SIGTERM so much time is left for sending; the rest waits in the spool.")
-    ] = Duration(25)  # noqa: RUF009
-    retry_attempts: Annotated[Count, Variable("JOBS_BACKUP_RETRY_ATTEMPTS", "How often a request is tried before the destination is paused.")] = 6
-    retry_max_wait: Annotated[Duration, Variable("JOBS_BACKUP_RETRY_MAX_WAIT", "The longest wait between two attempts.")] = Duration(30)  # noqa: RUF009
-    retry_deadline: Annotated[
-        Duration, Variable("JOBS_BACKUP_RETRY_DEADLINE", "No further attempt is begun after this time.")
-    ] = Duration(120)  # noqa: RUF009
+        Duration,
+        Variable("JOBS_BACKUP_SHUTDOWN_GRACE", "On SIGTERM so much time is left for sending; the rest waits in the spool."),
+    ] = Duration(25)
+    retry_attempts: Annotated[
+        Count, Variable("JOBS_BACKUP_RETRY_ATTEMPTS", "How often a request is tried before the destination is paused.")
+    ] = 6
+    retry_max_wait: Annotated[Duration, Variable("JOBS_BACKUP_RETRY_MAX_WAIT", "The longest wait between two attempts.")] = (
+        Duration(30)
+    )
+    retry_deadline: Annotated[Duration, Variable("JOBS_BACKUP_RETRY_DEADLINE", "No further attempt is begun after this time.")] = (
+        Duration(120)
+    )
     request_timeout: Annotated[
         Duration, Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.")
-    ] = Duration(60)  # noqa: RUF009
+    ] = Duration(60)
 
     @property
     def spool_path(self) -> Path:
-        """Where the spool is."""
+        """Where the spool is.
+
+        Raises:
+            ConfigurationError: it is not set, and the user has no home directory.
+        """
         if self.spool_dir is not None:
             return self.spool_dir.absolute()
-        return (self.rudder_tmpdir or self.state_home or Path.home() / ".local/state").absolute() / "jobs-backup"
+        try:
+            parent = self.rudder_tmpdir or self.state_home or Path.home() / ".local/state"
+        except RuntimeError as error:
+            raise ConfigurationError("there is no place for the spool", hint="set JOBS_BACKUP_SPOOL_DIR to a directory") from error
+        return parent.absolute() / "jobs-backup"
 
 
 IGNORED: Final = frozenset({"JOBS_BACKUP_DEFAULT_PREFIX"})
 """Variables of RudderStack's that mean nothing here (it belongs to the buckets that they host)."""
+
+_PREFIX: Final = "JOBS_BACKUP_"
 
 # Kubernetes puts these into every container for a Service that is called jobs-backup.
 _SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?)")
 
 
 def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> list[str]:
-    """A line for every `JOBS_BACKUP_*` variable that no setting has, with the nearest name that one has."""
-    names = {variable.name for settings in known for variable in (setting.variable for setting in settings.describe())}
-    lines = []
+    """A line for every `JOBS_BACKUP_*` variable that no setting has, with the nearest name that one has.
+
+    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`) are reported too.
+    """
+    variables = [setting.variable for settings in known for setting in settings.describe()]
+    names = {name for variable in variables for name in (variable.name, *variable.aliases)}
+    ours = [name for name in names if name.startswith(_PREFIX)]
+    lines: list[str] = []
     for name in sorted(environment):
-        if not name.startswith("JOBS_BACKUP_") or name in names | IGNORED or _SERVICE_LINK.fullmatch(name):
+        if name in names | IGNORED or _SERVICE_LINK.fullmatch(name):
             continue
-        near = difflib.get_close_matches(name, names, n=1)
-        lines.append(f"{name} is no setting" + (f": did you mean {near[0]}?" if near else " and has no effect"))
+        is_ours = name.startswith(_PREFIX)
+        if near := difflib.get_close_matches(name.upper(), ours, n=1, cutoff=0.6 if is_ours else 0.9):
+            lines.append(f"{name} is no setting: did you mean {near[0]}?")
+        elif is_ours:
+            lines.append(f"{name} is no setting and has no effect")
     return lines
