@@ -331,14 +331,14 @@ def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> li
     """
     variables = [setting.variable for settings in known for setting in settings.describe()]
     names = {name for variable in variables for name in (variable.name, *variable.aliases)}
-    ours = [name for name in names if name.startswith(_PREFIX)]
+    tails = [name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)]
     lines: list[str] = []
     for name in sorted(environment):
         if name in names | IGNORED or _SERVICE_LINK.fullmatch(name):
             continue
-        is_ours = name.startswith(_PREFIX)
-        if near := difflib.get_close_matches(name.upper(), ours, n=1, cutoff=0.6 if is_ours else 0.9):
+        if name.startswith(_PREFIX):
+            near = difflib.get_close_matches(name.removeprefix(_PREFIX), tails, n=1)
+            lines.append(f"{name} is no setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
+        elif near := difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9):
             lines.append(f"{name} is no setting: did you mean {near[0]}?")
-        elif is_ours:
-            lines.append(f"{name} is no setting and has no effect")
     return lines

@@ -1,0 +1,178 @@
+"""`--env-file` reads what `docker run --env-file` reads; the rules are those of docker/cli's parser of key-value files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs_backup.env_file import read_env_file
+from jobs_backup.errors import ConfigurationError
+
+Read = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    def write_and_read(content: str | bytes, **environment: str) -> dict[str, str]:
+        path = tmp_path / "docker.env"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return read_env_file(path, environment)
+
+    return write_and_read
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("A=b", {"A": "b"}),
+        ("A=", {"A": ""}),
+        ("A=b=c==", {"A": "b=c=="}),
+        ("A= b ", {"A": " b "}),
+        ("A=b # no comment", {"A": "b # no comment"}),
+        ("A=#b", {"A": "#b"}),
+        ('A="b"', {"A": '"b"'}),
+        ("A='b'", {"A": "'b'"}),
+        ("A=$HOME ${B} \\n `id`", {"A": "$HOME ${B} \\n `id`"}),
+        ("A=b\tc", {"A": "b\tc"}),
+        ("  \t A=b", {"A": "b"}),
+        ("a.b-c/d=1", {"a.b-c/d": "1"}),
+        ("1A=b", {"1A": "b"}),
+        ("Ü=ü", {"Ü": "ü"}),
+        ("A#B=c", {"A#B": "c"}),
+        ("# A=b", {}),
+        ("   # A=b", {}),
+        ("#", {}),
+        ("", {}),
+        (" \t ", {}),
+    ],
+)
+def test_a_line(read: Read, line: str, expected: dict[str, str]) -> None:
+    assert read(line) == expected
+    assert read(f"X=1\n{line}\nY=2\n") == {"X": "1", **expected, "Y": "2"}
+
+
+def test_a_name_alone_takes_its_value_from_the_environment(read: Read) -> None:
+    assert read("A\nB\nC=c\n", A="from outside", C="not this") == {"A": "from outside", "C": "c"}
+    assert read("A\r\n", A="") == {"A": ""}
+
+
+def test_the_last_of_two_lines_wins(read: Read) -> None:
+    assert read("A=1\nA=2\n") == {"A": "2"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_name(read: Read) -> None:
+    assert read(b"\xef\xbb\xbfA=b\n") == {"A": "b"}
+    assert read(b"A=b\n\xef\xbb\xbfC=d\n") == {"A": "b", "\ufeffC": "d"}
+
+
+def test_lines_that_end_as_on_windows(read: Read) -> None:
+    assert read("A=b\r\n\r\n# c\r\nD=e\r\n") == {"A": "b", "D": "e"}
+    assert read("A=b\r\r\nC=d\re\nF=g\r") == {"A": "b\r", "C": "d\re", "F": "g"}
+
+
+def test_only_a_newline_ends_a_line(read: Read) -> None:
+    assert read("A=b\x0bc\x0cd\u2028e\x85f\nG=h") == {"A": "b\x0bc\x0cd\u2028e\x85f", "G": "h"}
+
+
+def test_an_empty_file_has_no_variables(read: Read) -> None:
+    assert read("") == {}
+
+
+@pytest.mark.parametrize("line", ["A B=c", "A =c", "A\t=c", "export A=c", "A B", "A ", "A\t", "first line"])
+def test_white_space_in_a_name_is_an_error(read: Read, line: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"docker\.env:2: white space in the variable's name"):
+        read(f"X=1\n{line}\n", A="1")
+
+
+@pytest.mark.parametrize("line", ["=c", " =c", "="])
+def test_a_line_without_a_name_is_an_error(read: Read, line: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"docker\.env:3: no variable's name before '='"):
+        read(f"X=1\n\n{line}\n")
+
+
+@pytest.mark.parametrize("line", ["A=b\0c", "A\0=b", "A\0"])
+def test_a_nul_character_is_an_error(read: Read, line: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"docker\.env:1: a NUL character"):
+        read(line)
+
+
+def test_bytes_that_are_not_utf8_are_an_error(read: Read) -> None:
+    with pytest.raises(ConfigurationError, match=r"docker\.env: byte 4 is not UTF-8"):
+        read(b"A=b\n\xff=c\n")
+
+
+@pytest.mark.parametrize("line", ["export KEY=canary-7f3a", "=canary-7f3a", "KEY=canary-7f3a\0"])
+def test_errors_show_nothing_of_the_line(read: Read, line: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(line)
+    assert "canary" not in caught.value.one_line() + repr(caught.value)
+
+
+def test_a_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.env: No such file or directory") as caught:
+        read_env_file(tmp_path / "nowhere.env", {})
+    assert "--env-file" in caught.value.hint
+
+
+def test_a_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="Is a directory"):
+        read_env_file(tmp_path, {})
+
+
+# Any text a file can hold; what Go does not take for white space at the beginning of a line, but Python does, is left out.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0\x1c\x1d\x1e\x1f\ufeff"), max_size=20)
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="=\ufeff"), min_size=1).filter(
+    lambda name: not name.startswith("#")
+)
+
+
+@given(st.dictionaries(NAMES, TEXT), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["", "\ufeff"]))
+def test_whatever_can_be_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, variables: dict[str, str], end: str, mark: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "round.env"
+    path.write_bytes((mark + "".join(f"{name}={value}{end}" for name, value in variables.items())).encode())
+    assert read_env_file(path, {}) == variables
+
+
+@given(
+    st.lists(st.sampled_from(["A", "B", "=", " ", "\t", "#", "\r", "\n", "'", '"', "\ufeff", "x y", "export "]), max_size=30).map(
+        "".join
+    )
+)
+def test_any_text_is_read_as_docker_reads_it(tmp_path_factory: pytest.TempPathFactory, content: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.env"
+    path.write_bytes(content.encode())
+    expected = as_docker(content.encode(), {"A": "outside"})
+    if expected is None:
+        with pytest.raises(ConfigurationError):
+            read_env_file(path, {"A": "outside"})
+    else:
+        assert read_env_file(path, {"A": "outside"}) == expected
+
+
+def as_docker(content: bytes, environment: dict[str, str]) -> dict[str, str] | None:
+    """Docker's rules once more, in bytes and step by step; None stands for an error."""
+    lines = content.split(b"\n")
+    lines[0] = lines[0][3:] if lines[0][:3] == b"\xef\xbb\xbf" else lines[0]
+    found: dict[str, str] = {}
+    for line in lines:
+        if line[-1:] == b"\r":
+            line = line[:-1]  # noqa: PLW2901 - one end of a line, not all of them
+        while line[:1] in (b" ", b"\t", b"\r", b"\v", b"\f") and line:
+            line = line[1:]  # noqa: PLW2901
+        if not line or line[:1] == b"#":
+            continue
+        name = line[: line.index(b"=")] if b"=" in line else line
+        if not name or b" " in name or b"\t" in name:
+            return None
+        text = name.decode()
+        if b"=" in line:
+            found[text] = line[len(name) + 1 :].decode()
+        elif text in environment:
+            found[text] = environment[text]
+    return found

@@ -1,0 +1,398 @@
+"""Settings: what the environment says becomes a frozen Struct, or one error that names everything wrong with it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings import CoreSettings, Duration, Secret, Settings, Size, Variable, report_unknown
+
+CANARY = "canary-7f3a"
+
+
+class Example(Settings, frozen=True, kw_only=True):
+    name: Annotated[str, Variable("EX_NAME", "A text.", aliases=("EX_OLD_NAME",))]
+    key: Annotated[Secret | None, Variable("EX_KEY", "A secret.")] = None
+    flag: Annotated[bool, Variable("EX_FLAG", "On or off.")] = False
+    maybe: Annotated[bool | None, Variable("EX_MAYBE", "On, off or not set.")] = None
+    count: Annotated[int, msgspec.Meta(ge=1, le=9), Variable("EX_COUNT", "A number.")] = 3
+    ratio: Annotated[float, Variable("EX_RATIO", "A ratio.")] = 0.5
+    wait: Annotated[Duration, Variable("EX_WAIT", "A time.")] = Duration(90)
+    size: Annotated[Size | None, Variable("EX_SIZE", "A size.")] = None
+    path: Annotated[Path | None, Variable("EX_PATH", "A path.")] = None
+    mode: Annotated[Literal["fast", "safe"], Variable("EX_MODE", "Which way.")] = "safe"
+
+
+def read(**variables: str) -> Example:
+    return Example.from_environment({"EX_NAME": "n", **variables})
+
+
+def error_of(function: Callable[[], object]) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        function()
+    return str(caught.value)
+
+
+def test_defaults_and_values() -> None:
+    assert read() == Example(name="n")
+    everything = read(
+        EX_KEY="k",
+        EX_FLAG="true",
+        EX_MAYBE="0",
+        EX_COUNT="9",
+        EX_RATIO="0.25",
+        EX_WAIT="1.5m",
+        EX_SIZE="64MiB",
+        EX_PATH="/p/q",
+        EX_MODE="fast",
+    )
+    assert everything == Example(
+        name="n", key=Secret("k"), flag=True, maybe=False, count=9, ratio=0.25, wait=Duration(90), size=Size(67108864),
+        path=Path("/p/q"), mode="fast",
+    )  # fmt: skip
+
+
+def test_settings_can_not_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        read().count = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("text", ["1", "true", "True", "TRUE", "yes", "on", "On"])
+def test_true(text: str) -> None:
+    assert read(EX_FLAG=text, EX_MAYBE=text) == read(EX_FLAG="true", EX_MAYBE="true")
+    assert read(EX_FLAG=text).flag is True
+
+
+@pytest.mark.parametrize("text", ["0", "false", "False", "no", "off", "OFF"])
+def test_false(text: str) -> None:
+    assert read(EX_MAYBE=text).maybe is False
+
+
+def test_words_for_true_stay_words_in_other_settings() -> None:
+    assert read(EX_NAME="yes").name == "yes"
+    assert read(EX_NAME="null").name == "null"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t"])
+def test_an_empty_variable_counts_as_not_set(text: str) -> None:
+    assert read(EX_COUNT=text, EX_PATH=text, EX_MODE=text) == read()
+    assert "EX_NAME is not set" in error_of(lambda: Example.from_environment({"EX_NAME": text}))
+
+
+def test_white_space_around_a_value_is_dropped() -> None:
+    assert read(EX_NAME=" a b \t", EX_COUNT=" 4 ") == Example(name="a b", count=4)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("EX_FLAG", "maybe", "expected true or false"),
+        ("EX_MAYBE", "2", "expected true or false"),
+        ("EX_COUNT", "many", "expected a whole number"),
+        ("EX_COUNT", "1.5", "expected a whole number"),
+        ("EX_COUNT", "0", ">= 1"),
+        ("EX_COUNT", "10", "<= 9"),
+        ("EX_RATIO", "half", "expected a number"),
+        ("EX_WAIT", "5 parsecs", "expected a duration such as 500ms, 30s or 5m"),
+        ("EX_WAIT", "-5s", "expected a duration"),
+        ("EX_WAIT", "nan", "expected a duration"),
+        ("EX_SIZE", "1XB", "expected a size such as 64MiB or 1GB"),
+        ("EX_SIZE", "MiB", "expected a size"),
+        ("EX_PATH", "~no-such-user-here/x", "no home directory"),
+        ("EX_MODE", "slow", "expected one of fast, safe"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(variable: str, text: str, expected: str) -> None:
+    message = error_of(lambda: read(**{variable: text}))
+    assert message.startswith(f"{variable}={text!r}: ")
+    assert expected in message
+    assert "`" not in message.replace("`int`", "").replace("`~`", "")
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    message = error_of(lambda: Example.from_environment({"EX_COUNT": "x", "EX_MODE": "y"}))
+    assert [part.split(":")[0].split(" ")[0] for part in message.split("; ")] == ["EX_NAME", "EX_COUNT='x'", "EX_MODE='y'"]
+
+
+def test_a_missing_variable_points_at_one_that_nearly_is_it() -> None:
+    message = error_of(lambda: CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVDER": "S3"}))
+    assert message == "JOBS_BACKUP_STORAGE_PROVIDER is not set (but JOBS_BACKUP_STORAGE_PROVDER is: a typing error?)"
+    unrelated = error_of(lambda: CoreSettings.from_environment({"PATH": "/bin"}))
+    assert unrelated == "JOBS_BACKUP_STORAGE_PROVIDER is not set"
+
+
+def test_an_old_name_is_accepted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert Example.from_environment({"EX_OLD_NAME": "old"}).name == "old"
+    assert caplog.messages == ["EX_OLD_NAME is an old name: use EX_NAME"]
+
+
+def test_the_name_wins_over_an_old_name(caplog: pytest.LogCaptureFixture) -> None:
+    assert Example.from_environment({"EX_OLD_NAME": "old", "EX_NAME": "new"}).name == "new"
+    assert not caplog.messages
+
+
+def test_describe_tells_every_setting_in_order() -> None:
+    settings = list(Example.describe())
+    assert [setting.variable.name for setting in settings] == [
+        "EX_NAME", "EX_KEY", "EX_FLAG", "EX_MAYBE", "EX_COUNT", "EX_RATIO", "EX_WAIT", "EX_SIZE", "EX_PATH", "EX_MODE",
+    ]  # fmt: skip
+    assert {setting.field for setting in settings if setting.secret} == {"key"}
+    assert {setting.field for setting in settings if setting.default is None} == {"name"}
+    assert {setting.field: setting.default for setting in settings}["wait"] == "90s"
+
+
+def test_defaults_as_described_are_read_back_as_the_defaults() -> None:
+    described = {one.variable.name: one.default or "" for one in CoreSettings.describe()}
+    described["JOBS_BACKUP_STORAGE_PROVIDER"] = "FILE"
+    assert CoreSettings.from_environment(described) == CoreSettings(storage_provider="FILE")
+
+
+def test_every_core_setting_has_a_help_text_and_a_name_of_its_own() -> None:
+    settings = list(CoreSettings.describe())
+    assert [one.field for one in settings] == [field.name for field in msgspec.structs.fields(CoreSettings)]
+    assert len({one.variable.name for one in settings}) == len(settings)
+    assert all(one.variable.help.endswith(".") for one in settings)
+
+
+def test_the_defaults_of_batches_are_those_of_rudderstack() -> None:
+    settings = CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVIDER": "S3"})
+    assert settings.batch_events == 100_000
+    assert settings.batch_bytes == Size(10**9)
+    assert settings.upload_frequency == Duration(300)
+    assert (settings.prefix, settings.instance_id) == ("", "1")
+
+
+# Durations and sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("1s", 1), ("5m", 300), ("2h", 7200), ("1d", 86400), ("30", 30), ("1.5h", 5400), ("5 M", 300), ("0", 0)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert Duration.parse(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("64MiB", 2**26),
+        ("1GB", 10**9),
+        ("1gb", 10**9),
+        ("10", 10),
+        ("1.5KiB", 1536),
+        ("2 TB", 2 * 10**12),
+        ("7b", 7),
+        ("1kB", 1000),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert Size.parse(text) == size
+
+
+@given(st.integers(0, 10**12))
+def test_a_duration_is_read_back_as_it_is_shown(milliseconds: int) -> None:
+    duration = Duration(milliseconds / 1000)
+    assert Duration.parse(str(duration)) == pytest.approx(duration, abs=1e-9, rel=1e-12)
+
+
+@given(st.integers(0, 2**50))
+def test_a_size_is_read_back_as_it_is_shown(size: int) -> None:
+    assert Size.parse(str(Size(size))) == size
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(Duration(300), "5m"), (Duration(90), "90s"), (Duration(0.25), "250ms"), (Duration(0), "0ms"),
+     (Duration(1234.5678), "1234567.8ms"), (Size(10**9), "1GB"), (Size(2**30), "1GiB"), (Size(1001), "1001"), (Size(0), "0")],
+)  # fmt: skip
+def test_durations_and_sizes_show_themselves_in_the_largest_whole_unit(value: Duration | Size, text: str) -> None:
+    assert str(value) == text
+
+
+# Secrets
+
+
+SHOWN: dict[str, Callable[[Any], object]] = {
+    "repr": repr,
+    "str": str,
+    "ascii": ascii,
+    "f-string": lambda value: f"{value} {value!r} {value!s}",
+    "format": format,
+    "percent": lambda value: "%s %r" % (value, value),  # noqa: UP031 - logging formats like this
+    "in a list": lambda value: str([value, {"key": value}]),
+    "a copy": lambda value: repr(copy.copy(value)),
+    "log record": lambda value: logging.LogRecord("n", 30, "p", 1, "key %s", (value,), None).getMessage(),
+}
+
+
+@pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN.keys())
+def test_a_secret_shows_itself_nowhere(show: Callable[[Any], object]) -> None:
+    settings = read(EX_KEY=CANARY)
+    for value in (Secret(CANARY), settings.key, settings):
+        text = str(show(value))
+        assert CANARY not in text
+        assert "****" in text
+
+
+def test_a_secret_with_a_format_or_width_shows_nothing_either() -> None:
+    assert f"{Secret(CANARY):>40}{Secret(CANARY):.3}" == "********"
+
+
+@pytest.mark.parametrize(
+    "give_away",
+    [
+        lambda secret: "".join([secret]),
+        lambda secret: "key=" + secret,
+        lambda secret: secret.encode(),
+        msgspec.json.encode,
+        lambda secret: secret[0],
+    ],
+)
+def test_a_secret_is_not_given_away_by_mistake(give_away: Callable[[Any], object]) -> None:
+    with pytest.raises((TypeError, AttributeError)) as caught:
+        give_away(Secret(CANARY))
+    assert CANARY not in str(caught.value)
+
+
+def test_settings_with_a_secret_can_not_be_serialised() -> None:
+    with pytest.raises(TypeError):
+        msgspec.json.encode(read(EX_KEY=CANARY))
+
+
+def test_a_secret_reveals_itself_when_asked_and_compares() -> None:
+    secret = Secret(CANARY)
+    assert secret.reveal() == CANARY
+    assert secret == Secret(CANARY)
+    assert hash(secret) == hash(Secret(CANARY))
+    assert secret != Secret("other")
+    assert secret != CANARY
+    assert secret
+    assert not Secret("")
+
+
+class Strict(Settings, frozen=True, kw_only=True):
+    key: Annotated[Secret, Variable("EX_KEY", "A secret.")]
+    count: Annotated[int, Variable("EX_COUNT", "A number.")] = 1
+
+
+def test_errors_beside_a_secret_do_not_show_it() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Strict.from_environment({"EX_KEY": CANARY, "EX_COUNT": "wrong"})
+    assert str(caught.value) == "EX_COUNT='wrong': expected a whole number"
+    assert CANARY not in "".join(traceback.format_exception(caught.value)) + repr(caught.value) + caught.value.one_line()
+
+
+def test_a_secret_that_is_wrong_itself_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Secret, text: str) -> None:
+        raise ValueError("expected a JSON document")
+
+    monkeypatch.setattr(Secret, "__init__", refuse)
+    with pytest.raises(ConfigurationError) as caught:
+        Strict.from_environment({"EX_KEY": CANARY})
+    assert str(caught.value) == "EX_KEY: expected a JSON document"
+
+
+# Where the spool is
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"JOBS_BACKUP_SPOOL_DIR": "/spool", "RUDDER_TMPDIR": "/tmp/r", "XDG_STATE_HOME": "/state"}, "/spool"),
+        ({"RUDDER_TMPDIR": "/tmp/r", "XDG_STATE_HOME": "/state"}, "/tmp/r/jobs-backup"),
+        ({"XDG_STATE_HOME": "/state"}, "/state/jobs-backup"),
+        ({}, "/home/me/.local/state/jobs-backup"),
+        ({"JOBS_BACKUP_SPOOL_DIR": "~/spool"}, "/home/me/spool"),
+    ],
+)
+def test_the_spool_is_where_the_first_of_the_variables_says(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", **variables})
+    assert settings.spool_path == Path(expected)
+
+
+def test_a_relative_spool_directory_does_not_depend_on_later_changes_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", "JOBS_BACKUP_SPOOL_DIR": "spool"})
+    assert settings.spool_path == tmp_path / "spool"
+
+
+def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ConfigurationError) as caught:
+        _ = CoreSettings(storage_provider="FILE").spool_path
+    assert "JOBS_BACKUP_SPOOL_DIR" in caught.value.hint
+
+
+# Names that nobody knows
+
+
+def report(*names: str) -> list[str]:
+    return report_unknown(dict.fromkeys(names, "x"), CoreSettings, Example)
+
+
+def test_known_names_are_not_reported() -> None:
+    assert not report(
+        *(one.variable.name for one in CoreSettings.describe()), "EX_NAME", "EX_OLD_NAME", "PATH", "JOBSERVER_AUTH", "AWS_REGION"
+    )
+
+
+def test_rudderstacks_variable_without_a_meaning_here_is_not_reported() -> None:
+    assert not report("JOBS_BACKUP_DEFAULT_PREFIX")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "JOBS_BACKUP_SERVICE_HOST",
+        "JOBS_BACKUP_SERVICE_PORT",
+        "JOBS_BACKUP_SERVICE_PORT_HTTP",
+        "JOBS_BACKUP_PORT",
+        "JOBS_BACKUP_PORT_80_TCP_ADDR",
+    ],
+)
+def test_names_that_kubernetes_makes_up_for_a_service_are_not_reported(name: str) -> None:
+    assert not report(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("JOBS_BACKUP_PREFX", "JOBS_BACKUP_PREFIX"),
+        ("JOBS_BACKUP_BATCH_EVENT", "JOBS_BACKUP_BATCH_EVENTS"),
+        ("JOBS_BACKUP_STORAGEPROVIDER", "JOBS_BACKUP_STORAGE_PROVIDER"),
+        ("JOBS_BACKP_PREFIX", "JOBS_BACKUP_PREFIX"),
+        ("jobs_backup_prefix", "JOBS_BACKUP_PREFIX"),
+    ],
+)
+def test_an_unknown_name_is_reported_with_the_nearest_one(name: str, near: str) -> None:
+    assert report(name) == [f"{name} is no setting: did you mean {near}?"]
+
+
+def test_an_unknown_name_like_no_other_is_reported_too() -> None:
+    assert report("JOBS_BACKUP_X") == ["JOBS_BACKUP_X is no setting and has no effect"]
+
+
+def test_values_of_unknown_names_are_not_shown() -> None:
+    lines = report_unknown({"JOBS_BACKUP_SECRET_KEY": CANARY, "JOBS_BACKUP_PREFX": CANARY}, CoreSettings)
+    assert len(lines) == 2
+    assert CANARY not in "".join(lines)
