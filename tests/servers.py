@@ -1,0 +1,331 @@
+"""Start and stop the servers that tests run against: SeaweedFS (`weed`) and moto, on free ports, with identities and buckets."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+from jobs_backup.testing.fault_proxy import Request
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+REGION: Final = "us-east-1"
+_STARTUP: Final = 30.0
+_numbers = itertools.count(1)
+
+
+def policy(*actions: str, resources: Iterable[str] = ("arn:aws:s3:::*", "arn:aws:s3:::*/*")) -> dict[str, Any]:
+    """An IAM policy that allows these actions and nothing else."""
+    return {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": list(actions), "Resource": list(resources)}]}
+
+
+POLICIES: Final = {
+    "put-only": policy("s3:PutObject", "s3:AbortMultipartUpload"),
+    "put-delete": policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"),
+    "all": policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket"),
+    "nothing": policy("s3:GetBucketLocation"),
+}
+"""Identities that every store has, besides its administrator."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who may do what. `secret_key` is a canary: it must not be found in any output."""
+
+    name: str
+    access_key: str
+    secret_key: str
+
+
+@dataclass
+class Store:
+    """An S3 server with an administrator, some identities, and buckets that are made on demand."""
+
+    port: int
+    log: Path
+    admin_identity: Identity
+    identities: dict[str, Identity] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def admin(self) -> S3Client:
+        """A client that may do everything. Close it."""
+        made: S3Client = client(self.url, self.admin_identity)
+        return made
+
+    def bucket(self, name: str = "") -> str:
+        """A new, empty bucket; gives its name."""
+        name = name or f"events-{next(_numbers)}"
+        with contextlib.closing(self.admin()) as admin:
+            admin.create_bucket(Bucket=name)
+        return name
+
+    def keys(self, bucket: str) -> list[str]:
+        """All keys in the bucket, in order."""
+        with contextlib.closing(self.admin()) as admin:
+            pages = admin.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def get(self, bucket: str, key: str) -> bytes:
+        """The bytes of an object."""
+        with contextlib.closing(self.admin()) as admin, admin.get_object(Bucket=bucket, Key=key)["Body"] as body:
+            return body.read()
+
+    def open_uploads(self, bucket: str) -> list[str]:
+        """The keys of all multipart uploads that were begun and neither completed nor aborted."""
+        with contextlib.closing(self.admin()) as admin:
+            return [upload["Key"] for upload in admin.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+
+    def environment(self, bucket: str, identity: str = "put-only", *, url: str = "", provider: str = "S3") -> dict[str, str]:
+        """The variables with which a provider of jobs-backup-s3 writes to the bucket. `url`: of a proxy before this store."""
+        who = self.admin_identity if identity == "admin" else self.identities[identity]
+        common = {"JOBS_BACKUP_STORAGE_PROVIDER": provider, "JOBS_BACKUP_BUCKET": bucket}
+        url = url or self.url
+        match provider:
+            case "MINIO":
+                own = {
+                    "MINIO_ENDPOINT": urlsplit(url).netloc,
+                    "MINIO_ACCESS_KEY_ID": who.access_key,
+                    "MINIO_SECRET_ACCESS_KEY": who.secret_key,
+                }
+            case "DIGITAL_OCEAN_SPACES":
+                own = {
+                    "DO_SPACES_ENDPOINT": url,
+                    "DO_SPACES_ACCESS_KEY_ID": who.access_key,
+                    "DO_SPACES_SECRET_ACCESS_KEY": who.secret_key,
+                }
+            case _:
+                own = {
+                    "AWS_ENDPOINT_URL_S3": url,
+                    "AWS_REGION": REGION,
+                    "AWS_ACCESS_KEY_ID": who.access_key,
+                    "AWS_SECRET_ACCESS_KEY": who.secret_key,
+                }
+        return common | own
+
+
+def client(url: str, who: Identity, service: str = "s3") -> Any:
+    """A boto3 client without retries. Close it."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"total_max_attempts": 1}, request_checksum_calculation="when_required", s3={"addressing_style": "path"}
+    )
+    create: Any = boto3.session.Session().client
+    return create(
+        service,
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=who.access_key,
+        aws_secret_access_key=who.secret_key,
+        config=config,
+    )
+
+
+@contextlib.contextmanager
+def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) -> Generator[Store, None, None]:
+    """A SeaweedFS server, with an identity for each of the policies. Its data and its log are in `directory`."""
+    admin = _identity("admin")
+    identities = {name: _identity(name) for name in policies}
+    (directory / "data").mkdir(parents=True)
+    (directory / "s3.json").write_text(json.dumps(_weed_configuration(admin, identities, policies)))
+    s3, master, filer, volume, admin_port = _weed_ports(5)
+    command = [
+        _binary("weed"), "-logtostderr=true", "mini", f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-s3.config={directory / 's3.json'}", f"-s3.port={s3}", f"-master.port={master}", f"-filer.port={filer}",
+        f"-volume.port={volume}", f"-admin.port={admin_port}", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0",
+        "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+    ]  # fmt: skip
+    store = Store(port=s3, log=directory / "weed.log", admin_identity=admin, identities=identities)
+    with _running(command, store.log, {"GOMEMLIMIT": "200MiB", "GOGC": "40"}) as process:
+        with contextlib.closing(store.admin()) as probe:
+            # A bucket can be made only when all of its parts have found each other.
+            _wait(process, store.log, lambda: probe.create_bucket(Bucket="readiness"))
+        yield store
+
+
+def _weed_configuration(
+    admin: Identity, identities: Mapping[str, Identity], policies: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    def entry(who: Identity, **rights: list[str]) -> dict[str, Any]:
+        return {"name": who.name, "credentials": [{"accessKey": who.access_key, "secretKey": who.secret_key}], **rights}
+
+    return {
+        "identities": [
+            entry(admin, actions=["Admin", "Read", "Write", "List", "Tagging"]),
+            *(entry(who, policyNames=[name]) for name, who in identities.items()),
+        ],
+        "policies": [{"name": name, "content": json.dumps(content)} for name, content in policies.items()],
+    }
+
+
+@contextlib.contextmanager
+def moto(directory: Path) -> Generator[Moto, None, None]:
+    """A moto server. It allows everything until `enforce` is entered."""
+    directory.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    store = Moto(port=port, log=directory / "moto.log", admin_identity=_identity("admin"))
+    with _running([_binary("moto_server"), "-H", "127.0.0.1", "-p", str(port)], store.log, {}) as process:
+        _wait(process, store.log, lambda: store.post("reset", b""))
+        yield store
+
+
+class Moto(Store):
+    """moto: IAM and STS beside S3; permissions are enforced between `enforce()` and the end of its block."""
+
+    def add_identity(self, name: str, rights: Mapping[str, Any]) -> Identity:
+        """An IAM user that has this policy, and nothing else."""
+        with contextlib.closing(client(self.url, self.admin_identity, "iam")) as iam:
+            iam.create_user(UserName=name)
+            iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=json.dumps(rights))
+            key = iam.create_access_key(UserName=name)["AccessKey"]
+        self.identities[name] = Identity(name, key["AccessKeyId"], key["SecretAccessKey"])
+        return self.identities[name]
+
+    def add_role(self, name: str, rights: Mapping[str, Any]) -> str:
+        """A role that has this policy; gives its ARN."""
+        with contextlib.closing(client(self.url, self.admin_identity, "iam")) as iam:
+            trust = {
+                "Version": "2012-10-17",
+                "Statement": [{"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}],
+            }
+            role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]
+            iam.put_role_policy(RoleName=name, PolicyName=name, PolicyDocument=json.dumps(rights))
+        return str(role["Arn"])
+
+    @contextlib.contextmanager
+    def enforce(self) -> Generator[None, None, None]:
+        """Within this block permissions and signatures are checked, the administrator's too."""
+        self.post("reset-auth", b"0")
+        try:
+            yield
+        finally:
+            self.post("reset-auth", b"inf")
+
+    def post(self, what: str, data: bytes) -> None:
+        """Call moto's own interface."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+            connection.request("POST", f"/moto-api/{what}", data, {"Content-Type": "text/plain"})
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise RuntimeError(f"moto-api/{what}: {answer.status} {answer.read()[:500]!r}")
+
+
+_SUBRESOURCES: Final = {
+    ("PUT", True, "partNumber"): "UploadPart",
+    ("POST", True, "uploads"): "CreateMultipartUpload",
+    ("POST", True, "uploadId"): "CompleteMultipartUpload",
+    ("DELETE", True, "uploadId"): "AbortMultipartUpload",
+    ("POST", False, "delete"): "DeleteObjects",
+    ("GET", False, "list-type"): "ListObjectsV2",
+    ("GET", False, "location"): "GetBucketLocation",
+    ("GET", False, "uploads"): "ListMultipartUploads",
+    ("GET", True, "uploadId"): "ListParts",
+}
+_PLAIN: Final = {
+    ("PUT", True): "PutObject",
+    ("GET", True): "GetObject",
+    ("HEAD", True): "HeadObject",
+    ("DELETE", True): "DeleteObject",
+    ("HEAD", False): "HeadBucket",
+    ("GET", False): "ListObjects",
+    ("PUT", False): "CreateBucket",
+}
+
+
+def operation(request: Request) -> str:
+    """The S3 operation that a path-style request calls; its method and target where it is none that is known here."""
+    parts = urlsplit(request.target)
+    has_key = "/" in parts.path.strip("/")
+    query = parse_qs(parts.query, keep_blank_values=True)
+    for (method, with_key, name), found in _SUBRESOURCES.items():
+        if (method, with_key) == (request.method, has_key) and name in query:
+            return found
+    return _PLAIN.get((request.method, has_key), f"{request.method} {request.target}")
+
+
+def operations(requests: Iterable[Request]) -> Counter[str]:
+    """How often each operation was called."""
+    return Counter(map(operation, requests))
+
+
+def _identity(name: str) -> Identity:
+    return Identity(name, f"AKIA{name.upper():X<16}"[:20].replace("-", "X"), f"canary{random.randrange(1 << 128):032x}")
+
+
+def _binary(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _weed_ports(count: int) -> list[int]:
+    """Ports P so that P + 10,000 is free as well (weed speaks gRPC there), below the range that the system gives to clients."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(10_000, 22_000)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", port)),
+            socket.create_server(("127.0.0.1", port + 10_000)),
+        ):
+            if port not in ports:
+                ports.append(port)
+    return ports
+
+
+@contextlib.contextmanager
+def _running(command: list[str], log: Path, environment: Mapping[str, str]) -> Generator[subprocess.Popen[bytes], None, None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            # Its data is thrown away: no need to wait for an orderly end.
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, ready: Any) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    deadline = time.monotonic() + _STARTUP
+    while True:
+        try:
+            ready()
+        except (BotoCoreError, ClientError, OSError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{process.args!r} did not start: {error}\n{log.read_text()[-2000:]}") from error
+            time.sleep(0.05)
+        else:
+            return
