@@ -32,17 +32,15 @@ class Destination:
         retry: Retry,
         timeout: float = 60.0,
         if_absent: bool = True,
-        bodies: object | None = None,
     ) -> None:
-        """`bodies` implements the hook `open_body`; `timeout` is for one attempt, in seconds."""
+        """`timeout` is for one attempt, in seconds."""
+        self._manager = loaded.manager
         self._hooks = loaded.manager.hook
         self._name = loaded.installed.name
         self._retry = retry
         self._timeout = timeout
         self._if_absent = if_absent
         self._counting = threading.Lock()
-        if bodies is not None:
-            loaded.manager.register(bodies, name="core")
         provider = loaded.provider
         self.location: str = provider.location
         self.has_multipart = set(MULTIPART) <= loaded.hooks
@@ -60,7 +58,6 @@ class Destination:
         environment: Mapping[str, str],
         *,
         stop: threading.Event | None = None,
-        bodies: object | None = None,
     ) -> Destination:
         """The destination that the environment asks for.
 
@@ -73,12 +70,16 @@ class Destination:
             retry=Retry(policy, stop=stop),
             timeout=settings.request_timeout,
             if_absent=settings.conditional_writes,
-            bodies=bodies,
         )
+
+    def use_bodies(self, bodies: object) -> None:
+        """`bodies` implements the hook `open_body`: it knows where the bytes of batches are."""
+        self._manager.register(bodies, name="core")
 
     def open_body(self, batch: Batch) -> Body:
         """The bytes that will be the batch's object."""
-        return self._attempt("open_body", {"batch": batch}, Body)
+        body: Body = self._hooks.open_body(batch=batch)
+        return body
 
     def write(self, batch: Batch, body: Body) -> WriteReceipt:
         """Store the batch's object in one request.

@@ -152,6 +152,10 @@ class Unavailable(StorageError):
         self.retry_after = retry_after
 
 
+class Unreachable(Unavailable):
+    """No connection to the store could be made, so that nothing was sent."""
+
+
 class IntegrityError(StorageError):
     """What arrived is not what was sent. Sent again within the bounds."""
 

@@ -75,7 +75,7 @@ class Provider(Protocol):
         ...
 
 
-class StorageProvider:
+class StorageProvider(Protocol):
     """The hooks of a provider."""
 
     @hookspec(firstresult=True)
@@ -89,7 +89,7 @@ class StorageProvider:
         metadata: Mapping[str, str],
         if_absent: bool,
         timeout: float,
-    ) -> WriteReceipt:  # type: ignore[empty-body]
+    ) -> WriteReceipt:
         """Store `body` as one object, in one request. The object MUST appear whole or not at all.
 
         Args:
@@ -105,7 +105,7 @@ class StorageProvider:
         """
 
     @hookspec(firstresult=True)
-    def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:  # type: ignore[empty-body]
+    def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
         """End an upload so that it holds no bytes and costs nothing.
 
         MUST be idempotent, and MUST work in another process than the one that began the upload. An upload that is unknown, was
@@ -113,7 +113,7 @@ class StorageProvider:
         """
 
     @hookspec(firstresult=True)
-    def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:  # type: ignore[empty-body]
+    def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
         """Delete up to 1,000 objects.
 
         A key that does not exist counts as deleted. The receipt MUST have an outcome for every key. Raise only when none of them
@@ -130,16 +130,14 @@ class StorageProvider:
         metadata: Mapping[str, str],
         if_absent: bool,
         timeout: float,
-    ) -> Upload:  # type: ignore[empty-body]
+    ) -> Upload:
         """Begin an upload of `size` bytes in parts. Core journals what is returned before it sends the first part.
 
         `checksum` is the CRC-32C of the whole object.
         """
 
     @hookspec(firstresult=True)
-    def write_part(
-        self, upload: Upload, number: int, offset: int, body: Body, size: int, last: bool, timeout: float
-    ) -> Part:  # type: ignore[empty-body]
+    def write_part(self, upload: Upload, number: int, offset: int, body: Body, size: int, last: bool, timeout: float) -> Part:
         """Store one part. MUST be idempotent for a number: sent again, it replaces the earlier one.
 
         Args:
@@ -155,7 +153,7 @@ class StorageProvider:
     @hookspec(firstresult=True)
     def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
-    ) -> WriteReceipt:  # type: ignore[empty-body]
+    ) -> WriteReceipt:
         """Make the parts (all of them, in order) the object. MUST NOT take an answer for success that does not say so.
 
         Raises:
@@ -164,7 +162,7 @@ class StorageProvider:
         """
 
     @hookspec(firstresult=True)
-    def read(self, key: str, timeout: float) -> Body:  # type: ignore[empty-body]
+    def read(self, key: str, timeout: float) -> Body:
         """The object's bytes. Needs a right that backing up does not need.
 
         Raises:
@@ -172,18 +170,18 @@ class StorageProvider:
         """
 
     @hookspec(firstresult=True)
-    def list(self, prefix: str, after: str, timeout: float) -> Page:  # type: ignore[empty-body]
+    def list(self, prefix: str, after: str, timeout: float) -> Page:
         """Objects whose keys begin with `prefix`, in the order of their keys, from the first one behind `after` (empty: from the
         beginning). Needs a right that backing up does not need."""
 
     @hookspec(firstresult=True)
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:  # type: ignore[empty-body]
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
         """The narrowest rights that suffice with these environment variables; with deleting, with reading back. Calls no store."""
 
 
-class ObjectHooks:
+class ObjectHooks(Protocol):
     """Hooks that core implements and that wrappers (entry points `jobs_backup.wrappers`) wrap."""
 
     @hookspec(firstresult=True)
-    def open_body(self, batch: Batch) -> Body:  # type: ignore[empty-body]
+    def open_body(self, batch: Batch) -> Body:
         """The bytes that will be the batch's object. Whatever a wrapper makes of them MUST be the same at every call."""

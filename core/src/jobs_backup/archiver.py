@@ -1,0 +1,202 @@
+"""Sends sealed batches into the bucket, several at once, until none is left or the destination has to be paused."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final
+
+from jobs_backup.destination import Destination
+from jobs_backup.errors import (
+    AlreadyExists,
+    BucketNotFound,
+    ConfigurationError,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    PermissionDenied,
+    SpoolError,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+    UploadGone,
+)
+from jobs_backup.model import Batch, WriteReceipt
+from jobs_backup.multipart import Multipart, Stopped
+from jobs_backup.settings import CoreSettings
+from jobs_backup.spool import Spool
+
+log: Final = logging.getLogger(__name__)
+
+TICK: Final = 1.0
+"""Seconds between two looks at what other processes did, and at ages."""
+
+_REFUSALS: Final = (ConfigurationError, Unauthenticated, PermissionDenied, BucketNotFound, NotSupported, Unreachable)
+"""Errors after which nothing of the call can be in the bucket, and which concern the destination as a whole."""
+_OF_THE_DESTINATION: Final = (*_REFUSALS, Throttled, Unavailable)
+"""Errors that every batch would meet."""
+_OF_THE_BATCH: Final = (IntegrityError, UploadGone, SpoolError)
+"""Errors that another batch need not meet. All that are in neither of the two count as both."""
+
+_FIRST_PAUSE: Final = 5.0
+_MAX_PAUSE: Final = 300.0
+
+
+class Sent:
+    """What was stored since the start. Read it for a summary or a progress bar."""
+
+    def __init__(self) -> None:
+        self.objects = 0
+        self.events = 0
+        self.bytes = 0
+
+
+class Archiver:
+    """Worker threads that send, and one that looks after the rest: ages, dead processes, uploads to be aborted."""
+
+    def __init__(self, spool: Spool, destination: Destination, settings: CoreSettings, *, stop: threading.Event) -> None:
+        """`stop` also ends the destination's retries."""
+        self._spool = spool
+        self._destination = destination
+        self._threshold = settings.multipart_threshold
+        self._stop = stop
+        self._multipart = Multipart(
+            spool, destination, part_size=settings.part_size, concurrency=settings.upload_concurrency, stop=stop
+        )
+        self._changed = threading.Condition()
+        self._sending = 0
+        self._pause: JobsBackupError | None = None
+        self._pauses = 0
+        self._paused_until = 0.0
+        self.sent = Sent()
+        self.failure: JobsBackupError | None = None
+        """The last error that delayed a batch, for who has to say why something is left."""
+        # Daemons, since a request that hangs must not keep the process from ending: its batch is sent again at the next start.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"jobs-backup-send-{number}", daemon=True)
+            for number in range(settings.upload_concurrency)
+        ]
+        self._threads.append(threading.Thread(target=self._look_after, name="jobs-backup-look-after", daemon=True))
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._spool.recover()
+        self._spool.follow_configuration()
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Say that something was sealed."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def paused(self) -> JobsBackupError | None:
+        """Why nothing is being sent, None if something may be."""
+        with self._changed:
+            return self._pause if time.monotonic() < self._paused_until else None
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is left that could be sent now: all is stored, or the destination is paused. False at a time-out."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._stop.is_set() or self._is_drained(), timeout)
+
+    def abort_abandoned(self) -> list[JobsBackupError]:
+        """Abort what will not be continued. Returns the refusals."""
+        return self._multipart.abort_abandoned()
+
+    def wait(self, timeout: float) -> None:
+        """Wait for a change: something stored, sealed, or failed."""
+        with self._changed:
+            self._changed.wait(timeout)
+
+    def stop(self, timeout: float) -> bool:
+        """End: no further attempt is begun. Waits up to `timeout` seconds for those under way; False if some still are."""
+        self._stop.set()
+        self.wake()
+        until = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
+        self._multipart.close()
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _is_drained(self) -> bool:
+        return not self._sending and (time.monotonic() < self._paused_until or not self._spool.has_claimable())
+
+    def _work(self) -> None:
+        while (claimed := self._next()) is not None:
+            batch, failures = claimed
+            try:
+                self._store(batch)
+            except JobsBackupError as error:
+                self._failed(batch, failures, error)
+            except Exception as error:
+                log.exception("sending %s failed unexpectedly", batch.key)
+                self._failed(batch, failures, SpoolError(f"{batch.key}: {type(error).__name__}: {error}"))
+            finally:
+                with self._changed:
+                    self._sending -= 1
+                    self._changed.notify_all()
+
+    def _next(self) -> tuple[Batch, int] | None:
+        """The next batch to send; waits for one. None at the end."""
+        with self._changed:
+            while not self._stop.is_set():
+                wait = self._paused_until - time.monotonic()
+                # After a pause a single batch is sent as a probe; the others follow if it gets through.
+                if wait <= 0 and not (self._pause and self._sending) and (claimed := self._spool.claim()) is not None:
+                    self._sending += 1
+                    return claimed
+                self._changed.wait(wait if wait > 0 else None)
+        return None
+
+    def _store(self, batch: Batch) -> None:
+        body = self._destination.open_body(batch)
+        try:
+            if self._destination.has_multipart and batch.size > self._threshold:
+                receipt = self._multipart.send(batch, body)
+            else:
+                receipt = self._destination.write(batch, body)
+        except AlreadyExists:
+            # The key has a uuid that was made with these bytes: an earlier attempt, whose answer was lost, has stored them.
+            receipt = WriteReceipt(existed=True)
+        self._spool.stored(batch)
+        with self._changed:
+            self._pause, self._pauses = None, 0
+            self.sent.objects += 1
+            self.sent.events += batch.events
+            self.sent.bytes += batch.size
+        log.info("stored %s: %d events, %d bytes%s", batch.key, batch.events, batch.size, ", was there" if receipt.existed else "")
+
+    def _failed(self, batch: Batch, failures: int, error: JobsBackupError) -> None:
+        if isinstance(error, Stopped) or self._stop.is_set():
+            self._spool.release(batch, error, retry_at=0)
+            return
+        self.failure = error
+        self._spool.mark_destination(refused=isinstance(error, _REFUSALS))
+        delay = 0.0 if isinstance(error, _OF_THE_DESTINATION) else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
+        self._spool.release(batch, error, retry_at=time.time() + delay)
+        if isinstance(error, _OF_THE_BATCH):
+            log.error("%s waits for %.0f s, nothing is lost: %s", batch.key, delay, error.one_line())
+            return
+        with self._changed:
+            if time.monotonic() >= self._paused_until:  # else others of the same moment have failed, too
+                self._pauses += 1
+            pause = min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16))
+            self._paused_until = time.monotonic() + pause
+            self._pause = error
+        log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line())
+
+    def _look_after(self) -> None:
+        while not self._stop.wait(TICK):
+            try:
+                self._spool.recover()
+                if self._spool.seal_due() or self._spool.has_claimable():
+                    self.wake()
+                if not self.paused:
+                    self._multipart.abort_abandoned()
+            except JobsBackupError as error:
+                log.error("%s", error.one_line())

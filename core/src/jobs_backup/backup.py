@@ -1,0 +1,353 @@
+"""The public API: record events durably, have them sent, wait for them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Final, Self, overload
+
+import msgspec
+
+from jobs_backup import encoding
+from jobs_backup.archiver import TICK, Archiver
+from jobs_backup.destination import Destination
+from jobs_backup.encoding import Payload
+from jobs_backup.errors import BackupClosed, DestinationPaused, InvalidEvent, JobsBackupError, NoArchiver
+from jobs_backup.layout import clean_prefix
+from jobs_backup.model import Kind, Stream
+from jobs_backup.settings import CoreSettings
+from jobs_backup.spool import Spool
+from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.writer import MEMBER_BYTES, BatchLimits, Recording
+
+log: Final = logging.getLogger(__name__)
+
+_CHUNK_EVENTS: Final = 10_000
+_STOP_SECONDS: Final = 2.0
+
+
+class Job(int):
+    """An event that the spool has accepted; it is its id, a 63-bit integer. In JSON write it as a string: it exceeds 2^53."""
+
+    __slots__ = ()
+
+    @property
+    def batch(self) -> int:
+        """The number of its batch."""
+        return self >> INDEX_BITS
+
+    @property
+    def index(self) -> int:
+        """Its place in the batch, from 0."""
+        return self & ((1 << INDEX_BITS) - 1)
+
+    def __repr__(self) -> str:
+        return f"Job({int(self)})"
+
+
+class Jobs(Sequence[Job]):
+    """The jobs of `record_many`, in the order of the payloads; held as runs of consecutive ids."""
+
+    def __init__(self) -> None:
+        self._first = array("q")
+        self._end = array("q")  # how many jobs there are up to the end of each run
+
+    def __len__(self) -> int:
+        return self._end[-1] if self._end else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Job]: ...
+    def __getitem__(self, index: int | slice) -> Job | list[Job]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        run = bisect_right(self._end, index)
+        return Job(self._first[run] + index - (self._end[run - 1] if run else 0))
+
+    def __iter__(self) -> Iterator[Job]:
+        before = 0
+        for first, end in zip(self._first, self._end, strict=True):
+            yield from map(Job, range(first, first + end - before))
+            before = end
+
+    def _extend(self, first: int, count: int) -> None:
+        if self._end and self._first[-1] + self._end[-1] - (self._end[-2] if len(self._end) > 1 else 0) == first:
+            self._end[-1] += count
+        else:
+            self._first.append(first)
+            self._end.append(len(self) + count)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that carries its own source, for `record_many`. The fields are the arguments of `Backup.record`."""
+
+    payload: Payload
+    source_id: str
+    user_id: str | None = None
+    workspace_id: str = ""
+    message_id: str | None = None
+    created_at: datetime | None = None
+
+
+class Backup:
+    """Records events into the spool and, with `archive`, sends them into the bucket.
+
+    Any number of threads may share one. A process that was forked from this one has to open its own. It installs no signal
+    handlers. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(self, settings: CoreSettings, *, environment: Mapping[str, str] | None = None, archive: bool = True) -> None:
+        """Open the spool, and start sending what waits in it.
+
+        Args:
+            environment: where the provider's settings come from; the process's, if None.
+            archive: False to record only; then another process has to run `jobs-backup archive`.
+
+        Raises:
+            ConfigurationError: the settings are wrong, or the provider is not installed.
+            SpoolError: the spool can't be used.
+        """
+        self._stop = threading.Event()
+        self._pid = os.getpid()
+        self._closed = False
+        self._grace: float = settings.shutdown_grace
+        prefix = clean_prefix(settings.prefix)
+        destination = Destination.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
+        self.location = destination.location
+        self.spool = Spool(
+            settings.spool_path,
+            location=destination.location,
+            prefix=prefix,
+            instance_id=settings.instance_id,
+            limits=BatchLimits(events=settings.batch_events, bytes=settings.batch_bytes, age=settings.upload_frequency),
+            durability=settings.spool_durability,
+            archives=archive,
+        )
+        destination.use_bodies(self.spool)
+        self.archiver = Archiver(self.spool, destination, settings, stop=self._stop) if archive else None
+        self._sealer = threading.Thread(target=self._seal_by_age, name="jobs-backup-seal", daemon=True)
+        if self.archiver:
+            self.archiver.start()
+        else:
+            self._sealer.start()
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str] | None = None, *, archive: bool = True) -> Self:
+        """A Backup as the environment variables say; those of the process, if `environment` is None. Raises as `Backup` does."""
+        environment = os.environ if environment is None else environment
+        return cls(CoreSettings.from_environment(environment), environment=environment, archive=archive)
+
+    def record(
+        self,
+        payload: Payload,
+        *,
+        source_id: str,
+        user_id: str | None = None,
+        workspace_id: str = "",
+        message_id: str | None = None,
+        created_at: datetime | None = None,
+    ) -> Job:
+        """Record one event. When this returns, it survives a killed process and, by default, a power loss.
+
+        Args:
+            payload: a JSON object, as a dict or as JSON text. JSON text stays as it is, byte for byte.
+            source_id: events of one source (and workspace) share objects.
+            user_id: taken from the payload's `userId` if None.
+            message_id: taken from the payload's `messageId` if None.
+            created_at: with a time zone; now, if None.
+
+        Raises:
+            InvalidEvent: the payload is no JSON object.
+            SpoolFull: there is no room; nothing was recorded.
+            BackupClosed: after `close`, and in a forked process.
+        """
+        self._check_usable()
+        at = encoding.now() if created_at is None else encoding.microseconds(created_at)
+        line = encoding.raw_line(payload, encoding.timestamp(at), user_id, message_id)
+        recording = Recording(_stream(workspace_id, source_id), [line], first_at=at, last_at=at)
+        self.spool.append([recording])
+        return Job(recording.jobs[0][0])
+
+    @overload
+    def record_many(self, payloads: Iterable[Payload], *, source_id: str, workspace_id: str = "") -> Jobs: ...
+    @overload
+    def record_many(self, payloads: Iterable[Event]) -> Jobs: ...
+    def record_many(self, payloads: Iterable[Payload | Event], *, source_id: str = "", workspace_id: str = "") -> Jobs:
+        """Record any number of events in few commits and bounded memory. All are durable when this returns.
+
+        Args:
+            payloads: as in `record`, or `Event`s that carry their own source.
+
+        Raises:
+            InvalidEvent: a payload is no JSON object. Those before it are recorded; the error's `index` is its place, `recorded`
+                the jobs of the others.
+            SpoolFull, BackupClosed: as in `record`. What earlier commits of this call recorded stays recorded.
+        """
+        self._check_usable()
+        jobs = Jobs()
+        chunk = _Chunk()
+        source = _stream(workspace_id, source_id) if source_id else None
+        for index, one in enumerate(payloads):
+            try:
+                chunk.add(one, source)
+            except InvalidEvent as error:
+                self._append(chunk, jobs)
+                error.index, error.recorded = index, jobs
+                raise
+            if chunk.is_full:
+                self._append(chunk, jobs)
+                chunk = _Chunk()
+        self._append(chunk, jobs)
+        return jobs
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until what this process recorded is in the bucket.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            DestinationPaused: it keeps failing. What was recorded waits in the spool.
+            NoArchiver: this Backup does not archive, and no other process does.
+            TimeoutError: not all of it is there yet.
+        """
+        self._check_usable()
+        until = None if timeout is None else time.monotonic() + timeout
+        self.spool.seal()
+        while self.spool.unsent():
+            if until is not None and time.monotonic() >= until:
+                raise TimeoutError(f"{self.spool.unsent()} batches are not in the bucket after {timeout:g} s")
+            if self.archiver is None:
+                if not self.spool.has_archiver():
+                    raise NoArchiver("nobody sends what this spool holds", hint="run `jobs-backup archive` on the same spool")
+                time.sleep(TICK / 10)
+                continue
+            if (error := self.archiver.paused) is not None:
+                raise DestinationPaused(f"{self.location} is paused, what was recorded waits in the spool: {error}", cause=error)
+            self.archiver.wake()
+            self.archiver.wait(TICK if until is None else min(TICK, max(0.0, until - time.monotonic())))
+
+    def close(self, grace: float | None = None) -> None:
+        """Seal, send what can be sent within `grace` seconds (default JOBS_BACKUP_SHUTDOWN_GRACE), and end.
+
+        The rest waits in the spool for the next start. Closing again does nothing.
+        """
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        try:
+            self.spool.seal()
+            if self.archiver is not None:
+                self.archiver.wake()
+                self.archiver.drain(self._grace if grace is None else grace)
+                self.archiver.stop(_STOP_SECONDS)
+            else:
+                self._stop.set()
+                self._sealer.join()
+        finally:
+            self._stop.set()
+            self.spool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def record_lines(self, stream: Stream, lines: list[bytes], *, at: int, position: tuple[str, bytes] | None = None) -> None:
+        """For the command: record encoded lines together with the position of the input that they were read up to.
+
+        `at` is their createdAt in microseconds since 1970.
+        """
+        self._check_usable()
+        self.spool.append([Recording(stream, lines, first_at=at, last_at=at, position=position)])
+
+    def _append(self, chunk: _Chunk, jobs: Jobs) -> None:
+        recordings = list(chunk.recordings.values())
+        if recordings:
+            self.spool.append(recordings)
+            chunk.number(jobs)
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise BackupClosed("the Backup is closed", hint="open a new one")
+        if os.getpid() != self._pid:
+            raise BackupClosed("the Backup belongs to the process that this one was forked from", hint="open a Backup in each process, after the fork")
+
+    def _seal_by_age(self) -> None:
+        while not self._stop.wait(TICK):
+            try:
+                self.spool.seal_due()
+            except JobsBackupError as error:
+                log.error("%s", error.one_line())
+
+
+class _Chunk:
+    """Encoded events on their way into one commit; several streams, at most about MEMBER_BYTES."""
+
+    def __init__(self) -> None:
+        self.recordings: dict[Stream, Recording] = {}
+        self._order: list[tuple[Recording, int]] = []  # runs of events of one stream, in the order in which they came
+        self._events = 0
+        self._bytes = 0
+        self._now = encoding.now()
+        self._now_text = encoding.timestamp(self._now)
+
+    @property
+    def is_full(self) -> bool:
+        return self._bytes >= MEMBER_BYTES or self._events >= _CHUNK_EVENTS
+
+    def add(self, one: Payload | Event, source: Stream | None) -> None:
+        at, text = self._now, self._now_text
+        if isinstance(one, Event):
+            source = _stream(one.workspace_id, one.source_id)
+            if one.created_at is not None:
+                at = encoding.microseconds(one.created_at)
+                text = encoding.timestamp(at)
+            line = encoding.raw_line(one.payload, text, one.user_id, one.message_id)
+        elif source is None:
+            raise InvalidEvent("source_id is missing", hint="pass source_id, or Event objects that carry their own")
+        else:
+            line = encoding.raw_line(one, text)
+        recording = self.recordings.get(source)
+        if recording is None:
+            recording = self.recordings[source] = Recording(source, [], first_at=at, last_at=at)
+        recording.lines.append(line)
+        recording.last_at = at
+        if self._order and self._order[-1][0] is recording:
+            self._order[-1] = (recording, self._order[-1][1] + 1)
+        else:
+            self._order.append((recording, 1))
+        self._events += 1
+        self._bytes += len(line)
+
+    def number(self, jobs: Jobs) -> None:
+        """Add the ids that the events got."""
+        runs = {id(recording): iter(recording.jobs) for recording in self.recordings.values()}
+        left: dict[int, tuple[int, int]] = {}
+        for recording, wanted in self._order:
+            while wanted:
+                first, count = left.pop(id(recording), None) or next(runs[id(recording)])
+                taken = min(wanted, count)
+                jobs._extend(first, taken)  # noqa: SLF001
+                wanted -= taken
+                if taken < count:
+                    left[id(recording)] = (first + taken, count - taken)
+
+
+def _stream(workspace_id: str, source_id: str) -> Stream:
+    if not source_id:
+        raise InvalidEvent("source_id is empty", hint="say which source the event comes from")
+    return Stream(Kind.RAW, workspace_id, source_id)

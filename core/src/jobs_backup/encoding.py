@@ -1,0 +1,107 @@
+"""Lines: how an event and a failure look in an object. A payload's bytes are passed through untouched."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from jobs_backup.errors import InvalidEvent
+
+Payload = dict[str, Any] | bytes | bytearray | str
+
+_EMPTY: Final = b'""'
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _Head(msgspec.Struct, gc=False):
+    """What a line tells of its payload, as raw JSON, so that nothing is decoded that only has to be copied."""
+
+    messageId: msgspec.Raw = msgspec.Raw(b"null")
+    userId: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_read_head: Final = msgspec.json.Decoder(_Head).decode
+
+
+def now() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def microseconds(at: datetime) -> int:
+    """Microseconds since 1970.
+
+    Raises:
+        InvalidEvent: the time has no zone.
+    """
+    if at.tzinfo is None:
+        raise InvalidEvent(
+            f"created_at {at.isoformat()} has no time zone", hint="pass an aware datetime, for example datetime.now(UTC)"
+        )
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // _MICROSECOND
+
+
+def timestamp(at: int) -> bytes:
+    """RFC 3339 in UTC, in quotes; `at` in microseconds since 1970."""
+    seconds, rest = divmod(at, 1_000_000)
+    return f'"{time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))}.{rest:06}Z"'.encode()
+
+
+def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, message_id: str | None = None) -> bytes:
+    """The line of an ingested event: userId, payload, createdAt, messageId, and a newline.
+
+    userId and messageId are taken from the payload where they are not given. Of a payload that comes as JSON every byte stays,
+    but line breaks between tokens (they would end the line) become spaces, and white space around it is dropped.
+
+    Args:
+        created_at: from `timestamp`.
+
+    Raises:
+        InvalidEvent: the payload is not one JSON object in UTF-8.
+    """
+    json = _to_json(payload)
+    try:
+        head = _read_head(json)
+    except msgspec.DecodeError as error:
+        raise InvalidEvent(f"not a JSON object: {error}") from error
+    except RecursionError as error:
+        raise InvalidEvent("not a usable JSON object: nested too deeply") from error
+    return b'{"userId":%b,"payload":%b,"createdAt":%b,"messageId":%b}\n' % (
+        _string(head.userId) if user_id is None else _encode(user_id),
+        json,
+        created_at,
+        _string(head.messageId) if message_id is None else _encode(message_id),
+    )
+
+
+def _to_json(payload: Payload) -> bytes:
+    if isinstance(payload, dict):
+        try:
+            return _encode(payload)
+        except (TypeError, ValueError, RecursionError, OverflowError) as error:
+            raise InvalidEvent(f"the payload can't be written as JSON: {error}") from error
+    try:
+        json = payload.encode() if isinstance(payload, str) else bytes(payload)
+        if not json.isascii():
+            json.decode()  # the parser below does not look into what it skips
+    except UnicodeError as error:
+        raise InvalidEvent(f"not UTF-8: {error}") from error
+    json = json.strip(b" \t\r\n")
+    if b"\n" in json or b"\r" in json:
+        # In valid JSON these stand between tokens only: inside of a string they would have to be escaped.
+        json = json.replace(b"\n", b" ").replace(b"\r", b" ")
+    return json
+
+
+def _string(token: msgspec.Raw) -> bytes:
+    """A JSON token as a JSON string, since RudderStack's tools read strings there."""
+    text = bytes(token)
+    if text[:1] == b'"':
+        return text
+    return _EMPTY if text == b"null" else _encode(text.decode())
+
+
+_MICROSECOND: Final = datetime(1970, 1, 1, microsecond=1) - datetime(1970, 1, 1)  # noqa: DTZ001

@@ -1,0 +1,77 @@
+"""Object keys: where a batch goes in the bucket, as RudderStack lays its backups out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from typing import Final
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.model import Kind, Stream
+
+MAX_KEY_BYTES: Final = 1024
+"""Of UTF-8; the limit of S3 and of GCS."""
+
+# Ids are limited so that every file name stays below 255 bytes (the limit of file systems) and every key below MAX_KEY_BYTES.
+_MAX_ID_BYTES: Final = 96
+_MAX_INSTANCE_BYTES: Final = 60
+_MAX_PREFIX_BYTES: Final = 512
+
+# What could leave its place in a key, or break a tool that reads keys line by line; `%` and `~` because they mark what was changed.
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff/\\%~]")
+
+
+def clean_prefix(prefix: str) -> str:
+    """JOBS_BACKUP_PREFIX without slashes around it.
+
+    Raises:
+        ConfigurationError: it has empty parts, `.` or `..`, control characters, or more than 512 bytes.
+    """
+    prefix = prefix.strip("/")
+    parts = prefix.split("/") if prefix else []
+    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]", prefix):
+        raise ConfigurationError(
+            f"JOBS_BACKUP_PREFIX={prefix!r} has an empty part, '.', '..' or a control character",
+            hint="use a prefix such as backups/events",
+        )
+    if len(prefix.encode()) > _MAX_PREFIX_BYTES:
+        raise ConfigurationError(f"JOBS_BACKUP_PREFIX has more than {_MAX_PREFIX_BYTES} bytes", hint="use a shorter prefix")
+    return prefix
+
+
+def safe_id(text: str, max_bytes: int = _MAX_ID_BYTES) -> str:
+    """An id from outside as one part of a key. Different ids give different parts.
+
+    Slashes, backslashes, control characters, `%` and `~` are percent-encoded, and so is an id that is `.` or `..`; what is
+    longer than `max_bytes` of UTF-8 is cut, and ends in `~` and a hash of the whole.
+    """
+    safe = _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass")), text)
+    if safe in (".", ".."):
+        safe = safe.replace(".", "%2E")
+    encoded = safe.encode()
+    if len(encoded) > max_bytes:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        safe = encoded[: max_bytes - 25].decode("utf-8", "ignore") + "~" + digest
+    return safe
+
+
+def object_key(
+    *, prefix: str, instance_id: str, stream: Stream, first_at: int, last_at: int, first_job: int, last_job: int, uuid: str
+) -> str:
+    """The key of a batch. `first_at` and `last_at` are microseconds since 1970 of its first and last event; days and hours are UTC.
+
+    - raw: `<prefix>/<source>/gw/<YYYY-MM-DD>/<H>/<instance>/<first>_<last>_<workspace>_<uuid>.json.gz`, H without a leading zero
+    - failed: `<prefix>/rudder-proc-err-logs/<MM-DD-YYYY>/<first>.<instance>.<first job>-<last job>.<uuid>.<workspace>.json.gz`
+    """
+    first, last = first_at // 1_000_000, last_at // 1_000_000
+    at = time.gmtime(first)
+    instance = safe_id(instance_id, _MAX_INSTANCE_BYTES)
+    workspace = safe_id(stream.workspace_id)
+    if stream.kind is Kind.RAW:
+        day = f"{at.tm_year:04}-{at.tm_mon:02}-{at.tm_mday:02}"
+        key = f"{safe_id(stream.source_id)}/gw/{day}/{at.tm_hour}/{instance}/{first}_{last}_{workspace}_{uuid}.json.gz"
+    else:
+        day = f"{at.tm_mon:02}-{at.tm_mday:02}-{at.tm_year:04}"
+        key = f"rudder-proc-err-logs/{day}/{first}.{instance}.{first_job}-{last_job}.{uuid}.{workspace}.json.gz"
+    return f"{prefix}/{key}" if prefix else key

@@ -1,0 +1,146 @@
+"""Objects in parts: begin, send, complete, continue after a crash, abort. The journal comes before the first part."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Final, NamedTuple
+
+from jobs_backup.destination import Destination
+from jobs_backup.errors import AlreadyExists, JobsBackupError, UploadGone
+from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
+from jobs_backup.spool import Spool
+from jobs_backup.spool.catalog import JournaledUpload
+
+log: Final = logging.getLogger(__name__)
+
+_BEGINNINGS: Final = 3
+"""How often a lost upload is begun anew before the batch has to wait."""
+_ABORT_FIRST_WAIT: Final = 60.0
+_ABORT_MAX_WAIT: Final = 3600.0
+
+
+class _Range(NamedTuple):
+    """Where a part lies in the object."""
+
+    number: int
+    offset: int
+    size: int
+    last: bool
+
+
+class Multipart:
+    """Sends objects in parts to one destination, all of them from one pool of threads."""
+
+    def __init__(self, spool: Spool, destination: Destination, *, part_size: int, concurrency: int, stop: threading.Event) -> None:
+        self._spool = spool
+        self._destination = destination
+        self._part_size = part_size
+        self._window = 1 if destination.sequential_parts else concurrency
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="jobs-backup-part")
+        self._stop = stop
+
+    def send(self, batch: Batch, body: Body) -> WriteReceipt:
+        """Store the batch's object: continue the upload that is in the journal, or begin one.
+
+        After an error the upload stays in the journal, and the next call goes on with it.
+
+        Raises:
+            AlreadyExists: the object stands. The upload is left to `abort_abandoned`.
+        """
+        for beginning in range(_BEGINNINGS):
+            found = self._spool.upload_of(batch)
+            journaled, parts = found or (self._begin(batch), [])
+            try:
+                return self._finish(journaled, parts, batch, body)
+            except AlreadyExists:
+                self._spool.abandon_upload(journaled)
+                raise
+            except UploadGone as error:
+                self._spool.abandon_upload(journaled)
+                if beginning == _BEGINNINGS - 1:
+                    raise
+                log.warning("%s: the upload is lost, another one is begun: %s", batch.key, error)
+        raise AssertionError("unreachable")
+
+    def abort_abandoned(self) -> list[JobsBackupError]:
+        """Abort what will not be continued. What is refused stays in the journal and is tried again later. Returns the refusals."""
+        refusals: list[JobsBackupError] = []
+        for journaled in self._spool.abandoned_uploads():
+            try:
+                receipt = self._destination.abort_multipart(journaled.upload)
+            except JobsBackupError as error:
+                wait_ = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
+                self._spool.postpone_abort(journaled, error, retry_at=time.time() + wait_)
+                log.warning("an upload of %s could not be aborted and is tried again later: %s", journaled.upload.key, error.one_line())
+                refusals.append(error)
+            else:
+                self._spool.forget_upload(journaled)
+                if receipt.outcome is Outcome.ABORTED:
+                    log.info("an upload of %s was aborted", journaled.upload.key)
+        return refusals
+
+    def close(self) -> None:
+        """Start no further part."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, batch: Batch) -> JournaledUpload:
+        destination = self._destination
+        smallest = max(self._part_size, destination.min_part_size, -(-batch.size // destination.max_parts))
+        part_size = -(-smallest // destination.part_multiple) * destination.part_multiple
+        return self._spool.journal_upload(batch, destination.create_multipart(batch), part_size)
+
+    def _finish(self, journaled: JournaledUpload, sent: list[Part], batch: Batch, body: Body) -> WriteReceipt:
+        parts = {part.number: part for part in sent}
+        ranges = _ranges(batch.size, journaled.part_size)
+        self._send_parts(journaled, [one for one in ranges if one.number not in parts], body, parts)
+        if len(parts) < len(ranges):
+            raise Stopped(f"{batch.key}: stopped after {len(parts)} of {len(ranges)} parts; the next start continues")
+        receipt = self._destination.complete_multipart(journaled.upload, [parts[one.number] for one in ranges], batch)
+        self._spool.forget_upload(journaled)
+        return receipt
+
+    def _send_parts(self, journaled: JournaledUpload, missing: list[_Range], body: Body, parts: dict[int, Part]) -> None:
+        """Send what is missing, a window of parts at a time. No part is under way any more when this returns or raises."""
+        running: set[Future[Part]] = set()
+        failed: BaseException | None = None
+        for one in missing:
+            if failed is not None or self._stop.is_set():
+                break
+            running.add(self._pool.submit(self._send_part, journaled, one, body))
+            if len(running) >= self._window:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                failed = _collect(done, parts)
+        done, _ = wait(running)
+        failed = failed or _collect(done, parts)
+        if failed is not None:
+            raise failed
+
+    def _send_part(self, journaled: JournaledUpload, one: _Range, body: Body) -> Part:
+        part = self._destination.write_part(journaled.upload, one.number, one.offset, body.slice(one.offset, one.size), one.last)
+        self._spool.journal_part(journaled, part)
+        return part
+
+
+class Stopped(JobsBackupError):
+    """Shutdown came before the object was complete."""
+
+
+def _ranges(size: int, part_size: int) -> list[_Range]:
+    return [
+        _Range(number, offset, min(part_size, size - offset), last=offset + part_size >= size)
+        for number, offset in enumerate(range(0, size, part_size), 1)
+    ]
+
+
+def _collect(done: set[Future[Part]], parts: dict[int, Part]) -> BaseException | None:
+    failed: BaseException | None = None
+    for future in done:
+        if (error := future.exception()) is not None:
+            failed = failed or error
+        else:
+            part = future.result()
+            parts[part.number] = part
+    return failed

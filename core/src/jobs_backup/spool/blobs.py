@@ -1,0 +1,204 @@
+"""The bytes of batches: one SQLite file for each writer; chunks are appended, read, and dropped with their batch."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import itertools
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import crc32c
+
+from jobs_backup.errors import SpoolCorrupt
+from jobs_backup.model import Body
+from jobs_backup.spool.database import Database, Durability, database_errors
+
+INDEX_BITS: Final = 21
+"""A job's id is its batch's number, shifted by so many bits, plus its index in the batch."""
+
+_INDEX_MASK: Final = (1 << INDEX_BITS) - 1
+_SCHEMA: Final = """
+CREATE TABLE chunks (
+    job INTEGER PRIMARY KEY,      -- id of its first job: the batch and the order in it
+    events INTEGER NOT NULL,
+    raw_bytes INTEGER NOT NULL,   -- of its lines
+    first_at INTEGER NOT NULL,    -- createdAt of its first and last event, microseconds
+    last_at INTEGER NOT NULL,
+    member INTEGER NOT NULL,      -- 1: data is a gzip member; 0: data are lines that wait to become one
+    crc32c INTEGER NOT NULL,      -- of data
+    data BLOB NOT NULL
+) STRICT;
+CREATE TABLE positions (input TEXT PRIMARY KEY, position BLOB NOT NULL) STRICT
+"""
+
+
+class Chunk(NamedTuple):
+    """Consecutive events of one batch, without their bytes: see the table."""
+
+    job: int
+    events: int
+    raw_bytes: int
+    first_at: int
+    last_at: int
+    member: bool
+
+
+class BlobFile:
+    """One writer's file. The members of a batch stand before its waiting lines; folding keeps it so."""
+
+    def __init__(self, path: Path, *, durability: Durability) -> None:
+        # Large pages suit large blobs; the automatic checkpoint counts pages: 8 MiB.
+        self._database = Database(path, _SCHEMA, version=1, durability=durability, page_size=65536, checkpoint_pages=128)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Appender]:
+        """Changes that are made together or not at all."""
+        with self._database.transaction() as connection:
+            yield Appender(connection)
+
+    def chunks(self, batch: int) -> list[Chunk]:
+        """A batch's chunks in order."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT job, events, raw_bytes, first_at, last_at, member FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job",
+                _jobs_of(batch),
+            )
+            return [Chunk(*row) for row in rows]
+
+    def lines(self, first_job: int) -> bytes:
+        """The waiting lines of a batch, from `first_job` on."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT job, crc32c, data FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", (first_job, first_job | _INDEX_MASK)
+            )
+            return b"".join(_checked(self._database.path, *row) for row in rows)
+
+    def data(self, job: int) -> bytes:
+        """The bytes of one chunk."""
+        with self._database.reading() as connection:
+            row = connection.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
+        return _checked(self._database.path, *row)
+
+    def positions(self) -> dict[str, bytes]:
+        """How far each input was read; committed together with the events read from it."""
+        with self._database.reading() as connection:
+            return dict(connection.execute("SELECT input, position FROM positions"))
+
+    def drop(self, batch: int) -> None:
+        """Forget a batch's bytes."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM chunks WHERE job BETWEEN ? AND ?", _jobs_of(batch))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+
+class Appender:
+    """What can be done in a transaction of a BlobFile."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def append(self, chunk: Chunk, data: bytes) -> None:
+        """Add a chunk."""
+        self._connection.execute("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*chunk, crc32c.crc32c(data), data))
+
+    def fold(self, chunk: Chunk, member: bytes) -> None:
+        """Put one member into the place of all chunks of its batch from its first job on."""
+        self._connection.execute("DELETE FROM chunks WHERE job BETWEEN ? AND ?", (chunk.job, chunk.job | _INDEX_MASK))
+        self.append(chunk, member)
+
+    def set_position(self, source: str, position: bytes) -> None:
+        """Remember how far an input was read."""
+        self._connection.execute("INSERT OR REPLACE INTO positions VALUES (?, ?)", (source, position))
+
+
+class SpooledBody(Body):
+    """The members of a batch, one after another, read from the spool chunk by chunk."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self._path = path
+        with database_errors(path), closing(_connect(path)) as connection:
+            rows = connection.execute(
+                "SELECT job, length(data) FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", _jobs_of(batch)
+            ).fetchall()
+        self._jobs: list[int] = [job for job, _ in rows]
+        self._ends: list[int] = list(itertools.accumulate(size for _, size in rows))
+        self.size = self._ends[-1] if rows else 0
+
+    def open(self) -> BinaryIO:
+        return io.BufferedReader(_MembersReader(self._path, self._jobs, self._ends), 1 << 16)
+
+
+class _MembersReader(io.RawIOBase):
+    """Reads chunks as one file. Holds one chunk in memory, and no transaction between two reads."""
+
+    def __init__(self, path: Path, jobs: Sequence[int], ends: Sequence[int]) -> None:
+        self._path = path
+        self._jobs = jobs
+        self._ends = ends
+        self._position = 0
+        self._chunk = memoryview(b"")
+        self._chunk_start = 0
+        with database_errors(path):
+            self._connection = _connect(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1] if self._ends else 0}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        offset = self._position - self._chunk_start
+        if not 0 <= offset < len(self._chunk):
+            index = bisect.bisect_right(self._ends, self._position)
+            if index == len(self._ends):
+                return 0
+            self._chunk = memoryview(self._read(self._jobs[index]))
+            self._chunk_start = self._ends[index] - len(self._chunk)
+            offset = self._position - self._chunk_start
+        block = self._chunk[offset : offset + len(buffer)]
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._connection.close()
+        super().close()
+
+    def _read(self, job: int) -> bytes:
+        with database_errors(self._path):
+            row = self._connection.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
+        if row is None:
+            raise SpoolCorrupt(f"{self._path}: the bytes of job {job} are missing")
+        return _checked(self._path, *row)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection of its own for a reader: many uploads and parts read at once, and none shall wait for the writer."""
+    return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=60.0, isolation_level=None, check_same_thread=False)
+
+
+def _checked(path: Path, job: int, checksum: int, data: bytes) -> bytes:
+    if crc32c.crc32c(data) != checksum:
+        raise SpoolCorrupt(f"{path}: the bytes of job {job} are not those that were written", hint="look at the disk")
+    return data
+
+
+def _jobs_of(batch: int) -> tuple[int, int]:
+    return batch << INDEX_BITS, batch << INDEX_BITS | _INDEX_MASK

@@ -1,0 +1,389 @@
+"""All state of the spool: batches, destinations, journaled uploads and their parts, sessions, input positions."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from jobs_backup.model import Batch, Kind, Part, Stream, Upload
+from jobs_backup.spool.database import Database, Durability
+
+_SCHEMA: Final = """
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+INSERT INTO counters VALUES ('batch', 0);
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY,          -- also the name of its lock and of its blob file
+    pid INTEGER NOT NULL,
+    archives INTEGER NOT NULL,    -- 1: it sends what is sealed
+    began_at REAL NOT NULL
+) STRICT;
+CREATE TABLE destinations (
+    id INTEGER PRIMARY KEY,
+    location TEXT NOT NULL UNIQUE,
+    standing TEXT NOT NULL DEFAULT 'untried' CHECK (standing IN ('untried', 'refused', 'proven')),
+    error TEXT NOT NULL DEFAULT '',
+    hint TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE TABLE batches (
+    id INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    workspace_id TEXT NOT NULL,
+    source_id TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'stored')),
+    destination INTEGER NOT NULL REFERENCES destinations,
+    prefix TEXT NOT NULL,         -- of its key, as it was set when it was opened
+    instance_id TEXT NOT NULL,
+    wrappers TEXT NOT NULL,       -- names of those that make its bytes, outermost first, separated by commas
+    blobs TEXT NOT NULL,          -- name of the blob file: the session that recorded it
+    events INTEGER NOT NULL DEFAULT 0,
+    raw_bytes INTEGER NOT NULL DEFAULT 0,
+    first_at INTEGER,
+    last_at INTEGER,
+    size INTEGER,
+    crc32c INTEGER,
+    uuid TEXT,
+    key TEXT,
+    sealed_at REAL,
+    stored_at REAL,
+    claimed_by TEXT,              -- the session that is sending it
+    failures INTEGER NOT NULL DEFAULT 0,
+    retry_at REAL NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT '',
+    hint TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX waiting_batches ON batches (destination, state, claimed_by, id) WHERE state != 'stored';
+CREATE INDEX batches_by_blobs ON batches (blobs, state) WHERE state != 'stored';
+CREATE TABLE uploads (
+    id INTEGER PRIMARY KEY,
+    batch INTEGER NOT NULL REFERENCES batches,
+    destination INTEGER NOT NULL REFERENCES destinations,
+    upload BLOB NOT NULL,         -- as the provider returned it, as JSON; a secret
+    part_size INTEGER NOT NULL,
+    abandoned INTEGER NOT NULL DEFAULT 0,   -- 1: to be aborted
+    failures INTEGER NOT NULL DEFAULT 0,
+    retry_at REAL NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT '',
+    hint TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX uploads_by_batch ON uploads (batch);
+CREATE TABLE parts (
+    upload INTEGER NOT NULL REFERENCES uploads ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    part BLOB NOT NULL,           -- the receipt, as JSON
+    PRIMARY KEY (upload, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE positions (input TEXT PRIMARY KEY, position BLOB NOT NULL) STRICT
+"""
+
+_BATCH_COLUMNS: Final = "id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs, failures"
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch is bound to when it is opened: the destination's number, the wrappers, and the parts of its key."""
+
+    destination: int
+    prefix: str
+    instance_id: str
+    wrappers: tuple[str, ...] = ()
+
+
+class OpenRow(NamedTuple):
+    """An open batch, as its adopter needs it."""
+
+    id: int
+    stream: Stream
+    placement: Placement
+
+
+class Seal(NamedTuple):
+    """What sealing fixes of a batch; see the columns."""
+
+    events: int
+    raw_bytes: int
+    first_at: int
+    last_at: int
+    size: int
+    crc32c: int
+    uuid: str
+    key: str
+    id: int
+
+
+class JournaledUpload(NamedTuple):
+    """A multipart upload in the journal."""
+
+    id: int
+    batch: int
+    upload: Upload
+    part_size: int
+    failures: int
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """What a destination still has to get. `error` and `hint` are the last failure's, empty if there was none."""
+
+    location: str
+    batches: int
+    events: int
+    bytes: int
+    error: str
+    hint: str
+
+
+class Catalog:
+    """`catalog.db`. Every method is one transaction."""
+
+    def __init__(self, path: Path, *, durability: Durability) -> None:
+        self._database = Database(path, _SCHEMA, version=1, durability=durability)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    # Sessions
+
+    def begin_session(self, session: str, pid: int, *, archives: bool) -> None:
+        """Enter a session, whose lock is held."""
+        with self._database.transaction() as db:
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (session, pid, archives, time.time()))
+
+    def sessions(self, *, archives: bool | None = None) -> list[str]:
+        """All sessions that were not ended: alive, or waiting to be adopted; those that (do not) archive, if asked for."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT id FROM sessions WHERE ?1 IS NULL OR archives=?1 ORDER BY began_at", (archives,))
+            return [row[0] for row in rows]
+
+    def end_session(self, session: str, positions: dict[str, bytes]) -> None:
+        """Forget a session: its batches are sealed, what it was sending may be sent by others, and its positions are kept here."""
+        with self._database.transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", positions.items())
+            db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=?", (session,))
+            db.execute("DELETE FROM sessions WHERE id=?", (session,))
+
+    def position(self, source: str) -> bytes | None:
+        """How far an input was read by the sessions that have ended."""
+        with self._database.reading() as db:
+            row = db.execute("SELECT position FROM positions WHERE input=?", (source,)).fetchone()
+        return row[0] if row else None
+
+    # Batches
+
+    def destination(self, location: str) -> int:
+        """The number of a destination."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (location,))
+            return int(db.execute("SELECT id FROM destinations WHERE location=?", (location,)).fetchone()[0])
+
+    def open_batches(self, streams: Sequence[Stream], placement: Placement, *, blobs: str) -> list[int]:
+        """New batches. A number is never used again, not even by a spool that is made anew: it is at least the time in ms."""
+        with self._database.transaction() as db:
+            last = int(db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0])
+            first = max(last + 1, time.time_ns() // 1_000_000)
+            numbers = list(range(first, first + len(streams)))
+            db.execute("UPDATE counters SET value=? WHERE name='batch'", (numbers[-1],))
+            bound = (placement.destination, placement.prefix, placement.instance_id, ",".join(placement.wrappers), blobs)
+            db.executemany(
+                "INSERT INTO batches (id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers, blobs)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (number, stream.kind, stream.workspace_id, stream.source_id, *bound)
+                    for number, stream in zip(numbers, streams, strict=True)
+                ],
+            )
+        return numbers
+
+    def open_batches_of(self, blobs: str) -> list[OpenRow]:
+        """The open batches in a blob file."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers FROM batches"
+                " WHERE blobs=? AND state='open'",
+                (blobs,),
+            )
+            return [
+                OpenRow(
+                    row[0],
+                    Stream(Kind(row[1]), row[2], row[3]),
+                    Placement(destination=row[4], prefix=row[5], instance_id=row[6], wrappers=_names(row[7])),
+                )
+                for row in rows
+            ]
+
+    def discard(self, batches: Iterable[int]) -> None:
+        """Forget open batches into which nothing was recorded."""
+        with self._database.transaction() as db:
+            db.executemany("DELETE FROM batches WHERE id=? AND state='open'", [(batch,) for batch in batches])
+
+    def seal(self, seals: Sequence[Seal]) -> None:
+        """Fix batches for ever; from now on they wait to be sent."""
+        with self._database.transaction() as db:
+            db.executemany(
+                "UPDATE batches SET state='sealed', events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?,"
+                f" sealed_at={time.time()} WHERE id=? AND state='open'",
+                seals,
+            )
+
+    def claim(self, destination: int, session: str) -> tuple[Batch, int] | None:
+        """The oldest sealed batch that nobody is sending and whose time has come, and how often it failed; now claimed by `session`."""
+        with self._database.transaction() as db:
+            row = db.execute(
+                f"UPDATE batches SET claimed_by=? WHERE id=(SELECT id FROM batches WHERE destination=? AND state='sealed'"
+                f" AND claimed_by IS NULL AND retry_at<=? ORDER BY id LIMIT 1) RETURNING {_BATCH_COLUMNS}",
+                (session, destination, time.time()),
+            ).fetchone()
+        return None if row is None else (_batch(row), row[12])
+
+    def has_claimable(self, destination: int) -> bool:
+        """Whether `claim` would give one."""
+        with self._database.reading() as db:
+            return (
+                db.execute(
+                    "SELECT 1 FROM batches WHERE destination=? AND state='sealed' AND claimed_by IS NULL AND retry_at<=? LIMIT 1",
+                    (destination, time.time()),
+                ).fetchone()
+                is not None
+            )
+
+    def release(self, batch: int, *, error: str, hint: str, retry_at: float) -> None:
+        """Give a claimed batch back: it was not stored."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
+                (error, hint, retry_at, batch),
+            )
+
+    def stored(self, batch: int) -> None:
+        """The batch's object stands in the bucket."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE batches SET state='stored', claimed_by=NULL, error='', hint='', stored_at=? WHERE id=?",
+                (time.time(), batch),
+            )
+
+    def unsent(self, blobs: str) -> int:
+        """How many batches of a blob file are not stored yet."""
+        with self._database.reading() as db:
+            return int(db.execute("SELECT count(*) FROM batches WHERE blobs=? AND state!='stored'", (blobs,)).fetchone()[0])
+
+    def waiting(self) -> list[Waiting]:
+        """What is sealed and not stored, for each destination."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT location, count(*), sum(events), sum(size), max(b.error), max(b.hint) FROM batches b"
+                " JOIN destinations d ON d.id=b.destination WHERE b.state='sealed' GROUP BY d.id ORDER BY d.id"
+            )
+            return [Waiting(*row) for row in rows]
+
+    # Destinations
+
+    def mark(self, destination: int, standing: str) -> None:
+        """Note what is known of a destination; what is proven stays so."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE destinations SET standing=? WHERE id=? AND standing!='proven'", (standing, destination))
+
+    def follow(self, destination: int) -> list[tuple[str, int]]:
+        """Give `destination` the batches of those that were tried, refused everything, and never can have got any of it.
+
+        Returns the locations that lost batches, and how many.
+        """
+        with self._database.transaction() as db:
+            lost = db.execute(
+                "SELECT d.id, d.location, count(*) FROM batches b JOIN destinations d ON d.id=b.destination"
+                " WHERE b.state!='stored' AND b.claimed_by IS NULL AND d.standing='refused' AND d.id!=? GROUP BY d.id",
+                (destination,),
+            ).fetchall()
+            db.executemany(
+                "UPDATE batches SET destination=?, retry_at=0 WHERE destination=? AND state!='stored' AND claimed_by IS NULL",
+                [(destination, id_) for id_, _, _ in lost],
+            )
+        return [(location, count) for _, location, count in lost]
+
+    # Multipart uploads
+
+    def journal_upload(self, batch: int, destination: int, upload: Upload, part_size: int) -> JournaledUpload:
+        """Remember an upload; before its first part is sent."""
+        with self._database.transaction() as db:
+            id_ = db.execute(
+                "INSERT INTO uploads (batch, destination, upload, part_size) VALUES (?, ?, ?, ?)",
+                (batch, destination, msgspec.json.encode(upload), part_size),
+            ).lastrowid
+        assert id_ is not None
+        return JournaledUpload(id_, batch, upload, part_size, 0)
+
+    def upload_of(self, batch: int) -> tuple[JournaledUpload, list[Part]] | None:
+        """The upload to be continued for a batch, with the parts that the store has."""
+        with self._database.reading() as db:
+            row = db.execute(
+                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned ORDER BY id DESC LIMIT 1",
+                (batch,),
+            ).fetchone()
+            if row is None:
+                return None
+            parts = db.execute("SELECT part FROM parts WHERE upload=? ORDER BY number", (row[0],))
+            return _upload(row), [msgspec.json.decode(part, type=Part) for (part,) in parts]
+
+    def journal_part(self, upload: int, part: Part) -> None:
+        """Remember the receipt of a part."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload, part.number, msgspec.json.encode(part)))
+
+    def abandon_upload(self, upload: int) -> None:
+        """It will not be continued: it has to be aborted."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE uploads SET abandoned=1 WHERE id=?", (upload,))
+
+    def forget_upload(self, upload: int) -> None:
+        """It was completed or aborted."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM uploads WHERE id=?", (upload,))
+
+    def abandoned_uploads(self, destination: int) -> list[JournaledUpload]:
+        """The uploads that have to be aborted and whose time has come."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned AND retry_at<=? ORDER BY id",
+                (destination, time.time()),
+            ).fetchall()
+        return [_upload(row) for row in rows]
+
+    def postpone_abort(self, upload: int, *, error: str, hint: str, retry_at: float) -> None:
+        """Aborting it failed."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?", (error, hint, retry_at, upload)
+            )
+
+    def open_uploads(self) -> list[tuple[str, str, str]]:
+        """(key, error, hint) of every upload that is to be aborted and was not yet."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
+        return [(msgspec.json.decode(upload, type=Upload).key, error, hint) for upload, error, hint in rows]
+
+
+def _batch(row: sqlite3.Row | tuple[Any, ...]) -> Batch:
+    id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs, _ = row
+    return Batch(
+        id=id_,
+        stream=Stream(Kind(kind), workspace_id, source_id),
+        events=events,
+        raw_bytes=raw_bytes,
+        size=size,
+        crc32c=crc32c,
+        key=key,
+        uuid=uuid,
+        wrappers=_names(wrappers),
+        blobs=blobs,
+    )
+
+
+def _upload(row: tuple[Any, ...]) -> JournaledUpload:
+    return JournaledUpload(row[0], row[1], msgspec.json.decode(row[2], type=Upload), row[3], row[4])
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()

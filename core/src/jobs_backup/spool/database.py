@@ -1,0 +1,100 @@
+"""SQLite as the spool uses it: WAL, one connection behind a lock, errors of the taxonomy."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
+
+Durability = Literal["full", "process"]
+
+_BUSY_SECONDS: Final = 60.0
+_SYNCHRONOUS: Final = {"full": "FULL", "process": "NORMAL"}  # in WAL mode, NORMAL does not wait for the disk at a commit
+
+
+class Database:
+    """One SQLite file. All its methods may be called from any thread."""
+
+    def __init__(
+        self, path: Path, schema: str, *, version: int, durability: Durability, page_size: int = 4096, checkpoint_pages: int = 1000
+    ) -> None:
+        """Open the file, create it where it does not exist.
+
+        Raises:
+            SpoolError: it was written by a newer version, or can't be opened.
+        """
+        self.path = path
+        self._lock = threading.RLock()
+        with database_errors(path):
+            path.touch(mode=0o600)
+            self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            try:
+                self._connection.execute(f"PRAGMA page_size={page_size}")
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
+                self._connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
+                self._connection.execute("PRAGMA foreign_keys=ON")
+                self._create(schema, version)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _create(self, schema: str, version: int) -> None:
+        with self.transaction() as connection:
+            found: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            if found > version:
+                raise SpoolError(
+                    f"{self.path} was written by a newer jobs-backup (version {found} of the format, this one knows {version})",
+                    hint="pip install --upgrade jobs-backup",
+                )
+            if found == 0:
+                for statement in schema.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={version}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction: committed at the end, rolled back at an exception."""
+        with self._lock, database_errors(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for statements that only read. Keep it short: a long read lets the WAL grow."""
+        with self._lock, database_errors(self.path):
+            yield self._connection
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._connection.close()
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """SQLite's and the operating system's errors as the taxonomy's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise SpoolFull(f"{path}: the disk is full", hint="free space on the spool's disk") from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise SpoolCorrupt(f"{path}: {error}", hint="keep the file for a repair, and report it") from error
+        raise SpoolError(f"{path}: {error}", hint="look at the disk and the permissions of the spool's directory") from error
+    except OSError as error:
+        raise SpoolError(
+            f"{path}: {error.strerror}", hint="look at the disk and the permissions of the spool's directory"
+        ) from error

@@ -1,0 +1,69 @@
+"""Which process is alive: each holds the lock of a file of its own for as long as it uses the spool."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import weakref
+from pathlib import Path
+from typing import Self
+
+
+class SessionLock:
+    """An exclusive lock of the operating system on `<directory>/<session>.lock`. It ends with its process, however that ends."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.session = path.stem
+        self._path = path
+        self._descriptor: int | None = descriptor
+        _held.add(self)
+
+    @classmethod
+    def new(cls, directory: Path) -> Self:
+        """The lock of a new session."""
+        lock = cls.try_to_take(directory, secrets.token_hex(8))
+        assert lock is not None, "nobody else knows this name"
+        return lock
+
+    @classmethod
+    def try_to_take(cls, directory: Path, session: str) -> Self | None:
+        """The lock of `session`; None if its process is alive, or another one has taken its place."""
+        path = directory / f"{session}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor)
+
+    def release(self, *, remove: bool) -> None:
+        """Give the lock up; `remove` also removes its file, for a session that has nothing left."""
+        if self._descriptor is not None:
+            if remove:
+                self._path.unlink(missing_ok=True)
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+_held: weakref.WeakSet[SessionLock] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The lock belongs to the open file, which the child shares: it would outlive the parent. Closing the child's descriptor
+    # leaves the parent's lock as it is (unlocking it would not).
+    for lock in list(_held):
+        with contextlib.suppress(OSError):
+            lock._drop()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
