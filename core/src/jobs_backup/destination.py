@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -149,10 +150,13 @@ class Destination:
             result = call(**arguments)
         except JobsBackupError:
             raise
-        except Exception as error:
-            # What a provider did not foresee may carry anything, the upload's id included.
-            text = _without_secrets(str(error), arguments.get("upload"))
-            raise StorageError(f"{self._name}: {hook} failed: {type(error).__name__}: {text}") from error
+        except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
+            # What a provider did not foresee may carry anything, the upload's id included; then it is not even shown as the cause.
+            upload = arguments.get("upload")
+            whole = "".join(traceback.format_exception(error))
+            cause = error if _without_id(whole, upload) == whole else None
+            text = _without_id(str(error), upload)
+            raise StorageError(f"{self._name}: {hook} failed: {type(error).__name__}: {text}") from cause
         if not isinstance(result, expected):
             raise ContractViolation(
                 f"{self._name}: {hook} returned {type(result).__name__} instead of {expected.__name__}",
@@ -161,7 +165,7 @@ class Destination:
         return result
 
 
-def _without_secrets(text: str, upload: object) -> str:
+def _without_id(text: str, upload: object) -> str:
     if isinstance(upload, Upload) and upload.id:
         for written in (upload.id, quote(upload.id), quote(upload.id, safe=""), quote_plus(upload.id)):
             text = text.replace(written, "****")

@@ -1,0 +1,82 @@
+"""The error taxonomy: what each error tells to programs and to people."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from jobs_backup import errors
+from jobs_backup.errors import (
+    ConfigurationError,
+    DestinationPaused,
+    InvalidEvent,
+    JobsBackupError,
+    PermissionDenied,
+    StorageError,
+    Throttled,
+    Unavailable,
+)
+
+EVERY = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobsBackupError)]
+
+# Waiting helps with these alone; all others need somebody to change something, or can't succeed at all.
+RETRYABLE = {"StorageError", "CredentialsExpired", "Throttled", "Unavailable", "Unreachable", "IntegrityError", "SpoolFull"}
+
+
+def make(kind: type[JobsBackupError]) -> JobsBackupError:
+    if issubclass(kind, PermissionDenied):
+        return kind("denied", action="s3:PutObject", resource="arn:aws:s3:::b/*")
+    if issubclass(kind, DestinationPaused):
+        return kind("paused", cause=Unavailable("down", hint="look at the network"))
+    return kind("it failed")
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_each_has_one_base_a_code_and_a_say_on_retrying(kind: type[JobsBackupError]) -> None:
+    error = make(kind)
+    assert error.code == kind.__name__
+    assert error.retryable is (kind.__name__ in RETRYABLE)
+    assert (error.attempts, error.elapsed) == (0, 0.0)
+    assert (kind.__doc__ or "").strip()
+
+
+def test_the_text_tells_attempts_and_time_once_there_were_several() -> None:
+    error = Unavailable("no answer from s3.example")
+    assert str(error) == "no answer from s3.example"
+    error.attempts, error.elapsed = 1, 0.2
+    assert str(error) == "no answer from s3.example"
+    error.attempts, error.elapsed = 6, 41.26
+    assert str(error) == "no answer from s3.example (6 attempts in 41.3 s)"
+
+
+def test_one_line_is_one_line_with_the_hint() -> None:
+    error = StorageError("it failed:\n  <Error>\r\n\tno</Error>", hint="look at\nthe store")
+    assert error.one_line() == "it failed: <Error> no</Error>: look at the store"
+    assert StorageError("it failed").one_line() == "it failed"
+
+
+def test_permission_denied_says_what_to_grant() -> None:
+    error = PermissionDenied("put refused", action="s3:PutObject", resource="arn:aws:s3:::events/*")
+    assert error.hint == "grant s3:PutObject on arn:aws:s3:::events/*"
+    assert (error.action, error.resource) == ("s3:PutObject", "arn:aws:s3:::events/*")
+    assert PermissionDenied("no", action="a", resource="r", hint="ask the owner").hint == "ask the owner"
+
+
+def test_a_paused_destination_gives_the_hint_of_its_cause() -> None:
+    cause = ConfigurationError("no such region", hint="correct AWS_REGION")
+    paused = DestinationPaused("paused", cause=cause)
+    assert paused.hint == "correct AWS_REGION"
+    assert paused.cause is cause
+
+
+def test_the_store_may_say_how_long_to_wait() -> None:
+    assert Throttled("slow down", retry_after=7).retry_after == 7
+    assert Unavailable("busy", retry_after=0.5).retry_after == 0.5
+    assert Throttled("slow down").retry_after is None
+
+
+def test_an_invalid_event_is_a_value_error_that_tells_which_one() -> None:
+    error = InvalidEvent("no JSON object", index=17)
+    assert isinstance(error, ValueError)
+    assert error.index == 17
