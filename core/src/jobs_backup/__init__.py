@@ -1,1 +1,62 @@
-"""Event backups into your own bucket."""
+"""Every event of a pipeline, and every delivery failure, safe in its owner's own bucket.
+
+`Backup` is where to start; `jobs_backup.hookspecs` is the contract for storage providers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs_backup.backup import Backup, Event, Job, Jobs
+    from jobs_backup.errors import (
+        BackupClosed,
+        ConfigurationError,
+        DestinationPaused,
+        InvalidEvent,
+        JobsBackupError,
+        NoArchiver,
+        ProviderNotFound,
+        SpoolCorrupt,
+        SpoolError,
+        SpoolFull,
+        StorageError,
+    )
+    from jobs_backup.settings import CoreSettings
+
+__all__ = [
+    "Backup",
+    "BackupClosed",
+    "ConfigurationError",
+    "CoreSettings",
+    "DestinationPaused",
+    "Event",
+    "InvalidEvent",
+    "Job",
+    "Jobs",
+    "JobsBackupError",
+    "NoArchiver",
+    "ProviderNotFound",
+    "SpoolCorrupt",
+    "SpoolError",
+    "SpoolFull",
+    "StorageError",
+]
+
+
+def __getattr__(name: str) -> object:
+    # A name is imported when it is first used: a provider needs the contract alone, and `jobs-backup --version` nothing at all.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("Backup", "Event", "Job", "Jobs"):
+        module = "backup"
+    else:
+        module = "settings" if name == "CoreSettings" else "errors"
+    value: object = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

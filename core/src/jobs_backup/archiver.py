@@ -17,6 +17,7 @@ from jobs_backup.errors import (
     NotSupported,
     PermissionDenied,
     SpoolError,
+    StorageError,
     Throttled,
     Unauthenticated,
     Unavailable,
@@ -93,6 +94,11 @@ class Archiver:
             self._changed.notify_all()
 
     @property
+    def is_working(self) -> bool:
+        """Whether a thread is alive, for example in a request that does not end."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    @property
     def paused(self) -> JobsBackupError | None:
         """Why nothing is being sent, None if something may be."""
         with self._changed:
@@ -112,8 +118,8 @@ class Archiver:
         with self._changed:
             self._changed.wait(timeout)
 
-    def stop(self, timeout: float) -> bool:
-        """End: no further attempt is begun. Waits up to `timeout` seconds for those under way; False if some still are."""
+    def stop(self, timeout: float) -> None:
+        """End: no further attempt is begun. Waits up to `timeout` seconds for those under way."""
         self._stop.set()
         self.wake()
         until = time.monotonic() + timeout
@@ -121,7 +127,6 @@ class Archiver:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
         self._multipart.close()
-        return not any(thread.is_alive() for thread in self._threads)
 
     def _is_drained(self) -> bool:
         return not self._sending and (time.monotonic() < self._paused_until or not self._spool.has_claimable())
@@ -147,11 +152,18 @@ class Archiver:
             while not self._stop.is_set():
                 wait = self._paused_until - time.monotonic()
                 # After a pause a single batch is sent as a probe; the others follow if it gets through.
-                if wait <= 0 and not (self._pause and self._sending) and (claimed := self._spool.claim()) is not None:
+                if wait <= 0 and not (self._pause and self._sending) and (claimed := self._claim()) is not None:
                     self._sending += 1
                     return claimed
                 self._changed.wait(wait if wait > 0 else None)
         return None
+
+    def _claim(self) -> tuple[Batch, int] | None:
+        try:
+            return self._spool.claim()
+        except SpoolError as error:
+            log.error("%s", error.one_line())
+            return None  # tried again when the thread that looks after things finds that something is to be sent
 
     def _store(self, batch: Batch) -> None:
         body = self._destination.open_body(batch)
@@ -173,12 +185,11 @@ class Archiver:
 
     def _failed(self, batch: Batch, failures: int, error: JobsBackupError) -> None:
         if isinstance(error, Stopped) or self._stop.is_set():
-            self._spool.release(batch, error, retry_at=0)
+            self._release(batch, error, 0.0)
             return
         self.failure = error
-        self._spool.mark_destination(refused=isinstance(error, _REFUSALS))
         delay = 0.0 if isinstance(error, _OF_THE_DESTINATION) else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
-        self._spool.release(batch, error, retry_at=time.time() + delay)
+        self._release(batch, error, delay)
         if isinstance(error, _OF_THE_BATCH):
             log.error("%s waits for %.0f s, nothing is lost: %s", batch.key, delay, error.one_line())
             return
@@ -189,6 +200,20 @@ class Archiver:
             self._paused_until = time.monotonic() + pause
             self._pause = error
         log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line())
+
+    def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
+        """Give the batch back. A full disk must not keep it: it is tried until it works, or the process ends."""
+        while True:
+            try:
+                if isinstance(error, (StorageError, ConfigurationError)):
+                    self._spool.mark_destination(refused=isinstance(error, _REFUSALS))
+                self._spool.release(batch, error, retry_at=time.time() + delay)
+            except SpoolError as failure:
+                log.error("%s", failure.one_line())
+                if self._stop.wait(TICK):
+                    return
+            else:
+                return
 
     def _look_after(self) -> None:
         while not self._stop.wait(TICK):

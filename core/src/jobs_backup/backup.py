@@ -122,7 +122,7 @@ class Backup:
         self._stop = threading.Event()
         self._pid = os.getpid()
         self._closed = False
-        self._grace: float = settings.shutdown_grace
+        self.grace: float = settings.shutdown_grace
         prefix = clean_prefix(settings.prefix)
         destination = Destination.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
         self.location = destination.location
@@ -251,7 +251,7 @@ class Backup:
             self.spool.seal()
             if self.archiver is not None:
                 self.archiver.wake()
-                self.archiver.drain(self._grace if grace is None else grace)
+                self.archiver.drain(self.grace if grace is None else grace)
                 self.archiver.stop(_STOP_SECONDS)
             else:
                 self._stop.set()

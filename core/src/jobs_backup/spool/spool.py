@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from jobs_backup.model import Batch, Body, Part, Upload
 from jobs_backup.spool.blobs import BlobFile, SpooledBody
 from jobs_backup.spool.catalog import Catalog, JournaledUpload, Placement, Waiting
 from jobs_backup.spool.database import Durability
-from jobs_backup.spool.sessions import SessionLock
+from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.writer import BatchLimits, OpenBatch, Recording, Writer, seal_batches
 
 log: Final = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Claim(NamedTuple):
 
 
 class Spool:
-    """A directory with `catalog.db` (all state), `blobs/` (the bytes), `sessions/` (a lock for each process), `rejects/`.
+    """A directory with `catalog.db` (all state), `blobs/` (the bytes), `locks/` (one for each process and input), `rejects/`.
 
     Bytes are committed in the writer's file, then sealed in the catalog, then stored in the catalog, then dropped. Each step may
     be repeated, so that no transaction spans two files.
@@ -60,8 +61,10 @@ class Spool:
         _make_directories(directory)
         self._catalog = Catalog(directory / "catalog.db", durability=durability)
         try:
-            self._lock = SessionLock.new(directory / "sessions")
-            self.session = self._lock.session
+            self.session = secrets.token_hex(8)
+            lock = self._try_lock(self.session)
+            assert lock is not None, "nobody else knows this name"
+            self._lock = lock
             self._catalog.begin_session(self.session, os.getpid(), archives=archives)
             self._blobs = BlobFile(self._blob_path(self.session), durability=durability)
             self.destination = self._catalog.destination(location)
@@ -84,6 +87,10 @@ class Spool:
     def seal_due(self) -> int:
         """Seal what this process has open and what has reached the limit of age. Returns the number of batches."""
         return self._writer.seal_due()
+
+    def lock_input(self, source: str) -> ProcessLock | None:
+        """The right to read an input; None while another process reads it."""
+        return self._try_lock(f"input-{source}")
 
     def position(self, source: str) -> bytes | None:
         """How far an input was read; None if it never was."""
@@ -185,7 +192,7 @@ class Spool:
         """Take the place of processes that died: seal what they had open, free what they were sending. Returns how many."""
         recovered = 0
         for session in self._catalog.sessions():
-            if session == self.session or (lock := SessionLock.try_to_take(self.directory / "sessions", session)) is None:
+            if session == self.session or (lock := self._try_lock(session)) is None:
                 continue
             adopted = False
             try:
@@ -243,10 +250,13 @@ class Spool:
         self._catalog.end_session(session, blobs.positions())
 
     def _is_alive(self, session: str) -> bool:
-        lock = SessionLock.try_to_take(self.directory / "sessions", session)
+        lock = self._try_lock(session)
         if lock is not None:
             lock.release(remove=False)
         return lock is None
+
+    def _try_lock(self, name: str) -> ProcessLock | None:
+        return ProcessLock.try_to_take(self.directory / "locks", name)
 
     def _blob_path(self, name: str) -> Path:
         return self.directory / "blobs" / f"{name}.db"
@@ -271,7 +281,7 @@ class Spool:
 
 def _make_directories(directory: Path) -> None:
     try:
-        for path in (directory, directory / "blobs", directory / "sessions", directory / "rejects"):
+        for path in (directory, directory / "blobs", directory / "locks", directory / "rejects"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SpoolError(

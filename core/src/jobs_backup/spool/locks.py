@@ -1,36 +1,28 @@
-"""Which process is alive: each holds the lock of a file of its own for as long as it uses the spool."""
+"""Locks of the operating system, which end with their process: they tell which process is alive, and who reads an input."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import secrets
 import weakref
 from pathlib import Path
 from typing import Self
 
 
-class SessionLock:
-    """An exclusive lock of the operating system on `<directory>/<session>.lock`. It ends with its process, however that ends."""
+class ProcessLock:
+    """An exclusive lock on `<directory>/<name>.lock`. It ends with its process, however that ends."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self.session = path.stem
+        self.name = path.stem
         self._path = path
         self._descriptor: int | None = descriptor
         _held.add(self)
 
     @classmethod
-    def new(cls, directory: Path) -> Self:
-        """The lock of a new session."""
-        lock = cls.try_to_take(directory, secrets.token_hex(8))
-        assert lock is not None, "nobody else knows this name"
-        return lock
-
-    @classmethod
-    def try_to_take(cls, directory: Path, session: str) -> Self | None:
-        """The lock of `session`; None if its process is alive, or another one has taken its place."""
-        path = directory / f"{session}.lock"
+    def try_to_take(cls, directory: Path, name: str) -> Self | None:
+        """The lock; None if another process has it."""
+        path = directory / f"{name}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,7 +35,7 @@ class SessionLock:
         return cls(path, descriptor)
 
     def release(self, *, remove: bool) -> None:
-        """Give the lock up; `remove` also removes its file, for a session that has nothing left."""
+        """Give the lock up; `remove` also removes its file, where nobody will need it again."""
         if self._descriptor is not None:
             if remove:
                 self._path.unlink(missing_ok=True)
@@ -55,7 +47,7 @@ class SessionLock:
             self._descriptor = None
 
 
-_held: weakref.WeakSet[SessionLock] = weakref.WeakSet()
+_held: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:

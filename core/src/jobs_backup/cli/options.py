@@ -1,0 +1,104 @@
+"""What the commands share: --env-file, --verbose, errors in one line, and an orderly end on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+from jobs_backup.backup import Backup
+from jobs_backup.env_file import read_env_file
+from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolError
+from jobs_backup.settings import CoreSettings, report_unknown
+
+INCOMPLETE: Final = 1
+MISUSED: Final = 2
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    click.echo(f"jobs-backup: {text}", err=True)
+
+
+def fail(error: JobsBackupError) -> NoReturn:
+    """End with an error that keeps the command from starting."""
+    say(error.one_line())
+    sys.exit(MISUSED)
+
+
+def leave(code: int, backup: Backup) -> NoReturn:
+    """End with this exit code."""
+    if backup.archiver is not None and backup.archiver.is_working:
+        # A request that hangs must not keep the process: its batch is in the spool, and is sent at the next start.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --env-file and --verbose. The file's variables become the process's: as with `docker run`, they come first."""
+
+    @click.option(
+        "--env-file", type=click.Path(path_type=Path), help="Read variables from this file, as `docker run --env-file` does."
+    )
+    @click.option("-v", "--verbose", is_flag=True, help="Log what happens, to standard error.")
+    @functools.wraps(command)
+    def wrapper(*args: Any, env_file: Path | None, verbose: bool, **kwargs: Any) -> Any:
+        level = logging.INFO if verbose else logging.CRITICAL
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, level=level)
+        logging.getLogger("jobs_backup").setLevel(level)
+        if not verbose:
+            for name in ("boto3", "botocore", "urllib3"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+        try:
+            if env_file is not None:
+                os.environ.update(read_env_file(env_file, os.environ))
+            return command(*args, **kwargs)
+        except (ConfigurationError, SpoolError) as error:
+            fail(error)
+
+    return wrapper
+
+
+def read_settings() -> CoreSettings:
+    """Core's settings. Names that look like a setting and are none are reported.
+
+    Raises:
+        ConfigurationError: they are wrong.
+    """
+    from jobs_backup.providers import load_class, settings_of  # noqa: PLC0415
+
+    settings = CoreSettings.from_environment(os.environ)
+    _, provider = load_class(settings.storage_provider)
+    known = settings_of(provider)
+    for line in report_unknown(os.environ, CoreSettings, *([known] if known else [])):
+        say(f"warning: {line}")
+    return settings
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets. A second signal ends the process at once: what is recorded is safe."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _: object) -> None:
+        stop.set()
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_DFL)
+
+    before = {one: signal.signal(one, on_signal) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

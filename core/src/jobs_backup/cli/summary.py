@@ -1,0 +1,101 @@
+"""How `run` and `archive` end: send what can be sent, say what is where, and choose the exit code."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from jobs_backup.backup import Backup
+from jobs_backup.cli.options import INCOMPLETE, say
+from jobs_backup.cli.progress import Progress
+from jobs_backup.spool import Waiting
+
+_LOOK: Final = 0.1
+
+
+class Summary:
+    """What a command has done."""
+
+    def __init__(self, backup: Backup) -> None:
+        self._backup = backup
+        self._began = time.monotonic()
+        self.events = 0
+        self.rejected = 0
+        self.rejects: list[Path] = []
+        self.resumed = False
+        self.problems: list[str] = []
+        self._waiting: list[Waiting] = []
+        self._open_uploads: list[tuple[str, str, str]] = []
+
+    def finish(self, stop: threading.Event, shown: Progress) -> None:
+        """Seal and send until nothing is left that could be sent now, and close; within the grace period, once `stop` is set."""
+        backup, archiver = self._backup, self._backup.archiver
+        backup.spool.seal()
+        if archiver is not None:
+            archiver.wake()
+            until: float | None = None
+            while not archiver.drain(_LOOK):
+                shown.look()
+                if until is None and stop.is_set():
+                    until = time.monotonic() + backup.grace
+                if until is not None and time.monotonic() > until:
+                    break
+            archiver.abort_abandoned()
+        self._waiting = backup.spool.waiting()
+        self._open_uploads = backup.spool.open_uploads()
+        backup.close(grace=0)
+
+    def show(self, *, as_json: bool, interrupted: bool) -> int:
+        """Print it. Returns the exit code."""
+        complete = not self._waiting and not self.problems and not interrupted
+        if as_json:
+            click.echo(msgspec.json.encode(self._as_dict(complete=complete)))
+        else:
+            self._print(interrupted=interrupted)
+        return 0 if complete else INCOMPLETE
+
+    def _as_dict(self, *, complete: bool) -> dict[str, Any]:
+        sent = self._backup.archiver.sent if self._backup.archiver else None
+        return {
+            "complete": complete,
+            "destination": self._backup.location,
+            "events": self.events,
+            "rejected": self.rejected,
+            "rejects": [str(path) for path in self.rejects],
+            "objects": sent.objects if sent else 0,
+            "stored_events": sent.events if sent else 0,
+            "stored_bytes": sent.bytes if sent else 0,
+            "seconds": round(time.monotonic() - self._began, 3),
+            "waiting": self._waiting,
+            "open_uploads": [{"key": key, "error": error, "hint": hint} for key, error, hint in self._open_uploads],
+            "problems": self.problems,
+        }
+
+    def _print(self, *, interrupted: bool) -> None:
+        backup, seconds = self._backup, time.monotonic() - self._began
+        if backup.archiver is not None:
+            sent = backup.archiver.sent
+            went_on = ", going on where the last run ended" if self.resumed else ""
+            say(
+                f"{self.events:,} events recorded{went_on}; {sent.events:,} events in {sent.objects:,} objects"
+                f" ({sent.bytes:,} bytes) stored in {backup.location}; {seconds:.1f} s"
+            )
+        if self.rejected:
+            say(f"{self.rejected:,} lines are no events and were put aside: {', '.join(map(str, self.rejects))}")
+        for problem in self.problems:
+            say(problem)
+        if interrupted:
+            say("interrupted: run the same command again to go on")
+        for one in self._waiting:
+            why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
+            say(
+                f"{one.events:,} events wait in {backup.spool.directory} for {one.location}{why}"
+                " — nothing is lost: run the same command again, or `jobs-backup archive --once`, to send them"
+            )
+        for key, error, hint in self._open_uploads:
+            say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}")

@@ -1,0 +1,61 @@
+"""Progress bars, with rich."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from jobs_backup.backup import Backup
+from jobs_backup.cli.ndjson import Input
+
+
+class Terminal:
+    """Two lines: what is read, and what is stored; and why nothing is, if the destination is paused."""
+
+    def __init__(self, backup: Backup, inputs: Sequence[Input]) -> None:
+        sizes = [one.size for one in inputs]
+        total = None if None in sizes else sum(size for size in sizes if size is not None)
+        self._archiver = backup.archiver
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TextColumn("{task.fields[count]:,} {task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._read = self._bars.add_task("recorded", total=total, count=0, unit="events", note="")
+        self._stored = self._bars.add_task("stored", total=None, count=0, unit="objects", note="")
+        self._events = 0
+        self._before = 0
+        self._last = 0
+
+    def recorded(self, events: int, read: int) -> None:
+        """See `Progress`."""
+        self._events += events
+        if read < self._last:  # the next file has begun
+            self._before += self._last
+        self._last = read
+        self._bars.update(self._read, completed=self._before + read, count=self._events)
+        self.look()
+
+    def look(self) -> None:
+        """See `Progress`."""
+        if self._archiver is not None:
+            sent, error = self._archiver.sent, self._archiver.paused
+            note = f"waiting: {error}" if error else ""
+            self._bars.update(self._stored, completed=sent.bytes, count=sent.objects, note=note)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self._bars.stop()
