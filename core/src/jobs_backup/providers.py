@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,7 @@ from jobs_backup.errors import JobsBackupError, ProviderNotFound
 from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL, PROJECT, ObjectHooks, Provider, StorageProvider
 from jobs_backup.settings import Settings
 
+log: Final = logging.getLogger(__name__)
 GROUP: Final = "jobs_backup.providers"
 _HOOKS: Final = (*MANDATORY, *MULTIPART, *OPTIONAL)
 
@@ -50,7 +52,7 @@ def installed() -> list[Installed]:
     """All providers that are installed, by name. Imports none of them."""
     found = {
         Installed(name=point.name.upper(), distribution=_name(point.dist), version=_version(point.dist), target=point.value)
-        for point in importlib.metadata.entry_points(group=GROUP)
+        for point in _entry_points()
     }
     return sorted(found, key=lambda one: (one.name, one.distribution))
 
@@ -149,6 +151,22 @@ def settings_of(class_: type[Provider]) -> type[Settings] | None:
     return settings if isinstance(settings, type) and issubclass(settings, Settings) else None
 
 
+def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
+    try:
+        return importlib.metadata.entry_points(group=GROUP)
+    except Exception:
+        log.warning("the metadata of an installed distribution is broken: looking at each of them", exc_info=True)
+        return [point for distribution in importlib.metadata.distributions() for point in _readable(distribution)]
+
+
+def _readable(distribution: importlib.metadata.Distribution) -> Iterable[importlib.metadata.EntryPoint]:
+    try:
+        return distribution.entry_points.select(group=GROUP)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others can be used
+        log.warning("%s has broken entry points: %s", _name(distribution), error)
+        return ()
+
+
 def _hook(manager: pluggy.PluginManager, name: str) -> pluggy.HookCaller:
     caller: pluggy.HookCaller = getattr(manager.hook, name)
     return caller
@@ -161,8 +179,8 @@ def _broken(one: Installed, why: str) -> ProviderNotFound:
 
 
 def _name(distribution: importlib.metadata.Distribution | None) -> str:
-    return distribution.metadata["Name"] if distribution else "an unknown distribution"
+    return (distribution and distribution.metadata["Name"]) or "an unknown distribution"
 
 
 def _version(distribution: importlib.metadata.Distribution | None) -> str:
-    return distribution.version if distribution else "?"
+    return (distribution and distribution.version) or "?"
