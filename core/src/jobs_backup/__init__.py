@@ -49,10 +49,9 @@ def __getattr__(name: str) -> object:
     # A name is imported when it is first used: a provider needs the contract alone, and `jobs-backup --version` nothing at all.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("Backup", "Event", "Job", "Jobs"):
-        module = "backup"
-    else:
-        module = "settings" if name == "CoreSettings" else "errors"
+    module = {"Backup": "backup", "Event": "backup", "Job": "backup", "Jobs": "backup", "CoreSettings": "settings"}.get(
+        name, "errors"
+    )
     value: object = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value

@@ -82,12 +82,25 @@ class Jobs(Sequence[Job]):
             yield from map(Job, range(first, first + end - before))
             before = end
 
+    def add(self, runs: list[tuple[int, int]], events: int) -> None:
+        """For Backup: take so many ids from the end of `runs`, which are (first id, how many), the next run being the last."""
+        left = events
+        while left:
+            first, count = runs.pop()
+            taken = min(left, count)
+            self._extend(first, taken)
+            if taken < count:
+                runs.append((first + taken, count - taken))
+            left -= taken
+
     def _extend(self, first: int, count: int) -> None:
-        if self._end and self._first[-1] + self._end[-1] - (self._end[-2] if len(self._end) > 1 else 0) == first:
+        length = len(self)
+        before = self._end[-2] if len(self._end) > 1 else 0
+        if length and self._first[-1] + length - before == first:
             self._end[-1] += count
         else:
             self._first.append(first)
-            self._end.append(len(self) + count)
+            self._end.append(length + count)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,7 +297,10 @@ class Backup:
         if self._closed:
             raise BackupClosed("the Backup is closed", hint="open a new one")
         if os.getpid() != self._pid:
-            raise BackupClosed("the Backup belongs to the process that this one was forked from", hint="open a Backup in each process, after the fork")
+            raise BackupClosed(
+                "the Backup belongs to the process that this one was forked from",
+                hint="open a Backup in each process, after the fork",
+            )
 
     def _seal_by_age(self) -> None:
         while not self._stop.wait(TICK):
@@ -335,16 +351,9 @@ class _Chunk:
 
     def number(self, jobs: Jobs) -> None:
         """Add the ids that the events got."""
-        runs = {id(recording): iter(recording.jobs) for recording in self.recordings.values()}
-        left: dict[int, tuple[int, int]] = {}
-        for recording, wanted in self._order:
-            while wanted:
-                first, count = left.pop(id(recording), None) or next(runs[id(recording)])
-                taken = min(wanted, count)
-                jobs._extend(first, taken)  # noqa: SLF001
-                wanted -= taken
-                if taken < count:
-                    left[id(recording)] = (first + taken, count - taken)
+        runs = {id(recording): recording.jobs[::-1] for recording in self.recordings.values()}
+        for recording, events in self._order:
+            jobs.add(runs[id(recording)], events)
 
 
 def _stream(workspace_id: str, source_id: str) -> Stream:

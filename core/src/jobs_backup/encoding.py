@@ -16,11 +16,11 @@ _EMPTY: Final = b'""'
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class _Head(msgspec.Struct, gc=False):
+class _Head(msgspec.Struct, gc=False, rename="camel"):
     """What a line tells of its payload, as raw JSON, so that nothing is decoded that only has to be copied."""
 
-    messageId: msgspec.Raw = msgspec.Raw(b"null")
-    userId: msgspec.Raw = msgspec.Raw(b"null")
+    message_id: msgspec.Raw = msgspec.Raw(b"null")
+    user_id: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _read_head: Final = msgspec.json.Decoder(_Head).decode
@@ -70,10 +70,10 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
     except RecursionError as error:
         raise InvalidEvent("not a usable JSON object: nested too deeply") from error
     return b'{"userId":%b,"payload":%b,"createdAt":%b,"messageId":%b}\n' % (
-        _string(head.userId) if user_id is None else _encode(user_id),
+        _string(head.user_id) if user_id is None else _encode(user_id),
         json,
         created_at,
-        _string(head.messageId) if message_id is None else _encode(message_id),
+        _string(head.message_id) if message_id is None else _encode(message_id),
     )
 
 

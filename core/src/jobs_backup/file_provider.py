@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, BinaryIO, ClassVar, Final, Self
@@ -57,10 +57,9 @@ class FileProvider:
 
     @hookimpl
     def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
-        with self._errors("write", key):
-            with self._draft() as (draft, path):
-                _copy(body, draft, checksum)
-                return self._publish(path, key, if_absent)
+        with self._errors("write", key), self._draft() as (draft, path):
+            _copy(body, draft, checksum)
+            return self._publish(path, key, if_absent)
 
     @hookimpl
     def create_multipart(self, key: str) -> Upload:
@@ -170,7 +169,7 @@ class FileProvider:
         return target
 
     @contextmanager
-    def _draft(self) -> Iterator[tuple[BinaryIO, Path]]:
+    def _draft(self) -> Generator[tuple[BinaryIO, Path]]:
         """A new file in the work directory; what of it was not renamed is removed."""
         path = self._work() / f"{secrets.token_hex(16)}.tmp"
         try:
@@ -205,7 +204,7 @@ class FileProvider:
         return True
 
     @contextmanager
-    def _errors(self, action: str, key: str) -> Iterator[None]:
+    def _errors(self, action: str, key: str) -> Generator[None]:
         """The operating system's errors as the taxonomy's."""
         try:
             yield

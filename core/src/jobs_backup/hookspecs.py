@@ -95,7 +95,7 @@ class StorageProvider(Protocol):
         Args:
             key: below the bucket; at most 1,024 bytes of UTF-8.
             body: `size` bytes.
-            checksum: CRC-32C of the body. MUST be sent along where the store can check it, and compared with what the store answers.
+            checksum: CRC-32C of the body. MUST be sent along where the store can check it, and compared with what it answers.
             metadata: lower-case names and ASCII values, to be stored with the object where the store can.
             if_absent: fail if the key exists. A store without conditional writes ignores it if overwriting is harmless there.
             timeout: seconds for this attempt.
@@ -103,6 +103,7 @@ class StorageProvider(Protocol):
         Raises:
             AlreadyExists: `if_absent`, and the key exists.
         """
+        ...
 
     @hookspec(firstresult=True)
     def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
@@ -111,6 +112,7 @@ class StorageProvider(Protocol):
         MUST be idempotent, and MUST work in another process than the one that began the upload. An upload that is unknown, was
         aborted before, or was completed is GONE: no error. A completed object MUST stay. A provider without parts returns GONE.
         """
+        ...
 
     @hookspec(firstresult=True)
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
@@ -119,6 +121,7 @@ class StorageProvider(Protocol):
         A key that does not exist counts as deleted. The receipt MUST have an outcome for every key. Raise only when none of them
         could be tried; what is refused for single keys belongs into `failed`.
         """
+        ...
 
     @hookspec(firstresult=True)
     def create_multipart(
@@ -135,6 +138,7 @@ class StorageProvider(Protocol):
 
         `checksum` is the CRC-32C of the whole object.
         """
+        ...
 
     @hookspec(firstresult=True)
     def write_part(self, upload: Upload, number: int, offset: int, body: Body, size: int, last: bool, timeout: float) -> Part:
@@ -149,6 +153,7 @@ class StorageProvider(Protocol):
         Raises:
             UploadGone: the upload does not exist (any more).
         """
+        ...
 
     @hookspec(firstresult=True)
     def complete_multipart(
@@ -160,6 +165,7 @@ class StorageProvider(Protocol):
             AlreadyExists: `if_absent`, and the key exists. Core aborts the upload and takes the object as stored.
             UploadGone: this upload can't be completed (any more). Core aborts it and begins another one.
         """
+        ...
 
     @hookspec(firstresult=True)
     def read(self, key: str, timeout: float) -> Body:
@@ -168,15 +174,18 @@ class StorageProvider(Protocol):
         Raises:
             ObjectNotFound: there is no such object.
         """
+        ...
 
     @hookspec(firstresult=True)
     def list(self, prefix: str, after: str, timeout: float) -> Page:
         """Objects whose keys begin with `prefix`, in the order of their keys, from the first one behind `after` (empty: from the
         beginning). Needs a right that backing up does not need."""
+        ...
 
     @hookspec(firstresult=True)
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
         """The narrowest rights that suffice with these environment variables; with deleting, with reading back. Calls no store."""
+        ...
 
 
 class ObjectHooks(Protocol):
@@ -185,3 +194,4 @@ class ObjectHooks(Protocol):
     @hookspec(firstresult=True)
     def open_body(self, batch: Batch) -> Body:
         """The bytes that will be the batch's object. Whatever a wrapper makes of them MUST be the same at every call."""
+        ...

@@ -193,7 +193,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The narrowest rights that suffice. `text` is ready to paste; `format` names its language (`json`, `terraform`, `commands`)."""
+    """The narrowest rights that suffice. `text` is ready to paste; `format` is its language (`json`, `terraform`, `commands`)."""
 
     format: str
     text: str

@@ -74,7 +74,9 @@ class Multipart:
             except JobsBackupError as error:
                 wait_ = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
                 self._spool.postpone_abort(journaled, error, retry_at=time.time() + wait_)
-                log.warning("an upload of %s could not be aborted and is tried again later: %s", journaled.upload.key, error.one_line())
+                log.warning(
+                    "an upload of %s could not be aborted and is tried again later: %s", journaled.upload.key, error.one_line()
+                )
                 refusals.append(error)
             else:
                 self._spool.forget_upload(journaled)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import select
 import stat
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
-from isal import igzip
 
 from jobs_backup.errors import ConfigurationError
 
@@ -96,9 +97,10 @@ class Input:
                 self._head = (hashlib.sha256(head).hexdigest(), len(head))
             with self._open(start) as reader:
                 yield from self._split(reader, start, stop)
-        except (OSError, EOFError, igzip.IGzipError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigurationError(
-                f"{self.name}: {getattr(error, 'strerror', None) or error}", hint="what was read before is recorded; repair the file and run again"
+                f"{self.name}: {getattr(error, 'strerror', None) or error}",
+                hint="what was read before is recorded; repair the file and run again",
             ) from error
 
     def _split(self, reader: BinaryIO, start: int, stop: threading.Event) -> Iterator[Block]:
@@ -130,7 +132,7 @@ class Input:
         return reader.read(BLOCK)
 
     @contextmanager
-    def _open(self, offset: int) -> Iterator[BinaryIO]:
+    def _open(self, offset: int) -> Generator[BinaryIO]:
         """A reader at that offset."""
         if self.size is not None:
             self._file.seek(0)
@@ -139,8 +141,8 @@ class Input:
                 self._file.seek(offset)
             yield self._file
             return
-        with igzip.IGzipFile(fileobj=self._file, mode="rb") as reader:
+        with gzip.GzipFile(fileobj=self._file) as reader:
             left = offset
             while left and (block := reader.read(min(BLOCK, left))):
                 left -= len(block)
-            yield reader
+            yield cast(BinaryIO, reader)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -87,11 +87,11 @@ def read_settings() -> CoreSettings:
 
 
 @contextmanager
-def stopping() -> Iterator[threading.Event]:
+def stopping() -> Generator[threading.Event]:
     """An event that SIGTERM or SIGINT sets. A second signal ends the process at once: what is recorded is safe."""
     stop = threading.Event()
 
-    def on_signal(number: int, _: object) -> None:
+    def on_signal(_number: int, _frame: object) -> None:
         stop.set()
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_DFL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -30,7 +30,7 @@ class _Silent:
 
 
 @contextmanager
-def progress(backup: Backup, inputs: Sequence[Input]) -> Iterator[Progress]:
+def progress(backup: Backup, inputs: Sequence[Input]) -> Generator[Progress]:
     """Shows the progress while the block runs."""
     if not sys.stderr.isatty():
         yield _Silent()

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -167,7 +167,7 @@ class _Rejects:
 
 
 @contextmanager
-def _rejects_file(spool: Path, source: Input, id_: str, size: int) -> Iterator[_Rejects]:
+def _rejects_file(spool: Path, source: Input, id_: str, size: int) -> Generator[_Rejects]:
     if source.size is None:
         name = f"{Path(source.name).name.replace(' ', '-')}-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
     else:

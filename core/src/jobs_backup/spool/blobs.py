@@ -6,7 +6,7 @@ import bisect
 import io
 import itertools
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -55,7 +55,7 @@ class BlobFile:
         self._database = Database(path, _SCHEMA, version=1, durability=durability, page_size=65536, checkpoint_pages=128)
 
     @contextmanager
-    def transaction(self) -> Iterator[Appender]:
+    def transaction(self) -> Generator[Appender]:
         """Changes that are made together or not at all."""
         with self._database.transaction() as connection:
             yield Appender(connection)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -79,8 +78,6 @@ CREATE TABLE parts (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE positions (input TEXT PRIMARY KEY, position BLOB NOT NULL) STRICT
 """
-
-_BATCH_COLUMNS: Final = "id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs, failures"
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,16 +221,21 @@ class Catalog:
         with self._database.transaction() as db:
             db.executemany(
                 "UPDATE batches SET state='sealed', events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?,"
-                f" sealed_at={time.time()} WHERE id=? AND state='open'",
+                " sealed_at=unixepoch('subsec') WHERE id=? AND state='open'",
                 seals,
             )
 
     def claim(self, destination: int, session: str) -> tuple[Batch, int] | None:
-        """The oldest sealed batch that nobody is sending and whose time has come, and how often it failed; now claimed by `session`."""
+        """The oldest sealed batch that nobody is sending and whose time has come, and how often it failed.
+
+        From now on it is claimed by `session`.
+        """
         with self._database.transaction() as db:
             row = db.execute(
-                f"UPDATE batches SET claimed_by=? WHERE id=(SELECT id FROM batches WHERE destination=? AND state='sealed'"
-                f" AND claimed_by IS NULL AND retry_at<=? ORDER BY id LIMIT 1) RETURNING {_BATCH_COLUMNS}",
+                "UPDATE batches SET claimed_by=? WHERE id=(SELECT id FROM batches WHERE destination=?"
+                " AND state='sealed' AND claimed_by IS NULL AND retry_at<=? ORDER BY id LIMIT 1)"
+                " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs,"
+                " failures",
                 (session, destination, time.time()),
             ).fetchone()
         return None if row is None else (_batch(row), row[12])
@@ -319,7 +321,8 @@ class Catalog:
         """The upload to be continued for a batch, with the parts that the store has."""
         with self._database.reading() as db:
             row = db.execute(
-                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned ORDER BY id DESC LIMIT 1",
+                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned"
+                " ORDER BY id DESC LIMIT 1",
                 (batch,),
             ).fetchone()
             if row is None:
@@ -346,7 +349,8 @@ class Catalog:
         """The uploads that have to be aborted and whose time has come."""
         with self._database.reading() as db:
             rows = db.execute(
-                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned AND retry_at<=? ORDER BY id",
+                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
+                " AND retry_at<=? ORDER BY id",
                 (destination, time.time()),
             ).fetchall()
         return [_upload(row) for row in rows]
@@ -365,7 +369,7 @@ class Catalog:
         return [(msgspec.json.decode(upload, type=Upload).key, error, hint) for upload, error, hint in rows]
 
 
-def _batch(row: sqlite3.Row | tuple[Any, ...]) -> Batch:
+def _batch(row: tuple[Any, ...]) -> Batch:
     id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs, _ = row
     return Batch(
         id=id_,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
@@ -58,7 +58,7 @@ class Database:
                 connection.execute(f"PRAGMA user_version={version}")
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Generator[sqlite3.Connection]:
         """A write transaction: committed at the end, rolled back at an exception."""
         with self._lock, database_errors(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
@@ -71,7 +71,7 @@ class Database:
                 raise
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Generator[sqlite3.Connection]:
         """The connection, for statements that only read. Keep it short: a long read lets the WAL grow."""
         with self._lock, database_errors(self.path):
             yield self._connection
@@ -83,7 +83,7 @@ class Database:
 
 
 @contextmanager
-def database_errors(path: Path) -> Iterator[None]:
+def database_errors(path: Path) -> Generator[None]:
     """SQLite's and the operating system's errors as the taxonomy's."""
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import weakref
@@ -39,9 +38,10 @@ class ProcessLock:
         if self._descriptor is not None:
             if remove:
                 self._path.unlink(missing_ok=True)
-            self._drop()
+            self.drop()
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Close the descriptor."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -51,11 +51,10 @@ _held: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # The lock belongs to the open file, which the child shares: it would outlive the parent. Closing the child's descriptor
-    # leaves the parent's lock as it is (unlocking it would not).
+    # The lock belongs to the open file, which the child shares: it would outlive the parent. Closing the child's
+    # descriptor leaves the parent's lock as it is (unlocking it would not).
     for lock in list(_held):
-        with contextlib.suppress(OSError):
-            lock._drop()  # noqa: SLF001
+        lock.drop()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -262,7 +262,7 @@ class Spool:
         return self.directory / "blobs" / f"{name}.db"
 
     @contextmanager
-    def _blob_file(self, name: str) -> Iterator[BlobFile]:
+    def _blob_file(self, name: str) -> Generator[BlobFile]:
         if name == self.session:
             yield self._blobs
             return

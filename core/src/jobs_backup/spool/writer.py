@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, Self
 
@@ -188,7 +188,7 @@ class Writer:
                     for recording in group:
                         if recording.position is not None:
                             appender.set_position(*recording.position)
-        except BaseException as caught:
+        except BaseException as caught:  # noqa: BLE001  # each of the group raises it in `append`
             error = caught
         for recording in group:
             recording.error, recording.done = error, True
@@ -196,7 +196,7 @@ class Writer:
             self._seal_full()
 
     @contextmanager
-    def _in_step(self) -> Iterator[None]:
+    def _in_step(self) -> Generator[None]:
         """Keeps what this object knows of its open batches in step with the file: after a failure it is read anew."""
         if not self._known:
             self._read_open()
@@ -287,7 +287,7 @@ def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]
 
 def _fold(appender: Appender, batch: OpenBatch, lines: bytes) -> None:
     # The same lines give the same bytes at any time: igzip writes no time stamp where mtime is 0.
-    member = igzip.compress(lines, compresslevel=1, mtime=0)
+    member = igzip.compress(lines, compresslevel=1, mtime=0)  # pyright: ignore[reportUnknownMemberType]
     appender.fold(batch.tail_chunk(member=True), member)
     batch.fill = batch.fill.with_member(member)
 
