@@ -1,0 +1,58 @@
+# All that a machine with Python 3.11 or later, pip and make needs: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= --durations=10
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+sources := core/src plugins/s3/src
+projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
+	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
+	@echo 'make lint    check style and types'
+	@echo 'make clean   remove what these made'
+
+# The build back end is installed beside the rest, at its own pinned version, so that nothing is fetched to build with.
+$(VENV)/core.stamp: core/pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(pip) pip
+	$(pip) editables hatchling
+	$(pip) --no-build-isolation --editable core
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp $(projects)
+	$(pip) --no-build-isolation --group dev --editable core --editable plugins/s3
+	@touch $@
+
+demo: export JOBS_BACKUP_STORAGE_PROVIDER = FILE
+demo: export JOBS_BACKUP_BUCKET = demo/bucket
+demo: export JOBS_BACKUP_SPOOL_DIR = demo/spool
+demo: $(VENV)/core.stamp
+	rm -rf demo
+	mkdir -p $$JOBS_BACKUP_BUCKET
+	$(bin)/python -m jobs_backup.testing.events --count 12000 --seed 1 --output demo/web.ndjson
+	$(bin)/python -m jobs_backup.testing.events --count 5000 --seed 2 --output demo/ios.ndjson
+	$(bin)/python -m jobs_backup.testing.events --count 3000 --seed 3 --output demo/backend.ndjson
+	$(bin)/jobs-backup run demo/web.ndjson --source-id web
+	$(bin)/jobs-backup run demo/ios.ndjson --source-id ios
+	$(bin)/jobs-backup run demo/backend.ndjson --source-id backend
+	@echo; echo 'The objects:'; find demo/bucket -name '*.json.gz'
+	@object=$$(find demo/bucket -path '*/web/*' -name '*.json.gz' | head -n 1); \
+	echo; echo "The first event of source web, zcat $$object | head -n 1:"; zcat "$$object" | sed -n 1p
+
+test: $(VENV)/dev.stamp
+	$(bin)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy $(sources) tests
+	$(bin)/basedpyright --pythonpath $(bin)/python
+
+clean:
+	rm -rf .venv .venv-* demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis
