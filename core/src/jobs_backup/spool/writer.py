@@ -142,8 +142,8 @@ class Writer:
         self._full: list[OpenBatch] = []  # others of these streams have taken their places; they only wait to be sealed
         self._known = True
         self._queue: list[Recording] = []
-        self._queueing = threading.Lock()
-        self._committing = threading.Lock()
+        self._turn = threading.Condition()
+        self._busy = False  # a thread commits or seals
 
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. They are on the disk when this returns; none of them is if it raises.
@@ -153,20 +153,24 @@ class Writer:
             SpoolError: the spool can't be written.
         """
         last = recordings[-1]
-        with self._queueing:
+        with self._turn:
             self._queue.extend(recordings)
-        with self._committing:
+            self._turn.wait_for(lambda: last.done or not self._busy)
             if not last.done:
                 # Whoever comes first commits for all that have queued up meanwhile: they share one wait for the disk.
-                with self._queueing:
-                    group, self._queue = self._queue, []
+                group, self._queue = self._queue, []
+                self._busy = True
+        if not last.done:
+            try:
                 self._commit(group)
+            finally:
+                self._end_turn()
         if last.error is not None:
             raise last.error
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches that were opened so many seconds ago. Returns how many."""
-        with self._committing, self._in_step():
+        with self._own_turn(), self._in_step():
             due = time.monotonic() - older_than
             batches = [batch for batch in self._open.values() if batch.opened <= due and batch.fill.events]
             batches += self._full
@@ -194,6 +198,21 @@ class Writer:
             recording.error, recording.done = error, True
         if error is None:
             self._seal_full()
+
+    @contextmanager
+    def _own_turn(self) -> Generator[None]:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._busy)
+            self._busy = True
+        try:
+            yield
+        finally:
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        with self._turn:
+            self._busy = False
+            self._turn.notify_all()
 
     @contextmanager
     def _in_step(self) -> Generator[None]:

@@ -1,0 +1,55 @@
+"""Buckets that are directories, and reading events back from any bucket."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+FAST_RETRY = {"JOBS_BACKUP_RETRY_ATTEMPTS": "3", "JOBS_BACKUP_RETRY_MAX_WAIT": "50ms", "JOBS_BACKUP_RETRY_DEADLINE": "10s"}
+
+
+def file_environment(directory: Path, **variables: str) -> dict[str, str]:
+    """The variables for a new directory as bucket, and a spool beside it."""
+    bucket = directory / "bucket"
+    bucket.mkdir(exist_ok=True)
+    return {
+        "JOBS_BACKUP_STORAGE_PROVIDER": "FILE",
+        "JOBS_BACKUP_BUCKET": str(bucket),
+        "JOBS_BACKUP_SPOOL_DIR": str(directory / "spool"),
+        **variables,
+    }
+
+
+def objects(directory: Path) -> dict[str, bytes]:
+    """Key -> bytes of every object in a directory that is a bucket."""
+    bucket = directory / "bucket"
+    return {
+        path.relative_to(bucket).as_posix(): path.read_bytes()
+        for path in sorted(bucket.rglob("*"))
+        if path.is_file() and ".jobs-backup" not in path.parts
+    }
+
+
+def lines(contents: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of objects."""
+    for content in contents:
+        yield from gzip.decompress(content).splitlines()
+
+
+def events(directory: Path) -> list[dict[str, Any]]:
+    """Every line in a directory that is a bucket, decoded."""
+    return [json.loads(line) for line in lines(objects(directory).values())]
+
+
+def left_over(directory: Path) -> list[str]:
+    """Files in the spool besides those that an idle spool has."""
+    spool = directory / "spool"
+    idle = {"catalog.db", "catalog.db-wal", "catalog.db-shm"}
+    return sorted(
+        path.relative_to(spool).as_posix()
+        for path in spool.rglob("*")
+        if path.is_file() and path.name not in idle and not path.name.startswith("input-")
+    )

@@ -1,0 +1,294 @@
+"""The public API, with a directory as bucket."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import os
+import re
+import threading
+import time
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
+
+import jobs_backup
+from jobs_backup import Backup, BackupClosed, ConfigurationError, DestinationPaused, Event, InvalidEvent, Job, NoArchiver
+
+
+def test_a_recorded_event_is_in_the_bucket_after_flush(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_PREFIX="/backups/", INSTANCE_ID="7")) as backup:
+        job = backup.record(
+            b'{"messageId": "m1", "userId": "u1", "n": 12345678901234567890, "f": 1.10}',
+            source_id="web",
+            workspace_id="ws",
+            created_at=datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC),
+        )
+        backup.flush(timeout=10)
+        ((key, content),) = objects(tmp_path).items()
+    at = int(datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp())
+    uuid = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+    assert re.fullmatch(rf"backups/web/gw/2026-03-04/5/7/{at}_{at}_ws_{uuid}\.json\.gz", key)
+    assert gzip.decompress(content) == (
+        b'{"userId":"u1","payload":{"messageId": "m1", "userId": "u1", "n": 12345678901234567890, "f": 1.10},'
+        b'"createdAt":"2026-03-04T05:06:07.000089Z","messageId":"m1"}\n'
+    )
+    assert isinstance(job, Job)
+    assert job.index == 0
+    assert 0 <= time.time() * 1000 - job.batch < 60_000
+
+
+def test_close_sends_what_was_recorded_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        backup.record({"a": 1}, source_id="web")
+    assert [event["payload"] for event in events(tmp_path)] == [{"a": 1}]
+    assert left_over(tmp_path) == []
+
+
+def test_given_ids_win_over_those_in_the_payload(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        backup.record({"userId": "payload", "messageId": "payload"}, source_id="web", user_id="given", message_id="given too")
+    (event,) = events(tmp_path)
+    assert (event["userId"], event["messageId"]) == ("given", "given too")
+    assert event["payload"] == {"userId": "payload", "messageId": "payload"}
+
+
+def test_record_many_gives_the_jobs_in_the_order_of_the_payloads(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1000")) as backup:
+        jobs = backup.record_many(({"messageId": str(number)} for number in range(25_500)), source_id="web")
+        assert len(jobs) == 25_500
+        assert all(one < other for one, other in pairwise(jobs))
+        assert list(jobs) == [jobs[index] for index in range(len(jobs))]
+        assert jobs[-1] == jobs[25_499]
+        assert jobs[10:12] == [jobs[10], jobs[11]]
+        with pytest.raises(IndexError):
+            jobs[25_500]
+    contents = objects(tmp_path)
+    assert sorted(len(gzip.decompress(content).splitlines()) for content in contents.values()) == [500] + [1000] * 25
+    assert {event["messageId"] for event in events(tmp_path)} == {str(number) for number in range(25_500)}
+
+
+def test_events_that_carry_their_source_get_the_ids_of_their_own_batches(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="70")) as backup:
+        jobs = backup.record_many(
+            Event(payload={"n": number}, source_id=f"source-{number % 7}", workspace_id="w") for number in range(1000)
+        )
+        assert len(set(jobs)) == len(jobs) == 1000
+        for source in range(7):
+            own = [job for number, job in enumerate(jobs) if number % 7 == source]
+            assert own == sorted(own)
+            assert [job.index for job in own] == [index % 70 for index in range(len(own))]
+    for key, content in objects(tmp_path).items():
+        source = int(key.split("/")[0].removeprefix("source-"))
+        assert all(json.loads(line)["payload"]["n"] % 7 == source for line in gzip.decompress(content).splitlines())
+
+
+def test_an_invalid_payload_is_named_and_harms_no_other(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        with pytest.raises(InvalidEvent) as caught:
+            backup.record_many([b'{"a":1}', b'{"a":2}', b"[3]", b'{"a":4}'], source_id="web")
+        assert caught.value.index == 2
+        assert len(caught.value.recorded) == 2  # type: ignore[arg-type]
+        backup.record(b'{"a":5}', source_id="web")
+    assert [event["payload"]["a"] for event in events(tmp_path)] == [1, 2, 5]
+
+
+@pytest.mark.parametrize("payload", [b"", b"null", b"[]", b'"x"', b'{"a":}', b'{"a":1}{"b":2}', b'{"a":"\xff"}', "{", {"a": object()}])
+def test_what_is_no_json_object_is_refused(tmp_path: Path, payload: bytes) -> None:
+    with Backup.from_env(file_environment(tmp_path)) as backup, pytest.raises(InvalidEvent):
+        backup.record(payload, source_id="web")
+    assert objects(tmp_path) == {}
+
+
+def test_arguments_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        with pytest.raises(InvalidEvent, match="source_id"):
+            backup.record({}, source_id="")
+        with pytest.raises(InvalidEvent, match="source_id"):
+            backup.record_many([{}], source_id="")
+        with pytest.raises(InvalidEvent, match="time zone"):
+            backup.record({}, source_id="web", created_at=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_threads_share_one_backup(tmp_path: Path) -> None:
+    jobs: list[list[Job]] = [[] for _ in range(8)]
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="100")) as backup:
+
+        def work(number: int) -> None:
+            jobs[number] += [backup.record({"thread": number, "n": n}, source_id="web") for n in range(200)]
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = [(event["payload"]["thread"], event["payload"]["n"]) for event in events(tmp_path)]
+    assert sorted(found) == [(thread, n) for thread in range(8) for n in range(200)]
+    assert len({job for some in jobs for job in some}) == 1600
+
+
+def test_concurrent_records_share_commits(tmp_path: Path) -> None:
+    """16 threads need far fewer transactions than they record events."""
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        writer = backup.spool._writer
+        commits = 0
+        commit = writer._commit
+
+        def counting(group: object) -> None:
+            nonlocal commits
+            commits += 1
+            time.sleep(0.005)  # a slow disk
+            commit(group)  # type: ignore[arg-type]
+
+        writer._commit = counting  # type: ignore[assignment]
+        threads = [
+            threading.Thread(target=lambda: [backup.record({"a": 1}, source_id="web") for _ in range(20)]) for _ in range(16)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(events(tmp_path)) == 320
+    assert commits <= 320 / 4
+
+
+def test_a_batch_is_sent_when_it_is_old_enough(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_UPLOAD_FREQUENCY="200ms")) as backup:
+        backup.record({"a": 1}, source_id="web")
+        deadline = time.monotonic() + 10
+        while not objects(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(events(tmp_path)) == 1
+
+
+def test_a_batch_is_sealed_by_bytes(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_BATCH_BYTES="10kB")) as backup:
+        for _ in range(25):
+            backup.record({"text": "x" * 1000}, source_id="web")
+    assert sorted(len(list(lines([content]))) for content in objects(tmp_path).values()) == [5, 10, 10]
+
+
+def test_another_process_archives(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path)
+    with Backup.from_env(environment, archive=False) as recorder:
+        recorder.record({"a": 1}, source_id="web")
+        with pytest.raises(NoArchiver):
+            recorder.flush(timeout=5)
+        with Backup.from_env(environment) as archiver:
+            recorder.record({"a": 2}, source_id="web")
+            recorder.flush(timeout=10)
+            assert len(events(tmp_path)) == 2
+            assert archiver.archiver is not None
+    assert left_over(tmp_path) == []
+
+
+def test_flush_tells_that_the_destination_is_paused_and_nothing_is_lost(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path, **FAST_RETRY)
+    bucket = tmp_path / "bucket"
+    bucket.rmdir()
+    with Backup.from_env(environment) as backup:
+        backup.record({"a": 1}, source_id="web")
+        with pytest.raises(DestinationPaused, match="there is no directory") as caught:
+            backup.flush(timeout=10)
+        assert f"mkdir -p {bucket}" in caught.value.hint
+    bucket.mkdir()
+    with Backup.from_env(environment) as backup:
+        assert backup.archiver is not None
+        assert backup.archiver.drain(10)
+    assert len(events(tmp_path)) == 1
+
+
+def test_flush_gives_up_after_its_timeout(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path)
+    with Backup.from_env(environment, archive=False) as recorder, Backup.from_env(environment) as other:
+        assert other.archiver is not None
+        other.archiver.stop(5)  # alive, and sends nothing
+        recorder.record({"a": 1}, source_id="web")
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            recorder.flush(timeout=0.3)
+        assert 0.2 < time.monotonic() - began < 5
+
+
+def test_a_closed_backup_says_so(tmp_path: Path) -> None:
+    backup = Backup.from_env(file_environment(tmp_path))
+    backup.close()
+    backup.close()
+    with pytest.raises(BackupClosed):
+        backup.record({}, source_id="web")
+    with pytest.raises(BackupClosed):
+        backup.record_many([], source_id="web")
+
+
+def test_a_forked_child_has_to_open_its_own(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path)
+
+    def child(backup: Backup, results: multiprocessing.Queue[str]) -> None:
+        try:
+            backup.record({"from": "child"}, source_id="web")
+        except BackupClosed as error:
+            backup.close()
+            with Backup.from_env(environment, archive=False) as own:
+                own.record({"from": "child's own"}, source_id="web")
+            results.put(error.hint)
+
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[str] = context.Queue()  # type: ignore[assignment]
+    with Backup.from_env(environment, archive=False) as backup:
+        backup.record({"from": "parent"}, source_id="web")
+        process = context.Process(target=child, args=(backup, results))
+        process.start()
+        assert "after the fork" in results.get(timeout=20)
+        process.join()
+        backup.record({"from": "parent again"}, source_id="web")
+    with Backup.from_env(environment) as archiver:
+        assert archiver.archiver is not None
+        assert archiver.archiver.drain(10)
+    assert sorted(event["payload"]["from"] for event in events(tmp_path)) == ["child's own", "parent", "parent again"]
+
+
+def test_the_lock_of_a_dead_parent_is_not_held_by_its_child(tmp_path: Path) -> None:
+    """A child that outlives its parent must not keep others from taking the parent's place."""
+    environment = file_environment(tmp_path)
+    ready, go = os.pipe(), os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        backup = Backup.from_env(environment, archive=False)
+        backup.record({"a": 1}, source_id="web")
+        if os.fork() == 0:
+            os.write(ready[1], b".")
+            os.read(go[0], 1)  # the child lives on
+            os._exit(0)
+        os.read(ready[0], 1)
+        os._exit(9)  # dies without closing anything
+    os.waitpid(parent, 0)
+    with Backup.from_env(environment) as backup:
+        assert backup.archiver is not None
+        assert backup.archiver.drain(10)
+    os.write(go[1], b".")
+    for descriptor in (*ready, *go):
+        os.close(descriptor)
+    assert len(events(tmp_path)) == 1
+
+
+def test_wrong_settings_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    for variables in (
+        {"JOBS_BACKUP_STORAGE_PROVIDER": "NOSUCH"},
+        {"JOBS_BACKUP_PREFIX": "a/../b"},
+        {"JOBS_BACKUP_BATCH_EVENTS": "0"},
+    ):
+        with pytest.raises(ConfigurationError):
+            Backup.from_env({**file_environment(tmp_path), **variables})
+    assert not (tmp_path / "spool").exists()
+
+
+def test_what_is_public_is_sorted_and_importable() -> None:
+    assert sorted(jobs_backup.__all__) == jobs_backup.__all__
+    for name in jobs_backup.__all__:
+        assert getattr(jobs_backup, name).__module__.startswith("jobs_backup.")
+    with pytest.raises(AttributeError):
+        jobs_backup.nothing  # noqa: B018
