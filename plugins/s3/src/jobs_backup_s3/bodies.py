@@ -1,0 +1,123 @@
+"""Bytes on their way: what is read while a request is sent, and an object that is read from the bucket."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+
+from jobs_backup.errors import IntegrityError
+from jobs_backup.model import Body
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+
+Translated = Callable[[], AbstractContextManager[None]]
+_BLOCK: Final = 1 << 20
+
+
+class Source:
+    """The reader of a body that the SDK gets.
+
+    The SDK takes an error of the body for one of the network. This one remembers it, and raises it again when the block ends. It
+    also gives exactly the promised number of bytes: with fewer the store would wait for the rest, with more it would see garbage.
+    """
+
+    def __init__(self, body: Body, size: int) -> None:
+        self._body = body
+        self._size = size
+        self._position = 0
+        self._error: Exception | None = None
+
+    def __enter__(self) -> Self:
+        self._reader = self._body.open()
+        return self
+
+    def __exit__(self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self._reader.close()
+        if self._error is not None:
+            raise self._error from None
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = self._size - self._position
+        wanted = left if size is None or size < 0 else min(size, left)
+        try:
+            block = self._reader.read(wanted) if wanted else b""
+            if wanted and not block:
+                raise IntegrityError(f"the body ended after {self._position} of {self._size} bytes")
+        except Exception as error:
+            self._error = error
+            raise
+        self._position += len(block)
+        return block
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        self._reader.seek(self._position)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+class ObjectBody(Body):
+    """An object in the bucket. Each reader gets it from the store anew, from where it is read."""
+
+    def __init__(self, size: int, get: Callable[[int], StreamingBody], translated: Translated) -> None:
+        """`get` gives the object's bytes from an offset on; `translated` is what has to be around reading them."""
+        self.size = size
+        self._get = get
+        self._translated = translated
+
+    def open(self) -> BinaryIO:
+        return io.BufferedReader(_ObjectReader(self.size, self._get, self._translated), _BLOCK)
+
+
+class _ObjectReader(io.RawIOBase):
+    def __init__(self, size: int, get: Callable[[int], StreamingBody], translated: Translated) -> None:
+        self._size = size
+        self._get = get
+        self._translated = translated
+        self._position = 0
+        self._stream: StreamingBody | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if start + offset != self._position:
+            self._position = max(0, start + offset)
+            self._drop()
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position >= self._size:
+            return 0
+        if self._stream is None:
+            self._stream = self._get(self._position)
+        with self._translated():
+            block = self._stream.read(len(buffer))
+        if not block:
+            raise IntegrityError(f"the object ended after {self._position} of {self._size} bytes")
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None

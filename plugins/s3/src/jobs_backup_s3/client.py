@@ -1,0 +1,184 @@
+"""Builds boto3 clients: one for each process, region and timeout, without retries, without anything that was not asked for."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from jobs_backup_s3.errors import region_told, response_of
+from jobs_backup_s3.settings import Connection
+
+if TYPE_CHECKING:
+    import boto3.session
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials, DeferredRefreshableCredentials
+    from mypy_boto3_s3 import S3Client
+
+_POOL: Final = 64
+"""Connections that are kept open for further requests; more threads than these open their own."""
+
+
+class Clients:
+    """The clients of one bucket. Safe to use from many threads; a fork gets its own.
+
+    Attributes:
+        region: the bucket's, as far as it is known.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.region = connection.region
+        self._connection = connection
+        self._of_process = _OfProcess(connection)
+
+    def get(self, region: str, timeout: float) -> S3Client:
+        """A client for the region. `timeout` is for connecting, and for each wait for the store, in seconds."""
+        if self._of_process.pid != os.getpid():
+            # The parent's sockets are not ours to use or to close, and its lock may be held by a thread that is not here.
+            self._of_process = _OfProcess(self._connection)
+        return self._of_process.get(region, timeout)
+
+    def follow(self, error: Exception, region: str) -> bool:
+        """Whether the same request has to be sent again because the bucket is in another region than `region`, as `error` says."""
+        response = response_of(error)
+        told = region_told(response) if response else None
+        if told is None or told == region or self._connection.region_is_explicit:
+            return False
+        self.region = told
+        return True
+
+
+class _OfProcess:
+    """What must not be shared with a forked process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.pid = os.getpid()
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._session: boto3.session.Session | None = None
+        self._clients: dict[tuple[str, float], S3Client] = {}
+
+    def get(self, region: str, timeout: float) -> S3Client:
+        found = self._clients.get((region, timeout))
+        if found is not None:
+            return found
+        with self._lock:
+            if (region, timeout) not in self._clients:
+                if self._session is None:
+                    self._session = _session(self._connection, timeout)
+                self._clients[region, timeout] = _client(self._session, self._connection, region, timeout)
+            return self._clients[region, timeout]
+
+
+def _client(session: Any, connection: Connection, region: str, timeout: float) -> S3Client:
+    from botocore.config import Config  # noqa: PLC0415 - the SDK is imported when it is first used
+    from botocore.exceptions import NoCredentialsError  # noqa: PLC0415
+
+    keys = None if connection.role_arn else connection.keys
+    if keys is None and session.get_credentials() is None:
+        raise NoCredentialsError  # here and not at the first request: a client would stay without for good
+    s3: Any = {"addressing_style": "path" if connection.path_style else "auto", "us_east_1_regional_endpoint": "regional"}
+    client: S3Client = session.client(
+        "s3",
+        region_name=region,
+        endpoint_url=connection.endpoint,
+        verify=_verify(connection),
+        config=Config(**_options(connection, timeout), signature_version="s3v4", s3=s3),
+        aws_access_key_id=keys.access_key.reveal() if keys else None,
+        aws_secret_access_key=keys.secret_key.reveal() if keys else None,
+        aws_session_token=keys.session_token.reveal() if keys and keys.session_token else None,
+    )
+    client.meta.events.register("before-call.s3", _stay)
+    if connection.checksum != "crc32c":
+        client.meta.events.register("before-sign.s3.DeleteObjects", _use_content_md5)
+    return client
+
+
+def _options(connection: Connection, timeout: float) -> dict[str, Any]:
+    proxy = connection.proxy.reveal() if connection.proxy else None
+    return {
+        "connect_timeout": timeout,
+        "read_timeout": timeout,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "max_pool_connections": _POOL,
+        "tcp_keepalive": True,
+        "proxies": {"http": proxy, "https": proxy} if proxy else None,
+        # The provider gives every checksum itself: stores other than AWS refuse those that the SDK adds by default.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        # Endpoints are settings of ours, and a part of the location that the spool knows.
+        "ignore_configured_endpoint_urls": True,
+    }
+
+
+def _verify(connection: Connection) -> bool | str | None:
+    if not connection.verify_tls:
+        return False
+    return str(connection.ca_bundle) if connection.ca_bundle else None
+
+
+def _session(connection: Connection, timeout: float) -> boto3.session.Session:
+    import boto3.session  # noqa: PLC0415
+    import botocore.session  # noqa: PLC0415
+
+    session = botocore.session.Session()
+    if connection.role_arn:
+        session.register_component("credential_provider", _RoleCredentials(connection, connection.role_arn, timeout))
+    return boto3.session.Session(botocore_session=session)
+
+
+class _RoleCredentials:
+    """Takes the place of the SDK's chain: credentials of a role, fetched at the first request and again before they run out."""
+
+    def __init__(self, connection: Connection, role_arn: str, timeout: float) -> None:
+        self._connection = connection
+        self._role_arn = role_arn
+        self._timeout = timeout
+
+    def load_credentials(self) -> DeferredRefreshableCredentials:
+        """Called by the SDK's session."""
+        import botocore.session  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415
+        from botocore.credentials import (  # noqa: PLC0415
+            AssumeRoleCredentialFetcher,
+            Credentials,
+            DeferredRefreshableCredentials,
+        )
+        from botocore.exceptions import NoCredentialsError  # noqa: PLC0415
+
+        session = botocore.session.Session()
+        if keys := self._connection.keys:
+            token = keys.session_token.reveal() if keys.session_token else None
+            own: Credentials | None = Credentials(keys.access_key.reveal(), keys.secret_key.reveal(), token)
+        else:
+            own = session.get_credentials()
+        if own is None:
+            raise NoCredentialsError
+        create = functools.partial(
+            session.create_client,
+            region_name=self._connection.region,
+            endpoint_url=self._connection.sts_endpoint,
+            verify=_verify(self._connection),
+            config=Config(**_options(self._connection, self._timeout)),
+        )
+        arguments = {"RoleSessionName": "jobs-backup"}
+        if self._connection.external_id:
+            arguments["ExternalId"] = self._connection.external_id
+        fetcher = AssumeRoleCredentialFetcher(create, own, self._role_arn, extra_args=arguments)
+        return DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
+
+
+def _stay(params: dict[str, Any], **_: object) -> None:
+    """Tell the SDK's redirector that it has done its work: it would look for the bucket's region with HeadBucket."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _use_content_md5(request: AWSRequest, **_: object) -> None:
+    """Bulk deletes must have a checksum: the one that all stores know, instead of the SDK's own."""
+    for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))]:
+        del request.headers[name]
+    data = request.data if isinstance(request.data, bytes) else str(request.data).encode()
+    request.headers["Content-MD5"] = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

@@ -1,0 +1,349 @@
+"""Translates the errors of store and SDK into the taxonomy, each with what to do about it: the tables are the place for that."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Generator, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, quote_plus, urlsplit
+
+from jobs_backup.errors import (
+    AlreadyExists,
+    BucketNotFound,
+    ConfigurationError,
+    CredentialsExpired,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+    StorageError,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+    UploadGone,
+)
+from jobs_backup_s3.settings import Connection
+
+_LONGEST: Final = 300
+
+
+class NothingThere(StorageError):
+    """The object has no byte in the range that was asked for."""
+
+
+class Call(NamedTuple):
+    """What was tried. `upload` is the id that no message may show."""
+
+    operation: str
+    connection: Connection
+    key: str = ""
+    upload: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.operation} s3://{self.connection.bucket}" + (f"/{self.key}" if self.key else "")
+
+
+class _Row(NamedTuple):
+    error: type[JobsBackupError]
+    hint: str = ""
+
+
+_KEYS: Final = "check the access key and its secret, and that they belong to this store"
+_CREDENTIALS: Final = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the SDK finds a role (instance, container, web identity)"
+)
+_EXPIRED: Final = "temporary credentials have to be replaced when they run out: use a role, or set new ones"
+_BUCKET: Final = "check JOBS_BACKUP_BUCKET, the region and the endpoint; the bucket is never created"
+_REDIRECTED: Final = "set AWS_REGION to the bucket's region, or the endpoint to the one that serves the bucket"
+_SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
+_FAULT: Final = "a fault of the store; see its status page or its log"
+_CHECKSUM: Final = (
+    "if it goes on, the network, a proxy or the disk changes bytes; or JOBS_BACKUP_S3_CHECKSUM does not suit the store"
+)
+_KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
+_NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
+
+_CODES: Final[Mapping[str, _Row]] = {
+    "AccessDenied": _Row(PermissionDenied),
+    "AccessDeniedException": _Row(PermissionDenied),
+    "AllAccessDisabled": _Row(PermissionDenied),
+    "InvalidAccessKeyId": _Row(Unauthenticated, _KEYS),
+    "SignatureDoesNotMatch": _Row(Unauthenticated, _KEYS),
+    "AuthorizationHeaderMalformed": _Row(Unauthenticated, _KEYS),
+    "InvalidToken": _Row(Unauthenticated, "check AWS_SESSION_TOKEN: it belongs to exactly one access key"),
+    "InvalidClientTokenId": _Row(Unauthenticated, _KEYS),
+    "UnrecognizedClientException": _Row(Unauthenticated, _KEYS),
+    "InvalidIdentityToken": _Row(Unauthenticated, "check the web identity token and the trust policy of its role"),
+    "AccountProblem": _Row(Unauthenticated, "there is a problem with the account: ask the store's support"),
+    "NotSignedUp": _Row(Unauthenticated, "the account has no S3: sign up for it"),
+    "ExpiredToken": _Row(CredentialsExpired, _EXPIRED),
+    "ExpiredTokenException": _Row(CredentialsExpired, _EXPIRED),
+    "TokenRefreshRequired": _Row(CredentialsExpired, _EXPIRED),
+    "RequestTimeTooSkewed": _Row(Unauthenticated, "this machine's clock is wrong: set it (NTP)"),
+    "RequestExpired": _Row(Unauthenticated, "this machine's clock is wrong: set it (NTP)"),
+    "NoSuchBucket": _Row(BucketNotFound, _BUCKET),
+    "InvalidBucketName": _Row(ConfigurationError, "check JOBS_BACKUP_BUCKET"),
+    "NoSuchKey": _Row(ObjectNotFound),
+    "NoSuchUpload": _Row(UploadGone, "it was completed or aborted before: another one has to be begun"),
+    "PreconditionFailed": _Row(AlreadyExists),
+    "ConditionalRequestConflict": _Row(Unavailable, "another request for the same key is under way"),
+    "OperationAborted": _Row(Unavailable, "another request for the same key is under way"),
+    "PermanentRedirect": _Row(ConfigurationError, _REDIRECTED),
+    "TemporaryRedirect": _Row(ConfigurationError, _REDIRECTED),
+    "IllegalLocationConstraintException": _Row(ConfigurationError, _REDIRECTED),
+    "SlowDown": _Row(Throttled, _SLOWER),
+    "SlowDownRead": _Row(Throttled, _SLOWER),
+    "SlowDownWrite": _Row(Throttled, _SLOWER),
+    "Throttling": _Row(Throttled, _SLOWER),
+    "ThrottlingException": _Row(Throttled, _SLOWER),
+    "TooManyRequests": _Row(Throttled, _SLOWER),
+    "TooManyRequestsException": _Row(Throttled, _SLOWER),
+    "RequestLimitExceeded": _Row(Throttled, _SLOWER),
+    "BandwidthLimitExceeded": _Row(Throttled, _SLOWER),
+    "KMS.ThrottlingException": _Row(Throttled, "the KMS key is used too often: ask for a higher quota, or turn on bucket keys"),
+    "RequestTimeout": _Row(Unavailable, _NETWORK),
+    "XMinioStorageFull": _Row(Unavailable, "the store is full: free or add space"),
+    "BadDigest": _Row(IntegrityError, _CHECKSUM),
+    "InvalidDigest": _Row(IntegrityError, _CHECKSUM),
+    "IncompleteBody": _Row(IntegrityError, _CHECKSUM),
+    "XAmzContentSHA256Mismatch": _Row(IntegrityError, _CHECKSUM),
+    "XAmzContentChecksumMismatch": _Row(IntegrityError, _CHECKSUM),
+    "NotImplemented": _Row(NotSupported),
+    "MethodNotAllowed": _Row(NotSupported),
+    "AccessControlListNotSupported": _Row(NotSupported, "the bucket has no ACLs: unset JOBS_BACKUP_S3_ACL"),
+    "InvalidStorageClass": _Row(ConfigurationError, "correct or unset JOBS_BACKUP_S3_STORAGE_CLASS"),
+    "EntityTooLarge": _Row(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
+    "EntityTooSmall": _Row(NotSupported, "raise JOBS_BACKUP_PART_SIZE"),
+}
+"""By the error code of the store."""
+
+_OF_OPERATION: Final[Mapping[tuple[str, str], _Row]] = {
+    ("CompleteMultipartUpload", "ConditionalRequestConflict"): _Row(UploadGone, "another one has to be begun"),
+    ("CompleteMultipartUpload", "InvalidPart"): _Row(UploadGone, "the store has lost a part: another upload has to be begun"),
+    ("CompleteMultipartUpload", "InvalidPartOrder"): _Row(UploadGone, "another one has to be begun"),
+    ("GetObject", "InvalidRange"): _Row(NothingThere),
+    ("GetObject", "PreconditionFailed"): _Row(IntegrityError, "the object was overwritten while it was read"),
+}
+"""Codes that mean something else for one operation."""
+
+_STATUSES: Final[Mapping[int, _Row]] = {
+    301: _Row(ConfigurationError, _REDIRECTED),
+    302: _Row(ConfigurationError, _REDIRECTED),
+    307: _Row(ConfigurationError, _REDIRECTED),
+    308: _Row(ConfigurationError, _REDIRECTED),
+    401: _Row(Unauthenticated, _KEYS),
+    403: _Row(PermissionDenied),
+    405: _Row(NotSupported),
+    407: _Row(Unauthenticated, "the proxy wants credentials: put them into JOBS_BACKUP_S3_PROXY"),
+    408: _Row(Unavailable, _NETWORK),
+    412: _Row(AlreadyExists),
+    429: _Row(Throttled, _SLOWER),
+    501: _Row(NotSupported),
+}
+"""By the HTTP status, for codes that are in no table. Other 5xx are Unavailable, the rest is a StorageError."""
+
+_EXCEPTIONS: Final[Mapping[str, _Row]] = {
+    "NoCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
+    "PartialCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
+    "CredentialRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
+    "TokenRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
+    "SSOError": _Row(Unauthenticated, _CREDENTIALS),
+    "ProfileNotFound": _Row(ConfigurationError, "correct or unset AWS_PROFILE"),
+    "ConfigParseError": _Row(ConfigurationError, "correct the SDK's configuration file (AWS_CONFIG_FILE, ~/.aws/config)"),
+    "InvalidRegionError": _Row(ConfigurationError, "write the region as in eu-west-1"),
+    "EndpointConnectionError": _Row(Unreachable, _NETWORK),
+    "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
+    "ProxyConnectionError": _Row(Unreachable, "check JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY"),
+    "ConnectionError": _Row(Unavailable, _NETWORK),
+    "HTTPClientError": _Row(Unavailable, _NETWORK),
+    "IncompleteReadError": _Row(Unavailable, _NETWORK),
+    "ResponseParserError": _Row(Unavailable, "what answers does not speak S3: check the endpoint and the proxy"),
+    "FlexibleChecksumError": _Row(IntegrityError, _CHECKSUM),
+}
+"""By the name of the SDK's exception or of a base of it: the SDK need not be imported for this."""
+
+_TLS: Final = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        _Row(ConfigurationError, "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use the name in its certificate"),
+    ),
+    ("WRONG_VERSION_NUMBER", _Row(ConfigurationError, "the endpoint speaks no TLS: write http:// before it, or correct the port")),
+)
+"""By a part of the error's text. Other TLS errors are those of a broken connection."""
+
+_ACTIONS: Final[Mapping[str, str]] = {
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "DeleteObjects": "s3:DeleteObject",
+    "ListObjectsV2": "s3:ListBucket",
+    "AssumeRole": "sts:AssumeRole",
+}
+"""The permission that an operation needs, where it has another name than the operation."""
+
+_OPTIONS: Final = (
+    ("if-none-match", "set JOBS_BACKUP_CONDITIONAL_WRITES=false"),
+    ("x-amz-server-side-encryption", "unset JOBS_BACKUP_S3_SSE and AWS_ENABLE_SSE"),
+    ("x-amz-storage-class", "unset JOBS_BACKUP_S3_STORAGE_CLASS"),
+    ("x-amz-acl", "unset JOBS_BACKUP_S3_ACL"),
+    ("x-amz-checksum", "set JOBS_BACKUP_S3_CHECKSUM=md5 or none"),
+    ("x-amz-sdk-checksum", "set JOBS_BACKUP_S3_CHECKSUM=md5 or none"),
+)
+"""Which setting turns a header off."""
+
+
+@contextlib.contextmanager
+def translated(call: Call) -> Generator[None, None, None]:
+    """Whatever is raised within becomes an error of the taxonomy.
+
+    It is raised without the SDK's error behind it: that one's text has URLs in it, and with them the upload's id.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - nothing is swallowed
+        raise translate(error, call) from None
+
+
+def translate(error: Exception, call: Call) -> JobsBackupError:
+    """The error of the taxonomy for what a request raised."""
+    if isinstance(error, JobsBackupError):
+        return error
+    response = response_of(error)
+    if response is not None:
+        # A role's credentials are fetched in the course of any call.
+        operation: str = getattr(error, "operation_name", call.operation)
+        return answered(response, call._replace(operation=operation))
+    text = _cleaned(_reason(error), call)
+    names = [class_.__name__ for class_ in type(error).__mro__]
+    row = next((_EXCEPTIONS[name] for name in names if name in _EXCEPTIONS), None)
+    if "SSLError" in names:
+        row = next((row for part, row in _TLS if part in text), row)
+    if row is None:
+        return StorageError(f"{call}: {names[0]}: {text}")
+    return row.error(f"{call}: {_where(error)}{text}", hint=row.hint)
+
+
+def response_of(error: Exception) -> Mapping[str, Any] | None:
+    """The store's answer as the SDK parsed it, if it is that what the error is about."""
+    response: Mapping[str, Any] | None = getattr(error, "response", None)
+    return response if response and "Error" in response else None
+
+
+def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
+    """The error of the taxonomy for an answer of the store as the SDK parsed it."""
+    error: Mapping[str, Any] = response["Error"]
+    metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})
+    headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
+    status: int = metadata.get("HTTPStatusCode", 0)
+    code = str(error.get("Code") or status)
+    said = str(error.get("Message") or "")
+    message = f"{call}: {code}" + (f": {_cleaned(said, call)}" if said else "")
+    row = _OF_OPERATION.get((call.operation, code)) or _CODES.get(code)
+    if row is None:
+        row = _Row(ConfigurationError, _KMS) if code.startswith("KMS.") else _STATUSES.get(status)
+    if row is None:
+        row = _Row(Unavailable, _FAULT) if status >= 500 else _Row(StorageError)
+    if (region := region_told(response)) and region != call.connection.region:
+        return ConfigurationError(
+            f"{call}: the bucket is in {region}, not in {call.connection.region}", hint=f"set AWS_REGION={region}"
+        )
+    if row.error is PermissionDenied:
+        return _denied(message, said, call)
+    if row.error is NotSupported and not row.hint:
+        row = row._replace(hint=_option(str(error.get("Header", "")), call))
+    if row.error is Throttled or row.error is Unavailable:
+        return row.error(message, hint=row.hint, retry_after=_retry_after(headers))
+    if code == "RequestTimeTooSkewed" and "date" in headers:
+        row = row._replace(hint=f"{row.hint}; the store's says {headers['date']}")
+    return row.error(message, hint=row.hint)
+
+
+def region_told(response: Mapping[str, Any]) -> str | None:
+    """The bucket's region, if this answer refuses the request for having gone to another one and says which."""
+    error: Mapping[str, Any] = response["Error"]
+    metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})
+    elsewhere = error.get("Code") in (
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+    )
+    if not elsewhere and metadata.get("HTTPStatusCode") not in (301, 302, 307, 308):
+        return None
+    region: str = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region") or error.get("Region") or ""
+    return region if re.fullmatch(r"[a-z0-9-]{1,40}", region) else None
+
+
+def _denied(message: str, said: str, call: Call) -> PermissionDenied:
+    connection = call.connection
+    named = re.search(r"\b((?:s3|kms|sts):[A-Za-z]+)\b", said)
+    action = named[1] if named else _ACTIONS.get(call.operation, f"s3:{call.operation}")
+    if action.startswith("kms:"):
+        key = re.search(r"arn:[\w-]+:kms:[\w:/-]+", said)
+        resource = key[0] if key else connection.kms_key_id or "the bucket's KMS key"
+    elif action.startswith("sts:"):
+        resource = connection.role_arn or "the role"
+    else:
+        resource = connection.bucket_arn if action == "s3:ListBucket" else connection.resource
+    hint = f"a policy denies {action} on {resource}: change that one" if "explicit deny" in said else ""
+    return PermissionDenied(message, action=action, resource=resource, hint=hint)
+
+
+def _option(header: str, call: Call) -> str:
+    for start, hint in _OPTIONS:
+        if header.lower().startswith(start):
+            return hint
+    return f"the store has no {call.operation} with these options: see the README of jobs-backup-s3 for how to turn them off"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    now = datetime.now(UTC)
+    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - now).total_seconds())
+
+
+def _reason(error: Exception) -> str:
+    """What the system said: the first error in the chain that is neither the SDK's nor urllib3's."""
+    for one in _chain(error):
+        if type(one).__module__.split(".")[0] in ("builtins", "socket", "ssl", "http"):
+            return getattr(one, "strerror", None) or str(one)
+    fields: Mapping[str, object] = getattr(error, "kwargs", {})
+    # Of the SDK's own texts only those are used that have no URL in them.
+    return type(error).__name__ if "endpoint_url" in fields else str(error)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    one: BaseException | None = error
+    for _ in range(8):
+        if one is None:
+            return
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _where(error: Exception) -> str:
+    fields: Mapping[str, object] = getattr(error, "kwargs", {})
+    parts = urlsplit(str(fields.get("endpoint_url", "")))
+    return f"{parts.scheme}://{parts.netloc}: " if parts.netloc else ""
+
+
+def _cleaned(text: str, call: Call) -> str:
+    keys = call.connection.keys
+    secrets = [call.upload, keys.secret_key.reveal() if keys else ""]
+    secrets.append(keys.session_token.reveal() if keys and keys.session_token else "")
+    for secret in filter(None, secrets):
+        for written in (secret, quote(secret), quote(secret, safe=""), quote_plus(secret)):
+            text = text.replace(written, "****")
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

@@ -1,0 +1,332 @@
+"""The providers S3, MINIO and DIGITAL_OCEAN_SPACES: each hook of the contract as one call of the S3 API."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self, TypeVar
+
+from jobs_backup.errors import (
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+    StorageError,
+    UploadGone,
+)
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import (
+    AbortReceipt,
+    Body,
+    BytesBody,
+    DeleteReceipt,
+    Listed,
+    Outcome,
+    Page,
+    Part,
+    Policy,
+    Upload,
+    WriteReceipt,
+)
+from jobs_backup_s3.bodies import ObjectBody, Source
+from jobs_backup_s3.client import Clients
+from jobs_backup_s3.errors import Call, NothingThere, answered, translated
+from jobs_backup_s3.policy import iam_policy, spaces_policy
+from jobs_backup_s3.settings import BucketSettings, Connection, MinioSettings, S3Settings, SpacesSettings
+
+T = TypeVar("T")
+Answer = Mapping[str, Any]
+
+_CHECKSUM: Final = "checksum"
+"""The name in `Upload.extra` for the kind of checksum that the upload was begun with: its parts need the same kind."""
+
+
+class _Provider:
+    """All of the work. The kinds of store differ in their settings, and Spaces in its policy."""
+
+    API_VERSION: ClassVar[int] = 1
+    max_parts: ClassVar[int] = 10_000
+    min_part_size: ClassVar[int] = 5 << 20
+    settings: ClassVar[type[BucketSettings]]
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._clients = Clients(connection)
+        self._has_bulk_delete = True
+
+    @classmethod
+    def from_settings(cls, environment: Mapping[str, str]) -> Self:
+        """Configured by these environment variables. Neither imports the SDK nor opens a connection.
+
+        Raises:
+            ConfigurationError: a variable is missing or wrong.
+        """
+        return cls(cls.settings.from_environment(environment).connection())
+
+    @property
+    def location(self) -> str:
+        """Bucket, and endpoint if it is not AWS's own."""
+        return self._connection.location
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.location}>"
+
+    @hookimpl
+    def write(
+        self,
+        key: str,
+        body: Body,
+        size: int,
+        checksum: int,
+        content_type: str,
+        metadata: Mapping[str, str],
+        if_absent: bool,
+        timeout: float,
+    ) -> WriteReceipt:
+        """PutObject."""
+        call = self._tried("PutObject", key)
+        request = self._object(key, content_type, metadata) | _condition(if_absent)
+        answer = self._put(call, timeout, "put_object", body, size, request, self._connection.checksum, checksum)
+        return _receipt(call, answer, checksum)
+
+    @hookimpl
+    def create_multipart(self, key: str, content_type: str, metadata: Mapping[str, str], timeout: float) -> Upload:
+        """CreateMultipartUpload."""
+        call = self._tried("CreateMultipartUpload", key)
+        kind = self._connection.checksum
+        request = self._object(key, content_type, metadata)
+        if kind == "crc32c":
+            request |= {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
+        answer = self._send(call, timeout, lambda client: client.create_multipart_upload(**request))
+        return Upload(key=key, id=_field(call, answer, "UploadId"), extra={_CHECKSUM: kind})
+
+    @hookimpl
+    def write_part(self, upload: Upload, number: int, body: Body, size: int, timeout: float) -> Part:
+        """UploadPart."""
+        call = self._tried("UploadPart", upload.key, upload.id)
+        kind = upload.extra.get(_CHECKSUM, "none")
+        crc = body.crc32c() if kind == "crc32c" else None
+        answer = self._put(call, timeout, "upload_part", body, size, self._upload(upload) | {"PartNumber": number}, kind, crc)
+        _compare(call, answer, crc)
+        return Part(number=number, etag=_field(call, answer, "ETag"), crc32c=crc)
+
+    @hookimpl
+    def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
+    ) -> WriteReceipt:
+        """CompleteMultipartUpload."""
+        call = self._tried("CompleteMultipartUpload", upload.key, upload.id)
+        listed = [{"PartNumber": part.number, "ETag": part.etag} | _crc(part.crc32c) for part in parts]
+        request = self._upload(upload) | {"MultipartUpload": {"Parts": listed}} | _condition(if_absent)
+        if upload.extra.get(_CHECKSUM) == "crc32c":
+            request |= {"ChecksumType": "FULL_OBJECT", "MpuObjectSize": size} | _crc(checksum)
+        answer = self._send(call, timeout, lambda client: client.complete_multipart_upload(**request))
+        return _receipt(call, answer, checksum)
+
+    @hookimpl
+    def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
+        """AbortMultipartUpload."""
+        call = self._tried("AbortMultipartUpload", upload.key, upload.id)
+        request = self._upload(upload)
+        try:
+            self._send(call, timeout, lambda client: client.abort_multipart_upload(**request))
+        except UploadGone:
+            return AbortReceipt(Outcome.GONE)
+        return AbortReceipt(Outcome.ABORTED)
+
+    @hookimpl
+    def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
+        """DeleteObjects; DeleteObject for each key where the store has no DeleteObjects."""
+        if self._has_bulk_delete and keys:
+            try:
+                return self._delete_together(keys, timeout)
+            except NotSupported:
+                self._has_bulk_delete = False
+        return self._delete_one_by_one(keys, timeout)
+
+    @hookimpl
+    def read(self, key: str, timeout: float) -> Body:
+        """GetObject: of the first byte for the size, and again at each opening."""
+        call = self._tried("GetObject", key)
+        request: dict[str, Any] = {"Bucket": self._connection.bucket, "Key": key}
+        try:
+            first = self._send(call, timeout, lambda client: client.get_object(**request, Range="bytes=0-0"))
+        except NothingThere:
+            return BytesBody(b"")
+        first["Body"].close()
+        # "bytes 0-0/1234"; a store without ranges gives the whole object.
+        size = int(str(first["ContentRange"]).rpartition("/")[2]) if "ContentRange" in first else int(first["ContentLength"])
+        request["IfMatch"] = _field(call, first, "ETag")
+
+        def get(offset: int) -> Any:
+            return self._send(call, timeout, lambda client: client.get_object(**request, Range=f"bytes={offset}-"))["Body"]
+
+        return ObjectBody(size, get, lambda: translated(call))
+
+    @hookimpl
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
+        """An IAM policy as JSON; for Spaces the command that makes a key for this bucket alone."""
+        return self._policy(self.settings.from_environment(settings).connection(), delete, replay)
+
+    @hookimpl
+    def list(self, prefix: str, after: str, timeout: float) -> Page:
+        """ListObjectsV2."""
+        request = {"Bucket": self._connection.bucket, "Prefix": prefix} | ({"StartAfter": after} if after else {})
+        answer = self._send(self._tried("ListObjectsV2"), timeout, lambda client: client.list_objects_v2(**request))
+        objects = [Listed(key=item["Key"], size=item["Size"]) for item in answer.get("Contents", ())]
+        return Page(objects=objects, after=objects[-1].key if answer.get("IsTruncated") and objects else None)
+
+    def _put(
+        self,
+        call: Call,
+        timeout: float,
+        method: str,
+        body: Body,
+        size: int,
+        request: Mapping[str, Any],
+        kind: str,
+        crc: int | None,
+    ) -> Answer:
+        def send(client: Any) -> Answer:
+            sums = _sums(call, kind, body, crc)
+            with Source(body, size) as source:
+                answer: Answer = getattr(client, method)(Body=source, ContentLength=size, **sums, **request)
+                return answer
+
+        return self._send(call, timeout, send)
+
+    def _send(self, call: Call, timeout: float, send: Callable[[Any], T]) -> T:
+        """One request; a second one at once if the first was told that the bucket is in another region."""
+        region = self._clients.region
+        with translated(call):
+            try:
+                return send(self._clients.get(region, timeout))
+            except Exception as error:
+                if not self._clients.follow(error, region):
+                    raise
+            return send(self._clients.get(self._clients.region, timeout))
+
+    def _delete_together(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
+        call = self._tried("DeleteObjects")
+        request = {"Bucket": self._connection.bucket, "Delete": {"Objects": [{"Key": key} for key in keys]}}
+        answer = self._send(call, timeout, lambda client: client.delete_objects(**request))
+        deleted = {str(one.get("Key")) for one in answer.get("Deleted", ())}
+        failed: dict[str, Exception] = {}
+        for one in answer.get("Errors", ()):
+            key = str(one.get("Key"))
+            error = answered({"Error": one}, call._replace(key=key))
+            if isinstance(error, ObjectNotFound):
+                deleted.add(key)
+            else:
+                failed[key] = error
+        for key in set(keys) - deleted - failed.keys():
+            failed[key] = StorageError(f"{call._replace(key=key)}: the answer does not say whether it was deleted")
+        return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+    def _delete_one_by_one(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
+        deleted: set[str] = set()
+        failed: dict[str, Exception] = {}
+        for number, key in enumerate(keys):
+            request = {"Bucket": self._connection.bucket, "Key": key}
+            try:
+                self._send(self._tried("DeleteObject", key), timeout, functools.partial(_delete_object, request))
+            except ObjectNotFound:
+                pass
+            except PermissionDenied as error:
+                failed[key] = error
+                continue
+            except JobsBackupError as error:
+                if not deleted and not failed:
+                    raise
+                # What is wrong with one of them for another reason is wrong with the rest, too, and may take long to be told.
+                failed |= dict.fromkeys(keys[number:], error)
+                break
+            deleted.add(key)
+        return DeleteReceipt(deleted=frozenset(deleted), failed=failed)
+
+    def _policy(self, connection: Connection, delete: bool, replay: bool) -> Policy:
+        return iam_policy(connection, delete=delete, replay=replay)
+
+    def _tried(self, operation: str, key: str = "", upload: str = "") -> Call:
+        return Call(operation, self._connection, key, upload)
+
+    def _upload(self, upload: Upload) -> dict[str, Any]:
+        return {"Bucket": self._connection.bucket, "Key": upload.key, "UploadId": upload.id}
+
+    def _object(self, key: str, content_type: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+        connection = self._connection
+        options = {
+            "ServerSideEncryption": connection.sse,
+            "SSEKMSKeyId": connection.kms_key_id,
+            "StorageClass": connection.storage_class,
+            "ACL": connection.acl,
+        }
+        given = {name: value for name, value in options.items() if value}
+        return {"Bucket": connection.bucket, "Key": key, "ContentType": content_type, "Metadata": dict(metadata), **given}
+
+
+class S3Provider(_Provider):
+    """AWS S3, and any store that speaks S3 at AWS_ENDPOINT_URL_S3."""
+
+    settings = S3Settings
+
+
+class MinioProvider(_Provider):
+    """MinIO, with the MINIO_* variables."""
+
+    settings = MinioSettings
+
+
+class SpacesProvider(_Provider):
+    """DigitalOcean Spaces, with the DO_SPACES_* variables."""
+
+    settings = SpacesSettings
+
+    def _policy(self, connection: Connection, delete: bool, replay: bool) -> Policy:  # noqa: ARG002
+        return spaces_policy(connection)
+
+
+def _delete_object(request: Mapping[str, str], client: Any) -> Answer:
+    answer: Answer = client.delete_object(**request)
+    return answer
+
+
+def _condition(if_absent: bool) -> dict[str, str]:
+    return {"IfNoneMatch": "*"} if if_absent else {}
+
+
+def _crc(value: int | None) -> dict[str, str]:
+    return {} if value is None else {"ChecksumCRC32C": base64.b64encode(value.to_bytes(4, "big")).decode()}
+
+
+def _sums(call: Call, kind: str, body: Body, crc: int | None) -> dict[str, str]:
+    if kind == "crc32c":
+        return _crc(crc)
+    # This store is not asked to check the CRC, so it is done here: bytes that changed on the disk are not to be published.
+    if crc is not None and body.crc32c() != crc:
+        raise IntegrityError(f"{call}: the body's CRC-32C is not the one that it should have", hint="the disk may be faulty")
+    return {"ContentMD5": base64.b64encode(body.md5()).decode()} if kind == "md5" else {}
+
+
+def _receipt(call: Call, answer: Answer, crc: int) -> WriteReceipt:
+    etag = _field(call, answer, "ETag")
+    _compare(call, answer, crc)
+    return WriteReceipt(etag=etag, version=answer.get("VersionId", ""))
+
+
+def _field(call: Call, answer: Answer, name: str) -> str:
+    """What an answer must have to be a success: a 200 alone can be anybody's."""
+    if not answer.get(name):
+        raise StorageError(f"{call}: the answer has no {name}", hint="what answers may not be the store: check endpoint and proxy")
+    return str(answer[name])
+
+
+def _compare(call: Call, answer: Answer, crc: int | None) -> None:
+    """Only if the store tells the CRC of the whole, and not one that is made of those of the parts."""
+    told = answer.get("ChecksumCRC32C")
+    if crc is None or told is None or answer.get("ChecksumType") == "COMPOSITE" or "-" in told:
+        return
+    if _crc(crc)["ChecksumCRC32C"] != told:
+        raise IntegrityError(f"{call}: the store has another CRC-32C than what was sent")

@@ -1,0 +1,338 @@
+"""The environment variables of S3, MinIO and Spaces, and the one form that all three resolve to: `Connection`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings import Secret, Settings, Variable
+
+log: Final = logging.getLogger(__name__)
+
+Encryption = Literal["AES256", "aws:kms"]
+Checksum = Literal["crc32c", "md5", "none"]
+
+_AWS_HOSTS: Final = (".amazonaws.com", ".amazonaws.com.cn")
+_SPACES_HOST: Final = ".digitaloceanspaces.com"
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]+")
+_REGION: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+
+
+class Keys(msgspec.Struct, frozen=True, kw_only=True):
+    """A pair of keys, and the token that temporary ones have."""
+
+    access_key: Secret
+    secret_key: Secret
+    session_token: Secret | None = None
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that has to be known to talk to a bucket, whichever variables it came from.
+
+    Attributes:
+        prefix: stands before every key; for the resource of a permission.
+        region: the bucket's, if `region_is_explicit`; else the one to begin with.
+        endpoint: None for AWS itself.
+        keys: None for the SDK's default chain.
+        checksum: which one is sent with every object and part.
+    """
+
+    bucket: str
+    prefix: str
+    endpoint: str | None
+    region: str
+    region_is_explicit: bool
+    keys: Keys | None
+    path_style: bool
+    checksum: Checksum
+    role_arn: str | None = None
+    external_id: str | None = None
+    sts_endpoint: str | None = None
+    sse: Encryption | None = None
+    kms_key_id: str | None = None
+    storage_class: str | None = None
+    acl: str | None = None
+    proxy: Secret | None = None
+    ca_bundle: Path | None = None
+    verify_tls: bool = True
+
+    @property
+    def location(self) -> str:
+        """As the contract wants it: scheme, bucket, and the endpoint if it is not AWS's own."""
+        return f"s3://{self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
+
+    @property
+    def resource(self) -> str:
+        """The ARN of all objects that backing up writes."""
+        return f"{self.bucket_arn}/{self.prefix}*"
+
+    @property
+    def bucket_arn(self) -> str:
+        return f"arn:{self.partition}:s3:::{self.bucket}"
+
+    @property
+    def partition(self) -> str:
+        """The part of AWS that the region belongs to, as ARNs name it."""
+        return {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(self.region.rsplit("-", 2)[0], "aws")
+
+
+class BucketSettings(Settings, frozen=True, kw_only=True):
+    """What all three have in common."""
+
+    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The bucket. It has to exist.", example="my-events")]
+    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
+        ""
+    )
+    sse: Annotated[
+        Encryption | None,
+        Variable("JOBS_BACKUP_S3_SSE", "Encryption at the store: AES256 or aws:kms. Default: as the bucket is configured."),
+    ] = None
+    kms_key_id: Annotated[
+        str | None,
+        Variable(
+            "JOBS_BACKUP_S3_KMS_KEY_ID", "Id, ARN or alias of the KMS key; implies aws:kms. Default with aws:kms: the account's."
+        ),
+    ] = None
+    path_style: Annotated[
+        bool | None,
+        Variable(
+            "JOBS_BACKUP_S3_PATH_STYLE",
+            "The bucket stands in the path of the URL instead of the host's name. Default: true for endpoints other than AWS's.",
+        ),
+    ] = None
+    checksum: Annotated[
+        Literal["auto", "crc32c", "md5", "none"],
+        Variable(
+            "JOBS_BACKUP_S3_CHECKSUM",
+            "What is sent along so that the store can check what arrives. `auto`: crc32c on AWS, elsewhere md5 (Content-MD5).",
+        ),
+    ] = "auto"
+    storage_class: Annotated[
+        str | None,
+        Variable("JOBS_BACKUP_S3_STORAGE_CLASS", "Storage class of the objects, for example STANDARD_IA. Default: the store's."),
+    ] = None
+    acl: Annotated[
+        str | None,
+        Variable(
+            "JOBS_BACKUP_S3_ACL", "Canned ACL of the objects; needs s3:PutObjectAcl and a bucket that has ACLs. Default: none."
+        ),
+    ] = None
+    proxy: Annotated[
+        Secret | None,
+        Variable("JOBS_BACKUP_S3_PROXY", "URL of the HTTP proxy to go through. Default: HTTPS_PROXY and HTTP_PROXY."),
+    ] = None
+    ca_bundle: Annotated[
+        Path | None,
+        Variable("JOBS_BACKUP_S3_CA_BUNDLE", "File with the certificates (PEM) that the store's is checked against."),
+    ] = None
+    verify_tls: Annotated[
+        bool, Variable("JOBS_BACKUP_S3_VERIFY_TLS", "Check the store's certificate. Off, anybody can read and change what is sent.")
+    ] = True
+
+    def connection(self) -> Connection:
+        """The form that does not depend on the kind of store.
+
+        Raises:
+            ConfigurationError: settings that can't be, alone or together; the message names the variables.
+        """
+        raise NotImplementedError
+
+    def _connection(self, *, endpoint: str | None, region: str, keys: Keys | None, explicit: bool = False) -> Connection:
+        is_aws = endpoint is None or (urlsplit(endpoint).hostname or "").endswith(_AWS_HOSTS)
+        automatic: Checksum = "crc32c" if is_aws else "md5"
+        prefix = self.prefix.strip("/")
+        if self.kms_key_id and self.sse == "AES256":
+            raise _wrong(
+                "JOBS_BACKUP_S3_KMS_KEY_ID", "makes no sense with JOBS_BACKUP_S3_SSE=AES256", "set JOBS_BACKUP_S3_SSE=aws:kms"
+            )
+        if self.ca_bundle is not None and not self.ca_bundle.is_file():
+            raise _wrong(
+                "JOBS_BACKUP_S3_CA_BUNDLE", f"{self.ca_bundle} is no file", "set it to a file with certificates in PEM form"
+            )
+        if not self.verify_tls:
+            log.warning("JOBS_BACKUP_S3_VERIFY_TLS is off: nobody checks that %s is who it says it is", endpoint or "the store")
+        return Connection(
+            bucket=_bucket(self.bucket),
+            prefix=f"{prefix}/" if prefix else "",
+            endpoint=endpoint,
+            region=region,
+            region_is_explicit=explicit,
+            keys=keys,
+            path_style=not is_aws if self.path_style is None else self.path_style,
+            checksum=automatic if self.checksum == "auto" else self.checksum,
+            sse="aws:kms" if self.kms_key_id else self.sse,
+            kms_key_id=self.kms_key_id,
+            storage_class=self.storage_class,
+            acl=self.acl,
+            proxy=_proxy(self.proxy),
+            ca_bundle=self.ca_bundle,
+            verify_tls=self.verify_tls,
+        )
+
+
+class S3Settings(BucketSettings, frozen=True, kw_only=True):
+    """S3, and whatever speaks its language at AWS_ENDPOINT_URL_S3."""
+
+    access_key: Annotated[
+        Secret | None,
+        Variable("AWS_ACCESS_KEY_ID", "Access key. Default: the SDK's chain (profile, web identity, container, instance)."),
+    ] = None
+    secret_key: Annotated[Secret | None, Variable("AWS_SECRET_ACCESS_KEY", "The access key's secret.")] = None
+    session_token: Annotated[Secret | None, Variable("AWS_SESSION_TOKEN", "The token of temporary keys.")] = None
+    region: Annotated[
+        str | None, Variable("AWS_REGION", "The bucket's region. Default: found out from the store's answer.", example="eu-west-1")
+    ] = None
+    default_region: Annotated[
+        str | None, Variable("AWS_DEFAULT_REGION", "The region to try first where AWS_REGION is not set.")
+    ] = None
+    region_hint: Annotated[str, Variable("AWS_S3_REGION_HINT", "The region to try first where neither of the two is set.")] = (
+        "us-east-1"
+    )
+    enable_sse: Annotated[bool, Variable("AWS_ENABLE_SSE", "RudderStack's name for JOBS_BACKUP_S3_SSE=AES256.")] = False
+    endpoint_s3: Annotated[str | None, Variable("AWS_ENDPOINT_URL_S3", "URL of another store that speaks S3. Default: AWS.")] = None
+    endpoint: Annotated[
+        str | None, Variable("AWS_ENDPOINT_URL", "The same for all services of AWS; AWS_ENDPOINT_URL_S3 goes before it.")
+    ] = None
+    endpoint_sts: Annotated[
+        str | None, Variable("AWS_ENDPOINT_URL_STS", "URL of the service that hands out a role's credentials. Default: AWS.")
+    ] = None
+    role_arn: Annotated[
+        str | None, Variable("BACKUP_IAM_ROLE_ARN", "ARN of a role to take on. Its credentials are renewed before they run out.")
+    ] = None
+    external_id: Annotated[
+        str | None,
+        Variable("JOBS_BACKUP_S3_EXTERNAL_ID", "The external id that the role asks for. Default: JOBS_BACKUP_WORKSPACE_ID."),
+    ] = None
+    workspace_id: Annotated[
+        str | None, Variable("JOBS_BACKUP_WORKSPACE_ID", "RudderStack's workspace id: the role's external id.")
+    ] = None
+
+    def connection(self) -> Connection:
+        keys = None
+        if self.access_key is not None and self.secret_key is not None:
+            keys = Keys(access_key=self.access_key, secret_key=self.secret_key, session_token=self.session_token)
+        elif self.access_key or self.secret_key or self.session_token:
+            missing = "AWS_SECRET_ACCESS_KEY" if self.access_key else "AWS_ACCESS_KEY_ID"
+            raise _wrong(missing, "is not set, but the rest of the credentials is", "set all, or none for the SDK's default chain")
+        s3 = self.endpoint_s3 and endpoint_url("AWS_ENDPOINT_URL_S3", self.endpoint_s3)
+        common = self.endpoint and endpoint_url("AWS_ENDPOINT_URL", self.endpoint)
+        sts = self.endpoint_sts and endpoint_url("AWS_ENDPOINT_URL_STS", self.endpoint_sts)
+        connection = self._connection(
+            endpoint=s3 or common,
+            region=self._region(),
+            explicit=self.region is not None,
+            keys=keys,
+        )
+        return msgspec.structs.replace(
+            connection,
+            role_arn=self.role_arn,
+            external_id=self.external_id or self.workspace_id,
+            sts_endpoint=sts or common,
+            sse=connection.sse or ("AES256" if self.enable_sse else None),
+        )
+
+    def _region(self) -> str:
+        regions = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.default_region, "AWS_S3_REGION_HINT": self.region_hint}
+        variable, region = next((variable, region) for variable, region in regions.items() if region)
+        if not _REGION.fullmatch(region):
+            raise _wrong(variable, f"is {region!r}, no region", "write it as in eu-west-1")
+        return region
+
+
+class MinioSettings(BucketSettings, frozen=True, kw_only=True):
+    """MinIO, with RudderStack's variables for it. There are no default credentials."""
+
+    endpoint: Annotated[
+        str, Variable("MINIO_ENDPOINT", "Host and port of MinIO.", aliases=("MINIO_END_POINT",), example="minio:9000")
+    ] = "localhost:9000"
+    access_key: Annotated[Secret, Variable("MINIO_ACCESS_KEY_ID", "Access key.")]
+    secret_key: Annotated[Secret, Variable("MINIO_SECRET_ACCESS_KEY", "The access key's secret.")]
+    ssl: Annotated[bool, Variable("MINIO_SSL", "Speak HTTPS. An https:// before the endpoint does the same.")] = False
+
+    def connection(self) -> Connection:
+        endpoint = endpoint_url("MINIO_ENDPOINT", self.endpoint, scheme="https" if self.ssl else "http")
+        if self.ssl and endpoint.startswith("http:"):
+            raise _wrong("MINIO_SSL", f"is true, but MINIO_ENDPOINT={self.endpoint} says http", "leave the scheme of one of them")
+        return self._connection(
+            endpoint=endpoint, region="us-east-1", keys=Keys(access_key=self.access_key, secret_key=self.secret_key)
+        )
+
+
+class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
+    """DigitalOcean Spaces, with RudderStack's variables for it."""
+
+    endpoint: Annotated[
+        str, Variable("DO_SPACES_ENDPOINT", "Endpoint of the Spaces' region.", example="nyc3.digitaloceanspaces.com")
+    ]
+    access_key: Annotated[Secret, Variable("DO_SPACES_ACCESS_KEY_ID", "Access key.")]
+    secret_key: Annotated[Secret, Variable("DO_SPACES_SECRET_ACCESS_KEY", "The access key's secret.")]
+
+    def connection(self) -> Connection:
+        parts = urlsplit(endpoint_url("DO_SPACES_ENDPOINT", self.endpoint))
+        region = "us-east-1"
+        if (host := parts.hostname or "").endswith(_SPACES_HOST):
+            *bucket, region = host.removesuffix(_SPACES_HOST).split(".")
+            if bucket not in ([], [self.bucket]):
+                raise _wrong("DO_SPACES_ENDPOINT", f"is {self.endpoint}, another bucket's", f"set it to {region}{_SPACES_HOST}")
+            # As the control panel shows it, the endpoint has the bucket before it.
+            parts = parts._replace(netloc=parts.netloc.removeprefix(f"{self.bucket}.") if bucket else parts.netloc)
+        return self._connection(
+            endpoint=parts.geturl(), region=region, keys=Keys(access_key=self.access_key, secret_key=self.secret_key)
+        )
+
+
+def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
+    """The endpoint as a URL without a slash at its end; `scheme` is for one that has none.
+
+    Raises:
+        ConfigurationError: it is no endpoint. The message names the variable.
+    """
+    try:
+        parts = urlsplit(text if "://" in text else f"{scheme}://{text}")
+        good = parts.port != 0 and _HOST.fullmatch(parts.hostname or "") is not None
+    except ValueError:
+        raise _no_endpoint(variable, "its host or port") from None
+    if parts.scheme not in ("http", "https"):
+        raise _no_endpoint(variable, f"the scheme {parts.scheme}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise _no_endpoint(variable, "more than host, port and path")
+    if not good:
+        raise _no_endpoint(variable, "its host or port")
+    return SplitResult(parts.scheme, parts.netloc, parts.path.rstrip("/"), "", "").geturl()
+
+
+def _no_endpoint(variable: str, why: str) -> ConfigurationError:
+    # Its value is not shown: people put credentials into URLs.
+    return _wrong(variable, f"is no endpoint because of {why}", "write it as https://host:port or host:port")
+
+
+def _bucket(name: str) -> str:
+    if not _BUCKET.fullmatch(name):
+        hint = "write the bucket's name alone, without s3:// and without a path (that is JOBS_BACKUP_PREFIX)"
+        raise _wrong("JOBS_BACKUP_BUCKET", f"is {name!r}, no bucket's name", hint)
+    return name
+
+
+def _proxy(proxy: Secret | None) -> Secret | None:
+    if proxy is None:
+        return None
+    text = proxy.reveal()
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise _wrong("JOBS_BACKUP_S3_PROXY", "is no URL of an HTTP proxy", "write it as http://host:port")
+    return Secret(text if "://" in text else f"http://{text}")
+
+
+def _wrong(variable: str, why: str, hint: str) -> ConfigurationError:
+    return ConfigurationError(f"{variable} {why}", hint=hint)
