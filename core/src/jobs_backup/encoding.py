@@ -69,6 +69,9 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
         raise InvalidEvent(f"not a JSON object: {error}") from error
     except RecursionError as error:
         raise InvalidEvent("not a usable JSON object: nested too deeply") from error
+    if b"\n" in json or b"\r" in json:
+        # In valid JSON these stand between tokens only: inside of a string they would have been refused.
+        json = json.replace(b"\n", b" ").replace(b"\r", b" ")
     return b'{"userId":%b,"payload":%b,"createdAt":%b,"messageId":%b}\n' % (
         _string(head.user_id) if user_id is None else _encode(user_id),
         json,
@@ -89,11 +92,7 @@ def _to_json(payload: Payload) -> bytes:
             json.decode()  # the parser below does not look into what it skips
     except UnicodeError as error:
         raise InvalidEvent(f"not UTF-8: {error}") from error
-    json = json.strip(b" \t\r\n")
-    if b"\n" in json or b"\r" in json:
-        # In valid JSON these stand between tokens only: inside of a string they would have to be escaped.
-        json = json.replace(b"\n", b" ").replace(b"\r", b" ")
-    return json
+    return json.strip(b" \t\r\n")
 
 
 def _string(token: msgspec.Raw) -> bytes:

@@ -1,0 +1,366 @@
+"""The spool: what is sealed is frozen, dead processes are replaced, damage is found."""
+
+from __future__ import annotations
+
+import gzip
+import sqlite3
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs_backup.errors import AlreadyExists, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
+from jobs_backup.model import Batch, Kind, Part, Stream, Upload
+from jobs_backup.spool import Spool
+from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.writer import MEMBER_BYTES, BatchLimits, Recording
+
+WEB = Stream(Kind.RAW, "w", "web")
+APP = Stream(Kind.RAW, "w", "app")
+LIMITS = BatchLimits(events=1000, bytes=1 << 30, age=300)
+
+
+def open_spool(directory: Path, *, location: str = "s3://bucket", limits: BatchLimits = LIMITS) -> Spool:
+    return Spool(directory, location=location, prefix="p", instance_id="1", limits=limits)
+
+
+def record(spool: Spool, lines: Sequence[bytes], stream: Stream = WEB, at: int = 1_000_000) -> list[tuple[int, int]]:
+    recording = Recording(stream, list(lines), first_at=at, last_at=at)
+    spool.append([recording])
+    return recording.jobs
+
+
+def claim(spool: Spool) -> Batch:
+    claimed = spool.claim()
+    assert claimed is not None
+    return claimed.batch
+
+
+def content(spool: Spool, batch: Batch) -> bytes:
+    with spool.open_body(batch).open() as reader:
+        return reader.read()
+
+
+def die(spool: Spool) -> None:
+    """What a killed process leaves: nothing closed, but its lock is free."""
+    spool._lock.drop()
+
+
+def test_lines_come_out_as_they_went_in(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    lines = [b'{"n":%d}\n' % number for number in range(900)]
+    for start in range(0, 900, 90):
+        record(spool, lines[start : start + 90])
+    assert spool.seal() == 1
+    batch = claim(spool)
+    data = content(spool, batch)
+    assert gzip.decompress(data) == b"".join(lines)
+    assert (batch.events, batch.raw_bytes, batch.size) == (900, sum(map(len, lines)), len(data))
+    assert batch.crc32c == spool.open_body(batch).crc32c()
+    assert batch.uuid in batch.key
+    spool.close()
+
+
+def test_large_recordings_become_members_of_about_a_mebibyte(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, limits=BatchLimits(events=100_000, bytes=1 << 30, age=300))
+    lines = [b'{"n":%060d}\n' % number for number in range(60_000)]
+    for start in range(0, len(lines), 500):
+        record(spool, lines[start : start + 500])
+    chunks = spool._blobs.chunks(spool._writer._open[WEB].id)
+    members = [chunk for chunk in chunks if chunk.member]
+    assert len(members) == len(lines) * len(lines[0]) // MEMBER_BYTES
+    assert all(MEMBER_BYTES <= chunk.raw_bytes < MEMBER_BYTES + 500 * len(lines[0]) for chunk in members)
+    spool.seal()
+    assert gzip.decompress(content(spool, claim(spool))) == b"".join(lines)
+    spool.close()
+
+
+def test_a_batch_is_sealed_at_exactly_its_limit(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    jobs = record(spool, [b"{}\n"] * 2500)
+    assert [count for _, count in jobs] == [1000, 1000, 500]
+    assert [first & ((1 << INDEX_BITS) - 1) for first, _ in jobs] == [0, 0, 0]
+    assert [claim(spool).events for _ in range(2)] == [1000, 1000]
+    assert spool.claim() is None
+    spool.close()
+
+
+def test_streams_of_one_commit_go_into_their_own_batches(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    recordings = [Recording(stream, [b"{}\n"], first_at=1, last_at=1) for stream in (WEB, APP, WEB)]
+    spool.append(recordings)
+    assert recordings[0].jobs[0][0] + 1 == recordings[2].jobs[0][0]
+    assert spool.seal() == 2
+    assert {claim(spool).stream: None for _ in range(2)}.keys() == {WEB, APP}
+    spool.close()
+
+
+def test_a_body_can_be_read_in_slices_and_from_anywhere(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, limits=BatchLimits(events=100_000, bytes=1 << 30, age=300))
+    for start in range(0, 50_000, 5_000):
+        record(spool, [b'{"n":%0100d}\n' % (number * 7919) for number in range(start, start + 5_000)])
+    spool.seal()
+    batch = claim(spool)
+    body, whole = spool.open_body(batch), content(spool, batch)
+    assert len(spool._blobs.chunks(batch.id)) > 3
+    for offset in range(0, batch.size, 12_345):
+        size = min(12_345, batch.size - offset)
+        part = body.slice(offset, size)
+        with part.open() as reader:
+            assert reader.read() == whole[offset : offset + size]
+            reader.seek(size // 2)
+            assert reader.read(10) == whole[offset + size // 2 : offset + size][:10]
+    with pytest.raises(ValueError, match="outside"):
+        body.slice(1, batch.size)
+    spool.close()
+
+
+def test_what_a_dead_process_recorded_is_sealed_by_another(tmp_path: Path) -> None:
+    dead = open_spool(tmp_path)
+    record(dead, [b'{"a":%d}\n' % number for number in range(10)])
+    alive = open_spool(tmp_path)
+    assert alive.recover() == 0, "it is still alive"
+    die(dead)
+    assert alive.recover() == 1
+    assert alive.recover() == 0
+    batch = claim(alive)
+    assert gzip.decompress(content(alive, batch)).count(b"\n") == 10
+    alive.stored(batch)
+    assert not list((tmp_path / "blobs").glob(f"{dead.session}*")), "drained, its file goes"
+    alive.close()
+
+
+def test_adopting_again_after_a_crash_between_the_files_changes_nothing(tmp_path: Path) -> None:
+    """The adopter dies after it has fixed the bytes, and before the catalog knows."""
+    dead = open_spool(tmp_path)
+    record(dead, [b'{"a":%d}\n' % number for number in range(10)])
+    die(dead)
+    first = open_spool(tmp_path)
+    first._catalog.seal = lambda seals: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        first.recover()
+    die(first)
+    second = open_spool(tmp_path)
+    assert second.recover() == 2
+    batch = claim(second)
+    assert (batch.events, gzip.decompress(content(second, batch)).count(b"\n")) == (10, 10)
+    assert second.claim() is None
+    second.close()
+
+
+def test_what_a_dead_process_was_sending_is_sent_by_another_byte_for_byte(tmp_path: Path) -> None:
+    dead = open_spool(tmp_path)
+    record(dead, [b"{}\n"] * 5)
+    dead.seal()
+    before = claim(dead)
+    data = content(dead, before)
+    alive = open_spool(tmp_path)
+    assert alive.claim() is None, "claimed by a process that is alive"
+    die(dead)
+    alive.recover()
+    after = claim(alive)
+    assert after == before
+    assert content(alive, after) == data
+    alive.close()
+
+
+def test_a_failed_commit_leaves_no_trace_and_the_next_one_works(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    first = record(spool, [b'{"a":1}\n'])
+    fail = spool._blobs._database
+    connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[assignment]
+    with pytest.raises(SpoolError):
+        record(spool, [b'{"a":2}\n'])
+    fail._connection = connection
+    again = record(spool, [b'{"a":3}\n'])
+    assert again[0][0] == first[0][0] + 1
+    spool.seal()
+    assert gzip.decompress(content(spool, claim(spool))) == b'{"a":1}\n{"a":3}\n'
+    spool.close()
+
+
+class _Broken:
+    """A connection whose disk fails at the commit."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, *arguments: object) -> object:
+        if statement == "COMMIT":
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.execute(statement, *arguments)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+
+def test_a_batch_that_failed_waits_for_its_time(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"])
+    spool.seal()
+    batch = claim(spool)
+    spool.release(batch, Unavailable("down", hint="wait"), retry_at=1e12)
+    assert not spool.has_claimable()
+    (waiting,) = spool.waiting()
+    assert (waiting.batches, waiting.events, waiting.error, waiting.hint) == (1, 1, "down", "wait")
+    spool.release(batch, Unavailable("down"), retry_at=0)
+    claimed = spool.claim()
+    assert claimed is not None
+    assert claimed.failures == 2
+    spool.close()
+
+
+def test_batches_go_to_the_destination_for_which_they_were_recorded(tmp_path: Path) -> None:
+    old = open_spool(tmp_path, location="s3://old")
+    record(old, [b"{}\n"])
+    old.mark_destination(refused=False)
+    old.close()
+    new = open_spool(tmp_path, location="s3://new")
+    new.follow_configuration()
+    assert new.claim() is None
+    assert [waiting.location for waiting in new.waiting()] == ["s3://old"]
+    new.close()
+    again = open_spool(tmp_path, location="s3://old")
+    assert claim(again).events == 1
+    again.close()
+
+
+@pytest.mark.parametrize(("refused", "moved"), [(None, False), (True, True), (False, False)])
+def test_only_what_waits_for_a_destination_that_refused_everything_follows_the_settings(
+    tmp_path: Path, refused: bool | None, moved: bool
+) -> None:
+    """Never tried: it stays. Tried and refused: it was a mistake. May have got something: it stays for ever."""
+    old = open_spool(tmp_path, location="s3://typing-error")
+    record(old, [b"{}\n"])
+    if refused is not None:
+        old.mark_destination(refused=refused)
+        old.mark_destination(refused=True)
+    old.close()
+    new = open_spool(tmp_path, location="s3://right")
+    new.follow_configuration()
+    assert (new.claim() is not None) is moved
+    new.close()
+
+
+def test_an_upload_and_its_parts_are_in_the_journal(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"])
+    spool.seal()
+    batch = claim(spool)
+    assert spool.upload_of(batch) is None
+    journaled = spool.journal_upload(batch, Upload(key=batch.key, id="secret", extra={"region": "x"}), 5 << 20)
+    spool.journal_part(journaled, Part(number=2, etag="two"))
+    spool.journal_part(journaled, Part(number=1, etag="one", crc32c=7))
+    spool.journal_part(journaled, Part(number=2, etag="two again"))
+    die(spool)
+    other = open_spool(tmp_path)
+    other.recover()
+    found = other.upload_of(claim(other))
+    assert found is not None
+    assert found[0].upload == Upload(key=batch.key, id="secret", extra={"region": "x"})
+    assert found[0].part_size == 5 << 20
+    assert found[1] == [Part(number=1, etag="one", crc32c=7), Part(number=2, etag="two again")]
+    other.abandon_upload(found[0])
+    assert other.upload_of(batch) is None
+    assert [one.upload.id for one in other.abandoned_uploads()] == ["secret"]
+    other.postpone_abort(found[0], AlreadyExists("no"), retry_at=1e12)
+    assert other.abandoned_uploads() == []
+    assert [key for key, _, _ in other.open_uploads()] == [batch.key]
+    other.forget_upload(found[0])
+    assert other.open_uploads() == []
+    other.close()
+
+
+def test_positions_survive_their_process(tmp_path: Path) -> None:
+    dead = open_spool(tmp_path)
+    dead.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=("file", b"10"))])
+    dead.append([Recording(WEB, [], first_at=1, last_at=1, position=("file", b"20"))])
+    assert dead.position("file") == b"20"
+    die(dead)
+    alive = open_spool(tmp_path)
+    alive.recover()
+    assert alive.position("file") == b"20"
+    assert alive.position("other") is None
+    alive.close()
+
+
+def test_only_one_process_reads_an_input(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    lock = spool.lock_input("x")
+    assert lock is not None
+    assert spool.lock_input("x") is None
+    lock.release(remove=False)
+    again = spool.lock_input("x")
+    assert again is not None
+    again.release(remove=False)
+    spool.close()
+
+
+def test_damaged_bytes_are_found(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b'{"a":1}\n'])
+    spool.seal()
+    batch = claim(spool)
+    with spool._blobs._database.transaction() as connection:
+        connection.execute("UPDATE chunks SET data=zeroblob(length(data))")
+    with pytest.raises(SpoolCorrupt, match="not those that were written"):
+        content(spool, batch)
+    with spool._blobs._database.transaction() as connection:
+        connection.execute("DELETE FROM chunks")
+    with pytest.raises(SpoolCorrupt, match="instead of"):
+        spool.open_body(batch)
+    spool.close()
+
+
+def test_a_spool_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    open_spool(tmp_path).close()
+    with sqlite3.connect(tmp_path / "catalog.db") as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(SpoolError, match="newer jobs-backup") as caught:
+        open_spool(tmp_path)
+    assert "--upgrade" in caught.value.hint
+
+
+def test_a_file_that_is_no_spool_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "catalog.db").write_bytes(b"this is no database" * 1000)
+    with pytest.raises(SpoolCorrupt):
+        open_spool(tmp_path)
+
+
+def test_the_spool_is_private(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path / "spool")
+    record(spool, [b"{}\n"])
+    for path in (tmp_path / "spool").rglob("*"):
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+    spool.close()
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpoolError) as caught:
+        open_spool(tmp_path / "file" / "spool")
+    assert "JOBS_BACKUP_SPOOL_DIR" in caught.value.hint
+
+
+def test_batch_numbers_are_never_used_again(tmp_path: Path) -> None:
+    numbers = []
+    for name in ("one", "two"):
+        spool = open_spool(tmp_path / name)
+        for _ in range(3):
+            ((job, _),) = record(spool, [b"{}\n"])
+            numbers.append(job >> INDEX_BITS)
+            spool.seal()
+        spool.close()
+    assert numbers == sorted(set(numbers))
+
+
+def test_refusals_have_the_words_of_the_error(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"])
+    spool.seal()
+    spool.release(claim(spool), BucketNotFound("no bucket", hint="create it"), retry_at=0)
+    assert [(waiting.error, waiting.hint) for waiting in spool.waiting()] == [("no bucket", "create it")]
+    spool.close()
