@@ -1,0 +1,226 @@
+"""The wheels: what is in them, that each installs alone, and that core stays light."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECTS = sorted(path.parent for path in (*ROOT.glob("core/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")))
+NAMES = [str(path.relative_to(ROOT)) for path in PROJECTS]
+CORE, S3 = ROOT / "core", ROOT / "plugins" / "s3"
+
+
+def project(path: Path) -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((path / "pyproject.toml").read_text())["project"]
+    return table
+
+
+def run(*command: str | Path, **options: Any) -> str:
+    """The command's standard output; its failure shows what it wrote."""
+    result: subprocess.CompletedProcess[str] = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, **options
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def build(path: Path, wheels: Path) -> Path:
+    """Builds a wheel with the back end that is installed here: nothing is fetched."""
+    before = set(wheels.iterdir())
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, path)
+    (wheel,) = set(wheels.iterdir()) - before
+    return wheel
+
+
+class Environment:
+    """An empty virtual environment; `bin` is where its commands are."""
+
+    def __init__(self, path: Path) -> None:
+        venv.create(path, with_pip=True, symlinks=True)
+        self.bin = path / "bin"
+
+    def install(self, *wheels: Path) -> None:
+        pip = (self.bin / "python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt")
+        run(*pip, *wheels, env=clean_environment())
+
+    def python(self, code: str) -> str:
+        # Isolated: neither the current directory nor what PYTHONPATH names can stand in for what the wheel lacks.
+        return run(self.bin / "python", "-I", "-c", code, env=clean_environment())
+
+    def packages(self) -> set[str]:
+        listed = json.loads(run(self.bin / "python", "-m", "pip", "list", "--format=json", env=clean_environment()))
+        return {package["name"].lower().replace("_", "-") for package in listed}
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    ours = ("JOBS_BACKUP_", "PYTHON", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    directory = tmp_path_factory.mktemp("wheels")
+    return {path: build(path, directory) for path in PROJECTS}
+
+
+@pytest.fixture(scope="module")
+def core_alone(wheels: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("core") / "venv")
+    environment.install(wheels[CORE])
+    return environment
+
+
+@pytest.fixture(scope="module")
+def core_and_s3(wheels: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("both") / "venv")
+    environment.install(wheels[CORE], wheels[S3])
+    return environment
+
+
+# What the projects say
+
+
+def test_all_distributions_have_one_version() -> None:
+    assert len({project(path)["version"] for path in PROJECTS}) == 1
+
+
+@pytest.mark.parametrize("path", [path for path in PROJECTS if path != CORE], ids=lambda path: str(path.name))
+def test_a_plugin_asks_for_a_range_of_core_that_holds_this_one(path: Path) -> None:
+    (requirement,) = (one for one in project(path)["dependencies"] if re.match(r"jobs-backup\b(?!-)", one))
+    match = re.fullmatch(r"jobs-backup>=([\d.]+),<([\d.]+)", requirement)
+    assert match, requirement
+    lowest, beyond, version = (tuple(map(int, text.split("."))) for text in (*match.groups(), project(CORE)["version"]))
+    assert lowest <= version < beyond
+
+
+@pytest.mark.parametrize("path", PROJECTS, ids=NAMES)
+def test_every_dependency_is_pinned_in_the_constraints(path: Path) -> None:
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    own = {project(one)["name"] for one in PROJECTS}
+    names = {re.split(r"[^\w-]", one)[0].lower() for one in project(path)["dependencies"]}
+    assert names <= pinned | own
+
+
+def test_constraints_are_names_and_versions_alone() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert lines == sorted(lines, key=str.lower)
+
+
+# What is in the wheels
+
+
+@pytest.mark.parametrize("path", PROJECTS, ids=NAMES)
+def test_a_wheel_has_its_package_the_marker_for_types_and_the_license(path: Path, wheels: dict[Path, Path]) -> None:
+    names = zipfile.ZipFile(wheels[path]).namelist()
+    (package,) = (one.name for one in (path / "src").iterdir() if one.is_dir())
+    info = f"{package}-{project(path)['version']}.dist-info"
+    assert {name.split("/")[0] for name in names} == {package, info}
+    assert f"{package}/py.typed" in names
+    assert f"{info}/licenses/LICENSE" in names
+    sources = {str(file.relative_to(path / "src")) for file in (path / "src").rglob("*.py")}
+    assert sources <= set(names)
+
+
+@pytest.mark.parametrize("path", PROJECTS, ids=NAMES)
+def test_a_wheels_page_on_the_registry_says_how_to_install_it(path: Path, wheels: dict[Path, Path]) -> None:
+    with zipfile.ZipFile(wheels[path]) as wheel:
+        (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        text = wheel.read(metadata).decode()
+    assert "License-Expression: Apache-2.0" in text
+    assert "Requires-Python: >=3.11" in text
+    assert "pip install" in text.partition("\n\n")[2]
+
+
+# Core alone
+
+
+@pytest.mark.slow
+def test_core_installs_alone_and_backs_up_into_a_directory(core_alone: Environment, tmp_path: Path) -> None:
+    assert not {name for name in core_alone.packages() if name.startswith(("boto", "google", "jobs-backup-", "pytest"))}
+    (tmp_path / "bucket").mkdir()
+    variables = {
+        "JOBS_BACKUP_STORAGE_PROVIDER": "FILE",
+        "JOBS_BACKUP_BUCKET": str(tmp_path / "bucket"),
+        "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"),
+    }
+    payloads = [f'{{"messageId": "m{number}", "price": 1.10}}' for number in range(50)]
+    run(
+        core_alone.bin / "jobs-backup", "run", "--source-id", "web",
+        env=clean_environment(**variables), input="\n".join(payloads), cwd=tmp_path,
+    )  # fmt: skip
+    (stored,) = (tmp_path / "bucket").rglob("*.json.gz")
+    lines = gzip.decompress(stored.read_bytes()).decode().splitlines()
+    assert len(lines) == 50
+    assert all(payload in line for payload, line in zip(payloads, lines, strict=True))
+
+
+@pytest.mark.slow
+def test_the_command_tells_its_version(core_alone: Environment) -> None:
+    assert run(core_alone.bin / "jobs-backup", "--version") == f"jobs-backup {project(CORE)['version']}\n"
+
+
+@pytest.mark.slow
+def test_the_chosen_provider_that_is_not_installed_is_asked_for(core_alone: Environment) -> None:
+    command = [str(core_alone.bin / "jobs-backup"), "run", "--source-id", "web"]
+    variables = clean_environment(JOBS_BACKUP_STORAGE_PROVIDER="S3", JOBS_BACKUP_BUCKET="b")
+    result = subprocess.run(command, env=variables, input="", capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "pip install jobs-backup-s3" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_examples_generator_needs_nothing_else(core_alone: Environment) -> None:
+    assert core_alone.python("from jobs_backup.testing.events import events; print(len(list(events(5))))") == "5\n"
+
+
+# Core and S3
+
+
+@pytest.mark.slow
+def test_with_s3_there_is_no_package_of_another_cloud(core_and_s3: Environment) -> None:
+    packages = core_and_s3.packages()
+    assert packages >= {"jobs-backup", "jobs-backup-s3", "boto3"}
+    assert not {name for name in packages if name.startswith(("google", "azure"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "statement",
+    ["import jobs_backup", "from jobs_backup import *", "from jobs_backup import providers; providers.load_class('S3')"],
+)
+def test_importing_core_and_loading_the_provider_imports_no_sdk(core_and_s3: Environment, statement: str) -> None:
+    code = f"import sys\n{statement}\nprint('jobs_backup' in sys.modules, {{'boto3', 'botocore', 'urllib3'}} & sys.modules.keys())"
+    assert core_and_s3.python(code) == "True set()\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("statement", "factor"), [("import jobs_backup", 2), ("from jobs_backup import Backup", 4)])
+def test_importing_takes_a_small_multiple_of_the_time_of_what_core_stands_on(
+    core_and_s3: Environment, statement: str, factor: float
+) -> None:
+    """Interleaved runs, so that a busy machine slows both down; medians, so that single slow runs do not count."""
+    timed = "import time; began = time.perf_counter()\n{}\nprint(time.perf_counter() - began)"
+    ours: list[float] = []
+    base: list[float] = []
+    for _ in range(3):
+        for _ in range(9):
+            ours.append(float(core_and_s3.python(timed.format(statement))))
+            base.append(float(core_and_s3.python(timed.format("import pluggy, msgspec, sqlite3"))))
+        if statistics.median(ours) < factor * statistics.median(base):
+            return
+    pytest.fail(f"{statement}: {statistics.median(ours):.3f} s; pluggy, msgspec and sqlite3: {statistics.median(base):.3f} s")
