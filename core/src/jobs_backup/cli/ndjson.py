@@ -76,7 +76,7 @@ class Input:
         """Whether this is the input in which that position was reached: it begins with the same bytes, and is long enough."""
         if self.size is None or (not self._gzip and self.size < position.offset):
             return False
-        with self._open(0) as reader:
+        with self._errors(), self._open(0) as reader:
             return hashlib.sha256(reader.read(position.head_size)).hexdigest() == position.head
 
     def position(self, offset: int, line: int, rejects: int) -> Position:
@@ -90,18 +90,13 @@ class Input:
         Raises:
             ConfigurationError: the file can't be read, or what it holds can't be unpacked.
         """
-        try:
+        with self._errors():
             if self.size is not None:
                 with self._open(0) as reader:
                     head = reader.read(_HEAD)
                 self._head = (hashlib.sha256(head).hexdigest(), len(head))
             with self._open(start) as reader:
                 yield from self._split(reader, start, stop)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ConfigurationError(
-                f"{self.name}: {getattr(error, 'strerror', None) or error}",
-                hint="what was read before is recorded; repair the file and run again",
-            ) from error
 
     def _split(self, reader: BinaryIO, start: int, stop: threading.Event) -> Iterator[Block]:
         offset = start
@@ -130,6 +125,16 @@ class Input:
             if not ready:
                 return None
         return reader.read(BLOCK)
+
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        try:
+            yield
+        except (OSError, EOFError, zlib.error) as error:
+            raise ConfigurationError(
+                f"{self.name}: {getattr(error, 'strerror', None) or error}",
+                hint="what was read before is recorded; repair the file and run again",
+            ) from error
 
     @contextmanager
     def _open(self, offset: int) -> Generator[BinaryIO]:

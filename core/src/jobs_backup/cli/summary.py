@@ -65,6 +65,7 @@ class Summary:
             "complete": complete,
             "destination": self._backup.location,
             "events": self.events,
+            "resumed": self.resumed,
             "rejected": self.rejected,
             "rejects": [str(path) for path in self.rejects],
             "objects": sent.objects if sent else 0,

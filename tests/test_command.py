@@ -1,0 +1,372 @@
+"""The command: resuming, rejects, exit codes, signals; with a directory as bucket."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from buckets import FAST_RETRY, events, file_environment, left_over, objects
+
+from jobs_backup.testing.events import events as realistic
+
+COMMAND = [str(Path(sys.executable).with_name("jobs-backup"))]
+
+
+def start(*arguments: str | Path, env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true", **env}
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        env=environment,
+        text=True,
+        stdin=options.pop("stdin", subprocess.DEVNULL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def run(*arguments: str | Path, env: dict[str, str], stdin: str | None = None) -> tuple[int, str, str]:
+    with start(*arguments, env=env, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL) as process:
+        stdout, stderr = process.communicate(stdin, timeout=120)
+    assert "Traceback" not in stderr, stderr
+    return process.returncode, stdout, stderr
+
+
+def summary(*arguments: str | Path, env: dict[str, str], stdin: str | None = None) -> dict[str, Any]:
+    code, stdout, stderr = run(*arguments, "--json", env=env, stdin=stdin)
+    found: dict[str, Any] = json.loads(stdout)
+    assert code == (0 if found["complete"] else 1), stderr
+    return found
+
+
+def ndjson(path: Path, count: int, first: int = 0) -> Path:
+    path.write_text("".join(f'{{"messageId":"{number}","n":{number}}}\n' for number in range(first, first + count)))
+    return path
+
+
+def numbers(directory: Path) -> list[int]:
+    return sorted(event["payload"]["n"] for event in events(directory))
+
+
+def test_files_and_gz_files_are_backed_up(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    one = ndjson(tmp_path / "one.ndjson", 100)
+    two = tmp_path / "two.ndjson.gz"
+    two.write_bytes(gzip.compress(ndjson(tmp_path / "two", 100, first=100).read_bytes()))
+    code, _, stderr = run("run", one, two, "--source-id", "web", "--workspace-id", "w", env=env)
+    assert code == 0
+    assert "200 events recorded; 200 events in 1 objects" in stderr
+    assert numbers(tmp_path) == list(range(200))
+    assert left_over(tmp_path) == []
+
+
+def test_standard_input_is_backed_up(tmp_path: Path) -> None:
+    found = summary("run", "--source-id", "web", env=file_environment(tmp_path), stdin='{"n":1}\n{"n":2}\n{"n":3}')
+    assert (found["events"], found["objects"], found["stored_events"], found["waiting"]) == (3, 1, 3, [])
+    assert numbers(tmp_path) == [1, 2, 3]
+
+
+def test_what_comes_slowly_is_recorded_at_once(tmp_path: Path) -> None:
+    """A line that arrived is durable, though the pipe stays open."""
+    env = file_environment(tmp_path, JOBS_BACKUP_UPLOAD_FREQUENCY="100ms")
+    with start("run", "--source-id", "web", env=env, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write('{"n":1}\n')
+        process.stdin.flush()
+        deadline = time.monotonic() + 20
+        while not objects(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert numbers(tmp_path) == [1]
+        process.stdin.write('{"n":2}\n')
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert numbers(tmp_path) == [1, 2]
+
+
+def test_an_env_file_is_read_as_docker_reads_it_and_comes_first(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = tmp_path / "docker.env"
+    file.write_text("# my pipeline\n" + "".join(f"{name}={value}\n" for name, value in env.items()) + "JOBS_BACKUP_BUKET=x\n")
+    code, _, stderr = run(
+        "run", ndjson(tmp_path / "in", 1), "--source-id", "web", "--env-file", file, env={"JOBS_BACKUP_STORAGE_PROVIDER": "NOSUCH"}
+    )
+    assert code == 0
+    assert "JOBS_BACKUP_BUKET is no setting: did you mean JOBS_BACKUP_BUCKET?" in stderr
+    assert numbers(tmp_path) == [0]
+
+
+def test_run_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = ndjson(tmp_path / "in", 100)
+    assert summary("run", file, "--source-id", "web", env=env)["events"] == 100
+    assert summary("run", file, "--source-id", "web", env=env)["events"] == 0
+    with file.open("a") as more:
+        more.write('{"n":100}\n')
+    found = summary("run", file, "--source-id", "web", env=env)
+    assert (found["events"], found["resumed"]) == (1, True)
+    assert numbers(tmp_path) == list(range(101))
+
+
+def test_again_starts_over(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = ndjson(tmp_path / "in", 10)
+    summary("run", file, "--source-id", "web", env=env)
+    assert summary("run", file, "--source-id", "web", "--again", env=env)["events"] == 10
+    assert len(events(tmp_path)) == 20
+
+
+def test_another_file_of_the_same_name_is_read_from_its_beginning(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    summary("run", ndjson(tmp_path / "in", 10), "--source-id", "web", env=env)
+    _, _, stderr = run("run", ndjson(tmp_path / "in", 20, first=100), "--source-id", "web", env=env)
+    assert "not the file that it was" in stderr
+    assert numbers(tmp_path) == [*range(10), *range(100, 120)]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_lines_that_are_no_events_are_put_aside_and_the_rest_goes_on(tmp_path: Path, suffix: str) -> None:
+    env = file_environment(tmp_path)
+    content = b'{"n":1}\nnot json\n\n[2]\r\n{"n":3}\n{"n":"\xff"}\n  \n{"n":4}\n{"cut'
+    file = tmp_path / f"in.ndjson{suffix}"
+    file.write_bytes(gzip.compress(content) if suffix else content)
+    code, stdout, stderr = run("run", file, "--source-id", "web", "--json", env=env)
+    assert code == 0
+    found = json.loads(stdout)
+    assert (found["events"], found["rejected"]) == (3, 4)
+    for line in (2, 4, 6, 9):
+        assert f"{file}:{line}: not " in stderr
+    (rejects,) = found["rejects"]
+    assert Path(rejects).read_bytes() == b'not json\n[2]\r\n{"n":"\xff"}\n{"cut\n'
+    assert numbers(tmp_path) == [1, 3, 4]
+    assert summary("run", file, "--source-id", "web", env=env)["rejected"] == 0
+
+
+def test_many_bad_lines_do_not_flood_the_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "in"
+    file.write_text("x\n" * 5000)
+    _, stdout, stderr = run("run", file, "--source-id", "web", "--json", env=file_environment(tmp_path))
+    assert json.loads(stdout)["rejected"] == 5000
+    assert len(stderr.splitlines()) < 30
+
+
+def test_a_broken_gz_file_is_named_and_what_was_read_is_kept(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = tmp_path / "in.gz"
+    payloads = b"".join(line + b"\n" for line in realistic(20_000))
+    file.write_bytes(gzip.compress(payloads, compresslevel=1)[:-1_000_000])
+    code, stdout, _ = run("run", file, "--source-id", "web", "--json", env=env)
+    found = json.loads(stdout)
+    assert code == 1
+    assert str(file) in found["problems"][0]
+    assert found["events"] == found["stored_events"] == len(events(tmp_path)) > 1000
+
+
+def test_a_file_that_another_process_reads_is_left_to_it(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with start("run", fifo, "--source-id", "web", env=env) as first:
+        with fifo.open("w") as pipe:
+            pipe.write('{"n":1}\n')
+            pipe.flush()
+            # The first one has the fifo open by now; a second reader of the same name is refused.
+            with start("run", fifo, "--source-id", "web", env=env) as second:
+                _, stderr = second.communicate(timeout=20)
+            assert second.returncode == 1
+            assert "another process is backing it up" in stderr
+        first.communicate(timeout=20)
+    assert first.returncode == 0
+    assert numbers(tmp_path) == [1]
+
+
+def test_killed_five_times_every_event_is_in_the_bucket_once(tmp_path: Path) -> None:
+    """kill -9 at five moments while it reads and sends; each time the same command is started again."""
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="7000", JOBS_BACKUP_SPOOL_DURABILITY="process")
+    file = tmp_path / "in.ndjson"
+    with file.open("wb") as output:
+        for number, payload in enumerate(realistic(60_000)):
+            output.write(b'{"n":%d,"event":%b}\n' % (number, payload))
+            if number % 10_000 == 5000:
+                output.write(b"no event %d\n" % number)
+    kills = 0
+    for wait in (0.25, 0.4, 0.5, 0.6, 0.7):
+        with start("run", file, "--source-id", "web", env=env) as process:
+            time.sleep(wait)
+            kills += process.poll() is None
+            process.kill()
+            process.communicate()
+    found = summary("run", file, "--source-id", "web", env=env)
+    assert found["complete"]
+    assert kills >= 3
+    assert numbers(tmp_path) == list(range(60_000))
+    (rejects,) = (tmp_path / "spool" / "rejects").iterdir()
+    assert rejects.read_bytes() == b"".join(b"no event %d\n" % number for number in range(5000, 60_000, 10_000))
+    rejects.unlink()
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    """What was read until then is sent; the same command goes on with the rest."""
+    env = file_environment(tmp_path)
+    with start("run", "--source-id", "web", env=env, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write('{"n":1}\n')
+        process.stdin.flush()
+        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
+            time.sleep(0.02)
+        time.sleep(0.5)
+        process.send_signal(number)
+        stderr = process.stderr.read() if process.stderr else ""
+        assert process.wait(timeout=20) == 1
+    assert "interrupted: run the same command again" in stderr
+    assert numbers(tmp_path) == [1]
+    assert left_over(tmp_path) == []
+
+
+def test_archive_runs_until_it_is_stopped(tmp_path: Path) -> None:
+    from jobs_backup import Backup
+
+    env = file_environment(tmp_path)
+    with start("archive", env=env) as process:
+        with Backup.from_env(env, archive=False) as recorder:
+            recorder.record({"n": 1}, source_id="web")
+            deadline = time.monotonic() + 20
+            while not recorder.spool.has_archiver() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            recorder.flush(timeout=20)
+        assert process.poll() is None
+        process.terminate()
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "1 events in 1 objects" in stderr
+    assert numbers(tmp_path) == [1]
+
+
+def test_archive_once_sends_what_was_left(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, **FAST_RETRY)
+    bucket = tmp_path / "bucket"
+    bucket.rmdir()
+    code, _, stderr = run("run", ndjson(tmp_path / "in", 10), "--source-id", "web", env=env)
+    assert code == 1
+    assert f"10 events wait in {tmp_path / 'spool'}" in stderr
+    assert f"mkdir -p {bucket}" in stderr
+    assert "archive --once" in stderr
+    bucket.mkdir()
+    found = summary("archive", "--once", env=env)
+    assert found["stored_events"] == 10
+    assert numbers(tmp_path) == list(range(10))
+
+
+def test_a_corrected_bucket_gets_what_waited_for_the_wrong_one(tmp_path: Path) -> None:
+    """The same command with the corrected setting sends every event once."""
+    env = file_environment(tmp_path, **FAST_RETRY)
+    file = ndjson(tmp_path / "in", 10)
+    code, _, stderr = run("run", file, "--source-id", "web", env={**env, "JOBS_BACKUP_BUCKET": str(tmp_path / "bukket")})
+    assert code == 1
+    assert "there is no directory" in stderr
+    code, _, stderr = run("run", file, "--source-id", "web", "-v", env=env)
+    assert code == 0
+    assert "bukket, which never accepted anything; they now go where the settings say" in stderr
+    assert numbers(tmp_path) == list(range(10))
+
+
+def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, TERM="xterm")
+    leader, follower = pty.openpty()
+    arguments = [*COMMAND, "run", str(ndjson(tmp_path / "in", 5)), "--source-id", "web"]
+    with subprocess.Popen(arguments, env={**os.environ, **env}, stderr=follower, stdin=subprocess.DEVNULL) as process:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                block = os.read(leader, 65536)
+            except OSError:  # the terminal's other end is closed
+                break
+            if not block:
+                break
+            shown += block
+        process.wait(timeout=20)
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"recorded" in shown
+    assert b"stored" in shown
+    assert b"\x1b[" in shown
+    _, _, stderr = run("run", tmp_path / "in", "--source-id", "web", env=env)
+    assert "\x1b" not in stderr
+
+
+def test_a_message_for_every_wrong_configuration(tmp_path: Path) -> None:
+    good = file_environment(tmp_path)
+    file = ndjson(tmp_path / "in", 1)
+    unreadable = tmp_path / "directory"
+    unreadable.mkdir()
+    without = {name: value for name, value in good.items() if name != "JOBS_BACKUP_STORAGE_PROVIDER"}
+    no_bucket = {name: value for name, value in good.items() if name != "JOBS_BACKUP_BUCKET"}
+    cases: list[tuple[list[str | Path], dict[str, str], list[str]]] = [
+        ([file], without, ["JOBS_BACKUP_STORAGE_PROVIDER is not set"]),
+        ([file], {**without, "JOBS_BACKUP_STORAGE_PROVIDR": "S3"}, ["JOBS_BACKUP_STORAGE_PROVIDR is: a typing error?"]),
+        ([file], {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "gcs"}, ["no provider 'gcs' is installed", "pip install jobs-backup-gcs"]),
+        ([file], {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "floppy"}, ["no provider 'floppy' is installed (installed: ", "FILE"]),
+        ([file], no_bucket, ["JOBS_BACKUP_BUCKET is not set"]),
+        ([file], {**good, "JOBS_BACKUP_BATCH_EVENTS": "many"}, ["JOBS_BACKUP_BATCH_EVENTS='many'"]),
+        ([file], {**good, "JOBS_BACKUP_UPLOAD_FREQUENCY": "5 parsecs"}, ["JOBS_BACKUP_UPLOAD_FREQUENCY", "such as"]),
+        ([file], {**good, "JOBS_BACKUP_PREFIX": "a/../b"}, ["JOBS_BACKUP_PREFIX"]),
+        ([file], {**good, "JOBS_BACKUP_SPOOL_DIR": str(file)}, [str(file), "JOBS_BACKUP_SPOOL_DIR"]),
+        ([file, "--env-file", tmp_path / "nosuch.env"], good, ["nosuch.env", "No such file"]),
+        ([file, "--env-file", unreadable], good, ["Is a directory"]),
+        ([tmp_path / "nosuch.ndjson"], good, ["nosuch.ndjson", "No such file"]),
+        ([unreadable], good, ["Is a directory"]),
+    ]
+    for arguments, env, wanted in cases:
+        code, stdout, stderr = run("run", *arguments, "--source-id", "web", env=env)
+        assert code == 2, stderr
+        assert stdout == ""
+        assert len(stderr.splitlines()) == 1, stderr
+        for text in wanted:
+            assert text in stderr
+    code, _, stderr = run("run", file, env=good)
+    assert code == 2
+    assert "--source-id" in stderr
+    assert numbers(tmp_path) == []
+
+
+def test_providers_lists_what_is_installed(tmp_path: Path) -> None:
+    code, stdout, _ = run("providers", "--json", env={})
+    assert code == 0
+    found = {one["name"]: one for one in json.loads(stdout)}
+    assert {"FILE", "S3", "MINIO", "DIGITAL_OCEAN_SPACES"} <= found.keys()
+    assert found["FILE"]["distribution"] == "jobs-backup"
+    assert {"write", "abort_multipart", "delete", "create_multipart", "write_part", "complete_multipart"} <= set(found["S3"]["hooks"])
+    secret = {one["variable"] for one in found["S3"]["settings"] if one["secret"]}
+    assert "AWS_SECRET_ACCESS_KEY" in secret
+    code, stdout, _ = run("providers", "file", env={})
+    assert code == 0
+    assert "JOBS_BACKUP_BUCKET  (required)" in stdout
+    code, _, stderr = run("providers", "nosuch", env={})
+    assert code == 2
+    assert "no provider 'nosuch'" in stderr
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    code, stdout, _ = run("--version", env={})
+    assert code == 0
+    assert stdout.startswith("jobs-backup 0.")
+    code, stdout, _ = run("--help", env={})
+    assert all(command in stdout for command in ("run", "archive", "providers"))
+    for command in ("run", "archive", "providers"):
+        code, stdout, _ = run(command, "--help", env={})
+        assert code == 0
+        assert "Example:" in stdout
+    code, _, stderr = run("nosuch", env={})
+    assert code == 2
+    assert "nosuch" in stderr
