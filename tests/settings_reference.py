@@ -1,0 +1,89 @@
+"""Renders docs/settings.md from the settings themselves: `python tests/settings_reference.py > docs/settings.md`."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+from jobs_backup.providers import GROUP, load_class, settings_of
+from jobs_backup.settings import CoreSettings, Duration, Secret, Setting, Settings, Size
+
+ROOT: Final = Path(__file__).parents[1]
+
+HEAD: Final = """\
+# Settings
+
+<!-- Made of the help texts in the code: change them, then run `python tests/settings_reference.py > docs/settings.md`. -->
+
+All settings are environment variables. `--env-file FILE` reads them from a `docker.env`, by the rules of `docker run --env-file`:
+one `NAME=value` a line; the value is everything behind the first `=`, quotes included; a line that begins with `#` is a comment.
+
+Durations are written as `500ms`, `30s`, `5m`, `2h`, sizes as `64MiB` (powers of 1,024) or `1GB` (powers of 1,000), switches as
+`true` or `false` (also `yes`, `no`, `on`, `off`, `1`, `0`). A variable that is empty counts as not set. A variable whose name
+begins with `JOBS_BACKUP_` and is no setting is reported, with the nearest name that is one.
+"""
+
+TYPES: Final = {
+    str: "text", int: "whole number", float: "number", bool: "switch", Path: "path", Duration: "duration", Size: "size",
+    Secret: "secret",
+}  # fmt: skip
+
+
+def providers_of_this_repository() -> Iterator[tuple[str, type[Settings]]]:
+    """Name and settings of each provider that core or a plugin here offers."""
+    for project in (ROOT / "core", *sorted((ROOT / "plugins").iterdir())):
+        table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+        for name in table["entry-points"][GROUP]:
+            settings = settings_of(load_class(name)[1])
+            if settings is not None:
+                yield name, settings
+
+
+def render() -> str:
+    """The whole page. A setting that an earlier section has explained is only named."""
+    explained: set[str] = set()
+    sections = [HEAD, _section("Core", "Whatever the provider is.", CoreSettings, explained)]
+    for name, settings in providers_of_this_repository():
+        sections.append(_section(name, f"With `JOBS_BACKUP_STORAGE_PROVIDER={name}`.", settings, explained))
+    return "\n".join(sections)
+
+
+def _section(title: str, intro: str, settings: type[Settings], explained: set[str]) -> str:
+    rows = {setting.variable.name: _row(setting) for setting in settings.describe()}
+    new = {name: row for name, row in rows.items() if row not in explained}
+    explained.update(new.values())
+    section = f"## {title}\n\n{intro}\n\n| variable | type | default | meaning |\n|---|---|---|---|\n{''.join(new.values())}"
+    if known := [f"`{name}`" for name in rows if name not in new]:
+        section += f"\nAs above: {', '.join(known)}.\n"
+    return section
+
+
+def _row(setting: Setting) -> str:
+    variable = setting.variable
+    default = "**required**" if setting.default is None else f"`{setting.default}`" if setting.default else ""
+    aliases = "".join(f" Old name: `{alias}`." for alias in variable.aliases)
+    example = f" Example: `{variable.example}`." if variable.example else ""
+    cells = (f"`{variable.name}`", _type(setting), default, variable.help + example + aliases)
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n"
+
+
+def _type(setting: Setting) -> str:
+    kinds = [one for one in _alternatives(setting.type) if one is not type(None)]
+    return ", ".join(TYPES.get(one, f"`{one}`") for one in kinds)
+
+
+def _alternatives(type_: object) -> list[typing.Any]:
+    arguments = typing.get_args(type_)
+    if not arguments:
+        return [type_]
+    if typing.get_origin(type_) is Literal:
+        return list(arguments)
+    return [one for argument in arguments for one in _alternatives(argument)]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
