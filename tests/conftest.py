@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `servers`: with importlib 
 
 from servers import Moto, Store, moto, weed
 
+for _module in ("conformance", "multipart", "driver"):
+    pytest.register_assert_rewrite(f"jobs_backup.testing.{_module}")
+
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:

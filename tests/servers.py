@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import itertools
 import json
@@ -66,33 +67,31 @@ class Store:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @functools.cached_property
     def admin(self) -> S3Client:
-        """A client that may do everything. Close it."""
+        """A client that may do everything; it is closed with the store."""
         made: S3Client = client(self.url, self.admin_identity)
         return made
 
     def bucket(self, name: str = "") -> str:
         """A new, empty bucket; gives its name."""
         name = name or f"events-{next(_numbers)}"
-        with contextlib.closing(self.admin()) as admin:
-            admin.create_bucket(Bucket=name)
+        self.admin.create_bucket(Bucket=name)
         return name
 
     def keys(self, bucket: str) -> list[str]:
         """All keys in the bucket, in order."""
-        with contextlib.closing(self.admin()) as admin:
-            pages = admin.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+        pages = self.admin.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def get(self, bucket: str, key: str) -> bytes:
         """The bytes of an object."""
-        with contextlib.closing(self.admin()) as admin, admin.get_object(Bucket=bucket, Key=key)["Body"] as body:
+        with self.admin.get_object(Bucket=bucket, Key=key)["Body"] as body:
             return body.read()
 
     def open_uploads(self, bucket: str) -> list[str]:
         """The keys of all multipart uploads that were begun and neither completed nor aborted."""
-        with contextlib.closing(self.admin()) as admin:
-            return [upload["Key"] for upload in admin.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+        return [upload["Key"] for upload in self.admin.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
 
     def environment(self, bucket: str, identity: str = "put-only", *, url: str = "", provider: str = "S3") -> dict[str, str]:
         """The variables with which a provider of jobs-backup-s3 writes to the bucket. `url`: of a proxy before this store."""
@@ -144,22 +143,23 @@ def client(url: str, who: Identity, service: str = "s3") -> Any:
 @contextlib.contextmanager
 def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) -> Generator[Store, None, None]:
     """A SeaweedFS server, with an identity for each of the policies. Its data and its log are in `directory`."""
-    admin = _identity("admin")
+    root = _identity("admin")
     identities = {name: _identity(name) for name in policies}
     (directory / "data").mkdir(parents=True)
-    (directory / "s3.json").write_text(json.dumps(_weed_configuration(admin, identities, policies)))
+    (directory / "s3.json").write_text(json.dumps(_weed_configuration(root, identities, policies)))
     s3, master, filer, volume, admin_port = _weed_ports(5)
     command = [
         _binary("weed"), "-logtostderr=true", "mini", f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-s3.config={directory / 's3.json'}", f"-s3.port={s3}", f"-master.port={master}", f"-filer.port={filer}",
-        f"-volume.port={volume}", f"-admin.port={admin_port}", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0",
+        f"-volume.port={volume}", f"-admin.port={admin_port}", "-volume.max=5000",
+        "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0",
         "-s3.port.lance=0", "-s3.autoCreateBucket=false",
     ]  # fmt: skip
-    store = Store(port=s3, log=directory / "weed.log", admin_identity=admin, identities=identities)
-    with _running(command, store.log, {"GOMEMLIMIT": "200MiB", "GOGC": "40"}) as process:
-        with contextlib.closing(store.admin()) as probe:
-            # A bucket can be made only when all of its parts have found each other.
-            _wait(process, store.log, lambda: probe.create_bucket(Bucket="readiness"))
+    store = Store(port=s3, log=directory / "weed.log", admin_identity=root, identities=identities)
+    running = _running(command, store.log, {"GOMEMLIMIT": "200MiB", "GOGC": "40"})
+    with running as process, contextlib.closing(store.admin) as admin:
+        # A bucket can be made only when all parts of it have found each other.
+        _wait(process, store.log, lambda: admin.create_bucket(Bucket="readiness"))
         yield store
 
 
@@ -184,7 +184,8 @@ def moto(directory: Path) -> Generator[Moto, None, None]:
     directory.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     store = Moto(port=port, log=directory / "moto.log", admin_identity=_identity("admin"))
-    with _running([_binary("moto_server"), "-H", "127.0.0.1", "-p", str(port)], store.log, {}) as process:
+    running = _running([_binary("moto_server"), "-H", "127.0.0.1", "-p", str(port)], store.log, {})
+    with running as process, contextlib.closing(store.admin):
         _wait(process, store.log, lambda: store.post("reset", b""))
         yield store
 

@@ -1,0 +1,299 @@
+"""What every provider must do, as tests: subclass `ProviderConformance`, give two fixtures, and pytest runs all of it.
+
+    class TestMyStore(ProviderConformance):
+        provider = "MY_STORE"                       # the entry point's name
+        forbidden_modules = ("my_sdk",)             # what must not be imported before the first hook call
+        not_applicable = {"test_list_...": "my store has no order"}    # a reason each; shown as skipped
+
+        @pytest.fixture
+        def environment(self): ...                  # the variables of an empty bucket with all rights
+
+        @pytest.fixture
+        def inspector(self, environment): ...       # an `Inspector` of the same bucket
+
+The tests call the hooks as core does, by name on a plugin manager of their own, one attempt a call.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import crc32c
+import pytest
+
+from jobs_backup import providers
+from jobs_backup.errors import (
+    AlreadyExists,
+    BucketNotFound,
+    ConfigurationError,
+    IntegrityError,
+    JobsBackupError,
+    ObjectNotFound,
+    SpoolCorrupt,
+)
+from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART
+from jobs_backup.model import Listed
+from jobs_backup.testing.driver import ODD_KEYS, TIMEOUT, CountingBody, FailingBody, Hooks, Inspector, ShortBody, random_bytes
+from jobs_backup.testing.multipart import MultipartConformance
+
+__all__ = ["Hooks", "Inspector", "ProviderConformance"]
+
+
+class ProviderConformance(MultipartConformance):
+    """The suite. None of its tests can be overridden: what does not apply stands in `not_applicable`."""
+
+    provider: ClassVar[str]
+    """The name of the entry point."""
+    forbidden_modules: ClassVar[Sequence[str]] = ()
+    """What configuring must not import: the SDK."""
+    not_applicable: ClassVar[Mapping[str, str]] = {}
+    """A test's name -> why it makes no sense for this store."""
+
+    def __init_subclass__(cls) -> None:
+        tests = {name for name in dir(ProviderConformance) if name.startswith("test_")}
+        if overridden := tests & cls.__dict__.keys():
+            raise TypeError(f"{cls.__name__} overrides {', '.join(sorted(overridden))}: state the reason in not_applicable instead")
+        if unknown := cls.not_applicable.keys() - tests:
+            raise TypeError(f"{cls.__name__}.not_applicable names no tests: {', '.join(sorted(unknown))}")
+
+    @pytest.fixture
+    def environment(self) -> Mapping[str, str]:
+        """The variables of an empty bucket, with all rights on it."""
+        raise NotImplementedError("give the fixture `environment`")
+
+    @pytest.fixture
+    def inspector(self) -> Inspector:
+        """Of the bucket in `environment`."""
+        raise NotImplementedError("give the fixture `inspector`")
+
+    @pytest.fixture
+    def environment_without_bucket(self) -> Mapping[str, str] | None:
+        """The variables of a bucket that does not exist, None if such a one can't be had."""
+        return None
+
+    @pytest.fixture(autouse=True)
+    def _applicable(self, request: pytest.FixtureRequest) -> None:
+        name = getattr(request.node, "originalname", request.node.name)
+        if name in self.not_applicable:
+            pytest.skip(f"not applicable to {self.provider}: {self.not_applicable[name]}")
+
+    @pytest.fixture
+    def hooks(self, environment: Mapping[str, str]) -> Hooks:
+        """The provider, fresh."""
+        return self.open(environment)
+
+    def open(self, environment: Mapping[str, str]) -> Hooks:
+        """Load the provider as core does. Override it for one that no entry point names."""
+        return Hooks(providers.load(self.provider, environment))
+
+    def test_form_of_the_contract(self, hooks: Hooks) -> None:
+        """It states the version of the contract, implements the mandatory hooks, and all multipart hooks or none."""
+        assert type(hooks.loaded.provider).API_VERSION == API_VERSION
+        assert set(MANDATORY) <= hooks.loaded.hooks
+        assert len(hooks.loaded.hooks & set(MULTIPART)) in (0, len(MULTIPART))
+
+    def test_location_names_the_bucket(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
+        """The location identifies the bucket: the same again for the same settings, and no secret in it."""
+        location = hooks.loaded.provider.location
+        assert location == self.open(environment).loaded.provider.location != ""
+        assert not [secret for secret in self._secrets(hooks, environment) if secret in location]
+
+    def test_secrets_are_in_no_repr(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
+        """Neither the provider's repr nor those of what it holds show a secret; nor does that of its settings."""
+        provider = hooks.loaded.provider
+        shown = [repr(provider), str(provider), repr(vars(provider))]
+        if settings := providers.settings_of(type(provider)):
+            shown.append(repr(settings.from_environment(environment)))
+        for secret in self._secrets(hooks, environment):
+            assert not [text for text in shown if secret in text]
+
+    def test_configuring_imports_no_sdk(self, environment: Mapping[str, str]) -> None:
+        """Loading and configuring the provider imports no SDK: that waits until the first hook call."""
+        script = (
+            "import json, sys\n"
+            "name, environment, forbidden = json.load(sys.stdin)\n"
+            "from jobs_backup import providers\n"
+            "providers.load(name, environment)\n"
+            "print(json.dumps([module for module in forbidden if module in sys.modules]))\n"
+        )
+        given = json.dumps([self.provider, dict(environment), list(self.forbidden_modules)])
+        done = subprocess.run([sys.executable, "-c", script], input=given, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+    def test_missing_settings_are_named(self, hooks: Hooks) -> None:
+        """Without any variable it can't be configured; the error names what is missing."""
+        with pytest.raises(ConfigurationError, match=r"[A-Z]{3,}_[A-Z]+") as caught:
+            type(hooks.loaded.provider).from_settings({})
+        assert caught.value.hint
+
+    @pytest.mark.parametrize("size", [0, 1, (3 << 20) + 7])
+    def test_write(self, hooks: Hooks, inspector: Inspector, size: int) -> None:
+        """What was written stands in the bucket, byte by byte, and nothing else does."""
+        data = random_bytes(size, 1)
+        hooks.write("a/b/object.json.gz", data)
+        assert list(inspector.keys()) == ["a/b/object.json.gz"]
+        assert inspector.get("a/b/object.json.gz") == data
+
+    @pytest.mark.parametrize("key", ODD_KEYS, ids=range(len(ODD_KEYS)))
+    def test_write_and_delete_odd_keys(self, hooks: Hooks, inspector: Inspector, key: str) -> None:
+        """A key is any text; the object stands under exactly this key, and is deleted under it."""
+        hooks.write(key, b"odd")
+        assert list(inspector.keys()) == [key]
+        assert inspector.get(key) == b"odd"
+        assert hooks.delete([key]).deleted == {key}
+        assert list(inspector.keys()) == []
+
+    def test_write_to_an_existing_key(self, hooks: Hooks, inspector: Inspector) -> None:
+        """With `if_absent` a second write is refused, also by another instance, and the first object stays."""
+        hooks.write("key", b"first")
+        with pytest.raises(AlreadyExists):
+            hooks.write("key", b"second")
+        assert inspector.get("key") == b"first"
+
+    def test_write_without_condition(self, hooks: Hooks, inspector: Inspector) -> None:
+        """Without `if_absent` the same bytes can be written again."""
+        hooks.write("key", b"same", if_absent=False)
+        hooks.write("key", b"same", if_absent=False)
+        assert inspector.get("key") == b"same"
+
+    def test_body_is_opened_anew_and_closed(self, hooks: Hooks, inspector: Inspector) -> None:
+        """Each attempt opens its own reader and closes it, also an attempt that fails."""
+        body = CountingBody(random_bytes(100_000, 2))
+        hooks.write("key", body)
+        after_first = body.opened
+        with pytest.raises(AlreadyExists):
+            hooks.write("key", body)
+        assert body.opened > after_first > 0
+        assert body.unclosed == 0
+        assert inspector.get("key") == random_bytes(100_000, 2)
+
+    def test_failing_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
+        """If the body can't be read to its end there is no object, and the error is the body's, not one of the store."""
+        with pytest.raises(SpoolCorrupt, match="bad sector"):
+            hooks.write("key", FailingBody(random_bytes(300_000, 3)), checksum=0)
+        assert list(inspector.keys()) == []
+
+    def test_short_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
+        """If the body ends before its size there is no object."""
+        with pytest.raises(JobsBackupError):
+            hooks.write("key", ShortBody(random_bytes(300_000, 4)), checksum=0)
+        assert list(inspector.keys()) == []
+
+    def test_wrong_checksum_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
+        """If the bytes are not those of the checksum there is no object."""
+        with pytest.raises(IntegrityError):
+            hooks.write("key", b"123456789", checksum=0xE3069284)
+        assert list(inspector.keys()) == []
+        hooks.write("key", b"123456789", checksum=0xE3069283)
+        assert inspector.get("key") == b"123456789"
+
+    def test_many_threads(self, hooks: Hooks, inspector: Inspector) -> None:
+        """One instance is called from many threads at once, from the first call on."""
+        start = threading.Barrier(16)
+
+        def write(number: int) -> None:
+            if number < 16:
+                start.wait(TIMEOUT)
+            hooks.write(f"key-{number}", b"%d" % number)
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(write, range(64)))
+        assert sorted(inspector.keys()) == sorted(f"key-{number}" for number in range(64))
+        assert inspector.get("key-63") == b"63"
+
+    def test_bucket_that_does_not_exist(self, environment_without_bucket: Mapping[str, str] | None) -> None:
+        """It is an error with a hint, and the bucket is not made."""
+        if environment_without_bucket is None:
+            pytest.skip("no bucket that does not exist was given")
+        hooks = self.open(environment_without_bucket)
+        for _ in range(2):
+            with pytest.raises(BucketNotFound) as caught:
+                hooks.write("key", b"data")
+            assert caught.value.hint
+            assert not caught.value.retryable
+
+    def test_delete(self, hooks: Hooks, inspector: Inspector) -> None:
+        """A key that was not there counts as deleted; others stay."""
+        for key in ("one", "two", "three"):
+            hooks.write(key, b"data")
+        assert hooks.delete(["one", "absent", "two"]).deleted == {"one", "absent", "two"}
+        assert list(inspector.keys()) == ["three"]
+        assert hooks.delete([]).deleted == frozenset()
+        assert list(inspector.keys()) == ["three"]
+
+    def test_delete_thousands(self, hooks: Hooks, inspector: Inspector) -> None:
+        """Up to 1,000 keys go in one call."""
+        keys = [f"dir/key-{number:04}" for number in range(1300)]
+        hooks.write_many(keys[::50])
+        assert hooks.delete(keys[:1000]).deleted == set(keys[:1000])
+        assert sorted(inspector.keys()) == keys[1000::50]
+        assert hooks.delete(keys[1000:]).deleted == set(keys[1000:])
+        assert list(inspector.keys()) == []
+
+    def test_read(self, hooks: Hooks) -> None:
+        """A body that can be opened again, sought in and sliced, as those that core makes."""
+        _need(hooks, "read")
+        data = random_bytes((2 << 20) + 5, 5)
+        hooks.write("key", data)
+        body = hooks.read("key")
+        assert body.size == len(data)
+        for _ in range(2):
+            with body.open() as reader:
+                assert reader.read() == data
+        with body.open() as reader:
+            assert reader.seek(len(data) - 3) == len(data) - 3
+            assert reader.read() == data[-3:]
+            reader.seek(7)
+            assert reader.read(5) == data[7:12]
+        with body.slice(1 << 20, 1000).open() as reader:
+            assert reader.read() == data[1 << 20 :][:1000]
+        assert body.crc32c() == crc32c.crc32c(data)
+
+    def test_read_empty_and_absent(self, hooks: Hooks) -> None:
+        """An empty object is no absent one."""
+        _need(hooks, "read")
+        hooks.write("empty", b"")
+        with hooks.read("empty").open() as reader:
+            assert reader.read() == b""
+        with pytest.raises(ObjectNotFound):
+            hooks.read("absent")
+
+    def test_list_in_pages(self, hooks: Hooks) -> None:
+        """All keys that begin with the prefix, in order, each once, from behind `after`."""
+        _need(hooks, "list")
+        keys = sorted([f"in/{number:04}" for number in range(1050)] + ["in/ünï", "in/a b+c%"], key=str.encode)
+        hooks.write_many([*keys, "out/1", "inn"])
+        found: list[Listed] = []
+        after: str | None = ""
+        while after is not None:
+            page = hooks.list("in/", after)
+            found += page.objects
+            after = page.after
+        assert [one.key for one in found] == keys
+        assert [one.size for one in found] == [len(key.encode()) for key in keys]
+        assert [one.key for one in hooks.list("in/", keys[1048]).objects] == keys[1049:]
+        assert hooks.list("nothing/").objects == []
+
+    def test_policy(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
+        """It is written for this bucket, shows no secret, and deleting and reading back need more than writing."""
+        _need(hooks, "policy")
+        texts = [hooks.policy(environment, delete=delete, replay=replay).text for delete, replay in ((False, False), (True, True))]
+        assert environment["JOBS_BACKUP_BUCKET"] in texts[0]
+        assert len(texts[0]) <= len(texts[1])
+        assert not [secret for secret in self._secrets(hooks, environment) if secret in texts[1]]
+
+    def _secrets(self, hooks: Hooks, environment: Mapping[str, str]) -> list[str]:
+        settings = providers.settings_of(type(hooks.loaded.provider))
+        names = [setting.variable.name for setting in settings.describe() if setting.secret] if settings else []
+        return [environment[name] for name in names if environment.get(name)]
+
+
+def _need(hooks: Hooks, *names: str) -> None:
+    if missing := [name for name in names if name not in hooks.loaded.hooks]:
+        pytest.skip(f"{hooks.loaded.installed.name} does not implement {', '.join(missing)}")

@@ -1,0 +1,191 @@
+"""What the conformance suite calls hooks with: a driver, bodies that fail, keys that need care, and the view from outside."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import BinaryIO, Final, Protocol, TypeVar
+
+import crc32c
+
+from jobs_backup.errors import SpoolCorrupt
+from jobs_backup.model import AbortReceipt, Body, BytesBody, DeleteReceipt, Outcome, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup.providers import Loaded
+
+T = TypeVar("T")
+TIMEOUT: Final = 30.0
+_METADATA: Final = {"jobs-backup-batch": "1", "jobs-backup-events": "2"}
+
+ODD_KEYS: Final = (
+    "with space/and  two",
+    "plus+and%20percent/100%",
+    "dots/.hidden/v1.2.json.gz",
+    "ünïcødé/日本語/🪣",
+    "quote'and\"&<>;:@=,$!*()",
+    "tilde~/question?/hash#/semi;colon",
+    "/".join([*("ä" * 63 + str(number) for number in range(7)), "x" * 128]),
+)
+"""Keys that are legal everywhere and need care in URLs, XML and on disks; the last one has the most bytes that a key may have."""
+
+
+class Inspector(Protocol):
+    """Looks into the bucket from outside, not through the provider."""
+
+    def keys(self) -> Collection[str]:
+        """All keys in the bucket."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """The bytes of an object that exists."""
+        ...
+
+    def open_uploads(self) -> Collection[str] | None:
+        """The keys of uploads that were begun and neither completed nor aborted; None where the store can't tell."""
+        ...
+
+
+class Hooks:
+    """A provider's hooks, called as core calls them. Holds the provider to its receipts' types."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._hook = loaded.manager.hook
+        self.loaded = loaded
+
+    def write(self, key: str, body: Body | bytes, *, checksum: int | None = None, if_absent: bool = True) -> WriteReceipt:
+        body = BytesBody(body) if isinstance(body, bytes) else body
+        receipt = self._hook.write(
+            key=key,
+            body=body,
+            size=body.size,
+            checksum=body.crc32c() if checksum is None else checksum,
+            content_type="application/gzip",
+            metadata=_METADATA,
+            if_absent=if_absent,
+            timeout=TIMEOUT,
+        )
+        return _typed(receipt, WriteReceipt)
+
+    def write_many(self, keys: Iterable[str]) -> None:
+        """Objects that contain their own keys."""
+        with ThreadPoolExecutor(8) as pool:
+            for one in [pool.submit(self.write, key, key.encode()) for key in keys]:
+                one.result()
+
+    def create(self, key: str, whole: bytes, *, if_absent: bool = True) -> Upload:
+        upload = self._hook.create_multipart(
+            key=key,
+            size=len(whole),
+            checksum=crc32c.crc32c(whole),
+            content_type="application/gzip",
+            metadata=_METADATA,
+            if_absent=if_absent,
+            timeout=TIMEOUT,
+        )
+        return _typed(upload, Upload)
+
+    def part(self, upload: Upload, parts: Sequence[bytes], number: int, *, body: Body | None = None) -> Part:
+        offset = sum(map(len, parts[: number - 1]))
+        body = body or BytesBody(b"".join(parts)).slice(offset, len(parts[number - 1]))
+        part = self._hook.write_part(
+            upload=upload,
+            number=number,
+            offset=offset,
+            body=body,
+            size=body.size,
+            last=number == len(parts),
+            timeout=TIMEOUT,
+        )
+        assert _typed(part, Part).number == number
+        return _typed(part, Part)
+
+    def complete(
+        self, upload: Upload, parts: Iterable[Part], whole: bytes, *, checksum: int | None = None, if_absent: bool = True
+    ) -> WriteReceipt:
+        receipt = self._hook.complete_multipart(
+            upload=upload,
+            parts=sorted(parts, key=lambda part: part.number),
+            size=len(whole),
+            checksum=crc32c.crc32c(whole) if checksum is None else checksum,
+            if_absent=if_absent,
+            timeout=TIMEOUT,
+        )
+        return _typed(receipt, WriteReceipt)
+
+    def abort(self, upload: Upload) -> Outcome:
+        return _typed(self._hook.abort_multipart(upload=upload, timeout=TIMEOUT), AbortReceipt).outcome
+
+    def delete(self, keys: Sequence[str]) -> DeleteReceipt:
+        receipt = _typed(self._hook.delete(keys=keys, timeout=TIMEOUT), DeleteReceipt)
+        assert receipt.deleted | receipt.failed.keys() == set(keys), "an outcome for each key"
+        assert not receipt.deleted & receipt.failed.keys()
+        return receipt
+
+    def read(self, key: str) -> Body:
+        return _typed(self._hook.read(key=key, timeout=TIMEOUT), Body)
+
+    def policy(self, settings: Mapping[str, str], *, delete: bool, replay: bool) -> Policy:
+        return _typed(self._hook.policy(settings=settings, delete=delete, replay=replay), Policy)
+
+    def list(self, prefix: str, after: str = "") -> Page:
+        return _typed(self._hook.list(prefix=prefix, after=after, timeout=TIMEOUT), Page)
+
+
+class CountingBody(BytesBody):
+    """Knows how often it was opened, and how many of its readers are still open."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._readers: list[BinaryIO] = []
+
+    def open(self) -> BinaryIO:
+        self._readers.append(super().open())
+        return self._readers[-1]
+
+    @property
+    def opened(self) -> int:
+        return len(self._readers)
+
+    @property
+    def unclosed(self) -> int:
+        return sum(not reader.closed for reader in self._readers)
+
+
+class FailingBody(BytesBody):
+    """Fails in its middle, as a damaged disk does, whoever reads it."""
+
+    def open(self) -> BinaryIO:
+        return _FailingReader(super().open(), self.size // 2)
+
+
+class _FailingReader(io.BytesIO):
+    def __init__(self, whole: BinaryIO, good: int) -> None:
+        with whole:
+            super().__init__(whole.read())
+        self._good = good
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = self.getbuffer().nbytes if size is None or size < 0 else size
+        if self.tell() + wanted > self._good:
+            raise SpoolCorrupt("bad sector")
+        return super().read(size)
+
+
+class ShortBody(BytesBody):
+    """Has fewer bytes than its size says."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.size = len(data) + 1
+
+
+def _typed(receipt: object, type_: type[T]) -> T:
+    assert isinstance(receipt, type_), f"returned {type(receipt).__name__} instead of {type_.__name__}"
+    return receipt
+
+
+@cache
+def random_bytes(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)

@@ -1,0 +1,165 @@
+"""The part of the conformance suite that is about uploads in parts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import pytest
+
+from jobs_backup.errors import AlreadyExists, IntegrityError, SpoolCorrupt, UploadGone
+from jobs_backup.hookspecs import MULTIPART
+from jobs_backup.model import Outcome, Part, Upload
+from jobs_backup.testing.driver import FailingBody, Hooks, Inspector, random_bytes
+
+
+class MultipartConformance(ABC):
+    """Skipped as a whole for a provider without these hooks. Comes with `ProviderConformance`."""
+
+    @abstractmethod
+    def open(self, environment: Mapping[str, str]) -> Hooks:
+        """Load the provider as core does."""
+
+    @pytest.fixture
+    def multipart(self, hooks: Hooks) -> Hooks:
+        """The provider, if it has the hooks for uploads in parts."""
+        if not set(MULTIPART) <= hooks.loaded.hooks:
+            pytest.skip(f"{hooks.loaded.installed.name} has no hooks for uploads in parts")
+        return hooks
+
+    def parts(self, hooks: Hooks, count: int = 2) -> list[bytes]:
+        """As many parts, as small as the provider allows, the last one smaller."""
+        provider = hooks.loaded.provider
+        multiple = getattr(provider, "part_multiple", 1)
+        size = max(getattr(provider, "min_part_size", 1), 64 << 10)
+        size += -size % multiple
+        return [random_bytes(size, seed) for seed in range(count - 1)] + [random_bytes(1000, count)]
+
+    def unknown(self, upload: Upload) -> Upload:
+        """An upload that does not exist, in the form of this one. Override it where the reversed id is nonsense."""
+        return msgspec.structs.replace(upload, id=upload.id[::-1])
+
+    def test_multipart(self, multipart: Hooks, inspector: Inspector) -> None:
+        """The object appears at completion, not before, and is made of the parts in their order."""
+        parts = self.parts(multipart, 3)
+        upload = multipart.create("dir/key", b"".join(parts))
+        receipts = [multipart.part(upload, parts, number) for number in (1, 2, 3)]
+        assert list(inspector.keys()) == []
+        assert inspector.open_uploads() in (None, ["dir/key"])
+        multipart.complete(upload, receipts, b"".join(parts))
+        assert list(inspector.keys()) == ["dir/key"]
+        assert inspector.get("dir/key") == b"".join(parts)
+        assert not inspector.open_uploads()
+
+    def test_multipart_parts_in_parallel(self, multipart: Hooks, inspector: Inspector) -> None:
+        """Unless the provider says `sequential_parts`, parts come in any order and at the same time."""
+        if getattr(multipart.loaded.provider, "sequential_parts", False):
+            pytest.skip("the provider wants its parts in order")
+        parts = self.parts(multipart, 3)
+        upload = multipart.create("key", b"".join(parts))
+        receipts = [multipart.part(upload, parts, 3)]
+        with ThreadPoolExecutor(2) as pool:
+            sent = [pool.submit(multipart.part, upload, parts, number) for number in (2, 1)]
+            receipts += [one.result() for one in sent]
+        multipart.complete(upload, receipts, b"".join(parts))
+        assert inspector.get("key") == b"".join(parts)
+
+    def test_multipart_part_sent_twice(self, multipart: Hooks, inspector: Inspector) -> None:
+        """A part that is sent again counts once."""
+        parts = self.parts(multipart)
+        upload = multipart.create("key", b"".join(parts))
+        first = multipart.part(upload, parts, 1)
+        again = multipart.part(upload, parts, 1)
+        assert first == again
+        multipart.complete(upload, [again, multipart.part(upload, parts, 2)], b"".join(parts))
+        assert inspector.get("key") == b"".join(parts)
+
+    def test_multipart_continued_by_another_process(
+        self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector
+    ) -> None:
+        """What core has journaled as JSON is all that another instance needs to go on."""
+        parts = self.parts(multipart)
+        upload = multipart.create("key", b"".join(parts))
+        first = multipart.part(upload, parts, 1)
+        journaled = msgspec.json.encode((upload, [first]))
+        upload, receipts = msgspec.json.decode(journaled, type=tuple[Upload, list[Part]])
+        other = self.open(environment)
+        receipts.append(other.part(upload, parts, 2))
+        other.complete(upload, receipts, b"".join(parts))
+        assert inspector.get("key") == b"".join(parts)
+
+    def test_multipart_of_one_part(self, multipart: Hooks, inspector: Inspector) -> None:
+        """A single part, which is the last one and may be small, is enough."""
+        upload = multipart.create("key", b"small")
+        multipart.complete(upload, [multipart.part(upload, [b"small"], 1)], b"small")
+        assert inspector.get("key") == b"small"
+
+    def test_multipart_complete_onto_an_existing_key(self, multipart: Hooks, inspector: Inspector) -> None:
+        """With `if_absent` an existing object is not replaced; the upload can be aborted then."""
+        upload = multipart.create("key", b"second")
+        receipt = multipart.part(upload, [b"second"], 1)
+        multipart.write("key", b"first")
+        with pytest.raises(AlreadyExists):
+            multipart.complete(upload, [receipt], b"second")
+        multipart.abort(upload)
+        assert inspector.get("key") == b"first"
+        assert not inspector.open_uploads()
+
+    def test_multipart_wrong_checksum_publishes_nothing(self, multipart: Hooks, inspector: Inspector) -> None:
+        """If the parts are not what the checksum of the whole says there is no object."""
+        upload = multipart.create("key", b"123456789")
+        receipt = multipart.part(upload, [b"123456789"], 1)
+        with pytest.raises((IntegrityError, UploadGone)):
+            multipart.complete(upload, [receipt], b"123456789", checksum=0xE3069284)
+        assert list(inspector.keys()) == []
+        multipart.abort(upload)
+
+    def test_multipart_failing_body(self, multipart: Hooks, inspector: Inspector) -> None:
+        """A part whose body can't be read is an error of the body; the part can be sent again."""
+        upload = multipart.create("key", b"whole")
+        with pytest.raises(SpoolCorrupt, match="bad sector"):
+            multipart.part(upload, [b"whole"], 1, body=FailingBody(b"whole"))
+        multipart.complete(upload, [multipart.part(upload, [b"whole"], 1)], b"whole")
+        assert inspector.get("key") == b"whole"
+
+    def test_abort(self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector) -> None:
+        """Another instance can abort; afterwards the upload is gone, and its parts with it."""
+        parts = self.parts(multipart)
+        upload = multipart.create("key", b"".join(parts))
+        receipt = multipart.part(upload, parts, 1)
+        assert self.open(environment).abort(upload) is Outcome.ABORTED
+        assert not inspector.open_uploads()
+        with pytest.raises(UploadGone) as caught:
+            multipart.part(upload, parts, 2)
+        assert upload.id not in caught.value.one_line()
+        with pytest.raises(UploadGone):
+            multipart.complete(upload, [receipt], parts[0])
+        assert list(inspector.keys()) == []
+
+    def test_abort_twice(self, multipart: Hooks, inspector: Inspector) -> None:
+        """Aborting again is no error."""
+        upload = multipart.create("key", b"data")
+        multipart.abort(upload)
+        multipart.abort(upload)
+        assert not inspector.open_uploads()
+
+    def test_abort_after_completion(self, multipart: Hooks, inspector: Inspector) -> None:
+        """Aborting a completed upload is no error, and its object stays."""
+        upload = multipart.create("key", b"data")
+        multipart.complete(upload, [multipart.part(upload, [b"data"], 1)], b"data")
+        multipart.abort(upload)
+        assert inspector.get("key") == b"data"
+
+    def test_abort_of_an_unknown_upload(self, multipart: Hooks) -> None:
+        """An upload that the store does not know is GONE."""
+        upload = multipart.create("key", b"data")
+        assert multipart.abort(self.unknown(upload)) is Outcome.GONE
+        assert multipart.abort(upload) is Outcome.ABORTED
+
+    def test_abort_without_multipart(self, hooks: Hooks) -> None:
+        """A provider without parts has nothing to abort: GONE."""
+        if hooks.loaded.hooks & set(MULTIPART):
+            pytest.skip("the provider has parts")
+        assert hooks.abort(Upload(key="key", id="1")) is Outcome.GONE
