@@ -26,7 +26,7 @@ from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Upload, WriteReceipt
 from jobs_backup.settings import Settings, Variable
 
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 17
 _WORK: Final = ".jobs-backup"
 """Directory in the bucket for what is being written; on the same file system, so that it can be renamed into its place."""
 _PAGE: Final = 1000

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import crc32c as _crc32c
 import msgspec
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
 
 
 class Body(ABC):

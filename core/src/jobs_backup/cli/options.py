@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -23,6 +25,8 @@ from jobs_backup.settings import CoreSettings, report_unknown
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
 
+_M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
+
 
 def say(text: str) -> None:
     """A line on standard error."""
@@ -33,6 +37,15 @@ def fail(error: JobsBackupError) -> NoReturn:
     """End with an error that keeps the command from starting."""
     say(error.one_line())
     sys.exit(MISUSED)
+
+
+def bound_memory() -> None:
+    """Have glibc's malloc give large buffers back to the system, as MALLOC_MMAP_THRESHOLD_ does; elsewhere nothing.
+
+    Otherwise it keeps, for each thread that sends, a heap of the size of the largest buffers that were ever in use.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
 def leave(code: int, backup: Backup) -> NoReturn:
