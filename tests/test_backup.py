@@ -97,7 +97,9 @@ def test_an_invalid_payload_is_named_and_harms_no_other(tmp_path: Path) -> None:
     assert [event["payload"]["a"] for event in events(tmp_path)] == [1, 2, 5]
 
 
-@pytest.mark.parametrize("payload", [b"", b"null", b"[]", b'"x"', b'{"a":}', b'{"a":1}{"b":2}', b'{"a":"\xff"}', "{", {"a": object()}])
+@pytest.mark.parametrize(
+    "payload", [b"", b"null", b"[]", b'"x"', b'{"a":}', b'{"a":1}{"b":2}', b'{"a":"\xff"}', "{", {"a": object()}]
+)
 def test_what_is_no_json_object_is_refused(tmp_path: Path, payload: bytes) -> None:
     with Backup.from_env(file_environment(tmp_path)) as backup, pytest.raises(InvalidEvent):
         backup.record(payload, source_id="web")
@@ -144,7 +146,7 @@ def test_concurrent_records_share_commits(tmp_path: Path) -> None:
             time.sleep(0.005)  # a slow disk
             commit(group)  # type: ignore[arg-type]
 
-        writer._commit = counting  # type: ignore[assignment]
+        writer._commit = counting  # type: ignore[method-assign]
         threads = [
             threading.Thread(target=lambda: [backup.record({"a": 1}, source_id="web") for _ in range(20)]) for _ in range(16)
         ]
@@ -237,7 +239,7 @@ def test_a_forked_child_has_to_open_its_own(tmp_path: Path) -> None:
             results.put(error.hint)
 
     context = multiprocessing.get_context("fork")
-    results: multiprocessing.Queue[str] = context.Queue()  # type: ignore[assignment]
+    results: multiprocessing.Queue[str] = context.Queue()
     with Backup.from_env(environment, archive=False) as backup:
         backup.record({"from": "parent"}, source_id="web")
         process = context.Process(target=child, args=(backup, results))

@@ -315,7 +315,11 @@ def test_a_message_for_every_wrong_configuration(tmp_path: Path) -> None:
     cases: list[tuple[list[str | Path], dict[str, str], list[str]]] = [
         ([file], without, ["JOBS_BACKUP_STORAGE_PROVIDER is not set"]),
         ([file], {**without, "JOBS_BACKUP_STORAGE_PROVIDR": "S3"}, ["JOBS_BACKUP_STORAGE_PROVIDR is: a typing error?"]),
-        ([file], {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "gcs"}, ["no provider 'gcs' is installed", "pip install jobs-backup-gcs"]),
+        (
+            [file],
+            {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "gcs"},
+            ["no provider 'gcs' is installed", "pip install jobs-backup-gcs"],
+        ),
         ([file], {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "floppy"}, ["no provider 'floppy' is installed (installed: ", "FILE"]),
         ([file], no_bucket, ["JOBS_BACKUP_BUCKET is not set"]),
         ([file], {**good, "JOBS_BACKUP_BATCH_EVENTS": "many"}, ["JOBS_BACKUP_BATCH_EVENTS='many'"]),
@@ -346,7 +350,9 @@ def test_providers_lists_what_is_installed(tmp_path: Path) -> None:
     found = {one["name"]: one for one in json.loads(stdout)}
     assert {"FILE", "S3", "MINIO", "DIGITAL_OCEAN_SPACES"} <= found.keys()
     assert found["FILE"]["distribution"] == "jobs-backup"
-    assert {"write", "abort_multipart", "delete", "create_multipart", "write_part", "complete_multipart"} <= set(found["S3"]["hooks"])
+    assert {"write", "abort_multipart", "delete", "create_multipart", "write_part", "complete_multipart"} <= set(
+        found["S3"]["hooks"]
+    )
     secret = {one["variable"] for one in found["S3"]["settings"] if one["secret"]}
     assert "AWS_SECRET_ACCESS_KEY" in secret
     code, stdout, _ = run("providers", "file", env={})

@@ -100,9 +100,10 @@ def test_of_a_key_that_stands_twice_the_last_counts_and_both_are_kept() -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b" ", b"null", b"1", b'"a"', b"[]", b"{", b"}", b'{"a"}', b'{"a":1,}', b"{'a':1}", b'{"a":01}', b'{"a":1.}', b'{"a":NaN}',
-        b'{"a":Infinity}', b'{"a":1}{"b":2}', b'{"a":1} x', b'{"a":"\x01"}', b'{"a":"x\ny"}', b'{"a":"\\x"}', b'{"a":"\xff"}', b'{"\xc0\xaf":1}',
-        b'\xef\xbb\xbf{"a":1}', b'{"a":1}\x00', b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "{\ud800}",
+        b"", b" ", b"null", b"1", b'"a"', b"[]", b"{", b"}", b'{"a"}', b'{"a":1,}', b"{'a':1}", b'{"a":01}', b'{"a":1.}',
+        b'{"a":NaN}', b'{"a":Infinity}', b'{"a":1}{"b":2}', b'{"a":1} x', b'{"a":"\x01"}', b'{"a":"x\ny"}', b'{"a":"\\x"}',
+        b'{"a":"\xff"}', b'{"\xc0\xaf":1}', b'\xef\xbb\xbf{"a":1}', b'{"a":1}\x00', b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "{\ud800}",
     ],
 )  # fmt: skip
 def test_what_is_no_json_object_is_refused(payload: bytes | str) -> None:

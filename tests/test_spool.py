@@ -137,7 +137,7 @@ def test_adopting_again_after_a_crash_between_the_files_changes_nothing(tmp_path
     record(dead, [b'{"a":%d}\n' % number for number in range(10)])
     die(dead)
     first = open_spool(tmp_path)
-    first._catalog.seal = lambda seals: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[assignment]
+    first._catalog.seal = lambda seals: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         first.recover()
     die(first)
@@ -208,6 +208,9 @@ def test_a_batch_that_failed_waits_for_its_time(tmp_path: Path) -> None:
     claimed = spool.claim()
     assert claimed is not None
     assert claimed.failures == 2
+    spool.release(claimed.batch, Unavailable("down"), retry_at=1e12)
+    spool.begin_sending()
+    assert spool.has_claimable(), "who starts to send need not wait"
     spool.close()
 
 
@@ -217,7 +220,7 @@ def test_batches_go_to_the_destination_for_which_they_were_recorded(tmp_path: Pa
     old.mark_destination(refused=False)
     old.close()
     new = open_spool(tmp_path, location="s3://new")
-    new.follow_configuration()
+    new.begin_sending()
     assert new.claim() is None
     assert [waiting.location for waiting in new.waiting()] == ["s3://old"]
     new.close()
@@ -238,7 +241,7 @@ def test_only_what_waits_for_a_destination_that_refused_everything_follows_the_s
         old.mark_destination(refused=True)
     old.close()
     new = open_spool(tmp_path, location="s3://right")
-    new.follow_configuration()
+    new.begin_sending()
     assert (new.claim() is not None) is moved
     new.close()
 

@@ -84,7 +84,7 @@ class Archiver:
     def start(self) -> None:
         """Start the threads."""
         self._spool.recover()
-        self._spool.follow_configuration()
+        self._spool.begin_sending()
         for thread in self._threads:
             thread.start()
 
@@ -196,7 +196,8 @@ class Archiver:
         with self._changed:
             if time.monotonic() >= self._paused_until:  # else others of the same moment have failed, too
                 self._pauses += 1
-            pause = min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16))
+            asked: float | None = getattr(error, "retry_after", None)
+            pause = max(asked or 0.0, min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16)))
             self._paused_until = time.monotonic() + pause
             self._pause = error
         log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line())

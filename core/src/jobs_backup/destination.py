@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
 
 from jobs_backup import providers
-from jobs_backup.errors import ContractViolation, JobsBackupError, StorageError
+from jobs_backup.errors import ConfigurationError, ContractViolation, JobsBackupError, StorageError
 from jobs_backup.hookspecs import MULTIPART
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Part, Upload, WriteReceipt
 from jobs_backup.retry import Retry, RetryPolicy
@@ -78,7 +78,16 @@ class Destination:
         self._manager.register(bodies, name="core")
 
     def open_body(self, batch: Batch) -> Body:
-        """The bytes that will be the batch's object."""
+        """The bytes that will be the batch's object.
+
+        Raises:
+            ConfigurationError: other wrappers are active than those that made its bytes when it was sealed.
+        """
+        if batch.wrappers:
+            raise ConfigurationError(
+                f"{batch.key} was sealed with the wrappers {', '.join(batch.wrappers)}, which are not active",
+                hint="send it with the version and the settings that it was recorded with",
+            )
         body: Body = self._hooks.open_body(batch=batch)
         return body
 

@@ -41,6 +41,7 @@ class Multipart:
         self._window = 1 if destination.sequential_parts else concurrency
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="jobs-backup-part")
         self._stop = stop
+        self._aborting = threading.Lock()
 
     def send(self, batch: Batch, body: Body) -> WriteReceipt:
         """Store the batch's object: continue the upload that is in the journal, or begin one.
@@ -67,22 +68,22 @@ class Multipart:
 
     def abort_abandoned(self) -> list[JobsBackupError]:
         """Abort what will not be continued. What is refused stays in the journal and is tried again later. Returns the refusals."""
-        refusals: list[JobsBackupError] = []
-        for journaled in self._spool.abandoned_uploads():
-            try:
-                receipt = self._destination.abort_multipart(journaled.upload)
-            except JobsBackupError as error:
-                wait_ = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
-                self._spool.postpone_abort(journaled, error, retry_at=time.time() + wait_)
-                log.warning(
-                    "an upload of %s could not be aborted and is tried again later: %s", journaled.upload.key, error.one_line()
-                )
-                refusals.append(error)
-            else:
-                self._spool.forget_upload(journaled)
-                if receipt.outcome is Outcome.ABORTED:
-                    log.info("an upload of %s was aborted", journaled.upload.key)
-        return refusals
+        with self._aborting:
+            errors = (self._abort(journaled) for journaled in self._spool.abandoned_uploads())
+            return [error for error in errors if error is not None]
+
+    def _abort(self, journaled: JournaledUpload) -> JobsBackupError | None:
+        try:
+            receipt = self._destination.abort_multipart(journaled.upload)
+        except JobsBackupError as error:
+            delay = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
+            self._spool.postpone_abort(journaled, error, retry_at=time.time() + delay)
+            log.warning("an upload of %s could not be aborted, tried again later: %s", journaled.upload.key, error.one_line())
+            return error
+        self._spool.forget_upload(journaled)
+        if receipt.outcome is Outcome.ABORTED:
+            log.info("an upload of %s was aborted", journaled.upload.key)
+        return None
 
     def close(self) -> None:
         """Start no further part."""

@@ -305,6 +305,12 @@ class Catalog:
             )
         return [(location, count) for _, location, count in lost]
 
+    def make_due(self, destination: int) -> None:
+        """Let everything be tried at once that failed and waits for its time."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE batches SET retry_at=0 WHERE destination=? AND state='sealed' AND retry_at>0", (destination,))
+            db.execute("UPDATE uploads SET retry_at=0 WHERE destination=? AND retry_at>0", (destination,))
+
     # Multipart uploads
 
     def journal_upload(self, batch: int, destination: int, upload: Upload, part_size: int) -> JournaledUpload:

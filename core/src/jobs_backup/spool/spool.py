@@ -206,15 +206,17 @@ class Spool:
                 lock.release(remove=adopted)
         return recovered
 
-    def follow_configuration(self) -> None:
-        """Take over what waits for destinations that were tried, refused everything, and so never got any of it.
+    def begin_sending(self) -> None:
+        """What a process does that starts to send: whoever starts it may have changed the settings, or the rights.
 
-        Such a destination was a mistake in the configuration, since corrected. All other batches stay where they belong.
+        It takes over what waits for destinations that were tried, refused everything, and so never got any of it: they were a
+        mistake, since corrected. All other batches stay where they belong. And what failed need not wait any longer.
         """
         for location, batches in self._catalog.follow(self.destination):
             log.warning(
                 "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
             )
+        self._catalog.make_due(self.destination)
 
     def close(self) -> None:
         """Seal what is open and leave. What is not sent yet waits for the next process."""
