@@ -151,10 +151,15 @@ class Backup:
         destination.use_bodies(self.spool)
         self.archiver = Archiver(self.spool, destination, settings, stop=self._stop) if archive else None
         self._sealer = threading.Thread(target=self._seal_by_age, name="jobs-backup-seal", daemon=True)
-        if self.archiver:
-            self.archiver.start()
-        else:
-            self._sealer.start()
+        try:
+            if self.archiver:
+                self.archiver.start()
+            else:
+                self._sealer.start()
+        except BaseException:
+            self._stop.set()
+            self.spool.close()
+            raise
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, *, archive: bool = True) -> Self:

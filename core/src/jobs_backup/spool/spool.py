@@ -219,15 +219,22 @@ class Spool:
         self._catalog.make_due(self.destination)
 
     def close(self) -> None:
-        """Seal what is open and leave. What is not sent yet waits for the next process."""
+        """Seal what is open and leave. What is not sent yet waits for the next process.
+
+        Raises:
+            SpoolError: it can't be sealed. It is safe all the same: the next process takes this one's place.
+        """
+        ended = False
         try:
             self._writer.seal()
             self._leave(self.session, self._blobs)
+            self._blobs.close()
+            self._remove_if_drained(self.session)
+            ended = True
         finally:
             self._blobs.close()
-        self._remove_if_drained(self.session)
-        self._catalog.close()
-        self._lock.release(remove=True)
+            self._catalog.close()
+            self._lock.release(remove=ended)
 
     def _adopt(self, session: str) -> None:
         path = self._blob_path(session)

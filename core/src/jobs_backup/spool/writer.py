@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, Self
 
@@ -183,6 +183,7 @@ class Writer:
 
     def _commit(self, group: Sequence[Recording]) -> None:
         error: BaseException | None = None
+        plan: list[tuple[OpenBatch, Recording, Sequence[bytes]]] = []
         try:
             with self._in_step():
                 plan = self._plan(group)
@@ -197,7 +198,7 @@ class Writer:
         for recording in group:
             recording.error, recording.done = error, True
         if error is None:
-            self._seal_full()
+            self._seal_full({id(batch): batch for batch, _, _ in plan}.values())
 
     @contextmanager
     def _own_turn(self) -> Generator[None]:
@@ -270,13 +271,13 @@ class Writer:
             _fold(appender, batch, data)
         recording.jobs.append((chunk.job, chunk.events))
 
-    def _seal_full(self) -> None:
+    def _seal_full(self, changed: Iterable[OpenBatch]) -> None:
         limits = self._limits
-        full = [
-            batch for batch in self._open.values() if batch.fill.events >= limits.events or batch.fill.raw_bytes >= limits.bytes
-        ]
+        full = [batch for batch in changed if batch.fill.events >= limits.events or batch.fill.raw_bytes >= limits.bytes]
+        full = [batch for batch in full if batch not in self._full]
         if len(self._open) > _MAX_OPEN:
-            full = sorted(self._open.values(), key=lambda batch: batch.opened)[: len(self._open) // 2]
+            oldest = sorted(self._open.values(), key=lambda batch: batch.opened)[: len(self._open) // 2]
+            full = [batch for batch in oldest if batch.fill.events]
         if full or self._full:
             try:
                 with self._in_step():

@@ -209,8 +209,9 @@ class _Plan:
             with self.lock:
                 self._open.add(connection)
             try:
-                if not self.ended.is_set():
-                    yield
+                if self.ended.is_set():
+                    raise ConnectionAbortedError
+                yield
             finally:
                 with self.lock:
                     self._open.discard(connection)
