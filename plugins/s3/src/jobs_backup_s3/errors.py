@@ -66,6 +66,7 @@ _CHECKSUM: Final = (
     "if it goes on, the network, a proxy or the disk changes bytes; or JOBS_BACKUP_S3_CHECKSUM does not suit the store"
 )
 _KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
+_CERTIFICATE: Final = "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use a name that stands in its certificate"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 
 _CODES: Final[Mapping[str, _Row]] = {
@@ -168,10 +169,8 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
 """By the name of the SDK's exception or of a base of it: the SDK need not be imported for this."""
 
 _TLS: Final = (
-    (
-        "CERTIFICATE_VERIFY_FAILED",
-        _Row(ConfigurationError, "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use the name in its certificate"),
-    ),
+    ("CERTIFICATE_VERIFY_FAILED", _Row(ConfigurationError, _CERTIFICATE)),
+    ("doesn't match", _Row(ConfigurationError, _CERTIFICATE)),
     ("WRONG_VERSION_NUMBER", _Row(ConfigurationError, "the endpoint speaks no TLS: write http:// before it, or correct the port")),
 )
 """By a part of the error's text. Other TLS errors are those of a broken connection."""
@@ -320,7 +319,7 @@ def _reason(error: Exception) -> str:
             return getattr(one, "strerror", None) or str(one)
     fields: Mapping[str, object] = getattr(error, "kwargs", {})
     # Of the SDK's own texts only those are used that have no URL in them.
-    return type(error).__name__ if "endpoint_url" in fields else str(error)
+    return str(fields.get("error", type(error).__name__)) if "endpoint_url" in fields else str(error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
