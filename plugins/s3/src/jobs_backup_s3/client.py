@@ -81,6 +81,9 @@ def _client(session: Any, connection: Connection, region: str, timeout: float) -
     if keys is None and session.get_credentials() is None:
         raise NoCredentialsError  # here and not at the first request: a client would stay without for good
     s3: Any = {"addressing_style": "path" if connection.path_style else "auto", "us_east_1_regional_endpoint": "regional"}
+    if connection.checksum != "none" and (connection.endpoint or "https:").startswith("https:"):
+        # TLS and the checksum protect the body. Signing it too would read all of it once more.
+        s3["payload_signing_enabled"] = False
     client: S3Client = session.client(
         "s3",
         region_name=region,
