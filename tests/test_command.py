@@ -252,6 +252,37 @@ def test_archive_runs_until_it_is_stopped(tmp_path: Path) -> None:
     assert numbers(tmp_path) == [1]
 
 
+def test_archive_says_in_its_log_why_nothing_is_sent(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, **FAST_RETRY)
+    (tmp_path / "bucket").rmdir()
+    assert run("run", ndjson(tmp_path / "in", 10), "--source-id", "web", env=env)[0] == 1
+    with start("archive", env=env) as process:
+        assert process.stderr is not None
+        logged = ""
+        while "is paused for" not in logged:
+            logged += process.stderr.readline()
+        assert f"mkdir -p {tmp_path / 'bucket'}" in logged
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 1
+
+
+def test_an_old_name_of_a_setting_is_taken_with_a_warning(tmp_path: Path) -> None:
+    env = {
+        "JOBS_BACKUP_STORAGE_PROVIDER": "MINIO",
+        "JOBS_BACKUP_BUCKET": "events",
+        "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"),
+        "MINIO_END_POINT": "127.0.0.1:9",
+        "MINIO_ACCESS_KEY_ID": "key",
+        "MINIO_SECRET_ACCESS_KEY": "canary-secret",
+        **FAST_RETRY,
+    }
+    code, _, stderr = run("archive", "--once", env=env)
+    assert code == 0
+    assert "MINIO_END_POINT is an old name: use MINIO_ENDPOINT" in stderr
+    assert "canary-secret" not in stderr
+
+
 def test_archive_once_sends_what_was_left(tmp_path: Path) -> None:
     env = file_environment(tmp_path, **FAST_RETRY)
     bucket = tmp_path / "bucket"

@@ -94,7 +94,7 @@ class FileProvider:
                     with file.open("rb") as part:
                         value = _append(part, draft, value)
                 if draft.tell() != size or value != checksum:
-                    raise UploadGone(f"the parts of {upload.key} do not make up the object")
+                    raise IntegrityError(f"the parts of {upload.key} are not the bytes that its checksum was made of")
                 receipt = self._publish(path, upload.key, if_absent)
             self._remove(upload)
             return receipt

@@ -9,7 +9,8 @@ Rules that hold for every hook:
 - It does one attempt and MUST NOT retry; core wraps every call in the retry policy. An SDK's own retries MUST be off.
 - It MUST return a receipt or raise one of `jobs_backup.errors`; it MUST NOT return None, and MUST NOT log a failure and go on.
 - It MUST give up after about `timeout` seconds without progress, with `Unavailable`.
-- It MUST open the body anew for each attempt, and close what it opened.
+- It MUST open the body anew for each attempt, and close what it opened. An error that the body raises passes through unchanged; a
+  body that ends before `size` bytes is an `IntegrityError`, and nothing of it may appear.
 - It MUST NOT call any other operation of the store than the one that its name says: no look at the bucket, no list, no head.
 - It may take fewer arguments than the specification has, by name; new arguments may be added to the specification later.
 - Neither a secret nor an upload's id may be in an error's message, a log line or a `repr`.
@@ -109,8 +110,9 @@ class StorageProvider(Protocol):
     def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
         """End an upload so that it holds no bytes and costs nothing.
 
-        MUST be idempotent, and MUST work in another process than the one that began the upload. An upload that is unknown, was
-        aborted before, or was completed is GONE: no error. A completed object MUST stay. A provider without parts returns GONE.
+        MUST be idempotent, and MUST work in another process than the one that began the upload. An upload that is unknown is GONE;
+        one that was aborted before or was completed is GONE, or ABORTED where the store can't tell: no error, and a completed
+        object MUST stay. A provider without parts returns GONE.
         """
         ...
 
@@ -163,7 +165,7 @@ class StorageProvider(Protocol):
 
         Raises:
             AlreadyExists: `if_absent`, and the key exists. Core aborts the upload and takes the object as stored.
-            UploadGone: this upload can't be completed (any more). Core aborts it and begins another one.
+            UploadGone, IntegrityError: this upload can't be completed (any more). Core aborts it and begins another one.
         """
         ...
 

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Final, NamedTuple
 
 from jobs_backup.destination import Destination
-from jobs_backup.errors import AlreadyExists, JobsBackupError, UploadGone
+from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, UploadGone
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
 from jobs_backup.spool import Spool
 from jobs_backup.spool.catalog import JournaledUpload
@@ -101,7 +101,11 @@ class Multipart:
         self._send_parts(journaled, [one for one in ranges if one.number not in parts], body, parts)
         if len(parts) < len(ranges):
             raise Stopped(f"{batch.key}: stopped after {len(parts)} of {len(ranges)} parts; the next start continues")
-        receipt = self._destination.complete_multipart(journaled.upload, [parts[one.number] for one in ranges], batch)
+        try:
+            receipt = self._destination.complete_multipart(journaled.upload, [parts[one.number] for one in ranges], batch)
+        except IntegrityError as error:
+            # A part is stored with other bytes than it was sent with: completing the same parts again can't help.
+            raise UploadGone(f"{batch.key}: the parts that were stored are not those that were sent") from error
         self._spool.forget_upload(journaled)
         return receipt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import bound_memory, leave, read_settings, stopping, with_environment
+from jobs_backup.cli.options import bound_memory, leave, read_settings, stopping, summarize_failures, with_environment
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
 
@@ -22,6 +22,8 @@ def archive(once: bool, as_json: bool) -> None:
       jobs-backup archive --once --env-file docker.env
     """
     bound_memory()
+    if once:
+        summarize_failures()
     with stopping() as stop:
         backup = Backup(read_settings())
         summary = Summary(backup)

@@ -48,6 +48,13 @@ def bound_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
+def summarize_failures() -> None:
+    """Without --verbose, leave it to the summary to tell what could not be sent, in one line instead of one for each attempt."""
+    if logging.getLogger("jobs_backup").level > logging.INFO:
+        for module in ("retry", "archiver", "multipart"):
+            logging.getLogger(f"jobs_backup.{module}").setLevel(logging.CRITICAL)
+
+
 def leave(code: int, backup: Backup) -> NoReturn:
     """End with this exit code."""
     if backup.archiver is not None and backup.archiver.is_working:
@@ -67,12 +74,9 @@ def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-v", "--verbose", is_flag=True, help="Log what happens, to standard error.")
     @functools.wraps(command)
     def wrapper(*args: Any, env_file: Path | None, verbose: bool, **kwargs: Any) -> Any:
-        level = logging.INFO if verbose else logging.CRITICAL
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, level=level)
-        logging.getLogger("jobs_backup").setLevel(level)
-        if not verbose:
-            for name in ("boto3", "botocore", "urllib3"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)
+        # Only our own lines and the provider's: those of the SDKs may carry URLs with the ids of uploads in them.
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, level=logging.CRITICAL)
+        logging.getLogger("jobs_backup").setLevel(logging.INFO if verbose else logging.WARNING)
         try:
             if env_file is not None:
                 os.environ.update(read_env_file(env_file, os.environ))
@@ -93,6 +97,8 @@ def read_settings() -> CoreSettings:
 
     settings = CoreSettings.from_environment(os.environ)
     _, provider = load_class(settings.storage_provider)
+    package = provider.__module__.partition(".")[0]
+    logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
     known = settings_of(provider)
     for line in report_unknown(os.environ, CoreSettings, *([known] if known else [])):
         say(f"warning: {line}")

@@ -17,7 +17,7 @@ import msgspec
 from jobs_backup import encoding
 from jobs_backup.backup import Backup
 from jobs_backup.cli.ndjson import Block, Input, Position
-from jobs_backup.cli.options import bound_memory, leave, read_settings, say, stopping, with_environment
+from jobs_backup.cli.options import bound_memory, leave, read_settings, say, stopping, summarize_failures, with_environment
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import ConfigurationError, InvalidEvent, SpoolError
@@ -46,6 +46,7 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str, again: bool,
         raise ConfigurationError("--source-id is empty", hint="say which source the events come from")
     inputs = [Input(None if str(file) == "-" else file) for file in files or (Path("-"),)]
     bound_memory()
+    summarize_failures()
     with stopping() as stop:
         backup = Backup(read_settings())
         summary = Summary(backup)
