@@ -356,6 +356,13 @@ def test_known_names_are_not_reported() -> None:
     )
 
 
+def test_old_names_are_known_too() -> None:
+    class Renamed(Settings, frozen=True, kw_only=True):
+        name: Annotated[str, Variable("JOBS_BACKUP_NAME", "A text.", aliases=("JOBS_BACKUP_NOM",))] = ""
+
+    assert report_unknown({"JOBS_BACKUP_NOM": "x"}, Renamed) == []
+
+
 def test_rudderstacks_variable_without_a_meaning_here_is_not_reported() -> None:
     assert not report("JOBS_BACKUP_DEFAULT_PREFIX")
 

@@ -7,7 +7,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 from jobs_backup import providers
 from jobs_backup.errors import ConfigurationError, ContractViolation, JobsBackupError, StorageError
@@ -176,6 +176,6 @@ class Destination:
 
 def _without_id(text: str, upload: object) -> str:
     if isinstance(upload, Upload) and upload.id:
-        for written in (upload.id, quote(upload.id), quote(upload.id, safe=""), quote_plus(upload.id)):
+        for written in (upload.id, quote(upload.id), quote(upload.id, safe="")):
             text = text.replace(written, "****")
     return text
