@@ -1,0 +1,42 @@
+"""Memory does not grow with the input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from servers import Store
+from test_command import start
+from test_end_to_end import write_input
+
+
+def peak_memory(*arguments: str | Path, env: dict[str, str]) -> int:
+    """Peak resident memory of the command, KiB."""
+    process = start(*arguments, env=env)
+    assert process.stderr is not None
+    stderr = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.communicate()
+    assert process.returncode == 0, stderr
+    return usage.ru_maxrss
+
+
+@pytest.mark.slow
+def test_a_million_events_take_as_much_memory_as_100_000(store: Store, tmp_path: Path) -> None:
+    small = write_input(tmp_path / "small", 100_000)
+    large = tmp_path / "large"
+    with large.open("wb") as output:
+        for _ in range(10):
+            with small.open("rb") as source:
+                shutil.copyfileobj(source, output)
+    peaks = {}
+    for file in (small, large):
+        bucket = store.bucket()
+        env = {**store.environment(bucket), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / f"spool-{file.name}")}
+        peaks[file.name] = peak_memory("run", file, "--source-id", "web", env=env)
+        assert len(store.keys(bucket)) == (1 if file == small else 10)
+    print(f"peak memory, KiB: {peaks}")  # noqa: T201
+    assert peaks["large"] < 1.2 * peaks["small"]
