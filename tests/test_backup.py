@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
-import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -253,28 +254,31 @@ def test_a_forked_child_has_to_open_its_own(tmp_path: Path) -> None:
     assert sorted(event["payload"]["from"] for event in events(tmp_path)) == ["child's own", "parent", "parent again"]
 
 
+ORPHAN = """
+import json, os, sys
+from jobs_backup import Backup
+backup = Backup.from_env(json.loads(sys.argv[1]), archive=False)
+backup.record({"a": 1}, source_id="web")
+if os.fork() == 0:
+    sys.stdin.read()  # the child lives until the test closes the pipe
+    os._exit(0)
+print("recorded", flush=True)
+os._exit(9)  # dies without closing anything
+"""
+
+
 def test_the_lock_of_a_dead_parent_is_not_held_by_its_child(tmp_path: Path) -> None:
     """A child that outlives its parent must not keep others from taking the parent's place."""
     environment = file_environment(tmp_path)
-    ready, go = os.pipe(), os.pipe()
-    parent = os.fork()
-    if parent == 0:
-        backup = Backup.from_env(environment, archive=False)
-        backup.record({"a": 1}, source_id="web")
-        if os.fork() == 0:
-            os.write(ready[1], b".")
-            os.read(go[0], 1)  # the child lives on
-            os._exit(0)
-        os.read(ready[0], 1)
-        os._exit(9)  # dies without closing anything
-    os.waitpid(parent, 0)
-    with Backup.from_env(environment) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(10)
-    os.write(go[1], b".")
-    for descriptor in (*ready, *go):
-        os.close(descriptor)
-    assert len(events(tmp_path)) == 1
+    arguments = [sys.executable, "-c", ORPHAN, json.dumps(environment)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"recorded\n"
+        assert parent.wait(timeout=20) == 9
+        with Backup.from_env(environment) as backup:
+            assert backup.archiver is not None
+            assert backup.archiver.drain(10)
+        assert len(events(tmp_path)) == 1
 
 
 def test_wrong_settings_are_refused_before_anything_is_made(tmp_path: Path) -> None:

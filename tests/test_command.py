@@ -188,6 +188,7 @@ def test_a_file_that_another_process_reads_is_left_to_it(tmp_path: Path) -> None
     assert numbers(tmp_path) == [1]
 
 
+@pytest.mark.slow
 def test_killed_five_times_every_event_is_in_the_bucket_once(tmp_path: Path) -> None:
     """kill -9 at five moments while it reads and sends; each time the same command is started again."""
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="7000", JOBS_BACKUP_SPOOL_DURABILITY="process")
@@ -228,9 +229,32 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
         process.send_signal(number)
         stderr = process.stderr.read() if process.stderr else ""
         assert process.wait(timeout=20) == 1
-    assert "interrupted: run the same command again" in stderr
+    assert "interrupted: what was read until then is recorded" in stderr
     assert numbers(tmp_path) == [1]
     assert left_over(tmp_path) == []
+
+
+def test_interrupted_on_a_file_it_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = tmp_path / "in.ndjson"
+    file.write_bytes(b"".join(b'{"n":%d,"event":%b}\n' % (number, payload) for number, payload in enumerate(realistic(60_000))))
+    with start("run", file, "--source-id", "web", env=env) as process:
+        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
+            time.sleep(0.01)
+        process.terminate()
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "interrupted: run the same command again to go on" in stderr
+    assert 0 <= len(events(tmp_path)) < 60_000
+    assert summary("run", file, "--source-id", "web", env=env)["complete"]
+    assert numbers(tmp_path) == list(range(60_000))
+
+
+def test_the_workspace_comes_from_the_option_or_the_environment(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_WORKSPACE_ID="from-environment")
+    assert run("run", ndjson(tmp_path / "one", 1), "--source-id", "web", env=env)[2].count("\n") == 1
+    run("run", ndjson(tmp_path / "two", 1), "--source-id", "web", "--workspace-id", "given", env=env)
+    assert sorted(key.split("_")[2] for key in objects(tmp_path)) == ["from-environment", "given"]
 
 
 def test_archive_runs_until_it_is_stopped(tmp_path: Path) -> None:

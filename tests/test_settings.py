@@ -403,3 +403,9 @@ def test_values_of_unknown_names_are_not_shown() -> None:
     lines = report_unknown({"JOBS_BACKUP_SECRET_KEY": CANARY, "JOBS_BACKUP_PREFX": CANARY}, CoreSettings)
     assert len(lines) == 2
     assert CANARY not in "".join(lines)
+
+
+@pytest.mark.parametrize("name", ["JOBS_BACKUP_BATCH_BYTES", "JOBS_BACKUP_PART_SIZE", "JOBS_BACKUP_REQUEST_TIMEOUT"])
+def test_a_size_or_duration_that_makes_no_sense_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name}='0': expected at least 1"):
+        CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", name: "0"})

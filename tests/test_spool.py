@@ -43,7 +43,9 @@ def content(spool: Spool, batch: Batch) -> bytes:
 
 
 def die(spool: Spool) -> None:
-    """What a killed process leaves: nothing closed, but its lock is free."""
+    """What a killed process leaves: nothing was ended, but its lock is free."""
+    spool._blobs.close()
+    spool._catalog.close()
     spool._lock.drop()
 
 

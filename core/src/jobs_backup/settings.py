@@ -101,12 +101,14 @@ class Variable(msgspec.Struct, frozen=True):
         help: one or more sentences, for the reference and for `docker.env`.
         aliases: other names that are accepted, with a warning.
         example: what to write into an example where there is no default.
+        minimum: of a Duration or a Size, whose bounds `msgspec.Meta` can't tell.
     """
 
     name: str
     help: str
     aliases: tuple[str, ...] = ()
     example: str = ""
+    minimum: float = 0
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -154,7 +156,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             name, text = _look_up(setting.variable, environment)
             try:
                 if text:
-                    values[setting.field] = _from_text(text, hints[setting.field])
+                    value = values[setting.field] = _from_text(text, hints[setting.field])
+                    if isinstance(value, (Duration, Size)) and value < setting.variable.minimum:
+                        raise ValueError(f"expected at least {type(value)(setting.variable.minimum)}")
                 elif setting.default is None:
                     near = difflib.get_close_matches(setting.variable.name, environment, n=1, cutoff=0.85)
                     wrong.append(
@@ -235,6 +239,10 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
         ""
     )
+    workspace_id: Annotated[
+        str,
+        Variable("JOBS_BACKUP_WORKSPACE_ID", "The workspace of what `jobs-backup run` records, where --workspace-id is not given."),
+    ] = ""
     instance_id: Annotated[str, Variable("INSTANCE_ID", "Names this installation; part of every key.")] = "1"
     spool_dir: Annotated[
         Path | None,
@@ -264,7 +272,8 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         int, msgspec.Meta(ge=1, le=2**21), Variable("JOBS_BACKUP_BATCH_EVENTS", "An object is closed when it has so many events.")
     ] = 100_000
     batch_bytes: Annotated[
-        Size, Variable("JOBS_BACKUP_BATCH_BYTES", "An object is closed when its lines have so many bytes before compression.")
+        Size,
+        Variable("JOBS_BACKUP_BATCH_BYTES", "An object is closed when its lines have so many bytes before compression.", minimum=1),
     ] = Size.parse("1GB")
     upload_frequency: Annotated[
         Duration, Variable("JOBS_BACKUP_UPLOAD_FREQUENCY", "An object is closed when its first event is so old.")
@@ -276,7 +285,10 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Size, Variable("JOBS_BACKUP_MULTIPART_THRESHOLD", "Objects larger than this are sent in parts, where the provider can.")
     ] = Size.parse("64MiB")
     part_size: Annotated[
-        Size, Variable("JOBS_BACKUP_PART_SIZE", "Bytes in a part; more where an object would have too many parts for the store.")
+        Size,
+        Variable(
+            "JOBS_BACKUP_PART_SIZE", "Bytes in a part; more where an object would have too many parts for the store.", minimum=1
+        ),
     ] = Size.parse("16MiB")
     conditional_writes: Annotated[
         bool,
@@ -296,7 +308,7 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Duration(120)
     )
     request_timeout: Annotated[
-        Duration, Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.")
+        Duration, Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.", minimum=0.001)
     ] = Duration(60)
 
     @property

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -29,11 +29,11 @@ _REPORTED_REJECTS: Final = 20
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
 @click.option("--source-id", required=True, help="The source that the events come from; the first part of their keys.")
-@click.option("--workspace-id", default="", envvar="JOBS_BACKUP_WORKSPACE_ID", help="The workspace that the source belongs to.")
+@click.option("--workspace-id", help="The workspace that the source belongs to.  [default: JOBS_BACKUP_WORKSPACE_ID]")
 @click.option("--again", is_flag=True, help="Read files from their beginning, also where an earlier run has read them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
-def run(files: tuple[Path, ...], source_id: str, workspace_id: str, again: bool, as_json: bool) -> None:
+def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again: bool, as_json: bool) -> None:
     """Back up FILES (or standard input): NDJSON, one event's payload a line, `.gz` too.
 
     Run again on the same file, it goes on where it was, however the last run ended. A line that is no JSON object is put aside.
@@ -48,11 +48,13 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str, again: bool,
     bound_memory()
     summarize_failures()
     with stopping() as stop:
-        backup = Backup(read_settings())
-        summary = Summary(backup)
+        settings = read_settings()
+        stream = Stream(Kind.RAW, settings.workspace_id if workspace_id is None else workspace_id, source_id)
+        backup = Backup(settings)
+        summary = Summary(backup, go_on=_how_to_go_on(inputs, again=again))
         with progress(backup, inputs) as shown:
             for one in inputs:
-                reader = _Reader(backup, one, Stream(Kind.RAW, workspace_id, source_id), summary, shown)
+                reader = _Reader(backup, one, stream, summary, shown)
                 try:
                     reader.read(again=again, stop=stop)
                 except (ConfigurationError, SpoolError) as error:
@@ -62,6 +64,12 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str, again: bool,
             summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=stop.is_set())
     leave(code, backup)
+
+
+def _how_to_go_on(inputs: Sequence[Input], *, again: bool) -> str:
+    if any(one.size is None for one in inputs):
+        return ""  # what was read from a stream can't be read again
+    return "run the same command without --again" if again else "run the same command again"
 
 
 class _Reader:

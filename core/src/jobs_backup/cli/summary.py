@@ -19,10 +19,11 @@ _LOOK: Final = 0.1
 
 
 class Summary:
-    """What a command has done."""
+    """What a command has done. `go_on` tells how to read the rest of an input, empty if there is no way."""
 
-    def __init__(self, backup: Backup) -> None:
+    def __init__(self, backup: Backup, *, go_on: str = "") -> None:
         self._backup = backup
+        self._go_on = go_on
         self._began = time.monotonic()
         self.events = 0
         self.rejected = 0
@@ -91,12 +92,13 @@ class Summary:
         for problem in self.problems:
             say(problem)
         if interrupted:
-            say("interrupted: run the same command again to go on")
+            say(f"interrupted: {self._go_on} to go on" if self._go_on else "interrupted: what was read until then is recorded")
+        alternative = f"{self._go_on}, or " if self._go_on else ""
         for one in self._waiting:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
             say(
                 f"{one.events:,} events wait in {backup.spool.directory} for {one.location}{why}"
-                " — nothing is lost: run the same command again, or `jobs-backup archive --once`, to send them"
+                f" — nothing is lost: {alternative}`jobs-backup archive --once` sends them"
             )
         for key, error, hint in self._open_uploads:
             say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}")

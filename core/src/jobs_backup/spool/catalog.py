@@ -152,7 +152,7 @@ class Catalog:
     def sessions(self, *, archives: bool | None = None) -> list[str]:
         """All sessions that were not ended: alive, or waiting to be adopted; those that (do not) archive, if asked for."""
         with self._database.reading() as db:
-            rows = db.execute("SELECT id FROM sessions WHERE ?1 IS NULL OR archives=?1 ORDER BY began_at", (archives,))
+            rows = db.execute("SELECT id FROM sessions WHERE ? IS NULL OR archives=? ORDER BY began_at", (archives, archives))
             return [row[0] for row in rows]
 
     def end_session(self, session: str, positions: dict[str, bytes]) -> None:

@@ -153,14 +153,15 @@ class Writer:
             SpoolError: the spool can't be written.
         """
         last = recordings[-1]
+        group: list[Recording] = []
         with self._turn:
             self._queue.extend(recordings)
             self._turn.wait_for(lambda: last.done or not self._busy)
             if not last.done:
                 # Whoever comes first commits for all that have queued up meanwhile: they share one wait for the disk.
-                group, self._queue = self._queue, []
+                group, self._queue = self._queue, group
                 self._busy = True
-        if not last.done:
+        if group:
             try:
                 self._commit(group)
             finally:
