@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import sqlite3
 import stat
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from jobs_backup.errors import AlreadyExists, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
+from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
 from jobs_backup.spool import Spool
-from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
 from jobs_backup.spool.writer import MEMBER_BYTES, BatchLimits, Recording
 
 WEB = Stream(Kind.RAW, "w", "web")
@@ -202,7 +205,7 @@ def test_a_batch_that_failed_waits_for_its_time(tmp_path: Path) -> None:
     record(spool, [b"{}\n"])
     spool.seal()
     batch = claim(spool)
-    spool.release(batch, Unavailable("down", hint="wait"), retry_at=1e12)
+    spool.release(batch, Unavailable("down", hint="wait"), retry_at=time.time() + 60)
     assert not spool.has_claimable()
     (waiting,) = spool.waiting()
     assert (waiting.batches, waiting.events, waiting.error, waiting.hint) == (1, 1, "down", "wait")
@@ -210,7 +213,7 @@ def test_a_batch_that_failed_waits_for_its_time(tmp_path: Path) -> None:
     claimed = spool.claim()
     assert claimed is not None
     assert claimed.failures == 2
-    spool.release(claimed.batch, Unavailable("down"), retry_at=1e12)
+    spool.release(claimed.batch, Unavailable("down"), retry_at=time.time() + 60)
     spool.begin_sending()
     assert spool.has_claimable(), "who starts to send need not wait"
     spool.close()
@@ -219,7 +222,6 @@ def test_a_batch_that_failed_waits_for_its_time(tmp_path: Path) -> None:
 def test_batches_go_to_the_destination_for_which_they_were_recorded(tmp_path: Path) -> None:
     old = open_spool(tmp_path, location="s3://old")
     record(old, [b"{}\n"])
-    old.mark_destination(refused=False)
     old.close()
     new = open_spool(tmp_path, location="s3://new")
     new.begin_sending()
@@ -231,21 +233,194 @@ def test_batches_go_to_the_destination_for_which_they_were_recorded(tmp_path: Pa
     again.close()
 
 
-@pytest.mark.parametrize(("refused", "moved"), [(None, False), (True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("standings", "moved"), [([], False), (["refused"], True), (["proven"], False), (["proven", "refused"], False)]
+)
 def test_only_what_waits_for_a_destination_that_refused_everything_follows_the_settings(
-    tmp_path: Path, refused: bool | None, moved: bool
+    tmp_path: Path, standings: list[str], moved: bool
 ) -> None:
     """Never tried: it stays. Tried and refused: it was a mistake. May have got something: it stays for ever."""
     old = open_spool(tmp_path, location="s3://typing-error")
     record(old, [b"{}\n"])
-    if refused is not None:
-        old.mark_destination(refused=refused)
-        old.mark_destination(refused=True)
+    old.seal()
+    for standing in standings:
+        old.release(claim(old), Unavailable("no"), retry_at=0, standing=standing)
     old.close()
     new = open_spool(tmp_path, location="s3://right")
     new.begin_sending()
     assert (new.claim() is not None) is moved
     new.close()
+
+
+def test_nothing_follows_that_was_on_its_way_when_its_process_died(tmp_path: Path) -> None:
+    """It was refused before, and sent again: nobody knows whether it has arrived."""
+    old = open_spool(tmp_path, location="s3://old")
+    record(old, [b"{}\n"])
+    old.seal()
+    old.release(claim(old), Unavailable("no"), retry_at=0, standing="refused")
+    claim(old)
+    die(old)
+    new = open_spool(tmp_path, location="s3://new")
+    new.recover()
+    new.begin_sending()
+    assert new.claim() is None
+    new.close()
+
+
+def test_nothing_follows_that_a_living_process_sends(tmp_path: Path) -> None:
+    alive = open_spool(tmp_path, location="s3://alive")
+    record(alive, [b"{}\n"])
+    alive.seal()
+    alive.release(claim(alive), Unavailable("no"), retry_at=0, standing="refused")
+    other = open_spool(tmp_path, location="s3://other")
+    other.begin_sending()
+    assert other.claim() is None
+    other.close()
+    alive.close()
+
+
+def test_a_batch_that_was_refused_does_not_keep_back_the_others(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    for stream in (WEB, APP):
+        record(spool, [b"{}\n"], stream=stream)
+        spool.seal()
+    first = claim(spool)
+    spool.release(first, Unavailable("no"), retry_at=time.time())
+    assert claim(spool).stream == APP
+    spool.close()
+
+
+def test_a_clock_that_is_set_back_keeps_nothing_waiting(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"])
+    spool.seal()
+    spool.release(claim(spool), Unavailable("no"), retry_at=time.time() + 365 * 86400)
+    assert claim(spool).events == 1
+    spool.close()
+
+
+def test_an_upload_of_a_batch_that_was_stored_otherwise_is_aborted(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"])
+    spool.seal()
+    batch = claim(spool)
+    spool.journal_upload(batch, Upload(key=batch.key, id="secret"), 5 << 20)
+    spool.stored(batch)
+    assert [one.upload.id for one in spool.abandoned_uploads()] == ["secret"]
+    spool.close()
+
+
+def test_a_busy_recorder_does_not_keep_sealing_waiting(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, limits=BatchLimits(events=1 << 20, bytes=1 << 30, age=300))
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            record(spool, [b"{}\n"])
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+    for _ in range(5):
+        spool.seal()
+    took = time.monotonic() - began
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert took < 3
+    spool.close()
+
+
+def test_nothing_that_is_acknowledged_slips_through_while_it_closes(tmp_path: Path) -> None:
+    for attempt in range(5):
+        spool = open_spool(tmp_path / str(attempt))
+        recorded: list[int] = []
+
+        def work(spool: Spool = spool, recorded: list[int] = recorded) -> None:
+            with contextlib.suppress(BackupClosed):
+                while True:
+                    recorded.append(record(spool, [b"{}\n"])[0][0])
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)
+        spool.close()
+        for thread in threads:
+            thread.join()
+        after = open_spool(tmp_path / str(attempt))
+        assert sum(waiting.events for waiting in after.waiting()) == len(recorded) == len(set(recorded)) > 0
+        after.close()
+
+
+def test_after_a_failed_commit_no_empty_object_is_made(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, limits=BatchLimits(events=10, bytes=1 << 30, age=300))
+    database = spool._blobs._database
+    connection, database._connection = database._connection, _Broken(database._connection)  # type: ignore[assignment]
+    with pytest.raises(SpoolError):
+        record(spool, [b"{}\n"] * 45)
+    database._connection = connection
+    record(spool, [b"{}\n"])
+    spool.seal()
+    assert claim(spool).events == 1
+    assert spool.claim() is None
+    spool.close()
+
+
+def test_what_cannot_be_read_of_a_dead_process_keeps_no_other_back(tmp_path: Path) -> None:
+    dead = open_spool(tmp_path)
+    dead.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("file", 1, b"10"))])
+    record(dead, [b"{}\n"], stream=APP)
+    with dead._blobs._database.transaction() as connection:
+        connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=(SELECT min(job) FROM chunks)")
+    die(dead)
+    gone = open_spool(tmp_path)
+    record(gone, [b"{}\n"])
+    die(gone)
+    (tmp_path / "blobs" / f"{gone.session}.db").unlink()
+    alive = open_spool(tmp_path)
+    alive.recover()
+    assert claim(alive).stream == APP
+    assert alive.claim() is None
+    assert alive.position("file") == b"10"
+    errors = sorted(waiting.error for waiting in alive.waiting() if waiting.error)
+    assert len(errors) == 2
+    assert "not those that were written" in errors[0] + errors[1]
+    alive.close()
+
+
+def test_a_drained_file_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    (tmp_path / "blobs" / "0123456789abcdef.db").touch()
+    spool.begin_sending()
+    assert [path.stem for path in (tmp_path / "blobs").glob("*.db")] == [spool.session]
+    spool.close()
+
+
+def test_no_statement_looks_at_all_batches_there_ever_were(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    database = spool._catalog._database
+    asked: list[str] = []
+    database._connection.set_trace_callback(asked.append)
+    record(spool, [b"{}\n"])
+    spool.seal()
+    spool.has_claimable()
+    batch = claim(spool)
+    spool.release(batch, Unavailable("no"), retry_at=0, standing="refused")
+    spool.begin_sending()
+    spool.is_unsent(spool.last_batch())
+    spool.waiting()
+    spool.recover()
+    spool.stored(claim(spool))
+    database._connection.set_trace_callback(None)
+    for statement in asked:
+        if "batches" in statement and not statement.startswith("INSERT"):
+            plan = [row[3] for row in database._connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+            # Partial indexes hold what is on its way only; they may be read from end to end.
+            assert not [step for step in plan if step in ("SCAN batches", "SCAN b")], (statement, plan)
+    spool.close()
 
 
 def test_an_upload_and_its_parts_are_in_the_journal(tmp_path: Path) -> None:
@@ -269,7 +444,7 @@ def test_an_upload_and_its_parts_are_in_the_journal(tmp_path: Path) -> None:
     other.abandon_upload(found[0])
     assert other.upload_of(batch) is None
     assert [one.upload.id for one in other.abandoned_uploads()] == ["secret"]
-    other.postpone_abort(found[0], AlreadyExists("no"), retry_at=1e12)
+    other.postpone_abort(found[0], AlreadyExists("no"), retry_at=time.time() + 60)
     assert other.abandoned_uploads() == []
     assert [key for key, _, _ in other.open_uploads()] == [batch.key]
     other.forget_upload(found[0])
@@ -279,8 +454,8 @@ def test_an_upload_and_its_parts_are_in_the_journal(tmp_path: Path) -> None:
 
 def test_positions_survive_their_process(tmp_path: Path) -> None:
     dead = open_spool(tmp_path)
-    dead.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=("file", b"10"))])
-    dead.append([Recording(WEB, [], first_at=1, last_at=1, position=("file", b"20"))])
+    dead.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("file", 1, b"10"))])
+    dead.append([Recording(WEB, [], first_at=1, last_at=1, position=InputPosition("file", 2, b"20"))])
     assert dead.position("file") == b"20"
     die(dead)
     alive = open_spool(tmp_path)
@@ -290,16 +465,28 @@ def test_positions_survive_their_process(tmp_path: Path) -> None:
     alive.close()
 
 
-def test_only_one_process_reads_an_input(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    lock = spool.lock_input("x")
-    assert lock is not None
-    assert spool.lock_input("x") is None
-    lock.release(remove=False)
-    again = spool.lock_input("x")
-    assert again is not None
-    again.release(remove=False)
-    spool.close()
+def test_only_one_process_reads_an_input_until_it_has_ended(tmp_path: Path) -> None:
+    one, other = open_spool(tmp_path), open_spool(tmp_path)
+    assert one.take_input("x")
+    assert one.take_input("x")
+    assert not other.take_input("x")
+    one.append([Recording(WEB, [], first_at=1, last_at=1, position=InputPosition("x", 5, b"10"))])
+    assert other.position("x") == b"10", "also while that process lives"
+    one.close()
+    assert other.take_input("x")
+    assert other.position("x") == b"10"
+    other.close()
+
+
+def test_of_two_positions_the_later_one_counts_whoever_ends_first(tmp_path: Path) -> None:
+    old, new = open_spool(tmp_path), open_spool(tmp_path)
+    for spool, at in ((old, 5), (new, 6)):
+        spool.append([Recording(WEB, [], first_at=1, last_at=1, position=InputPosition("x", at, b"%d" % at))])
+    new.close()
+    old.close()
+    after = open_spool(tmp_path)
+    assert after.position("x") == b"6"
+    after.close()
 
 
 def test_damaged_bytes_are_found(tmp_path: Path) -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from jobs_backup.destination import Destination
 from jobs_backup.errors import (
     AlreadyExists,
-    BucketNotFound,
-    ConfigurationError,
     IntegrityError,
     JobsBackupError,
-    NotSupported,
-    PermissionDenied,
     SpoolError,
-    StorageError,
     Throttled,
-    Unauthenticated,
     Unavailable,
-    Unreachable,
     UploadGone,
 )
 from jobs_backup.model import Batch, WriteReceipt
@@ -29,20 +23,21 @@ from jobs_backup.multipart import Multipart, Stopped
 from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Spool
 
+T = TypeVar("T")
 log: Final = logging.getLogger(__name__)
 
 TICK: Final = 1.0
 """Seconds between two looks at what other processes did, and at ages."""
 
-_REFUSALS: Final = (ConfigurationError, Unauthenticated, PermissionDenied, BucketNotFound, NotSupported, Unreachable)
-"""Errors after which nothing of the call can be in the bucket, and which concern the destination as a whole."""
-_OF_THE_DESTINATION: Final = (*_REFUSALS, Throttled, Unavailable)
-"""Errors that every batch would meet."""
 _OF_THE_BATCH: Final = (IntegrityError, UploadGone, SpoolError)
-"""Errors that another batch need not meet. All that are in neither of the two count as both."""
+"""Errors that another batch need not meet."""
+_OF_THE_DESTINATION: Final = (Throttled, Unavailable)
+"""Errors that every batch would meet, beside those that are `refused`. All that are in neither of the two count as both."""
 
 _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 300.0
+_MAX_ASKED: Final = 3600.0
+"""Seconds; a store that asks for a longer pause is not believed."""
 
 
 class Sent:
@@ -73,13 +68,14 @@ class Archiver:
         self._paused_until = 0.0
         self.sent = Sent()
         self.failure: JobsBackupError | None = None
-        """The last error that delayed a batch, for who has to say why something is left."""
+        """The last error that delayed a batch; None again once another one was stored."""
         # Daemons, since a request that hangs must not keep the process from ending: its batch is sent again at the next start.
         self._threads = [
             threading.Thread(target=self._work, name=f"jobs-backup-send-{number}", daemon=True)
             for number in range(settings.upload_concurrency)
         ]
         self._threads.append(threading.Thread(target=self._look_after, name="jobs-backup-look-after", daemon=True))
+        self._threads.append(threading.Thread(target=self._abort, name="jobs-backup-abort", daemon=True))
 
     def start(self) -> None:
         """Start the threads."""
@@ -108,6 +104,12 @@ class Archiver:
         """Wait until nothing is left that could be sent now: all is stored, or the destination is paused. False at a time-out."""
         with self._changed:
             return self._changed.wait_for(lambda: self._stop.is_set() or self._is_drained(), timeout)
+
+    @property
+    def stuck(self) -> JobsBackupError | None:
+        """Why nothing more can be sent for the time being, None if something can be or nothing has failed."""
+        with self._changed:
+            return self.failure if self.failure is not None and self._is_drained() else None
 
     def abort_abandoned(self) -> list[JobsBackupError]:
         """Abort what will not be continued. Returns the refusals."""
@@ -177,7 +179,7 @@ class Archiver:
             receipt = WriteReceipt(existed=True)
         self._spool.stored(batch)
         with self._changed:
-            self._pause, self._pauses = None, 0
+            self._pause, self._pauses, self.failure = None, 0, None
             self.sent.objects += 1
             self.sent.events += batch.events
             self.sent.bytes += batch.size
@@ -188,7 +190,8 @@ class Archiver:
             self._release(batch, error, 0.0)
             return
         self.failure = error
-        delay = 0.0 if isinstance(error, _OF_THE_DESTINATION) else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
+        of_destination = error.refused or isinstance(error, _OF_THE_DESTINATION)
+        delay = 0.0 if of_destination else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
         self._release(batch, error, delay)
         if isinstance(error, _OF_THE_BATCH):
             log.error("%s waits for %.0f s, nothing is lost: %s", batch.key, delay, error.one_line())
@@ -197,18 +200,20 @@ class Archiver:
             if time.monotonic() >= self._paused_until:  # else others of the same moment have failed, too
                 self._pauses += 1
             asked: float | None = getattr(error, "retry_after", None)
-            pause = max(asked or 0.0, min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16)))
+            pause = max(min(asked or 0.0, _MAX_ASKED), min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16)))
             self._paused_until = time.monotonic() + pause
             self._pause = error
         log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line())
 
     def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
-        """Give the batch back. A full disk must not keep it: it is tried until it works, or the process ends."""
+        """Give the batch back. A full disk must not keep it: it is tried until it works, or the process ends.
+
+        The others come before it, since what this one met may be its own.
+        """
+        standing = "proven" if self._destination.may_have_accepted else "refused" if error.refused else None
         while True:
             try:
-                if isinstance(error, (StorageError, ConfigurationError)):
-                    self._spool.mark_destination(refused=isinstance(error, _REFUSALS))
-                self._spool.release(batch, error, retry_at=time.time() + delay)
+                self._spool.release(batch, error, retry_at=time.time() + delay, standing=standing)
             except SpoolError as failure:
                 log.error("%s", failure.one_line())
                 if self._stop.wait(TICK):
@@ -217,12 +222,26 @@ class Archiver:
                 return
 
     def _look_after(self) -> None:
+        """Ages, dead processes, and what other processes have sealed."""
         while not self._stop.wait(TICK):
-            try:
-                self._spool.recover()
-                if self._spool.seal_due() or self._spool.has_claimable():
-                    self.wake()
-                if not self.paused:
-                    self._multipart.abort_abandoned()
-            except JobsBackupError as error:
-                log.error("%s", error.one_line())
+            _guarded(self._spool.recover)
+            _guarded(self._spool.seal_due)
+            if _guarded(self._spool.has_claimable):
+                self.wake()
+
+    def _abort(self) -> None:
+        """Uploads to be aborted: in a thread of its own, since a store that does not answer must hold nothing up."""
+        while not self._stop.wait(TICK):
+            if not self.paused:
+                _guarded(self._multipart.abort_abandoned)
+
+
+def _guarded(job: Callable[[], T]) -> T | None:
+    """One of several jobs that have to go on whatever happens to the others."""
+    try:
+        return job()
+    except JobsBackupError as error:
+        log.error("%s", error.one_line())
+    except Exception:
+        log.exception("looking after the spool failed unexpectedly")
+    return None

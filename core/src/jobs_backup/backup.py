@@ -24,7 +24,7 @@ from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind, Stream
 from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Spool
-from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
 from jobs_backup.spool.writer import MEMBER_BYTES, BatchLimits, Recording
 
 log: Final = logging.getLogger(__name__)
@@ -112,6 +112,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     workspace_id: str = ""
     message_id: str | None = None
     created_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"Event(source_id={self.source_id!r}, payload=...)"  # a payload is in no log
 
 
 class Backup:
@@ -211,7 +214,7 @@ class Backup:
         Raises:
             InvalidEvent: a payload is no JSON object. Those before it are recorded; the error's `index` is its place, `recorded`
                 the jobs of the others.
-            SpoolFull, BackupClosed: as in `record`. What earlier commits of this call recorded stays recorded.
+            SpoolFull, BackupClosed: as in `record`. What earlier commits recorded stays so: see the error's `recorded`.
         """
         self._check_usable()
         jobs = Jobs()
@@ -244,15 +247,16 @@ class Backup:
         self._check_usable()
         until = None if timeout is None else time.monotonic() + timeout
         self.spool.seal()
-        while self.spool.unsent():
+        last = self.spool.last_batch()
+        while self.spool.is_unsent(last):
             if until is not None and time.monotonic() >= until:
-                raise TimeoutError(f"{self.spool.unsent()} batches are not in the bucket after {timeout:g} s")
+                raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
             if self.archiver is None:
                 if not self.spool.has_archiver():
                     raise NoArchiver("nobody sends what this spool holds", hint="run `jobs-backup archive` on the same spool")
                 time.sleep(TICK / 10)
                 continue
-            if (error := self.archiver.paused) is not None:
+            if (error := self.archiver.stuck) is not None and self.spool.is_unsent(last):
                 raise DestinationPaused(f"{self.location} is paused, what was recorded waits in the spool: {error}", cause=error)
             self.archiver.wake()
             self.archiver.wait(TICK if until is None else min(TICK, max(0.0, until - time.monotonic())))
@@ -270,12 +274,12 @@ class Backup:
             if self.archiver is not None:
                 self.archiver.wake()
                 self.archiver.drain(self.grace if grace is None else grace)
-                self.archiver.stop(_STOP_SECONDS)
-            else:
-                self._stop.set()
-                self._sealer.join()
         finally:
             self._stop.set()
+            if self.archiver is not None:
+                self.archiver.stop(_STOP_SECONDS)
+            else:
+                self._sealer.join()
             self.spool.close()
 
     def __enter__(self) -> Self:
@@ -290,12 +294,17 @@ class Backup:
         `at` is their createdAt in microseconds since 1970.
         """
         self._check_usable()
-        self.spool.append([Recording(stream, lines, first_at=at, last_at=at, position=position)])
+        reached = None if position is None else InputPosition(position[0], encoding.now(), position[1])
+        self.spool.append([Recording(stream, lines, first_at=at, last_at=at, position=reached)])
 
     def _append(self, chunk: _Chunk, jobs: Jobs) -> None:
         recordings = list(chunk.recordings.values())
         if recordings:
-            self.spool.append(recordings)
+            try:
+                self.spool.append(recordings)
+            except JobsBackupError as error:
+                error.recorded = jobs
+                raise
             chunk.number(jobs)
 
     def _check_usable(self) -> None:
@@ -311,8 +320,8 @@ class Backup:
         while not self._stop.wait(TICK):
             try:
                 self.spool.seal_due()
-            except JobsBackupError as error:
-                log.error("%s", error.one_line())
+            except Exception:
+                log.exception("sealing failed, tried again")
 
 
 class _Chunk:
@@ -364,4 +373,9 @@ class _Chunk:
 def _stream(workspace_id: str, source_id: str) -> Stream:
     if not source_id:
         raise InvalidEvent("source_id is empty", hint="say which source the event comes from")
+    for name, value in (("source_id", source_id), ("workspace_id", workspace_id)):
+        try:
+            value.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise InvalidEvent(f"{name} {value!a} is no text that can be written as UTF-8") from error
     return Stream(Kind.RAW, workspace_id, source_id)

@@ -51,6 +51,8 @@ class Destination:
         self.min_part_size: int = getattr(provider, "min_part_size", 1)
         self.attempts: Counter[tuple[str, str]] = Counter()
         """(hook, "ok" or the error's code) -> how often."""
+        self.may_have_accepted = False
+        """Whether any attempt so far may have left something at the store: it succeeded, or its end is not known."""
 
     @classmethod
     def from_settings(
@@ -147,6 +149,7 @@ class Destination:
 
     def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
         def attempted(error: Exception | None) -> None:
+            self.may_have_accepted |= not getattr(error, "refused", False)
             with self._counting:
                 self.attempts[hook, "ok" if error is None else type(error).__name__] += 1
 

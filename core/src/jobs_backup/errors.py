@@ -7,6 +7,7 @@ secret, a session URI or an event's payload.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -18,9 +19,12 @@ class JobsBackupError(Exception):
         retryable: whether the same call may succeed later without anybody changing anything.
         attempts: how often the call was tried before this error was final; 0 if it was not retried at all.
         elapsed: seconds spent on these attempts and the waits between them.
+        refused: whether nothing of the call can have arrived at the store, and every other call would meet the same.
+        recorded: of an error that ended `record_many`, the jobs of the events that were recorded before it.
     """
 
     retryable: ClassVar[bool] = False
+    refused: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -28,6 +32,7 @@ class JobsBackupError(Exception):
         self.hint = hint
         self.attempts = 0
         self.elapsed = 0.0
+        self.recorded: Sequence[int] = ()
 
     @property
     def code(self) -> str:
@@ -47,18 +52,19 @@ class JobsBackupError(Exception):
 class ConfigurationError(JobsBackupError):
     """A setting is missing or wrong; nothing works until somebody changes it."""
 
+    refused = True
+
 
 class ProviderNotFound(ConfigurationError):
     """No installed distribution offers the provider that was asked for, or the one that does can't be used."""
 
 
 class InvalidEvent(JobsBackupError, ValueError):
-    """A payload is not one JSON object. `recorded` tells what of the same call had been recorded before it."""
+    """A payload is not one JSON object; or an id is none. `index` is the payload's place in `record_many`."""
 
     def __init__(self, message: str, *, hint: str = "", index: int = 0) -> None:
         super().__init__(message, hint=hint)
         self.index = index
-        self.recorded: object = ()
 
 
 class StorageError(JobsBackupError):
@@ -77,6 +83,7 @@ class Unauthenticated(StorageError):
     """The store does not accept the credentials, or there are none."""
 
     retryable = False
+    refused = True
 
 
 class CredentialsExpired(Unauthenticated):
@@ -94,6 +101,7 @@ class PermissionDenied(StorageError):
     """
 
     retryable = False
+    refused = True
 
     def __init__(self, message: str, *, action: str, resource: str, hint: str = "") -> None:
         super().__init__(message, hint=hint or f"grant {action} on {resource}")
@@ -105,6 +113,7 @@ class BucketNotFound(StorageError):
     """The bucket does not exist. It is never created by us."""
 
     retryable = False
+    refused = True
 
 
 class ObjectNotFound(StorageError):
@@ -155,6 +164,8 @@ class Unavailable(StorageError):
 class Unreachable(Unavailable):
     """No connection to the store could be made, so that nothing was sent."""
 
+    refused = True
+
 
 class IntegrityError(StorageError):
     """What arrived is not what was sent. Sent again within the bounds."""
@@ -164,6 +175,7 @@ class NotSupported(StorageError):
     """The store does not have this operation or option."""
 
     retryable = False
+    refused = True
 
 
 class SpoolError(JobsBackupError):

@@ -22,6 +22,7 @@ from jobs_backup.errors import (
     Unavailable,
     UploadGone,
 )
+from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Upload, WriteReceipt
 from jobs_backup.settings import Settings, Variable
@@ -67,7 +68,7 @@ class FileProvider:
             self._target(key)
             upload = Upload(key=key, id=secrets.token_hex(16))
             (self._work() / upload.id).mkdir(mode=0o700)
-            _sync_directory(self._work())
+            sync_directory(self._work())
             return upload
 
     @hookimpl
@@ -79,7 +80,7 @@ class FileProvider:
             with self._draft() as (draft, path):
                 value = _copy(body, draft, None)
                 path.replace(directory / str(number))
-            _sync_directory(directory)
+            sync_directory(directory)
             return Part(number=number, crc32c=value)
 
     @hookimpl
@@ -114,7 +115,7 @@ class FileProvider:
                     target = self._target(key)
                     target.unlink(missing_ok=True)
                     if target.parent.is_dir():
-                        _sync_directory(target.parent)
+                        sync_directory(target.parent)
                 deleted.add(key)
             except StorageError as error:
                 failed[key] = error
@@ -190,7 +191,7 @@ class FileProvider:
         else:
             draft.replace(target)
         for directory in (target.parent, *(parent.parent for parent in missing)):
-            _sync_directory(directory)
+            sync_directory(directory)
         return WriteReceipt()
 
     def _remove(self, upload: Upload) -> bool:
@@ -200,7 +201,7 @@ class FileProvider:
         for file in directory.iterdir():
             file.unlink(missing_ok=True)
         directory.rmdir()
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
         return True
 
     @contextmanager
@@ -250,11 +251,3 @@ def _append(source: BinaryIO, target: BinaryIO, value: int) -> int:
     target.flush()
     os.fsync(target.fileno())
     return value
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

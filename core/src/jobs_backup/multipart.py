@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 from jobs_backup.destination import Destination
-from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, UploadGone
+from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, SpoolError, UploadGone
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
 from jobs_backup.spool import Spool
 from jobs_backup.spool.catalog import JournaledUpload
@@ -39,7 +43,7 @@ class Multipart:
         self._destination = destination
         self._part_size = part_size
         self._window = 1 if destination.sequential_parts else concurrency
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="jobs-backup-part")
+        self._pool = _Pool(concurrency)
         self._stop = stop
         self._aborting = threading.Lock()
 
@@ -86,14 +90,21 @@ class Multipart:
         return None
 
     def close(self) -> None:
-        """Start no further part."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the threads, once they have no part under way."""
+        self._pool.close()
 
     def _begin(self, batch: Batch) -> JournaledUpload:
         destination = self._destination
         smallest = max(self._part_size, destination.min_part_size, -(-batch.size // destination.max_parts))
         part_size = -(-smallest // destination.part_multiple) * destination.part_multiple
-        return self._spool.journal_upload(batch, destination.create_multipart(batch), part_size)
+        upload = destination.create_multipart(batch)
+        try:
+            return self._spool.journal_upload(batch, upload, part_size)
+        except SpoolError:
+            # Nobody will know of it: now or never.
+            with suppress(JobsBackupError):
+                destination.abort_multipart(upload)
+            raise
 
     def _finish(self, journaled: JournaledUpload, sent: list[Part], batch: Batch, body: Body) -> WriteReceipt:
         parts = {part.number: part for part in sent}
@@ -116,7 +127,7 @@ class Multipart:
         for one in missing:
             if failed is not None or self._stop.is_set():
                 break
-            running.add(self._pool.submit(self._send_part, journaled, one, body))
+            running.add(self._pool.submit(partial(self._send_part, journaled, one, body)))
             if len(running) >= self._window:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 failed = _collect(done, parts)
@@ -126,9 +137,48 @@ class Multipart:
             raise failed
 
     def _send_part(self, journaled: JournaledUpload, one: _Range, body: Body) -> Part:
+        if self._stop.is_set():
+            raise Stopped(f"{journaled.upload.key}: stopped before part {one.number}; the next start continues")
         part = self._destination.write_part(journaled.upload, one.number, one.offset, body.slice(one.offset, one.size), one.last)
         self._spool.journal_part(journaled, part)
         return part
+
+
+class _Pool:
+    """Threads that are daemons, since a request that hangs must not keep the process from ending. Started when needed."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._threads: list[threading.Thread] = []
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._starting = threading.Lock()
+
+    def submit(self, function: Callable[[], Part]) -> Future[Part]:
+        """Call it in one of the threads."""
+        future: Future[Part] = Future()
+
+        def task() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001  # raised where the result is taken
+                future.set_exception(error)
+
+        with self._starting:
+            if len(self._threads) < self._size:
+                thread = threading.Thread(target=self._work, name=f"jobs-backup-part-{len(self._threads)}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        self._tasks.put(task)
+        return future
+
+    def close(self) -> None:
+        """End the threads, once they have nothing to do."""
+        for _ in self._threads:
+            self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task()
 
 
 class Stopped(JobsBackupError):

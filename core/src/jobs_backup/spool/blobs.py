@@ -32,7 +32,7 @@ CREATE TABLE chunks (
     crc32c INTEGER NOT NULL,      -- of data
     data BLOB NOT NULL
 ) STRICT;
-CREATE TABLE positions (input TEXT PRIMARY KEY, position BLOB NOT NULL) STRICT
+CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT
 """
 
 
@@ -47,12 +47,22 @@ class Chunk(NamedTuple):
     member: bool
 
 
+class InputPosition(NamedTuple):
+    """How far an input was read. Of two, the one with the later `at` (microseconds since 1970) counts."""
+
+    input: str
+    at: int
+    position: bytes
+
+
 class BlobFile:
     """One writer's file. The members of a batch stand before its waiting lines; folding keeps it so."""
 
-    def __init__(self, path: Path, *, durability: Durability) -> None:
+    def __init__(self, path: Path, *, durability: Durability, create: bool = False) -> None:
         # Large pages suit large blobs; the automatic checkpoint counts pages: 8 MiB.
-        self._database = Database(path, _SCHEMA, version=1, durability=durability, page_size=65536, checkpoint_pages=128)
+        self._database = Database(
+            path, _SCHEMA, version=1, durability=durability, page_size=65536, checkpoint_pages=128, create=create
+        )
 
     @contextmanager
     def transaction(self) -> Generator[Appender]:
@@ -83,10 +93,10 @@ class BlobFile:
             row = connection.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
         return _checked(self._database.path, *row)
 
-    def positions(self) -> dict[str, bytes]:
+    def positions(self) -> list[InputPosition]:
         """How far each input was read; committed together with the events read from it."""
         with self._database.reading() as connection:
-            return dict(connection.execute("SELECT input, position FROM positions"))
+            return [InputPosition(*row) for row in connection.execute("SELECT input, at, position FROM positions")]
 
     def drop(self, batch: int) -> None:
         """Forget a batch's bytes."""
@@ -113,9 +123,9 @@ class Appender:
         self._connection.execute("DELETE FROM chunks WHERE job BETWEEN ? AND ?", (chunk.job, chunk.job | _INDEX_MASK))
         self.append(chunk, member)
 
-    def set_position(self, source: str, position: bytes) -> None:
+    def set_position(self, position: InputPosition) -> None:
         """Remember how far an input was read."""
-        self._connection.execute("INSERT OR REPLACE INTO positions VALUES (?, ?)", (source, position))
+        self._connection.execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", position)
 
 
 class SpooledBody(Body):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,23 +11,25 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
+from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.database import Database, Durability
 
 _SCHEMA: Final = """
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 INSERT INTO counters VALUES ('batch', 0);
-CREATE TABLE sessions (
-    id TEXT PRIMARY KEY,          -- also the name of its lock and of its blob file
-    pid INTEGER NOT NULL,
-    archives INTEGER NOT NULL,    -- 1: it sends what is sealed
-    began_at REAL NOT NULL
-) STRICT;
 CREATE TABLE destinations (
     id INTEGER PRIMARY KEY,
     location TEXT NOT NULL UNIQUE,
     standing TEXT NOT NULL DEFAULT 'untried' CHECK (standing IN ('untried', 'refused', 'proven')),
     error TEXT NOT NULL DEFAULT '',
     hint TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY,          -- also the name of its lock and of its blob file
+    pid INTEGER NOT NULL,
+    destination INTEGER NOT NULL REFERENCES destinations,
+    archives INTEGER NOT NULL,    -- 1: it sends what is sealed
+    began_at REAL NOT NULL
 ) STRICT;
 CREATE TABLE batches (
     id INTEGER PRIMARY KEY,
@@ -47,7 +50,6 @@ CREATE TABLE batches (
     crc32c INTEGER,
     uuid TEXT,
     key TEXT,
-    sealed_at REAL,
     stored_at REAL,
     claimed_by TEXT,              -- the session that is sending it
     failures INTEGER NOT NULL DEFAULT 0,
@@ -55,8 +57,9 @@ CREATE TABLE batches (
     error TEXT NOT NULL DEFAULT '',
     hint TEXT NOT NULL DEFAULT ''
 ) STRICT;
-CREATE INDEX waiting_batches ON batches (destination, state, claimed_by, id) WHERE state != 'stored';
-CREATE INDEX batches_by_blobs ON batches (blobs, state) WHERE state != 'stored';
+CREATE INDEX sealed_batches ON batches (destination, claimed_by, retry_at, id) WHERE state = 'sealed';
+CREATE INDEX unstored_batches ON batches (blobs, id) WHERE state != 'stored';
+CREATE INDEX claimed_batches ON batches (claimed_by) WHERE claimed_by IS NOT NULL;
 CREATE TABLE uploads (
     id INTEGER PRIMARY KEY,
     batch INTEGER NOT NULL REFERENCES batches,
@@ -76,8 +79,12 @@ CREATE TABLE parts (
     part BLOB NOT NULL,           -- the receipt, as JSON
     PRIMARY KEY (upload, number)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE positions (input TEXT PRIMARY KEY, position BLOB NOT NULL) STRICT
+CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT
 """
+
+
+_MAX_DELAY: Final = 3600.0
+"""Seconds; nothing is ever made to wait longer. What seems to was noted before the clock was set back."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,10 +151,10 @@ class Catalog:
 
     # Sessions
 
-    def begin_session(self, session: str, pid: int, *, archives: bool) -> None:
+    def begin_session(self, session: str, pid: int, destination: int, *, archives: bool) -> None:
         """Enter a session, whose lock is held."""
         with self._database.transaction() as db:
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (session, pid, archives, time.time()))
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", (session, pid, destination, archives, time.time()))
 
     def sessions(self, *, archives: bool | None = None) -> list[str]:
         """All sessions that were not ended: alive, or waiting to be adopted; those that (do not) archive, if asked for."""
@@ -155,18 +162,23 @@ class Catalog:
             rows = db.execute("SELECT id FROM sessions WHERE ? IS NULL OR archives=? ORDER BY began_at", (archives, archives))
             return [row[0] for row in rows]
 
-    def end_session(self, session: str, positions: dict[str, bytes]) -> None:
+    def end_session(self, session: str, positions: Iterable[InputPosition]) -> None:
         """Forget a session: its batches are sealed, what it was sending may be sent by others, and its positions are kept here."""
         with self._database.transaction() as db:
-            db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", positions.items())
-            db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=?", (session,))
+            _merge(db, session, positions)
+            db.execute("DELETE FROM batches WHERE blobs=? AND state='open' AND state!='stored'", (session,))  # they are empty
             db.execute("DELETE FROM sessions WHERE id=?", (session,))
 
-    def position(self, source: str) -> bytes | None:
+    def salvage_session(self, session: str, positions: Iterable[InputPosition]) -> None:
+        """As much of `end_session` as can be done for a dead session whose open batches can't all be read."""
+        with self._database.transaction() as db:
+            _merge(db, session, positions)
+
+    def position(self, source: str) -> InputPosition | None:
         """How far an input was read by the sessions that have ended."""
         with self._database.reading() as db:
-            row = db.execute("SELECT position FROM positions WHERE input=?", (source,)).fetchone()
-        return row[0] if row else None
+            row = db.execute("SELECT input, at, position FROM positions WHERE input=?", (source,)).fetchone()
+        return InputPosition(*row) if row else None
 
     # Batches
 
@@ -199,7 +211,7 @@ class Catalog:
         with self._database.reading() as db:
             rows = db.execute(
                 "SELECT id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers FROM batches"
-                " WHERE blobs=? AND state='open'",
+                " WHERE blobs=? AND state='open' AND state!='stored' ORDER BY id",
                 (blobs,),
             )
             return [
@@ -211,96 +223,128 @@ class Catalog:
                 for row in rows
             ]
 
-    def discard(self, batches: Iterable[int]) -> None:
-        """Forget open batches into which nothing was recorded."""
-        with self._database.transaction() as db:
-            db.executemany("DELETE FROM batches WHERE id=? AND state='open'", [(batch,) for batch in batches])
-
     def seal(self, seals: Sequence[Seal]) -> None:
         """Fix batches for ever; from now on they wait to be sent."""
         with self._database.transaction() as db:
             db.executemany(
-                "UPDATE batches SET state='sealed', events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?,"
-                " sealed_at=unixepoch('subsec') WHERE id=? AND state='open'",
+                "UPDATE batches SET state='sealed', events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?"
+                " WHERE id=? AND state='open'",
                 seals,
             )
 
     def claim(self, destination: int, session: str) -> tuple[Batch, int] | None:
-        """The oldest sealed batch that nobody is sending and whose time has come, and how often it failed.
+        """A sealed batch that nobody is sending and whose time has come, and how often it failed; the longest untried one.
 
-        From now on it is claimed by `session`.
+        From now on it is claimed by `session`, and the destination does not count as one that has refused everything.
         """
+        now = time.time()
         with self._database.transaction() as db:
             row = db.execute(
-                "UPDATE batches SET claimed_by=? WHERE id=(SELECT id FROM batches WHERE destination=?"
-                " AND state='sealed' AND claimed_by IS NULL AND retry_at<=? ORDER BY id LIMIT 1)"
+                "UPDATE batches SET claimed_by=? WHERE id=(SELECT id FROM batches WHERE destination=? AND state='sealed'"
+                " AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
                 " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs,"
                 " failures",
-                (session, destination, time.time()),
+                (session, destination, now, now + _MAX_DELAY),
             ).fetchone()
+            if row is not None:
+                db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
         return None if row is None else (_batch(row), row[12])
 
     def has_claimable(self, destination: int) -> bool:
         """Whether `claim` would give one."""
+        now = time.time()
         with self._database.reading() as db:
-            return (
-                db.execute(
-                    "SELECT 1 FROM batches WHERE destination=? AND state='sealed' AND claimed_by IS NULL AND retry_at<=? LIMIT 1",
-                    (destination, time.time()),
-                ).fetchone()
-                is not None
+            found = db.execute(
+                "SELECT 1 FROM batches WHERE destination=? AND state='sealed' AND claimed_by IS NULL"
+                " AND (retry_at<=? OR retry_at>?) LIMIT 1",
+                (destination, now, now + _MAX_DELAY),
             )
+            return found.fetchone() is not None
 
-    def release(self, batch: int, *, error: str, hint: str, retry_at: float) -> None:
-        """Give a claimed batch back: it was not stored."""
+    def release(self, batch: int, *, error: str, hint: str, retry_at: float, standing: str | None) -> None:
+        """Give a claimed batch back: it was not stored. `standing` is what its failure tells of the destination, if anything.
+
+        A destination counts as refusing only while no other batch is on its way there.
+        """
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
-                (error, hint, retry_at, batch),
+                (_writable(error), _writable(hint), retry_at, batch),
             )
+            if standing is not None:
+                db.execute(
+                    "UPDATE destinations SET standing=? WHERE id=(SELECT destination FROM batches WHERE id=?)"
+                    " AND standing!='proven' AND (?='proven' OR NOT EXISTS (SELECT 1 FROM batches b"
+                    " WHERE b.destination=destinations.id AND b.claimed_by IS NOT NULL))",
+                    (standing, batch, standing),
+                )
 
     def stored(self, batch: int) -> None:
-        """The batch's object stands in the bucket."""
+        """The batch's object stands in the bucket. An upload of it that was not completed is left to be aborted."""
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE batches SET state='stored', claimed_by=NULL, error='', hint='', stored_at=? WHERE id=?",
                 (time.time(), batch),
             )
+            db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
+            db.execute(
+                "UPDATE destinations SET standing='proven' WHERE id=(SELECT destination FROM batches WHERE id=?)"
+                " AND standing!='proven'",
+                (batch,),
+            )
 
-    def unsent(self, blobs: str) -> int:
-        """How many batches of a blob file are not stored yet."""
+    def last_batch(self) -> int:
+        """The number of the batch that was opened last."""
         with self._database.reading() as db:
-            return int(db.execute("SELECT count(*) FROM batches WHERE blobs=? AND state!='stored'", (blobs,)).fetchone()[0])
+            return int(db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0])
+
+    def is_unstored(self, blobs: str) -> bool:
+        """Whether a batch of a blob file is not stored yet."""
+        with self._database.reading() as db:
+            found = db.execute("SELECT 1 FROM batches WHERE blobs=? AND state!='stored' LIMIT 1", (blobs,))
+            return found.fetchone() is not None
+
+    def is_unsent(self, blobs: str, last: int) -> bool:
+        """Whether a sealed batch of a blob file, up to the number `last`, is not stored yet."""
+        with self._database.reading() as db:
+            found = db.execute(
+                "SELECT 1 FROM batches WHERE blobs=? AND id<=? AND state!='stored' AND state='sealed' LIMIT 1", (blobs, last)
+            )
+            return found.fetchone() is not None
 
     def waiting(self) -> list[Waiting]:
         """What is sealed and not stored, for each destination."""
         with self._database.reading() as db:
             rows = db.execute(
-                "SELECT location, count(*), sum(events), sum(size), max(b.error), max(b.hint) FROM batches b"
-                " JOIN destinations d ON d.id=b.destination WHERE b.state='sealed' GROUP BY d.id ORDER BY d.id"
+                "SELECT location, count(*), sum(events), sum(size), max(b.error), max(b.hint) FROM destinations d"
+                " JOIN batches b ON b.destination=d.id AND b.state='sealed' GROUP BY d.id ORDER BY d.id"
             )
             return [Waiting(*row) for row in rows]
 
+    def location_of(self, session: str) -> str:
+        """Where the batches of a session go that was not ended."""
+        with self._database.reading() as db:
+            row = db.execute(
+                "SELECT location FROM destinations d JOIN sessions s ON s.destination=d.id WHERE s.id=?", (session,)
+            ).fetchone()
+        return row[0] if row else ""
+
     # Destinations
 
-    def mark(self, destination: int, standing: str) -> None:
-        """Note what is known of a destination; what is proven stays so."""
-        with self._database.transaction() as db:
-            db.execute("UPDATE destinations SET standing=? WHERE id=? AND standing!='proven'", (standing, destination))
-
     def follow(self, destination: int) -> list[tuple[str, int]]:
-        """Give `destination` the batches of those that were tried, refused everything, and never can have got any of it.
+        """Give `destination` the batches of those that were tried, refused everything, and that no session uses any more.
 
         Returns the locations that lost batches, and how many.
         """
         with self._database.transaction() as db:
             lost = db.execute(
-                "SELECT d.id, d.location, count(*) FROM batches b JOIN destinations d ON d.id=b.destination"
-                " WHERE b.state!='stored' AND b.claimed_by IS NULL AND d.standing='refused' AND d.id!=? GROUP BY d.id",
+                "SELECT d.id, d.location, count(*) FROM destinations d JOIN batches b ON b.destination=d.id AND b.state='sealed'"
+                " WHERE d.standing='refused' AND d.id!=? AND b.claimed_by IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.destination=d.id) GROUP BY d.id",
                 (destination,),
             ).fetchall()
             db.executemany(
-                "UPDATE batches SET destination=?, retry_at=0 WHERE destination=? AND state!='stored' AND claimed_by IS NULL",
+                "UPDATE batches SET destination=?, retry_at=0 WHERE destination=? AND state='sealed' AND claimed_by IS NULL",
                 [(destination, id_) for id_, _, _ in lost],
             )
         return [(location, count) for _, location, count in lost]
@@ -356,8 +400,8 @@ class Catalog:
         with self._database.reading() as db:
             rows = db.execute(
                 "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
-                " AND retry_at<=? ORDER BY id",
-                (destination, time.time()),
+                " AND (retry_at<=? OR retry_at>?) ORDER BY id",
+                (destination, time.time(), time.time() + _MAX_DELAY),
             ).fetchall()
         return [_upload(row) for row in rows]
 
@@ -365,7 +409,8 @@ class Catalog:
         """Aborting it failed."""
         with self._database.transaction() as db:
             db.execute(
-                "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?", (error, hint, retry_at, upload)
+                "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
+                (_writable(error), _writable(hint), retry_at, upload),
             )
 
     def open_uploads(self) -> list[tuple[str, str, str]]:
@@ -397,3 +442,17 @@ def _upload(row: tuple[Any, ...]) -> JournaledUpload:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
+
+
+def _merge(db: sqlite3.Connection, session: str, positions: Iterable[InputPosition]) -> None:
+    db.executemany(
+        "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT (input) DO UPDATE SET at=excluded.at, position=excluded.position"
+        " WHERE excluded.at>at",
+        positions,
+    )
+    db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=?", (session,))
+
+
+def _writable(text: str) -> str:
+    """Text that may have come from anywhere, as SQLite takes it."""
+    return text.encode("utf-8", "backslashreplace").decode()

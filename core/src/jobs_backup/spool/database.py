@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.fsync import sync_directory
 
 Durability = Literal["full", "process"]
 
 _BUSY_SECONDS: Final = 60.0
+_OLDEST: Final = (3, 37)  # STRICT tables; RETURNING is older
 _SYNCHRONOUS: Final = {"full": "FULL", "process": "NORMAL"}  # in WAL mode, NORMAL does not wait for the disk at a commit
 
 
@@ -21,18 +23,37 @@ class Database:
     """One SQLite file. All its methods may be called from any thread."""
 
     def __init__(
-        self, path: Path, schema: str, *, version: int, durability: Durability, page_size: int = 4096, checkpoint_pages: int = 1000
+        self,
+        path: Path,
+        schema: str,
+        *,
+        version: int,
+        durability: Durability,
+        page_size: int = 4096,
+        checkpoint_pages: int = 1000,
+        create: bool = True,
     ) -> None:
-        """Open the file, create it where it does not exist.
+        """Open the file; `create` it where it does not exist.
 
         Raises:
             SpoolError: it was written by a newer version, or can't be opened.
         """
         self.path = path
         self._lock = threading.RLock()
+        if sqlite3.sqlite_version_info < _OLDEST:
+            raise SpoolError(f"SQLite {sqlite3.sqlite_version} is too old", hint="use a Python with SQLite 3.37 or later")
         with database_errors(path):
-            path.touch(mode=0o600)
-            self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            if create and not path.exists():
+                path.touch(mode=0o600)
+                sync_directory(path.parent)
+            # Not created here: another process may have removed a file that was drained, and it shall not come back empty.
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
             try:
                 self._connection.execute(f"PRAGMA page_size={page_size}")
                 self._connection.execute("PRAGMA journal_mode=WAL")
@@ -61,8 +82,8 @@ class Database:
     def transaction(self) -> Generator[sqlite3.Connection]:
         """A write transaction: committed at the end, rolled back at an exception."""
         with self._lock, database_errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:

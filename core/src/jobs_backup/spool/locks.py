@@ -8,6 +8,8 @@ import weakref
 from pathlib import Path
 from typing import Self
 
+from jobs_backup.spool.database import database_errors
+
 
 class ProcessLock:
     """An exclusive lock on `<directory>/<name>.lock`. It ends with its process, however that ends."""
@@ -22,15 +24,16 @@ class ProcessLock:
     def try_to_take(cls, directory: Path, name: str) -> Self | None:
         """The lock; None if another process has it."""
         path = directory / f"{name}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
-            raise
+        with database_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except BaseException:
+                os.close(descriptor)
+                raise
         return cls(path, descriptor)
 
     def release(self, *, remove: bool) -> None:

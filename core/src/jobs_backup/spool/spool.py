@@ -6,11 +6,12 @@ import logging
 import os
 import secrets
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
+from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Part, Upload
 from jobs_backup.spool.blobs import BlobFile, SpooledBody
@@ -57,22 +58,27 @@ class Spool:
             SpoolError: the directory can't be used.
         """
         self.directory = directory
+        self.session = secrets.token_hex(8)
         self._durability: Durability = durability
+        self._inputs: dict[str, ProcessLock] = {}
+        self._unreadable: dict[str, JobsBackupError] = {}
         _make_directories(directory)
         self._catalog = Catalog(directory / "catalog.db", durability=durability)
+        lock: ProcessLock | None = None
         try:
-            self.session = secrets.token_hex(8)
             lock = self._try_lock(self.session)
             assert lock is not None, "nobody else knows this name"
             self._lock = lock
-            self._catalog.begin_session(self.session, os.getpid(), archives=archives)
-            self._blobs = BlobFile(self._blob_path(self.session), durability=durability)
             self.destination = self._catalog.destination(location)
-            placement = Placement(destination=self.destination, prefix=prefix, instance_id=instance_id)
-            self._writer = Writer(self._catalog, self._blobs, session=self.session, placement=placement, limits=limits)
+            self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
+            self._blobs = BlobFile(self._blob_path(self.session), durability=durability, create=True)
         except BaseException:
             self._catalog.close()
+            if lock is not None:
+                lock.release(remove=False)
             raise
+        placement = Placement(destination=self.destination, prefix=prefix, instance_id=instance_id)
+        self._writer = Writer(self._catalog, self._blobs, session=self.session, placement=placement, limits=limits)
 
     # Recording
 
@@ -88,13 +94,25 @@ class Spool:
         """Seal what this process has open and what has reached the limit of age. Returns the number of batches."""
         return self._writer.seal_due()
 
-    def lock_input(self, source: str) -> ProcessLock | None:
-        """The right to read an input; None while another process reads it."""
-        return self._try_lock(f"input-{source}")
+    def take_input(self, source: str) -> bool:
+        """Take the right to read an input, until the spool is closed; False while another process has it.
+
+        It is given back only when other processes can see how far the input was read.
+        """
+        if source not in self._inputs and (lock := self._try_lock(f"input-{source}")) is not None:
+            self._inputs[source] = lock
+        return source in self._inputs
 
     def position(self, source: str) -> bytes | None:
         """How far an input was read; None if it never was."""
-        return self._blobs.positions().get(source) or self._catalog.position(source)
+        found = [self._catalog.position(source)]
+        for session in self._catalog.sessions():  # those that have ended, or end just now, are in the catalog
+            with suppress(SpoolError), self._blob_file(session) as blobs:
+                found += [position for position in blobs.positions() if position.input == source]
+        # The catalog again: a session may have ended between the two.
+        found.append(self._catalog.position(source))
+        known = [position for position in found if position is not None]
+        return max(known, key=lambda position: position.at).position if known else None
 
     # Sending
 
@@ -124,28 +142,38 @@ class Spool:
     def stored(self, batch: Batch) -> None:
         """The batch's object stands in the bucket: its bytes are dropped."""
         self._catalog.stored(batch.id)
-        self._catalog.mark(self.destination, "proven")
-        if batch.blobs in self._catalog.sessions():
+        if batch.blobs not in self._catalog.sessions():
+            self._remove_if_drained(batch.blobs)
+            return
+        try:
             with self._blob_file(batch.blobs) as blobs:
                 blobs.drop(batch.id)
-        else:
-            self._remove_if_drained(batch.blobs)
+        except SpoolError as error:
+            log.warning("the bytes of %s stay until their file is removed: %s", batch.key, error)
 
-    def release(self, batch: Batch, error: JobsBackupError, *, retry_at: float) -> None:
-        """Sending the batch failed; from `retry_at` (seconds since 1970) on it may be claimed again."""
-        self._catalog.release(batch.id, error=str(error), hint=error.hint, retry_at=retry_at)
+    def release(self, batch: Batch, error: JobsBackupError, *, retry_at: float, standing: str | None = None) -> None:
+        """Sending the batch failed; from `retry_at` (seconds since 1970) on it may be claimed again.
 
-    def mark_destination(self, *, refused: bool) -> None:
-        """Note that the destination refused everything so far, or else that it may have got something."""
-        self._catalog.mark(self.destination, "refused" if refused else "proven")
+        `standing` is what is known of the destination now: it has `refused` everything, or it is `proven`: it may have got
+        something.
+        """
+        self._catalog.release(batch.id, error=str(error), hint=error.hint, retry_at=retry_at, standing=standing)
 
     def waiting(self) -> list[Waiting]:
-        """What is sealed and not stored, for each destination."""
-        return self._catalog.waiting()
+        """What is sealed and not stored, for each destination; and what dead processes recorded and can't be read."""
+        unreadable = [
+            Waiting(self._catalog.location_of(session), 0, 0, 0, str(error), error.hint)
+            for session, error in self._unreadable.items()
+        ]
+        return [*self._catalog.waiting(), *unreadable]
 
-    def unsent(self) -> int:
-        """How many batches that this process has recorded are not stored."""
-        return self._catalog.unsent(self.session)
+    def last_batch(self) -> int:
+        """The number of the batch that was opened last."""
+        return self._catalog.last_batch()
+
+    def is_unsent(self, last: int) -> bool:
+        """Whether a sealed batch that this process has recorded, up to the number `last`, is not stored yet."""
+        return self._catalog.is_unsent(self.session, last)
 
     def has_archiver(self) -> bool:
         """Whether a process that sends is alive."""
@@ -159,7 +187,6 @@ class Spool:
 
     def journal_upload(self, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
         """Remember an upload; before its first part is sent."""
-        self._catalog.mark(self.destination, "proven")
         return self._catalog.journal_upload(batch.id, self.destination, upload, part_size)
 
     def journal_part(self, upload: JournaledUpload, part: Part) -> None:
@@ -189,10 +216,13 @@ class Spool:
     # Life and death
 
     def recover(self) -> int:
-        """Take the place of processes that died: seal what they had open, free what they were sending. Returns how many."""
+        """Take the place of processes that died: seal what they had open, free what they were sending. Returns how many.
+
+        One whose files can't be read is reported, and keeps no other from being recovered.
+        """
         recovered = 0
         for session in self._catalog.sessions():
-            if session == self.session or (lock := self._try_lock(session)) is None:
+            if session == self.session or session in self._unreadable or (lock := self._try_lock(session)) is None:
                 continue
             adopted = False
             try:
@@ -200,8 +230,9 @@ class Spool:
                     self._adopt(session)
                     recovered += 1
                 adopted = True
-            except SpoolCorrupt as error:
-                log.error("the events of a dead process can't be read: %s", error.one_line())
+            except SpoolError as error:
+                self._unreadable[session] = error
+                log.error("what a dead process recorded can't all be read: %s", error.one_line())
             finally:
                 lock.release(remove=adopted)
         return recovered
@@ -217,6 +248,10 @@ class Spool:
                 "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
             )
         self._catalog.make_due(self.destination)
+        sessions = self._catalog.sessions()
+        for path in (self.directory / "blobs").glob("*.db"):
+            if path.stem not in sessions:
+                self._remove_if_drained(path.stem)  # who should have done it was killed
 
     def close(self) -> None:
         """Seal what is open and leave. What is not sent yet waits for the next process.
@@ -226,37 +261,38 @@ class Spool:
         """
         ended = False
         try:
-            self._writer.seal()
-            self._leave(self.session, self._blobs)
+            self._writer.close()
+            self._catalog.end_session(self.session, self._blobs.positions())
+            ended = True
             self._blobs.close()
             self._remove_if_drained(self.session)
-            ended = True
         finally:
             self._blobs.close()
             self._catalog.close()
             self._lock.release(remove=ended)
+            for lock in self._inputs.values():
+                lock.release(remove=False)
 
     def _adopt(self, session: str) -> None:
-        path = self._blob_path(session)
-        if not path.exists():
-            self._catalog.discard(row.id for row in self._catalog.open_batches_of(session))
-            self._catalog.end_session(session, {})
+        rows = self._catalog.open_batches_of(session)
+        if not rows and not self._blob_path(session).exists():
+            self._catalog.end_session(session, [])  # it died before it had a file, or all of it was sent
             return
-        blobs = BlobFile(path, durability=self._durability)
-        try:
-            for row in self._catalog.open_batches_of(session):
-                batch = OpenBatch.restored(row, blobs)
-                if batch.fill.events:
-                    seal_batches(self._catalog, blobs, [batch])
-            self._leave(session, blobs)
-        finally:
-            blobs.close()
+        damaged: SpoolError | None = None
+        with self._blob_file(session) as blobs:
+            for row in rows:
+                try:
+                    batch = OpenBatch.restored(row, blobs)
+                    if batch.fill.events:
+                        seal_batches(self._catalog, blobs, [batch])
+                except SpoolCorrupt as error:
+                    damaged = error
+            positions = blobs.positions()
+            if damaged is not None:
+                self._catalog.salvage_session(session, positions)
+                raise damaged
+            self._catalog.end_session(session, positions)
         self._remove_if_drained(session)
-
-    def _leave(self, session: str, blobs: BlobFile) -> None:
-        """The end of a session whose batches are sealed; open ones are empty."""
-        self._catalog.discard(row.id for row in self._catalog.open_batches_of(session))
-        self._catalog.end_session(session, blobs.positions())
 
     def _is_alive(self, session: str) -> bool:
         lock = self._try_lock(session)
@@ -283,7 +319,7 @@ class Spool:
 
     def _remove_if_drained(self, name: str) -> None:
         """Remove the file of a session that has ended, once everything in it is stored."""
-        if not self._catalog.unsent(name):
+        if not self._catalog.is_unstored(name):
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{self._blob_path(name)}{suffix}").unlink(missing_ok=True)
 
@@ -291,7 +327,9 @@ class Spool:
 def _make_directories(directory: Path) -> None:
     try:
         for path in (directory, directory / "blobs", directory / "locks", directory / "rejects"):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.is_dir():
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sync_directory(path.parent)
     except OSError as error:
         raise SpoolError(
             f"{directory}: {error.strerror}",

@@ -14,10 +14,10 @@ import crc32c
 import msgspec
 from isal import igzip
 
-from jobs_backup.errors import JobsBackupError
+from jobs_backup.errors import BackupClosed, SpoolError
 from jobs_backup.layout import object_key
 from jobs_backup.model import Stream
-from jobs_backup.spool.blobs import INDEX_BITS, Appender, BlobFile, Chunk
+from jobs_backup.spool.blobs import INDEX_BITS, Appender, BlobFile, Chunk, InputPosition
 from jobs_backup.spool.catalog import Catalog, OpenRow, Placement, Seal
 
 log: Final = logging.getLogger(__name__)
@@ -110,14 +110,14 @@ class Recording:
     Attributes:
         lines: each with its newline.
         first_at, last_at: createdAt of the first and of the last line, microseconds.
-        position: (input, how far it is read with these lines), committed together with them.
+        position: how far the input is read with these lines; committed together with them.
         jobs: the result: (id of the first job, how many) for each run of consecutive ids.
     """
 
     __slots__ = ("done", "error", "first_at", "jobs", "last_at", "lines", "position", "stream")
 
     def __init__(
-        self, stream: Stream, lines: list[bytes], *, first_at: int, last_at: int, position: tuple[str, bytes] | None = None
+        self, stream: Stream, lines: list[bytes], *, first_at: int, last_at: int, position: InputPosition | None = None
     ) -> None:
         self.stream = stream
         self.lines = lines
@@ -144,19 +144,24 @@ class Writer:
         self._queue: list[Recording] = []
         self._turn = threading.Condition()
         self._busy = False  # a thread commits or seals
+        self._sealers = 0  # threads that wait to seal; they come first, or a busy recorder would keep them waiting for ever
+        self._closed = False
 
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. They are on the disk when this returns; none of them is if it raises.
 
+        Only where another thread's KeyboardInterrupt ends the commit that they share, they may be.
+
         Raises:
             SpoolFull: there is no room on the disk.
             SpoolError: the spool can't be written.
+            BackupClosed: after `close`.
         """
         last = recordings[-1]
         group: list[Recording] = []
         with self._turn:
             self._queue.extend(recordings)
-            self._turn.wait_for(lambda: last.done or not self._busy)
+            self._turn.wait_for(lambda: last.done or not (self._busy or self._sealers))
             if not last.done:
                 # Whoever comes first commits for all that have queued up meanwhile: they share one wait for the disk.
                 group, self._queue = self._queue, group
@@ -171,21 +176,32 @@ class Writer:
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches that were opened so many seconds ago. Returns how many."""
-        with self._own_turn(), self._in_step():
-            due = time.monotonic() - older_than
-            batches = [batch for batch in self._open.values() if batch.opened <= due and batch.fill.events]
-            batches += self._full
-            self._seal(batches)
-            return len(batches)
+        with self._sealing():
+            return self._seal_older(older_than)
 
     def seal_due(self) -> int:
         """Seal the batches that have reached the limit of age. Returns how many."""
         return self.seal(older_than=self._limits.age)
 
+    def close(self) -> None:
+        """Seal everything. Nothing is recorded after that, and nothing that comes meanwhile slips between."""
+        with self._sealing():
+            self._seal_older(0.0)
+            self._closed = True
+
+    def _seal_older(self, age: float) -> int:
+        due = time.monotonic() - age
+        batches = [batch for batch in self._open.values() if batch.opened <= due and batch.fill.events]
+        batches += self._full
+        self._seal(batches)
+        return len(batches)
+
     def _commit(self, group: Sequence[Recording]) -> None:
         error: BaseException | None = None
         plan: list[tuple[OpenBatch, Recording, Sequence[bytes]]] = []
         try:
+            if self._closed:
+                raise BackupClosed("the Backup is closed", hint="open a new one")
             with self._in_step():
                 plan = self._plan(group)
                 with self._blobs.transaction() as appender:
@@ -193,21 +209,31 @@ class Writer:
                         self._add(appender, batch, recording, lines)
                     for recording in group:
                         if recording.position is not None:
-                            appender.set_position(*recording.position)
-        except BaseException as caught:  # noqa: BLE001  # each of the group raises it in `append`
+                            appender.set_position(recording.position)
+        except Exception as caught:  # noqa: BLE001  # each of the group raises it in `append`
             error = caught
-        for recording in group:
-            recording.error, recording.done = error, True
+        except BaseException:
+            error = SpoolError("the commit was interrupted in another thread", hint="it may have been recorded")
+            raise
+        finally:
+            for recording in group:
+                recording.error, recording.done = error, True
         if error is None:
             self._seal_full({id(batch): batch for batch, _, _ in plan}.values())
 
     @contextmanager
-    def _own_turn(self) -> Generator[None]:
+    def _sealing(self) -> Generator[None]:
+        """A turn, before all that wait to record, in step with the file."""
         with self._turn:
-            self._turn.wait_for(lambda: not self._busy)
-            self._busy = True
+            self._sealers += 1
+            try:
+                self._turn.wait_for(lambda: not self._busy)
+                self._busy = True
+            finally:
+                self._sealers -= 1
         try:
-            yield
+            with self._in_step():
+                yield
         finally:
             self._end_turn()
 
@@ -226,11 +252,14 @@ class Writer:
         self._known = True
 
     def _read_open(self) -> None:
+        opened = {batch.id: batch.opened for batch in (*self._open.values(), *self._full)}
         self._open, self._full = {}, []
         for row in self._catalog.open_batches_of(self._session):
-            if row.stream in self._open:
-                self._full.append(self._open[row.stream])
-            self._open[row.stream] = OpenBatch.restored(row, self._blobs)
+            batch = OpenBatch.restored(row, self._blobs)
+            batch.opened = opened.get(batch.id, batch.opened)
+            if (before := self._open.get(row.stream)) is not None and before.fill.events:
+                self._full.append(before)
+            self._open[row.stream] = batch
 
     def _plan(self, group: Sequence[Recording]) -> list[tuple[OpenBatch, Recording, Sequence[bytes]]]:
         """Which lines go into which batch, in order. Opens the batches that are missing."""
@@ -283,8 +312,8 @@ class Writer:
             try:
                 with self._in_step():
                     self._seal([*self._full, *full])
-            except JobsBackupError as error:
-                # What was recorded is safe, so its caller is not told; sealing is tried again with the next commit.
+            except Exception as error:  # noqa: BLE001
+                # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
                 log.warning("sealing failed, tried again later: %s", error)
 
     def _seal(self, batches: Sequence[OpenBatch]) -> None:
