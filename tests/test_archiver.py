@@ -1,0 +1,164 @@
+"""Sending goes on: whatever a provider does, no worker dies, nothing is held up, and nothing is sent to two places."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from buckets import FAST_RETRY, events, file_environment, objects
+
+from jobs_backup import Backup, DestinationPaused
+from jobs_backup.errors import PermissionDenied, StorageError, Throttled, Unavailable, Unreachable
+from jobs_backup.file_provider import FileProvider
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import AbortReceipt, Body, Outcome, Upload, WriteReceipt
+
+Write = Callable[[FileProvider, str, Body, int, bool], WriteReceipt]
+
+
+@pytest.fixture
+def replace_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Write, str], WriteReceipt | None]], None]:
+    """Puts a function before FILE's `write`: it gets the original one and the key, and returns None to go on to the original."""
+    original = FileProvider.write
+
+    def replace(function: Callable[[Write, str], WriteReceipt | None]) -> None:
+        def write(self: FileProvider, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
+            def really(*_: object) -> WriteReceipt:
+                return original(self, key, body, checksum, if_absent)
+
+            return function(really, key) or really()
+
+        monkeypatch.setattr(FileProvider, "write", hookimpl(write))
+
+    return replace
+
+
+def wait_for(condition: Callable[[], object], timeout: float = 10) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Throttled("slow down", retry_after=99_999_999_999.0), StorageError("no text: \ud800"), ValueError("unforeseen \ud800")],
+)
+def test_no_error_of_a_provider_ends_a_worker(tmp_path: Path, replace_write: Callable[..., None], error: Exception) -> None:
+    failed = threading.Event()
+
+    def write(_: Write, __: str) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise error
+
+    replace_write(write)
+    with Backup.from_env(file_environment(tmp_path, **{**FAST_RETRY, "JOBS_BACKUP_RETRY_ATTEMPTS": "1"})) as backup:
+        backup.record({"n": 1}, source_id="web")
+        with pytest.raises(DestinationPaused):
+            backup.flush(timeout=10)
+        assert backup.archiver is not None
+        assert all(thread.is_alive() for thread in backup.archiver._threads)
+        assert backup.archiver._paused_until - time.monotonic() <= 3600
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        assert backup.archiver is not None
+        assert backup.archiver.drain(10)
+    assert len(events(tmp_path)) == 1
+
+
+def test_a_batch_that_is_refused_keeps_no_other_back(tmp_path: Path, replace_write: Callable[..., None]) -> None:
+    """A policy for one prefix only, and a batch that was sealed with another one."""
+
+    def write(_: Write, key: str) -> None:
+        if key.startswith("wrong/"):
+            raise PermissionDenied("no", action="s3:PutObject", resource="right/*")
+
+    replace_write(write)
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_PREFIX="wrong"), archive=False) as recorder:
+        recorder.record({"n": 1}, source_id="web")
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_PREFIX="right")) as backup:
+        assert backup.archiver is not None
+        assert wait_for(lambda: backup.archiver and backup.archiver.paused)
+        backup.record({"n": 2}, source_id="web")
+        backup.spool.seal()
+        assert wait_for(lambda: objects(tmp_path), timeout=20)
+    assert [event["payload"]["n"] for event in events(tmp_path)] == [2]
+
+
+def test_what_may_have_arrived_is_never_sent_to_another_bucket(tmp_path: Path, replace_write: Callable[..., None]) -> None:
+    """The first attempt lands and its answer is lost; the last one finds nobody: that is no proof that nothing arrived."""
+    attempts = iter([Unavailable("the answer is lost"), Unreachable("nobody there"), Unreachable("nobody there")])
+
+    def write(really: Write, _: str) -> None:
+        error = next(attempts)
+        if isinstance(error, Unreachable):
+            raise error
+        really()  # type: ignore[call-arg]
+        raise error
+
+    replace_write(write)
+    environment = file_environment(tmp_path, **FAST_RETRY)
+    with Backup.from_env(environment) as backup:
+        backup.record({"n": 1}, source_id="web")
+        with pytest.raises(DestinationPaused):
+            backup.flush(timeout=10)
+    other = tmp_path / "other"
+    other.mkdir()
+    with Backup.from_env({**environment, "JOBS_BACKUP_BUCKET": str(other)}) as backup:
+        assert backup.archiver is not None
+        assert backup.archiver.drain(5)
+    assert len(events(tmp_path)) == 1
+    assert not list(other.iterdir())
+
+
+HANGS = """
+import json, sys, time
+from jobs_backup import Backup
+from jobs_backup.file_provider import FileProvider
+from jobs_backup.hookspecs import hookimpl
+FileProvider.write_part = hookimpl(lambda self, upload: time.sleep(60))
+backup = Backup.from_env(json.loads(sys.argv[1]))
+backup.record({"text": "x" * 100}, source_id="web")
+backup.close(grace=0.5)
+"""
+
+
+def test_a_request_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1", JOBS_BACKUP_PART_SIZE="10")
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", HANGS, json.dumps(environment)], check=True, timeout=30)
+    assert time.monotonic() - began < 15
+    with Backup.from_env(environment) as backup:
+        assert backup.archiver is not None
+        assert backup.archiver.drain(10)
+    assert len(events(tmp_path)) == 1
+
+
+def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def hang(self: FileProvider, upload: Upload) -> AbortReceipt:
+        release.wait(20)
+        return AbortReceipt(Outcome.ABORTED)
+
+    monkeypatch.setattr(FileProvider, "abort_multipart", hookimpl(hang))
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_UPLOAD_FREQUENCY="200ms")) as backup:
+        backup.record({"n": 1}, source_id="web")
+        assert wait_for(lambda: objects(tmp_path))
+        batch = backup.spool.last_batch()
+        with backup.spool._catalog._database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO uploads (batch, destination, upload, part_size, abandoned) VALUES (?, ?, ?, 1, 1)",
+                (batch, backup.spool.destination, b'{"key":"k","id":"i"}'),
+            )
+        time.sleep(1.5)
+        backup.record({"n": 2}, source_id="web")
+        assert wait_for(lambda: len(objects(tmp_path)) == 2)
+        release.set()
+    assert len(events(tmp_path)) == 2
