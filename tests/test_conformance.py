@@ -61,11 +61,13 @@ class TestS3(_OnStore):
     more: ClassVar = {"JOBS_BACKUP_S3_CHECKSUM": "crc32c", "AWS_ENABLE_SSE": "true"}
 
 
+@pytest.mark.slow
 class TestMinio(_OnStore):
     provider = "MINIO"
     not_applicable = _NOT_MINIO
 
 
+@pytest.mark.slow
 class TestSpaces(_OnStore):
     provider = "DIGITAL_OCEAN_SPACES"
     not_applicable = _NOT_MINIO
