@@ -111,6 +111,27 @@ def test_what_is_no_json_object_is_refused(payload: bytes | str) -> None:
         raw_line(payload, AT)
 
 
+@pytest.mark.parametrize("payload", [None, 3, 1.5, True, ["a"], [123, 125], (123, 125), {123, 125}])
+def test_what_is_neither_a_dict_nor_json_text_is_refused(payload: Any) -> None:
+    """`bytes(3)` is three NULs, `bytes([123, 125])` is an object."""
+    with pytest.raises(InvalidEvent, match="a payload is a dict, or JSON as bytes or str, not "):
+        raw_line(payload, AT)
+
+
+@pytest.mark.parametrize("type_", [bytes, bytearray, memoryview])
+def test_json_text_may_be_any_kind_of_bytes(type_: Any) -> None:
+    assert b'"payload":{"a":1},' in raw_line(type_(b'{"a":1}'), AT)
+
+
+@pytest.mark.parametrize("before", range(3))
+def test_text_that_is_checked_in_pieces_comes_through(before: int) -> None:
+    """Wherever the pieces' ends cut a character. Cut at its own end it is refused."""
+    text = b'{"a":"' + b"x" * before + "€".encode() * 700_000
+    assert text in raw_line(text + b'"}', AT)
+    with pytest.raises(InvalidEvent, match="not UTF-8"):
+        raw_line(text[:-1], AT)
+
+
 def test_a_lone_surrogate_is_refused() -> None:
     """JSON allows it as an escape, but no UTF-8 text can hold it; most readers would stumble over it."""
     with pytest.raises(InvalidEvent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -10,9 +11,11 @@ import msgspec
 
 from jobs_backup.errors import InvalidEvent
 
-Payload = dict[str, Any] | bytes | bytearray | str
+Payload = dict[str, Any] | bytes | bytearray | memoryview | str
 
 _EMPTY: Final = b'""'
+_DECODED_AT_ONCE: Final = 1 << 20
+_utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -86,10 +89,16 @@ def _to_json(payload: Payload) -> bytes:
             return _encode(payload)
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise InvalidEvent(f"the payload can't be written as JSON: {error}") from error
+    if not isinstance(payload, (bytes, bytearray, memoryview, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidEvent(f"a payload is a dict, or JSON as bytes or str, not {type(payload).__name__}")
     try:
         json = payload.encode() if isinstance(payload, str) else bytes(payload)
         if not json.isascii():
-            json.decode()  # the parser below does not look into what it skips
+            # The parser does not look into what it skips. In pieces, since a str may take four times as much memory.
+            decoder = _utf8_decoder()
+            for start in range(0, len(json), _DECODED_AT_ONCE):
+                decoder.decode(json[start : start + _DECODED_AT_ONCE])
+            decoder.decode(b"", final=True)
     except UnicodeError as error:
         raise InvalidEvent(f"not UTF-8: {error}") from error
     return json.strip(b" \t\r\n")
