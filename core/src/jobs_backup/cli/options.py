@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import logging
 import os
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ import click
 from jobs_backup.backup import Backup
 from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolError
-from jobs_backup.settings import CoreSettings, report_unknown
+from jobs_backup.settings import CoreSettings, Settings, report_unknown
 
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
@@ -28,9 +30,26 @@ MISUSED: Final = 2
 _M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
 
 
+def printable(text: str) -> str:
+    """A text that may hold the name of a file that is no UTF-8, as UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def say(text: str) -> None:
     """A line on standard error."""
-    click.echo(f"jobs-backup: {text}", err=True)
+    click.echo(f"jobs-backup: {printable(text)}", err=True)
+
+
+def check_text(name: str, text: str) -> None:
+    """Check what was given as an option or a variable: keys, lines and requests are UTF-8.
+
+    Raises:
+        ConfigurationError: it can't be written as UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name} is not UTF-8", hint="correct it") from None
 
 
 def fail(error: JobsBackupError) -> NoReturn:
@@ -99,8 +118,14 @@ def read_settings() -> CoreSettings:
     _, provider = load_class(settings.storage_provider)
     package = provider.__module__.partition(".")[0]
     logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
-    known = settings_of(provider)
-    for line in report_unknown(os.environ, CoreSettings, *([known] if known else [])):
+    known: list[type[Settings]] = [CoreSettings]
+    if of_provider := settings_of(provider):
+        known.append(of_provider)
+    for setting in itertools.chain.from_iterable(one.describe() for one in known):
+        if Path not in (setting.type, *typing.get_args(setting.type)):
+            for name in (setting.variable.name, *setting.variable.aliases):
+                check_text(name, os.environ.get(name, ""))
+    for line in report_unknown(os.environ, *known):
         say(f"warning: {line}")
     return settings
 

@@ -11,8 +11,9 @@ import click
 import msgspec
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import INCOMPLETE, say
+from jobs_backup.cli.options import INCOMPLETE, printable, say
 from jobs_backup.cli.progress import Progress
+from jobs_backup.errors import JobsBackupError
 from jobs_backup.spool import Waiting
 
 _LOOK: Final = 0.1
@@ -33,23 +34,39 @@ class Summary:
         self._waiting: list[Waiting] = []
         self._open_uploads: list[tuple[str, str, str]] = []
 
+    def problem(self, error: JobsBackupError) -> None:
+        """Something that was asked for could not be done."""
+        if (line := error.one_line()) not in self.problems:
+            self.problems.append(line)
+
     def finish(self, stop: threading.Event, shown: Progress) -> None:
-        """Seal and send until nothing is left that could be sent now, and close; within the grace period, once `stop` is set."""
-        backup, archiver = self._backup, self._backup.archiver
-        backup.spool.seal()
-        if archiver is not None:
-            archiver.wake()
-            until: float | None = None
-            while not archiver.drain(_LOOK):
-                shown.look()
-                if until is None and stop.is_set():
-                    until = time.monotonic() + backup.grace
-                if until is not None and time.monotonic() > until:
-                    break
-            archiver.abort_abandoned()
-        self._waiting = backup.spool.waiting()
-        self._open_uploads = backup.spool.open_uploads()
-        backup.close(grace=0)
+        """Seal and send until nothing is left that could be sent now, and close; within the grace period, once `stop` is set.
+
+        What fails is a problem, and no reason to leave out the rest: a full disk must not keep what is sealed from being sent.
+        """
+        for step in (self._backup.spool.seal, lambda: self._send(stop, shown), self._look, lambda: self._backup.close(grace=0)):
+            try:
+                step()
+            except JobsBackupError as error:
+                self.problem(error)
+
+    def _send(self, stop: threading.Event, shown: Progress) -> None:
+        archiver = self._backup.archiver
+        if archiver is None:
+            return
+        archiver.wake()
+        until: float | None = None
+        while not archiver.drain(_LOOK):
+            shown.look()
+            if until is None and stop.is_set():
+                until = time.monotonic() + self._backup.grace
+            if until is not None and time.monotonic() > until:
+                break
+        archiver.abort_abandoned()
+
+    def _look(self) -> None:
+        self._waiting = self._backup.spool.waiting()
+        self._open_uploads = self._backup.spool.open_uploads()
 
     def show(self, *, as_json: bool, interrupted: bool) -> int:
         """Print it. Returns the exit code."""
@@ -68,14 +85,14 @@ class Summary:
             "events": self.events,
             "resumed": self.resumed,
             "rejected": self.rejected,
-            "rejects": [str(path) for path in self.rejects],
+            "rejects": [printable(str(path)) for path in self.rejects],
             "objects": sent.objects if sent else 0,
             "stored_events": sent.events if sent else 0,
             "stored_bytes": sent.bytes if sent else 0,
             "seconds": round(time.monotonic() - self._began, 3),
             "waiting": self._waiting,
             "open_uploads": [{"key": key, "error": error, "hint": hint} for key, error, hint in self._open_uploads],
-            "problems": self.problems,
+            "problems": [printable(problem) for problem in self.problems],
         }
 
     def _print(self, *, interrupted: bool) -> None:
