@@ -135,7 +135,7 @@ def test_another_file_of_the_same_name_is_read_from_its_beginning(tmp_path: Path
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_lines_that_are_no_events_are_put_aside_and_the_rest_goes_on(tmp_path: Path, suffix: str) -> None:
     env = file_environment(tmp_path)
-    content = b'{"n":1}\nnot json\n\n[2]\r\n{"n":3}\n{"n":"\xff"}\n  \n{"n":4}\n{"cut'
+    content = b'{"n":1}\nnot json\n\n[2]\r\n{"n":3}\n{"n":"\xff"}\n  \n{"n":4}\n{"cut\n'
     file = tmp_path / f"in.ndjson{suffix}"
     file.write_bytes(gzip.compress(content) if suffix else content)
     code, stdout, stderr = run("run", file, "--source-id", "web", "--json", env=env)

@@ -6,8 +6,8 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +16,19 @@ import msgspec
 
 from jobs_backup import encoding
 from jobs_backup.backup import Backup
-from jobs_backup.cli.ndjson import Block, Input, Position
-from jobs_backup.cli.options import bound_memory, leave, read_settings, say, stopping, summarize_failures, with_environment
+from jobs_backup.cli.ndjson import MAX_LINE, Block, Input, LongLine, Position, Reader
+from jobs_backup.cli.options import (
+    bound_memory,
+    check_text,
+    leave,
+    read_settings,
+    say,
+    stopping,
+    summarize_failures,
+    with_environment,
+)
 from jobs_backup.cli.progress import Progress, progress
+from jobs_backup.cli.rejects import Rejects
 from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import ConfigurationError, InvalidEvent, SpoolError
 from jobs_backup.model import Kind, Stream
@@ -36,12 +46,15 @@ _REPORTED_REJECTS: Final = 20
 def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again: bool, as_json: bool) -> None:
     """Back up FILES (or standard input): NDJSON, one event's payload a line, `.gz` too.
 
-    Run again on the same file, it goes on where it was, however the last run ended. A line that is no JSON object is put aside.
+    Run again on the same file, it goes on where it was, however the last run ended. A line that is no JSON object,
+    or longer than 256 MiB, is put aside; a last line that is still being written is left for the next run.
 
     \b
     Example:
       jobs-backup run events.ndjson --source-id web --env-file docker.env
     """
+    for option, text in (("--source-id", source_id), ("--workspace-id", workspace_id or "")):
+        check_text(option, text)
     if not source_id:
         raise ConfigurationError("--source-id is empty", hint="say which source the events come from")
     inputs = [Input(None if str(file) == "-" else file) for file in files or (Path("-"),)]
@@ -54,13 +67,13 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         summary = Summary(backup, go_on=_how_to_go_on(inputs, again=again))
         with progress(backup, inputs) as shown:
             for one in inputs:
-                reader = _Reader(backup, one, stream, summary, shown)
                 try:
-                    reader.read(again=again, stop=stop)
-                except (ConfigurationError, SpoolError) as error:
-                    summary.problems.append(error.one_line())
-                finally:
-                    one.close()
+                    _Recorder(backup, one, stream, summary, shown).record(again=again, stop=stop)
+                except ConfigurationError as error:
+                    summary.problem(error)
+                except SpoolError as error:
+                    summary.problem(error)
+                    break  # the others would meet it, too
             summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=stop.is_set())
     leave(code, backup)
@@ -72,7 +85,7 @@ def _how_to_go_on(inputs: Sequence[Input], *, again: bool) -> str:
     return "run the same command without --again" if again else "run the same command again"
 
 
-class _Reader:
+class _Recorder:
     """Records one input, and the position in it with every commit."""
 
     def __init__(self, backup: Backup, source: Input, stream: Stream, summary: Summary, shown: Progress) -> None:
@@ -85,105 +98,87 @@ class _Reader:
         name = "\0".join((os.path.realpath(source.name), stream.workspace_id, stream.source_id))
         self._id = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
-    def read(self, *, again: bool, stop: threading.Event) -> None:
+    def record(self, *, again: bool, stop: threading.Event) -> None:
         """Record what was not recorded yet.
 
         Raises:
             ConfigurationError: the input can't be read, or another process reads it.
             SpoolError: what was read can't be recorded.
         """
-        lock = self._backup.spool.lock_input(self._id)
-        if lock is None:
+        spool = self._backup.spool
+        # Standard input is nobody else's.
+        if self._input.path is not None and not spool.take_input(self._id):
             raise ConfigurationError(f"{self._input.name}: another process is backing it up", hint="wait for its end")
-        try:
-            position = self._start(again=again)
-            with _rejects_file(self._backup.spool.directory, self._input, self._id, position.rejects) as rejects:
-                line = position.line
-                for block in self._input.blocks(position.offset, stop):
-                    self._record(block, line, rejects)
-                    line += len(block.lines)
-        finally:
-            lock.release(remove=False)
+        with self._input.open() as reader:
+            position = None if again else self._go_on(reader)
+            path = spool.directory / "rejects" / _rejects_name(self._input, self._id)
+            with closing(Rejects(path, position.rejects if position else None)) as rejects:
+                for part in reader.parts(stop):
+                    if isinstance(part, LongLine):
+                        self._put_aside(part, reader, rejects, stop)
+                    else:
+                        self._record(part, reader, rejects)
 
-    def _start(self, *, again: bool) -> Position:
-        known = None if again or self._input.size is None else self._backup.spool.position(self._id)
+    def _go_on(self, reader: Reader) -> Position | None:
+        known = None if self._input.size is None else self._backup.spool.position(self._id)
         if known is None:
-            return Position()
+            return None
         position = msgspec.json.decode(known, type=Position)
-        if not self._input.is_at(position):
+        if not reader.go_to(position):
             say(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
-            return Position()
+            return None
         self._summary.resumed = True
         return position
 
-    def _record(self, block: Block, line: int, rejects: _Rejects) -> None:
+    def _record(self, block: Block, reader: Reader, rejects: Rejects) -> None:
         at = encoding.now()
         text = encoding.timestamp(at)
         lines: list[bytes] = []
-        for number, payload in enumerate(block.lines, line + 1):
+        for number, payload in enumerate(block.lines, block.first):
+            if not payload or payload.isspace():
+                continue
             try:
+                if block.continued and number == block.first:
+                    raise InvalidEvent("not a line of its own: what stands before it was recorded by the last run")
                 lines.append(encoding.raw_line(payload, text))
             except InvalidEvent as error:
-                if payload and not payload.isspace():
-                    self._reject(payload, f"{self._input.name}:{number}: {error}", rejects)
-        position = None
-        if self._input.size is not None:
-            reached = self._input.position(block.offset, line + len(block.lines), rejects.sync())
-            position = (self._id, msgspec.json.encode(reached))
+                if block.unfinished:
+                    say(f"{self._input.name}:{number}: an unfinished line is left for the next run")
+                else:
+                    self._reject(f"{self._input.name}:{number}: {error}", rejects)
+                    rejects.add(payload, b"\n")
+        block.lines.clear()  # they may be large, and the block lives until the next one is read
+        if lines or not block.unfinished:
+            self._commit(lines, at, reader, rejects)
+
+    def _put_aside(self, line: LongLine, reader: Reader, rejects: Rejects, stop: threading.Event) -> None:
+        self._reject(f"{self._input.name}:{line.number}: longer than {MAX_LINE >> 20} MiB", rejects)
+        for piece in line.pieces:
+            rejects.add(piece)
+        rejects.add(b"\n")
+        if not stop.is_set():  # else its end may not have been read
+            self._commit([], encoding.now(), reader, rejects)
+
+    def _commit(self, lines: list[bytes], at: int, reader: Reader, rejects: Rejects) -> None:
+        """Record lines together with the position that was reached, and the rejects before both."""
+        reached = reader.position(rejects.sync())
+        position = None if self._input.size is None else (self._id, msgspec.json.encode(reached))
         self._backup.record_lines(self._stream, lines, at=at, position=position)
         self._summary.events += len(lines)
-        self._shown.recorded(len(lines), block.read)
+        self._shown.recorded(len(lines), reader.read)
 
-    def _reject(self, payload: bytes, why: str, rejects: _Rejects) -> None:
-        rejects.add(payload)
+    def _reject(self, why: str, rejects: Rejects) -> None:
         self._summary.rejected += 1
         if self._summary.rejected <= _REPORTED_REJECTS:
             say(why)
         elif self._summary.rejected == _REPORTED_REJECTS + 1:
-            say("more lines are no JSON objects; they are in the rejects file, too")
+            say("more lines are no events; they are in the rejects file, too")
         if rejects.path not in self._summary.rejects:
             self._summary.rejects.append(rejects.path)
 
 
-class _Rejects:
-    """The file of the lines that are no events, as they were. It is as long as the committed position says, also after a crash."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        self._size = size
-        self._descriptor: int | None = None
-
-    def add(self, line: bytes) -> None:
-        """Put a line aside."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.ftruncate(self._descriptor, self._size)
-            os.lseek(self._descriptor, self._size, os.SEEK_SET)
-        data = memoryview(line + b"\n")
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        self._size += len(line) + 1
-
-    def sync(self) -> int:
-        """Its size, once all of it is on the disk."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-        return self._size
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-
-
-@contextmanager
-def _rejects_file(spool: Path, source: Input, id_: str, size: int) -> Generator[_Rejects]:
-    if source.size is None:
-        name = f"{Path(source.name).name.replace(' ', '-')}-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
-    else:
-        name = f"{Path(source.name).name}-{id_[:8]}"
-    rejects = _Rejects(spool / "rejects" / f"{name[-200:]}.ndjson", size)
-    try:
-        yield rejects
-    finally:
-        rejects.close()
+def _rejects_name(source: Input, id_: str) -> str:
+    unique = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}" if source.size is None else id_[:8]
+    # Cut by bytes, since that is what file systems limit; bytes that are no whole characters of UTF-8 are left out.
+    name = os.fsencode(Path(source.name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
+    return f"{name}-{unique}.ndjson"

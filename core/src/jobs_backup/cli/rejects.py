@@ -1,0 +1,55 @@
+"""The file of the lines that are no events, as they were."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs_backup.fsync import sync_directory
+from jobs_backup.spool.database import database_errors
+
+
+class Rejects:
+    """Lines are added behind those that are there. It is as long as the committed position says, also after a crash.
+
+    Every method raises SpoolError if the file can't be used.
+    """
+
+    def __init__(self, path: Path, committed: int | None) -> None:
+        """`committed` is its size at the position from which the input is read, None if that is read from its beginning."""
+        self.path = path
+        self._file: BinaryIO | None = None
+        self._synced = True
+        with database_errors(path):
+            self._size = path.stat().st_size if path.exists() else 0
+            if committed is not None and committed < self._size:
+                os.truncate(path, committed)
+                self._size = committed
+
+    def add(self, *parts: bytes | bytearray) -> None:
+        """Put a line, or parts of one, aside."""
+        with database_errors(self.path):
+            if self._file is None:
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._file = os.fdopen(descriptor, "ab")
+                sync_directory(self.path.parent)
+            for part in parts:
+                self._file.write(part)
+                self._size += len(part)
+        self._synced = False
+
+    def sync(self) -> int:
+        """Its size, once all of it is on the disk."""
+        if self._file is not None and not self._synced:
+            with database_errors(self.path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._synced = True
+        return self._size
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with database_errors(self.path):
+                self._file.close()

@@ -1,0 +1,370 @@
+"""What `run` reads: files that grow, are replaced or broken; streams; long lines; names of any bytes; rejects; a full disk."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from buckets import events, file_environment, objects
+from test_command import ndjson, numbers, run, start, summary
+
+SMALL_LINES = [
+    sys.executable,
+    "-c",
+    "import jobs_backup.cli.ndjson as ndjson, jobs_backup.cli as cli; ndjson.MAX_LINE = 2 << 20; cli.main()",
+]
+"""The command, with lines of at most 2 MiB instead of 256."""
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def rejects(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (directory / "spool/rejects").iterdir()}
+
+
+# Which input is the one that was read before
+
+
+def test_standard_input_from_a_file_is_a_stream(tmp_path: Path) -> None:
+    """Whatever was redirected before: each time all of it is read, from where the caller has left it."""
+    env = file_environment(tmp_path)
+    for first in (0, 10, 10):
+        with (
+            ndjson(tmp_path / "in", 10, first=first).open() as stdin,
+            start("run", "--source-id", "web", env=env, stdin=stdin) as process,
+        ):
+            _, stderr = process.communicate(timeout=20)
+        assert process.returncode == 0, stderr
+        assert "not the file that it was" not in stderr
+    with (tmp_path / "in").open() as stdin:
+        os.lseek(stdin.fileno(), len('{"messageId":"10","n":10}\n') * 9, os.SEEK_SET)
+        with start("run", "--source-id", "web", env=env, stdin=stdin) as process:
+            process.communicate(timeout=20)
+    assert numbers(tmp_path) == sorted([*range(10), *range(10, 20), *range(10, 20), 19])
+
+
+def test_two_processes_read_their_own_standard_inputs(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    with start("run", "--source-id", "web", env=env, stdin=subprocess.PIPE) as first:
+        assert first.stdin is not None
+        first.stdin.write('{"n":1}\n')
+        first.stdin.flush()
+        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
+            time.sleep(0.02)
+        assert summary("run", "--source-id", "web", env=env, stdin='{"n":2}\n')["events"] == 1
+        first.communicate(timeout=20)
+    assert first.returncode == 0
+    assert numbers(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("lines", [20, 600, 3000])  # less than what is compared, twice that, and far more
+def test_a_replaced_file_that_begins_as_the_old_one_is_read_from_its_beginning(tmp_path: Path, suffix: str, lines: int) -> None:
+    env = file_environment(tmp_path)
+    file = tmp_path / f"in{suffix}"
+
+    def write(first: int) -> None:
+        content = ndjson(tmp_path / "content", lines // 2).read_bytes() + ndjson(tmp_path / "content", lines, first).read_bytes()
+        file.write_bytes(gzip.compress(content) if suffix else content)
+
+    write(10_000)
+    summary("run", file, "--source-id", "web", env=env)
+    write(20_000)
+    _, _, stderr = run("run", file, "--source-id", "web", env=env)
+    assert "not the file that it was" in stderr
+    assert len(events(tmp_path)) == 3 * lines
+    write(20_000)
+    assert summary("run", file, "--source-id", "web", env=env)["events"] == 0
+
+
+def test_a_gz_file_to_which_a_member_was_added_goes_on(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = tmp_path / "in.gz"
+    file.write_bytes(gzip.compress(ndjson(tmp_path / "content", 3000).read_bytes()))
+    summary("run", file, "--source-id", "web", env=env)
+    with file.open("ab") as more:
+        more.write(gzip.compress(ndjson(tmp_path / "content", 10, first=3000).read_bytes()))
+    assert summary("run", file, "--source-id", "web", env=env)["events"] == 10
+    assert numbers(tmp_path) == list(range(3010))
+
+
+def test_the_same_file_twice_on_one_command_line_is_read_once(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = ndjson(tmp_path / "in", 10)
+    (tmp_path / "link").symlink_to(file)
+    assert summary("run", file, file, tmp_path / "link", "--source-id", "web", env=env)["events"] == 10
+
+
+def test_a_file_belongs_to_a_process_until_that_has_ended(tmp_path: Path) -> None:
+    """Though it was read long ago: only then do others see how far."""
+    env = file_environment(tmp_path)
+    file = ndjson(tmp_path / "in", 10)
+    with start("run", file, "-", "--source-id", "web", env=env, stdin=subprocess.PIPE) as first:
+        assert first.stdin is not None
+        first.stdin.write('{"n":10}\n')
+        first.stdin.flush()
+        locks = tmp_path / "spool" / "locks"
+        while not locks.exists() or not list(locks.glob("input-*")):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        code, _, stderr = run("run", file, "--source-id", "web", env=env)
+        assert code == 1
+        assert "another process is backing it up" in stderr
+        first.communicate(timeout=20)
+    assert first.returncode == 0
+    assert summary("run", file, "--source-id", "web", env=env)["events"] == 0
+    assert numbers(tmp_path) == list(range(11))
+
+
+# Files that grow
+
+
+def test_a_line_that_is_being_written_is_left_for_the_next_run(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = tmp_path / "in"
+    file.write_text('{"n":1}\n{"n":')
+    for _ in range(2):
+        code, stdout, stderr = run("run", file, "--source-id", "web", "--json", env=env)
+        assert (code, json.loads(stdout)["rejected"]) == (0, 0)
+        assert stderr == f"jobs-backup: {file}:2: an unfinished line is left for the next run\n"
+    append(file, '2}\n{"n":3}\n  ')
+    code, _, stderr = run("run", file, "--source-id", "web", env=env)
+    assert (code, "unfinished" in stderr) == (0, False)
+    append(file, '{"n":4}\n')
+    assert summary("run", file, "--source-id", "web", env=env)["events"] == 1
+    assert numbers(tmp_path) == [1, 2, 3, 4]
+    assert rejects(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("growth", "recorded", "put_aside", "reported"),
+    [
+        ("\n", [], b"", ""),
+        ('\n{"n":3}\n', [3], b"", ""),
+        ('\r\n{"n":3}\nbad\n', [3], b"bad\n", ":4: not a JSON object"),
+        (' // x\n{"n":3}\n', [3], b" // x\n", ":2: not a line of its own"),
+        ('{"n":9}\n{"n":3}\n', [3], b'{"n":9}\n', ":2: not a line of its own"),
+        ('{"n":9}', [], b"", ":2: an unfinished line"),
+    ],
+)
+def test_a_file_without_a_last_newline_grows(
+    tmp_path: Path, growth: str, recorded: list[int], put_aside: bytes, reported: str
+) -> None:
+    """Its last event is recorded, once; what comes next begins with the next line."""
+    env = file_environment(tmp_path)
+    file = tmp_path / "in"
+    file.write_text('{"n":1}\n{"n":2}')
+    assert summary("run", file, "--source-id", "web", env=env)["events"] == 2
+    assert summary("run", file, "--source-id", "web", env=env)["events"] == 0
+    append(file, growth)
+    code, _, stderr = run("run", file, "--source-id", "web", env=env)
+    assert code == 0
+    assert f"{file}{reported}" in stderr if reported else str(file) not in stderr
+    append(file, '\n{"n":4}\n' if not growth.endswith("\n") else '{"n":4}\n')
+    summary("run", file, "--source-id", "web", env=env)
+    assert numbers(tmp_path) == [1, 2, *recorded, 4]
+    assert b"".join(rejects(tmp_path).values()) == (put_aside or (b"" if growth.endswith("\n") else growth.encode() + b"\n"))
+
+
+def test_what_ends_a_stream_is_a_line(tmp_path: Path) -> None:
+    found = summary("run", "--source-id", "web", env=file_environment(tmp_path), stdin='{"n":1}\n{"n":2}\n{"cut')
+    assert (found["events"], found["rejected"]) == (2, 1)
+
+
+# Rejects
+
+
+def test_rejects_of_earlier_runs_are_kept(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = tmp_path / "in"
+    file.write_text("bad 1\n")
+    summary("run", file, "--source-id", "web", env=env)
+    summary("run", file, "--source-id", "web", "--again", env=env)
+    file.write_text('{"n":1}\n')
+    summary("run", file, "--source-id", "web", env=env)
+    append(file, "bad 2\n")
+    summary("run", file, "--source-id", "web", env=env)
+    ((name, content),) = rejects(tmp_path).items()
+    assert content == b"bad 1\nbad 1\nbad 2\n"
+    (tmp_path / "spool/rejects" / name).rename(tmp_path / "moved")
+    append(file, "bad 3\n")
+    summary("run", file, "--source-id", "web", env=env)
+    assert rejects(tmp_path) == {name: b"bad 3\n"}
+
+
+def test_a_rejects_file_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file, other = tmp_path / "in", ndjson(tmp_path / "other", 1)
+    file.write_text("bad\n")
+    (path,) = summary("run", file, "--source-id", "web", env=env)["rejects"]
+    Path(path).unlink()
+    Path(path).mkdir()
+    append(file, '{"n":7}\nbad\n')
+    found = summary("run", file, other, "--source-id", "web", env=env)
+    assert found["problems"] == [f"{path}: Is a directory: look at the disk and the permissions of the spool's directory"]
+    assert found["events"] == 0
+    Path(path).rmdir()
+    assert summary("run", file, other, "--source-id", "web", env=env)["events"] == 2
+    assert numbers(tmp_path) == [0, 7]
+    assert rejects(tmp_path) == {Path(path).name: b"bad\n"}
+
+
+# Names
+
+
+def test_a_long_name_of_any_letters(tmp_path: Path) -> None:
+    file = tmp_path / ("é" * 125)
+    file.write_text('bad\n{"n":1}\n')
+    (path,) = summary("run", file, "--source-id", "web", env=file_environment(tmp_path))["rejects"]
+    assert len(Path(path).name.encode()) <= 200
+    assert Path(path).read_bytes() == b"bad\n"
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    file = Path(os.fsdecode(bytes(tmp_path) + b"/in-\xff"))
+    file.write_text('bad\n{"n":1}\n')
+    code, stdout, stderr = run("run", file, "--source-id", "web", "--json", env=env)
+    assert code == 0
+    assert f"{tmp_path}/in-\\udcff:1: not a JSON object" in stderr
+    (path,) = json.loads(stdout)["rejects"]
+    assert Path(path).read_bytes() == b"bad\n"
+    file.unlink()
+    code, _, stderr = run("run", file, "--source-id", "web", "--json", env=env)
+    assert code == 2
+    assert "in-\\udcff: No such file" in stderr
+    broken = file.with_suffix(".gz")
+    broken.write_bytes(b"no gzip")
+    (problem,) = summary("run", broken, "--source-id", "web", env=env)["problems"]
+    assert "in-\\udcff.gz: Not a gzipped file" in problem
+
+
+@pytest.mark.parametrize("name", ["--source-id", "--workspace-id", "INSTANCE_ID", "JOBS_BACKUP_WORKSPACE_ID"])
+def test_an_id_that_is_not_utf_8_is_refused(tmp_path: Path, name: str) -> None:
+    env = file_environment(tmp_path)
+    ids = {"--source-id": "web"} if name.startswith("--") else {"--source-id": "web", "--workspace-id": "w"}
+    if name.startswith("--"):
+        ids[name] = "\udcff"
+    else:
+        env[name] = "\udcff"
+    options = [text for pair in ids.items() for text in pair]
+    code, stdout, stderr = run("run", ndjson(tmp_path / "in", 1), *options, env=env)
+    assert (code, stdout) == (2, "")
+    assert stderr == f"jobs-backup: {name} is not UTF-8: correct it\n"
+
+
+# Limits
+
+
+def test_a_file_is_opened_when_its_turn_comes(tmp_path: Path) -> None:
+    """There may be more files than a process may have open. All are looked at before anything is recorded."""
+    env = file_environment(tmp_path)
+    files = [ndjson(tmp_path / f"in-{number}", 1, first=number) for number in range(1, 4)]
+    with start("run", "-", *files, "--source-id", "web", env=env, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
+            time.sleep(0.02)
+        time.sleep(0.2)
+        descriptors = Path(f"/proc/{process.pid}/fd")
+        open_files = {descriptor.readlink() for descriptor in descriptors.iterdir() if descriptor.is_symlink()}
+        assert not open_files & {*files}
+        files[2].unlink()
+        _, stderr = process.communicate('{"n":0}\n', timeout=20)
+    assert process.returncode == 1
+    assert f"{files[2]}: No such file" in stderr
+    assert numbers(tmp_path) == [0, 1, 2]
+    code, _, stderr = run("run", ndjson(tmp_path / "new", 1), files[2], "--source-id", "web", env=env)
+    assert code == 2
+    assert len(events(tmp_path)) == 3
+
+
+def test_a_named_pipe_without_a_writer_can_be_interrupted(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    for name in ("pipe", "pipe.gz"):
+        os.mkfifo(tmp_path / name)
+        with start("run", tmp_path / name, "--source-id", "web", env=env) as process:
+            locks = tmp_path / "spool" / "locks"
+            while not locks.exists() or not list(locks.glob("input-*")):
+                time.sleep(0.02)
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.terminate()
+            process.communicate(timeout=20)
+        assert process.returncode == 1
+        for lock in locks.glob("input-*"):
+            lock.unlink()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_line_that_is_too_long_is_put_aside_and_the_rest_goes_on(tmp_path: Path, suffix: str) -> None:
+    env = file_environment(tmp_path)
+    long = b'{"text":"' + b"x" * 5_000_000 + b'"}'
+    file = tmp_path / f"in{suffix}"
+    content = b'{"n":1}\n' + long + b'\n{"n":2}\nbad\n{"n":3,"text":"' + b"y" * 1_900_000 + b'"}\n' + long
+    file.write_bytes(gzip.compress(content, 1) if suffix else content)
+
+    def run_small(**options: Any) -> tuple[dict[str, Any], str]:
+        result = subprocess.run(
+            [*SMALL_LINES, "run", str(file), "--source-id", "web", "--json"],
+            env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True, check=False, timeout=60, **options,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout), result.stderr
+
+    found, stderr = run_small()
+    assert (found["events"], found["rejected"]) == (3, 3)
+    assert f"{file}:2: longer than 2 MiB" in stderr
+    assert f"{file}:4: not a JSON object" in stderr
+    assert f"{file}:6: longer than 2 MiB" in stderr
+    assert numbers(tmp_path) == [1, 2, 3]
+    assert list(rejects(tmp_path).values()) == [long + b"\nbad\n" + long + b"\n"]
+    found, _ = run_small()
+    assert (found["events"], found["rejected"]) == (0, 0)
+
+
+def test_memory_does_not_grow_with_a_line_that_has_no_end(tmp_path: Path) -> None:
+    file = tmp_path / "zeros"
+    with file.open("wb") as sparse:
+        sparse.truncate(400_000_000)
+    environment = {"PATH": os.environ["PATH"], **file_environment(tmp_path)}
+    process = subprocess.Popen([*SMALL_LINES, "run", str(file), "--source-id", "web"], env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss < 150_000  # KiB
+    (path,) = (tmp_path / "spool/rejects").iterdir()
+    assert path.stat().st_size == 400_000_001
+    path.unlink()
+
+
+def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
+    """What was recorded is kept, other inputs are not begun, and the same command goes on."""
+    env = file_environment(tmp_path)
+    file, other = tmp_path / "in", ndjson(tmp_path / "other", 1)
+    file.write_text("".join(f'{{"n":{number},"noise":"{os.urandom(500).hex()}"}}\n' for number in range(1, 10_001)))
+    limit = 2 << 20
+    with start(
+        "run", file, other, "--source-id", "web", "--json", env=env,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    ) as process:  # fmt: skip
+        stdout, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr
+    assert process.returncode == 1
+    found = json.loads(stdout)
+    assert found["problems"]
+    assert found["events"] < 10_000
+    before = found["events"]
+    assert summary("run", file, other, "--source-id", "web", env=env)["events"] == 10_001 - before
+    assert numbers(tmp_path) == list(range(10_001))
+    assert objects(tmp_path)
