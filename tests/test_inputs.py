@@ -368,3 +368,27 @@ def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
     assert summary("run", file, other, "--source-id", "web", env=env)["events"] == 10_001 - before
     assert numbers(tmp_path) == list(range(10_001))
     assert objects(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["run", "archive"])
+def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command: str) -> None:
+    """What was recorded can't be sealed; it is sent once there is room again."""
+    env = file_environment(tmp_path)
+    arguments = ["run", "--source-id", "web"] if command == "run" else ["archive"]
+    with start(*arguments, "--json", env=env, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        if command == "run":
+            process.stdin.write('{"n":1}\n')
+            process.stdin.flush()
+        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))
+        if command == "archive":
+            process.terminate()
+        stdout, stderr = process.communicate(timeout=30)
+    assert "Traceback" not in stderr
+    assert process.returncode == 1
+    assert "disk" in json.loads(stdout)["problems"][0]
+    assert summary("archive", "--once", env=env)["stored_events"] == (command == "run")
+    assert numbers(tmp_path) == [1] * (command == "run")
