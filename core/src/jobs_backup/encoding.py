@@ -94,14 +94,21 @@ def _to_json(payload: Payload) -> bytes:
     try:
         json = payload.encode() if isinstance(payload, str) else bytes(payload)
         if not json.isascii():
-            # The parser does not look into what it skips. In pieces, since a str may take four times as much memory.
-            decoder = _utf8_decoder()
-            for start in range(0, len(json), _DECODED_AT_ONCE):
-                decoder.decode(json[start : start + _DECODED_AT_ONCE])
-            decoder.decode(b"", final=True)
+            _check_utf8(json)  # the parser does not look into what it skips
     except UnicodeError as error:
         raise InvalidEvent(f"not UTF-8: {error}") from error
     return json.strip(b" \t\r\n")
+
+
+def _check_utf8(json: bytes) -> None:
+    """Raises UnicodeError. In pieces, since the text of a large payload may take four times as much memory."""
+    if len(json) <= _DECODED_AT_ONCE:
+        json.decode()
+        return
+    decoder = _utf8_decoder()
+    for start in range(0, len(json), _DECODED_AT_ONCE):
+        decoder.decode(json[start : start + _DECODED_AT_ONCE])
+    decoder.decode(b"", final=True)
 
 
 def _string(token: msgspec.Raw) -> bytes:
