@@ -7,21 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from memory import peak_memory
 from servers import Store
-from test_command import start
+from test_command import COMMAND
 from test_end_to_end import write_input
-
-
-def peak_memory(*arguments: str | Path, env: dict[str, str]) -> int:
-    """Peak resident memory of the command, KiB."""
-    process = start(*arguments, env=env)
-    assert process.stderr is not None
-    stderr = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.communicate()
-    assert process.returncode == 0, stderr
-    return usage.ru_maxrss
 
 
 @pytest.mark.slow
@@ -36,7 +25,8 @@ def test_a_million_events_take_as_much_memory_as_100_000(store: Store, tmp_path:
     for file in (small, large):
         bucket = store.bucket()
         env = {**store.environment(bucket), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / f"spool-{file.name}")}
-        peaks[file.name] = peak_memory("run", file, "--source-id", "web", env=env)
+        command = [*COMMAND, "run", str(file), "--source-id", "web"]
+        peaks[file.name] = peak_memory(command, {"PATH": os.environ["PATH"], **env})
         assert len(store.keys(bucket)) == (1 if file == small else 10)
     print(f"peak memory, KiB: {peaks}")  # noqa: T201
     assert peaks["large"] < 1.2 * peaks["small"]
