@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -186,6 +187,41 @@ def test_a_file_that_another_process_reads_is_left_to_it(tmp_path: Path) -> None
         first.communicate(timeout=20)
     assert first.returncode == 0
     assert numbers(tmp_path) == [1]
+
+
+def test_damage_is_reported_and_keeps_nothing_else_back(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    before: set[Path] = set()
+    for source in ("web", "app"):
+        with start("run", "--source-id", source, env=env, stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            process.stdin.write('{"n":1}\n')
+            process.stdin.flush()
+            while not (new := {*(tmp_path / "spool" / "blobs").glob("*.db")} - before) or not chunks(*new):
+                time.sleep(0.02)
+            before |= new
+            process.kill()
+            process.communicate()
+        if source == "web":
+            with sqlite3.connect(*new) as database:
+                database.execute("UPDATE chunks SET data=zeroblob(length(data))")
+            database.close()
+            assert run("archive", "--once", env=env)[0] == 1
+    code, _, stderr = run("archive", "--once", env=env)
+    assert code == 1
+    assert "are not those that were written: look at the disk" in stderr
+    assert [key.split("/")[0] for key in objects(tmp_path)] == ["app"]
+
+
+def chunks(path: Path) -> int:
+    """How many there are in a blob file, once it has a table for them."""
+    database = sqlite3.connect(path)
+    try:
+        return int(database.execute("SELECT count(*) FROM chunks").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+    finally:
+        database.close()
 
 
 @pytest.mark.slow

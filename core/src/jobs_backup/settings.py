@@ -159,11 +159,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     value = values[setting.field] = _from_text(text, hints[setting.field])
                     if isinstance(value, (Duration, Size)) and value < setting.variable.minimum:
                         raise ValueError(f"expected at least {type(value)(setting.variable.minimum)}")
+                    if isinstance(value, str):
+                        value.encode()  # paths may be anything; keys, lines and requests are UTF-8
                 elif setting.default is None:
                     near = difflib.get_close_matches(setting.variable.name, environment, n=1, cutoff=0.85)
                     wrong.append(
                         f"{name} is not set" + (f" (but {near[0]} is: a typing error?)" if near and near[0] != name else "")
                     )
+            except UnicodeEncodeError:
+                wrong.append(f"{name} is not UTF-8")
             except ValueError as error:
                 shown = "" if setting.secret else f"={text!r}"
                 wrong.append(f"{name}{shown}: {error}")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import itertools
 import logging
 import os
 import signal
 import sys
 import threading
-import typing
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,7 @@ import click
 from jobs_backup.backup import Backup
 from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolError
-from jobs_backup.settings import CoreSettings, Settings, report_unknown
+from jobs_backup.settings import CoreSettings, report_unknown
 
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
@@ -118,13 +116,8 @@ def read_settings() -> CoreSettings:
     _, provider = load_class(settings.storage_provider)
     package = provider.__module__.partition(".")[0]
     logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
-    known: list[type[Settings]] = [CoreSettings]
-    if of_provider := settings_of(provider):
-        known.append(of_provider)
-    for setting in itertools.chain.from_iterable(one.describe() for one in known):
-        if Path not in (setting.type, *typing.get_args(setting.type)):
-            for name in (setting.variable.name, *setting.variable.aliases):
-                check_text(name, os.environ.get(name, ""))
+    of_provider = settings_of(provider)
+    known = (CoreSettings, of_provider) if of_provider else (CoreSettings,)
     for line in report_unknown(os.environ, *known):
         say(f"warning: {line}")
     return settings

@@ -105,13 +105,18 @@ class _Recorder:
             ConfigurationError: the input can't be read, or another process reads it.
             SpoolError: what was read can't be recorded.
         """
-        spool = self._backup.spool
-        # Standard input is nobody else's.
-        if self._input.path is not None and not spool.take_input(self._id):
-            raise ConfigurationError(f"{self._input.name}: another process is backing it up", hint="wait for its end")
+        if self._input.path is None:  # standard input is nobody else's
+            self._read(again=again, stop=stop)
+            return
+        with self._backup.spool.reading(self._id) as granted:
+            if not granted:
+                raise ConfigurationError(f"{self._input.name}: another process is backing it up", hint="wait for its end")
+            self._read(again=again, stop=stop)
+
+    def _read(self, *, again: bool, stop: threading.Event) -> None:
         with self._input.open() as reader:
             position = None if again else self._go_on(reader)
-            path = spool.directory / "rejects" / _rejects_name(self._input, self._id)
+            path = self._backup.spool.directory / "rejects" / _rejects_name(self._input, self._id)
             with closing(Rejects(path, position.rejects if position else None)) as rejects:
                 for part in reader.parts(stop):
                     if isinstance(part, LongLine):

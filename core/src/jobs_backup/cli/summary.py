@@ -66,6 +66,8 @@ class Summary:
 
     def _look(self) -> None:
         self._waiting = self._backup.spool.waiting()
+        for error in self._backup.spool.unreadable:
+            self.problem(error)
         self._open_uploads = self._backup.spool.open_uploads()
 
     def show(self, *, as_json: bool, interrupted: bool) -> int:

@@ -321,14 +321,6 @@ class Catalog:
             )
             return [Waiting(*row) for row in rows]
 
-    def location_of(self, session: str) -> str:
-        """Where the batches of a session go that was not ended."""
-        with self._database.reading() as db:
-            row = db.execute(
-                "SELECT location FROM destinations d JOIN sessions s ON s.destination=d.id WHERE s.id=?", (session,)
-            ).fetchone()
-        return row[0] if row else ""
-
     # Destinations
 
     def follow(self, destination: int) -> list[tuple[str, int]]:

@@ -60,7 +60,6 @@ class Spool:
         self.directory = directory
         self.session = secrets.token_hex(8)
         self._durability: Durability = durability
-        self._inputs: dict[str, ProcessLock] = {}
         self._unreadable: dict[str, JobsBackupError] = {}
         _make_directories(directory)
         self._catalog = Catalog(directory / "catalog.db", durability=durability)
@@ -94,17 +93,21 @@ class Spool:
         """Seal what this process has open and what has reached the limit of age. Returns the number of batches."""
         return self._writer.seal_due()
 
-    def take_input(self, source: str) -> bool:
-        """Take the right to read an input, until the spool is closed; False while another process has it.
+    @contextmanager
+    def reading(self, source: str) -> Generator[bool]:
+        """The right to read an input, within the block; False if another process has it.
 
-        It is given back only when other processes can see how far the input was read.
+        Whoever has it next sees how far the input was read: see `position`.
         """
-        if source not in self._inputs and (lock := self._try_lock(f"input-{source}")) is not None:
-            self._inputs[source] = lock
-        return source in self._inputs
+        lock = self._try_lock(f"input-{source}")
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                lock.release(remove=False)
 
     def position(self, source: str) -> bytes | None:
-        """How far an input was read; None if it never was."""
+        """How far an input was read, by any process; None if it never was."""
         found = [self._catalog.position(source)]
         for session in self._catalog.sessions():  # those that have ended, or end just now, are in the catalog
             with suppress(SpoolError), self._blob_file(session) as blobs:
@@ -160,12 +163,13 @@ class Spool:
         self._catalog.release(batch.id, error=str(error), hint=error.hint, retry_at=retry_at, standing=standing)
 
     def waiting(self) -> list[Waiting]:
-        """What is sealed and not stored, for each destination; and what dead processes recorded and can't be read."""
-        unreadable = [
-            Waiting(self._catalog.location_of(session), 0, 0, 0, str(error), error.hint)
-            for session, error in self._unreadable.items()
-        ]
-        return [*self._catalog.waiting(), *unreadable]
+        """What is sealed and not stored, for each destination."""
+        return self._catalog.waiting()
+
+    @property
+    def unreadable(self) -> list[JobsBackupError]:
+        """Why some of what dead processes recorded can't be sent: it can't be read."""
+        return list(self._unreadable.values())
 
     def last_batch(self) -> int:
         """The number of the batch that was opened last."""
@@ -270,8 +274,6 @@ class Spool:
             self._blobs.close()
             self._catalog.close()
             self._lock.release(remove=ended)
-            for lock in self._inputs.values():
-                lock.release(remove=False)
 
     def _adopt(self, session: str) -> None:
         rows = self._catalog.open_batches_of(session)
