@@ -197,13 +197,13 @@ def test_damage_is_reported_and_keeps_nothing_else_back(tmp_path: Path) -> None:
             assert process.stdin is not None
             process.stdin.write('{"n":1}\n')
             process.stdin.flush()
-            while not (new := {*(tmp_path / "spool" / "blobs").glob("*.db")} - before) or not chunks(*new):
+            while not (new := {*(tmp_path / "spool" / "blobs").glob("*.db")} - before) or not chunks(max(new)):
                 time.sleep(0.02)
             before |= new
             process.kill()
             process.communicate()
         if source == "web":
-            with sqlite3.connect(*new) as database:
+            with sqlite3.connect(max(new)) as database:
                 database.execute("UPDATE chunks SET data=zeroblob(length(data))")
             database.close()
             assert run("archive", "--once", env=env)[0] == 1
