@@ -16,7 +16,7 @@ from jobs_backup.destination import Destination
 from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, SpoolError, UploadGone
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
 from jobs_backup.spool import Spool
-from jobs_backup.spool.catalog import JournaledUpload
+from jobs_backup.spool.uploads import JournaledUpload
 
 log: Final = logging.getLogger(__name__)
 

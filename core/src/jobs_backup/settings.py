@@ -219,7 +219,7 @@ def _decode(type_: type[Any], value: Any) -> Any:
             return Path(value).expanduser()
         except RuntimeError:
             raise ValueError("there is no home directory for `~`") from None
-    raise NotImplementedError(type_)
+    raise TypeError(f"a setting can't be of type {type_}")
 
 
 def _to_text(value: Any) -> str:

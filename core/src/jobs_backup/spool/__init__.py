@@ -1,7 +1,7 @@
 """The durable local store between the application and the bucket.
 
-`catalog.py` has all state, `blobs.py` the bytes, `locks.py` tells which process is alive, `writer.py` records and seals, and
-`spool.py` joins them.
+`writer.py` records and seals; `blobs.py` has the bytes, `catalog.py` all state, `uploads.py` the journal of uploads in it;
+`locks.py` tells which process is alive; `spool.py` joins them.
 """
 
 from jobs_backup.spool.catalog import Waiting

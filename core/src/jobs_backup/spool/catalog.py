@@ -10,9 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from jobs_backup.model import Batch, Kind, Part, Stream, Upload
+from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.database import Database, Durability
+from jobs_backup.spool.uploads import MAX_DELAY, UploadJournal, writable
 
 _SCHEMA: Final = """
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
@@ -83,10 +84,6 @@ CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BL
 """
 
 
-_MAX_DELAY: Final = 3600.0
-"""Seconds; nothing is ever made to wait longer. What seems to was noted before the clock was set back."""
-
-
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """What a batch is bound to when it is opened: the destination's number, the wrappers, and the parts of its key."""
 
@@ -118,16 +115,6 @@ class Seal(NamedTuple):
     id: int
 
 
-class JournaledUpload(NamedTuple):
-    """A multipart upload in the journal."""
-
-    id: int
-    batch: int
-    upload: Upload
-    part_size: int
-    failures: int
-
-
 class Waiting(msgspec.Struct, frozen=True):
     """What a destination still has to get. `error` and `hint` are the last failure's, empty if there was none."""
 
@@ -144,6 +131,7 @@ class Catalog:
 
     def __init__(self, path: Path, *, durability: Durability) -> None:
         self._database = Database(path, _SCHEMA, version=1, durability=durability)
+        self.uploads = UploadJournal(self._database)
 
     def close(self) -> None:
         """Close the file."""
@@ -244,7 +232,7 @@ class Catalog:
                 " AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
                 " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs,"
                 " failures",
-                (session, destination, now, now + _MAX_DELAY),
+                (session, destination, now, now + MAX_DELAY),
             ).fetchone()
             if row is not None:
                 db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
@@ -257,7 +245,7 @@ class Catalog:
             found = db.execute(
                 "SELECT 1 FROM batches WHERE destination=? AND state='sealed' AND claimed_by IS NULL"
                 " AND (retry_at<=? OR retry_at>?) LIMIT 1",
-                (destination, now, now + _MAX_DELAY),
+                (destination, now, now + MAX_DELAY),
             )
             return found.fetchone() is not None
 
@@ -269,7 +257,7 @@ class Catalog:
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
-                (_writable(error), _writable(hint), retry_at, batch),
+                (writable(error), writable(hint), retry_at, batch),
             )
             if standing is not None:
                 db.execute(
@@ -347,70 +335,6 @@ class Catalog:
             db.execute("UPDATE batches SET retry_at=0 WHERE destination=? AND state='sealed' AND retry_at>0", (destination,))
             db.execute("UPDATE uploads SET retry_at=0 WHERE destination=? AND retry_at>0", (destination,))
 
-    # Multipart uploads
-
-    def journal_upload(self, batch: int, destination: int, upload: Upload, part_size: int) -> JournaledUpload:
-        """Remember an upload; before its first part is sent."""
-        with self._database.transaction() as db:
-            id_ = db.execute(
-                "INSERT INTO uploads (batch, destination, upload, part_size) VALUES (?, ?, ?, ?)",
-                (batch, destination, msgspec.json.encode(upload), part_size),
-            ).lastrowid
-        assert id_ is not None
-        return JournaledUpload(id_, batch, upload, part_size, 0)
-
-    def upload_of(self, batch: int) -> tuple[JournaledUpload, list[Part]] | None:
-        """The upload to be continued for a batch, with the parts that the store has."""
-        with self._database.reading() as db:
-            row = db.execute(
-                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned"
-                " ORDER BY id DESC LIMIT 1",
-                (batch,),
-            ).fetchone()
-            if row is None:
-                return None
-            parts = db.execute("SELECT part FROM parts WHERE upload=? ORDER BY number", (row[0],))
-            return _upload(row), [msgspec.json.decode(part, type=Part) for (part,) in parts]
-
-    def journal_part(self, upload: int, part: Part) -> None:
-        """Remember the receipt of a part."""
-        with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload, part.number, msgspec.json.encode(part)))
-
-    def abandon_upload(self, upload: int) -> None:
-        """It will not be continued: it has to be aborted."""
-        with self._database.transaction() as db:
-            db.execute("UPDATE uploads SET abandoned=1 WHERE id=?", (upload,))
-
-    def forget_upload(self, upload: int) -> None:
-        """It was completed or aborted."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM uploads WHERE id=?", (upload,))
-
-    def abandoned_uploads(self, destination: int) -> list[JournaledUpload]:
-        """The uploads that have to be aborted and whose time has come."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
-                " AND (retry_at<=? OR retry_at>?) ORDER BY id",
-                (destination, time.time(), time.time() + _MAX_DELAY),
-            ).fetchall()
-        return [_upload(row) for row in rows]
-
-    def postpone_abort(self, upload: int, *, error: str, hint: str, retry_at: float) -> None:
-        """Aborting it failed."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
-                (_writable(error), _writable(hint), retry_at, upload),
-            )
-
-    def open_uploads(self) -> list[tuple[str, str, str]]:
-        """(key, error, hint) of every upload that is to be aborted and was not yet."""
-        with self._database.reading() as db:
-            rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
-        return [(msgspec.json.decode(upload, type=Upload).key, error, hint) for upload, error, hint in rows]
-
 
 def _batch(row: tuple[Any, ...]) -> Batch:
     id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs, _ = row
@@ -428,10 +352,6 @@ def _batch(row: tuple[Any, ...]) -> Batch:
     )
 
 
-def _upload(row: tuple[Any, ...]) -> JournaledUpload:
-    return JournaledUpload(row[0], row[1], msgspec.json.decode(row[2], type=Upload), row[3], row[4])
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
@@ -443,8 +363,3 @@ def _merge(db: sqlite3.Connection, session: str, positions: Iterable[InputPositi
         positions,
     )
     db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=?", (session,))
-
-
-def _writable(text: str) -> str:
-    """Text that may have come from anywhere, as SQLite takes it."""
-    return text.encode("utf-8", "backslashreplace").decode()

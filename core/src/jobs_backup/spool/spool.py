@@ -15,9 +15,10 @@ from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Part, Upload
 from jobs_backup.spool.blobs import BlobFile, SpooledBody
-from jobs_backup.spool.catalog import Catalog, JournaledUpload, Placement, Waiting
+from jobs_backup.spool.catalog import Catalog, Placement, Waiting
 from jobs_backup.spool.database import Durability
 from jobs_backup.spool.locks import ProcessLock
+from jobs_backup.spool.uploads import JournaledUpload
 from jobs_backup.spool.writer import BatchLimits, OpenBatch, Recording, Writer, seal_batches
 
 log: Final = logging.getLogger(__name__)
@@ -187,35 +188,35 @@ class Spool:
 
     def upload_of(self, batch: Batch) -> tuple[JournaledUpload, list[Part]] | None:
         """The upload to be continued for a batch, with the parts that the store has."""
-        return self._catalog.upload_of(batch.id)
+        return self._catalog.uploads.of(batch.id)
 
     def journal_upload(self, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
         """Remember an upload; before its first part is sent."""
-        return self._catalog.journal_upload(batch.id, self.destination, upload, part_size)
+        return self._catalog.uploads.begin(batch.id, self.destination, upload, part_size)
 
     def journal_part(self, upload: JournaledUpload, part: Part) -> None:
         """Remember the receipt of a part."""
-        self._catalog.journal_part(upload.id, part)
+        self._catalog.uploads.add_part(upload.id, part)
 
     def abandon_upload(self, upload: JournaledUpload) -> None:
         """It will not be continued: it has to be aborted."""
-        self._catalog.abandon_upload(upload.id)
+        self._catalog.uploads.abandon(upload.id)
 
     def forget_upload(self, upload: JournaledUpload) -> None:
         """It was completed or aborted."""
-        self._catalog.forget_upload(upload.id)
+        self._catalog.uploads.forget(upload.id)
 
     def abandoned_uploads(self) -> list[JournaledUpload]:
         """The uploads to this destination that have to be aborted and whose time has come."""
-        return self._catalog.abandoned_uploads(self.destination)
+        return self._catalog.uploads.abandoned(self.destination)
 
     def postpone_abort(self, upload: JournaledUpload, error: JobsBackupError, *, retry_at: float) -> None:
         """Aborting it failed; from `retry_at` (seconds since 1970) on it is tried again."""
-        self._catalog.postpone_abort(upload.id, error=str(error), hint=error.hint, retry_at=retry_at)
+        self._catalog.uploads.postpone(upload.id, error=str(error), hint=error.hint, retry_at=retry_at)
 
     def open_uploads(self) -> list[tuple[str, str, str]]:
         """(key, error, hint) of every upload that still has to be aborted."""
-        return self._catalog.open_uploads()
+        return self._catalog.uploads.waiting()
 
     # Life and death
 

@@ -1,0 +1,102 @@
+"""The journal of multipart uploads: their ids, before the first part is sent, and the receipts of their parts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from jobs_backup.model import Part, Upload
+from jobs_backup.spool.database import Database
+
+MAX_DELAY: Final = 3600.0
+"""Seconds; nothing is ever made to wait longer. What seems to was noted before the clock was set back."""
+
+
+class JournaledUpload(NamedTuple):
+    """A multipart upload in the journal."""
+
+    id: int
+    batch: int
+    upload: Upload
+    part_size: int
+    failures: int
+
+
+class UploadJournal:
+    """The tables `uploads` and `parts` of the catalog. Every method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(self, batch: int, destination: int, upload: Upload, part_size: int) -> JournaledUpload:
+        """Remember an upload; before its first part is sent."""
+        with self._database.transaction() as db:
+            id_ = db.execute(
+                "INSERT INTO uploads (batch, destination, upload, part_size) VALUES (?, ?, ?, ?)",
+                (batch, destination, msgspec.json.encode(upload), part_size),
+            ).lastrowid
+        assert id_ is not None
+        return JournaledUpload(id_, batch, upload, part_size, 0)
+
+    def of(self, batch: int) -> tuple[JournaledUpload, list[Part]] | None:
+        """The upload to be continued for a batch, with the parts that the store has."""
+        with self._database.reading() as db:
+            row = db.execute(
+                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned"
+                " ORDER BY id DESC LIMIT 1",
+                (batch,),
+            ).fetchone()
+            if row is None:
+                return None
+            parts = db.execute("SELECT part FROM parts WHERE upload=? ORDER BY number", (row[0],))
+            return _upload(row), [msgspec.json.decode(part, type=Part) for (part,) in parts]
+
+    def add_part(self, upload: int, part: Part) -> None:
+        """Remember the receipt of a part."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload, part.number, msgspec.json.encode(part)))
+
+    def abandon(self, upload: int) -> None:
+        """It will not be continued: it has to be aborted."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE uploads SET abandoned=1 WHERE id=?", (upload,))
+
+    def forget(self, upload: int) -> None:
+        """It was completed or aborted."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM uploads WHERE id=?", (upload,))
+
+    def abandoned(self, destination: int) -> list[JournaledUpload]:
+        """The uploads that have to be aborted and whose time has come."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
+                " AND (retry_at<=? OR retry_at>?) ORDER BY id",
+                (destination, time.time(), time.time() + MAX_DELAY),
+            ).fetchall()
+        return [_upload(row) for row in rows]
+
+    def postpone(self, upload: int, *, error: str, hint: str, retry_at: float) -> None:
+        """Aborting it failed."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
+                (writable(error), writable(hint), retry_at, upload),
+            )
+
+    def waiting(self) -> list[tuple[str, str, str]]:
+        """(key, error, hint) of every upload that is to be aborted and was not yet."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
+        return [(msgspec.json.decode(upload, type=Upload).key, error, hint) for upload, error, hint in rows]
+
+
+def _upload(row: tuple[Any, ...]) -> JournaledUpload:
+    return JournaledUpload(row[0], row[1], msgspec.json.decode(row[2], type=Upload), row[3], row[4])
+
+
+def writable(text: str) -> str:
+    """Text that may have come from anywhere, as SQLite takes it."""
+    return text.encode("utf-8", "backslashreplace").decode()
