@@ -192,10 +192,13 @@ class Archiver:
         self.failure = error
         of_destination = error.refused or isinstance(error, _OF_THE_DESTINATION)
         delay = 0.0 if of_destination else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
-        self._release(batch, error, delay)
         if isinstance(error, _OF_THE_BATCH):
             log.error("%s waits for %.0f s, nothing is lost: %s", batch.key, delay, error.one_line())
-            return
+        else:
+            self._begin_pause(error)  # before the batch is given back, or another worker would take it at once
+        self._release(batch, error, delay)
+
+    def _begin_pause(self, error: JobsBackupError) -> None:
         with self._changed:
             if time.monotonic() >= self._paused_until:  # else others of the same moment have failed, too
                 self._pauses += 1
