@@ -56,6 +56,7 @@ _NOT_MINIO: Mapping[str, str] = {
 }
 
 
+@pytest.mark.slow
 class TestS3(_OnStore):
     provider = "S3"
     more: ClassVar = {"JOBS_BACKUP_S3_CHECKSUM": "crc32c", "AWS_ENABLE_SSE": "true"}

@@ -18,6 +18,8 @@ from buckets import events, file_environment, objects
 from memory import peak_memory
 from test_command import COMMAND, ndjson, numbers, run, start, summary
 
+pytestmark = pytest.mark.slow  # a process or several for each test
+
 SMALL_LINES = [
     sys.executable,
     "-c",
