@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
+import random
 import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from spools import APP, WEB, claim, content, die, open_spool, record
 
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
-from jobs_backup.model import Batch, Kind, Part, Stream, Upload
-from jobs_backup.spool import Spool
+from jobs_backup.model import Part, Upload
+from jobs_backup.spool import Claim, Spool, writer
 from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
-from jobs_backup.spool.writer import MEMBER_BYTES, BatchLimits, Recording
-
-WEB = Stream(Kind.RAW, "w", "web")
-APP = Stream(Kind.RAW, "w", "app")
-LIMITS = BatchLimits(events=1000, bytes=1 << 30, age=300)
-
-
-def open_spool(directory: Path, *, location: str = "s3://bucket", limits: BatchLimits = LIMITS) -> Spool:
-    return Spool(directory, location=location, prefix="p", instance_id="1", limits=limits)
-
-
-def record(spool: Spool, lines: Sequence[bytes], stream: Stream = WEB, at: int = 1_000_000) -> list[tuple[int, int]]:
-    recording = Recording(stream, list(lines), first_at=at, last_at=at)
-    spool.append([recording])
-    return recording.jobs
-
-
-def claim(spool: Spool) -> Batch:
-    claimed = spool.claim()
-    assert claimed is not None
-    return claimed.batch
-
-
-def content(spool: Spool, batch: Batch) -> bytes:
-    with spool.open_body(batch).open() as reader:
-        return reader.read()
-
-
-def die(spool: Spool) -> None:
-    """What a killed process leaves: nothing was ended, but its lock is free."""
-    spool._blobs.close()
-    spool._catalog.close()
-    spool._lock.drop()
+from jobs_backup.spool.open_batch import MEMBER_BYTES
+from jobs_backup.spool.writer import BatchLimits, Recording
 
 
 def test_lines_come_out_as_they_went_in(tmp_path: Path) -> None:
@@ -72,7 +43,7 @@ def test_large_recordings_become_members_of_about_a_mebibyte(tmp_path: Path) -> 
     lines = [b'{"n":%060d}\n' % number for number in range(60_000)]
     for start in range(0, len(lines), 500):
         record(spool, lines[start : start + 500])
-    chunks = spool._blobs.chunks(spool._writer._open[WEB].id)
+    chunks = spool._writer._blobs.chunks(spool._writer._open[WEB].id)
     members = [chunk for chunk in chunks if chunk.member]
     assert len(members) == len(lines) * len(lines[0]) // MEMBER_BYTES
     assert all(MEMBER_BYTES <= chunk.raw_bytes < MEMBER_BYTES + 500 * len(lines[0]) for chunk in members)
@@ -108,7 +79,7 @@ def test_a_body_can_be_read_in_slices_and_from_anywhere(tmp_path: Path) -> None:
     spool.seal()
     batch = claim(spool)
     body, whole = spool.open_body(batch), content(spool, batch)
-    assert len(spool._blobs.chunks(batch.id)) > 3
+    assert len(spool._writer._blobs.chunks(batch.id)) > 3
     for offset in range(0, batch.size, 12_345):
         size = min(12_345, batch.size - offset)
         part = body.slice(offset, size)
@@ -173,7 +144,7 @@ def test_what_a_dead_process_was_sending_is_sent_by_another_byte_for_byte(tmp_pa
 def test_a_failed_commit_leaves_no_trace_and_the_next_one_works(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     first = record(spool, [b'{"a":1}\n'])
-    fail = spool._blobs._database
+    fail = spool._writer._blobs._database
     connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[assignment]
     with pytest.raises(SpoolError):
         record(spool, [b'{"a":2}\n'])
@@ -357,7 +328,7 @@ def test_nothing_that_is_acknowledged_slips_through_while_it_closes(tmp_path: Pa
 
 def test_after_a_failed_commit_no_empty_object_is_made(tmp_path: Path) -> None:
     spool = open_spool(tmp_path, limits=BatchLimits(events=10, bytes=1 << 30, age=300))
-    database = spool._blobs._database
+    database = spool._writer._blobs._database
     connection, database._connection = database._connection, _Broken(database._connection)  # type: ignore[assignment]
     with pytest.raises(SpoolError):
         record(spool, [b"{}\n"] * 45)
@@ -373,7 +344,7 @@ def test_what_cannot_be_read_of_a_dead_process_keeps_no_other_back(tmp_path: Pat
     dead = open_spool(tmp_path)
     dead.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("file", 1, b"10"))])
     record(dead, [b"{}\n"], stream=APP)
-    with dead._blobs._database.transaction() as connection:
+    with dead._writer._blobs._database.transaction() as connection:
         connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=(SELECT min(job) FROM chunks)")
     die(dead)
     gone = open_spool(tmp_path)
@@ -385,7 +356,8 @@ def test_what_cannot_be_read_of_a_dead_process_keeps_no_other_back(tmp_path: Pat
     assert claim(alive).stream == APP
     assert alive.claim() is None
     assert alive.position("file") == b"10"
-    assert {type(error) for error in alive.unreadable} == {SpoolCorrupt, SpoolError}
+    assert [damage.stream for damage in alive.quarantined()] == [WEB]
+    assert [error.message for error in alive.unreadable] == [f"{tmp_path}/blobs/{gone.session}.db: unable to open database file"]
     alive.close()
 
 
@@ -494,11 +466,11 @@ def test_damaged_bytes_are_found(tmp_path: Path) -> None:
     record(spool, [b'{"a":1}\n'])
     spool.seal()
     batch = claim(spool)
-    with spool._blobs._database.transaction() as connection:
+    with spool._writer._blobs._database.transaction() as connection:
         connection.execute("UPDATE chunks SET data=zeroblob(length(data))")
     with pytest.raises(SpoolCorrupt, match="not those that were written"):
         content(spool, batch)
-    with spool._blobs._database.transaction() as connection:
+    with spool._writer._blobs._database.transaction() as connection:
         connection.execute("DELETE FROM chunks")
     with pytest.raises(SpoolCorrupt, match="instead of"):
         spool.open_body(batch)
@@ -555,4 +527,93 @@ def test_refusals_have_the_words_of_the_error(tmp_path: Path) -> None:
     spool.seal()
     spool.release(claim(spool), BucketNotFound("no bucket", hint="create it"), retry_at=0)
     assert [(waiting.error, waiting.hint) for waiting in spool.waiting()] == [("no bucket", "create it")]
+    spool.close()
+
+
+def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> None:
+    earlier = Path(__file__).parent / "data" / "spool-v1"
+    (tmp_path / "blobs").mkdir()
+    for script in earlier.rglob("*.sql"):
+        with sqlite3.connect((tmp_path / script.relative_to(earlier)).with_suffix(".db")) as connection:
+            connection.executescript(script.read_text())
+        connection.close()
+    spool = open_spool(tmp_path, location="file:///srv/bucket")
+    spool.recover()
+    batches = [claim(spool), claim(spool)]
+    assert spool.claim() is None, "the third one was stored"
+    found = [gzip.decompress(content(spool, batch)) for batch in batches]
+    assert [line.count(b"\n") for line in found] == [5, 3]
+    assert b'"messageId":"w0"' in found[0]
+    assert b'"messageId":"o0"' in found[1]
+    journaled = spool.upload_of(batches[0])
+    assert journaled is not None
+    assert (journaled[0].upload.id, [part.etag for part in journaled[1]]) == ("an-upload", ["one"])
+    assert spool.position("input") == b"{}"
+    spool.set_aside(Claim(batches[0], 0, 2), SpoolCorrupt("rotten"))
+    spool.close()
+    fresh = open_spool(tmp_path / "fresh")
+    upgraded = open_spool(tmp_path)
+    tables = "SELECT m.name, c.name, c.type, c.dflt_value FROM sqlite_schema m, pragma_table_info(m.name) c ORDER BY 1, c.cid"
+    indexes = "SELECT sql FROM sqlite_schema WHERE type='index' AND sql NOT NULL ORDER BY name"
+    for statement in (tables, indexes):
+        of_both = [one._catalog._database._connection.execute(statement).fetchall() for one in (fresh, upgraded)]
+        assert of_both[0] == of_both[1]
+    fresh.close()
+    upgraded.close()
+
+
+def test_a_spool_of_an_earlier_version_is_not_upgraded_while_it_is_used(tmp_path: Path) -> None:
+    other = open_spool(tmp_path)
+    with sqlite3.connect(tmp_path / "catalog.db") as connection:
+        connection.execute("PRAGMA user_version=1")
+    connection.close()
+    with pytest.raises(SpoolError, match="is used by a process with an earlier version"):
+        open_spool(tmp_path)
+    other.close()
+
+
+def test_a_file_that_has_grown_large_is_left_and_removed_once_it_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_FILE_BYTES", 1 << 20)
+    spool = open_spool(tmp_path)
+    jobs: list[int] = []
+    for number in range(20):
+        position = InputPosition("input", number + 1, b"%d" % number)
+        noise = base64.b64encode(random.Random(number).randbytes(200_000))
+        recording = Recording(WEB if number % 2 else APP, [b'"%s"\n' % noise], first_at=1, last_at=1, position=position)
+        spool.append([recording])
+        jobs.append(recording.jobs[0][0])
+    assert len(set(jobs)) == 20
+    names = {path.stem for path in (tmp_path / "blobs").glob("*.db")}
+    assert len(names) > 2
+    assert all(name.partition("-")[0] == spool.session for name in names)
+    assert spool.position("input") == b"19"
+    spool.seal()
+    last = spool.last_batch()
+    events = 0
+    while (claimed := spool.claim()) is not None:
+        assert spool.is_unsent(last)
+        events += gzip.decompress(content(spool, claimed.batch)).count(b"\n")
+        spool.stored(claimed.batch)
+    assert events == 20
+    assert not spool.is_unsent(last)
+    assert len(list((tmp_path / "blobs").glob("*.db"))) == 1
+    record(spool, [b"{}\n"])
+    die(spool)
+    alive = open_spool(tmp_path)
+    alive.recover()
+    assert alive.position("input") == b"19"
+    assert claim(alive).events == 1
+    alive.close()
+
+
+def test_where_the_new_file_cannot_be_entered_the_old_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_FILE_BYTES", 1 << 16)
+    spool = open_spool(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(spool._catalog, "change_file", lambda *_: (_ for _ in ()).throw(SpoolError("no")))
+        for _ in range(3):
+            record(spool, [b"{}\n"])
+    assert [path.stem for path in (tmp_path / "blobs").glob("*.db")] == [spool.session]
+    record(spool, [b"{}\n"])
+    assert sum(batch.batch.events for batch in iter(spool.claim, None)) == 4
     spool.close()

@@ -13,6 +13,7 @@ from jobs_backup.errors import (
     AlreadyExists,
     IntegrityError,
     JobsBackupError,
+    SpoolCorrupt,
     SpoolError,
     Throttled,
     Unavailable,
@@ -21,7 +22,7 @@ from jobs_backup.errors import (
 from jobs_backup.model import Batch, WriteReceipt
 from jobs_backup.multipart import Multipart, Stopped
 from jobs_backup.settings import CoreSettings
-from jobs_backup.spool import Spool
+from jobs_backup.spool import Claim, Spool
 
 T = TypeVar("T")
 log: Final = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Archiver:
         self._pause: JobsBackupError | None = None
         self._pauses = 0
         self._paused_until = 0.0
+        self._claim_error = ""
         self.sent = Sent()
         self.failure: JobsBackupError | None = None
         """The last error that delayed a batch; None again once another one was stored."""
@@ -135,20 +137,22 @@ class Archiver:
 
     def _work(self) -> None:
         while (claimed := self._next()) is not None:
-            batch, failures = claimed
+            batch = claimed.batch
             try:
                 self._store(batch)
+            except SpoolCorrupt as error:
+                self._damaged(claimed, error)
             except JobsBackupError as error:
-                self._failed(batch, failures, error)
+                self._failed(batch, claimed.failures, error)
             except Exception as error:
                 log.exception("sending %s failed unexpectedly", batch.key)
-                self._failed(batch, failures, SpoolError(f"{batch.key}: {type(error).__name__}: {error}"))
+                self._failed(batch, claimed.failures, SpoolError(f"{batch.key}: {type(error).__name__}: {error}"))
             finally:
                 with self._changed:
                     self._sending -= 1
                     self._changed.notify_all()
 
-    def _next(self) -> tuple[Batch, int] | None:
+    def _next(self) -> Claim | None:
         """The next batch to send; waits for one. None at the end."""
         with self._changed:
             while not self._stop.is_set():
@@ -160,12 +164,16 @@ class Archiver:
                 self._changed.wait(wait if wait > 0 else None)
         return None
 
-    def _claim(self) -> tuple[Batch, int] | None:
+    def _claim(self) -> Claim | None:
         try:
-            return self._spool.claim()
+            claim = self._spool.claim()
         except SpoolError as error:
-            log.error("%s", error.one_line())
+            if error.message != self._claim_error:  # else each worker would say it each second
+                log.error("%s", error.one_line())
+            self._claim_error = error.message
             return None  # tried again when the thread that looks after things finds that something is to be sent
+        self._claim_error = ""
+        return claim
 
     def _store(self, batch: Batch) -> None:
         body = self._destination.open_body(batch)
@@ -184,6 +192,14 @@ class Archiver:
             self.sent.events += batch.events
             self.sent.bytes += batch.size
         log.info("stored %s: %d events, %d bytes%s", batch.key, batch.events, batch.size, ", was there" if receipt.existed else "")
+
+    def _damaged(self, claim: Claim, error: SpoolCorrupt) -> None:
+        """What is damaged goes into quarantine; the rest is sent as another object, if it can be."""
+        log.error("%s: %s", claim.batch.key, error.one_line())
+        try:
+            self._spool.set_aside(claim, error)
+        except SpoolError as failure:
+            self._failed(claim.batch, claim.failures, failure)
 
     def _failed(self, batch: Batch, failures: int, error: JobsBackupError) -> None:
         if isinstance(error, Stopped) or self._stop.is_set():
@@ -206,6 +222,10 @@ class Archiver:
             pause = max(min(asked or 0.0, _MAX_ASKED), min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16)))
             self._paused_until = time.monotonic() + pause
             self._pause = error
+        try:
+            self._spool.pause(error, until=time.time() + pause)
+        except SpoolError as failure:
+            log.error("%s", failure.one_line())
         log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line())
 
     def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
@@ -227,6 +247,7 @@ class Archiver:
     def _look_after(self) -> None:
         """Ages, dead processes, and what other processes have sealed."""
         while not self._stop.wait(TICK):
+            self._spool.keep_ballast()
             _guarded(self._spool.recover)
             _guarded(self._spool.seal_due)
             if _guarded(self._spool.has_claimable):

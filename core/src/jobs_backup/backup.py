@@ -19,13 +19,15 @@ from jobs_backup import encoding
 from jobs_backup.archiver import TICK, Archiver
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import Payload
-from jobs_backup.errors import BackupClosed, DestinationPaused, InvalidEvent, JobsBackupError, NoArchiver
+from jobs_backup.errors import BackupClosed, DestinationPaused, InvalidEvent, JobsBackupError, NoArchiver, SpoolError
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind, Stream
 from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Spool
 from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
-from jobs_backup.spool.writer import MEMBER_BYTES, BatchLimits, Recording
+from jobs_backup.spool.open_batch import MEMBER_BYTES
+from jobs_backup.spool.room import RoomLimits
+from jobs_backup.spool.writer import BatchLimits, Recording
 
 log: Final = logging.getLogger(__name__)
 
@@ -148,6 +150,9 @@ class Backup:
             prefix=prefix,
             instance_id=settings.instance_id,
             limits=BatchLimits(events=settings.batch_events, bytes=settings.batch_bytes, age=settings.upload_frequency),
+            room=RoomLimits(
+                max_bytes=settings.spool_max_bytes, min_free=settings.spool_min_free, timeout=settings.spool_full_timeout
+            ),
             durability=settings.spool_durability,
             archives=archive,
         )
@@ -191,7 +196,7 @@ class Backup:
 
         Raises:
             InvalidEvent: the payload is no JSON object.
-            SpoolFull: there is no room; nothing was recorded.
+            SpoolFull: there was no room for JOBS_BACKUP_SPOOL_FULL_TIMEOUT; nothing was recorded.
             BackupClosed: after `close`, and in a forked process.
         """
         self._check_usable()
@@ -320,6 +325,8 @@ class Backup:
         while not self._stop.wait(TICK):
             try:
                 self.spool.seal_due()
+            except SpoolError as error:
+                log.error("sealing failed, tried again: %s", error.one_line())
             except Exception:
                 log.exception("sealing failed, tried again")
 

@@ -272,6 +272,23 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
             " a power loss.",
         ),
     ] = "full"
+    spool_max_bytes: Annotated[
+        Size | None,
+        Variable(
+            "JOBS_BACKUP_SPOOL_MAX_BYTES",
+            "Recording stops when the spool holds so many bytes of events (as they are stored, mostly compressed), and goes on when"
+            " some are sent. Default: as many as the disk has room for.",
+            example="20GB",
+            minimum=1,
+        ),
+    ] = None
+    spool_min_free: Annotated[
+        Size, Variable("JOBS_BACKUP_SPOOL_MIN_FREE", "Recording stops when the spool's disk has less free space than this.")
+    ] = Size.parse("128MiB")
+    spool_full_timeout: Annotated[
+        Duration,
+        Variable("JOBS_BACKUP_SPOOL_FULL_TIMEOUT", "So long a full spool makes recording wait; then it fails with SpoolFull."),
+    ] = Duration(30)
     batch_events: Annotated[
         int, msgspec.Meta(ge=1, le=2**21), Variable("JOBS_BACKUP_BATCH_EVENTS", "An object is closed when it has so many events.")
     ] = 100_000

@@ -5,6 +5,6 @@
 """
 
 from jobs_backup.spool.catalog import Waiting
-from jobs_backup.spool.spool import Spool
+from jobs_backup.spool.spool import Claim, Spool
 
-__all__ = ["Spool", "Waiting"]
+__all__ = ["Claim", "Spool", "Waiting"]

@@ -1,4 +1,4 @@
-"""The bytes of batches: one SQLite file for each writer; chunks are appended, read, and dropped with their batch."""
+"""The bytes of batches: SQLite files, each with one writer; chunks are appended and read, and removed with their file."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ INDEX_BITS: Final = 21
 """A job's id is its batch's number, shifted by so many bits, plus its index in the batch."""
 
 _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
+_PAGE_SIZE: Final = 65536
 _SCHEMA: Final = """
 CREATE TABLE chunks (
     job INTEGER PRIMARY KEY,      -- id of its first job: the batch and the order in it
@@ -46,6 +47,11 @@ class Chunk(NamedTuple):
     last_at: int
     member: bool
 
+    @property
+    def start(self) -> int:
+        """The place of its first event in the batch."""
+        return self.job & _INDEX_MASK
+
 
 class InputPosition(NamedTuple):
     """How far an input was read. Of two, the one with the later `at` (microseconds since 1970) counts."""
@@ -59,10 +65,18 @@ class BlobFile:
     """One writer's file. The members of a batch stand before its waiting lines; folding keeps it so."""
 
     def __init__(self, path: Path, *, durability: Durability, create: bool = False) -> None:
+        self.name = path.stem
         # Large pages suit large blobs; the automatic checkpoint counts pages: 8 MiB.
         self._database = Database(
-            path, _SCHEMA, version=1, durability=durability, page_size=65536, checkpoint_pages=128, create=create
+            path, _SCHEMA, version=1, durability=durability, page_size=_PAGE_SIZE, checkpoint_pages=128, create=create
         )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        with self._database.reading() as connection:
+            pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
+        return pages * _PAGE_SIZE
 
     @contextmanager
     def transaction(self) -> Generator[Appender]:
@@ -79,6 +93,15 @@ class BlobFile:
             )
             return [Chunk(*row) for row in rows]
 
+    def spooled(self, batch: int) -> tuple[int, int]:
+        """How many events of a batch there are, and their bytes on the disk."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT coalesce(sum(events), 0), coalesce(sum(length(data)), 0) FROM chunks WHERE job BETWEEN ? AND ?",
+                _jobs_of(batch),
+            ).fetchone()
+        return row[0], row[1]
+
     def lines(self, first_job: int) -> bytes:
         """The waiting lines of a batch, from `first_job` on."""
         with self._database.reading() as connection:
@@ -88,20 +111,31 @@ class BlobFile:
             return b"".join(_checked(self._database.path, *row) for row in rows)
 
     def data(self, job: int) -> bytes:
-        """The bytes of one chunk."""
+        """The bytes of one chunk.
+
+        Raises:
+            SpoolCorrupt: they are not those that were written.
+        """
+        data, is_good = self.examine(job)
+        if not is_good:
+            raise _damaged(self._database.path, job)
+        return data
+
+    def examine(self, job: int) -> tuple[bytes, bool]:
+        """The bytes of one chunk, and whether they are those that were written."""
         with self._database.reading() as connection:
-            row = connection.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
-        return _checked(self._database.path, *row)
+            checksum, data = connection.execute("SELECT crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
+        return data, crc32c.crc32c(data) == checksum
 
     def positions(self) -> list[InputPosition]:
         """How far each input was read; committed together with the events read from it."""
         with self._database.reading() as connection:
             return [InputPosition(*row) for row in connection.execute("SELECT input, at, position FROM positions")]
 
-    def drop(self, batch: int) -> None:
-        """Forget a batch's bytes."""
+    def remove(self, job: int) -> None:
+        """Remove one chunk."""
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM chunks WHERE job BETWEEN ? AND ?", _jobs_of(batch))
+            connection.execute("DELETE FROM chunks WHERE job=?", (job,))
 
     def close(self) -> None:
         """Close the file."""
@@ -126,6 +160,49 @@ class Appender:
     def set_position(self, position: InputPosition) -> None:
         """Remember how far an input was read."""
         self._connection.execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", position)
+
+
+class BlobFiles:
+    """The directory of blob files."""
+
+    def __init__(self, directory: Path, *, durability: Durability) -> None:
+        self._directory = directory
+        self._durability: Durability = durability
+
+    def path(self, name: str) -> Path:
+        """Where a file is."""
+        return self._directory / f"{name}.db"
+
+    def names(self) -> list[str]:
+        """All files."""
+        return [path.stem for path in self._directory.glob("*.db")]
+
+    def create(self, name: str) -> BlobFile:
+        """A new file."""
+        return BlobFile(self.path(name), durability=self._durability, create=True)
+
+    @contextmanager
+    def open(self, name: str) -> Generator[BlobFile]:
+        """A file that is there, for as long as the block lasts."""
+        blobs = BlobFile(self.path(name), durability=self._durability)
+        try:
+            yield blobs
+        finally:
+            blobs.close()
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        for path in self._paths(name):
+            path.unlink(missing_ok=True)
+
+    def move(self, name: str, directory: Path) -> None:
+        """Take a file away that nobody uses."""
+        for path in self._paths(name):
+            if path.exists():
+                path.rename(directory / path.name)
+
+    def _paths(self, name: str) -> list[Path]:
+        return [Path(f"{self.path(name)}{suffix}") for suffix in ("", "-wal", "-shm")]
 
 
 class SpooledBody(Body):
@@ -208,8 +285,12 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _checked(path: Path, job: int, checksum: int, data: bytes) -> bytes:
     if crc32c.crc32c(data) != checksum:
-        raise SpoolCorrupt(f"{path}: the bytes of job {job} are not those that were written", hint="look at the disk")
+        raise _damaged(path, job)
     return data
+
+
+def _damaged(path: Path, job: int) -> SpoolCorrupt:
+    return SpoolCorrupt(f"{path}: the bytes of job {job} are not those that were written", hint="look at the disk")
 
 
 def _jobs_of(batch: int) -> tuple[int, int]:

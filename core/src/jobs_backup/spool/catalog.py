@@ -12,76 +12,12 @@ import msgspec
 
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
-from jobs_backup.spool.database import Database, Durability
+from jobs_backup.spool.database import Database, Durability, file_version
+from jobs_backup.spool.schema import SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.uploads import MAX_DELAY, UploadJournal, writable
 
-_SCHEMA: Final = """
-CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
-INSERT INTO counters VALUES ('batch', 0);
-CREATE TABLE destinations (
-    id INTEGER PRIMARY KEY,
-    location TEXT NOT NULL UNIQUE,
-    standing TEXT NOT NULL DEFAULT 'untried' CHECK (standing IN ('untried', 'refused', 'proven')),
-    error TEXT NOT NULL DEFAULT '',
-    hint TEXT NOT NULL DEFAULT ''
-) STRICT;
-CREATE TABLE sessions (
-    id TEXT PRIMARY KEY,          -- also the name of its lock and of its blob file
-    pid INTEGER NOT NULL,
-    destination INTEGER NOT NULL REFERENCES destinations,
-    archives INTEGER NOT NULL,    -- 1: it sends what is sealed
-    began_at REAL NOT NULL
-) STRICT;
-CREATE TABLE batches (
-    id INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL,
-    workspace_id TEXT NOT NULL,
-    source_id TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'stored')),
-    destination INTEGER NOT NULL REFERENCES destinations,
-    prefix TEXT NOT NULL,         -- of its key, as it was set when it was opened
-    instance_id TEXT NOT NULL,
-    wrappers TEXT NOT NULL,       -- names of those that make its bytes, outermost first, separated by commas
-    blobs TEXT NOT NULL,          -- name of the blob file: the session that recorded it
-    events INTEGER NOT NULL DEFAULT 0,
-    raw_bytes INTEGER NOT NULL DEFAULT 0,
-    first_at INTEGER,
-    last_at INTEGER,
-    size INTEGER,
-    crc32c INTEGER,
-    uuid TEXT,
-    key TEXT,
-    stored_at REAL,
-    claimed_by TEXT,              -- the session that is sending it
-    failures INTEGER NOT NULL DEFAULT 0,
-    retry_at REAL NOT NULL DEFAULT 0,
-    error TEXT NOT NULL DEFAULT '',
-    hint TEXT NOT NULL DEFAULT ''
-) STRICT;
-CREATE INDEX sealed_batches ON batches (destination, claimed_by, retry_at, id) WHERE state = 'sealed';
-CREATE INDEX unstored_batches ON batches (blobs, id) WHERE state != 'stored';
-CREATE INDEX claimed_batches ON batches (claimed_by) WHERE claimed_by IS NOT NULL;
-CREATE TABLE uploads (
-    id INTEGER PRIMARY KEY,
-    batch INTEGER NOT NULL REFERENCES batches,
-    destination INTEGER NOT NULL REFERENCES destinations,
-    upload BLOB NOT NULL,         -- as the provider returned it, as JSON; a secret
-    part_size INTEGER NOT NULL,
-    abandoned INTEGER NOT NULL DEFAULT 0,   -- 1: to be aborted
-    failures INTEGER NOT NULL DEFAULT 0,
-    retry_at REAL NOT NULL DEFAULT 0,
-    error TEXT NOT NULL DEFAULT '',
-    hint TEXT NOT NULL DEFAULT ''
-) STRICT;
-CREATE INDEX uploads_by_batch ON uploads (batch);
-CREATE TABLE parts (
-    upload INTEGER NOT NULL REFERENCES uploads ON DELETE CASCADE,
-    number INTEGER NOT NULL,
-    part BLOB NOT NULL,           -- the receipt, as JSON
-    PRIMARY KEY (upload, number)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT
-"""
+_SELECT_ROW: Final = "SELECT id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers FROM batches"
+_SEAL: Final = "UPDATE batches SET state='sealed', events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?"
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +29,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     wrappers: tuple[str, ...] = ()
 
 
-class OpenRow(NamedTuple):
-    """An open batch, as its adopter needs it."""
+class BatchRow(NamedTuple):
+    """A batch without what sealing fixes."""
 
     id: int
     stream: Stream
@@ -115,6 +51,17 @@ class Seal(NamedTuple):
     id: int
 
 
+class Damage(NamedTuple):
+    """Bytes that were set aside: see the table."""
+
+    batch: int
+    stream: Stream
+    job: int
+    events: int
+    file: str
+    error: str
+
+
 class Waiting(msgspec.Struct, frozen=True):
     """What a destination still has to get. `error` and `hint` are the last failure's, empty if there was none."""
 
@@ -130,8 +77,13 @@ class Catalog:
     """`catalog.db`. Every method is one transaction."""
 
     def __init__(self, path: Path, *, durability: Durability) -> None:
-        self._database = Database(path, _SCHEMA, version=1, durability=durability)
+        self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES)
         self.uploads = UploadJournal(self._database)
+
+    @staticmethod
+    def is_older(path: Path) -> bool:
+        """Whether opening the file would upgrade it."""
+        return 0 < file_version(path) < VERSION
 
     def close(self) -> None:
         """Close the file."""
@@ -142,7 +94,10 @@ class Catalog:
     def begin_session(self, session: str, pid: int, destination: int, *, archives: bool) -> None:
         """Enter a session, whose lock is held."""
         with self._database.transaction() as db:
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", (session, pid, destination, archives, time.time()))
+            db.execute(
+                "INSERT INTO sessions (id, pid, destination, archives, began_at, blobs) VALUES (?, ?, ?, ?, ?, ?)",
+                (session, pid, destination, archives, time.time(), session),
+            )
 
     def sessions(self, *, archives: bool | None = None) -> list[str]:
         """All sessions that were not ended: alive, or waiting to be adopted; those that (do not) archive, if asked for."""
@@ -150,17 +105,38 @@ class Catalog:
             rows = db.execute("SELECT id FROM sessions WHERE ? IS NULL OR archives=? ORDER BY began_at", (archives, archives))
             return [row[0] for row in rows]
 
+    def blob_files(self) -> dict[str, str]:
+        """session -> the blob file that it writes."""
+        with self._database.reading() as db:
+            return dict(db.execute("SELECT id, blobs FROM sessions").fetchall())
+
+    def change_file(self, session: str, blobs: str, positions: Iterable[InputPosition]) -> None:
+        """A session goes on in another file; nothing is open in the one before, whose positions are kept here."""
+        with self._database.transaction() as db:
+            _leave_file(db, session, positions)
+            db.execute("UPDATE sessions SET blobs=? WHERE id=?", (blobs, session))
+
     def end_session(self, session: str, positions: Iterable[InputPosition]) -> None:
         """Forget a session: its batches are sealed, what it was sending may be sent by others, and its positions are kept here."""
         with self._database.transaction() as db:
-            _merge(db, session, positions)
-            db.execute("DELETE FROM batches WHERE blobs=? AND state='open' AND state!='stored'", (session,))  # they are empty
+            _leave_file(db, session, positions)
+            db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=?", (session,))
             db.execute("DELETE FROM sessions WHERE id=?", (session,))
 
-    def salvage_session(self, session: str, positions: Iterable[InputPosition]) -> None:
-        """As much of `end_session` as can be done for a dead session whose open batches can't all be read."""
+    def report_spooled(self, session: str, size: int) -> None:
+        """Tell the others how many bytes a session has in open batches."""
         with self._database.transaction() as db:
-            _merge(db, session, positions)
+            db.execute("UPDATE sessions SET spooled=? WHERE id=?", (size, session))
+
+    def spooled_bytes(self, session: str) -> int:
+        """Bytes of all batches that are not stored, without those that `session` has open."""
+        with self._database.reading() as db:
+            row = db.execute(
+                "SELECT (SELECT coalesce(sum(size), 0) FROM batches WHERE state='sealed')"
+                " + (SELECT coalesce(sum(spooled), 0) FROM sessions WHERE id!=?)",
+                (session,),
+            ).fetchone()
+        return int(row[0])
 
     def position(self, source: str) -> InputPosition | None:
         """How far an input was read by the sessions that have ended."""
@@ -194,49 +170,41 @@ class Catalog:
             )
         return numbers
 
-    def open_batches_of(self, blobs: str) -> list[OpenRow]:
+    def open_batches_of(self, blobs: str) -> list[BatchRow]:
         """The open batches in a blob file."""
         with self._database.reading() as db:
-            rows = db.execute(
-                "SELECT id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers FROM batches"
-                " WHERE blobs=? AND state='open' AND state!='stored' ORDER BY id",
-                (blobs,),
-            )
-            return [
-                OpenRow(
-                    row[0],
-                    Stream(Kind(row[1]), row[2], row[3]),
-                    Placement(destination=row[4], prefix=row[5], instance_id=row[6], wrappers=_names(row[7])),
-                )
-                for row in rows
-            ]
+            rows = db.execute(f"{_SELECT_ROW} WHERE blobs=? AND state='open' AND state IN ('open', 'sealed') ORDER BY id", (blobs,))
+            return [_batch_row(row) for row in rows]
+
+    def batch(self, batch: int) -> BatchRow:
+        """One batch."""
+        with self._database.reading() as db:
+            return _batch_row(db.execute(f"{_SELECT_ROW} WHERE id=?", (batch,)).fetchone())
 
     def seal(self, seals: Sequence[Seal]) -> None:
         """Fix batches for ever; from now on they wait to be sent."""
         with self._database.transaction() as db:
-            db.executemany(
-                "UPDATE batches SET state='sealed', events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?"
-                " WHERE id=? AND state='open'",
-                seals,
-            )
+            db.executemany(f"{_SEAL} WHERE id=? AND state='open'", seals)
 
-    def claim(self, destination: int, session: str) -> tuple[Batch, int] | None:
-        """A sealed batch that nobody is sending and whose time has come, and how often it failed; the longest untried one.
+    def claim(self, destination: int, session: str) -> tuple[Batch, int, int] | None:
+        """A sealed batch that nobody is sending and whose time has come, how often it failed, and how often it was claimed.
+
+        It is the one that was not tried for the longest time.
 
         From now on it is claimed by `session`, and the destination does not count as one that has refused everything.
         """
         now = time.time()
         with self._database.transaction() as db:
             row = db.execute(
-                "UPDATE batches SET claimed_by=? WHERE id=(SELECT id FROM batches WHERE destination=? AND state='sealed'"
-                " AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
+                "UPDATE batches SET claimed_by=?, claims=claims+1 WHERE id=(SELECT id FROM batches WHERE destination=?"
+                " AND state='sealed' AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
                 " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs,"
-                " failures",
+                " failures, claims",
                 (session, destination, now, now + MAX_DELAY),
             ).fetchone()
             if row is not None:
                 db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
-        return None if row is None else (_batch(row), row[12])
+        return None if row is None else (_batch(row[:12]), row[12], row[13])
 
     def has_claimable(self, destination: int) -> bool:
         """Whether `claim` would give one."""
@@ -276,8 +244,8 @@ class Catalog:
             )
             db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
             db.execute(
-                "UPDATE destinations SET standing='proven' WHERE id=(SELECT destination FROM batches WHERE id=?)"
-                " AND standing!='proven'",
+                "UPDATE destinations SET standing='proven', error='', hint='', paused_until=0"
+                " WHERE id=(SELECT destination FROM batches WHERE id=?) AND (standing!='proven' OR error!='')",
                 (batch,),
             )
 
@@ -286,17 +254,19 @@ class Catalog:
         with self._database.reading() as db:
             return int(db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0])
 
-    def is_unstored(self, blobs: str) -> bool:
-        """Whether a batch of a blob file is not stored yet."""
+    def is_needed(self, blobs: str) -> bool:
+        """Whether a blob file has a batch that is still to be sent."""
         with self._database.reading() as db:
-            found = db.execute("SELECT 1 FROM batches WHERE blobs=? AND state!='stored' LIMIT 1", (blobs,))
+            found = db.execute("SELECT 1 FROM batches WHERE blobs=? AND state IN ('open', 'sealed') LIMIT 1", (blobs,))
             return found.fetchone() is not None
 
-    def is_unsent(self, blobs: str, last: int) -> bool:
-        """Whether a sealed batch of a blob file, up to the number `last`, is not stored yet."""
+    def is_unsent(self, session: str, last: int) -> bool:
+        """Whether a sealed batch that a session has recorded, up to the number `last`, is not stored yet."""
         with self._database.reading() as db:
             found = db.execute(
-                "SELECT 1 FROM batches WHERE blobs=? AND id<=? AND state!='stored' AND state='sealed' LIMIT 1", (blobs, last)
+                "SELECT 1 FROM batches WHERE blobs BETWEEN ? AND ? AND id<=? AND state IN ('open', 'sealed') AND state='sealed'"
+                " LIMIT 1",
+                (session, f"{session}~", last),
             )
             return found.fetchone() is not None
 
@@ -309,7 +279,53 @@ class Catalog:
             )
             return [Waiting(*row) for row in rows]
 
+    # Damage
+
+    def set_aside(self, damage: Damage, *, instead_of_batch: bool = False) -> None:
+        """Report bytes that can't be sent; if they are all that there is of their batch, it will not be sent."""
+        stream = damage.stream
+        row = (stream.kind, stream.workspace_id, stream.source_id, damage.job, damage.events, writable(damage.error))
+        with self._database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO damages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (damage.file, damage.batch, *row))
+            if instead_of_batch:
+                _reseal(db, damage.batch, None)
+
+    def reseal(self, batch: int, seal: Seal | None) -> None:
+        """Fix a batch anew, of which something was set aside; None if nothing is left of it. It may be claimed again at once."""
+        with self._database.transaction() as db:
+            _reseal(db, batch, seal)
+
+    def damages(self) -> list[Damage]:
+        """All that is set aside."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT batch, kind, workspace_id, source_id, job, events, file, error FROM damages ORDER BY job")
+            return [Damage(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
+
+    def is_damaged(self, blobs: str) -> bool:
+        """Whether a blob file has something that can't be read, and so could not be taken out of it."""
+        with self._database.reading() as db:
+            return db.execute("SELECT 1 FROM damages WHERE file=? LIMIT 1", (f"blobs/{blobs}.db",)).fetchone() is not None
+
+    def moved(self, file: str, to: str) -> None:
+        """A file with damage was moved."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE OR REPLACE damages SET file=? WHERE file=?", (to, file))
+
+    def forget_damages(self, files: Iterable[str]) -> None:
+        """Somebody has removed these files."""
+        if files := list(files):
+            with self._database.transaction() as db:
+                db.executemany("DELETE FROM damages WHERE file=?", [(file,) for file in files])
+
     # Destinations
+
+    def pause(self, destination: int, *, error: str, hint: str, until: float) -> None:
+        """Note why nothing is sent, and until when (seconds since 1970)."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE destinations SET error=?, hint=?, paused_until=? WHERE id=?",
+                (writable(error), writable(hint), until, destination),
+            )
 
     def follow(self, destination: int) -> list[tuple[str, int]]:
         """Give `destination` the batches of those that were tried, refused everything, and that no session uses any more.
@@ -337,7 +353,7 @@ class Catalog:
 
 
 def _batch(row: tuple[Any, ...]) -> Batch:
-    id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs, _ = row
+    id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs = row
     return Batch(
         id=id_,
         stream=Stream(Kind(kind), workspace_id, source_id),
@@ -356,10 +372,27 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
-def _merge(db: sqlite3.Connection, session: str, positions: Iterable[InputPosition]) -> None:
+def _batch_row(row: tuple[Any, ...]) -> BatchRow:
+    id_, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers = row
+    placement = Placement(destination=destination, prefix=prefix, instance_id=instance_id, wrappers=_names(wrappers))
+    return BatchRow(id_, Stream(Kind(kind), workspace_id, source_id), placement)
+
+
+def _reseal(db: sqlite3.Connection, batch: int, seal: Seal | None) -> None:
+    db.execute("UPDATE batches SET state='set aside', claimed_by=NULL, retry_at=0 WHERE id=?", (batch,))
+    if seal is not None:
+        db.execute(f"{_SEAL} WHERE id=?", seal)
+    db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
+
+
+def _leave_file(db: sqlite3.Connection, session: str, positions: Iterable[InputPosition]) -> None:
+    db.execute(
+        "DELETE FROM batches WHERE blobs=(SELECT blobs FROM sessions WHERE id=?) AND state='open'"  # they are empty
+        " AND state IN ('open', 'sealed')",
+        (session,),
+    )
     db.executemany(
         "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT (input) DO UPDATE SET at=excluded.at, position=excluded.position"
         " WHERE excluded.at>at",
         positions,
     )
-    db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=?", (session,))

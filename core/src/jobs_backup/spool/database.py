@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
@@ -32,8 +33,12 @@ class Database:
         page_size: int = 4096,
         checkpoint_pages: int = 1000,
         create: bool = True,
+        upgrades: Mapping[int, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         """Open the file; `create` it where it does not exist.
+
+        Args:
+            upgrades: version -> statements that complete what was copied from a file of that version: see `_upgrade`.
 
         Raises:
             SpoolError: it was written by a newer version, or can't be opened.
@@ -59,13 +64,13 @@ class Database:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
                 self._connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
+                self._create(schema, version, upgrades)
                 self._connection.execute("PRAGMA foreign_keys=ON")
-                self._create(schema, version)
             except BaseException:
                 self._connection.close()
                 raise
 
-    def _create(self, schema: str, version: int) -> None:
+    def _create(self, schema: str, version: int, upgrades: Mapping[int, Sequence[str]]) -> None:
         with self.transaction() as connection:
             found: int = connection.execute("PRAGMA user_version").fetchone()[0]
             if found > version:
@@ -73,10 +78,13 @@ class Database:
                     f"{self.path} was written by a newer jobs-backup (version {found} of the format, this one knows {version})",
                     hint="pip install --upgrade jobs-backup",
                 )
-            if found == 0:
-                for statement in schema.split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={version}")
+            if found == version:
+                return
+            if found:
+                _upgrade(connection, schema, upgrades[found])
+            else:
+                _run(connection, schema)
+            connection.execute(f"PRAGMA user_version={version}")
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection]:
@@ -101,6 +109,37 @@ class Database:
         """Close the connection."""
         with self._lock:
             self._connection.close()
+
+
+def file_version(path: Path) -> int:
+    """The version of the format that a file has; 0 if there is none yet."""
+    if not path.exists():
+        return 0
+    with database_errors(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _run(connection: sqlite3.Connection, schema: str) -> None:
+    for statement in schema.split(";\n"):
+        connection.execute(statement)
+
+
+def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[str]) -> None:
+    """Make all tables anew, copy what the old ones have, and complete it. In a transaction: all of it or nothing."""
+    names = "SELECT name FROM sqlite_schema WHERE type=? AND name NOT LIKE 'sqlite_%'"
+    tables = [row[0] for row in connection.execute(names, ("table",)).fetchall()]
+    for (index,) in connection.execute(names, ("index",)).fetchall():
+        connection.execute(f"DROP INDEX {index}")
+    for table in tables:
+        connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+    _run(connection, schema)
+    for table in tables:
+        columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA table_info(old_{table})").fetchall())
+        connection.execute(f"INSERT OR REPLACE INTO {table} ({columns}) SELECT {columns} FROM old_{table}")  # noqa: S608 - our own names
+        connection.execute(f"DROP TABLE old_{table}")
+    for statement in statements:
+        connection.execute(statement)
 
 
 @contextmanager

@@ -14,28 +14,39 @@ from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Part, Upload
-from jobs_backup.spool.blobs import BlobFile, SpooledBody
-from jobs_backup.spool.catalog import Catalog, Placement, Waiting
+from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody
+from jobs_backup.spool.catalog import BatchRow, Catalog, Damage, Placement, Waiting
 from jobs_backup.spool.database import Durability
+from jobs_backup.spool.disk import Ballast, refuse_network
 from jobs_backup.spool.locks import ProcessLock
+from jobs_backup.spool.open_batch import seal_batches
+from jobs_backup.spool.quarantine import Quarantine
+from jobs_backup.spool.room import Room, RoomLimits
 from jobs_backup.spool.uploads import JournaledUpload
-from jobs_backup.spool.writer import BatchLimits, OpenBatch, Recording, Writer, seal_batches
+from jobs_backup.spool.writer import BatchLimits, Recording, Writer
 
 log: Final = logging.getLogger(__name__)
 
 
 class Claim(NamedTuple):
-    """A batch that this process alone may send, and how often sending it has failed."""
+    """A batch that this process alone may send.
+
+    Attributes:
+        failures: how often sending it has failed.
+        times: how often it was claimed, now included.
+    """
 
     batch: Batch
     failures: int
+    times: int
 
 
 class Spool:
-    """A directory with `catalog.db` (all state), `blobs/` (the bytes), `locks/` (one for each process and input), `rejects/`.
+    """A directory with `catalog.db` (all state), `blobs/` (the bytes), `locks/` (one for each process and input), `rejects/` (of
+    the command), `quarantine/` (what was damaged) and `ballast` (for a full disk).
 
-    Bytes are committed in the writer's file, then sealed in the catalog, then stored in the catalog, then dropped. Each step may
-    be repeated, so that no transaction spans two files.
+    Bytes are committed in the writer's file, then sealed in the catalog, then stored in the catalog; at last their file is
+    removed. Each step may be repeated, so that no transaction spans two files.
     """
 
     def __init__(
@@ -46,6 +57,7 @@ class Spool:
         prefix: str,
         instance_id: str,
         limits: BatchLimits,
+        room: RoomLimits = RoomLimits(),  # noqa: B008 - frozen
         durability: Durability = "full",
         archives: bool = True,
     ) -> None:
@@ -60,10 +72,16 @@ class Spool:
         """
         self.directory = directory
         self.session = secrets.token_hex(8)
-        self._durability: Durability = durability
-        self._unreadable: dict[str, JobsBackupError] = {}
+        self._unreadable: dict[str, SpoolError] = {}
         _make_directories(directory)
+        refuse_network(directory)
+        self._ballast = Ballast(directory, min_free=room.min_free)
+        if archives:
+            self.keep_ballast()  # before the first file is opened, which fails on a full disk
+        self._refuse_to_upgrade_in_use()
         self._catalog = Catalog(directory / "catalog.db", durability=durability)
+        self._files = BlobFiles(directory / "blobs", durability=durability)
+        self._quarantine = Quarantine(directory / "quarantine", self._catalog, self._files)
         lock: ProcessLock | None = None
         try:
             lock = self._try_lock(self.session)
@@ -71,14 +89,21 @@ class Spool:
             self._lock = lock
             self.destination = self._catalog.destination(location)
             self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
-            self._blobs = BlobFile(self._blob_path(self.session), durability=durability, create=True)
+            self._writer = Writer(
+                self._catalog,
+                self._files,
+                session=self.session,
+                placement=Placement(destination=self.destination, prefix=prefix, instance_id=instance_id),
+                limits=limits,
+                room=Room(directory, self._catalog, self._ballast, self.session, room),
+                quarantine=self._quarantine,
+                retire=self._remove_if_drained,
+            )
         except BaseException:
             self._catalog.close()
             if lock is not None:
                 lock.release(remove=False)
             raise
-        placement = Placement(destination=self.destination, prefix=prefix, instance_id=instance_id)
-        self._writer = Writer(self._catalog, self._blobs, session=self.session, placement=placement, limits=limits)
 
     # Recording
 
@@ -110,10 +135,10 @@ class Spool:
     def position(self, source: str) -> bytes | None:
         """How far an input was read, by any process; None if it never was."""
         found = [self._catalog.position(source)]
-        for session in self._catalog.sessions():  # those that have ended, or end just now, are in the catalog
-            with suppress(SpoolError), self._blob_file(session) as blobs:
+        for name in self._catalog.blob_files().values():  # those of files that are not written any more are in the catalog
+            with suppress(SpoolError), self._files.open(name) as blobs:
                 found += [position for position in blobs.positions() if position.input == source]
-        # The catalog again: a session may have ended between the two.
+        # The catalog again: a file may have been left between the two.
         found.append(self._catalog.position(source))
         known = [position for position in found if position is not None]
         return max(known, key=lambda position: position.at).position if known else None
@@ -136,7 +161,7 @@ class Spool:
         Raises:
             SpoolCorrupt: they are not those that were sealed.
         """
-        body = SpooledBody(self._blob_path(batch.blobs), batch.id)
+        body = SpooledBody(self._files.path(batch.blobs), batch.id)
         if body.size != batch.size:
             raise SpoolCorrupt(
                 f"batch {batch.id} has {body.size} bytes in {batch.blobs}.db instead of {batch.size}", hint="look at the disk"
@@ -144,16 +169,17 @@ class Spool:
         return body
 
     def stored(self, batch: Batch) -> None:
-        """The batch's object stands in the bucket: its bytes are dropped."""
+        """The batch's object stands in the bucket. Its bytes go with their file, once that is left and nothing in it waits."""
         self._catalog.stored(batch.id)
-        if batch.blobs not in self._catalog.sessions():
-            self._remove_if_drained(batch.blobs)
-            return
-        try:
-            with self._blob_file(batch.blobs) as blobs:
-                blobs.drop(batch.id)
-        except SpoolError as error:
-            log.warning("the bytes of %s stay until their file is removed: %s", batch.key, error)
+        self._remove_if_left(batch.blobs)
+
+    def set_aside(self, claim: Claim, error: SpoolCorrupt) -> None:
+        """A claimed batch turned out to be damaged, while it was sent or before.
+
+        What is damaged goes into quarantine. The rest is sealed anew, unless an earlier attempt may have stored the whole.
+        """
+        self._quarantine.set_aside(claim.batch, whole=claim.times > 1 or error.attempts > 1)
+        self._remove_if_left(claim.batch.blobs)
 
     def release(self, batch: Batch, error: JobsBackupError, *, retry_at: float, standing: str | None = None) -> None:
         """Sending the batch failed; from `retry_at` (seconds since 1970) on it may be claimed again.
@@ -167,10 +193,18 @@ class Spool:
         """What is sealed and not stored, for each destination."""
         return self._catalog.waiting()
 
+    def pause(self, error: JobsBackupError, *, until: float) -> None:
+        """Note for others that nothing is sent before `until` (seconds since 1970), and why."""
+        self._catalog.pause(self.destination, error=str(error), hint=error.hint, until=until)
+
     @property
-    def unreadable(self) -> list[JobsBackupError]:
-        """Why some of what dead processes recorded can't be sent: it can't be read."""
+    def unreadable(self) -> list[SpoolError]:
+        """Why some of what dead processes recorded can't be sent: its file can't be opened."""
         return list(self._unreadable.values())
+
+    def quarantined(self) -> list[Damage]:
+        """What was damaged, and set aside."""
+        return self._quarantine.reports()
 
     def last_batch(self) -> int:
         """The number of the batch that was opened last."""
@@ -231,8 +265,8 @@ class Spool:
                 continue
             adopted = False
             try:
-                if session in self._catalog.sessions():  # else another process was quicker
-                    self._adopt(session)
+                if (blobs := self._catalog.blob_files().get(session)) is not None:  # else another process was quicker
+                    self._adopt(session, blobs)
                     recovered += 1
                 adopted = True
             except SpoolError as error:
@@ -253,10 +287,20 @@ class Spool:
                 "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
             )
         self._catalog.make_due(self.destination)
-        sessions = self._catalog.sessions()
-        for path in (self.directory / "blobs").glob("*.db"):
-            if path.stem not in sessions:
-                self._remove_if_drained(path.stem)  # who should have done it was killed
+        names, sessions = self._files.names(), self._catalog.sessions()
+        for name in names:
+            if name.partition("-")[0] not in sessions:
+                self._remove_if_drained(name)  # who should have done it was killed
+
+    def keep_ballast(self) -> None:
+        """Look after the reserve of space with which the catalog can be written on a full disk.
+
+        For those who send: what recorders gave up would only be taken by whoever fills the disk.
+        """
+        try:
+            self._ballast.balance()
+        except OSError as error:
+            log.debug("no ballast: %s", error)
 
     def close(self) -> None:
         """Seal what is open and leave. What is not sent yet waits for the next process.
@@ -266,36 +310,40 @@ class Spool:
         """
         ended = False
         try:
-            self._writer.close()
-            self._catalog.end_session(self.session, self._blobs.positions())
+            positions = self._writer.close()
+            names = self._files.names()
+            self._catalog.end_session(self.session, positions)
             ended = True
-            self._blobs.close()
-            self._remove_if_drained(self.session)
+            self._writer.close_file()
+            self._remove_drained_of(self.session, names)
         finally:
-            self._blobs.close()
+            self._writer.close_file()
             self._catalog.close()
             self._lock.release(remove=ended)
 
-    def _adopt(self, session: str) -> None:
-        rows = self._catalog.open_batches_of(session)
-        if not rows and not self._blob_path(session).exists():
-            self._catalog.end_session(session, [])  # it died before it had a file, or all of it was sent
-            return
-        damaged: SpoolError | None = None
-        with self._blob_file(session) as blobs:
-            for row in rows:
-                try:
-                    batch = OpenBatch.restored(row, blobs)
-                    if batch.fill.events:
-                        seal_batches(self._catalog, blobs, [batch])
-                except SpoolCorrupt as error:
-                    damaged = error
-            positions = blobs.positions()
-            if damaged is not None:
-                self._catalog.salvage_session(session, positions)
-                raise damaged
-            self._catalog.end_session(session, positions)
-        self._remove_if_drained(session)
+    def _adopt(self, session: str, name: str) -> None:
+        rows = self._catalog.open_batches_of(name)
+        names = self._files.names()
+        positions: list[InputPosition] = []
+        if rows or name in names:  # else it died before it had a file, or all of it was sent
+            try:
+                with self._files.open(name) as blobs:
+                    for row in rows:
+                        self._seal_restored(row, blobs)
+                    positions = blobs.positions()
+            except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
+                for row in self._catalog.open_batches_of(name):
+                    self._quarantine.leave_in_file(row, name, error)
+        self._catalog.end_session(session, positions)
+        self._remove_drained_of(session, names)
+
+    def _seal_restored(self, row: BatchRow, blobs: BlobFile) -> None:
+        try:
+            batch, _ = self._quarantine.restore(row, blobs)
+            if batch.fill.events:
+                seal_batches(self._catalog, blobs, [batch])
+        except SpoolCorrupt as error:
+            self._quarantine.leave_in_file(row, blobs.name, error)
 
     def _is_alive(self, session: str) -> bool:
         lock = self._try_lock(session)
@@ -306,30 +354,35 @@ class Spool:
     def _try_lock(self, name: str) -> ProcessLock | None:
         return ProcessLock.try_to_take(self.directory / "locks", name)
 
-    def _blob_path(self, name: str) -> Path:
-        return self.directory / "blobs" / f"{name}.db"
+    def _remove_drained_of(self, session: str, names: Sequence[str]) -> None:
+        for name in names:
+            if name.partition("-")[0] == session:
+                self._remove_if_drained(name)
 
-    @contextmanager
-    def _blob_file(self, name: str) -> Generator[BlobFile]:
-        if name == self.session:
-            yield self._blobs
-            return
-        blobs = BlobFile(self._blob_path(name), durability=self._durability)
-        try:
-            yield blobs
-        finally:
-            blobs.close()
+    def _remove_if_left(self, name: str) -> None:
+        """Remove a drained file, unless somebody still writes it."""
+        if name not in self._catalog.blob_files().values():
+            self._remove_if_drained(name)
 
     def _remove_if_drained(self, name: str) -> None:
-        """Remove the file of a session that has ended, once everything in it is stored."""
-        if not self._catalog.is_unstored(name):
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self._blob_path(name)}{suffix}").unlink(missing_ok=True)
+        """Remove a file that nobody writes any more, once everything in it is stored."""
+        if not self._catalog.is_needed(name) and not self._quarantine.retire(name):
+            self._files.remove(name)
+
+    def _refuse_to_upgrade_in_use(self) -> None:
+        if not Catalog.is_older(self.directory / "catalog.db"):
+            return
+        for path in (self.directory / "locks").glob("*.lock"):
+            if self._is_alive(path.stem):
+                raise SpoolError(
+                    f"{self.directory} is used by a process with an earlier version of jobs-backup",
+                    hint="stop it first: what it has recorded is kept",
+                )
 
 
 def _make_directories(directory: Path) -> None:
     try:
-        for path in (directory, directory / "blobs", directory / "locks", directory / "rejects"):
+        for path in (directory, directory / "blobs", directory / "locks", directory / "rejects", directory / "quarantine"):
             if not path.is_dir():
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 sync_directory(path.parent)

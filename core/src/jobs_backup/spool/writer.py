@@ -5,29 +5,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple, Self
+from typing import Final
 
-import crc32c
 import msgspec
-from isal import igzip
 
-from jobs_backup.errors import BackupClosed, SpoolError
-from jobs_backup.layout import object_key
+from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Stream
-from jobs_backup.spool.blobs import INDEX_BITS, Appender, BlobFile, Chunk, InputPosition
-from jobs_backup.spool.catalog import Catalog, OpenRow, Placement, Seal
+from jobs_backup.spool.blobs import BlobFiles, InputPosition
+from jobs_backup.spool.catalog import Catalog, Placement
+from jobs_backup.spool.open_batch import OpenBatch, seal_batches
+from jobs_backup.spool.quarantine import Quarantine
+from jobs_backup.spool.room import Room
 
 log: Final = logging.getLogger(__name__)
-
-MEMBER_BYTES: Final = 1 << 20
-"""Lines wait until there are so many bytes of them; then they become one gzip member. Smaller members compress worse."""
 
 _SEALED_AT_ONCE: Final = 64
 _MAX_OPEN: Final = 10_000
 """Open batches; above it the oldest are sealed early, so that memory stays bounded whatever the sources are called."""
+_FILE_BYTES: Final = 512 << 20
+"""A file that has grown so large is left for a new one: it is removed when all of it is sent, which gives the disk back."""
+_IDLE_FILE_BYTES: Final = 16 << 20
+"""The same, of a file in which nothing is open: leaving it seals nothing early."""
+_WAIT_FOR_ROOM: Final = 0.05
 
 
 class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,72 +37,6 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     bytes: int
     age: float
-
-
-class Fill(NamedTuple):
-    """What is in an open batch: members, and behind them the tail, lines that wait to become a member."""
-
-    events: int = 0
-    raw_bytes: int = 0
-    first_at: int = 0
-    last_at: int = 0
-    size: int = 0  # of the members
-    crc32c: int = 0  # of the members
-    tail_events: int = 0
-    tail_bytes: int = 0
-    tail_first_at: int = 0
-
-    def with_lines(self, events: int, raw_bytes: int, first_at: int, last_at: int) -> Fill:
-        """After lines were added to the tail."""
-        return self._replace(
-            events=self.events + events,
-            raw_bytes=self.raw_bytes + raw_bytes,
-            first_at=self.first_at if self.events else first_at,
-            last_at=last_at,
-            tail_events=self.tail_events + events,
-            tail_bytes=self.tail_bytes + raw_bytes,
-            tail_first_at=self.tail_first_at if self.tail_events else first_at,
-        )
-
-    def with_member(self, member: bytes) -> Fill:
-        """After the tail has become this member."""
-        return self._replace(
-            size=self.size + len(member), crc32c=crc32c.crc32c(member, self.crc32c), tail_events=0, tail_bytes=0, tail_first_at=0
-        )
-
-
-class OpenBatch:
-    """A batch that still takes events."""
-
-    __slots__ = ("fill", "id", "opened", "placement", "stream")
-
-    def __init__(self, id_: int, stream: Stream, placement: Placement, fill: Fill | None = None) -> None:
-        self.id = id_
-        self.stream = stream
-        self.placement = placement
-        self.opened = time.monotonic()
-        self.fill = fill or Fill()
-
-    @classmethod
-    def restored(cls, row: OpenRow, blobs: BlobFile) -> Self:
-        """The batch as its file tells it, for who takes the place of a process that died."""
-        fill = Fill()
-        for chunk in blobs.chunks(row.id):
-            fill = fill.with_lines(chunk.events, chunk.raw_bytes, chunk.first_at, chunk.last_at)
-            if chunk.member:
-                fill = fill.with_member(blobs.data(chunk.job))
-        return cls(row.id, row.stream, row.placement, fill)
-
-    @property
-    def next_job(self) -> int:
-        """The id that its next event will have."""
-        return (self.id << INDEX_BITS) + self.fill.events
-
-    def tail_chunk(self, *, member: bool) -> Chunk:
-        """The tail as one chunk."""
-        fill = self.fill
-        first = self.next_job - fill.tail_events
-        return Chunk(first, fill.tail_events, fill.tail_bytes, fill.tail_first_at, fill.last_at, member)
 
 
 class Recording:
@@ -128,16 +63,37 @@ class Recording:
         self.done = False
         self.error: BaseException | None = None
 
+    def reset(self) -> None:
+        """Before it is tried, again or for the first time."""
+        self.jobs, self.done, self.error = [], False, None
+
 
 class Writer:
     """Records into the blob file of this process. Any number of threads may append at once: they share commits."""
 
-    def __init__(self, catalog: Catalog, blobs: BlobFile, *, session: str, placement: Placement, limits: BatchLimits) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        files: BlobFiles,
+        *,
+        session: str,
+        placement: Placement,
+        limits: BatchLimits,
+        room: Room,
+        quarantine: Quarantine,
+        retire: Callable[[str], None],
+    ) -> None:
+        """`retire` removes a file that nobody writes any more, once nothing in it is needed."""
         self._catalog = catalog
-        self._blobs = blobs
+        self._files = files
         self._session = session
         self._placement = placement
         self._limits = limits
+        self._room = room
+        self._quarantine = quarantine
+        self._retire = retire
+        self._blobs = files.create(session)
+        self._file_number = 0
         self._open: dict[Stream, OpenBatch] = {}
         self._full: list[OpenBatch] = []  # others of these streams have taken their places; they only wait to be sealed
         self._known = True
@@ -150,13 +106,38 @@ class Writer:
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. They are on the disk when this returns; none of them is if it raises.
 
-        Only where another thread's KeyboardInterrupt ends the commit that they share, they may be.
+        Only where another thread's KeyboardInterrupt ends the commit that they share, they may be. Without room it waits.
 
         Raises:
-            SpoolFull: there is no room on the disk.
+            SpoolFull: there was no room in all that time.
+            SpoolCorrupt: the file of this process is damaged.
             SpoolError: the spool can't be written.
             BackupClosed: after `close`.
         """
+        until = time.monotonic() + self._room.limits.timeout
+        waits = repaired = False
+        while True:
+            try:
+                if not self._closed:
+                    self._room.check(self._open_bytes)
+                self._commit_with_others(recordings)
+            except SpoolFull:
+                if not waits:
+                    self._make_room()
+                waits = True
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_WAIT_FOR_ROOM)
+            except SpoolCorrupt:
+                if repaired:
+                    raise
+                repaired = True  # what is damaged is set aside before the next commit, see `_read_open`
+            else:
+                return
+
+    def _commit_with_others(self, recordings: Sequence[Recording]) -> None:
+        for recording in recordings:
+            recording.reset()
         last = recordings[-1]
         group: list[Recording] = []
         with self._turn:
@@ -183,17 +164,36 @@ class Writer:
         """Seal the batches that have reached the limit of age. Returns how many."""
         return self.seal(older_than=self._limits.age)
 
-    def close(self) -> None:
-        """Seal everything. Nothing is recorded after that, and nothing that comes meanwhile slips between."""
+    def close(self) -> list[InputPosition]:
+        """Seal everything. Nothing is recorded after that, and nothing that comes meanwhile slips between.
+
+        Returns how far the inputs were read.
+        """
         with self._sealing():
             self._seal_older(0.0)
             self._closed = True
+            return self._blobs.positions()
+
+    def close_file(self) -> None:
+        """Close the file, whatever is in it."""
+        self._blobs.close()
+
+    def _open_bytes(self) -> int:
+        return sum(batch.fill.spooled for batch in (*self._open.values(), *self._full))
+
+    def _make_room(self) -> None:
+        """Seal what is open: only then it can be sent, and make room."""
+        try:
+            self.seal()
+        except SpoolError as error:
+            log.warning("sealing failed, tried again later: %s", error)
 
     def _seal_older(self, age: float) -> int:
         due = time.monotonic() - age
         batches = [batch for batch in self._open.values() if batch.opened <= due and batch.fill.events]
         batches += self._full
         self._seal(batches)
+        self._leave_large_file()
         return len(batches)
 
     def _commit(self, group: Sequence[Recording]) -> None:
@@ -206,7 +206,8 @@ class Writer:
                 plan = self._plan(group)
                 with self._blobs.transaction() as appender:
                     for batch, recording, lines in plan:
-                        self._add(appender, batch, recording, lines)
+                        chunk = batch.add(appender, self._blobs, lines, recording.first_at, recording.last_at)
+                        recording.jobs.append((chunk.job, chunk.events))
                     for recording in group:
                         if recording.position is not None:
                             appender.set_position(recording.position)
@@ -254,9 +255,13 @@ class Writer:
     def _read_open(self) -> None:
         opened = {batch.id: batch.opened for batch in (*self._open.values(), *self._full)}
         self._open, self._full = {}, []
-        for row in self._catalog.open_batches_of(self._session):
-            batch = OpenBatch.restored(row, self._blobs)
+        for row in self._catalog.open_batches_of(self._blobs.name):
+            batch, is_whole = self._quarantine.restore(row, self._blobs)
             batch.opened = opened.get(batch.id, batch.opened)
+            if not is_whole:
+                if batch.fill.events:  # it gets nothing more: the indexes of what was set aside are not used again
+                    self._full.append(batch)
+                continue
             if (before := self._open.get(row.stream)) is not None and before.fill.events:
                 self._full.append(before)
             self._open[row.stream] = batch
@@ -265,7 +270,7 @@ class Writer:
         """Which lines go into which batch, in order. Opens the batches that are missing."""
         limit = self._limits.events
         self._open_for([stream for stream in dict.fromkeys(recording.stream for recording in group) if stream not in self._open])
-        planned = {recording.stream: self._open[recording.stream].fill.events for recording in group}
+        planned = {recording.stream: self._open[recording.stream].fill.end for recording in group}
         plan: list[tuple[OpenBatch, Recording, Sequence[bytes]]] = []
         for recording in group:
             stream, lines = recording.stream, recording.lines
@@ -285,33 +290,22 @@ class Writer:
         if not streams:
             return
         placement = self._placement
-        numbers = self._catalog.open_batches(streams, placement, blobs=self._session)
+        numbers = self._catalog.open_batches(streams, placement, blobs=self._blobs.name)
         for number, stream in zip(numbers, streams, strict=True):
             self._open[stream] = OpenBatch(number, stream, placement)
 
-    def _add(self, appender: Appender, batch: OpenBatch, recording: Recording, lines: Sequence[bytes]) -> None:
-        data = b"".join(lines)
-        chunk = Chunk(batch.next_job, len(lines), len(data), recording.first_at, recording.last_at, member=False)
-        batch.fill = batch.fill.with_lines(chunk.events, chunk.raw_bytes, chunk.first_at, chunk.last_at)
-        if batch.fill.tail_bytes < MEMBER_BYTES:
-            appender.append(chunk, data)
-        else:
-            if batch.fill.tail_events > chunk.events:
-                data = self._blobs.lines(batch.tail_chunk(member=False).job) + data
-            _fold(appender, batch, data)
-        recording.jobs.append((chunk.job, chunk.events))
-
     def _seal_full(self, changed: Iterable[OpenBatch]) -> None:
         limits = self._limits
-        full = [batch for batch in changed if batch.fill.events >= limits.events or batch.fill.raw_bytes >= limits.bytes]
+        full = [batch for batch in changed if batch.fill.end >= limits.events or batch.fill.raw_bytes >= limits.bytes]
         full = [batch for batch in full if batch not in self._full]
         if len(self._open) > _MAX_OPEN:
             oldest = sorted(self._open.values(), key=lambda batch: batch.opened)[: len(self._open) // 2]
             full = [batch for batch in oldest if batch.fill.events]
-        if full or self._full:
+        if full or self._full or self._blobs.size >= _FILE_BYTES:
             try:
                 with self._in_step():
                     self._seal([*self._full, *full])
+                    self._leave_large_file()
             except Exception as error:  # noqa: BLE001
                 # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
                 log.warning("sealing failed, tried again later: %s", error)
@@ -325,34 +319,21 @@ class Writer:
                     del self._open[batch.stream]
             self._full = [batch for batch in self._full if batch not in some]
 
-
-def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]) -> None:
-    """Fix the bytes (in the blob file), then the key, uuid and checksum (in the catalog). May be repeated after a crash between."""
-    with blobs.transaction() as appender:
-        for batch in batches:
-            if batch.fill.tail_events:
-                _fold(appender, batch, blobs.lines(batch.tail_chunk(member=False).job))
-    catalog.seal([_seal_of(batch) for batch in batches])
-
-
-def _fold(appender: Appender, batch: OpenBatch, lines: bytes) -> None:
-    # The same lines give the same bytes at any time: igzip writes no time stamp where mtime is 0.
-    member = igzip.compress(lines, compresslevel=1, mtime=0)  # pyright: ignore[reportUnknownMemberType]
-    appender.fold(batch.tail_chunk(member=True), member)
-    batch.fill = batch.fill.with_member(member)
-
-
-def _seal_of(batch: OpenBatch) -> Seal:
-    fill, placement = batch.fill, batch.placement
-    id_ = str(uuid.uuid4())
-    key = object_key(
-        prefix=placement.prefix,
-        instance_id=placement.instance_id,
-        stream=batch.stream,
-        first_at=fill.first_at,
-        last_at=fill.last_at,
-        first_job=batch.id << INDEX_BITS,
-        last_job=batch.next_job - 1,
-        uuid=id_,
-    )
-    return Seal(fill.events, fill.raw_bytes, fill.first_at, fill.last_at, fill.size, fill.crc32c, id_, key, batch.id)
+    def _leave_large_file(self) -> None:
+        """Go on in a new file. Everything that is open is sealed, so that the old one only waits to be sent."""
+        holding = [batch for batch in self._open.values() if batch.fill.events]
+        if self._blobs.size < (_FILE_BYTES if holding else _IDLE_FILE_BYTES):
+            return
+        self._seal(holding)
+        self._open.clear()  # these are empty
+        before, number = self._blobs, self._file_number + 1
+        after = self._files.create(f"{self._session}-{number}")
+        try:
+            self._catalog.change_file(self._session, after.name, before.positions())
+        except BaseException:
+            after.close()
+            self._files.remove(after.name)
+            raise
+        self._blobs, self._file_number = after, number
+        before.close()
+        self._retire(before.name)

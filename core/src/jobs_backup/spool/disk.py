@@ -1,0 +1,97 @@
+"""The disk under the spool: no network file system, enough free space, and a reserve for when there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from jobs_backup.errors import SpoolError
+
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+
+_NETWORK: Final = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
+    "smb3", "smbfs",
+    "fuse.blobfuse", "fuse.blobfuse2", "fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.goofys", "fuse.juicefs", "fuse.moosefs",
+    "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.seaweedfs", "fuse.sshfs",
+})  # fmt: skip
+
+_RELEASE_BELOW: Final = 4 << 20
+
+
+def free_bytes(directory: Path) -> int:
+    """What this user can still write on the directory's file system."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
+def refuse_network(directory: Path, mounts: Path = _MOUNTS) -> None:
+    """Check that a directory is on a local file system: where Linux tells (proc(5), `mountinfo`); elsewhere nothing is checked.
+
+    SQLite's write-ahead log needs memory that all processes share, which a network file system does not give
+    (sqlite.org/wal.html), and locks there may be lost.
+
+    Raises:
+        SpoolError: it is on a network.
+    """
+    try:
+        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return
+    directory = directory.resolve()
+    best, type_ = Path(), ""
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields.split()[4]))
+        # Of several on one point the last one counts: it hides the others.
+        if directory.is_relative_to(point) and len(point.parts) >= len(best.parts):
+            best, type_ = point, rest.split()[0]
+    if type_ in _NETWORK:
+        raise SpoolError(
+            f"{directory} is on a network file system ({type_}), on which a spool would be damaged",
+            hint="set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk",
+        )
+
+
+class Ballast:
+    """A file that only takes up space. On a full disk it is given up, so that the catalog can still be written.
+
+    SQLite can't insert, delete or checkpoint on a full disk: without it, what is sent could not even be marked as stored.
+    """
+
+    SIZE: Final = 16 << 20
+    """Bytes; several times what the catalog's log may have before its checkpoint."""
+
+    def __init__(self, directory: Path, *, min_free: int) -> None:
+        """`min_free` is what recording leaves free on the disk, beside the ballast."""
+        self._path = directory / "ballast"
+        self._min_free = min_free
+
+    @property
+    def min_free(self) -> int:
+        """What recording leaves free now: it shall not take what was given up."""
+        return self._min_free if self._path.exists() else self._min_free + self.SIZE
+
+    def balance(self) -> None:
+        """Give the file up on a full disk; make it where there is plenty of space.
+
+        Raises:
+            OSError: the directory can't be written.
+        """
+        free = free_bytes(self._path.parent)
+        if free < _RELEASE_BELOW:
+            self._path.unlink(missing_ok=True)
+        elif free >= self._min_free + 2 * self.SIZE and not self._path.exists():
+            self._make()
+
+    def _make(self) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, self.SIZE)
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)

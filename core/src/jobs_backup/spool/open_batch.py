@@ -1,0 +1,147 @@
+"""An open batch: what it holds, how its lines become members, and how it is sealed."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Self
+
+import crc32c
+from isal import igzip
+
+from jobs_backup.layout import object_key
+from jobs_backup.model import Stream
+from jobs_backup.spool.blobs import INDEX_BITS, Appender, BlobFile, Chunk
+from jobs_backup.spool.catalog import BatchRow, Catalog, Placement, Seal
+
+MEMBER_BYTES: Final = 1 << 20
+"""Lines wait until there are so many bytes of them; then they become one gzip member. Smaller members compress worse."""
+
+
+class Fill(NamedTuple):
+    """What is in an open batch: members, and behind them the tail, lines that wait to become a member."""
+
+    events: int = 0
+    end: int = 0  # index of the next event; more than `events` where some were damaged and set aside
+    raw_bytes: int = 0
+    first_at: int = 0
+    last_at: int = 0
+    size: int = 0  # of the members
+    crc32c: int = 0  # of the members
+    tail_events: int = 0
+    tail_bytes: int = 0
+    tail_first_at: int = 0
+    tail_start: int = 0  # index of the tail's first event
+
+    @property
+    def spooled(self) -> int:
+        """Bytes on the disk."""
+        return self.size + self.tail_bytes
+
+    def with_lines(self, chunk: Chunk) -> Fill:
+        """After lines were added to the tail."""
+        return self._replace(
+            events=self.events + chunk.events,
+            end=chunk.start + chunk.events,
+            raw_bytes=self.raw_bytes + chunk.raw_bytes,
+            first_at=self.first_at if self.events else chunk.first_at,
+            last_at=chunk.last_at,
+            tail_events=self.tail_events + chunk.events,
+            tail_bytes=self.tail_bytes + chunk.raw_bytes,
+            tail_first_at=self.tail_first_at if self.tail_events else chunk.first_at,
+            tail_start=self.tail_start if self.tail_events else chunk.start,
+        )
+
+    def with_member(self, member: bytes) -> Fill:
+        """After the tail has become this member."""
+        return self._replace(
+            size=self.size + len(member), crc32c=crc32c.crc32c(member, self.crc32c), tail_events=0, tail_bytes=0, tail_first_at=0
+        )
+
+
+class OpenBatch:
+    """A batch that still takes events, or one whose file is read to be sealed."""
+
+    __slots__ = ("fill", "id", "opened", "placement", "stream")
+
+    def __init__(self, id_: int, stream: Stream, placement: Placement, fill: Fill | None = None) -> None:
+        self.id = id_
+        self.stream = stream
+        self.placement = placement
+        self.opened = time.monotonic()
+        self.fill = fill or Fill()
+
+    @classmethod
+    def restored(cls, row: BatchRow, blobs: BlobFile) -> Self:
+        """The batch as its file tells it.
+
+        Raises:
+            SpoolCorrupt: some of it is not what was written.
+        """
+        fill = Fill()
+        for chunk in blobs.chunks(row.id):
+            data = blobs.data(chunk.job)
+            fill = fill.with_lines(chunk)
+            if chunk.member:
+                fill = fill.with_member(data)
+        return cls(row.id, row.stream, row.placement, fill)
+
+    @property
+    def next_job(self) -> int:
+        """The id that its next event will have."""
+        return (self.id << INDEX_BITS) + self.fill.end
+
+    @property
+    def tail_job(self) -> int:
+        """The id of the tail's first event."""
+        return (self.id << INDEX_BITS) + self.fill.tail_start
+
+    def add(self, appender: Appender, blobs: BlobFile, lines: Sequence[bytes], first_at: int, last_at: int) -> Chunk:
+        """Add lines; once there are enough of them, the tail becomes a member. Returns what was added."""
+        data = b"".join(lines)
+        chunk = Chunk(self.next_job, len(lines), len(data), first_at, last_at, member=False)
+        waited = self.fill.tail_events > 0
+        self.fill = self.fill.with_lines(chunk)
+        if self.fill.tail_bytes < MEMBER_BYTES:
+            appender.append(chunk, data)
+        else:
+            self._fold(appender, blobs.lines(self.tail_job) + data if waited else data)
+        return chunk
+
+    def fold(self, appender: Appender, blobs: BlobFile) -> None:
+        """Make the tail a member, if there is one."""
+        if self.fill.tail_events:
+            self._fold(appender, blobs.lines(self.tail_job))
+
+    def _fold(self, appender: Appender, lines: bytes) -> None:
+        fill = self.fill
+        # The same lines give the same bytes at any time: igzip writes no time stamp where mtime is 0.
+        member = igzip.compress(lines, compresslevel=1, mtime=0)  # pyright: ignore[reportUnknownMemberType]
+        chunk = Chunk(self.tail_job, fill.tail_events, fill.tail_bytes, fill.tail_first_at, fill.last_at, member=True)
+        appender.fold(chunk, member)
+        self.fill = fill.with_member(member)
+
+    def seal(self) -> Seal:
+        """What is fixed when it is sealed: everything must be folded. Each call mints another uuid."""
+        fill, placement = self.fill, self.placement
+        id_ = str(uuid.uuid4())
+        key = object_key(
+            prefix=placement.prefix,
+            instance_id=placement.instance_id,
+            stream=self.stream,
+            first_at=fill.first_at,
+            last_at=fill.last_at,
+            first_job=self.id << INDEX_BITS,
+            last_job=self.next_job - 1,
+            uuid=id_,
+        )
+        return Seal(fill.events, fill.raw_bytes, fill.first_at, fill.last_at, fill.size, fill.crc32c, id_, key, self.id)
+
+
+def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]) -> None:
+    """Fix the bytes (in the blob file), then the key, uuid and checksum (in the catalog). May be repeated after a crash between."""
+    with blobs.transaction() as appender:
+        for batch in batches:
+            batch.fold(appender, blobs)
+    catalog.seal([batch.seal() for batch in batches])

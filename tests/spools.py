@@ -1,0 +1,52 @@
+"""Spools without a Backup around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs_backup.model import Batch, Kind, Stream
+from jobs_backup.spool import Claim, Spool
+from jobs_backup.spool.room import RoomLimits
+from jobs_backup.spool.writer import BatchLimits, Recording
+
+WEB = Stream(Kind.RAW, "w", "web")
+APP = Stream(Kind.RAW, "w", "app")
+LIMITS = BatchLimits(events=1000, bytes=1 << 30, age=300)
+
+
+ANY_ROOM = RoomLimits()
+
+
+def open_spool(
+    directory: Path, *, location: str = "s3://bucket", limits: BatchLimits = LIMITS, room: RoomLimits = ANY_ROOM
+) -> Spool:
+    return Spool(directory, location=location, prefix="p", instance_id="1", limits=limits, room=room)
+
+
+def record(spool: Spool, lines: Sequence[bytes], stream: Stream = WEB, at: int = 1_000_000) -> list[tuple[int, int]]:
+    recording = Recording(stream, list(lines), first_at=at, last_at=at)
+    spool.append([recording])
+    return recording.jobs
+
+
+def claimed(spool: Spool) -> Claim:
+    found = spool.claim()
+    assert found is not None
+    return found
+
+
+def claim(spool: Spool) -> Batch:
+    return claimed(spool).batch
+
+
+def content(spool: Spool, batch: Batch) -> bytes:
+    with spool.open_body(batch).open() as reader:
+        return reader.read()
+
+
+def die(spool: Spool) -> None:
+    """What a killed process leaves: nothing was ended, but its lock is free."""
+    spool._writer.close_file()
+    spool._catalog.close()
+    spool._lock.drop()

@@ -1,0 +1,185 @@
+"""Damage: what can't be read is set aside with a report; everything else is sent, and nothing twice."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from pathlib import Path
+
+import pytest
+from buckets import events, file_environment, left_over
+from spools import APP, WEB, claim, claimed, content, die, open_spool, record
+
+from jobs_backup import Backup
+from jobs_backup.errors import SpoolCorrupt, Unavailable
+from jobs_backup.model import Upload
+from jobs_backup.spool import Spool
+from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
+from jobs_backup.spool.writer import Recording
+
+
+def rot(spool: Spool, job: int) -> None:
+    """What a disk does to the bytes of one chunk."""
+    with spool._writer._blobs._database.transaction() as connection:
+        changed = connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (job,))
+        assert changed.rowcount == 1
+
+
+def rot_all(path: Path) -> None:
+    """What a disk does to a whole file."""
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + bytes(len(data) - 100))
+
+
+def test_of_what_a_dead_process_recorded_only_the_damaged_rows_are_missing(tmp_path: Path) -> None:
+    dead = open_spool(tmp_path)
+    jobs = [record(dead, [b'{"n":%d}\n' % number])[0][0] for number in range(5)]
+    rot(dead, jobs[2])
+    die(dead)
+    alive = open_spool(tmp_path)
+    assert alive.recover() == 1
+    batch = claim(alive)
+    assert gzip.decompress(content(alive, batch)).split() == [b'{"n":0}', b'{"n":1}', b'{"n":3}', b'{"n":4}']
+    assert batch.events == 4
+    (damage,) = alive.quarantined()
+    assert (damage.stream, damage.job, damage.events) == (WEB, jobs[2], 1)
+    assert (tmp_path / damage.file).read_bytes() == bytes(len(b'{"n":2}\n'))
+    alive.stored(batch)
+    alive.close()
+    assert not list((tmp_path / "blobs").iterdir())
+
+
+def test_a_living_process_goes_on_after_damage_and_uses_no_id_again(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    jobs = [record(spool, [b'{"n":%d}\n' % number])[0][0] for number in range(3)]
+    rot(spool, jobs[2])
+    jobs += [record(spool, [b"{%s}\n" % (b" " * (1 << 20))])[0][0]]  # the lines before it have to be read for its member
+    assert len(set(jobs)) == 4
+    spool.seal()
+    batches = [claim(spool), claim(spool)]
+    assert [batch.events for batch in batches] == [2, 1]
+    assert gzip.decompress(content(spool, batches[0])) == b'{"n":0}\n{"n":1}\n'
+    assert [(damage.job, damage.events) for damage in spool.quarantined()] == [(jobs[2], 1)]
+    spool.close()
+
+
+def sealed(spool: Spool) -> list[int]:
+    """A sealed batch of three members. Returns their first jobs."""
+    lines = [b"{%s}\n" % (b" " * (1 << 20))] * 3
+    jobs = [record(spool, [line])[0][0] for line in lines]
+    spool.seal()
+    return jobs
+
+
+def test_a_sealed_batch_that_nobody_tried_to_send_goes_on_without_what_is_damaged(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    jobs = sealed(spool)
+    rot(spool, jobs[1])
+    first = claimed(spool)
+    with pytest.raises(SpoolCorrupt) as caught:
+        content(spool, first.batch)
+    spool.journal_upload(first.batch, Upload(key=first.batch.key, id="secret"), 5 << 20)
+    spool.set_aside(first, caught.value)
+    second = claim(spool)
+    assert (second.id, second.events) == (first.batch.id, 2)
+    assert second.key != first.batch.key, "other bytes, so another key"
+    assert second.uuid != first.batch.uuid
+    assert spool.open_body(second).crc32c() == second.crc32c
+    assert [upload.upload.key for upload in spool.abandoned_uploads()] == [first.batch.key]
+    assert [damage.job for damage in spool.quarantined()] == [jobs[1]]
+    spool.close()
+
+
+def test_what_may_be_in_the_bucket_already_is_not_sent_under_another_key(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    jobs = sealed(spool)
+    record(spool, [b"{}\n"], stream=APP)
+    spool.seal()
+    spool.release(claim(spool), Unavailable("the answer was lost"), retry_at=0)
+    rot(spool, jobs[1])
+    again = claimed(spool)
+    if again.batch.stream == APP:
+        again = claimed(spool)
+    spool.set_aside(again, SpoolCorrupt("rotten"))
+    damages = spool.quarantined()
+    assert [(damage.job, "in the bucket already" in damage.error) for damage in damages] == [
+        (jobs[0], True),
+        (jobs[1], False),
+        (jobs[2], True),
+    ]
+    good = gzip.decompress((tmp_path / damages[0].file).read_bytes())
+    assert len(good) == (1 << 20) + 3, "what is good of it can be read"
+    others = [found.batch.stream for found in iter(spool.claim, None)]
+    assert WEB not in others
+    spool.close()
+
+
+def test_a_process_that_dies_while_it_sets_aside_loses_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = open_spool(tmp_path)
+    jobs = sealed(spool)
+    rot(spool, jobs[1])
+    first = claimed(spool)
+    monkeypatch.setattr(spool._catalog, "reseal", lambda *_: pytest.fail("killed here"))
+    with pytest.raises(pytest.fail.Exception):
+        spool.set_aside(first, SpoolCorrupt("rotten"))
+    die(spool)
+    alive = open_spool(tmp_path)
+    alive.recover()
+    again = claimed(alive)
+    with pytest.raises(SpoolCorrupt, match="instead of"):
+        alive.open_body(again.batch)
+    alive.set_aside(again, SpoolCorrupt("rotten"))
+    assert [damage.job for damage in alive.quarantined()] == jobs
+    assert alive.claim() is None
+    alive.close()
+    assert not list((tmp_path / "blobs").iterdir())
+
+
+def test_a_file_that_is_damaged_as_a_whole_is_kept_and_stops_nothing(tmp_path: Path) -> None:
+    dead = open_spool(tmp_path)
+    dead.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("file", 1, b"10"))])
+    record(dead, [b"{}\n"], stream=APP)
+    dead.seal()
+    record(dead, [b"{}\n"], stream=APP)
+    die(dead)
+    rot_all(tmp_path / "blobs" / f"{dead.session}.db")
+    alive = open_spool(tmp_path)
+    record(alive, [b"{}\n"])
+    alive.seal()
+    alive.recover()
+    stored = 0
+    while (found := alive.claim()) is not None:
+        try:
+            content(alive, found.batch)
+        except SpoolCorrupt as error:
+            alive.set_aside(found, error)
+        else:
+            alive.stored(found.batch)
+            stored += 1
+    assert stored == 1
+    assert not alive.unreadable
+    (file,) = {damage.file for damage in alive.quarantined()}
+    assert len(alive.quarantined()) == 3, "two batches were sealed, one was open"
+    alive.begin_sending()
+    (file,) = {damage.file for damage in alive.quarantined()}
+    assert file == f"quarantine/{dead.session}.db"
+    assert (tmp_path / file).exists()
+    (tmp_path / file).unlink()
+    assert alive.quarantined() == [], "who removes the file ends the report"
+    alive.close()
+
+
+def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="100")
+    with Backup.from_env(environment, archive=False) as backup:
+        payloads = [{"n": number, "space": " " * (1 << 18)} for number in range(100)]
+        jobs = backup.record_many(payloads, source_id="web")
+        chunks = backup.spool._writer._blobs.chunks(jobs[0] >> INDEX_BITS)
+        rot(backup.spool, chunks[1].job)
+        lost = range(chunks[1].start, chunks[1].start + chunks[1].events)
+        with caplog.at_level(logging.ERROR), Backup.from_env(environment) as sender:
+            assert sender.archiver is not None
+            assert sender.archiver.drain(20)
+    assert [event["payload"]["n"] for event in events(tmp_path)] == [number for number in range(100) if number not in lost]
+    assert "are set aside in quarantine/" in caplog.text
+    assert [name.partition("/")[0] for name in left_over(tmp_path)] == ["quarantine"]
