@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -252,6 +253,16 @@ def test_a_forked_child_has_to_open_its_own(tmp_path: Path) -> None:
         assert archiver.archiver is not None
         assert archiver.archiver.drain(10)
     assert sorted(event["payload"]["from"] for event in events(tmp_path)) == ["child's own", "parent", "parent again"]
+
+
+def test_a_forked_child_never_closes_what_it_has_inherited(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
+        connections = [backup.spool._catalog._database._connection, backup.spool._writer._blobs._database._connection]
+        before = [sys.getrefcount(connection) for connection in connections]
+        if (child := os.fork()) == 0:
+            os._exit(0 if [sys.getrefcount(connection) for connection in connections] == [count + 1 for count in before] else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert [sys.getrefcount(connection) for connection in connections] == before
 
 
 ORPHAN = """

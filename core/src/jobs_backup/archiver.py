@@ -81,6 +81,7 @@ class Archiver:
 
     def start(self) -> None:
         """Start the threads."""
+        self._spool.on_sealed(self.wake)
         self._spool.recover()
         self._spool.begin_sending()
         for thread in self._threads:

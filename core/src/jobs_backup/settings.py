@@ -6,7 +6,7 @@ import difflib
 import logging
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -149,10 +149,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: variables are missing or wrong; the message names all of them.
         """
+        return cls(**cls._read(environment, cls.describe()))
+
+    @classmethod
+    def _read(cls, environment: Mapping[str, str], settings: Iterable[Setting]) -> dict[str, Any]:
+        """Field -> value, of those that are set. Raises as `from_environment` does."""
         hints = typing.get_type_hints(cls, include_extras=True)
         values: dict[str, Any] = {}
         wrong: list[str] = []
-        for setting in cls.describe():
+        for setting in settings:
             name, text = _look_up(setting.variable, environment)
             try:
                 if text:
@@ -173,7 +178,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 wrong.append(f"{name}{shown}: {error}")
         if wrong:
             raise ConfigurationError("; ".join(wrong), hint="correct the environment or the --env-file")
-        return cls(**values)
+        return values
 
 
 def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -339,13 +344,24 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: it is not set, and the user has no home directory.
         """
-        if self.spool_dir is not None:
-            return self.spool_dir.absolute()
-        try:
-            parent = self.rudder_tmpdir or self.state_home or Path.home() / ".local/state"
-        except RuntimeError as error:
-            raise ConfigurationError("there is no place for the spool", hint="set JOBS_BACKUP_SPOOL_DIR to a directory") from error
-        return parent.absolute() / "jobs-backup"
+        return _spool_path(self.spool_dir, self.rudder_tmpdir, self.state_home)
+
+    @classmethod
+    def find_spool(cls, environment: Mapping[str, str]) -> Path:
+        """Where the spool is, for those who need nothing else. Raises as `from_environment` and `spool_path` do."""
+        fields = ("spool_dir", "rudder_tmpdir", "state_home")
+        values = cls._read(environment, (setting for setting in cls.describe() if setting.field in fields))
+        return _spool_path(*map(values.get, fields))
+
+
+def _spool_path(spool_dir: Path | None, rudder_tmpdir: Path | None, state_home: Path | None) -> Path:
+    if spool_dir is not None:
+        return spool_dir.absolute()
+    try:
+        parent = rudder_tmpdir or state_home or Path.home() / ".local/state"
+    except RuntimeError as error:
+        raise ConfigurationError("there is no place for the spool", hint="set JOBS_BACKUP_SPOOL_DIR to a directory") from error
+    return parent.absolute() / "jobs-backup"
 
 
 IGNORED: Final = frozenset({"JOBS_BACKUP_DEFAULT_PREFIX"})

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-_COMMANDS: Final = {"run": "run", "archive": "archive", "providers": "providers"}
+_COMMANDS: Final = {"run": "run", "archive": "archive", "status": "status", "providers": "providers"}
 
 
 class _Lazy(click.Group):

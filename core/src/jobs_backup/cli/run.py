@@ -30,10 +30,13 @@ from jobs_backup.cli.options import (
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.rejects import Rejects
 from jobs_backup.cli.summary import Summary
-from jobs_backup.errors import ConfigurationError, InvalidEvent, SpoolError
+from jobs_backup.errors import ConfigurationError, InvalidEvent, SpoolError, SpoolFull
 from jobs_backup.model import Kind, Stream
+from jobs_backup.settings import Duration
 
 _REPORTED_REJECTS: Final = 20
+_LOOK_SECONDS: Final = Duration(1)
+"""So often it looks whether waiting for room in a full spool makes sense."""
 
 
 @click.command()
@@ -63,12 +66,12 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
     with stopping() as stop:
         settings = read_settings()
         stream = Stream(Kind.RAW, settings.workspace_id if workspace_id is None else workspace_id, source_id)
-        backup = Backup(settings)
+        backup = Backup(msgspec.structs.replace(settings, spool_full_timeout=_LOOK_SECONDS))
         summary = Summary(backup, go_on=_how_to_go_on(inputs, again=again))
         with progress(backup, inputs) as shown:
             for one in inputs:
                 try:
-                    _Recorder(backup, one, stream, summary, shown).record(again=again, stop=stop)
+                    _Recorder(backup, one, stream, summary, shown, stop).record(again=again)
                 except ConfigurationError as error:
                     summary.problem(error)
                 except SpoolError as error:
@@ -88,17 +91,20 @@ def _how_to_go_on(inputs: Sequence[Input], *, again: bool) -> str:
 class _Recorder:
     """Records one input, and the position in it with every commit."""
 
-    def __init__(self, backup: Backup, source: Input, stream: Stream, summary: Summary, shown: Progress) -> None:
+    def __init__(
+        self, backup: Backup, source: Input, stream: Stream, summary: Summary, shown: Progress, stop: threading.Event
+    ) -> None:
         self._backup = backup
         self._input = source
         self._stream = stream
         self._summary = summary
         self._shown = shown
+        self._stop = stop
         # The same file under another source is another job; the destination may be corrected, the events stay the same.
         name = "\0".join((os.path.realpath(source.name), stream.workspace_id, stream.source_id))
         self._id = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
-    def record(self, *, again: bool, stop: threading.Event) -> None:
+    def record(self, *, again: bool) -> None:
         """Record what was not recorded yet.
 
         Raises:
@@ -106,21 +112,21 @@ class _Recorder:
             SpoolError: what was read can't be recorded.
         """
         if self._input.path is None:  # standard input is nobody else's
-            self._read(again=again, stop=stop)
+            self._read(again=again)
             return
         with self._backup.spool.reading(self._id) as granted:
             if not granted:
                 raise ConfigurationError(f"{self._input.name}: another process is backing it up", hint="wait for its end")
-            self._read(again=again, stop=stop)
+            self._read(again=again)
 
-    def _read(self, *, again: bool, stop: threading.Event) -> None:
+    def _read(self, *, again: bool) -> None:
         with self._input.open() as reader:
             position = None if again else self._go_on(reader)
             path = self._backup.spool.directory / "rejects" / _rejects_name(self._input, self._id)
             with closing(Rejects(path, position.rejects if position else None)) as rejects:
-                for part in reader.parts(stop):
+                for part in reader.parts(self._stop):
                     if isinstance(part, LongLine):
-                        self._put_aside(part, reader, rejects, stop)
+                        self._put_aside(part, reader, rejects)
                     else:
                         self._record(part, reader, rejects)
 
@@ -156,19 +162,28 @@ class _Recorder:
         if lines or not block.unfinished:
             self._commit(lines, at, reader, rejects)
 
-    def _put_aside(self, line: LongLine, reader: Reader, rejects: Rejects, stop: threading.Event) -> None:
+    def _put_aside(self, line: LongLine, reader: Reader, rejects: Rejects) -> None:
         self._reject(f"{self._input.name}:{line.number}: longer than {MAX_LINE >> 20} MiB", rejects)
         for piece in line.pieces:
             rejects.add(piece)
         rejects.add(b"\n")
-        if not stop.is_set():  # else its end may not have been read
+        if not self._stop.is_set():  # else its end may not have been read
             self._commit([], encoding.now(), reader, rejects)
 
     def _commit(self, lines: list[bytes], at: int, reader: Reader, rejects: Rejects) -> None:
         """Record lines together with the position that was reached, and the rejects before both."""
         reached = reader.position(rejects.sync())
         position = None if self._input.size is None else (self._id, msgspec.json.encode(reached))
-        self._backup.record_lines(self._stream, lines, at=at, position=position)
+        waits = True
+        while True:
+            try:
+                self._backup.record_lines(self._stream, lines, at=at, position=position)
+                break
+            except SpoolFull:
+                if self._stop.is_set() or not waits:
+                    raise
+                # As long as something is being sent, there will be room.
+                waits = self._backup.archiver is not None and not self._backup.archiver.drain(0)
         self._summary.events += len(lines)
         self._shown.recorded(len(lines), reader.read)
 

@@ -13,7 +13,7 @@ import msgspec
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import INCOMPLETE, printable, say
 from jobs_backup.cli.progress import Progress
-from jobs_backup.errors import JobsBackupError
+from jobs_backup.errors import JobsBackupError, SpoolCorrupt
 from jobs_backup.spool import Waiting
 
 _LOOK: Final = 0.1
@@ -68,6 +68,14 @@ class Summary:
         self._waiting = self._backup.spool.waiting()
         for error in self._backup.spool.unreadable:
             self.problem(error)
+        if damages := self._backup.spool.quarantined():
+            self.problem(
+                SpoolCorrupt(
+                    f"damaged in the spool and set aside: {sum(damage.events for damage in damages):,} events or more, in"
+                    f" {self._backup.spool.directory / 'quarantine'}",
+                    hint="`jobs-backup status` tells which; look at the disk; remove the files there when you have seen to them",
+                )
+            )
         self._open_uploads = self._backup.spool.open_uploads()
 
     def show(self, *, as_json: bool, interrupted: bool) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -59,6 +62,7 @@ class Database:
                 isolation_level=None,
                 check_same_thread=False,
             )
+            _databases.add(self)
             try:
                 self._connection.execute(f"PRAGMA page_size={page_size}")
                 self._connection.execute("PRAGMA journal_mode=WAL")
@@ -105,10 +109,26 @@ class Database:
         with self._lock, database_errors(self.path):
             yield self._connection
 
+    def keep_for_ever(self) -> None:
+        """Have the connection outlive this object, and the interpreter."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
             self._connection.close()
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # A child may not even close a connection that it has inherited (sqlite.org/howtocorrupt.html): it never goes away there.
+    for database in list(_databases):
+        database.keep_for_ever()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def file_version(path: Path) -> int:

@@ -36,6 +36,23 @@ class ProcessLock:
                 raise
         return cls(path, descriptor)
 
+    @staticmethod
+    def is_held(directory: Path, name: str) -> bool:
+        """Whether a process has the lock."""
+        path = directory / f"{name}.lock"
+        with database_errors(path):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(descriptor)
+        return False
+
     def release(self, *, remove: bool) -> None:
         """Give the lock up; `remove` also removes its file, where nobody will need it again."""
         if self._descriptor is not None:

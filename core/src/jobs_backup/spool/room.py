@@ -68,7 +68,8 @@ class Room:
 
     def _check_quota(self, own: int, max_bytes: int) -> None:
         now = time.monotonic()
-        if now - self._looked_at >= _LOOK_SECONDS or abs(own - self._looked_with) >= _LOOK_BYTES:
+        looked_long_ago = now - self._looked_at >= _LOOK_SECONDS or abs(own - self._looked_with) >= _LOOK_BYTES
+        if looked_long_ago or own + self._of_others >= max_bytes:
             self._of_others = self._catalog.spooled_bytes(self._session)
             self._looked_at, self._looked_with = now, own
             if abs(own - self._reported) >= _LOOK_BYTES:

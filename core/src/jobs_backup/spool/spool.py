@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -110,6 +110,10 @@ class Spool:
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. See `Writer.append`."""
         self._writer.append(recordings)
+
+    def on_sealed(self, call: Callable[[], None]) -> None:
+        """Have something called whenever this process has sealed something."""
+        self._writer.on_sealed = call
 
     def seal(self) -> int:
         """Seal what this process has open. Returns the number of batches."""
@@ -346,10 +350,7 @@ class Spool:
             self._quarantine.leave_in_file(row, blobs.name, error)
 
     def _is_alive(self, session: str) -> bool:
-        lock = self._try_lock(session)
-        if lock is not None:
-            lock.release(remove=False)
-        return lock is None
+        return ProcessLock.is_held(self.directory / "locks", session)
 
     def _try_lock(self, name: str) -> ProcessLock | None:
         return ProcessLock.try_to_take(self.directory / "locks", name)

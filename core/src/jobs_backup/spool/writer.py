@@ -102,6 +102,8 @@ class Writer:
         self._busy = False  # a thread commits or seals
         self._sealers = 0  # threads that wait to seal; they come first, or a busy recorder would keep them waiting for ever
         self._closed = False
+        self.on_sealed: Callable[[], None] = lambda: None
+        """Called when something was sealed."""
 
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. They are on the disk when this returns; none of them is if it raises.
@@ -318,6 +320,8 @@ class Writer:
                 if self._open.get(batch.stream) is batch:
                     del self._open[batch.stream]
             self._full = [batch for batch in self._full if batch not in some]
+        if batches:
+            self.on_sealed()
 
     def _leave_large_file(self) -> None:
         """Go on in a new file. Everything that is open is sealed, so that the old one only waits to be sent."""

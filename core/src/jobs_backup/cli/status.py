@@ -1,0 +1,109 @@
+"""`jobs-backup status`: what waits in the spool, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from jobs_backup.cli.options import printable, with_environment
+from jobs_backup.settings import CoreSettings
+from jobs_backup.spool.status import DestinationStatus, ProcessStatus, Status, read_status
+
+_HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@with_environment
+def status(as_json: bool) -> None:
+    """Tell what waits in the spool, for which destination, since when, and why.
+
+    It reads beside the processes that use the spool, and needs no setting but JOBS_BACKUP_SPOOL_DIR.
+
+    \b
+    Example:
+      jobs-backup status --env-file docker.env
+    """
+    found = read_status(CoreSettings.find_spool(os.environ))
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    for line in _lines(found):
+        click.echo(printable(line))
+
+
+def _lines(found: Status) -> Iterator[str]:
+    free = f"{_bytes(found.free)} free on its disk"
+    if found.events:
+        waiting = f"{found.events:,} events wait, {_bytes(found.bytes)}, the oldest for {_time(found.oldest)}"
+        yield f"{found.directory}: {waiting}; {free}"
+    else:
+        yield f"{found.directory}: nothing waits; {free}"
+    for destination in found.destinations:
+        yield ""
+        yield from _destination(destination)
+    if found.processes:
+        yield ""
+        yield from map(_process, found.processes)
+    if found.quarantine:
+        yield ""
+        yield "damaged, set aside; remove the files when you have seen to them:"
+        for one in found.quarantine:
+            events = f"{one.events:,} events" if one.events else "events"
+            yield f"  {events} of {one.kind} {one.source_id} in {one.file}: {one.error}"
+
+
+def _destination(one: DestinationStatus) -> Iterator[str]:
+    yield one.location
+    if one.error:
+        paused = f"paused, next try in {_time(one.paused)}" if one.paused else "last error"
+        yield f"  {paused}: {one.error}" + (f": {one.hint}" if one.hint else "")
+    if one.streams:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for heading in _HEADINGS:
+            table.add_column(heading, justify="left" if heading in _HEADINGS[:3] else "right", overflow="fold")
+        for stream in one.streams:
+            counts = (stream.events, stream.bytes, stream.objects, stream.sending, stream.open_events)
+            names = (stream.kind, stream.workspace_id or "-", stream.source_id)
+            table.add_row(*map(_plain, names), *(f"{count:,}" for count in counts), _time(stream.oldest))
+        console = Console(width=200, color_system=None)
+        with console.capture() as captured:
+            console.print(table)
+        yield from (f"  {line.rstrip()}" for line in captured.get().splitlines())
+    if one.uploads:
+        yield f"  {one.uploads:,} multipart uploads are under way"
+    if one.aborts:
+        yield f"  {one.aborts:,} multipart uploads are still to be aborted" + (f": {one.abort_error}" if one.abort_error else "")
+
+
+def _process(one: ProcessStatus) -> str:
+    what = "records and sends" if one.sends else "records"
+    if one.alive:
+        return f"process {one.pid} {what}, since {_time(one.seconds)}"
+    return f"process {one.pid} has died; the next process that sends takes its place"
+
+
+def _plain(text: str) -> str:
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in printable(text))
+    return shown.replace("[", r"\[")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _time(seconds: float) -> str:
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} days"

@@ -1,0 +1,188 @@
+"""What is in a spool, for whoever asks: read beside the processes that use it, without becoming one of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from jobs_backup.errors import SpoolError
+from jobs_backup.model import Stream
+from jobs_backup.spool.blobs import BlobFiles
+from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.disk import free_bytes
+from jobs_backup.spool.locks import ProcessLock
+from jobs_backup.spool.quarantine import Quarantine
+
+
+class StreamStatus(msgspec.Struct, kw_only=True):
+    """What of one stream waits for one destination.
+
+    Attributes:
+        open_events: in batches that still take events.
+        events: in batches that are sealed; `objects` of them, which is also the number of objects that they will be.
+        bytes: of both, as they are stored (mostly compressed).
+        sending: so many objects are on their way.
+        oldest: seconds since the first of these events was recorded, about.
+    """
+
+    kind: str
+    workspace_id: str
+    source_id: str
+    open_events: int = 0
+    events: int = 0
+    objects: int = 0
+    bytes: int = 0
+    sending: int = 0
+    oldest: float = 0.0
+
+
+class DestinationStatus(msgspec.Struct, kw_only=True):
+    """A destination for which something waits, or uploads are open.
+
+    Attributes:
+        error, hint: of the last failure, if nothing was stored since then.
+        paused: seconds until it is probed; 0 if it is not paused.
+        uploads: multipart uploads that are being continued.
+        aborts: multipart uploads that are still to be aborted; `abort_error` is why one of them was not.
+    """
+
+    location: str
+    streams: list[StreamStatus]
+    error: str
+    hint: str
+    paused: float
+    uploads: int
+    aborts: int
+    abort_error: str
+
+
+class ProcessStatus(msgspec.Struct, kw_only=True):
+    """A process that has opened the spool; one that is not alive waits for another one to take its place."""
+
+    pid: int
+    alive: bool
+    sends: bool
+    seconds: float
+
+
+class QuarantineStatus(msgspec.Struct, kw_only=True):
+    """Damaged bytes: `file` has them. `events` is 0 where it is not known."""
+
+    kind: str
+    workspace_id: str
+    source_id: str
+    events: int
+    file: str
+    error: str
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """The whole spool. `events` wait, in `bytes`; `free` bytes are left on its disk."""
+
+    directory: str
+    events: int
+    bytes: int
+    free: int
+    oldest: float
+    destinations: list[DestinationStatus]
+    processes: list[ProcessStatus]
+    quarantine: list[QuarantineStatus]
+
+
+def read_status(directory: Path) -> Status:
+    """Look at a spool. Nothing in it is changed, but that reports are forgotten whose file somebody has removed.
+
+    Raises:
+        SpoolError: there is none, or it can't be read.
+    """
+    path = directory / "catalog.db"
+    if not path.exists():
+        raise SpoolError(f"there is no spool in {directory}", hint="set JOBS_BACKUP_SPOOL_DIR as those do that record")
+    if Catalog.is_older(path):
+        raise SpoolError(
+            f"{directory} was written by an earlier version",
+            hint="the next process that opens it, for example `jobs-backup archive`, upgrades it",
+        )
+    catalog = Catalog(path, durability="full")
+    try:
+        return _read(directory, catalog)
+    finally:
+        catalog.close()
+
+
+def _read(directory: Path, catalog: Catalog) -> Status:
+    now = time.time()
+    files = BlobFiles(directory / "blobs", durability="full")
+    streams = _streams(catalog, files, now)
+    destinations = [
+        DestinationStatus(
+            location=row.location,
+            streams=[stream for (of, _), stream in streams.items() if of == row.id],
+            error=row.error,
+            hint=row.hint,
+            paused=max(0.0, row.paused_until - now),
+            uploads=row.uploads,
+            aborts=row.aborts,
+            abort_error=row.abort_error,
+        )
+        for row in catalog.destinations()
+    ]
+    quarantine = Quarantine(directory / "quarantine", catalog, files).reports()
+    return Status(
+        directory=str(directory),
+        events=sum(stream.events + stream.open_events for stream in streams.values()),
+        bytes=sum(stream.bytes for stream in streams.values()),
+        free=free_bytes(directory),
+        oldest=max((stream.oldest for stream in streams.values()), default=0.0),
+        destinations=[one for one in destinations if one.streams or one.uploads or one.aborts or one.error],
+        processes=[
+            ProcessStatus(
+                pid=row.pid, alive=ProcessLock.is_held(directory / "locks", row.id), sends=row.archives, seconds=now - row.began_at
+            )
+            for row in catalog.session_rows()
+        ],
+        quarantine=[
+            QuarantineStatus(
+                kind=damage.stream.kind,
+                workspace_id=damage.stream.workspace_id,
+                source_id=damage.stream.source_id,
+                events=damage.events,
+                file=str(directory / damage.file),
+                error=damage.error,
+            )
+            for damage in quarantine
+        ],
+    )
+
+
+def _streams(catalog: Catalog, files: BlobFiles, now: float) -> dict[tuple[int, Stream], StreamStatus]:
+    found: dict[tuple[int, Stream], StreamStatus] = {}
+
+    def of(destination: int, stream: Stream, first_batch: int) -> StreamStatus:
+        status = found.setdefault(
+            (destination, stream),
+            StreamStatus(kind=stream.kind, workspace_id=stream.workspace_id, source_id=stream.source_id),
+        )
+        status.oldest = max(status.oldest, now - first_batch / 1000)  # a batch's number is the time when it was opened
+        return status
+
+    for row in catalog.sealed_streams():
+        status = of(row.destination, row.stream, row.first_batch)
+        status.events, status.objects, status.bytes, status.sending = row.events, row.batches, row.size, row.claimed
+    for name in catalog.blob_files().values():
+        rows = catalog.open_batches_of(name)
+        if not rows:
+            continue
+        try:
+            with files.open(name) as blobs:
+                for batch in rows:
+                    events, size = blobs.spooled(batch.id)
+                    if events:
+                        status = of(batch.placement.destination, batch.stream, batch.id)
+                        status.open_events += events
+                        status.bytes += size
+        except SpoolError:
+            continue  # it is being left just now, or damaged: then the next process that sends reports it
+    return found

@@ -1,0 +1,150 @@
+"""`jobs-backup status`: what waits, for whom, since when, and why; beside the processes that use the spool."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from buckets import FAST_RETRY, file_environment
+from click.testing import CliRunner
+from spools import APP, claim, die, open_spool, record
+
+from jobs_backup import Backup
+from jobs_backup.cli import cli
+from jobs_backup.errors import DestinationPaused, PermissionDenied
+from jobs_backup.model import Upload
+from jobs_backup.spool.status import read_status
+
+
+def status(directory: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(cli, ["status", *arguments], env={"JOBS_BACKUP_SPOOL_DIR": str(directory)})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def as_json(directory: Path) -> Any:
+    return json.loads(status(directory, "--json"))
+
+
+def test_what_waits_is_told_for_each_stream_and_destination(tmp_path: Path) -> None:
+    old = open_spool(tmp_path, location="s3://old")
+    record(old, [b"{}\n"] * 5)
+    old.seal()
+    old.close()
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"] * 3)
+    spool.seal()
+    record(spool, [b"{}\n"] * 2)
+    record(spool, [b"{}\n"] * 4, stream=APP)
+    batch = claim(spool)
+    time.sleep(0.01)
+    found = as_json(tmp_path)
+    assert (found["events"], found["quarantine"]) == (14, [])
+    assert found["oldest"] > 0
+    rows = {
+        (one["location"], stream["source_id"]): [
+            stream[name] for name in ("workspace_id", "events", "objects", "open_events", "sending")
+        ]
+        for one in found["destinations"]
+        for stream in one["streams"]
+    }
+    assert rows == {
+        ("s3://old", "web"): ["w", 5, 1, 0, 0],
+        ("s3://bucket", "web"): ["w", 3, 1, 2, 1],
+        ("s3://bucket", "app"): ["w", 0, 0, 4, 0],
+    }
+    assert all(stream["bytes"] > 0 for one in found["destinations"] for stream in one["streams"])
+    spool.stored(batch)
+    assert as_json(tmp_path)["events"] == 11
+    text = status(tmp_path)
+    assert "11 events wait" in text
+    assert "s3://old" in text
+    spool.close()
+
+
+def test_failures_pauses_and_uploads_are_told(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    for _ in range(2):
+        record(spool, [b"{}\n"])
+        spool.seal()
+    one, other = claim(spool), claim(spool)
+    spool.journal_upload(one, Upload(key=one.key, id="a secret"), 5 << 20)
+    journaled = spool.journal_upload(other, Upload(key=other.key, id="a secret"), 5 << 20)
+    spool.abandon_upload(journaled)
+    error = PermissionDenied("s3:PutObject is refused", action="s3:PutObject", resource="arn:aws:s3:::bucket/*")
+    spool.postpone_abort(journaled, error, retry_at=time.time() + 60)
+    spool.release(one, error, retry_at=0)
+    (destination,) = as_json(tmp_path)["destinations"]
+    assert (destination["error"], destination["paused"]) == ("s3:PutObject is refused", 0)
+    spool.pause(error, until=time.time() + 90)
+    text = status(tmp_path)
+    (destination,) = as_json(tmp_path)["destinations"]
+    assert (destination["uploads"], destination["aborts"], destination["abort_error"]) == (1, 1, "s3:PutObject is refused")
+    assert destination["hint"] == "grant s3:PutObject on arn:aws:s3:::bucket/*"
+    assert 80 < destination["paused"] <= 90
+    assert "paused, next try in" in text
+    assert "1 multipart uploads are still to be aborted" in text
+    assert "secret" not in text + json.dumps(destination)
+    spool.stored(one)
+    (destination,) = as_json(tmp_path)["destinations"]
+    assert (destination["error"], destination["paused"]) == ("", 0), "something was stored since then"
+    spool.close()
+
+
+def test_a_living_archiver_tells_why_it_is_paused(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path, **FAST_RETRY)
+    (tmp_path / "bucket").rmdir()
+    with Backup.from_env(environment) as backup:
+        backup.record({"a": 1}, source_id="web")
+        with pytest.raises(DestinationPaused):
+            backup.flush(timeout=10)
+        (destination,) = as_json(tmp_path / "spool")["destinations"]
+        assert destination["error"].startswith("there is no directory")
+        assert 0 < destination["paused"] <= 5
+        (tmp_path / "bucket").mkdir()
+        (process,) = as_json(tmp_path / "spool")["processes"]
+        assert (process["alive"], process["sends"]) == (True, True)
+        assert "records and sends" in status(tmp_path / "spool")
+
+
+def test_dead_processes_and_damage_are_told_and_nothing_is_changed(tmp_path: Path) -> None:
+    dead = open_spool(tmp_path)
+    record(dead, [b"{}\n"] * 7)
+    die(dead)
+    found = as_json(tmp_path)
+    assert (found["events"], [process["alive"] for process in found["processes"]]) == (7, [False])
+    assert "has died" in status(tmp_path)
+    path = tmp_path / "blobs" / f"{dead.session}.db"
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + bytes(len(data) - 100))
+    Path(f"{path}-wal").unlink(missing_ok=True)
+    assert as_json(tmp_path)["events"] == 0
+    alive = open_spool(tmp_path)
+    alive.recover()
+    (damage,) = as_json(tmp_path)["quarantine"]
+    assert damage["source_id"] == "web"
+    assert Path(damage["file"]).exists()
+    assert damage["file"] in status(tmp_path)
+    alive.close()
+
+
+def test_names_with_brackets_and_control_characters_are_shown_as_they_are(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"], stream=type(APP)(APP.kind, "[red]w[/red]", "a[0]\x1b[2J"))
+    text = status(tmp_path)
+    assert "[red]w[/red]" in text
+    assert r"a[0]\x1b[2J" in text
+    spool.close()
+
+
+def test_an_empty_spool_and_none(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["status"], env={"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)})
+    assert (result.exit_code, "there is no spool in" in result.stderr) == (2, True)
+    open_spool(tmp_path).close()
+    assert "nothing waits" in status(tmp_path)
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.db"))
+    read_status(tmp_path)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.db")) == before
