@@ -67,6 +67,7 @@ class Archiver:
         self._pause: JobsBackupError | None = None
         self._pauses = 0
         self._paused_until = 0.0
+        self._has_begun = False
         self._claim_error = ""
         self.sent = Sent()
         self.failure: JobsBackupError | None = None
@@ -82,8 +83,6 @@ class Archiver:
     def start(self) -> None:
         """Start the threads."""
         self._spool.on_sealed(self.wake)
-        self._spool.recover()
-        self._spool.begin_sending()
         for thread in self._threads:
             thread.start()
 
@@ -134,7 +133,7 @@ class Archiver:
         self._multipart.close()
 
     def _is_drained(self) -> bool:
-        return not self._sending and (time.monotonic() < self._paused_until or not self._spool.has_claimable())
+        return self._has_begun and not self._sending and (time.monotonic() < self._paused_until or not self._spool.has_claimable())
 
     def _work(self) -> None:
         while (claimed := self._next()) is not None:
@@ -246,13 +245,23 @@ class Archiver:
                 return
 
     def _look_after(self) -> None:
-        """Ages, dead processes, and what other processes have sealed."""
+        """First what dead processes left, which may take a while; then ages, and what other processes do."""
+        begun = _guarded(self._begin)
+        with self._changed:
+            self._has_begun = True
+            self._changed.notify_all()
         while not self._stop.wait(TICK):
+            begun = begun or _guarded(self._begin)
             self._spool.keep_ballast()
             _guarded(self._spool.recover)
             _guarded(self._spool.seal_due)
             if _guarded(self._spool.has_claimable):
                 self.wake()
+
+    def _begin(self) -> bool:
+        self._spool.recover()
+        self._spool.begin_sending()
+        return True
 
     def _abort(self) -> None:
         """Uploads to be aborted: in a thread of its own, since a store that does not answer must hold nothing up."""

@@ -19,6 +19,10 @@ MEMBER_BYTES: Final = 1 << 20
 """Lines wait until there are so many bytes of them; then they become one gzip member. Smaller members compress worse."""
 
 
+SEALED_AT_ONCE: Final = 64
+"""Batches that share two transactions."""
+
+
 class Fill(NamedTuple):
     """What is in an open batch: members, and behind them the tail, lines that wait to become a member."""
 

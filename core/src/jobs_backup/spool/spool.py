@@ -19,7 +19,7 @@ from jobs_backup.spool.catalog import BatchRow, Catalog, Damage, Placement, Wait
 from jobs_backup.spool.database import Durability
 from jobs_backup.spool.disk import Ballast, refuse_network
 from jobs_backup.spool.locks import ProcessLock
-from jobs_backup.spool.open_batch import seal_batches
+from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room, RoomLimits
 from jobs_backup.spool.uploads import JournaledUpload
@@ -332,8 +332,8 @@ class Spool:
         if rows or name in names:  # else it died before it had a file, or all of it was sent
             try:
                 with self._files.open(name) as blobs:
-                    for row in rows:
-                        self._seal_restored(row, blobs)
+                    for start in range(0, len(rows), SEALED_AT_ONCE):
+                        self._seal_rows(rows[start : start + SEALED_AT_ONCE], blobs)
                     positions = blobs.positions()
             except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
                 for row in self._catalog.open_batches_of(name):
@@ -341,13 +341,14 @@ class Spool:
         self._catalog.end_session(session, positions)
         self._remove_drained_of(session, names)
 
-    def _seal_restored(self, row: BatchRow, blobs: BlobFile) -> None:
-        try:
-            batch, _ = self._quarantine.restore(row, blobs)
-            if batch.fill.events:
-                seal_batches(self._catalog, blobs, [batch])
-        except SpoolCorrupt as error:
-            self._quarantine.leave_in_file(row, blobs.name, error)
+    def _seal_rows(self, rows: Sequence[BatchRow], blobs: BlobFile) -> None:
+        batches: list[OpenBatch] = []
+        for row in rows:
+            try:
+                batches.append(self._quarantine.restore(row, blobs)[0])
+            except SpoolCorrupt as error:
+                self._quarantine.leave_in_file(row, blobs.name, error)
+        seal_batches(self._catalog, blobs, [batch for batch in batches if batch.fill.events])
 
     def _is_alive(self, session: str) -> bool:
         return ProcessLock.is_held(self.directory / "locks", session)

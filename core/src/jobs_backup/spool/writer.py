@@ -15,13 +15,12 @@ from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import BlobFiles, InputPosition
 from jobs_backup.spool.catalog import Catalog, Placement
-from jobs_backup.spool.open_batch import OpenBatch, seal_batches
+from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room
 
 log: Final = logging.getLogger(__name__)
 
-_SEALED_AT_ONCE: Final = 64
 _MAX_OPEN: Final = 10_000
 """Open batches; above it the oldest are sealed early, so that memory stays bounded whatever the sources are called."""
 _FILE_BYTES: Final = 512 << 20
@@ -313,8 +312,8 @@ class Writer:
                 log.warning("sealing failed, tried again later: %s", error)
 
     def _seal(self, batches: Sequence[OpenBatch]) -> None:
-        for start in range(0, len(batches), _SEALED_AT_ONCE):
-            some = batches[start : start + _SEALED_AT_ONCE]
+        for start in range(0, len(batches), SEALED_AT_ONCE):
+            some = batches[start : start + SEALED_AT_ONCE]
             seal_batches(self._catalog, self._blobs, some)
             for batch in some:
                 if self._open.get(batch.stream) is batch:
