@@ -115,6 +115,15 @@ def test_every_module_is_in_the_architecture() -> None:
     assert [name for name in names if name != "__init__.py" and f"`{name}`" not in page] == []
 
 
+def test_the_promises_name_tests_that_exist() -> None:
+    page = (ROOT / "docs/promises.md").read_text()
+    files, functions = set(re.findall(r"tests/test_\w+\.py", page)), set(re.findall(r"`(test_\w+)`", page))
+    assert files
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
+    written = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert [name for name in sorted(functions) if f"def {name}(" not in written] == []
+
+
 @every_document
 def test_examples_of_data_are_well_formed(document: Path) -> None:
     for language, text in blocks(document, "json", "toml"):

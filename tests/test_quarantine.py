@@ -175,11 +175,15 @@ def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFi
         payloads = [{"n": number, "space": " " * (1 << 18)} for number in range(100)]
         jobs = backup.record_many(payloads, source_id="web")
         chunks = backup.spool._writer._blobs.chunks(jobs[0] >> INDEX_BITS)
+        backup.spool.seal()
         rot(backup.spool, chunks[1].job)
         lost = range(chunks[1].start, chunks[1].start + chunks[1].events)
-        with caplog.at_level(logging.ERROR), Backup.from_env(environment) as sender:
-            assert sender.archiver is not None
-            assert sender.archiver.drain(20)
+        with (
+            caplog.at_level(logging.ERROR),
+            Backup.from_env(environment),
+            pytest.raises(SpoolCorrupt, match=f"{len(lost)} events were damaged"),
+        ):
+            backup.flush(timeout=20)
     assert [event["payload"]["n"] for event in events(tmp_path)] == [number for number in range(100) if number not in lost]
     assert "are set aside in quarantine/" in caplog.text
     assert [name.partition("/")[0] for name in left_over(tmp_path)] == ["quarantine"]

@@ -19,7 +19,7 @@ from jobs_backup import encoding
 from jobs_backup.archiver import TICK, Archiver
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import Payload
-from jobs_backup.errors import BackupClosed, DestinationPaused, InvalidEvent, JobsBackupError, NoArchiver, SpoolError
+from jobs_backup.errors import BackupClosed, DestinationPaused, InvalidEvent, JobsBackupError, NoArchiver, SpoolCorrupt, SpoolError
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind, Stream
 from jobs_backup.settings import CoreSettings
@@ -246,6 +246,7 @@ class Backup:
 
         Raises:
             DestinationPaused: it keeps failing. What was recorded waits in the spool.
+            SpoolCorrupt: some of it was damaged on the disk, and is set aside.
             NoArchiver: this Backup does not archive, and no other process does.
             TimeoutError: not all of it is there yet.
         """
@@ -265,6 +266,11 @@ class Backup:
                 raise DestinationPaused(f"{self.location} is paused, what was recorded waits in the spool: {error}", cause=error)
             self.archiver.wake()
             self.archiver.wait(TICK if until is None else min(TICK, max(0.0, until - time.monotonic())))
+        if damages := self.spool.quarantined(own=True):
+            raise SpoolCorrupt(
+                f"of what this process recorded, {sum(damage.events for damage in damages):,} events were damaged on the disk",
+                hint="look at the disk, and at `jobs-backup status`",
+            )
 
     def close(self, grace: float | None = None) -> None:
         """Seal, send what can be sent within `grace` seconds (default JOBS_BACKUP_SHUTDOWN_GRACE), and end.

@@ -313,6 +313,11 @@ class Catalog:
             )
             return [Waiting(*row) for row in rows]
 
+    def batches_of(self, session: str) -> set[int]:
+        """The numbers of all batches that a session has recorded."""
+        with self._database.reading() as db:
+            return {row[0] for row in db.execute("SELECT id FROM batches WHERE blobs BETWEEN ? AND ?", (session, f"{session}~"))}
+
     # Status
 
     def sealed_streams(self) -> list[SealedStream]:

@@ -206,9 +206,13 @@ class Spool:
         """Why some of what dead processes recorded can't be sent: its file can't be opened."""
         return list(self._unreadable.values())
 
-    def quarantined(self) -> list[Damage]:
-        """What was damaged, and set aside."""
-        return self._quarantine.reports()
+    def quarantined(self, *, own: bool = False) -> list[Damage]:
+        """What was damaged, and set aside; if `own`, of what this process has recorded."""
+        found = self._quarantine.reports()
+        if found and own:
+            batches = self._catalog.batches_of(self.session)
+            found = [damage for damage in found if damage.batch in batches]
+        return found
 
     def last_batch(self) -> int:
         """The number of the batch that was opened last."""
