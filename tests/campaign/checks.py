@@ -1,0 +1,161 @@
+"""What has to be true after all: every acknowledged event in exactly one object, and nothing left over."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import sqlite3
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from campaign.targets import Target
+from campaign.worker import EventId
+from jobs_backup.spool.blobs import INDEX_BITS
+
+_FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
+_SHOWN: Final = 5
+_IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm"}
+
+
+@dataclass
+class Figures:
+    """What a campaign did and found. All but the first few have to be 0; `bare_uploads` and `drafts` are what kills may leave."""
+
+    cycles: int = 0
+    kills: int = 0
+    kills_at_points: int = 0
+    terms: int = 0
+    acknowledged: int = 0
+    stored: int = 0
+    objects: int = 0
+    in_parts: int = 0
+    bare_uploads: int = 0
+    drafts: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    damaged: int = 0
+    torn_calls: int = 0
+    misplaced: int = 0
+    open_uploads: int = 0
+    left_over: int = 0
+    other: int = 0
+    points: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    def add(self, other: Figures) -> None:
+        """Sum up."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
+    def violation(self, figure: str, what: Iterable[object]) -> None:
+        """Count each of `what`, and show the first few."""
+        found = list(what)
+        setattr(self, figure, getattr(self, figure) + len(found))
+        if found:
+            more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            self.violations.append(f"{figure}: {', '.join(map(str, found[:_SHOWN]))}{more}")
+
+
+def check(directory: Path, target: Target, figures: Figures) -> None:
+    """Compare what was acknowledged with what is in the bucket, and see what is left over."""
+    acknowledged = _acknowledged(directory / "acks")
+    stored = _Stored(target, _batches(directory / "spool" / "catalog.db"), figures)
+    figures.acknowledged += len(acknowledged)
+    figures.stored += stored.places.total()
+    figures.violation("lost", acknowledged.keys() - stored.places.keys())
+    figures.violation("duplicates", (id_ for id_, times in stored.places.items() if times > 1))
+    figures.violation("torn_calls", _torn_calls(stored.places))
+    figures.violation("misplaced", (id_ for id_, job in acknowledged.items() if stored.jobs.get(id_, job) != job))
+    _check_left_over(directory, target, figures)
+
+
+class _Stored:
+    """What is in the bucket: how often each event, and the job id that its place stands for."""
+
+    def __init__(self, target: Target, batches: dict[str, tuple[int, int]], figures: Figures) -> None:
+        self.places: Counter[str] = Counter()
+        self.jobs: dict[str, int] = {}
+        for key, content in target.objects():
+            figures.objects += 1
+            figures.in_parts += len(content) > target.threshold
+            lines = gzip.decompress(content).splitlines()
+            first, events = batches.get(key, (0, -1))
+            if events != len(lines):
+                figures.violation("other", [f"{key} has {len(lines)} lines; in the catalog it has {events}"])
+            for number, line in enumerate(lines):
+                id_ = _message_id(line)
+                if id_ is None:
+                    figures.violation("damaged", [f"line {number + 1} of {key}"])
+                else:
+                    self.places[id_] += 1
+                    self.jobs[id_] = (first << INDEX_BITS) + number
+
+
+def _message_id(line: bytes) -> str | None:
+    """Of a line that is whole: all fields, and the payload is what it was."""
+    try:
+        event: dict[str, Any] = msgspec.json.decode(line)
+        payload = event["payload"]
+        id_: str = event["messageId"]
+        whole = (
+            list(event) == _FIELDS
+            and event["userId"] == payload["userId"] == payload["messageId"] == id_
+            and zlib.crc32(payload["text"].encode()) == payload["crc32"]
+        )
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return None
+    return id_ if whole else None
+
+
+def _acknowledged(directory: Path) -> dict[str, int]:
+    """Message id -> job id. A last line without its end was cut by a kill: its event counts as not acknowledged."""
+    found: dict[str, int] = {}
+    for path in directory.iterdir():
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                job, _, id_ = line[:-1].partition(" ")
+                found[id_] = int(job)
+    return found
+
+
+def _torn_calls(ids: Iterable[str]) -> list[str]:
+    """Calls of which one commit recorded all or none, and of which some events are there."""
+    calls: defaultdict[tuple[str, int, int], set[int]] = defaultdict(set)
+    counts: dict[tuple[str, int, int], int] = {}
+    for id_ in ids:
+        one = msgspec.json.decode(id_, type=EventId)
+        if one.whole:
+            call = one.worker, one.thread, one.call
+            calls[call].add(one.index)
+            counts[call] = one.count
+    return [f"{call}: {len(indexes)} of {counts[call]}" for call, indexes in calls.items() if len(indexes) != counts[call]]
+
+
+def _check_left_over(directory: Path, target: Target, figures: Figures) -> None:
+    spool = directory / "spool"
+    journaled = set((directory / "journaled").read_text().split()) if (directory / "journaled").exists() else set()
+    uploads = target.open_uploads()
+    figures.violation("open_uploads", (one for one in uploads if one.id in journaled or one.parts))
+    figures.bare_uploads += sum(one.id not in journaled and not one.parts for one in uploads)
+    figures.drafts += len(target.drafts())
+    files = (path.relative_to(spool) for path in spool.rglob("*") if path.is_file() and path.name not in _IDLE)
+    figures.violation("left_over", files)
+    with contextlib.closing(sqlite3.connect(spool / "catalog.db")) as db:
+        for table, where in (("sessions", ""), ("batches", " WHERE state!='stored'"), ("uploads", ""), ("parts", "")):
+            (rows,) = db.execute(f"SELECT count(*) FROM {table}{where}").fetchone()
+            figures.violation("left_over", [f"{rows} rows of {table}{where}"] if rows else [])
+    figures.violation("other", (f"{operation} is not granted" for operation in target.not_granted()))
+
+
+def _batches(catalog: Path) -> dict[str, tuple[int, int]]:
+    """Key -> number of the batch, and how many events it has."""
+    with contextlib.closing(sqlite3.connect(catalog)) as db:
+        rows = db.execute("SELECT key, id, events FROM batches WHERE key IS NOT NULL")
+        return {key: (id_, events) for key, id_, events in rows}

@@ -1,0 +1,267 @@
+"""The crash campaign: processes that record and send, killed at any moment, over a network or a disk that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from buckets import FAST_RETRY
+from servers import Store
+
+from campaign.checks import Figures, check
+from campaign.points import KILLS
+from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
+from campaign.worker import Moment, Task
+from jobs_backup.testing.fault_proxy import FaultProxy
+
+_TESTS: Final = Path(__file__).parent.parent
+_COMMAND: Final = str(Path(sys.executable).with_name("jobs-backup"))
+_END_SECONDS: Final = 30.0
+"""A worker that was asked to end has ended after this time, whatever the network does."""
+_POINT_SECONDS: Final = 8.0
+_DRAINS: Final = 3
+_SETTINGS: Final = {
+    **FAST_RETRY,
+    "JOBS_BACKUP_BATCH_EVENTS": "500",
+    "JOBS_BACKUP_BATCH_BYTES": "12MB",
+    "JOBS_BACKUP_UPLOAD_FREQUENCY": "700ms",
+    "JOBS_BACKUP_UPLOAD_CONCURRENCY": "2",
+    "JOBS_BACKUP_SHUTDOWN_GRACE": "1s",
+    "JOBS_BACKUP_REQUEST_TIMEOUT": "5s",
+}
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Which processes are alive at the same time: those that only record, that only send, and that do both."""
+
+    recorders: int = 4
+    archivers: int = 2
+    both: int = 1
+    threads: int = 4
+
+    def roles(self) -> list[str]:
+        return ["recorder"] * self.recorders + ["archiver"] * self.archivers + ["both"] * self.both
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One round: so many kills of this crew, and then the check. `cycle` is the longest one, in seconds."""
+
+    kills: int
+    seed: int
+    crew: Crew = Crew()
+    cycle: float = 4.0
+    pace: float = 0.03
+
+
+@dataclass
+class _Worker:
+    name: str
+    role: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    point: Moment | None
+    began: float
+    asked_to_end: float | None = None
+
+
+class Round:
+    """A new spool, workers on it that are killed and replaced, a drain, and the check."""
+
+    def __init__(self, directory: Path, target: Target, plan: Plan, points: Counter[str]) -> None:
+        """`points`: how often each point has killed in the rounds before. Those that did so less often come first."""
+        self._directory = directory
+        self._target = target
+        self._plan = plan
+        self._rng = random.Random(f"{plan.seed} {target.provider}")
+        self._points = points
+        self._chosen: Counter[str] = Counter()
+        self._workers: list[_Worker] = []
+        self._names = itertools.count(1)
+        self.figures = Figures()
+        for name in ("acks", "logs"):
+            (directory / name).mkdir()
+
+    def run(self) -> Figures:
+        """Kill until there are enough; then heal, drain, and check."""
+        with self._ending():
+            while self.figures.kills < self._plan.kills:
+                self._cycle()
+            self._target.heal()
+            self._end_all()
+        self._drain()
+        self._look_at_logs()
+        self.figures.points.update(self._killed_at())
+        self.figures.kills_at_points = self.figures.points.total()
+        check(self._directory, self._target, self.figures)
+        self.figures.faults += self._target.faults
+        return self.figures
+
+    def _cycle(self) -> None:
+        """Fill up the crew, let it work, and kill some of it, each at its own moment. The others go on."""
+        self.figures.cycles += 1
+        self._target.fail(self._rng)
+        missing = Counter(self._plan.crew.roles()) - Counter(one.role for one in self._workers if one.asked_to_end is None)
+        for role in missing.elements():
+            self._workers.append(self._start(role))
+        until = time.monotonic() + self._rng.uniform(0.5, self._plan.cycle)
+        # Those that have a point of their own get some time to reach it.
+        now = time.monotonic()
+        victims = [one for one in self._workers if one.point is None or now > one.began + _POINT_SECONDS]
+        victims = self._rng.sample(victims, min(len(victims), self._rng.choice((1, 1, 2, 3, 5))))
+        for moment in sorted(self._rng.uniform(now, until) for _ in victims):
+            time.sleep(max(0.0, moment - time.monotonic()))
+            self._hit(victims.pop())
+        time.sleep(max(0.0, until - time.monotonic()))
+        self._reap()
+
+    def _hit(self, victim: _Worker) -> None:
+        if self._rng.random() < 0.2 and victim.asked_to_end is None:
+            victim.asked_to_end = time.monotonic()
+            victim.process.terminate()
+            self.figures.terms += 1
+        else:
+            victim.process.kill()
+
+    def _start(self, role: str) -> _Worker:
+        name = f"{role}{next(self._names)}"
+        records, sends = role != "archiver", role != "recorder"
+        point = self._point(records=records, sends=sends) if self._rng.random() < 0.6 else None
+        task = Task(
+            name=name,
+            directory=str(self._directory),
+            seed=self._plan.seed,
+            threads=self._plan.crew.threads if records else 0,
+            archive=sends,
+            pace=self._plan.pace,
+            bulk_bytes=self._target.bulk_bytes,
+            kill=point,
+            failures=self._target.failures(self._rng) if sends else (),
+        )
+        log = self._directory / "logs" / name
+        command = [sys.executable, "-m", "campaign.worker", msgspec.json.encode(task).decode()]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        return _Worker(name, role, process, log, point, time.monotonic())
+
+    def _point(self, *, records: bool, sends: bool) -> Moment:
+        """One of the points that have killed, or at least were chosen, least often so far."""
+        killed = self._points + Counter(self._killed_at())
+        provider = self._target.provider
+        roles = {"any"} | ({"record"} if records else set()) | ({"send"} if sends else set())
+        passed = [point for point in KILLS if point.role in roles and point.provider in ("", provider)]
+        rare = sorted(passed, key=lambda point: (killed[point.name], self._chosen[point.name]))[: len(passed) // 4]
+        point = self._rng.choice(rare)
+        self._chosen[point.name] += 1
+        return Moment(point.name, self._rng.randint(1, point.often))
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "PYTHONPATH": str(_TESTS),
+            "JOBS_BACKUP_SPOOL_DIR": str(self._directory / "spool"),
+            **_SETTINGS,
+            **self._target.environment(),
+        }
+
+    def _reap(self) -> None:
+        alive = []
+        for worker in self._workers:
+            if worker.process.poll() is None:
+                alive.append(worker)
+                if worker.asked_to_end is not None and time.monotonic() > worker.asked_to_end + _END_SECONDS:
+                    worker.process.kill()
+                    self.figures.violation("other", [f"{worker.name} does not end"])
+            else:
+                self._ended(worker)
+        self._workers = alive
+
+    def _ended(self, worker: _Worker) -> None:
+        code = worker.process.returncode
+        before_its_handler = code == -signal.SIGTERM and worker.asked_to_end is not None
+        if code == -signal.SIGKILL:
+            self.figures.kills += 1
+        elif not before_its_handler and (code != 0 or worker.asked_to_end is None):
+            self.figures.violation("other", [f"{worker.name} ended with {code}: {worker.log}"])
+
+    def _end_all(self) -> None:
+        """The end of a round: some are asked to end, the others are killed."""
+        for worker in self._workers:
+            self._hit(worker) if self._rng.random() < 0.5 else worker.process.kill()
+        for worker in self._workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(_END_SECONDS)
+        time.sleep(MAX_DELAY)  # what the network still holds of the dead arrives now
+        self._reap()
+
+    def _drain(self) -> None:
+        """What an operator does: `archive --once`, until it says that all is in the bucket. Once should be enough."""
+        for attempt in range(_DRAINS):
+            done = subprocess.run(
+                [_COMMAND, "archive", "--once", "--json"], env=self._environment(), capture_output=True, text=True, timeout=300
+            )
+            (self._directory / "logs" / f"drain{attempt}").write_text(done.stdout + done.stderr)
+            summary: dict[str, Any] = json.loads(done.stdout or "{}")
+            if done.returncode == 0 and summary["complete"] and not summary["open_uploads"]:
+                return
+            self.figures.violation("other", [f"archive --once ended with {done.returncode}: {done.stdout}{done.stderr}"])
+
+    def _look_at_logs(self) -> None:
+        logs = sorted((self._directory / "logs").iterdir())
+        bad = (path for path in logs if "Traceback" in (text := path.read_text()) and "KeyboardInterrupt" not in text)
+        self.figures.violation("other", (f"a traceback in {path}" for path in bad))
+
+    def _killed_at(self) -> list[str]:
+        note = self._directory / "kills"
+        return note.read_text().splitlines() if note.exists() else []
+
+    @contextlib.contextmanager
+    def _ending(self) -> Generator[None]:
+        """No worker outlives this."""
+        try:
+            yield
+        finally:
+            for worker in self._workers:
+                worker.process.kill()
+                worker.process.wait()
+
+
+def campaign(directory: Path, make: Callable[[Path], Target], plan: Plan, *, round_kills: int = 50) -> Figures:
+    """Rounds until there were `plan.kills` kills. The directory of a round that found nothing is of no use any more."""
+    figures = Figures()
+    for number in itertools.count(1):
+        if figures.kills >= plan.kills:
+            return figures
+        here = directory / f"round{number}"
+        here.mkdir(parents=True)
+        kills = min(round_kills, plan.kills - figures.kills)
+        one = Round(here, make(here), Plan(kills, plan.seed + number, plan.crew, plan.cycle, plan.pace), figures.points)
+        figures.add(one.run())
+    raise AssertionError("unreachable")
+
+
+def on_file(directory: Path, plan: Plan, *, round_kills: int = 50) -> Figures:
+    """A campaign with directories as buckets."""
+    return campaign(directory, FileTarget, plan, round_kills=round_kills)
+
+
+def on_s3(directory: Path, store: Store, plan: Plan, *, round_kills: int = 50) -> Figures:
+    """A campaign with buckets of a real server, behind a proxy."""
+    with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
+        return campaign(directory, lambda _: S3Target(store, proxy), plan, round_kills=round_kills)

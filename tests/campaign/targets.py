@@ -1,0 +1,216 @@
+"""Where the campaign's objects go: S3 behind a network that fails, or a directory on a disk that fails."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from buckets import objects
+from s3_client import refusal
+from servers import Store, operation
+
+from campaign.points import FAILURES
+from campaign.worker import Moment
+from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, Delay, Fault, FaultProxy, Swallow
+
+MAX_DELAY: Final = 1.0
+_GRANTED: Final = {"PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"}
+
+
+class OpenUpload(NamedTuple):
+    """A multipart upload that was neither completed nor aborted, and how many parts it has."""
+
+    id: str
+    parts: int
+
+
+class Target(Protocol):
+    """A bucket, and what can go wrong on the way there."""
+
+    provider: str
+    bulk_bytes: int
+    """An object with so many bytes that can't be compressed has more than one part."""
+    threshold: int
+    """Larger objects are sent in parts."""
+    faults: Counter[str]
+    """What was done, and how often."""
+
+    def environment(self) -> dict[str, str]:
+        """The provider's settings, and those of the parts."""
+        ...
+
+    def fail(self, rng: random.Random) -> None:
+        """Choose what goes wrong from now on, if anything does."""
+        ...
+
+    def failures(self, rng: random.Random) -> tuple[Moment, ...]:
+        """What goes wrong within one worker."""
+        ...
+
+    def heal(self) -> None:
+        """Nothing goes wrong from now on."""
+        ...
+
+    def objects(self) -> Iterator[tuple[str, bytes]]:
+        """Every object: its key and its bytes."""
+        ...
+
+    def open_uploads(self) -> list[OpenUpload]:
+        """The uploads that are open."""
+        ...
+
+    def drafts(self) -> list[str]:
+        """What writes that were killed have left, beside uploads."""
+        ...
+
+    def not_granted(self) -> set[str]:
+        """Operations that were called and are not granted."""
+        ...
+
+
+class S3Target:
+    """A bucket on a real S3 server, with a proxy before it."""
+
+    provider = "S3"
+    bulk_bytes = 7 << 20
+    threshold = 5 << 20
+
+    def __init__(self, store: Store, proxy: FaultProxy) -> None:
+        self._store = store
+        self._proxy = proxy
+        self._bucket = store.bucket()
+        self._operations: set[str] = set()
+        self.faults: Counter[str] = Counter()
+
+    def environment(self) -> dict[str, str]:
+        parts = {"JOBS_BACKUP_MULTIPART_THRESHOLD": str(self.threshold), "JOBS_BACKUP_PART_SIZE": "5MiB"}
+        return {**self._store.environment(self._bucket, url=self._proxy.url), **parts}
+
+    def fail(self, rng: random.Random) -> None:
+        self.heal()
+        for _ in range(rng.choice((0, 1, 2, 3, 5))):
+            where, method, target = rng.choice(_WHERE)
+            fault = rng.choice((*_ANYWHERE, *_SOMEWHERE.get(where, ())))
+            times = ALWAYS if rng.random() < 0.1 else rng.randint(1, 6)
+            self._proxy.fail(fault, method=method, target=target, skip=rng.choice((0, 0, 1, 3, 10)), times=times)
+
+    def failures(self, rng: random.Random) -> tuple[Moment, ...]:
+        return ()
+
+    def heal(self) -> None:
+        for request in self._proxy.requests:
+            self._operations.add(operation(request))
+            if request.fault is not None:
+                self.faults[_name(request.fault)] += 1
+        self._proxy.clear()
+
+    def objects(self) -> Iterator[tuple[str, bytes]]:
+        for key in self._store.keys(self._bucket):
+            yield key, self._store.get(self._bucket, key)
+
+    def open_uploads(self) -> list[OpenUpload]:
+        admin = self._store.admin
+        found = []
+        for upload in admin.list_multipart_uploads(Bucket=self._bucket).get("Uploads", []):
+            parts = admin.list_parts(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts", [])
+            found.append(OpenUpload(upload["UploadId"], len(parts)))
+        return found
+
+    def drafts(self) -> list[str]:
+        return []
+
+    def not_granted(self) -> set[str]:
+        return self._operations - _GRANTED
+
+
+class FileTarget:
+    """A directory as bucket."""
+
+    provider = "FILE"
+    bulk_bytes = 400_000
+    threshold = 200_000
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._bucket = directory / "bucket"
+        self._bucket.mkdir()
+        self.faults: Counter[str] = Counter()
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "JOBS_BACKUP_STORAGE_PROVIDER": "FILE",
+            "JOBS_BACKUP_BUCKET": str(self._bucket),
+            "JOBS_BACKUP_MULTIPART_THRESHOLD": str(self.threshold),
+            "JOBS_BACKUP_PART_SIZE": "100kB",
+        }
+
+    def fail(self, rng: random.Random) -> None:
+        pass
+
+    def failures(self, rng: random.Random) -> tuple[Moment, ...]:
+        chosen = []
+        for point in rng.sample(FAILURES, rng.choice((0, 1, 2, 3))):
+            code = rng.choice((errno.ENOSPC, errno.EIO, errno.EACCES))
+            chosen.append(Moment(point.name, rng.randint(1, point.often), rng.randint(1, 8), code))
+            self.faults[f"{errno.errorcode[code]} {point.when} {point.name}"] += 1
+        return tuple(chosen)
+
+    def heal(self) -> None:
+        pass
+
+    def objects(self) -> Iterator[tuple[str, bytes]]:
+        return iter(objects(self._directory).items())
+
+    def open_uploads(self) -> list[OpenUpload]:
+        work = self._bucket / ".jobs-backup"
+        return [OpenUpload(path.name, len(list(path.iterdir()))) for path in work.glob("*") if path.is_dir()]
+
+    def drafts(self) -> list[str]:
+        return [path.name for path in (self._bucket / ".jobs-backup").glob("*") if path.is_file()]
+
+    def not_granted(self) -> set[str]:
+        return set()
+
+
+_WHERE: Final = (
+    ("any", "", ""),
+    ("put", "PUT", r"^[^?]*(\?x-id=PutObject)?$"),
+    ("create", "POST", r"\?uploads"),
+    ("part", "PUT", r"partNumber="),
+    ("complete", "POST", r"uploadId=[^&]*$"),
+    ("abort", "DELETE", r"uploadId="),
+)
+_ERROR: Final = "<Error><Code>InternalError</Code><Message>at the very end</Message></Error>"
+_ANYWHERE: Final[tuple[Fault, ...]] = (
+    Cut(0),
+    Cut(500),
+    Cut(3 << 20),
+    Delay(0.1),
+    Delay(MAX_DELAY),
+    Swallow(),
+    Swallow(),
+    refusal(500, "InternalError", "try again"),
+    refusal(503, "SlowDown", "slow down", {"Retry-After": "1"}),
+    refusal(403, "AccessDenied", "not now"),
+)
+_GONE: Final = refusal(404, "NoSuchUpload", "ended from outside")
+_CONFLICT: Final = refusal(409, "ConditionalRequestConflict", "conflict")
+_SOMEWHERE: Final[dict[str, tuple[Fault, ...]]] = {
+    "put": (_CONFLICT,),
+    "part": (_GONE, _GONE),
+    "complete": (_GONE, _CONFLICT, Answer(200, _ERROR.encode(), {"Content-Type": "application/xml"}), Swallow(), Swallow()),
+}
+
+
+def _name(fault: Fault) -> str:
+    match fault:
+        case Answer(status):
+            return f"{status}"
+        case Cut() | Delay() | Swallow():
+            return type(fault).__name__.lower()
+        case _:
+            return "scripted"

@@ -1,0 +1,177 @@
+"""A process of the crash campaign: `python -m campaign.worker TASK`. It records, or sends, or both, until SIGTERM or its end.
+
+What `record` has acknowledged is in a file before anything else is done: the campaign looks for it in the bucket.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from campaign import points
+from jobs_backup import Backup, Event
+
+SOURCES: Final = ("web", "ios", "android")
+_HURRY: Final = {
+    "jobs_backup.archiver:_FIRST_PAUSE": 0.2,
+    "jobs_backup.archiver:_MAX_PAUSE": 1.0,
+    "jobs_backup.archiver:TICK": 0.25,
+    "jobs_backup.backup:TICK": 0.25,
+    "jobs_backup.multipart:_ABORT_FIRST_WAIT": 0.5,
+}
+"""Waits that are right for months of service, and too long for a worker that lives for two seconds."""
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """A point of the tables in `points`, which passage of it, and for how many; `code` is the error where it is a failure."""
+
+    point: str
+    passage: int = 1
+    times: int = 1
+    code: int = 0
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker does. `directory` has the files that it appends to: `acks/<name>`, `kills` and `journaled`."""
+
+    name: str
+    directory: str
+    seed: int
+    threads: int
+    archive: bool
+    pace: float
+    bulk_bytes: int
+    kill: Moment | None = None
+    failures: tuple[Moment, ...] = ()
+
+
+class EventId(msgspec.Struct, frozen=True, array_like=True):
+    """A message id, as JSON. `whole`: the events of this call were recorded in one commit, all of them or none."""
+
+    worker: str
+    thread: int
+    call: int
+    index: int
+    count: int
+    whole: bool
+
+
+class _Recorder:
+    """A thread that records."""
+
+    def __init__(self, task: Task, number: int, backup: Backup, acks: int, stop: threading.Event) -> None:
+        self._task = task
+        self._number = number
+        self._backup = backup
+        self._acks = acks
+        self._stop = stop
+        self._rng = random.Random(f"{task.seed} {task.name} {number}")
+        self._calls = 0
+
+    def run(self) -> None:
+        while not self._stop.wait(self._rng.expovariate(1 / self._task.pace)):
+            self._calls += 1
+            kind = self._rng.random()
+            if kind < 0.75:
+                self._one()
+            elif kind < 0.99:
+                self._many()
+            else:
+                self._bulk()
+
+    def _one(self) -> None:
+        (id_,) = self._ids(1, whole=True)
+        payload = self._payload(id_, self._rng.choice((10, 100, 1000, 10_000)))
+        self._acknowledged([id_], [self._backup.record(payload, source_id=self._rng.choice(SOURCES), message_id=id_)])
+
+    def _many(self) -> None:
+        ids = self._ids(self._rng.randint(2, 30), whole=True)
+        events = [Event(payload=self._payload(id_, 200), source_id=self._rng.choice(SOURCES), message_id=id_) for id_ in ids]
+        self._acknowledged(ids, self._backup.record_many(events))
+
+    def _bulk(self) -> None:
+        """An object that is sent in parts: so many bytes that can't be compressed, in several commits."""
+        ids = self._ids(self._rng.randint(9, 16), whole=False)
+        jobs = self._backup.record_many(
+            Event(payload=self._payload(id_, self._task.bulk_bytes // 10), source_id="bulk", message_id=id_) for id_ in ids
+        )
+        self._acknowledged(ids, jobs)
+
+    def _ids(self, count: int, *, whole: bool) -> list[str]:
+        made = (EventId(self._task.name, self._number, self._calls, index, count, whole) for index in range(count))
+        return [msgspec.json.encode(one).decode() for one in made]
+
+    def _payload(self, id_: str, size: int) -> bytes:
+        text = base64.b64encode(self._rng.randbytes(size))
+        return msgspec.json.encode({"messageId": id_, "userId": id_, "text": text.decode(), "crc32": zlib.crc32(text)})
+
+    def _acknowledged(self, ids: Sequence[str], jobs: Sequence[int]) -> None:
+        os.write(self._acks, "".join(f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)).encode())
+
+
+def main(task: Task) -> int:
+    """Work until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(threadName)s %(levelname)s %(message)s")
+    for module in ("boto", "urllib3"):
+        logging.getLogger(module).setLevel(logging.WARNING)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    _hurry()
+    _note_uploads(_append_to(task, "journaled"))
+    _arm(task)
+    acks = _append_to(task, f"acks/{task.name}")
+    with Backup.from_env(archive=task.archive) as backup:
+        recorders = [_Recorder(task, number, backup, acks, stop) for number in range(task.threads)]
+        threads = [threading.Thread(target=recorder.run, name=f"record-{n}") for n, recorder in enumerate(recorders)]
+        for thread in threads:
+            thread.start()
+        stop.wait()
+        for thread in threads:
+            thread.join()
+    return 0
+
+
+def _append_to(task: Task, name: str) -> int:
+    return os.open(os.path.join(task.directory, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)  # noqa: PTH118
+
+
+def _hurry() -> None:
+    for target, value in _HURRY.items():
+        owner, name = points.resolve(target)
+        setattr(owner, name, value)
+
+
+def _note_uploads(note: int) -> None:
+    """Write down the ids of uploads that are in the journal: none of them may be open in the end."""
+    owner, name = points.resolve("jobs_backup.spool.uploads:UploadJournal.begin")
+    begin = getattr(owner, name)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        journaled = begin(*args, **kwargs)
+        os.write(note, f"{journaled.upload.id}\n".encode())
+        return journaled
+
+    setattr(owner, name, noted)
+
+
+def _arm(task: Task) -> None:
+    points.check_all()
+    for moment in task.failures:
+        points.find(points.FAILURES, moment.point).arm(points.fail_with(moment.code), moment.passage, moment.times)
+    if task.kill is not None:
+        action = points.kill_self(_append_to(task, "kills"), task.kill.point)
+        points.find(points.KILLS, task.kill.point).arm(action, task.kill.passage)
+
+
+if __name__ == "__main__":
+    sys.exit(main(msgspec.json.decode(sys.argv[1], type=Task)))
