@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Final
 
 import click
-from servers import weed
-
 from campaign.checks import Figures
 from campaign.points import KILLS
 from campaign.runner import Crew, Plan, on_file, on_s3
+from servers import weed
 
 _ZERO: Final = ("lost", "duplicates", "damaged", "torn_calls", "misplaced", "open_uploads", "left_over", "other")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-
 from campaign.targets import Target
 from campaign.worker import EventId
+
 from jobs_backup.spool.blobs import INDEX_BITS
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]

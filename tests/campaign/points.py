@@ -6,6 +6,7 @@ whoever renames it notices.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import os
@@ -103,10 +104,11 @@ def kill_self(note: int, name: str) -> Action:
     return action
 
 
-def fail_with(code: int) -> Action:
-    """The operating system refuses."""
+def fail_with(code: int, note: int, name: str) -> Action:
+    """The operating system refuses, once the file `note` says so."""
 
     def action() -> None:
+        os.write(note, f"{name}: {errno.errorcode[code]}\n".encode())
         raise OSError(code, os.strerror(code))
 
     return action
@@ -182,13 +184,13 @@ KILLS: Final = (
 
 FAILURES: Final = (
     # What the proxy does to S3. "after" is what a swallowed answer is: it was done, and nobody knows.
-    Point("draft", f"{_FILE}:_append", "before", "send", 20, "FILE"),
-    Point("publish", f"{_FILE}:FileProvider._publish", "before", "send", 10, "FILE"),
-    Point("published", f"{_FILE}:FileProvider._publish", "after", "send", 10, "FILE"),
-    Point("sync", f"{_FILE}:sync_directory", "before", "send", 20, "FILE"),
-    Point("parts", f"{_FILE}:FileProvider._parts", "before", "send", 10, "FILE"),
-    Point("remove", f"{_FILE}:FileProvider._remove", "before", "send", 4, "FILE"),
-    Point("removed", f"{_FILE}:FileProvider._remove", "after", "send", 4, "FILE"),
+    Point("draft not written", f"{_FILE}:_append", "before", "send", 20, "FILE"),
+    Point("object not put in its place", f"{_FILE}:FileProvider._publish", "before", "send", 10, "FILE"),
+    Point("object put in its place, error", f"{_FILE}:FileProvider._publish", "after", "send", 10, "FILE"),
+    Point("directory not synced", f"{_FILE}:sync_directory", "before", "send", 20, "FILE"),
+    Point("parts not found", f"{_FILE}:FileProvider._parts", "before", "send", 10, "FILE"),
+    Point("parts not removed", f"{_FILE}:FileProvider._remove", "before", "send", 4, "FILE"),
+    Point("parts removed, error", f"{_FILE}:FileProvider._remove", "after", "send", 4, "FILE"),
 )
 
 

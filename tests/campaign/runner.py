@@ -19,12 +19,12 @@ from typing import Any, Final
 
 import msgspec
 from buckets import FAST_RETRY
-from servers import Store
-
 from campaign.checks import Figures, check
 from campaign.points import KILLS
 from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
 from campaign.worker import Moment, Task
+from servers import Store
+
 from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TESTS: Final = Path(__file__).parent.parent
@@ -105,10 +105,10 @@ class Round:
             self._end_all()
         self._drain()
         self._look_at_logs()
-        self.figures.points.update(self._killed_at())
+        self.figures.points.update(self._noted("kills"))
         self.figures.kills_at_points = self.figures.points.total()
         check(self._directory, self._target, self.figures)
-        self.figures.faults += self._target.faults
+        self.figures.faults += self._target.faults + Counter(self._noted("failures"))
         return self.figures
 
     def _cycle(self) -> None:
@@ -160,7 +160,7 @@ class Round:
 
     def _point(self, *, records: bool, sends: bool) -> Moment:
         """One of the points that have killed, or at least were chosen, least often so far."""
-        killed = self._points + Counter(self._killed_at())
+        killed = self._points + Counter(self._noted("kills"))
         provider = self._target.provider
         roles = {"any"} | ({"record"} if records else set()) | ({"send"} if sends else set())
         passed = [point for point in KILLS if point.role in roles and point.provider in ("", provider)]
@@ -213,9 +213,8 @@ class Round:
     def _drain(self) -> None:
         """What an operator does: `archive --once`, until it says that all is in the bucket. Once should be enough."""
         for attempt in range(_DRAINS):
-            done = subprocess.run(
-                [_COMMAND, "archive", "--once", "--json"], env=self._environment(), capture_output=True, text=True, timeout=300
-            )
+            command = [_COMMAND, "archive", "--once", "--json"]
+            done = subprocess.run(command, check=False, env=self._environment(), capture_output=True, text=True, timeout=300)
             (self._directory / "logs" / f"drain{attempt}").write_text(done.stdout + done.stderr)
             summary: dict[str, Any] = json.loads(done.stdout or "{}")
             if done.returncode == 0 and summary["complete"] and not summary["open_uploads"]:
@@ -227,8 +226,9 @@ class Round:
         bad = (path for path in logs if "Traceback" in (text := path.read_text()) and "KeyboardInterrupt" not in text)
         self.figures.violation("other", (f"a traceback in {path}" for path in bad))
 
-    def _killed_at(self) -> list[str]:
-        note = self._directory / "kills"
+    def _noted(self, name: str) -> list[str]:
+        """What workers have written into a file that they share."""
+        note = self._directory / name
         return note.read_text().splitlines() if note.exists() else []
 
     @contextlib.contextmanager

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from buckets import objects
+from campaign.points import FAILURES
+from campaign.worker import Moment
 from s3_client import refusal
 from servers import Store, operation
 
-from campaign.points import FAILURES
-from campaign.worker import Moment
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, Delay, Fault, FaultProxy, Swallow
 
 MAX_DELAY: Final = 1.0
@@ -37,7 +37,7 @@ class Target(Protocol):
     threshold: int
     """Larger objects are sent in parts."""
     faults: Counter[str]
-    """What was done, and how often."""
+    """What was done beside the workers' own failures, and how often."""
 
     def environment(self) -> dict[str, str]:
         """The provider's settings, and those of the parts."""
@@ -156,7 +156,6 @@ class FileTarget:
         for point in rng.sample(FAILURES, rng.choice((0, 1, 2, 3))):
             code = rng.choice((errno.ENOSPC, errno.EIO, errno.EACCES))
             chosen.append(Moment(point.name, rng.randint(1, point.often), rng.randint(1, 8), code))
-            self.faults[f"{errno.errorcode[code]} {point.when} {point.name}"] += 1
         return tuple(chosen)
 
     def heal(self) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-
 from campaign import points
+
 from jobs_backup import Backup, Event
 
 SOURCES: Final = ("web", "ios", "android")
@@ -167,7 +167,8 @@ def _note_uploads(note: int) -> None:
 def _arm(task: Task) -> None:
     points.check_all()
     for moment in task.failures:
-        points.find(points.FAILURES, moment.point).arm(points.fail_with(moment.code), moment.passage, moment.times)
+        failure = points.fail_with(moment.code, _append_to(task, "failures"), moment.point)
+        points.find(points.FAILURES, moment.point).arm(failure, moment.passage, moment.times)
     if task.kill is not None:
         action = points.kill_self(_append_to(task, "kills"), task.kill.point)
         points.find(points.KILLS, task.kill.point).arm(action, task.kill.passage)
