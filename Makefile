@@ -3,17 +3,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= --durations=10
+CAMPAIGN_ARGS ?= --every-point
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 sources := core/src plugins/s3/src
 projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test campaign lint clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
 	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
+	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make lint    check style and types'
 	@echo 'make clean   remove what these made'
 
@@ -47,6 +49,10 @@ demo: $(VENV)/core.stamp
 
 test: $(VENV)/dev.stamp
 	$(bin)/pytest $(PYTEST_ARGS)
+
+# About 15 minutes. CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50" for example; --help tells all.
+campaign: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(bin)/python -m campaign $(CAMPAIGN_ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(bin)/ruff check .

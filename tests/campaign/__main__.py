@@ -9,15 +9,12 @@ import tempfile
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Final
 
 import click
 from campaign.checks import Figures
 from campaign.points import KILLS
 from campaign.runner import Crew, Plan, on_file, on_s3
 from servers import weed
-
-_ZERO: Final = ("lost", "duplicates", "damaged", "torn_calls", "misplaced", "open_uploads", "left_over", "other")
 
 
 @click.command()
@@ -29,7 +26,7 @@ _ZERO: Final = ("lost", "duplicates", "damaged", "torn_calls", "misplaced", "ope
 @click.option("--archivers", default=2, show_default=True)
 @click.option("--both", default=1, show_default=True)
 @click.option("--threads", default=4, show_default=True)
-@click.option("--keep", is_flag=True, help="Keep all files, also where nothing was found.")
+@click.option("--every-point", is_flag=True, help="Fail where a point has killed nobody.")
 def main(
     *,
     kills: int,
@@ -40,7 +37,7 @@ def main(
     archivers: int,
     both: int,
     threads: int,
-    keep: bool,
+    every_point: bool,
 ) -> None:
     """Kill processes that record and send, at any moment, and see that every acknowledged event is in the bucket exactly once."""
     seed = random.randrange(1_000_000) if seed is None else seed
@@ -51,16 +48,17 @@ def main(
     began = time.monotonic()
     if only != "FILE":
         with weed(directory / "weed") as store:
-            found["S3"] = on_s3(directory / "s3", store, plan, round_kills=round_kills), time.monotonic() - began
+            found["S3"] = on_s3(directory / "s3", store, plan, round_kills, click.echo), time.monotonic() - began
     began = time.monotonic()
     if only != "S3":
-        found["FILE"] = on_file(directory / "file", plan, round_kills=round_kills), time.monotonic() - began
+        found["FILE"] = on_file(directory / "file", plan, round_kills, click.echo), time.monotonic() - began
     _show(found)
     if any(figures.violations for figures, _ in found.values()):
-        click.echo(f"the files are in {directory}")
+        click.echo(f"\nthe files are in {directory}")
         sys.exit(1)
-    if not keep:
-        shutil.rmtree(directory)
+    shutil.rmtree(directory)
+    if every_point and any(_unused(provider, figures) for provider, (figures, _) in found.items()):
+        sys.exit(1)
 
 
 def _show(found: dict[str, tuple[Figures, float]]) -> None:
@@ -81,6 +79,12 @@ def _show(found: dict[str, tuple[Figures, float]]) -> None:
     for provider, (figures, _) in found.items():
         for violation in figures.violations:
             click.echo(f"\n{provider}: {violation}")
+        for name in _unused(provider, figures):
+            click.echo(f"\n{provider}: nobody was killed at: {name}")
+
+
+def _unused(provider: str, figures: Figures) -> list[str]:
+    return [point.name for point in KILLS if point.provider in ("", provider) and not figures.points[point.name]]
 
 
 if __name__ == "__main__":

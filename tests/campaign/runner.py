@@ -7,13 +7,14 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -242,26 +243,32 @@ class Round:
                 worker.process.wait()
 
 
-def campaign(directory: Path, make: Callable[[Path], Target], plan: Plan, *, round_kills: int = 50) -> Figures:
-    """Rounds until there were `plan.kills` kills. The directory of a round that found nothing is of no use any more."""
+def campaign(
+    directory: Path, make: Callable[[Path], Target], plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str
+) -> Figures:
+    """Rounds until there were `plan.kills` kills. What a round leaves is kept where something was found."""
     figures = Figures()
     for number in itertools.count(1):
         if figures.kills >= plan.kills:
-            return figures
+            break
         here = directory / f"round{number}"
         here.mkdir(parents=True)
+        target = make(here)
         kills = min(round_kills, plan.kills - figures.kills)
-        one = Round(here, make(here), Plan(kills, plan.seed + number, plan.crew, plan.cycle, plan.pace), figures.points)
-        figures.add(one.run())
-    raise AssertionError("unreachable")
+        found = Round(here, target, replace(plan, kills=kills, seed=plan.seed + number), figures.points).run()
+        say(f"{target.provider} round {number}: {found.kills} kills, {found.objects} objects {found.violations or ''}")
+        figures.add(found)
+        if not found.violations:
+            shutil.rmtree(here)
+    return figures
 
 
-def on_file(directory: Path, plan: Plan, *, round_kills: int = 50) -> Figures:
+def on_file(directory: Path, plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str) -> Figures:
     """A campaign with directories as buckets."""
-    return campaign(directory, FileTarget, plan, round_kills=round_kills)
+    return campaign(directory, FileTarget, plan, round_kills, say)
 
 
-def on_s3(directory: Path, store: Store, plan: Plan, *, round_kills: int = 50) -> Figures:
+def on_s3(directory: Path, store: Store, plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str) -> Figures:
     """A campaign with buckets of a real server, behind a proxy."""
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
-        return campaign(directory, lambda _: S3Target(store, proxy), plan, round_kills=round_kills)
+        return campaign(directory, lambda _: S3Target(store, proxy), plan, round_kills, say)

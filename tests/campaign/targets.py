@@ -137,7 +137,7 @@ class FileTarget:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._bucket = directory / "bucket"
-        self._bucket.mkdir()
+        self._bucket.mkdir(exist_ok=True)
         self.faults: Counter[str] = Counter()
 
     def environment(self) -> dict[str, str]:
