@@ -66,7 +66,7 @@ class Plan:
     seed: int
     crew: Crew = Crew()
     cycle: float = 4.0
-    pace: float = 0.03
+    pace: float = 0.04
 
 
 @dataclass

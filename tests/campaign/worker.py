@@ -84,7 +84,7 @@ class _Recorder:
             kind = self._rng.random()
             if kind < 0.75:
                 self._one()
-            elif kind < 0.99:
+            elif kind < 0.994:
                 self._many()
             else:
                 self._bulk()
