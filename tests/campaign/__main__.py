@@ -57,7 +57,8 @@ def main(
         click.echo(f"\nthe files are in {directory}")
         sys.exit(1)
     shutil.rmtree(directory)
-    if every_point and any(_unused(provider, figures) for provider, (figures, _) in found.items()):
+    if every_point and (unused := [one for provider, (figures, _) in found.items() for one in _unused(provider, figures)]):
+        click.echo("\n".join(["", "nobody was killed at:", *unused]))
         sys.exit(1)
 
 
@@ -79,12 +80,10 @@ def _show(found: dict[str, tuple[Figures, float]]) -> None:
     for provider, (figures, _) in found.items():
         for violation in figures.violations:
             click.echo(f"\n{provider}: {violation}")
-        for name in _unused(provider, figures):
-            click.echo(f"\n{provider}: nobody was killed at: {name}")
 
 
 def _unused(provider: str, figures: Figures) -> list[str]:
-    return [point.name for point in KILLS if point.provider in ("", provider) and not figures.points[point.name]]
+    return [f"{provider}: {point.name}" for point in KILLS if point.provider in ("", provider) and not figures.points[point.name]]
 
 
 if __name__ == "__main__":

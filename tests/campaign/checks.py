@@ -82,20 +82,24 @@ class _Stored:
     def __init__(self, target: Target, batches: dict[str, tuple[int, int]], figures: Figures) -> None:
         self.places: Counter[str] = Counter()
         self.jobs: dict[str, int] = {}
+        unlike: list[str] = []
+        damaged: list[str] = []
         for key, content in target.objects():
             figures.objects += 1
             figures.in_parts += len(content) > target.threshold
             lines = gzip.decompress(content).splitlines()
             first, events = batches.get(key, (0, -1))
             if events != len(lines):
-                figures.violation("other", [f"{key} has {len(lines)} lines; in the catalog it has {events}"])
+                unlike.append(f"{key} has {len(lines)} lines; in the catalog it has {events}")
             for number, line in enumerate(lines):
                 id_ = _message_id(line)
                 if id_ is None:
-                    figures.violation("damaged", [f"line {number + 1} of {key}"])
+                    damaged.append(f"line {number + 1} of {key}")
                 else:
                     self.places[id_] += 1
                     self.jobs[id_] = (first << INDEX_BITS) + number
+        figures.violation("other", unlike)
+        figures.violation("damaged", damaged)
 
 
 def _message_id(line: bytes) -> str | None:

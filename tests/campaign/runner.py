@@ -39,7 +39,6 @@ _SETTINGS: Final = {
     "JOBS_BACKUP_BATCH_EVENTS": "500",
     "JOBS_BACKUP_BATCH_BYTES": "12MB",
     "JOBS_BACKUP_UPLOAD_FREQUENCY": "700ms",
-    "JOBS_BACKUP_UPLOAD_CONCURRENCY": "2",
     "JOBS_BACKUP_SHUTDOWN_GRACE": "1s",
     "JOBS_BACKUP_REQUEST_TIMEOUT": "5s",
 }
@@ -89,6 +88,11 @@ class Round:
         self._target = target
         self._plan = plan
         self._rng = random.Random(f"{plan.seed} {target.provider}")
+        self._settings = {
+            "JOBS_BACKUP_CONDITIONAL_WRITES": self._rng.choice(("true", "true", "false")),
+            "JOBS_BACKUP_SPOOL_DURABILITY": self._rng.choice(("full", "full", "process")),
+            "JOBS_BACKUP_UPLOAD_CONCURRENCY": self._rng.choice(("1", "2", "4")),
+        }
         self._points = points
         self._chosen: Counter[str] = Counter()
         self._workers: list[_Worker] = []
@@ -178,6 +182,7 @@ class Round:
             "PYTHONPATH": str(_TESTS),
             "JOBS_BACKUP_SPOOL_DIR": str(self._directory / "spool"),
             **_SETTINGS,
+            **self._settings,
             **self._target.environment(),
         }
 

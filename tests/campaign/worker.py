@@ -6,6 +6,7 @@ What `record` has acknowledged is in a file before anything else is done: the ca
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import os
 import random
@@ -20,6 +21,7 @@ import msgspec
 from campaign import points
 
 from jobs_backup import Backup, Event
+from jobs_backup.errors import DestinationPaused, NoArchiver
 
 SOURCES: Final = ("web", "ios", "android")
 _HURRY: Final = {
@@ -86,8 +88,10 @@ class _Recorder:
                 self._one()
             elif kind < 0.994:
                 self._many()
-            else:
+            elif kind < 0.999:
                 self._bulk()
+            else:
+                self._flush()
 
     def _one(self) -> None:
         (id_,) = self._ids(1, whole=True)
@@ -106,6 +110,10 @@ class _Recorder:
             Event(payload=self._payload(id_, self._task.bulk_bytes // 10), source_id="bulk", message_id=id_) for id_ in ids
         )
         self._acknowledged(ids, jobs)
+
+    def _flush(self) -> None:
+        with contextlib.suppress(DestinationPaused, NoArchiver, TimeoutError):
+            self._backup.flush(timeout=1.0)
 
     def _ids(self, count: int, *, whole: bool) -> list[str]:
         made = (EventId(self._task.name, self._number, self._calls, index, count, whole) for index in range(count))
