@@ -17,7 +17,7 @@ from servers import Store
 
 from jobs_backup import Backup, Event
 
-FOUND = ("lost", "duplicates", "damaged", "torn_calls", "misplaced", "open_uploads", "left_over", "other")
+FOUND = ("lost", "duplicates", "damaged", "torn_calls", "misplaced", "refused_yet_stored", "open_uploads", "left_over", "other")
 
 
 def assert_nothing_found(figures: Figures, kills: int) -> None:
@@ -110,6 +110,7 @@ class TestTheCheck:
             (lambda here: (here / "spool/locks/left.lock").touch(), {"left_over": 1}),
             (lambda here: upload(here, "upload1"), {"open_uploads": 1}),
             (lambda here: upload(here, "upload2"), {}),
+            (lambda here: (here / "refused").write_text('["w",0,0,3,5,true]\n["w",0,9,0,1,true]\n'), {"refused_yet_stored": 1}),
             (lambda here: (upload(here, "upload2") / "1").touch(), {"open_uploads": 1}),
         ],
     )

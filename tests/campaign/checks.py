@@ -15,17 +15,19 @@ from typing import Any, Final
 import msgspec
 from campaign.targets import Target
 from campaign.worker import EventId
+from jobs_backup.spool.disk import Ballast
 
 from jobs_backup.spool.blobs import INDEX_BITS
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
 _SHOWN: Final = 5
-_IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm"}
+_IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast"}
 
 
 @dataclass
 class Figures:
-    """What a campaign did and found. All but the first few have to be 0; `bare_uploads` and `drafts` are what kills may leave."""
+    """What a campaign did and found. All but the first few have to be 0; `bare_uploads` and `drafts` are what kills may leave,
+    `refused` what backpressure did."""
 
     cycles: int = 0
     kills: int = 0
@@ -37,11 +39,13 @@ class Figures:
     in_parts: int = 0
     bare_uploads: int = 0
     drafts: int = 0
+    refused: int = 0
     lost: int = 0
     duplicates: int = 0
     damaged: int = 0
     torn_calls: int = 0
     misplaced: int = 0
+    refused_yet_stored: int = 0
     open_uploads: int = 0
     left_over: int = 0
     other: int = 0
@@ -71,6 +75,9 @@ def check(directory: Path, target: Target, figures: Figures) -> None:
     figures.stored += stored.places.total()
     figures.violation("lost", acknowledged.keys() - stored.places.keys())
     figures.violation("duplicates", (id_ for id_, times in stored.places.items() if times > 1))
+    refused = _noted(directory / "refused")
+    figures.refused += len(refused)
+    figures.violation("refused_yet_stored", refused & stored.places.keys())
     figures.violation("torn_calls", _torn_calls(stored.places))
     figures.violation("misplaced", (id_ for id_, job in acknowledged.items() if stored.jobs.get(id_, job) != job))
     _check_left_over(directory, target, figures)
@@ -129,6 +136,10 @@ def _acknowledged(directory: Path) -> dict[str, int]:
     return found
 
 
+def _noted(path: Path) -> set[str]:
+    return set(path.read_text().splitlines()) if path.exists() else set()
+
+
 def _torn_calls(ids: Iterable[str]) -> list[str]:
     """Calls of which one commit recorded all or none, and of which some events are there."""
     calls: defaultdict[tuple[str, int, int], set[int]] = defaultdict(set)
@@ -144,15 +155,25 @@ def _torn_calls(ids: Iterable[str]) -> list[str]:
 
 def _check_left_over(directory: Path, target: Target, figures: Figures) -> None:
     spool = directory / "spool"
-    journaled = set((directory / "journaled").read_text().split()) if (directory / "journaled").exists() else set()
+    journaled = _noted(directory / "journaled")
     uploads = target.open_uploads()
     figures.violation("open_uploads", (one for one in uploads if one.id in journaled or one.parts))
     figures.bare_uploads += sum(one.id not in journaled and not one.parts for one in uploads)
     figures.drafts += len(target.drafts())
     files = (path.relative_to(spool) for path in spool.rglob("*") if path.is_file() and path.name not in _IDLE)
     figures.violation("left_over", files)
+    ballast = spool / "ballast"
+    figures.violation(
+        "left_over", ["a ballast that is too small"] if ballast.exists() and ballast.stat().st_size < Ballast.SIZE else []
+    )
     with contextlib.closing(sqlite3.connect(spool / "catalog.db")) as db:
-        for table, where in (("sessions", ""), ("batches", " WHERE state!='stored'"), ("uploads", ""), ("parts", "")):
+        for table, where in (
+            ("sessions", ""),
+            ("batches", " WHERE state!='stored'"),
+            ("uploads", ""),
+            ("parts", ""),
+            ("damages", ""),
+        ):
             (rows,) = db.execute(f"SELECT count(*) FROM {table}{where}").fetchone()
             figures.violation("left_over", [f"{rows} rows of {table}{where}"] if rows else [])
     figures.violation("other", (f"{operation} is not granted" for operation in target.not_granted()))

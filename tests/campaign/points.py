@@ -144,6 +144,10 @@ KILLS: Final = (
     Point("in a fold", f"{_BLOBS}:Appender.fold", "after", "record", 4),
     Point("folded, not sealed", f"{_CATALOG}.seal", "before", "record", 3),
     Point("sealed", f"{_CATALOG}.seal", "after", "record", 3),
+    # Going on in another file
+    Point("another file made, not entered", f"{_CATALOG}.change_file", "before", "record", 2),
+    Point("another file entered", f"{_CATALOG}.change_file", "after", "record", 2),
+    Point("before a drained file is removed", f"{_SPOOL}._remove_if_drained", "before", "any", 3),
     # Sending
     Point("claimed", f"{_CATALOG}.claim", "after", "send", 5),
     Point("object written, receipt not stored", f"{_DESTINATION}.write", "after", "send", 4),
@@ -166,10 +170,11 @@ KILLS: Final = (
     Point("upload abandoned", f"{_UPLOADS}.abandon", "after", "send"),
     Point("before the abort", f"{_DESTINATION}.abort_multipart", "before", "send"),
     Point("aborted, still in the journal", f"{_DESTINATION}.abort_multipart", "after", "send"),
+    Point("paused", f"{_CATALOG}.pause", "after", "send", 2),
     # Deleting (issue 4): Point("before the delete", f"{_DESTINATION}.delete", "before", "send") and its like
     # Adopting what a dead process left, and ending
     Point("at adoption", f"{_SPOOL}._adopt", "before", "send", 2),
-    Point("open batch read for its adoption", "jobs_backup.spool.writer:OpenBatch.restored", "after", "send", 3),
+    Point("open batch read for its adoption", "jobs_backup.spool.open_batch:OpenBatch.restored", "after", "send", 3),
     Point("before a session is forgotten", f"{_CATALOG}.end_session", "before", "any", 2),
     Point("session forgotten, files there", f"{_CATALOG}.end_session", "after", "any", 2),
     Point("adopted, lock file there", f"{_SPOOL}._adopt", "after", "send", 2),

@@ -91,6 +91,8 @@ class Round:
         self._settings = {
             "JOBS_BACKUP_CONDITIONAL_WRITES": self._rng.choice(("true", "true", "false")),
             "JOBS_BACKUP_SPOOL_DURABILITY": self._rng.choice(("full", "full", "process")),
+            "JOBS_BACKUP_SPOOL_MAX_BYTES": self._rng.choice(("", "", str(2 * target.bulk_bytes))),
+            "JOBS_BACKUP_SPOOL_FULL_TIMEOUT": "200ms",
             "JOBS_BACKUP_UPLOAD_CONCURRENCY": self._rng.choice(("1", "2", "4")),
         }
         self._points = points

@@ -14,14 +14,14 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from campaign import points
 
 from jobs_backup import Backup, Event
-from jobs_backup.errors import DestinationPaused, NoArchiver
+from jobs_backup.errors import DestinationPaused, NoArchiver, SpoolFull
 
 SOURCES: Final = ("web", "ios", "android")
 _HURRY: Final = {
@@ -44,7 +44,7 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker does. `directory` has the files that it appends to: `acks/<name>`, `kills` and `journaled`."""
+    """What a worker does. In `directory` it appends to `acks/<name>`, `refused`, `kills`, `failures` and `journaled`."""
 
     name: str
     directory: str
@@ -71,11 +71,12 @@ class EventId(msgspec.Struct, frozen=True, array_like=True):
 class _Recorder:
     """A thread that records."""
 
-    def __init__(self, task: Task, number: int, backup: Backup, acks: int, stop: threading.Event) -> None:
+    def __init__(self, task: Task, number: int, backup: Backup, stop: threading.Event) -> None:
         self._task = task
         self._number = number
         self._backup = backup
-        self._acks = acks
+        self._acks = _append_to(task, f"acks/{task.name}")
+        self._refused = _append_to(task, "refused")
         self._stop = stop
         self._rng = random.Random(f"{task.seed} {task.name} {number}")
         self._calls = 0
@@ -96,20 +97,31 @@ class _Recorder:
     def _one(self) -> None:
         (id_,) = self._ids(1, whole=True)
         payload = self._payload(id_, self._rng.choice((10, 100, 1000, 10_000)))
-        self._acknowledged([id_], [self._backup.record(payload, source_id=self._rng.choice(SOURCES), message_id=id_)])
+        source = self._rng.choice(SOURCES)
+        self._record([id_], lambda: [self._backup.record(payload, source_id=source, message_id=id_)])
 
     def _many(self) -> None:
         ids = self._ids(self._rng.randint(2, 30), whole=True)
         events = [Event(payload=self._payload(id_, 200), source_id=self._rng.choice(SOURCES), message_id=id_) for id_ in ids]
-        self._acknowledged(ids, self._backup.record_many(events))
+        self._record(ids, lambda: self._backup.record_many(events))
 
     def _bulk(self) -> None:
         """An object that is sent in parts: so many bytes that can't be compressed, in several commits."""
         ids = self._ids(self._rng.randint(9, 16), whole=False)
-        jobs = self._backup.record_many(
-            Event(payload=self._payload(id_, self._task.bulk_bytes // 10), source_id="bulk", message_id=id_) for id_ in ids
-        )
-        self._acknowledged(ids, jobs)
+        size = self._task.bulk_bytes // 10
+        events = (Event(payload=self._payload(id_, size), source_id="bulk", message_id=id_) for id_ in ids)
+        self._record(ids, lambda: self._backup.record_many(events))
+
+    def _record(self, ids: Sequence[str], record: Callable[[], Sequence[int]]) -> None:
+        """Write down what was acknowledged, and what was refused since the spool is full."""
+        jobs: Sequence[int]
+        try:
+            jobs = record()
+        except SpoolFull as error:
+            jobs = error.recorded
+            os.write(self._refused, "".join(f"{id_}\n" for id_ in ids[len(jobs) :]).encode())
+            ids = ids[: len(jobs)]
+        os.write(self._acks, "".join(f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)).encode())
 
     def _flush(self) -> None:
         with contextlib.suppress(DestinationPaused, NoArchiver, TimeoutError):
@@ -123,9 +135,6 @@ class _Recorder:
         text = base64.b64encode(self._rng.randbytes(size))
         return msgspec.json.encode({"messageId": id_, "userId": id_, "text": text.decode(), "crc32": zlib.crc32(text)})
 
-    def _acknowledged(self, ids: Sequence[str], jobs: Sequence[int]) -> None:
-        os.write(self._acks, "".join(f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)).encode())
-
 
 def main(task: Task) -> int:
     """Work until SIGTERM."""
@@ -134,12 +143,11 @@ def main(task: Task) -> int:
         logging.getLogger(module).setLevel(logging.WARNING)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    _hurry()
+    _set({**_HURRY, "jobs_backup.spool.writer:_FILE_BYTES": 2 * task.bulk_bytes})
     _note_uploads(_append_to(task, "journaled"))
     _arm(task)
-    acks = _append_to(task, f"acks/{task.name}")
     with Backup.from_env(archive=task.archive) as backup:
-        recorders = [_Recorder(task, number, backup, acks, stop) for number in range(task.threads)]
+        recorders = [_Recorder(task, number, backup, stop) for number in range(task.threads)]
         threads = [threading.Thread(target=recorder.run, name=f"record-{n}") for n, recorder in enumerate(recorders)]
         for thread in threads:
             thread.start()
@@ -153,8 +161,8 @@ def _append_to(task: Task, name: str) -> int:
     return os.open(os.path.join(task.directory, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)  # noqa: PTH118
 
 
-def _hurry() -> None:
-    for target, value in _HURRY.items():
+def _set(constants: Mapping[str, float]) -> None:
+    for target, value in constants.items():
         owner, name = points.resolve(target)
         setattr(owner, name, value)
 
