@@ -152,9 +152,7 @@ KILLS: Final = (
     Point("claimed", f"{_CATALOG}.claim", "after", "send", 5),
     Point("object written, receipt not stored", f"{_DESTINATION}.write", "after", "send", 4),
     Point("before the receipt is stored", f"{_CATALOG}.stored", "before", "send", 4),
-    Point("receipt stored, bytes not dropped", f"{_CATALOG}.stored", "after", "send", 4),
-    Point("before the drop", f"{_BLOBS}:BlobFile.drop", "before", "send", 4),
-    Point("dropped", f"{_BLOBS}:BlobFile.drop", "after", "send", 4),
+    Point("receipt stored", f"{_CATALOG}.stored", "after", "send", 4),
     Point("failed, not given back", f"{_CATALOG}.release", "before", "send", 2),
     Point("given back", f"{_CATALOG}.release", "after", "send", 2),
     # Sending in parts

@@ -29,9 +29,10 @@ _HURRY: Final = {
     "jobs_backup.archiver:_MAX_PAUSE": 1.0,
     "jobs_backup.archiver:TICK": 0.25,
     "jobs_backup.backup:TICK": 0.25,
+    "jobs_backup.spool.writer:_IDLE_FILE_BYTES": 200_000,
     "jobs_backup.multipart:_ABORT_FIRST_WAIT": 0.5,
 }
-"""Waits that are right for months of service, and too long for a worker that lives for two seconds."""
+"""Waits and sizes that are right for months of service, and too large for a worker that lives for some seconds."""
 
 
 class Moment(msgspec.Struct, frozen=True):
