@@ -29,7 +29,7 @@ _HURRY: Final = {
     "jobs_backup.archiver:_MAX_PAUSE": 1.0,
     "jobs_backup.archiver:TICK": 0.25,
     "jobs_backup.backup:TICK": 0.25,
-    "jobs_backup.spool.writer:_IDLE_FILE_BYTES": 200_000,
+    "jobs_backup.spool.writer:_IDLE_FILE_BYTES": 600_000,
     "jobs_backup.multipart:_ABORT_FIRST_WAIT": 0.5,
 }
 """Waits and sizes that are right for months of service, and too large for a worker that lives for some seconds."""
