@@ -15,9 +15,9 @@ from typing import Any, Final
 import msgspec
 from campaign.targets import Target
 from campaign.worker import EventId
-from jobs_backup.spool.disk import Ballast
 
 from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.disk import Ballast
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
 _SHOWN: Final = 5
