@@ -57,9 +57,9 @@ def main(
         click.echo(f"\nthe files are in {directory}")
         sys.exit(1)
     shutil.rmtree(directory)
-    if every_point and (unused := [one for provider, (figures, _) in found.items() for one in _unused(provider, figures)]):
+    if unused := [one for provider, (figures, _) in found.items() for one in _unused(provider, figures)]:
         click.echo("\n".join(["", "nobody was killed at:", *unused]))
-        sys.exit(1)
+        sys.exit(int(every_point))
 
 
 def _show(found: dict[str, tuple[Figures, float]]) -> None:

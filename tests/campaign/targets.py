@@ -92,6 +92,8 @@ class S3Target:
 
     def fail(self, rng: random.Random) -> None:
         self.heal()
+        if rng.random() < 0.4:  # or hardly any upload would be lost, and have to be aborted
+            self._proxy.fail(rng.choice((_GONE, Swallow())), method="POST", target=_COMPLETE)
         for _ in range(rng.choice((0, 1, 2, 3, 5))):
             where, method, target = rng.choice(_WHERE)
             fault = rng.choice((*_ANYWHERE, *_SOMEWHERE.get(where, ())))
@@ -175,12 +177,13 @@ class FileTarget:
         return set()
 
 
+_COMPLETE: Final = r"uploadId=[^&]*$"
 _WHERE: Final = (
     ("any", "", ""),
     ("put", "PUT", r"^[^?]*(\?x-id=PutObject)?$"),
     ("create", "POST", r"\?uploads"),
     ("part", "PUT", r"partNumber="),
-    ("complete", "POST", r"uploadId=[^&]*$"),
+    ("complete", "POST", _COMPLETE),
     ("abort", "DELETE", r"uploadId="),
 )
 _ERROR: Final = "<Error><Code>InternalError</Code><Message>at the very end</Message></Error>"
