@@ -9,53 +9,14 @@ import pty
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, objects
+from commands import COMMAND, ndjson, numbers, run, start, summary
 
 from jobs_backup.testing.events import events as realistic
-
-COMMAND = [str(Path(sys.executable).with_name("jobs-backup"))]
-
-
-def start(*arguments: str | Path, env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true", **env}
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        env=environment,
-        text=True,
-        stdin=options.pop("stdin", subprocess.DEVNULL),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
-
-
-def run(*arguments: str | Path, env: dict[str, str], stdin: str | None = None) -> tuple[int, str, str]:
-    with start(*arguments, env=env, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL) as process:
-        stdout, stderr = process.communicate(stdin, timeout=120)
-    assert "Traceback" not in stderr, stderr
-    return process.returncode, stdout, stderr
-
-
-def summary(*arguments: str | Path, env: dict[str, str], stdin: str | None = None) -> dict[str, Any]:
-    code, stdout, stderr = run(*arguments, "--json", env=env, stdin=stdin)
-    found: dict[str, Any] = json.loads(stdout)
-    assert code == (0 if found["complete"] else 1), stderr
-    return found
-
-
-def ndjson(path: Path, count: int, first: int = 0) -> Path:
-    path.write_text("".join(f'{{"messageId":"{number}","n":{number}}}\n' for number in range(first, first + count)))
-    return path
-
-
-def numbers(directory: Path) -> list[int]:
-    return sorted(event["payload"]["n"] for event in events(directory))
 
 
 def test_files_and_gz_files_are_backed_up(tmp_path: Path) -> None:

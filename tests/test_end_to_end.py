@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from buckets import FAST_RETRY
+from commands import run, start, summary
 from servers import Moto, Store, operation, operations, policy
-from test_command import run, start, summary
 
 from jobs_backup.testing.events import events as realistic
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, FaultProxy, Swallow

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from buckets import events, file_environment, objects
+from commands import COMMAND, ndjson, numbers, run, start, summary
 from memory import peak_memory
-from test_command import COMMAND, ndjson, numbers, run, start, summary
 
 pytestmark = pytest.mark.slow  # a process or several for each test
 

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import COMMAND
 from memory import peak_memory
 from servers import Store
-from test_command import COMMAND
 from test_end_to_end import write_input
 
 
