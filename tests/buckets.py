@@ -48,8 +48,4 @@ def left_over(directory: Path) -> list[str]:
     """Files in the spool besides those that an idle spool has."""
     spool = directory / "spool"
     idle = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast"}
-    return sorted(
-        path.relative_to(spool).as_posix()
-        for path in spool.rglob("*")
-        if path.is_file() and path.name not in idle and not path.name.startswith("input-")
-    )
+    return sorted(path.relative_to(spool).as_posix() for path in spool.rglob("*") if path.is_file() and path.name not in idle)

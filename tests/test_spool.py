@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import gzip
 import random
 import sqlite3
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ from spools import APP, WEB, claim, content, die, open_spool, record
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.model import Part, Upload
 from jobs_backup.spool import Claim, Spool, writer
-from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
+from jobs_backup.spool.blobs import INDEX_BITS, Appender, InputPosition
+from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.writer import BatchLimits, Recording
 
@@ -616,4 +619,84 @@ def test_where_the_new_file_cannot_be_entered_the_old_one_goes_on(tmp_path: Path
     assert [path.stem for path in (tmp_path / "blobs").glob("*.db")] == [spool.session]
     record(spool, [b"{}\n"])
     assert sum(batch.batch.events for batch in iter(spool.claim, None)) == 4
+    spool.close()
+
+
+def test_what_a_kill_has_left_over_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    living = open_spool(tmp_path)
+    monkeypatch.setattr(writer, "_FILE_BYTES", 1 << 16)
+    record(living, [b"{}\n"])
+    record(living, [b"{}\n"])
+    first = tmp_path / "blobs" / f"{living.session}.db"
+    killed = open_spool(tmp_path)
+    monkeypatch.setattr(killed, "_remove_if_left", lambda name: None)  # killed right before
+    for claimed in iter(killed.claim, None):
+        killed.stored(claimed.batch)
+    die(killed)
+    assert first.exists()
+    (tmp_path / "locks" / "0123456789abcdef.lock").touch()
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        (tmp_path / "blobs" / f"0123456789abcdef.db{suffix}").touch()
+    alive = open_spool(tmp_path)
+    alive.recover()
+    alive.begin_sending()
+    written = set(alive._catalog.blob_files().values())
+    assert {path.stem for path in (tmp_path / "blobs").glob("*.db")} == written
+    assert {path.stem for path in (tmp_path / "locks").iterdir()} == {living.session, alive.session}
+    assert not list((tmp_path / "blobs").glob("0123456789abcdef*"))
+    alive.close()
+    living.close()
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two processes could hold locks of one name: the one that is removed, and the one that was made after it."""
+    flock, removed = fcntl.flock, []
+
+    def remove_first(descriptor: int, operation: int) -> None:
+        if not removed:
+            (tmp_path / "name.lock").unlink()
+            removed.append(descriptor)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    lock = ProcessLock.try_to_take(tmp_path, "name")
+    assert lock is not None
+    assert ProcessLock.is_held(tmp_path, "name")
+    assert ProcessLock.try_to_take(tmp_path, "name") is None
+    lock.release(remove=True)
+    assert not ProcessLock.is_held(tmp_path, "name")
+
+
+def test_threads_that_share_a_failed_commit_have_errors_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = open_spool(tmp_path)
+    recording = threading.Event()
+    transaction = spool._writer._blobs.transaction
+
+    @contextlib.contextmanager
+    def fail() -> Iterator[Appender]:
+        recording.set()
+        time.sleep(0.3)  # meanwhile the others queue up, and share the next commit
+        with transaction():
+            raise SpoolError("no")
+        yield
+
+    monkeypatch.setattr(spool._writer._blobs, "transaction", fail)
+    errors: list[SpoolError] = []
+
+    def work() -> None:
+        try:
+            record(spool, [b"{}\n"])
+        except SpoolError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads[0].start()
+    recording.wait()
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(error) for error in errors}) == 4
+    assert {error.message for error in errors} == {"no"}
+    monkeypatch.undo()
     spool.close()

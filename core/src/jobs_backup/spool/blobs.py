@@ -202,7 +202,14 @@ class BlobFiles:
                 path.rename(directory / path.name)
 
     def _paths(self, name: str) -> list[Path]:
-        return [Path(f"{self.path(name)}{suffix}") for suffix in ("", "-wal", "-shm")]
+        # The file itself comes last: as long as it is there, what a kill has left of the removal is found and removed. A journal
+        # is left by who was killed while making the file.
+        return [Path(f"{self.path(name)}{suffix}") for suffix in ("-wal", "-shm", "-journal", "")]
+
+
+def file_number(name: str) -> int:
+    """Which of its session's files it is, by its name; 0 for the first."""
+    return int(name.partition("-")[2] or 0)
 
 
 class SpooledBody(Body):

@@ -72,7 +72,7 @@ class Ballast:
     @property
     def min_free(self) -> int:
         """What recording leaves free now: it shall not take what was given up."""
-        return self._min_free if self._path.exists() else self._min_free + self.SIZE
+        return self._min_free if self._is_there() else self._min_free + self.SIZE
 
     def balance(self) -> None:
         """Give the file up on a full disk; make it where there is plenty of space.
@@ -83,11 +83,18 @@ class Ballast:
         free = free_bytes(self._path.parent)
         if free < _RELEASE_BELOW:
             self._path.unlink(missing_ok=True)
-        elif free >= self._min_free + 2 * self.SIZE and not self._path.exists():
+        elif free >= self._min_free + 2 * self.SIZE and not self._is_there():
             self._make()
 
+    def _is_there(self) -> bool:
+        """In full: who was killed while making it has left less."""
+        try:
+            return self._path.stat().st_size >= self.SIZE
+        except FileNotFoundError:
+            return False
+
     def _make(self) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, self.SIZE)
         except BaseException:

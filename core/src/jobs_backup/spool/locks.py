@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import weakref
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from jobs_backup.spool.database import database_errors
+
+_LOOK_SECONDS: Final = 0.005
 
 
 class ProcessLock:
@@ -25,16 +28,10 @@ class ProcessLock:
         """The lock; None if another process has it."""
         path = directory / f"{name}.lock"
         with database_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
-            except BaseException:
-                os.close(descriptor)
-                raise
-        return cls(path, descriptor)
+            if (descriptor := _try(path)) is None:
+                time.sleep(_LOOK_SECONDS)  # it may have been somebody who only looked
+                descriptor = _try(path)
+        return None if descriptor is None else cls(path, descriptor)
 
     @staticmethod
     def is_held(directory: Path, name: str) -> bool:
@@ -65,6 +62,29 @@ class ProcessLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _try(path: Path) -> int | None:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                return descriptor
+            os.close(descriptor)  # it was removed meanwhile: a lock that nobody else would find
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 _held: weakref.WeakSet[ProcessLock] = weakref.WeakSet()

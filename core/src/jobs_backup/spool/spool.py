@@ -14,7 +14,7 @@ from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Part, Upload
-from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody
+from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import BatchRow, Catalog, Damage, Placement, Waiting
 from jobs_backup.spool.database import Durability
 from jobs_backup.spool.disk import Ballast, refuse_network
@@ -84,8 +84,8 @@ class Spool:
         self._quarantine = Quarantine(directory / "quarantine", self._catalog, self._files)
         lock: ProcessLock | None = None
         try:
-            lock = self._try_lock(self.session)
-            assert lock is not None, "nobody else knows this name"
+            while (lock := self._try_lock(self.session)) is None:
+                self.session = secrets.token_hex(8)  # somebody looks whether it was left over
             self._lock = lock
             self.destination = self._catalog.destination(location)
             self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
@@ -134,7 +134,7 @@ class Spool:
             yield lock is not None
         finally:
             if lock is not None:
-                lock.release(remove=False)
+                lock.release(remove=True)
 
     def position(self, source: str) -> bytes | None:
         """How far an input was read, by any process; None if it never was."""
@@ -295,10 +295,12 @@ class Spool:
                 "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
             )
         self._catalog.make_due(self.destination)
-        names, sessions = self._files.names(), self._catalog.sessions()
-        for name in names:
-            if name.partition("-")[0] not in sessions:
-                self._remove_if_drained(name)  # who should have done it was killed
+        names, written = self._files.names(), self._catalog.blob_files()
+        for name in names:  # who should have removed it was killed
+            session = name.partition("-")[0]
+            if session not in written or file_number(name) < file_number(written[session]):
+                self._remove_if_drained(name)
+        self._remove_left_locks()
 
     def keep_ballast(self) -> None:
         """Look after the reserve of space with which the catalog can be written on a full disk.
@@ -359,6 +361,12 @@ class Spool:
 
     def _try_lock(self, name: str) -> ProcessLock | None:
         return ProcessLock.try_to_take(self.directory / "locks", name)
+
+    def _remove_left_locks(self) -> None:
+        """Locks of those that were killed before they were a session, or when they no longer were one."""
+        for path in (self.directory / "locks").glob("*.lock"):
+            if path.stem not in self._catalog.sessions() and (lock := self._try_lock(path.stem)) is not None:
+                lock.release(remove=path.stem not in self._catalog.sessions())
 
     def _remove_drained_of(self, session: str, names: Sequence[str]) -> None:
         for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
@@ -154,7 +155,7 @@ class Writer:
             finally:
                 self._end_turn()
         if last.error is not None:
-            raise last.error
+            raise copy.copy(last.error) from last.error  # the threads share it; what callers add to theirs (`recorded`) they don't
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches that were opened so many seconds ago. Returns how many."""
