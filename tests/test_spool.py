@@ -650,7 +650,8 @@ def test_what_a_kill_has_left_over_is_removed(tmp_path: Path, monkeypatch: pytes
 
 def test_a_lock_that_is_removed_while_it_is_taken_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else two processes could hold locks of one name: the one that is removed, and the one that was made after it."""
-    flock, removed = fcntl.flock, []
+    flock = fcntl.flock
+    removed: list[int] = []
 
     def remove_first(descriptor: int, operation: int) -> None:
         if not removed:
