@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= --durations=10
+# Each worker starts its own servers, when a test asks for them.
+WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CAMPAIGN_ARGS ?=
 
 bin := $(VENV)/bin
@@ -10,7 +12,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constr
 sources := core/src plugins/s3/src
 projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml
 
-.PHONY: help demo test campaign lint clean
+.PHONY: help demo environment test campaign lint style types types-strict clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -27,9 +29,16 @@ $(VENV)/core.stamp: core/pyproject.toml constraints.txt
 	$(pip) --no-build-isolation --editable core
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/core.stamp $(projects)
-	$(pip) --no-build-isolation --group dev --editable core --editable plugins/s3
+# Not compiled: most of what the test servers bring along is never imported.
+$(VENV)/test.stamp: $(VENV)/core.stamp $(projects)
+	$(pip) --no-compile --no-build-isolation --group test --editable core --editable plugins/s3
 	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/test.stamp
+	$(pip) --no-compile --group dev
+	@touch $@
+
+environment: $(VENV)/test.stamp
 
 demo: export JOBS_BACKUP_STORAGE_PROVIDER = FILE
 demo: export JOBS_BACKUP_BUCKET = demo/bucket
@@ -47,17 +56,23 @@ demo: $(VENV)/core.stamp
 	@object=$$(find demo/bucket -path '*/web/*' -name '*.json.gz' | head -n 1); \
 	echo; echo "The first event of source web, zcat $$object | head -n 1:"; zcat "$$object" | sed -n 1p
 
-test: $(VENV)/dev.stamp
-	$(bin)/pytest $(PYTEST_ARGS)
+test: $(VENV)/test.stamp
+	$(bin)/pytest $(WORKERS) $(PYTEST_ARGS)
 
 # About 15 minutes. CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50" for example; --help tells all.
-campaign: $(VENV)/dev.stamp
+campaign: $(VENV)/test.stamp
 	PYTHONPATH=tests $(bin)/python -m campaign $(CAMPAIGN_ARGS)
 
-lint: $(VENV)/dev.stamp
+lint: style types types-strict
+
+style: $(VENV)/dev.stamp
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+
+types: $(VENV)/dev.stamp
 	$(bin)/mypy $(sources) tests
+
+types-strict: $(VENV)/dev.stamp
 	$(bin)/basedpyright --pythonpath $(bin)/python
 
 clean:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from jobs_backup.testing.events import events as generated
 
 FAST_RETRY = {"JOBS_BACKUP_RETRY_ATTEMPTS": "3", "JOBS_BACKUP_RETRY_MAX_WAIT": "50ms", "JOBS_BACKUP_RETRY_DEADLINE": "10s"}
 
@@ -21,6 +24,12 @@ def file_environment(directory: Path, **variables: str) -> dict[str, str]:
         "JOBS_BACKUP_SPOOL_DIR": str(directory / "spool"),
         **variables,
     }
+
+
+@functools.lru_cache(maxsize=2)
+def realistic(count: int, seed: int = 1) -> list[bytes]:
+    """Realistic payloads. Making them takes longer than backing them up, and many tests take the same ones."""
+    return list(generated(count, seed=seed))
 
 
 def objects(directory: Path) -> dict[str, bytes]:

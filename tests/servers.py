@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import http.client
 import ipaddress
@@ -15,6 +16,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 REGION: Final = "us-east-1"
-_STARTUP: Final = 30.0
+_STARTUP: Final = 60.0
+_PORTS: Final = range(10_000, 22_000)
+"""With 10,000 added, too, below those that the system gives to clients."""
 _numbers = itertools.count(1)
 
 
@@ -150,19 +154,21 @@ def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) 
     identities = {name: _identity(name) for name in policies}
     (directory / "data").mkdir(parents=True)
     (directory / "s3.json").write_text(json.dumps(_weed_configuration(root, identities, policies)))
-    s3, master, filer, volume, admin_port = _weed_ports(5)
-    command = [
-        _binary("weed"), "-logtostderr=true", "mini", f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-s3.config={directory / 's3.json'}", f"-s3.port={s3}", f"-master.port={master}", f"-filer.port={filer}",
-        f"-volume.port={volume}", f"-admin.port={admin_port}", "-volume.max=5000",
-        "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0",
-        "-s3.port.lance=0", "-s3.autoCreateBucket=false",
-    ]  # fmt: skip
-    store = Store(port=s3, log=directory / "weed.log", admin_identity=root, identities=identities)
-    running = _running(command, store.log, {"GOMEMLIMIT": "200MiB", "GOGC": "40"})
-    with running as process, contextlib.closing(store.admin) as admin:
-        # A bucket can be made only when all parts of it have found each other.
-        _wait(process, store.log, lambda: admin.create_bucket(Bucket="readiness"))
+    with contextlib.ExitStack() as stack:
+        with _start():
+            s3, master, filer, volume, admin_port = _free_ports(5)
+            command = [
+                _binary("weed"), "-logtostderr=true", "mini", f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+                f"-s3.config={directory / 's3.json'}", f"-s3.port={s3}", f"-master.port={master}", f"-filer.port={filer}",
+                f"-volume.port={volume}", f"-admin.port={admin_port}", "-volume.max=5000",
+                "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0",
+                "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+            ]  # fmt: skip
+            store = Store(port=s3, log=directory / "weed.log", admin_identity=root, identities=identities)
+            process = stack.enter_context(_running(command, store.log, {"GOMEMLIMIT": "200MiB", "GOGC": "40"}))
+            admin = stack.enter_context(contextlib.closing(store.admin))
+            # A bucket can be made only when all parts of it have found each other.
+            _wait(process, store.log, lambda: admin.create_bucket(Bucket="readiness"))
         yield store
 
 
@@ -185,11 +191,14 @@ def _weed_configuration(
 def moto(directory: Path) -> Generator[Moto, None, None]:
     """A moto server. It allows everything until `enforce` is entered."""
     directory.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
-    store = Moto(port=port, log=directory / "moto.log", admin_identity=_identity("admin"))
-    running = _running([_binary("moto_server"), "-H", "127.0.0.1", "-p", str(port)], store.log, {})
-    with running as process, contextlib.closing(store.admin):
-        _wait(process, store.log, lambda: store.post("reset", b""))
+    with contextlib.ExitStack() as stack:
+        with _start():
+            (port,) = _free_ports(1)
+            store = Moto(port=port, log=directory / "moto.log", admin_identity=_identity("admin"))
+            command = [_binary("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+            process = stack.enter_context(_running(command, store.log, {}))
+            stack.enter_context(contextlib.closing(store.admin))
+            _wait(process, store.log, lambda: store.post("reset", b""))
         yield store
 
 
@@ -280,17 +289,19 @@ def _binary(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+@contextlib.contextmanager
+def _start() -> Generator[None, None, None]:
+    """One server starts at a time, whatever else tests here: a port that was found free is taken when the next one looks."""
+    with (Path(tempfile.gettempdir()) / f"jobs-backup-tests-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
-def _weed_ports(count: int) -> list[int]:
-    """Ports P so that P + 10,000 is free as well (weed speaks gRPC there), below the range that the system gives to clients."""
+def _free_ports(count: int) -> list[int]:
+    """Ports P so that P + 10,000 is free as well: weed speaks gRPC there."""
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(10_000, 22_000)
+        port = random.SystemRandom().choice(_PORTS)
         with (
             contextlib.suppress(OSError),
             socket.create_server(("127.0.0.1", port)),

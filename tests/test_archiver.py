@@ -72,8 +72,11 @@ def test_no_error_of_a_provider_ends_a_worker(tmp_path: Path, replace_write: Cal
     assert len(events(tmp_path)) == 1
 
 
-def test_a_batch_that_is_refused_keeps_no_other_back(tmp_path: Path, replace_write: Callable[..., None]) -> None:
+def test_a_batch_that_is_refused_keeps_no_other_back(
+    tmp_path: Path, replace_write: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A policy for one prefix only, and a batch that was sealed with another one."""
+    monkeypatch.setattr("jobs_backup.archiver._FIRST_PAUSE", 1.0)
 
     def write(_: Write, key: str) -> None:
         if key.startswith("wrong/"):

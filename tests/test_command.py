@@ -13,10 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from buckets import FAST_RETRY, events, file_environment, left_over, objects
+from buckets import FAST_RETRY, events, file_environment, left_over, objects, realistic
 from commands import COMMAND, ndjson, numbers, run, start, summary
-
-from jobs_backup.testing.events import events as realistic
 
 
 def test_files_and_gz_files_are_backed_up(tmp_path: Path) -> None:

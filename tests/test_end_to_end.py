@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from buckets import FAST_RETRY
+from buckets import FAST_RETRY, realistic
 from commands import run, start, summary
 from servers import Moto, Store, operation, operations, policy
 
-from jobs_backup.testing.events import events as realistic
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, FaultProxy, Swallow
 
 MiB = 1 << 20
@@ -25,7 +24,7 @@ WRITING = {"PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipar
 
 def write_input(path: Path, count: int, seed: int = 1) -> Path:
     with path.open("wb") as output:
-        output.writelines(payload + b"\n" for payload in realistic(count, seed=seed))
+        output.writelines(payload + b"\n" for payload in realistic(count, seed))
     return path
 
 

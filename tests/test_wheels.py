@@ -49,20 +49,22 @@ class Environment:
     """An empty virtual environment; `bin` is where its commands are."""
 
     def __init__(self, path: Path) -> None:
-        venv.create(path, with_pip=True, symlinks=True)
+        venv.create(path, symlinks=True)
         self.bin = path / "bin"
 
     def install(self, *wheels: Path) -> None:
-        pip = (self.bin / "python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt")
-        run(*pip, *wheels, env=clean_environment())
+        self._pip("install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt", *wheels)
 
     def python(self, code: str) -> str:
         # Isolated: neither the current directory nor what PYTHONPATH names can stand in for what the wheel lacks.
         return run(self.bin / "python", "-I", "-c", code, env=clean_environment())
 
     def packages(self) -> set[str]:
-        listed = json.loads(run(self.bin / "python", "-m", "pip", "list", "--format=json", env=clean_environment()))
-        return {package["name"].lower().replace("_", "-") for package in listed}
+        return {package["name"].lower().replace("_", "-") for package in json.loads(self._pip("list", "--format=json"))}
+
+    def _pip(self, *arguments: str | Path) -> str:
+        # The pip that is here, working on that environment: it takes a while to put one into each.
+        return run(sys.executable, "-m", "pip", "--python", self.bin / "python", *arguments, env=clean_environment())
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
