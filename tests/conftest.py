@@ -8,10 +8,15 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `servers`: with importlib mode pytest does not do it
 
 from servers import Moto, Store, moto, weed
+
+settings.register_profile("usual", deadline=None)  # that a machine is busy is no failure
+settings.register_profile("campaign", max_examples=1500, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))  # `campaign`: for hours instead of seconds
 
 for _module in ("conformance", "multipart", "driver"):
     pytest.register_assert_rewrite(f"jobs_backup.testing.{_module}")
