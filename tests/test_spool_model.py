@@ -1,0 +1,793 @@
+"""The spool against a model: processes that record, send, fail and are killed at any moment, in any order, on one directory.
+
+A killed process is one whose step ends at a boundary: before or after a transaction, before a file is removed, before a lock is
+given up. From then on it does nothing more; its transactions are rolled back and its locks are free, as the system leaves them.
+`HYPOTHESIS_PROFILE=campaign` runs it for long.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import crc32c
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from jobs_backup.errors import SpoolError, Unavailable
+from jobs_backup.model import Batch, Kind, Part, Stream, Upload
+from jobs_backup.spool import Spool
+from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
+from jobs_backup.spool.database import Database
+from jobs_backup.spool.disk import Ballast
+from jobs_backup.spool.locks import ProcessLock
+from jobs_backup.spool.uploads import JournaledUpload
+from jobs_backup.spool.writer import BatchLimits, Recording
+
+STREAMS: Final = [Stream(Kind.RAW, "w", "web"), Stream(Kind.RAW, "", "web"), Stream(Kind.FAILED, "w", "web")]
+LOCATIONS: Final = ["s3://one", "s3://two"]
+BATCH_EVENTS: Final = 8
+BATCH_BYTES: Final = 3000
+MEMBER_BYTES: Final = 400
+FILE_BYTES: Final = 5 * 65536
+LATER: Final = 3000.0
+TELLS_ITS_OWN_ONLY: Final = os.environ.get("MODEL_HONEST") == "1"
+
+PICK: Final = st.integers(0, 11)
+FAULT: Final = st.none() | st.none() | st.tuples(st.sampled_from(["kill", "disk"]), st.integers(0, 15))
+Fault = tuple[str, int] | None
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Row(NamedTuple):
+    """A batch as the catalog tells it."""
+
+    state: str
+    location: str
+    owner: str  # the session that recorded it
+    blobs: str
+    claimed_by: str | None
+    seal: tuple[Any, ...]  # events, size, crc32c, uuid, key
+
+
+class Snapshot(NamedTuple):
+    """What the catalog tells."""
+
+    batches: dict[int, Row]
+    sessions: set[str]
+    uploads: dict[str, tuple[int, bool, dict[int, str]]]  # id -> batch, abandoned, parts
+
+
+@dataclass
+class Process:
+    """A living process."""
+
+    location: str
+    databases: list[Database] = field(default_factory=list)
+    locks: list[ProcessLock] = field(default_factory=list)
+    claims: dict[int, Batch] = field(default_factory=dict)
+    uploads: dict[str, JournaledUpload] = field(default_factory=dict)
+    last_job: dict[Stream, int] = field(default_factory=dict)
+    accepted: bool = False  # its destination has taken something from it
+    spool: Spool = None  # type: ignore[assignment]
+
+    def open(self, directory: Path, age: float) -> None:
+        """Start."""
+        limits = BatchLimits(events=BATCH_EVENTS, bytes=BATCH_BYTES, age=age)
+        self.spool = Spool(
+            directory, location=self.location, prefix="p", instance_id="1", limits=limits, durability="process", archives=True
+        )
+
+
+class Machinery:
+    """Knows what each process has open, and ends it at the boundary that was chosen."""
+
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
+        self.current: Process | None = None
+        self._fault: Fault = None
+        self._dead = False
+        machinery = self
+        begin, transaction = Database.__init__, Database.transaction
+        take, release, unlink = ProcessLock.try_to_take.__func__, ProcessLock.release, Path.unlink  # type: ignore[attr-defined]
+
+        def opened(database: Database, *arguments: Any, **options: Any) -> None:
+            if machinery.current is not None:
+                machinery.current.databases.append(database)
+            begin(database, *arguments, **options)
+
+        @contextmanager
+        def bounded(database: Database) -> Generator[sqlite3.Connection]:
+            machinery.boundary()
+            with transaction(database) as connection:
+                yield connection
+                machinery.boundary(can_fail=True)
+            machinery.boundary()
+
+        def taken(cls: type[ProcessLock], locks: Path, name: str) -> ProcessLock | None:
+            lock: ProcessLock | None = take(cls, locks, name)
+            if lock is not None and machinery.current is not None:
+                machinery.current.locks.append(lock)
+            return lock
+
+        def released(lock: ProcessLock, *, remove: bool) -> None:
+            machinery.boundary()
+            release(lock, remove=remove)
+
+        def unlinked(path: Path, missing_ok: bool = False) -> None:
+            if directory in path.parents:
+                machinery.boundary()
+            unlink(path, missing_ok=missing_ok)
+
+        patch.setattr(Database, "__init__", opened)
+        patch.setattr(Database, "transaction", bounded)
+        patch.setattr(ProcessLock, "try_to_take", classmethod(taken))
+        patch.setattr(ProcessLock, "release", released)
+        patch.setattr(Path, "unlink", unlinked)
+
+    def boundary(self, *, can_fail: bool = False) -> None:
+        """A moment at which a process may end, or its disk fail."""
+        if self._dead:
+            raise Killed
+        if self._fault is None:
+            return
+        kind, left = self._fault
+        if left:
+            self._fault = kind, left - 1
+        elif kind == "kill":
+            self._dead = True
+            raise Killed
+        elif can_fail:
+            self._fault = None
+            raise sqlite3.OperationalError("disk I/O error")
+
+    def run(self, process: Process, fault: Fault, step: Callable[[], object]) -> str:
+        """The outcome of a step: done, failed, or killed. `fault` is what happens, and after how many boundaries."""
+        self.current, self._fault, self._dead = process, fault, False
+        try:
+            step()
+        except Killed:
+            return "killed"
+        except SpoolError:
+            assert fault is not None, "nothing was wrong with the disk"
+            assert fault[0] == "disk"
+            return "failed"
+        else:
+            return "done"
+        finally:
+            was_killed = self._dead
+            self.current, self._fault, self._dead = None, None, False
+            if was_killed:
+                self.kill(process)
+
+    def kill(self, process: Process) -> None:
+        """What the system does for a process that ends."""
+        for database in process.databases:
+            if hasattr(database, "_connection"):
+                database._connection.close()
+        for lock in process.locks:
+            lock.drop()
+
+
+class Model(RuleBasedStateMachine):
+    """What was acknowledged, what was sealed, and what the buckets have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        logging.disable(logging.ERROR)  # faults are logged, and there are many
+        # Where there is memory to put it: no power is lost here, so that nothing has to wait for a disk.
+        memory = Path("/dev/shm")
+        self.directory = Path(tempfile.mkdtemp(prefix="spool-model-", dir=memory if os.access(memory, os.W_OK) else None))
+        self.patch = pytest.MonkeyPatch()
+        self.machinery = Machinery(self.directory, self.patch)
+        # Small, so that lines are folded and files rotated all the time.
+        for module in [module for name, module in sys.modules.items() if name.startswith("jobs_backup.spool.")]:
+            for name, value in (("MEMBER_BYTES", MEMBER_BYTES), ("_FILE_BYTES", FILE_BYTES)):
+                if hasattr(module, name):
+                    self.patch.setattr(module, name, value)
+        self.patch.setattr(Ballast, "SIZE", 4096)
+        self.live: list[Process] = []
+        self.number = 0
+        self.acknowledged: dict[int, bytes] = {}  # job -> line
+        self.batch_of: dict[int, tuple[str, Stream]] = {}  # batch -> its session and stream
+        self.doubtful: list[tuple[str, dict[Stream, list[bytes]], int]] = []  # commits that a kill ended: session, lines, position
+        self.frozen: dict[int, tuple[tuple[Any, ...], bytes]] = {}  # sealed batch -> its seal and its bytes
+        self.stored: set[int] = set()
+        self.buckets: dict[str, dict[str, bytes]] = {location: {} for location in LOCATIONS}
+        self.accepted: set[str] = set()  # locations that took anything, be it a part
+        self.refused: set[str] = set()  # locations that refused everything
+        self.uploads: dict[str, tuple[int, bool, dict[int, str]]] = {}
+        self.at = 0  # the latest position that was acknowledged
+        self.before = Snapshot({}, set(), {})
+        # Killed between the end of its session, in the catalog, and the removal of its lock, or before that session began: nobody
+        # knows of the lock any more.
+        self.locks_may_stay = False
+
+    # Rules
+
+    @precondition(lambda self: len(self.live) < 3)
+    @rule(location=st.sampled_from(LOCATIONS), age=st.sampled_from([0.0, 300.0]), fault=FAULT)
+    def open(self, location: str, age: float, fault: Fault) -> None:
+        process = Process(location)
+        outcome = self.machinery.run(process, fault, lambda: process.open(self.directory, age))
+        if outcome == "done":
+            self.live.append(process)
+        else:
+            self.machinery.kill(process)
+            self.locks_may_stay = True
+        self.look("open", process)
+
+    @precondition(lambda self: self.live)
+    @rule(
+        pick=PICK,
+        recordings=st.lists(
+            st.tuples(st.sampled_from(STREAMS), st.lists(st.sampled_from([0, 50, 300, 1000]), min_size=0, max_size=12)),
+            min_size=1,
+            max_size=3,
+        ),
+        with_position=st.booleans(),
+        fault=FAULT,
+    )
+    def record(self, pick: int, recordings: list[tuple[Stream, list[int]]], with_position: bool, fault: Fault) -> None:
+        process = self.process(pick)
+        made = [self.recording(stream, sizes) for stream, sizes in recordings]
+        lines = [list(recording.lines) for recording in made]
+        at = 0
+        if with_position:
+            self.number += 1
+            at = self.number
+            made[-1].position = InputPosition("input", at, b"%d" % at)
+        outcome = self.run(process, fault, lambda: process.spool.append(made))
+        session = process.spool.session
+        if outcome == "killed":
+            unknown: dict[Stream, list[bytes]] = {}
+            for recording, some in zip(made, lines, strict=True):
+                unknown.setdefault(recording.stream, []).extend(some)
+            self.doubtful.append((session, unknown, at))
+        elif outcome == "done":
+            self.at = max(self.at, at)
+            for recording, some in zip(made, lines, strict=True):
+                self.acknowledge(process, recording, some)
+        self.look("record", process)
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, fault=FAULT)
+    def seal(self, pick: int, fault: Fault) -> None:
+        process = self.process(pick)
+        outcome = self.run(process, fault, process.spool.seal)
+        after = self.look("seal", process)
+        if outcome == "done":
+            events = Counter(job >> INDEX_BITS for job in self.acknowledged)
+            open_ = {id_ for id_, row in after.batches.items() if row.state == "open" and row.owner == process.spool.session}
+            assert not [id_ for id_ in open_ if events[id_]], "seal() left something open"
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, fault=FAULT)
+    def seal_due(self, pick: int, fault: Fault) -> None:
+        process = self.process(pick)
+        self.run(process, fault, process.spool.seal_due)
+        self.look("seal_due", process)
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, fault=FAULT)
+    def claim(self, pick: int, fault: Fault) -> None:
+        process = self.process(pick)
+        could = process.spool.has_claimable()
+        got: list[Batch] = []
+
+        def step() -> None:
+            claimed = process.spool.claim()
+            if claimed is not None:
+                got.append(claimed.batch)
+
+        outcome = self.run(process, fault, step)
+        self.refused.discard(process.location)
+        if got:
+            (batch,) = got
+            row = self.before.batches[batch.id]
+            assert batch.id not in self.stored, "it is in the bucket already"
+            assert not [one for one in self.live if batch.id in one.claims], "another process sends it"
+            assert (row.state, row.location) == ("sealed", process.location)
+            self.check_seal(batch)
+            process.claims[batch.id] = batch
+        if outcome == "done":
+            assert bool(got) == could
+        self.look("claim", process)
+
+    @precondition(lambda self: self.sending())
+    @rule(pick=PICK, start=st.integers(0, 200))
+    def read(self, pick: int, start: int) -> None:
+        """Several parts of a body are read at once, from anywhere; by a process that sends, whoever has recorded it."""
+        process, batch = self.claimed(pick)
+        whole = self.frozen[batch.id][1]
+        body = process.spool.open_body(batch)
+        assert (body.size, body.crc32c()) == (len(whole), batch.crc32c)
+        with body.open() as reader:
+            reader.seek(start)
+            assert reader.read() == whole[start:]
+
+    @precondition(lambda self: self.sending())
+    @rule(pick=PICK, fault=FAULT)
+    def store(self, pick: int, fault: Fault) -> None:
+        process, batch = self.claimed(pick)
+        self.write(process, batch)
+        outcome = self.run(process, fault, lambda: process.spool.stored(batch))
+        after = self.look("stored", process, batch.id)
+        if after.batches[batch.id].state == "stored":
+            process.claims.pop(batch.id, None)
+            self.stored.add(batch.id)
+        if outcome == "done":
+            assert batch.id in self.stored
+
+    @precondition(lambda self: self.sending())
+    @rule(pick=PICK, arrived=st.booleans(), later=st.booleans(), fault=FAULT)
+    def fail(self, pick: int, arrived: bool, later: bool, fault: Fault) -> None:
+        """An attempt ends with an error; it may have arrived all the same. What a process tells of its destination it knows itself."""
+        process, batch = self.claimed(pick)
+        if arrived:
+            self.write(process, batch)
+        standing = "proven" if self.knows_of_success(process) else "refused"
+        retry_at = time.time() + LATER if later else 0.0
+        error = Unavailable("no", hint="wait")
+        outcome = self.run(process, fault, lambda: process.spool.release(batch, error, retry_at=retry_at, standing=standing))
+        after = self.look("release", process, batch.id)
+        if outcome == "done":
+            del process.claims[batch.id]
+            assert after.batches[batch.id].claimed_by is None
+            claimed = [row for row in after.batches.values() if row.claimed_by is not None and row.location == process.location]
+            if process.location not in self.accepted and not claimed:
+                self.refused.add(process.location)
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, size=st.sampled_from([0, 1000]), end=st.sampled_from(["stored", "refused", "killed"]), arrived=st.booleans())
+    def send(self, pick: int, size: int, end: str, arrived: bool) -> None:
+        """Several steps in one, since what comes after them is seldom reached otherwise."""
+        process = self.process(pick)
+        self.recover(pick, None)
+        self.record(pick, [(STREAMS[0], [size])], with_position=False, fault=None)
+        self.seal(pick, None)
+        if not process.spool.has_claimable():
+            return
+        self.claim(pick, None)
+        which = [one for one, _ in self.sending()].index(process) + len(process.claims) - 1
+        if end == "stored":
+            self.store(which, None)
+        elif end == "refused":
+            self.fail(which, arrived=False, later=False, fault=None)
+        else:
+            if arrived:
+                self.write(*self.claimed(which))
+            self.kill(pick)
+
+    @precondition(lambda self: self.sending())
+    @rule(pick=PICK, fault=FAULT)
+    def begin_upload(self, pick: int, fault: Fault) -> None:
+        process, batch = self.claimed(pick)
+        self.number += 1
+        name = f"upload-{self.number}"
+        self.accept(process)
+
+        def step() -> None:
+            process.uploads[name] = process.spool.journal_upload(batch, Upload(key=batch.key, id=name), 5 << 20)
+
+        self.journal(process, fault, step, {**self.uploads, name: (batch.id, False, {})})
+
+    @precondition(lambda self: self.uploading())
+    @rule(pick=PICK, number=st.integers(1, 3), fault=FAULT)
+    def journal_part(self, pick: int, number: int, fault: Fault) -> None:
+        process, name = self.upload(pick)
+        self.number += 1
+        batch, abandoned, parts = self.uploads[name]
+        part = Part(number=number, etag=str(self.number))
+        after = {**self.uploads, name: (batch, abandoned, {**parts, number: part.etag})}
+        self.journal(process, fault, lambda: process.spool.journal_part(process.uploads[name], part), after)
+
+    @precondition(lambda self: self.uploading())
+    @rule(pick=PICK, fault=FAULT)
+    def abandon(self, pick: int, fault: Fault) -> None:
+        process, name = self.upload(pick)
+        batch, _, parts = self.uploads[name]
+        after = {**self.uploads, name: (batch, True, parts)}
+        self.journal(process, fault, lambda: process.spool.abandon_upload(process.uploads[name]), after)
+
+    @precondition(lambda self: self.live and any(abandoned for _, abandoned, _ in self.uploads.values()))
+    @rule(pick=PICK, refused=st.booleans(), fault=FAULT)
+    def abort(self, pick: int, refused: bool, fault: Fault) -> None:
+        process = self.process(pick)
+        abandoned = process.spool.abandoned_uploads()
+        assert {one.upload.id for one in abandoned} <= {name for name, (_, gone, _) in self.uploads.items() if gone}
+        if not abandoned:
+            return
+        one = abandoned[pick % len(abandoned)]
+        after = dict(self.uploads)
+        if refused:
+            retry_at = time.time() + LATER
+            self.journal(process, fault, lambda: process.spool.postpone_abort(one, Unavailable("no"), retry_at=retry_at), after)
+        else:
+            del after[one.upload.id]
+            self.journal(process, fault, lambda: process.spool.forget_upload(one), after)
+
+    @precondition(lambda self: self.sending())
+    @rule(pick=PICK)
+    def continue_upload(self, pick: int) -> None:
+        process, batch = self.claimed(pick)
+        going_on = [name for name, (id_, abandoned, _) in self.uploads.items() if id_ == batch.id and not abandoned]
+        found = process.spool.upload_of(batch)
+        assert (found is not None) == bool(going_on)
+        if found is not None:
+            assert found[0].upload == Upload(key=batch.key, id=going_on[-1])
+            assert {part.number: part.etag for part in found[1]} == self.uploads[going_on[-1]][2]
+            process.uploads[going_on[-1]] = found[0]
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, fault=FAULT)
+    def recover(self, pick: int, fault: Fault) -> None:
+        process = self.process(pick)
+        outcome = self.run(process, fault, process.spool.recover)
+        self.locks_may_stay |= outcome == "killed"
+        after = self.look("recover", process)
+        if outcome == "done" and not process.spool.unreadable:
+            alive = {one.spool.session for one in self.live}
+            assert after.sessions <= alive
+            assert {row.claimed_by for row in after.batches.values()} <= {*alive, None}
+            assert {row.owner for row in after.batches.values() if row.state == "open"} <= alive
+        if fault is None:
+            assert not [error for error in process.spool.unreadable if "disk I/O error" not in str(error)]
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, fault=FAULT)
+    def begin_sending(self, pick: int, fault: Fault) -> None:
+        process = self.process(pick)
+        outcome = self.run(process, fault, process.spool.begin_sending)
+        before = self.before
+        after = self.look("begin_sending", process)
+        if outcome == "done":
+            in_use = {one.location for one in self.live}
+            if before.sessions <= {one.spool.session for one in self.live}:
+                left = {row.location for row in after.batches.values() if row.state == "sealed" and row.claimed_by is None}
+                assert not left & self.refused - in_use, "what a destination refused follows the settings"
+            due = [id_ for id_, row in after.batches.items() if row[:2] == ("sealed", process.location) and row.claimed_by is None]
+            assert process.spool.has_claimable() == bool(due), "who starts to send need not wait"
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, fault=FAULT)
+    def close(self, pick: int, fault: Fault) -> None:
+        process = self.process(pick)
+        session = process.spool.session
+        outcome = self.run(process, fault, process.spool.close)
+        if process in self.live:
+            self.live.remove(process)
+        self.locks_may_stay |= outcome == "killed"
+        after = self.look("close", process)
+        if outcome == "done":
+            assert session not in after.sessions
+            assert not [row for row in after.batches.values() if row.state == "open" and row.owner == session]
+            assert not (self.directory / "locks" / f"{session}.lock").exists()
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK)
+    def kill(self, pick: int) -> None:
+        process = self.process(pick)
+        self.live.remove(process)
+        self.machinery.kill(process)
+
+    # What holds after each step
+
+    @invariant()
+    def holds(self) -> None:
+        self.every_event_is_in_one_place()
+        self.what_waits_is_told()
+        self.positions_are_as_late_as_what_was_recorded()
+
+    def every_event_is_in_one_place(self) -> None:
+        batches = self.before.batches
+        wanted: dict[int, dict[int, bytes]] = {}
+        for job, line in self.acknowledged.items():
+            wanted.setdefault(job >> INDEX_BITS, {})[job & ((1 << INDEX_BITS) - 1)] = line
+        for id_, lines in wanted.items():
+            row = batches.get(id_)
+            if id_ in self.stored:
+                assert row is None or row.state == "stored"
+            else:
+                assert row is not None, f"batch {id_} is lost"
+                assert row.state in ("open", "sealed")
+                found = self.lines(row, id_)
+                for index, line in lines.items():
+                    assert found[index : index + 1] == [line], f"event {index} of batch {id_}"
+        for id_, row in batches.items():
+            if row.state == "sealed":
+                self.check_frozen(id_, row)
+        for process in self.live:
+            for id_ in process.claims:
+                assert (batches[id_].state, batches[id_].claimed_by) == ("sealed", process.spool.session)
+
+    def what_waits_is_told(self) -> None:
+        if not self.live:
+            return
+        told = {one.location: (one.batches, one.events, one.bytes) for one in self.live[0].spool.waiting()}
+        waits: dict[str, tuple[int, int, int]] = {}
+        for row in self.before.batches.values():
+            if row.state == "sealed":
+                count, events, size = waits.get(row.location, (0, 0, 0))
+                waits[row.location] = (count + 1, events + row.seal[0], size + row.seal[1])
+        assert told == waits
+
+    def positions_are_as_late_as_what_was_recorded(self) -> None:
+        if self.live:
+            position = self.live[-1].spool.position("input")
+            at = int(position or 0)
+            assert at == self.at or at in {one[2] for one in self.doubtful if one[2] > self.at}, (at, self.at)
+
+    def teardown(self) -> None:
+        try:
+            if not sys.exc_info()[1]:
+                self.end()
+        finally:
+            for process in self.live:
+                self.machinery.kill(process)
+            self.patch.undo()
+            logging.disable(logging.NOTSET)
+            shutil.rmtree(self.directory)
+
+    def end(self) -> None:
+        """All are killed; a process for each destination sends the rest: all is in the buckets then, and nothing is left over."""
+        for process in list(self.live):
+            self.live.remove(process)
+            self.machinery.kill(process)
+        for location in LOCATIONS:
+            process = Process(location)
+            assert self.machinery.run(process, None, lambda process=process: process.open(self.directory, 300.0)) == "done"  # type: ignore[misc]
+            self.live.append(process)
+            self.look("open", process)
+            self.recover(len(self.live) - 1, None)
+            self.begin_sending(len(self.live) - 1, None)
+            while process.spool.has_claimable():
+                self.claim(len(self.live) - 1, None)
+                self.store(0, None)
+                self.every_event_is_in_one_place()
+            for one in process.spool.abandoned_uploads():
+                process.spool.forget_upload(one)
+                del self.uploads[one.upload.id]
+            position = int(process.spool.position("input") or 0)
+            self.close(len(self.live) - 1, None)
+        assert self.uploads == {}
+        found = Counter(
+            line for bucket in self.buckets.values() for data in bucket.values() for line in split(gzip.decompress(data))
+        )
+        assert set(found.values()) <= {1}, "something is in the buckets twice"
+        lines = found.keys()
+        assert lines >= set(self.acknowledged.values()), "something is lost"
+        rest = lines - set(self.acknowledged.values())
+        for _, unknown, at in self.doubtful:
+            doubted = {line for some in unknown.values() for line in some}
+            assert doubted <= lines or not doubted & lines, "a commit is there in part"
+            if doubted and at:
+                assert doubted <= lines if position == at else not doubted <= lines or position > at, (
+                    "a position without its events"
+                )
+            rest -= doubted
+        assert not rest, "nobody recorded that, or its caller was told that it failed"
+        assert [name for name in self.files() if not (self.locks_may_stay and name.startswith("locks/"))] == []
+
+    # Helpers
+
+    def process(self, pick: int) -> Process:
+        return self.live[pick % len(self.live)]
+
+    def sending(self) -> list[tuple[Process, Batch]]:
+        return [(process, batch) for process in self.live for batch in process.claims.values()]
+
+    def claimed(self, pick: int) -> tuple[Process, Batch]:
+        found = self.sending()
+        return found[pick % len(found)]
+
+    def uploading(self) -> list[tuple[Process, str]]:
+        """Uploads that a process sends parts of."""
+        return [
+            (process, name)
+            for process in self.live
+            for name in process.uploads
+            if name in self.uploads and not self.uploads[name][1] and self.uploads[name][0] in process.claims
+        ]
+
+    def upload(self, pick: int) -> tuple[Process, str]:
+        found = self.uploading()
+        return found[pick % len(found)]
+
+    def run(self, process: Process, fault: Fault, step: Callable[[], object]) -> str:
+        outcome = self.machinery.run(process, fault, step)
+        if outcome == "killed":
+            self.live.remove(process)
+        return outcome
+
+    def journal(
+        self, process: Process, fault: Fault, step: Callable[[], None], uploads: dict[str, tuple[int, bool, dict[int, str]]]
+    ) -> None:
+        """A step of the journal; killed, it was made or not."""
+        before = self.uploads
+        outcome = self.run(process, fault, step)
+        self.uploads = {"done": uploads, "failed": before}.get(outcome) or self.snapshot().uploads
+        assert self.uploads in (before, uploads)
+        self.look("journal", process)
+
+    def recording(self, stream: Stream, sizes: list[int]) -> Recording:
+        lines = []
+        for size in sizes:
+            self.number += 1
+            lines.append(b'{"n":%d,"x":"%b"}\n' % (self.number, b"x" * size))
+        at = self.number * 1_000_000
+        return Recording(stream, lines, first_at=at, last_at=at)
+
+    def acknowledge(self, process: Process, recording: Recording, lines: list[bytes]) -> None:
+        jobs = [first + offset for first, count in recording.jobs for offset in range(count)]
+        assert len(jobs) == len(lines)
+        last = process.last_job
+        for job, line in zip(jobs, lines, strict=True):
+            assert job not in self.acknowledged, "an id is given twice"
+            assert job > last.get(recording.stream, 0), "ids of a stream grow"
+            last[recording.stream] = job
+            whose = (process.spool.session, recording.stream)
+            assert self.batch_of.setdefault(job >> INDEX_BITS, whose) == whose, "a batch is one process's and one stream's"
+            self.acknowledged[job] = line
+
+    def accept(self, process: Process) -> None:
+        process.accepted = True
+        self.accepted.add(process.location)
+        self.refused.discard(process.location)
+
+    def knows_of_success(self, process: Process) -> bool:
+        return process.accepted if TELLS_ITS_OWN_ONLY else process.location in self.accepted
+
+    def write(self, process: Process, batch: Batch) -> None:
+        """What an attempt puts into the bucket, whether its answer comes back or not."""
+        self.accept(process)
+        with process.spool.open_body(batch).open() as reader:
+            data = reader.read()
+        assert self.buckets[process.location].setdefault(batch.key, data) == data, "another attempt, other bytes"
+
+    def look(self, name: str, process: Process, target: int = 0) -> Snapshot:
+        """Compare what the catalog tells now with what it told before the step."""
+        before, after = self.before, self.snapshot()
+        session = process.spool.session if process.spool else ""
+        alive = {one.spool.session for one in self.live} | {session}
+        for id_ in before.batches.keys() | after.batches.keys():
+            old, new = before.batches.get(id_), after.batches.get(id_)
+            if old is None:
+                assert new is not None
+                assert (name, new.owner) == ("record", session)
+            elif new is None:
+                assert old.state == "stored" or (old.state == "open" and name in ("close", "recover") and id_ not in self.batch_of)
+            else:
+                self.check_change(name, process, id_ == target, old, new, alive)
+        gone = before.sessions - after.sessions
+        assert gone <= ({session} if name == "close" else before.sessions - alive if name == "recover" else set())
+        if name == "stored":
+            for upload, (batch, abandoned, parts) in self.uploads.items():
+                now = abandoned or (batch == target and after.batches[target].state == "stored")
+                self.uploads[upload] = (batch, now, parts)
+        assert after.uploads == self.uploads
+        self.before = after
+        return after
+
+    def check_change(self, name: str, process: Process, is_target: bool, old: Row, new: Row, alive: set[str]) -> None:
+        session = process.spool.session if process.spool else ""
+        mine, dead = old.owner == session, old.owner not in alive
+        match old.state, new.state:
+            case ("open", "sealed"):
+                assert (mine and name in ("record", "seal", "seal_due", "close")) or (dead and name == "recover")
+            case ("sealed", "stored"):
+                assert name == "stored"
+                assert is_target
+            case (one, other):
+                assert one == other
+        if old.state != "open":
+            assert old.seal == new.seal, "it was frozen"
+        if old.claimed_by != new.claimed_by:
+            if old.claimed_by is None:
+                assert (name, new.claimed_by) == ("claim", session)
+            else:
+                assert new.claimed_by is None
+                ended = old.claimed_by == session and (name == "close" or (is_target and name in ("release", "stored")))
+                assert ended or (name == "recover" and old.claimed_by not in alive)
+        if old.location != new.location:
+            assert (name, new.location, new.claimed_by) == ("begin_sending", process.location, None)
+            assert old.location not in {one.location for one in self.live}, "a living process sends it there"
+            assert old.location not in self.accepted, "it may have arrived there"
+
+    def check_seal(self, batch: Batch) -> None:
+        assert (batch.events, batch.size, batch.crc32c, batch.uuid, batch.key) == self.before.batches[batch.id].seal
+        assert batch.uuid in batch.key
+        if batch.id in self.batch_of:
+            assert batch.stream == self.batch_of[batch.id][1]
+
+    def check_frozen(self, id_: int, row: Row) -> None:
+        data = b"".join(data for _, _, data in self.chunks(row.blobs, id_))
+        assert self.frozen.setdefault(id_, (row.seal, data)) == (row.seal, data), "it was frozen"
+        events, size, checksum, _, _ = row.seal
+        assert (len(data), crc32c.crc32c(data), len(split(gzip.decompress(data)))) == (size, checksum, events)
+        assert events
+        known = {line for job, line in self.acknowledged.items() if job >> INDEX_BITS == id_}
+        doubted = {
+            line for session, unknown, _ in self.doubtful if session == row.owner for some in unknown.values() for line in some
+        }
+        assert set(split(gzip.decompress(data))) <= known | doubted
+
+    def lines(self, row: Row, id_: int) -> list[bytes]:
+        """The lines of a batch, open or sealed."""
+        chunks = self.chunks(row.blobs, id_)
+        assert row.state == "open" or all(member for _, member, _ in chunks)
+        return [line for _, member, data in chunks for line in split(gzip.decompress(data) if member else data)]
+
+    def chunks(self, blobs: str, id_: int) -> list[tuple[int, int, bytes]]:
+        path = self.directory / "blobs" / f"{blobs}.db"
+        if not path.exists():
+            return []
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute(
+                "SELECT job, member, data FROM chunks WHERE job >> ? = ? ORDER BY job", (INDEX_BITS, id_)
+            ).fetchall()
+
+    def snapshot(self) -> Snapshot:
+        path = self.directory / "catalog.db"
+        if not path.exists():
+            return Snapshot({}, set(), {})
+        with closing(sqlite3.connect(path)) as db:
+            if not db.execute("PRAGMA user_version").fetchone()[0]:
+                return Snapshot({}, set(), {})
+            batches = {
+                row[0]: Row(row[1], row[2], row[3].partition("-")[0], row[3], row[4], row[5:])
+                for row in db.execute(
+                    "SELECT b.id, state, location, blobs, claimed_by, events, size, crc32c, uuid, key FROM batches b"
+                    " JOIN destinations d ON d.id=b.destination"
+                )
+            }
+            sessions = {row[0] for row in db.execute("SELECT id FROM sessions")}
+            uploads: dict[str, tuple[int, bool, dict[int, str]]] = {}
+            for id_, name, batch, abandoned in db.execute(
+                "SELECT id, upload ->> 'id', batch, abandoned FROM (SELECT id, CAST(upload AS TEXT) AS upload, batch, abandoned"
+                " FROM uploads) ORDER BY id"
+            ):
+                parts = db.execute("SELECT number, CAST(part AS TEXT) ->> 'etag' FROM parts WHERE upload=?", (id_,))
+                uploads[name] = (batch, bool(abandoned), dict(parts.fetchall()))
+        return Snapshot(batches, sessions, uploads)
+
+    def files(self) -> list[str]:
+        """What is in the spool besides its catalog and its reserve of space."""
+        return sorted(
+            path.relative_to(self.directory).as_posix()
+            for path in self.directory.rglob("*")
+            if path.is_file() and not path.name.startswith(("catalog.db", "ballast"))
+        )
+
+
+def split(data: bytes) -> list[bytes]:
+    """Lines, each with its newline."""
+    return data.splitlines(keepends=True)
+
+
+LONG: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"
+
+TestModel = Model.TestCase
+TestModel.settings = settings(
+    max_examples=settings.get_profile("campaign").max_examples if LONG else 60,
+    stateful_step_count=80 if LONG else 30,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
