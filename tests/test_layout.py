@@ -46,9 +46,9 @@ def test_without_a_prefix_the_key_begins_with_the_source() -> None:
     [
         ("web", "web"),
         ("a/b", "a%2Fb"),
-        ("..", "%2E%2E"),
+        ("..", "%2E."),
         (".", "%2E"),
-        ("...", "..."),
+        ("...", "%2E.."),
         ("100%", "100%25"),
         ("a\nb\x00", "a%0Ab%00"),
         ("a\\b", "a%5Cb"),

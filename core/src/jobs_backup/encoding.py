@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -13,10 +13,18 @@ from jobs_backup.errors import InvalidEvent
 
 Payload = dict[str, Any] | bytes | bytearray | memoryview | str
 
+MAX_PAYLOAD: Final = 256 << 20
+"""Bytes of a payload. The database takes lines of up to 1 GB, and in a line ids of the payload stand once more, escaped at worst."""
+
 _EMPTY: Final = b'""'
 _DECODED_AT_ONCE: Final = 1 << 20
 _utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
 _encode: Final = msgspec.json.Encoder().encode
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_FIRST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 class _Head(msgspec.Struct, gc=False, rename="camel"):
@@ -38,19 +46,23 @@ def microseconds(at: datetime) -> int:
     """Microseconds since 1970.
 
     Raises:
-        InvalidEvent: the time has no zone.
+        InvalidEvent: the time has no zone, or lies in UTC outside of the years 1 to 9999, for which there are dates.
     """
-    if at.tzinfo is None:
+    if at.utcoffset() is None:
         raise InvalidEvent(
             f"created_at {at.isoformat()} has no time zone", hint="pass an aware datetime, for example datetime.now(UTC)"
         )
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // _MICROSECOND
+    since = (at - _EPOCH) // _MICROSECOND
+    if not _FIRST <= since <= _LAST:
+        raise InvalidEvent(f"created_at {at.isoformat()} has no date in UTC")
+    return since
 
 
 def timestamp(at: int) -> bytes:
     """RFC 3339 in UTC, in quotes; `at` in microseconds since 1970."""
     seconds, rest = divmod(at, 1_000_000)
-    return f'"{time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))}.{rest:06}Z"'.encode()
+    date = time.gmtime(seconds)
+    return f'"{date.tm_year:04}{time.strftime("-%m-%dT%H:%M:%S", date)}.{rest:06}Z"'.encode()
 
 
 def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, message_id: str | None = None) -> bytes:
@@ -63,9 +75,11 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
         created_at: from `timestamp`.
 
     Raises:
-        InvalidEvent: the payload is not one JSON object in UTF-8.
+        InvalidEvent: the payload is not one JSON object in UTF-8, or is too large; or a given id is no text.
     """
     json = _to_json(payload)
+    if len(json) > MAX_PAYLOAD:
+        raise InvalidEvent(f"longer than {MAX_PAYLOAD >> 20} MiB")
     try:
         head = _read_head(json)
     except msgspec.DecodeError as error:
@@ -76,17 +90,28 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
         # In valid JSON these stand between tokens only: inside of a string they would have been refused.
         json = json.replace(b"\n", b" ").replace(b"\r", b" ")
     return b'{"userId":%b,"payload":%b,"createdAt":%b,"messageId":%b}\n' % (
-        _string(head.user_id) if user_id is None else _encode(user_id),
+        _string(head.user_id) if user_id is None else _given("user_id", user_id),
         json,
         created_at,
-        _string(head.message_id) if message_id is None else _encode(message_id),
+        _string(head.message_id) if message_id is None else _given("message_id", message_id),
     )
+
+
+def _given(name: str, text: str) -> bytes:
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidEvent(f"{name} is a str, not {type(text).__name__}")
+    try:
+        return _encode(text)
+    except UnicodeEncodeError:
+        raise InvalidEvent(f"{name} can't be written as UTF-8") from None
 
 
 def _to_json(payload: Payload) -> bytes:
     if isinstance(payload, dict):
         try:
             return _encode(payload)
+        except UnicodeEncodeError as error:
+            raise InvalidEvent(f"not UTF-8: {error}") from None  # that error holds the text
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise InvalidEvent(f"the payload can't be written as JSON: {error}") from error
     if not isinstance(payload, (bytes, bytearray, memoryview, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -96,7 +121,7 @@ def _to_json(payload: Payload) -> bytes:
         if not json.isascii():
             _check_utf8(json)  # the parser does not look into what it skips
     except UnicodeError as error:
-        raise InvalidEvent(f"not UTF-8: {error}") from error
+        raise InvalidEvent(f"not UTF-8: {error}") from None  # that error holds the whole text
     return json.strip(b" \t\r\n")
 
 
@@ -119,4 +144,3 @@ def _string(token: msgspec.Raw) -> bytes:
     return _EMPTY if text == b"null" else _encode(text.decode())
 
 
-_MICROSECOND: Final = datetime(1970, 1, 1, microsecond=1) - datetime(1970, 1, 1)  # noqa: DTZ001

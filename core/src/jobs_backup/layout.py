@@ -43,12 +43,13 @@ def clean_prefix(prefix: str) -> str:
 def safe_id(text: str, max_bytes: int = _MAX_ID_BYTES) -> str:
     """An id from outside as one part of a key. Different ids give different parts.
 
-    Slashes, backslashes, control characters, `%` and `~` are percent-encoded, and so is an id that is `.` or `..`; what is
-    longer than `max_bytes` of UTF-8 is cut, and ends in `~` and a hash of the whole.
+    Slashes, backslashes, control characters, `%` and `~` are percent-encoded, and so is a dot at the beginning: it would hide
+    the object from many tools, or lead out of its place. What is longer than `max_bytes` of UTF-8 is cut, and ends in `~` and a
+    hash of the whole.
     """
     safe = _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass")), text)
-    if safe in (".", ".."):
-        safe = safe.replace(".", "%2E")
+    if safe.startswith("."):
+        safe = "%2E" + safe[1:]
     encoded = safe.encode()
     if len(encoded) > max_bytes:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]

@@ -16,6 +16,8 @@ from jobs_backup.errors import ConfigurationError
 
 log: Final = logging.getLogger(__name__)
 
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 class Secret:
     """A text that shows itself to nobody: `repr`, `str` and formatting give `****`. `reveal()` gives the text.
@@ -52,11 +54,15 @@ class Duration(float):
     """Seconds, written as `500ms`, `30s`, `5m`, `2h` or a plain number of seconds."""
 
     _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+    _LONGEST: Final = 36500 * 86400.0  # the system's timers overflow at some time
 
     @classmethod
     def parse(cls, text: str) -> Duration:
         """Raises ValueError."""
-        return cls(_quantity(text, cls._UNITS, "a duration such as 500ms, 30s or 5m"))
+        value = cls(_quantity(text, cls._UNITS, "a duration such as 500ms, 30s or 5m"))
+        if value > cls._LONGEST:
+            raise ValueError(f"expected at most {cls(cls._LONGEST)}")
+        return value
 
     def __str__(self) -> str:
         for unit in ("d", "h", "m", "s"):
@@ -73,11 +79,15 @@ class Size(int):
         "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
         "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
     }  # fmt: skip
+    _LARGEST: Final = 2**60
 
     @classmethod
     def parse(cls, text: str) -> Size:
         """Raises ValueError."""
-        return cls(_quantity(text, cls._UNITS, "a size such as 64MiB or 1GB"))
+        value = _quantity(text, cls._UNITS, "a size such as 64MiB or 1GB")
+        if value > cls._LARGEST:
+            raise ValueError(f"expected at most {cls(cls._LARGEST)}")
+        return cls(value)
 
     def __str__(self) -> str:
         for unit in ("TiB", "TB", "GiB", "GB", "MiB", "MB", "KiB", "kB"):
@@ -164,8 +174,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     value = values[setting.field] = _from_text(text, hints[setting.field])
                     if isinstance(value, (Duration, Size)) and value < setting.variable.minimum:
                         raise ValueError(f"expected at least {type(value)(setting.variable.minimum)}")
-                    if isinstance(value, str):
-                        value.encode()  # paths may be anything; keys, lines and requests are UTF-8
+                    _check_characters(text, value)
                 elif setting.default is None:
                     near = difflib.get_close_matches(setting.variable.name, environment, n=1, cutoff=0.85)
                     wrong.append(
@@ -188,6 +197,18 @@ def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, s
                 log.warning("%s is an old name: use %s", name, variable.name)
             return name, text
     return variable.name, ""
+
+
+def _check_characters(text: str, value: Any) -> None:
+    """Keys, lines and requests are UTF-8, and a control character would break a request's head. Paths may be nearly anything.
+
+    Raises ValueError. It tells nothing of the text, which may be a secret.
+    """
+    is_path = isinstance(value, Path)
+    if "\0" in text or (not is_path and _CONTROL.search(text)):
+        raise ValueError("it has a control character")
+    if not is_path:
+        text.encode()
 
 
 def _from_text(text: str, type_: Any) -> Any:

@@ -17,9 +17,10 @@ from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
 
+from jobs_backup.encoding import MAX_PAYLOAD
 from jobs_backup.errors import ConfigurationError
 
-MAX_LINE: Final = 256 << 20
+MAX_LINE: Final = MAX_PAYLOAD
 """Bytes of a line (not less than a block): a longer one would not fit into memory, and is no event."""
 
 _BLOCK: Final = 1 << 20

@@ -27,7 +27,7 @@ class Terminal:
             DownloadColumn(binary_units=True),
             TextColumn("{task.fields[count]:,} {task.fields[unit]}"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
             transient=True,
         )
