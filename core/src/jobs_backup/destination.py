@@ -7,14 +7,13 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
 
 from jobs_backup import providers
 from jobs_backup.errors import ConfigurationError, ContractViolation, JobsBackupError, StorageError
 from jobs_backup.hookspecs import MULTIPART
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Part, Upload, WriteReceipt
 from jobs_backup.retry import Retry, RetryPolicy
-from jobs_backup.settings import CoreSettings
+from jobs_backup.settings import CoreSettings, redacted
 
 T = TypeVar("T")
 CONTENT_TYPE: Final = "application/gzip"
@@ -38,6 +37,7 @@ class Destination:
         self._manager = loaded.manager
         self._hooks = loaded.manager.hook
         self._name = loaded.installed.name
+        self._secrets = loaded.secrets
         self._retry = retry
         self._timeout = timeout
         self._if_absent = if_absent
@@ -163,11 +163,15 @@ class Destination:
         except JobsBackupError:
             raise
         except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
-            # What a provider did not foresee may carry anything, the upload's id included; then it is not even shown as the cause.
+            # What a provider did not foresee may carry anything, secrets and the upload's id included; then it is not even shown
+            # as the cause.
             upload = arguments.get("upload")
+            secrets = [secret.reveal() for secret in self._secrets]
+            if isinstance(upload, Upload):
+                secrets.append(upload.id)
             whole = "".join(traceback.format_exception(error))
-            cause = error if _without_id(whole, upload) == whole else None
-            text = _without_id(str(error), upload)
+            cause = error if redacted(whole, secrets) == whole else None
+            text = redacted(str(error), secrets)
             raise StorageError(f"{self._name}: {hook} failed: {type(error).__name__}: {text}") from cause
         if not isinstance(result, expected):
             raise ContractViolation(
@@ -175,10 +179,3 @@ class Destination:
                 hint="update the provider's distribution, or report it to its maintainers",
             )
         return result
-
-
-def _without_id(text: str, upload: object) -> str:
-    if isinstance(upload, Upload) and upload.id:
-        for written in (upload.id, quote(upload.id), quote(upload.id, safe="")):
-            text = text.replace(written, "****")
-    return text

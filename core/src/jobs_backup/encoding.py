@@ -14,7 +14,7 @@ from jobs_backup.errors import InvalidEvent
 Payload = dict[str, Any] | bytes | bytearray | memoryview | str
 
 MAX_PAYLOAD: Final = 256 << 20
-"""Bytes of a payload. The database takes lines of up to 1 GB, and in a line ids of the payload stand once more, escaped at worst."""
+"""Bytes of a payload. The database takes lines of up to 1 GB, and the ids in a payload stand in its line once more, escaped."""
 
 _EMPTY: Final = b'""'
 _DECODED_AT_ONCE: Final = 1 << 20

@@ -16,9 +16,9 @@ from jobs_backup.errors import (
     BucketNotFound,
     ConfigurationError,
     IntegrityError,
+    JobsBackupError,
     ObjectNotFound,
     PermissionDenied,
-    StorageError,
     Unavailable,
     UploadGone,
 )
@@ -75,7 +75,7 @@ class FileProvider:
     def write_part(self, upload: Upload, number: int, body: Body) -> Part:
         with self._errors("write_part", upload.key):
             directory = self._parts(upload)
-            if not directory.is_dir():
+            if directory is None:
                 raise UploadGone(f"the upload of {upload.key} does not exist any more")
             with self._draft() as (draft, path):
                 value = _copy(body, draft, None)
@@ -86,8 +86,9 @@ class FileProvider:
     @hookimpl
     def complete_multipart(self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool) -> WriteReceipt:
         with self._errors("complete_multipart", upload.key):
-            files = [self._parts(upload) / str(part.number) for part in parts]
-            if not all(file.is_file() for file in files):
+            directory = self._parts(upload)
+            files = [directory / str(part.number) for part in parts] if directory else []
+            if directory is None or not all(file.is_file() for file in files):
                 raise UploadGone(f"the upload of {upload.key} does not exist any more, or lacks a part")
             with self._draft() as (draft, path):
                 value = 0
@@ -117,7 +118,7 @@ class FileProvider:
                     if target.parent.is_dir():
                         sync_directory(target.parent)
                 deleted.add(key)
-            except StorageError as error:
+            except JobsBackupError as error:
                 failed[key] = error
         return DeleteReceipt(deleted=frozenset(deleted), failed=failed)
 
@@ -150,12 +151,14 @@ class FileProvider:
     def _work(self) -> Path:
         work = self._bucket() / _WORK
         work.mkdir(mode=0o700, exist_ok=True)
+        if work.is_symlink():
+            raise ConfigurationError(f"{work} is a symbolic link", hint="remove the link")
         return work
 
-    def _parts(self, upload: Upload) -> Path:
-        if not upload.id.isalnum():
-            raise UploadGone(f"the upload of {upload.key} is none of this provider's")
-        return self._bucket() / _WORK / upload.id
+    def _parts(self, upload: Upload) -> Path | None:
+        """The directory of an upload's parts, None if there is none. What a link leads to is none of ours to write or remove."""
+        directory = self._work() / upload.id
+        return directory if upload.id.isalnum() and directory.is_dir() and not directory.is_symlink() else None
 
     def _target(self, key: str) -> Path:
         """The file of a key. Refuses what would lie outside of the bucket, also through a symbolic link in it."""
@@ -165,8 +168,12 @@ class FileProvider:
                 f"key {key!r} does not name a file in the bucket", hint="use keys without empty parts, '.' and '..'"
             )
         target = self._bucket() / key
-        if target.is_symlink() or not target.parent.resolve().is_relative_to(self._root.resolve()):
-            raise ConfigurationError(f"key {key!r} leads out of the bucket through a symbolic link", hint="remove the link")
+        try:
+            root, directory = self._root.resolve(), target.parent.resolve()
+        except RuntimeError as error:  # a loop of links
+            raise ConfigurationError(f"key {key!r} has no place in the bucket: {error}", hint="remove the link") from error
+        if target.is_symlink() or not directory.is_relative_to(root) or directory.is_relative_to(root / _WORK):
+            raise ConfigurationError(f"key {key!r} leads out of its place through a symbolic link", hint="remove the link")
         return target
 
     @contextmanager
@@ -182,7 +189,8 @@ class FileProvider:
     def _publish(self, draft: Path, key: str, if_absent: bool) -> WriteReceipt:
         target = self._target(key)
         missing = [parent for parent in target.parents if not parent.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
+        for directory in reversed(missing):
+            directory.mkdir(mode=0o700, exist_ok=True)  # as private as the objects, whatever the umask is
         if if_absent:
             try:
                 os.link(draft, target)  # unlike a rename, a link never replaces
@@ -196,7 +204,7 @@ class FileProvider:
 
     def _remove(self, upload: Upload) -> bool:
         directory = self._parts(upload)
-        if not directory.is_dir():
+        if directory is None:
             return False
         for file in directory.iterdir():
             file.unlink(missing_ok=True)

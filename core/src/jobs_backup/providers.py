@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import pluggy
 
 from jobs_backup.errors import JobsBackupError, ProviderNotFound
 from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL, PROJECT, ObjectHooks, Provider, StorageProvider
-from jobs_backup.settings import Settings
+from jobs_backup.settings import Secret, Settings
 
 log: Final = logging.getLogger(__name__)
 GROUP: Final = "jobs_backup.providers"
@@ -40,12 +41,13 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider's instance, checked, on a plugin manager of its own."""
+    """A provider's instance, checked, on a plugin manager of its own. `secrets` are those of its settings."""
 
     installed: Installed
     provider: Provider
     manager: pluggy.PluginManager
     hooks: frozenset[str]
+    secrets: tuple[Secret, ...] = ()
 
 
 def installed() -> list[Installed]:
@@ -108,10 +110,13 @@ def load(name: str, environment: Mapping[str, str]) -> Loaded:
         provider = class_.from_settings(environment)
     except JobsBackupError:
         raise
-    except Exception as error:
-        raise _broken(one, f"from_settings() failed: {type(error).__name__}") from error
+    except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
+        # Its text may have the value of any variable in it, so only its place is told.
+        *_, place = traceback.extract_tb(error.__traceback__)
+        where = f"{place.filename}:{place.lineno}"
+        raise _broken(one, f"from_settings() failed: {type(error).__name__} at {where}") from None
     manager, hooks = register(provider, one)
-    return Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)
+    return Loaded(installed=one, provider=provider, manager=manager, hooks=hooks, secrets=_secrets(class_, environment))
 
 
 def register(provider: Provider, one: Installed) -> tuple[pluggy.PluginManager, frozenset[str]]:
@@ -149,6 +154,13 @@ def settings_of(class_: type[Provider]) -> type[Settings] | None:
     """The Struct of settings that a provider's class names in its attribute `settings`, None if it does not."""
     settings: Any = getattr(class_, "settings", None)
     return settings if isinstance(settings, type) and issubclass(settings, Settings) else None
+
+
+def _secrets(class_: type[Provider], environment: Mapping[str, str]) -> tuple[Secret, ...]:
+    settings = settings_of(class_)
+    variables = [setting.variable for setting in settings.describe() if setting.secret] if settings else []
+    texts = [environment.get(name, "").strip() for variable in variables for name in (variable.name, *variable.aliases)]
+    return tuple(Secret(text) for text in texts if text)
 
 
 def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
+from urllib.parse import quote, quote_plus
 
 import msgspec
 
@@ -48,6 +49,16 @@ class Secret:
     def reveal(self) -> str:
         """The text itself."""
         return self._text
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """The text with `****` for each of the secrets, also where they are written as in a URL or as Python shows them."""
+    for secret in filter(None, secrets):
+        data = secret.encode("utf-8", "surrogatepass")
+        forms = {secret, quote(data), quote(data, safe=""), quote_plus(data), repr(secret)[1:-1], ascii(secret)[1:-1]}
+        for written in sorted(forms, key=len, reverse=True):
+            text = text.replace(written, "****")
+    return text
 
 
 class Duration(float):

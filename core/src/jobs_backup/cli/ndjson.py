@@ -110,7 +110,9 @@ class Reader:
     def __init__(self, name: str, file: BinaryIO, *, is_file: bool, is_gzip: bool) -> None:
         self._name = name
         self._file = file
-        self._bytes = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_gzip else file
+        self._gzip = gzip.GzipFile(fileobj=file) if is_gzip else None
+        self._bytes = cast(BinaryIO, self._gzip or file)
+        self._broken: Exception | None = None
         self._is_file = is_file
         self._is_gzip = is_gzip
         self._offset = 0
@@ -214,10 +216,27 @@ class Reader:
             waits = not self._is_file and not (self._is_gzip and self._offset)
             if waits and not select.select([self._file], [], [], _POLL)[0]:
                 continue
-            data = cast(bytes | None, self._bytes.read(_BLOCK))
+            data = cast(bytes | None, self._file.read(_BLOCK)) if self._gzip is None else self._unpacked(self._gzip)
             if data is not None:  # else standard input was made not to block, and there is nothing just now
                 return data
         return None
+
+
+    def _unpacked(self, packed: gzip.GzipFile) -> bytes:
+        """The next bytes. All that can be unpacked is given before what is wrong behind it is raised."""
+        if self._broken is not None:
+            raise self._broken
+        data = bytearray()
+        try:
+            while len(data) < _BLOCK and (piece := packed.read1(_BLOCK - len(data))):
+                data += piece
+                if not self._is_file:
+                    break  # the rest may take its time
+        except (OSError, EOFError, zlib.error) as error:
+            self._broken = error
+            if not data:
+                raise
+        return bytes(data)
 
 
 class _Ends:

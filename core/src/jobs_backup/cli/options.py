@@ -7,6 +7,7 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,12 +26,14 @@ from jobs_backup.settings import CoreSettings, report_unknown
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
 
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
 
 
 def printable(text: str) -> str:
-    """A text that may hold the name of a file that is no UTF-8, as UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """A text that may hold the name of a file, which may be no UTF-8, or what a store has said, as one line for a terminal."""
+    shown = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    return shown.encode("utf-8", "backslashreplace").decode()
 
 
 def say(text: str) -> None:

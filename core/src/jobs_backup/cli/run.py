@@ -30,7 +30,7 @@ from jobs_backup.cli.options import (
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.rejects import Rejects
 from jobs_backup.cli.summary import Summary
-from jobs_backup.errors import ConfigurationError, InvalidEvent, SpoolError, SpoolFull
+from jobs_backup.errors import ConfigurationError, InvalidEvent, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Kind, Stream
 from jobs_backup.settings import Duration
 
@@ -134,7 +134,13 @@ class _Recorder:
         known = None if self._input.size is None else self._backup.spool.position(self._id)
         if known is None:
             return None
-        position = msgspec.json.decode(known, type=Position)
+        try:
+            position = msgspec.json.decode(known, type=Position)
+        except msgspec.DecodeError as error:
+            raise SpoolCorrupt(
+                f"{self._input.name}: how far it was read is not what was written: {error}",
+                hint="look at the disk; --again reads it from its beginning",
+            ) from error
         if not reader.go_to(position):
             say(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
             return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import logging
 import os
+import re
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +20,17 @@ if TYPE_CHECKING:
     from botocore.credentials import Credentials, DeferredRefreshableCredentials
     from mypy_boto3_s3 import S3Client
 
+class _HideUploads(logging.Filter):
+    """The HTTP library logs the URL of an answer that it can't make sense of: to who uses an upload, its id is a secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "uploadId=" in text:
+            record.msg, record.args = re.sub(r"(?<=uploadId=)[^&\s\"]+", "****", text), None
+        return True
+
+
+_HIDE_UPLOADS: Final = _HideUploads()
 _POOL: Final = 64
 """Connections that are kept open for further requests; more threads than these open their own."""
 
@@ -127,6 +140,8 @@ def _session(connection: Connection, timeout: float) -> boto3.session.Session:
     import boto3.session  # noqa: PLC0415
     import botocore.session  # noqa: PLC0415
 
+    for name in ("urllib3.connection", "urllib3.connectionpool"):
+        logging.getLogger(name).addFilter(_HIDE_UPLOADS)
     session = botocore.session.Session()
     if connection.role_arn:
         session.register_component("credential_provider", _RoleCredentials(connection, connection.role_arn, timeout))

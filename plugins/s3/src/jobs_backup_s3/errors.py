@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import urlsplit
 
 from jobs_backup.errors import (
     AlreadyExists,
@@ -27,6 +27,7 @@ from jobs_backup.errors import (
     Unreachable,
     UploadGone,
 )
+from jobs_backup.settings import redacted
 from jobs_backup_s3.settings import Connection
 
 _LONGEST: Final = 300
@@ -43,6 +44,9 @@ class Call(NamedTuple):
     connection: Connection
     key: str = ""
     upload: str = ""
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
     def __str__(self) -> str:
         return f"{self.operation} s3://{self.connection.bucket}" + (f"/{self.key}" if self.key else "")
@@ -67,6 +71,7 @@ _CHECKSUM: Final = (
 )
 _KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
 _CERTIFICATE: Final = "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use a name that stands in its certificate"
+_BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it is to name a file with certificates in PEM form"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 
 _CODES: Final[Mapping[str, _Row]] = {
@@ -156,6 +161,7 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "SSOError": _Row(Unauthenticated, _CREDENTIALS),
     "ProfileNotFound": _Row(ConfigurationError, "correct or unset AWS_PROFILE"),
     "ConfigParseError": _Row(ConfigurationError, "correct the SDK's configuration file (AWS_CONFIG_FILE, ~/.aws/config)"),
+    "InvalidConfigError": _Row(ConfigurationError, _BUNDLE),
     "InvalidRegionError": _Row(ConfigurationError, "write the region as in eu-west-1"),
     "EndpointConnectionError": _Row(Unreachable, _NETWORK),
     "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
@@ -172,6 +178,11 @@ _TLS: Final = (
     ("CERTIFICATE_VERIFY_FAILED", _Row(ConfigurationError, _CERTIFICATE)),
     ("doesn't match", _Row(ConfigurationError, _CERTIFICATE)),
     ("WRONG_VERSION_NUMBER", _Row(ConfigurationError, "the endpoint speaks no TLS: write http:// before it, or correct the port")),
+    ("NO_CERTIFICATE_OR_CRL_FOUND", _Row(ConfigurationError, _BUNDLE)),
+    ("PEM lib", _Row(ConfigurationError, _BUNDLE)),
+    ("No such file", _Row(ConfigurationError, _BUNDLE)),
+    ("Is a directory", _Row(ConfigurationError, _BUNDLE)),
+    ("Permission denied", _Row(ConfigurationError, _BUNDLE)),
 )
 """By a part of the error's text. Other TLS errors are those of a broken connection."""
 
@@ -341,8 +352,6 @@ def _cleaned(text: str, call: Call) -> str:
     keys = call.connection.keys
     secrets = [call.upload, keys.secret_key.reveal() if keys else ""]
     secrets.append(keys.session_token.reveal() if keys and keys.session_token else "")
-    for secret in filter(None, secrets):
-        for written in (secret, quote(secret), quote(secret, safe=""), quote_plus(secret)):
-            text = text.replace(written, "****")
-    text = " ".join(text.split())
+    secrets.append(call.connection.proxy.reveal() if call.connection.proxy else "")
+    text = " ".join(redacted(text, secrets).split())
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

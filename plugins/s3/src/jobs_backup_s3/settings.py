@@ -152,10 +152,12 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
             raise _wrong(
                 "JOBS_BACKUP_S3_KMS_KEY_ID", "makes no sense with JOBS_BACKUP_S3_SSE=AES256", "set JOBS_BACKUP_S3_SSE=aws:kms"
             )
-        if self.ca_bundle is not None and not self.ca_bundle.is_file():
-            raise _wrong(
-                "JOBS_BACKUP_S3_CA_BUNDLE", f"{self.ca_bundle} is no file", "set it to a file with certificates in PEM form"
-            )
+        if self.ca_bundle is not None:
+            try:
+                self.ca_bundle.open("rb").close()
+            except OSError as error:
+                why = f"{self.ca_bundle} can't be read: {error.strerror}"
+                raise _wrong("JOBS_BACKUP_S3_CA_BUNDLE", why, "set it to a file with certificates in PEM form") from error
         if not self.verify_tls:
             log.warning("JOBS_BACKUP_S3_VERIFY_TLS is off: nobody checks that %s is who it says it is", endpoint or "the store")
         return Connection(
