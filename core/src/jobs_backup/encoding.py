@@ -142,5 +142,3 @@ def _string(token: msgspec.Raw) -> bytes:
     if text[:1] == b'"':
         return text
     return _EMPTY if text == b"null" else _encode(text.decode())
-
-

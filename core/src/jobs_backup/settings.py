@@ -52,13 +52,20 @@ class Secret:
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
-    """The text with `****` for each of the secrets, also where they are written as in a URL or as Python shows them."""
+    """The text with `****` for each of the secrets, also where some of their characters are escaped as in a URL or by Python."""
     for secret in filter(None, secrets):
-        data = secret.encode("utf-8", "surrogatepass")
-        forms = {secret, quote(data), quote(data, safe=""), quote_plus(data), repr(secret)[1:-1], ascii(secret)[1:-1]}
-        for written in sorted(forms, key=len, reverse=True):
-            text = text.replace(written, "****")
+        text = re.sub("".join(map(_written, secret)), "****", text)
     return text
+
+
+def _written(character: str) -> str:
+    """A regular expression for all ways to write a character."""
+    if character.isascii() and character.isalnum():
+        return character
+    data = character.encode("utf-8", "surrogatepass")
+    quoted, plus = quote(data, safe=""), quote_plus(data)
+    forms = {character, quoted, quoted.lower(), plus, repr(character)[1:-1], ascii(character)[1:-1], repr(data)[2:-1]}
+    return f"(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})"
 
 
 class Duration(float):

@@ -112,7 +112,7 @@ class Reader:
         self._file = file
         self._gzip = gzip.GzipFile(fileobj=file) if is_gzip else None
         self._bytes = cast(BinaryIO, self._gzip or file)
-        self._broken: Exception | None = None
+        self._cut: EOFError | None = None
         self._is_file = is_file
         self._is_gzip = is_gzip
         self._offset = 0
@@ -221,19 +221,18 @@ class Reader:
                 return data
         return None
 
-
     def _unpacked(self, packed: gzip.GzipFile) -> bytes:
-        """The next bytes. All that can be unpacked is given before what is wrong behind it is raised."""
-        if self._broken is not None:
-            raise self._broken
+        """The next bytes. Of a file that was cut all that can be unpacked is given before the error is raised."""
+        if self._cut is not None:
+            raise self._cut
         data = bytearray()
         try:
             while len(data) < _BLOCK and (piece := packed.read1(_BLOCK - len(data))):
                 data += piece
                 if not self._is_file:
                     break  # the rest may take its time
-        except (OSError, EOFError, zlib.error) as error:
-            self._broken = error
+        except EOFError as error:  # whatever else is wrong, this block's bytes may not be those that were packed
+            self._cut = error
             if not data:
                 raise
         return bytes(data)

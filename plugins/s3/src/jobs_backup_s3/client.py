@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from botocore.credentials import Credentials, DeferredRefreshableCredentials
     from mypy_boto3_s3 import S3Client
 
+
 class _HideUploads(logging.Filter):
-    """The HTTP library logs the URL of an answer that it can't make sense of: to who uses an upload, its id is a secret."""
+    """The HTTP library logs the URL of an answer that it can't make sense of, and in that of an upload stands its id, a secret."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
