@@ -112,7 +112,7 @@ class Reader:
         self._file = file
         self._gzip = gzip.GzipFile(fileobj=file) if is_gzip else None
         self._bytes = cast(BinaryIO, self._gzip or file)
-        self._cut: EOFError | None = None
+        self._cut: Exception | None = None
         self._is_file = is_file
         self._is_gzip = is_gzip
         self._offset = 0
@@ -231,10 +231,12 @@ class Reader:
                 data += piece
                 if not self._is_file:
                     break  # the rest may take its time
-        except EOFError as error:  # whatever else is wrong, this block's bytes may not be those that were packed
-            self._cut = error
-            if not data:
+        except (EOFError, gzip.BadGzipFile) as error:
+            # Whatever else is wrong, this block's bytes may not be those that were packed. What stands before something that is
+            # no member was checked; and of a member that was cut there may be so little.
+            if not data or (isinstance(error, gzip.BadGzipFile) and not str(error).startswith("Not a gzipped file")):
                 raise
+            self._cut = error
         return bytes(data)
 
 
