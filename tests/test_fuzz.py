@@ -30,10 +30,10 @@ import crc32c
 import pytest
 from buckets import events, file_environment, lines, objects
 from click.testing import CliRunner, Result
+from commands import COMMAND
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from memory import peak_memory
-from test_command import COMMAND
 
 from jobs_backup import Backup, ConfigurationError, InvalidEvent, encoding
 from jobs_backup.cli import cli

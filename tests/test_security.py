@@ -21,9 +21,9 @@ import crc32c
 import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
 from click.testing import CliRunner
+from commands import run, start
 from s3_client import CREATED, KEY_ID, SECRET, STORED, TOKEN, UPLOAD_ID, refusal, scripted
 from servers import certificate
-from test_command import run, start
 from test_fuzz import CAMPAIGN
 
 from jobs_backup import Backup, DestinationPaused, Event, InvalidEvent

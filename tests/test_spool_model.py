@@ -338,7 +338,10 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.sending())
     @rule(pick=PICK, arrived=st.booleans(), later=st.booleans(), fault=FAULT)
     def fail(self, pick: int, arrived: bool, later: bool, fault: Fault) -> None:
-        """An attempt ends with an error; it may have arrived all the same. What a process tells of its destination it knows itself."""
+        """An attempt ends with an error; it may have arrived all the same.
+
+        What a process tells of its destination it knows itself.
+        """
         process, batch = self.claimed(pick)
         if arrived:
             self.write(process, batch)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from types import TracebackType
 from typing import Annotated, BinaryIO, ClassVar, Final, Self
 
 import crc32c
@@ -31,6 +32,7 @@ _BLOCK: Final = 1 << 17
 _WORK: Final = ".jobs-backup"
 """Directory in the bucket for what is being written; on the same file system, so that it can be renamed into its place."""
 _PAGE: Final = 1000
+_NAMELESS: Final[int] = getattr(os, "O_TMPFILE", 0) if Path("/proc/self/fd").is_dir() else 0
 
 
 class FileSettings(Settings, frozen=True, kw_only=True):
@@ -58,9 +60,9 @@ class FileProvider:
 
     @hookimpl
     def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
-        with self._errors("write", key), self._draft() as (draft, path):
-            _copy(body, draft, checksum)
-            return self._publish(path, key, if_absent)
+        with self._errors("write", key), _Draft(self._work()) as draft:
+            _copy(body, draft.file, checksum)
+            return self._publish(draft, key, if_absent)
 
     @hookimpl
     def create_multipart(self, key: str) -> Upload:
@@ -77,9 +79,10 @@ class FileProvider:
             directory = self._parts(upload)
             if directory is None:
                 raise UploadGone(f"the upload of {upload.key} does not exist any more")
-            with self._draft() as (draft, path):
-                value = _copy(body, draft, None)
-                path.replace(directory / str(number))
+            with _Draft(directory) as draft:
+                value = _copy(body, draft.file, None)
+                (directory / str(number)).unlink(missing_ok=True)
+                draft.link(directory / str(number))
             sync_directory(directory)
             return Part(number=number, crc32c=value)
 
@@ -90,14 +93,14 @@ class FileProvider:
             files = [directory / str(part.number) for part in parts] if directory else []
             if directory is None or not all(file.is_file() for file in files):
                 raise UploadGone(f"the upload of {upload.key} does not exist any more, or lacks a part")
-            with self._draft() as (draft, path):
+            with _Draft(self._work()) as draft:
                 value = 0
                 for file in files:
                     with file.open("rb") as part:
-                        value = _append(part, draft, value)
-                if draft.tell() != size or value != checksum:
+                        value = _append(part, draft.file, value)
+                if draft.file.tell() != size or value != checksum:
                     raise IntegrityError(f"the parts of {upload.key} are not the bytes that its checksum was made of")
-                receipt = self._publish(path, upload.key, if_absent)
+                receipt = self._publish(draft, upload.key, if_absent)
             self._remove(upload)
             return receipt
 
@@ -176,24 +179,14 @@ class FileProvider:
             raise ConfigurationError(f"key {key!r} leads out of its place through a symbolic link", hint="remove the link")
         return target
 
-    @contextmanager
-    def _draft(self) -> Generator[tuple[BinaryIO, Path]]:
-        """A new file in the work directory; what of it was not renamed is removed."""
-        path = self._work() / f"{secrets.token_hex(16)}.tmp"
-        try:
-            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as draft:
-                yield draft, path
-        finally:
-            path.unlink(missing_ok=True)
-
-    def _publish(self, draft: Path, key: str, if_absent: bool) -> WriteReceipt:
+    def _publish(self, draft: _Draft, key: str, if_absent: bool) -> WriteReceipt:
         target = self._target(key)
         missing = [parent for parent in target.parents if not parent.exists()]
         for directory in reversed(missing):
             directory.mkdir(mode=0o700, exist_ok=True)  # as private as the objects, whatever the umask is
         if if_absent:
             try:
-                os.link(draft, target)  # unlike a rename, a link never replaces
+                draft.link(target)  # unlike a rename, a link never replaces
             except FileExistsError as error:
                 raise AlreadyExists(f"{key} exists") from error
         else:
@@ -228,6 +221,41 @@ class FileProvider:
             raise ObjectNotFound(f"{action} {key!r}: no such file") from error
         except OSError as error:
             raise Unavailable(f"{action} {key!r}: {error.strerror}", hint=f"look at the file system of {self._root}") from error
+
+
+class _Draft:
+    """A new file that gets its name when it is whole. Until then it has none, so that a kill leaves nothing of it.
+
+    Where the file system can't make one without a name (Linux's O_TMPFILE, open(2)), a kill leaves it in the work directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._named = directory / f"{secrets.token_hex(16)}.tmp"
+        self._path = self._named
+        try:
+            descriptor = os.open(directory, os.O_RDWR | _NAMELESS | os.O_CLOEXEC, 0o600)
+            self._path = Path(f"/proc/self/fd/{descriptor}")
+        except OSError:  # it can't, or it is no Linux: then a directory is nothing to be opened for writing
+            descriptor = os.open(self._named, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.file: BinaryIO = os.fdopen(descriptor, "w+b")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.file.close()
+        self._named.unlink(missing_ok=True)
+
+    def link(self, target: Path) -> None:
+        """Give it a name that is not taken yet."""
+        # With a descriptor, which an absolute path makes meaningless, Python follows the link to the file, see linkat(2).
+        os.link(self._path, target, src_dir_fd=self.file.fileno(), follow_symlinks=True)
+
+    def replace(self, target: Path) -> None:
+        """Give it a name, whatever had that before."""
+        if self._path != self._named:
+            self.link(self._named)
+        self._named.replace(target)
 
 
 class _FileBody(Body):
