@@ -73,7 +73,6 @@ def test_whatever_the_umask_the_spool_is_its_owners_alone(tmp_path: Path, monkey
     result = CliRunner().invoke(cli, ["run", str(tmp_path / "in"), "--source-id", "web"])
     assert result.exit_code == 0
     assert [path.parent.name for path in spool.rglob("*.ndjson")] == ["rejects"]
-    assert [path.parent.name for path in spool.rglob("input-*")] == ["locks"]
     assert too_open(spool) == {}
 
 

@@ -26,8 +26,8 @@ _IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast"}
 
 @dataclass
 class Figures:
-    """What a campaign did and found. All but the first few have to be 0; `bare_uploads` and `drafts` are what kills may leave,
-    `refused` what backpressure did."""
+    """What a campaign did and found. All but the first few have to be 0; `bare_uploads` are what kills may leave, `refused` what
+    backpressure did."""
 
     cycles: int = 0
     kills: int = 0
@@ -38,7 +38,6 @@ class Figures:
     objects: int = 0
     in_parts: int = 0
     bare_uploads: int = 0
-    drafts: int = 0
     refused: int = 0
     lost: int = 0
     duplicates: int = 0
@@ -159,7 +158,7 @@ def _check_left_over(directory: Path, target: Target, figures: Figures) -> None:
     uploads = target.open_uploads()
     figures.violation("open_uploads", (one for one in uploads if one.id in journaled or one.parts))
     figures.bare_uploads += sum(one.id not in journaled and not one.parts for one in uploads)
-    figures.drafts += len(target.drafts())
+    figures.violation("left_over", target.drafts())
     files = (path.relative_to(spool) for path in spool.rglob("*") if path.is_file() and path.name not in _IDLE)
     figures.violation("left_over", files)
     ballast = spool / "ballast"
