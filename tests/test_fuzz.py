@@ -194,7 +194,7 @@ def run_in_process(directory: Path, file: Path, *, code: int = 0) -> dict[str, A
     environment = file_environment(directory, JOBS_BACKUP_SPOOL_DURABILITY="process")
     with mock.patch.dict(os.environ, environment):
         result: Result = CliRunner().invoke(cli, ["run", str(file), "--source-id", "web", "--json"], catch_exceptions=False)
-    assert result.exit_code == code, result.stderr
+    assert result.exit_code == code, result.stdout + result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
     return found
 
