@@ -6,6 +6,7 @@ import base64
 import contextlib
 import fcntl
 import gzip
+import os
 import random
 import sqlite3
 import stat
@@ -238,6 +239,22 @@ def test_nothing_follows_that_was_on_its_way_when_its_process_died(tmp_path: Pat
     new.recover()
     new.begin_sending()
     assert new.claim() is None
+    new.close()
+
+
+def test_nothing_follows_that_may_have_arrived_though_its_destination_refuses_everything_since(tmp_path: Path) -> None:
+    killed = open_spool(tmp_path, location="s3://old")
+    record(killed, [b"{}\n"])
+    killed.seal()
+    claim(killed)  # the object arrives, and the process is killed before it hears of it
+    die(killed)
+    refused = open_spool(tmp_path, location="s3://old")
+    refused.recover()
+    refused.release(claim(refused), Unavailable("the key was withdrawn"), retry_at=0, standing="refused")
+    refused.close()
+    new = open_spool(tmp_path, location="s3://new")
+    new.begin_sending()
+    assert new.claim() is None, "it may stand in s3://old already"
     new.close()
 
 
@@ -502,6 +519,40 @@ def test_the_spool_is_private(tmp_path: Path) -> None:
     for path in (tmp_path / "spool").rglob("*"):
         wanted = 0o700 if path.is_dir() else 0o600
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+    spool.close()
+
+
+def test_a_spool_that_others_could_read_becomes_private(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        (tmp_path / "mine").mkdir(mode=0o777)
+        (tmp_path / "mine" / "blobs").mkdir(mode=0o777)
+        open_spool(tmp_path / "mine").close()
+        open_spool(tmp_path / "new" / "parent" / "spool").close()
+    finally:
+        os.umask(before)
+    directories = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o700}
+
+
+def test_parts_of_the_spool_that_lie_elsewhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "blobs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SpoolError, match="is a symbolic link"):
+        open_spool(tmp_path / "spool")
+
+
+def test_a_damaged_journal_of_uploads_is_a_clear_error(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"])
+    spool.seal()
+    batch = claim(spool)
+    spool.abandon_upload(spool.journal_upload(batch, Upload(key=batch.key, id="secret"), 5 << 20))
+    with spool._catalog._database.transaction() as connection:
+        connection.execute("UPDATE uploads SET upload=x'7b7b'")
+    with pytest.raises(SpoolCorrupt, match="the journal of uploads"):
+        spool.abandoned_uploads()
     spool.close()
 
 

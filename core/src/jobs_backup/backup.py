@@ -188,7 +188,8 @@ class Backup:
         """Record one event. When this returns, it survives a killed process and, by default, a power loss.
 
         Args:
-            payload: a JSON object, as a dict or as JSON text. JSON text stays as it is, byte for byte.
+            payload: a JSON object, as a dict or as JSON text. JSON text stays as it is, byte for byte. In a dict, NaN and infinity
+                become null: JSON has none.
             source_id: events of one source (and workspace) share objects.
             user_id: taken from the payload's `userId` if None.
             message_id: taken from the payload's `messageId` if None.

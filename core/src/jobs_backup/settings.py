@@ -344,7 +344,9 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Duration, Variable("JOBS_BACKUP_UPLOAD_FREQUENCY", "An object is closed when its first event is so old.")
     ] = Duration(300)
     upload_concurrency: Annotated[
-        Count, Variable("JOBS_BACKUP_UPLOAD_CONCURRENCY", "So many objects are sent at once; and so many parts of large objects.")
+        int,
+        msgspec.Meta(ge=1, le=256),
+        Variable("JOBS_BACKUP_UPLOAD_CONCURRENCY", "So many objects are sent at once; and so many parts of large objects."),
     ] = 4
     multipart_threshold: Annotated[
         Size, Variable("JOBS_BACKUP_MULTIPART_THRESHOLD", "Objects larger than this are sent in parts, where the provider can.")

@@ -401,17 +401,20 @@ class Catalog:
     def follow(self, destination: int) -> list[tuple[str, int]]:
         """Give `destination` the batches of those that were tried, refused everything, and that no session uses any more.
 
+        But not what was claimed more often than it came back: who had it was killed, perhaps after it had arrived.
+
         Returns the locations that lost batches, and how many.
         """
         with self._database.transaction() as db:
             lost = db.execute(
                 "SELECT d.id, d.location, count(*) FROM destinations d JOIN batches b ON b.destination=d.id AND b.state='sealed'"
-                " WHERE d.standing='refused' AND d.id!=? AND b.claimed_by IS NULL"
+                " WHERE d.standing='refused' AND d.id!=? AND b.claimed_by IS NULL AND b.claims=b.failures"
                 " AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.destination=d.id) GROUP BY d.id",
                 (destination,),
             ).fetchall()
             db.executemany(
-                "UPDATE batches SET destination=?, retry_at=0 WHERE destination=? AND state='sealed' AND claimed_by IS NULL",
+                "UPDATE batches SET destination=?, retry_at=0 WHERE destination=? AND state='sealed' AND claimed_by IS NULL"
+                " AND claims=failures",
                 [(destination, id_) for id_, _, _ in lost],
             )
         return [(location, count) for _, location, count in lost]

@@ -91,5 +91,5 @@ CREATE TABLE damages (
 VERSION: Final = 2
 UPGRADES: Final = {
     # Version 1 did not count claims: whatever it sealed may have been sent.
-    1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=1 WHERE state='sealed'"),
+    1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'"),
 }

@@ -395,13 +395,36 @@ class Spool:
 
 
 def _make_directories(directory: Path) -> None:
+    """Make the directories, for their owner alone, whatever the umask is; those that were there become so."""
     try:
-        for path in (directory, directory / "blobs", directory / "locks", directory / "rejects", directory / "quarantine"):
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        for path in reversed(missing):
+            _make_directory(path)
+        _make_private(directory)
+        for name in ("blobs", "locks", "rejects", "quarantine"):
+            path = directory / name
+            if path.is_symlink():
+                raise SpoolError(f"{path} is a symbolic link", hint="set JOBS_BACKUP_SPOOL_DIR to where the whole spool shall be")
             if not path.is_dir():
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                sync_directory(path.parent)
+                _make_directory(path)
+            _make_private(path)
     except OSError as error:
         raise SpoolError(
             f"{directory}: {error.strerror}",
             hint="set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to",
         ) from error
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(path.parent)
+
+
+def _make_private(path: Path) -> None:
+    status = path.stat()
+    if os.geteuid() and status.st_uid not in (os.geteuid(), 0):
+        raise SpoolError(
+            f"{path} belongs to another user (uid {status.st_uid})", hint="set JOBS_BACKUP_SPOOL_DIR to a directory of this user"
+        )
+    if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+        path.chmod(0o700)  # else it is the system's, as a volume's directory may be; what we make in it is private all the same

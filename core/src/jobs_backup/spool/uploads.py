@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.model import Part, Upload
 from jobs_backup.spool.database import Database
 
+T = TypeVar("T")
 MAX_DELAY: Final = 3600.0
 """Seconds; nothing is ever made to wait longer. What seems to was noted before the clock was set back."""
 
@@ -51,7 +53,7 @@ class UploadJournal:
             if row is None:
                 return None
             parts = db.execute("SELECT part FROM parts WHERE upload=? ORDER BY number", (row[0],))
-            return _upload(row), [msgspec.json.decode(part, type=Part) for (part,) in parts]
+            return _upload(row), [_decode(part, Part) for (part,) in parts]
 
     def add_part(self, upload: int, part: Part) -> None:
         """Remember the receipt of a part."""
@@ -90,11 +92,18 @@ class UploadJournal:
         """(key, error, hint) of every upload that is to be aborted and was not yet."""
         with self._database.reading() as db:
             rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
-        return [(msgspec.json.decode(upload, type=Upload).key, error, hint) for upload, error, hint in rows]
+        return [(_decode(upload, Upload).key, error, hint) for upload, error, hint in rows]
 
 
 def _upload(row: tuple[Any, ...]) -> JournaledUpload:
-    return JournaledUpload(row[0], row[1], msgspec.json.decode(row[2], type=Upload), row[3], row[4])
+    return JournaledUpload(row[0], row[1], _decode(row[2], Upload), row[3], row[4])
+
+
+def _decode(data: bytes, type_: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except msgspec.DecodeError:
+        raise SpoolCorrupt("the journal of uploads is not what was written", hint="look at the disk") from None
 
 
 def writable(text: str) -> str:
