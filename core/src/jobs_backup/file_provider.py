@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Annotated, BinaryIO, ClassVar, Final, Self
@@ -173,7 +173,9 @@ class FileProvider:
         target = self._bucket() / key
         try:
             root, directory = self._root.resolve(), target.parent.resolve()
-        except RuntimeError as error:  # a loop of links
+            with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                target.parent.stat()  # from Python 3.13 on, `resolve` does not mind a loop of links
+        except (RuntimeError, OSError) as error:
             raise ConfigurationError(f"key {key!r} has no place in the bucket: {error}", hint="remove the link") from error
         if target.is_symlink() or not directory.is_relative_to(root) or directory.is_relative_to(root / _WORK):
             raise ConfigurationError(f"key {key!r} leads out of its place through a symbolic link", hint="remove the link")

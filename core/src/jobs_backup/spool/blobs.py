@@ -286,7 +286,11 @@ class _MembersReader(io.RawIOBase):
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection of its own for a reader: many uploads and parts read at once, and none shall wait for the writer."""
     connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=60.0, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA cache_size=1")  # page: every byte is read once, so that a cache would only take memory
+    try:
+        connection.execute("PRAGMA cache_size=1")  # page: every byte is read once, so that a cache would only take memory
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
