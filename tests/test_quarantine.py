@@ -11,7 +11,7 @@ from buckets import events, file_environment, left_over
 from spools import APP, WEB, claim, claimed, content, die, open_spool, record
 
 from jobs_backup import Backup
-from jobs_backup.errors import SpoolCorrupt, Unavailable
+from jobs_backup.errors import SpoolCorrupt, SpoolFull, Unavailable
 from jobs_backup.model import Upload
 from jobs_backup.spool import Spool
 from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
@@ -112,6 +112,41 @@ def test_what_may_be_in_the_bucket_already_is_not_sent_under_another_key(tmp_pat
     others = [found.batch.stream for found in iter(spool.claim, None)]
     assert WEB not in others
     spool.close()
+
+
+def test_events_that_are_not_there_any_more_are_never_missed_in_silence(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    jobs = sealed(spool)
+    with spool._writer._blobs._database.transaction() as connection:
+        connection.execute("DELETE FROM chunks WHERE job=?", (jobs[1],))
+    first = claimed(spool)
+    with pytest.raises(SpoolCorrupt, match="instead of") as caught:
+        spool.open_body(first.batch)
+    spool.set_aside(first, caught.value)
+    (damage,) = spool.quarantined()
+    assert "1 of its 3 events are not there" in damage.error
+    assert spool.claim() is None
+    spool.close()
+    assert (tmp_path / "quarantine" / f"{spool.session}.db").exists(), "what is left of it can be looked at"
+
+
+def test_what_could_not_be_taken_over_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = open_spool(tmp_path)
+    record(dead, [b"{}\n"])
+    die(dead)
+    alive = open_spool(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(alive._catalog, "end_session", lambda *_: (_ for _ in ()).throw(SpoolFull("the disk is full")))
+        alive.recover()
+        alive.recover()
+    assert [error.message for error in alive.unreadable] == ["the disk is full"]
+    assert caplog.text.count("can't be taken over yet") == 1
+    assert alive.recover() == 1
+    assert alive.unreadable == []
+    assert claim(alive).events == 1
+    alive.close()
 
 
 def test_a_process_that_dies_while_it_sets_aside_loses_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

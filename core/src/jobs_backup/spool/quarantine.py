@@ -48,11 +48,13 @@ class Quarantine:
             with self._files.open(batch.blobs) as blobs:
                 self._set_chunks_aside(row, blobs, good_too=whole)
                 rest = OpenBatch.restored(row, blobs)
-            seal = rest.seal() if rest.fill.events else None
+            set_aside = sum(damage.events for damage in self._catalog.damages() if damage.batch == batch.id)
+            if missing := batch.events - rest.fill.events - set_aside:
+                raise SpoolCorrupt(f"{missing} of its {batch.events} events are not there")
         except SpoolCorrupt as error:
             self.leave_in_file(row, batch.blobs, error)
             return
-        self._catalog.reseal(batch.id, seal)
+        self._catalog.reseal(batch.id, rest.seal() if rest.fill.events else None)
 
     def leave_in_file(self, row: BatchRow, blobs: str, error: SpoolCorrupt) -> None:
         """A batch that can't be taken out of its damaged file. `retire` moves the file."""

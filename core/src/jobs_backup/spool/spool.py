@@ -203,7 +203,7 @@ class Spool:
 
     @property
     def unreadable(self) -> list[SpoolError]:
-        """Why some of what dead processes recorded can't be sent: its file can't be opened."""
+        """Why some of what dead processes recorded can't be sent: they can't be replaced yet."""
         return list(self._unreadable.values())
 
     def quarantined(self, *, own: bool = False) -> list[Damage]:
@@ -265,11 +265,11 @@ class Spool:
     def recover(self) -> int:
         """Take the place of processes that died: seal what they had open, free what they were sending. Returns how many.
 
-        One whose files can't be read is reported, and keeps no other from being recovered.
+        One whose files can't be read is reported, keeps no other from being recovered, and is tried again: a disk may only be full.
         """
         recovered = 0
         for session in self._catalog.sessions():
-            if session == self.session or session in self._unreadable or (lock := self._try_lock(session)) is None:
+            if session == self.session or (lock := self._try_lock(session)) is None:
                 continue
             adopted = False
             try:
@@ -277,9 +277,11 @@ class Spool:
                     self._adopt(session, blobs)
                     recovered += 1
                 adopted = True
+                self._unreadable.pop(session, None)
             except SpoolError as error:
+                if str(self._unreadable.get(session)) != str(error):  # else it would be said at every look
+                    log.error("what a dead process recorded can't be taken over yet: %s", error.one_line())
                 self._unreadable[session] = error
-                log.error("what a dead process recorded can't all be read: %s", error.one_line())
             finally:
                 lock.release(remove=adopted)
         return recovered
