@@ -49,7 +49,7 @@ class Quarantine:
                 self._set_chunks_aside(row, blobs, good_too=whole)
                 rest = OpenBatch.restored(row, blobs)
             set_aside = sum(damage.events for damage in self._catalog.damages() if damage.batch == batch.id)
-            if missing := batch.events - rest.fill.events - set_aside:
+            if (missing := batch.events - rest.fill.events - set_aside) > 0:
                 raise SpoolCorrupt(f"{missing} of its {batch.events} events are not there")
         except SpoolCorrupt as error:
             self.leave_in_file(row, batch.blobs, error)
