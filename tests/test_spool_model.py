@@ -45,7 +45,6 @@ BATCH_BYTES: Final = 3000
 MEMBER_BYTES: Final = 400
 FILE_BYTES: Final = 5 * 65536
 LATER: Final = 3000.0
-TELLS_ITS_OWN_ONLY: Final = os.environ.get("MODEL_HONEST") == "1"
 
 PICK: Final = st.integers(0, 11)
 FAULT: Final = st.none() | st.none() | st.tuples(st.sampled_from(["kill", "disk"]), st.integers(0, 15))
@@ -210,14 +209,13 @@ class Model(RuleBasedStateMachine):
         self.frozen: dict[int, tuple[tuple[Any, ...], bytes]] = {}  # sealed batch -> its seal and its bytes
         self.stored: set[int] = set()
         self.buckets: dict[str, dict[str, bytes]] = {location: {} for location in LOCATIONS}
+        self.arrived: set[int] = set()  # batches of which a store has something, be it a part
+        self.unanswered: Counter[int] = Counter()  # attempts of a batch that have not ended, or whose process was killed
         self.accepted: set[str] = set()  # locations that took anything, be it a part
         self.refused: set[str] = set()  # locations that refused everything
         self.uploads: dict[str, tuple[int, bool, dict[int, str]]] = {}
         self.at = 0  # the latest position that was acknowledged
         self.before = Snapshot({}, set(), {})
-        # Killed between the end of its session, in the catalog, and the removal of its lock, or before that session began: nobody
-        # knows of the lock any more.
-        self.locks_may_stay = False
 
     # Rules
 
@@ -230,7 +228,6 @@ class Model(RuleBasedStateMachine):
             self.live.append(process)
         else:
             self.machinery.kill(process)
-            self.locks_may_stay = True
         self.look("open", process)
 
     @precondition(lambda self: self.live)
@@ -304,6 +301,7 @@ class Model(RuleBasedStateMachine):
             assert batch.id not in self.stored, "it is in the bucket already"
             assert not [one for one in self.live if batch.id in one.claims], "another process sends it"
             assert (row.state, row.location) == ("sealed", process.location)
+            self.check_frozen(batch.id, row)
             self.check_seal(batch)
             process.claims[batch.id] = batch
         if outcome == "done":
@@ -338,14 +336,11 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.sending())
     @rule(pick=PICK, arrived=st.booleans(), later=st.booleans(), fault=FAULT)
     def fail(self, pick: int, arrived: bool, later: bool, fault: Fault) -> None:
-        """An attempt ends with an error; it may have arrived all the same.
-
-        What a process tells of its destination it knows itself.
-        """
+        """An attempt ends with an error; it may have arrived all the same."""
         process, batch = self.claimed(pick)
         if arrived:
             self.write(process, batch)
-        standing = "proven" if self.knows_of_success(process) else "refused"
+        standing = "proven" if process.accepted else "refused"  # what others got through it does not know
         retry_at = time.time() + LATER if later else 0.0
         error = Unavailable("no", hint="wait")
         outcome = self.run(process, fault, lambda: process.spool.release(batch, error, retry_at=retry_at, standing=standing))
@@ -358,12 +353,17 @@ class Model(RuleBasedStateMachine):
                 self.refused.add(process.location)
 
     @precondition(lambda self: self.live)
-    @rule(pick=PICK, size=st.sampled_from([0, 1000]), end=st.sampled_from(["stored", "refused", "killed"]), arrived=st.booleans())
+    @rule(
+        pick=PICK,
+        size=st.sampled_from([0, 1000]),
+        end=st.sampled_from(["stored", "refused", "moved", "killed"]),
+        arrived=st.booleans(),
+    )
     def send(self, pick: int, size: int, end: str, arrived: bool) -> None:
         """Several steps in one, since what comes after them is seldom reached otherwise."""
         process = self.process(pick)
         self.recover(pick, None)
-        self.record(pick, [(STREAMS[0], [size])], with_position=False, fault=None)
+        self.record(pick, [(STREAMS[0], [size]), (STREAMS[0], [0])], with_position=False, fault=None)
         self.seal(pick, None)
         if not process.spool.has_claimable():
             return
@@ -371,12 +371,32 @@ class Model(RuleBasedStateMachine):
         which = [one for one, _ in self.sending()].index(process) + len(process.claims) - 1
         if end == "stored":
             self.store(which, None)
-        elif end == "refused":
+        elif end in ("refused", "moved"):
             self.fail(which, arrived=False, later=False, fault=None)
+            if end == "moved":
+                self.close(pick, None)
+                (other,) = {*LOCATIONS} - {process.location}
+                self.open(other, 300.0, None)
+                self.recover(-1, None)
+                self.begin_sending(-1, None)
         else:
             if arrived:
                 self.write(*self.claimed(which))
             self.kill(pick)
+
+    @precondition(lambda self: self.sending())
+    @rule(pick=PICK, numbers=st.lists(st.integers(1, 3), max_size=4), gone=st.booleans())
+    def send_parts(self, pick: int, numbers: list[int], gone: bool) -> None:
+        """Several steps in one, as above. The upload may be lost, and another one is begun."""
+        process, _ = self.claimed(pick)
+        self.begin_upload(pick, None)
+        which = [one for one, _ in self.uploading()].index(process) + sum(one is process for one, _ in self.uploading()) - 1
+        for number in numbers:
+            self.journal_part(which, number, None)
+        self.continue_upload(pick)
+        if gone:
+            self.abandon(which, None)
+            self.continue_upload(pick)
 
     @precondition(lambda self: self.sending())
     @rule(pick=PICK, fault=FAULT)
@@ -384,7 +404,7 @@ class Model(RuleBasedStateMachine):
         process, batch = self.claimed(pick)
         self.number += 1
         name = f"upload-{self.number}"
-        self.accept(process)
+        self.accept(process, batch)
 
         def step() -> None:
             process.uploads[name] = process.spool.journal_upload(batch, Upload(key=batch.key, id=name), 5 << 20)
@@ -443,7 +463,6 @@ class Model(RuleBasedStateMachine):
     def recover(self, pick: int, fault: Fault) -> None:
         process = self.process(pick)
         outcome = self.run(process, fault, process.spool.recover)
-        self.locks_may_stay |= outcome == "killed"
         after = self.look("recover", process)
         if outcome == "done" and not process.spool.unreadable:
             alive = {one.spool.session for one in self.live}
@@ -463,7 +482,11 @@ class Model(RuleBasedStateMachine):
         if outcome == "done":
             in_use = {one.location for one in self.live}
             if before.sessions <= {one.spool.session for one in self.live}:
-                left = {row.location for row in after.batches.values() if row.state == "sealed" and row.claimed_by is None}
+                left = {
+                    row.location
+                    for id_, row in after.batches.items()
+                    if row.state == "sealed" and row.claimed_by is None and not self.unanswered[id_]
+                }
                 assert not left & self.refused - in_use, "what a destination refused follows the settings"
             due = [id_ for id_, row in after.batches.items() if row[:2] == ("sealed", process.location) and row.claimed_by is None]
             assert process.spool.has_claimable() == bool(due), "who starts to send need not wait"
@@ -476,7 +499,6 @@ class Model(RuleBasedStateMachine):
         outcome = self.run(process, fault, process.spool.close)
         if process in self.live:
             self.live.remove(process)
-        self.locks_may_stay |= outcome == "killed"
         after = self.look("close", process)
         if outcome == "done":
             assert session not in after.sessions
@@ -568,6 +590,7 @@ class Model(RuleBasedStateMachine):
                 process.spool.forget_upload(one)
                 del self.uploads[one.upload.id]
             position = int(process.spool.position("input") or 0)
+            assert process.spool.quarantined() == []
             self.close(len(self.live) - 1, None)
         assert self.uploads == {}
         found = Counter(
@@ -586,7 +609,7 @@ class Model(RuleBasedStateMachine):
                 )
             rest -= doubted
         assert not rest, "nobody recorded that, or its caller was told that it failed"
-        assert [name for name in self.files() if not (self.locks_may_stay and name.startswith("locks/"))] == []
+        assert self.files() == []
 
     # Helpers
 
@@ -649,19 +672,18 @@ class Model(RuleBasedStateMachine):
             assert self.batch_of.setdefault(job >> INDEX_BITS, whose) == whose, "a batch is one process's and one stream's"
             self.acknowledged[job] = line
 
-    def accept(self, process: Process) -> None:
+    def accept(self, process: Process, batch: Batch) -> None:
         process.accepted = True
+        self.arrived.add(batch.id)
         self.accepted.add(process.location)
         self.refused.discard(process.location)
 
-    def knows_of_success(self, process: Process) -> bool:
-        return process.accepted if TELLS_ITS_OWN_ONLY else process.location in self.accepted
-
     def write(self, process: Process, batch: Batch) -> None:
         """What an attempt puts into the bucket, whether its answer comes back or not."""
-        self.accept(process)
+        self.accept(process, batch)
         with process.spool.open_body(batch).open() as reader:
             data = reader.read()
+        assert data == self.frozen[batch.id][1]
         assert self.buckets[process.location].setdefault(batch.key, data) == data, "another attempt, other bytes"
 
     def look(self, name: str, process: Process, target: int = 0) -> Snapshot:
@@ -677,7 +699,7 @@ class Model(RuleBasedStateMachine):
             elif new is None:
                 assert old.state == "stored" or (old.state == "open" and name in ("close", "recover") and id_ not in self.batch_of)
             else:
-                self.check_change(name, process, id_ == target, old, new, alive)
+                self.check_change(name, process, id_, target, old, new, alive)
         gone = before.sessions - after.sessions
         assert gone <= ({session} if name == "close" else before.sessions - alive if name == "recover" else set())
         if name == "stored":
@@ -688,15 +710,14 @@ class Model(RuleBasedStateMachine):
         self.before = after
         return after
 
-    def check_change(self, name: str, process: Process, is_target: bool, old: Row, new: Row, alive: set[str]) -> None:
+    def check_change(self, name: str, process: Process, id_: int, target: int, old: Row, new: Row, alive: set[str]) -> None:
         session = process.spool.session if process.spool else ""
         mine, dead = old.owner == session, old.owner not in alive
         match old.state, new.state:
             case ("open", "sealed"):
                 assert (mine and name in ("record", "seal", "seal_due", "close")) or (dead and name == "recover")
             case ("sealed", "stored"):
-                assert name == "stored"
-                assert is_target
+                assert (name, id_) == ("stored", target)
             case (one, other):
                 assert one == other
         if old.state != "open":
@@ -704,14 +725,16 @@ class Model(RuleBasedStateMachine):
         if old.claimed_by != new.claimed_by:
             if old.claimed_by is None:
                 assert (name, new.claimed_by) == ("claim", session)
+                self.unanswered[id_] += 1
             else:
                 assert new.claimed_by is None
-                ended = old.claimed_by == session and (name == "close" or (is_target and name in ("release", "stored")))
+                self.unanswered[id_] -= name == "release"
+                ended = old.claimed_by == session and (name == "close" or (id_ == target and name in ("release", "stored")))
                 assert ended or (name == "recover" and old.claimed_by not in alive)
         if old.location != new.location:
             assert (name, new.location, new.claimed_by) == ("begin_sending", process.location, None)
             assert old.location not in {one.location for one in self.live}, "a living process sends it there"
-            assert old.location not in self.accepted, "it may have arrived there"
+            assert id_ not in self.arrived, "it may have arrived there"
 
     def check_seal(self, batch: Batch) -> None:
         assert (batch.events, batch.size, batch.crc32c, batch.uuid, batch.key) == self.before.batches[batch.id].seal
