@@ -12,10 +12,10 @@ _COMMANDS: Final = {"run": "run", "archive": "archive", "status": "status", "pro
 
 
 class _Lazy(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         if cmd_name not in _COMMANDS:
             return None
         command = getattr(importlib.import_module(f"jobs_backup.cli.{_COMMANDS[cmd_name]}"), cmd_name)

@@ -21,6 +21,7 @@ import click
 from jobs_backup.backup import Backup
 from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolError
+from jobs_backup.providers import load_class, settings_of
 from jobs_backup.settings import CoreSettings, report_unknown
 
 INCOMPLETE: Final = 1
@@ -113,8 +114,6 @@ def read_settings() -> CoreSettings:
     Raises:
         ConfigurationError: they are wrong.
     """
-    from jobs_backup.providers import load_class, settings_of  # noqa: PLC0415
-
     settings = CoreSettings.from_environment(os.environ)
     _, provider = load_class(settings.storage_provider)
     package = provider.__module__.partition(".")[0]

@@ -90,8 +90,7 @@ def _process(one: ProcessStatus) -> str:
 
 
 def _plain(text: str) -> str:
-    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in printable(text))
-    return shown.replace("[", r"\[")
+    return printable(text).replace("[", r"\[")
 
 
 def _bytes(size: float) -> str:

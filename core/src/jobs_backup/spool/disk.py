@@ -1,4 +1,4 @@
-"""The disk under the spool: no network file system, enough free space, and a reserve for when there is none."""
+"""The disk under the spool: private directories, no network file system, free space, and a reserve for when there is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs_backup.errors import SpoolError
+from jobs_backup.fsync import sync_directory
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
@@ -19,6 +20,46 @@ _NETWORK: Final = frozenset({
 })  # fmt: skip
 
 _RELEASE_BELOW: Final = 4 << 20
+
+
+def make_directories(directory: Path) -> None:
+    """Make the spool's directories, for their owner alone, whatever the umask is; those that were there become so.
+
+    Raises:
+        SpoolError: they can't be made, or are another user's.
+    """
+    try:
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        for path in reversed(missing):
+            _make_directory(path)
+        _make_private(directory)
+        for name in ("blobs", "locks", "rejects", "quarantine"):
+            path = directory / name
+            if path.is_symlink():
+                raise SpoolError(f"{path} is a symbolic link", hint="set JOBS_BACKUP_SPOOL_DIR to where the whole spool shall be")
+            if not path.is_dir():
+                _make_directory(path)
+            _make_private(path)
+    except OSError as error:
+        raise SpoolError(
+            f"{directory}: {error.strerror}",
+            hint="set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to",
+        ) from error
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(path.parent)
+
+
+def _make_private(path: Path) -> None:
+    status = path.stat()
+    if os.geteuid() and status.st_uid not in (os.geteuid(), 0):
+        raise SpoolError(
+            f"{path} belongs to another user (uid {status.st_uid})", hint="set JOBS_BACKUP_SPOOL_DIR to a directory of this user"
+        )
+    if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+        path.chmod(0o700)  # else it is the system's, as a volume's directory may be; what we make in it is private all the same
 
 
 def free_bytes(directory: Path) -> int:

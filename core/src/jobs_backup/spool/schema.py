@@ -51,6 +51,7 @@ CREATE TABLE batches (
     error TEXT NOT NULL DEFAULT '',
     hint TEXT NOT NULL DEFAULT ''
 ) STRICT;
+-- A statement has to repeat the condition of such an index as it stands here, or SQLite reads all batches there ever were.
 CREATE INDEX sealed_batches ON batches (destination, claimed_by, retry_at, id) WHERE state = 'sealed';
 CREATE INDEX sealed_sizes ON batches (size) WHERE state = 'sealed';
 CREATE INDEX unsent_batches ON batches (blobs, id) WHERE state IN ('open', 'sealed');

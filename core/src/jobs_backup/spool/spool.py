@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
-from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Part, Upload
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import BatchRow, Catalog, Damage, Placement, Waiting
 from jobs_backup.spool.database import Durability
-from jobs_backup.spool.disk import Ballast, refuse_network
+from jobs_backup.spool.disk import Ballast, make_directories, refuse_network
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
@@ -73,7 +72,7 @@ class Spool:
         self.directory = directory
         self.session = secrets.token_hex(8)
         self._unreadable: dict[str, SpoolError] = {}
-        _make_directories(directory)
+        make_directories(directory)
         refuse_network(directory)
         self._ballast = Ballast(directory, min_free=room.min_free)
         if archives:
@@ -394,39 +393,3 @@ class Spool:
                     f"{self.directory} is used by a process with an earlier version of jobs-backup",
                     hint="stop it first: what it has recorded is kept",
                 )
-
-
-def _make_directories(directory: Path) -> None:
-    """Make the directories, for their owner alone, whatever the umask is; those that were there become so."""
-    try:
-        missing = [path for path in (directory, *directory.parents) if not path.exists()]
-        for path in reversed(missing):
-            _make_directory(path)
-        _make_private(directory)
-        for name in ("blobs", "locks", "rejects", "quarantine"):
-            path = directory / name
-            if path.is_symlink():
-                raise SpoolError(f"{path} is a symbolic link", hint="set JOBS_BACKUP_SPOOL_DIR to where the whole spool shall be")
-            if not path.is_dir():
-                _make_directory(path)
-            _make_private(path)
-    except OSError as error:
-        raise SpoolError(
-            f"{directory}: {error.strerror}",
-            hint="set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to",
-        ) from error
-
-
-def _make_directory(path: Path) -> None:
-    path.mkdir(mode=0o700, exist_ok=True)
-    sync_directory(path.parent)
-
-
-def _make_private(path: Path) -> None:
-    status = path.stat()
-    if os.geteuid() and status.st_uid not in (os.geteuid(), 0):
-        raise SpoolError(
-            f"{path} belongs to another user (uid {status.st_uid})", hint="set JOBS_BACKUP_SPOOL_DIR to a directory of this user"
-        )
-    if status.st_mode & 0o077 and status.st_uid == os.geteuid():
-        path.chmod(0o700)  # else it is the system's, as a volume's directory may be; what we make in it is private all the same

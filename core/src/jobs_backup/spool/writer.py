@@ -308,7 +308,7 @@ class Writer:
                 with self._in_step():
                     self._seal([*self._full, *full])
                     self._leave_large_file()
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - see below
                 # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
                 log.warning("sealing failed, tried again later: %s", error)
 
