@@ -603,7 +603,7 @@ def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> N
     assert journaled is not None
     assert (journaled[0].upload.id, [part.etag for part in journaled[1]]) == ("an-upload", ["one"])
     assert spool.position("input") == b"{}"
-    spool.set_aside(Claim(batches[0], 0, 2), SpoolCorrupt("rotten"))
+    spool.set_aside(Claim(batches[0], 0, 2, is_delivered=False), SpoolCorrupt("rotten"))
     spool.close()
     fresh = open_spool(tmp_path / "fresh")
     upgraded = open_spool(tmp_path)

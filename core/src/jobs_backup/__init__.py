@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs_backup.backup import Backup, Event, Job, Jobs
+    from jobs_backup.backup import Backup
     from jobs_backup.errors import (
         BackupClosed,
         ConfigurationError,
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         SpoolError,
         SpoolFull,
         StorageError,
+        UnknownJob,
     )
+    from jobs_backup.jobs import Event, Failure, Job, Jobs
     from jobs_backup.settings import CoreSettings
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "CoreSettings",
     "DestinationPaused",
     "Event",
+    "Failure",
     "InvalidEvent",
     "Job",
     "Jobs",
@@ -42,16 +45,24 @@ __all__ = [
     "SpoolError",
     "SpoolFull",
     "StorageError",
+    "UnknownJob",
 ]
+
+_MODULES = {
+    "Backup": "backup",
+    "CoreSettings": "settings",
+    "Event": "jobs",
+    "Failure": "jobs",
+    "Job": "jobs",
+    "Jobs": "jobs",
+}  # all others are errors
 
 
 def __getattr__(name: str) -> object:
     # A name is imported when it is first used: a provider needs the contract alone, and `jobs-backup --version` nothing at all.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = {"Backup": "backup", "Event": "backup", "Job": "backup", "Jobs": "backup", "CoreSettings": "settings"}.get(
-        name, "errors"
-    )
+    module = _MODULES.get(name, "errors")
     value: object = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value

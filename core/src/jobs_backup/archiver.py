@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from jobs_backup.deleter import Deleter
 from jobs_backup.destination import Destination
 from jobs_backup.errors import (
     AlreadyExists,
@@ -35,6 +36,7 @@ _OF_THE_BATCH: Final = (IntegrityError, UploadGone, SpoolError)
 _OF_THE_DESTINATION: Final = (Throttled, Unavailable)
 """Errors that every batch would meet, beside those that are `refused`. All that are in neither of the two count as both."""
 
+_FORGET_SECONDS: Final = 3600.0
 _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 300.0
 _MAX_ASKED: Final = 3600.0
@@ -51,13 +53,15 @@ class Sent:
 
 
 class Archiver:
-    """Worker threads that send, and one that looks after the rest: ages, dead processes, uploads to be aborted."""
+    """Worker threads that send, and others that look after the rest: ages, dead processes, uploads to be aborted, deletes."""
 
     def __init__(self, spool: Spool, destination: Destination, settings: CoreSettings, *, stop: threading.Event) -> None:
         """`stop` also ends the destination's retries."""
         self._spool = spool
         self._destination = destination
         self._threshold = settings.multipart_threshold
+        self._skip_delivered = settings.skip_delivered
+        self._catalog_seconds = settings.catalog_days * 86_400.0
         self._stop = stop
         self._multipart = Multipart(
             spool, destination, part_size=settings.part_size, concurrency=settings.upload_concurrency, stop=stop
@@ -69,6 +73,7 @@ class Archiver:
         self._paused_until = 0.0
         self._has_begun = False
         self._claim_error = ""
+        self.deleter = Deleter(spool, destination, stop=stop, on_change=self.wake)
         self.sent = Sent()
         self.failure: JobsBackupError | None = None
         """The last error that delayed a batch; None again once another one was stored."""
@@ -79,6 +84,7 @@ class Archiver:
         ]
         self._threads.append(threading.Thread(target=self._look_after, name="jobs-backup-look-after", daemon=True))
         self._threads.append(threading.Thread(target=self._abort, name="jobs-backup-abort", daemon=True))
+        self._threads.append(threading.Thread(target=self._delete, name="jobs-backup-delete", daemon=True))
 
     def start(self) -> None:
         """Start the threads."""
@@ -87,7 +93,7 @@ class Archiver:
             thread.start()
 
     def wake(self) -> None:
-        """Say that something was sealed."""
+        """Say that something was sealed, or deleted."""
         with self._changed:
             self._changed.notify_all()
 
@@ -103,9 +109,9 @@ class Archiver:
             return self._pause if time.monotonic() < self._paused_until else None
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is left that could be sent now: all is stored, or the destination is paused. False at a time-out."""
+        """Wait until nothing is left that could be sent or deleted now: it is done, or paused. False at a time-out."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._stop.is_set() or self._is_drained(), timeout)
+            return self._changed.wait_for(lambda: self._stop.is_set() or (self._is_drained() and self.deleter.is_idle), timeout)
 
     @property
     def stuck(self) -> JobsBackupError | None:
@@ -126,6 +132,7 @@ class Archiver:
         """End: no further attempt is begun. Waits up to `timeout` seconds for those under way."""
         self._stop.set()
         self.wake()
+        self.deleter.wake()
         until = time.monotonic() + timeout
         for thread in self._threads:
             if thread.ident is not None:
@@ -139,7 +146,11 @@ class Archiver:
         while (claimed := self._next()) is not None:
             batch = claimed.batch
             try:
-                self._store(batch)
+                if self._skip_delivered and claimed.is_delivered and claimed.times == 1:
+                    self._spool.skip(batch)
+                    log.info("%s is not written: all of its %d events were delivered", batch.key, batch.events)
+                else:
+                    self._store(claimed)
             except SpoolCorrupt as error:
                 self._damaged(claimed, error)
             except JobsBackupError as error:
@@ -175,7 +186,8 @@ class Archiver:
         self._claim_error = ""
         return claim
 
-    def _store(self, batch: Batch) -> None:
+    def _store(self, claimed: Claim) -> None:
+        batch = claimed.batch
         body = self._destination.open_body(batch)
         try:
             if self._destination.has_multipart and batch.size > self._threshold:
@@ -185,12 +197,15 @@ class Archiver:
         except AlreadyExists:
             # The key has a uuid that was made with these bytes: an earlier attempt, whose answer was lost, has stored them.
             receipt = WriteReceipt(existed=True)
-        self._spool.stored(batch)
+        sent_before = claimed.times > 1 or receipt.existed
+        self._spool.stored(batch, deletable_at=self._destination.may_land_until(sent_before=sent_before))
         with self._changed:
             self._pause, self._pauses, self.failure = None, 0, None
             self.sent.objects += 1
             self.sent.events += batch.events
             self.sent.bytes += batch.size
+        if claimed.is_delivered:
+            self.deleter.wake()
         log.info("stored %s: %d events, %d bytes%s", batch.key, batch.events, batch.size, ", was there" if receipt.existed else "")
 
     def _damaged(self, claim: Claim, error: SpoolCorrupt) -> None:
@@ -250,6 +265,7 @@ class Archiver:
         with self._changed:
             self._has_begun = True
             self._changed.notify_all()
+        forget_at = 0.0
         while not self._stop.wait(TICK):
             begun = begun or _guarded(self._begin)
             self._spool.keep_ballast()
@@ -257,11 +273,20 @@ class Archiver:
             _guarded(self._spool.seal_due)
             if _guarded(self._spool.has_claimable):
                 self.wake()
+            if self._catalog_seconds and time.monotonic() >= forget_at:
+                _guarded(lambda: self._spool.forget(time.time() - self._catalog_seconds))
+                forget_at = time.monotonic() + _FORGET_SECONDS
 
     def _begin(self) -> bool:
         self._spool.recover()
         self._spool.begin_sending()
         return True
+
+    def _delete(self) -> None:
+        """Once what failed before need not wait any longer: see `_begin`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_begun or self._stop.is_set())
+        self.deleter.work()
 
     def _abort(self) -> None:
         """Uploads to be aborted: in a thread of its own, since a store that does not answer must hold nothing up."""

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
 import time
-from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Final, Self, overload
+from typing import Final, NamedTuple, Self, overload
 
 import msgspec
 
 from jobs_backup import encoding
 from jobs_backup.archiver import TICK, Archiver
 from jobs_backup.destination import Destination
-from jobs_backup.encoding import Payload
-from jobs_backup.errors import BackupClosed, DestinationPaused, InvalidEvent, JobsBackupError, NoArchiver, SpoolCorrupt, SpoolError
+from jobs_backup.encoding import FailureContext, FinalPayload, Payload
+from jobs_backup.errors import (
+    BackupClosed,
+    DestinationPaused,
+    InvalidEvent,
+    JobsBackupError,
+    NoArchiver,
+    SpoolCorrupt,
+    SpoolError,
+    UnknownJob,
+)
+from jobs_backup.jobs import Event, Failure, Job, Jobs, job_id, job_sets
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind, Stream
 from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Spool
-from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
+from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.room import RoomLimits
 from jobs_backup.spool.writer import BatchLimits, Recording
@@ -32,91 +41,11 @@ from jobs_backup.spool.writer import BatchLimits, Recording
 log: Final = logging.getLogger(__name__)
 
 _CHUNK_EVENTS: Final = 10_000
+_REPORTED_JOBS: Final = 1000
+_OF_THE_EVENT: Final = ("payload", "user_id", "message_id", "created_at")
+_NO_FAILURES: Final = Stream(Kind.FAILED, "", "")
+"""What carries the position of an input that has told of none."""
 _STOP_SECONDS: Final = 2.0
-
-
-class Job(int):
-    """An event that the spool has accepted; it is its id, a 63-bit integer. In JSON write it as a string: it exceeds 2^53."""
-
-    __slots__ = ()
-
-    @property
-    def batch(self) -> int:
-        """The number of its batch."""
-        return self >> INDEX_BITS
-
-    @property
-    def index(self) -> int:
-        """Its place in the batch, from 0."""
-        return self & ((1 << INDEX_BITS) - 1)
-
-    def __repr__(self) -> str:
-        return f"Job({int(self)})"
-
-
-class Jobs(Sequence[Job]):
-    """The jobs of `record_many`, in the order of the payloads; held as runs of consecutive ids."""
-
-    def __init__(self) -> None:
-        self._first = array("q")
-        self._end = array("q")  # how many jobs there are up to the end of each run
-
-    def __len__(self) -> int:
-        return self._end[-1] if self._end else 0
-
-    @overload
-    def __getitem__(self, index: int) -> Job: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Job]: ...
-    def __getitem__(self, index: int | slice) -> Job | list[Job]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        run = bisect_right(self._end, index)
-        return Job(self._first[run] + index - (self._end[run - 1] if run else 0))
-
-    def __iter__(self) -> Iterator[Job]:
-        before = 0
-        for first, end in zip(self._first, self._end, strict=True):
-            yield from map(Job, range(first, first + end - before))
-            before = end
-
-    def add(self, runs: list[tuple[int, int]], events: int) -> None:
-        """For Backup: take so many ids from the end of `runs`, which are (first id, how many), the next run being the last."""
-        left = events
-        while left:
-            first, count = runs.pop()
-            taken = min(left, count)
-            self._extend(first, taken)
-            if taken < count:
-                runs.append((first + taken, count - taken))
-            left -= taken
-
-    def _extend(self, first: int, count: int) -> None:
-        length = len(self)
-        before = self._end[-2] if len(self._end) > 1 else 0
-        if length and self._first[-1] + length - before == first:
-            self._end[-1] += count
-        else:
-            self._first.append(first)
-            self._end.append(length + count)
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that carries its own source, for `record_many`. The fields are the arguments of `Backup.record`."""
-
-    payload: Payload
-    source_id: str
-    user_id: str | None = None
-    workspace_id: str = ""
-    message_id: str | None = None
-    created_at: datetime | None = None
-
-    def __repr__(self) -> str:
-        return f"Event(source_id={self.source_id!r}, payload=...)"  # a payload is in no log
 
 
 class Backup:
@@ -141,6 +70,9 @@ class Backup:
         self._pid = os.getpid()
         self._closed = False
         self.grace: float = settings.shutdown_grace
+        self.keeps_raw: bool = settings.raw
+        self.keeps_failed: bool = settings.failed
+        self._settles = settings.delete_after == "settled"
         prefix = clean_prefix(settings.prefix)
         destination = Destination.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
         self.location = destination.location
@@ -155,6 +87,7 @@ class Backup:
             ),
             durability=settings.spool_durability,
             archives=archive,
+            delete_after=settings.delete_after,
         )
         destination.use_bodies(self.spool)
         self.archiver = Archiver(self.spool, destination, settings, stop=self._stop) if archive else None
@@ -204,7 +137,7 @@ class Backup:
         at = encoding.now() if created_at is None else encoding.microseconds(created_at)
         line = encoding.raw_line(payload, encoding.timestamp(at), user_id, message_id)
         recording = Recording(_stream(workspace_id, source_id), [line], first_at=at, last_at=at)
-        self.spool.append([recording])
+        self._keep([recording])
         return Job(recording.jobs[0][0])
 
     @overload
@@ -238,6 +171,82 @@ class Backup:
                 chunk = _Chunk()
         self._append(chunk, jobs)
         return jobs
+
+    def delivered(self, jobs: int | str | Iterable[int | str]) -> None:
+        """Say that these events were delivered to all their destinations. It is durable when this returns.
+
+        When every event of an object was delivered, the object is deleted from the bucket; see JOBS_BACKUP_DELETE_AFTER. Any
+        process on the spool may say so, in any order, at any time, and again.
+
+        Args:
+            jobs: what `record` or `record_many` has returned, or ids, also as text; one or many.
+
+        Raises:
+            UnknownJob: some of these ids are none of this spool's; the error tells which. All others were taken.
+            InvalidEvent: something is no id. What comes before it may have been taken.
+        """
+        self._check_usable()
+        unknown, count = list[int](), 0
+        for some in job_sets(jobs):
+            if not_known := self.spool.delivered(some):
+                count += len(not_known)
+                unknown.extend(itertools.islice(map(Job, not_known), _REPORTED_JOBS - len(unknown)))
+        if self.archiver is not None:
+            self.archiver.deleter.wake()
+        if unknown:
+            raise UnknownJob(
+                f"{count:,} job ids are unknown to {self.spool.directory}, for example {unknown[0]}",
+                jobs=unknown,
+                count=count,
+                hint="acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS",
+            )
+
+    def failed(
+        self,
+        job: int | str | Event,
+        *,
+        error: object,
+        payload: FinalPayload | None = None,
+        destination_id: str = "",
+        attempts: int | None = None,
+        stage: str = "",
+        code: str = "",
+        user_id: str | None = None,
+        message_id: str | None = None,
+        created_at: datetime | None = None,
+        failed_at: datetime | None = None,
+    ) -> None:
+        """Record that an event could not be delivered. The record is durable when this returns; each call makes one.
+
+        Args:
+            job: the event, by its id; or an `Event` that was not recorded.
+            error: an exception, a text, or a structure with `message`, `code`, `stage` and anything else.
+            payload: what was sent to the destination in the end, as JSON or any other text; of an `Event`, its payload if None.
+            attempts: how often it was tried.
+            stage: where it failed, for example `transform` or `deliver`.
+            code: the destination's, for example an HTTP status; the exception's class if empty.
+            user_id, message_id: taken from the payload if None.
+            created_at: of the event.
+            failed_at: now, if None.
+
+        Raises:
+            UnknownJob: the id is none of this spool's.
+            InvalidEvent, SpoolFull, BackupClosed: as in `record`.
+        """
+        failure = Failure(
+            job=job,
+            error=error,
+            payload=payload,
+            destination_id=destination_id,
+            attempts=attempts,
+            stage=stage,
+            code=code,
+            user_id=user_id,
+            message_id=message_id,
+            created_at=created_at,
+            failed_at=failed_at,
+        )
+        self.keep_failures([self.failure_record(failure)])
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until what this process recorded is in the bucket.
@@ -309,11 +318,78 @@ class Backup:
         reached = None if position is None else InputPosition(position[0], encoding.now(), position[1])
         self.spool.append([Recording(stream, lines, first_at=at, last_at=at, position=reached)])
 
+    def failure_record(self, failure: Failure) -> FailureRecord:
+        """What `failed` records. Raises as it does."""
+        if isinstance(failure.job, Event):
+            job, stream = None, _stream(failure.job.workspace_id, failure.job.source_id)
+            known = {name: getattr(failure.job, name) for name in _OF_THE_EVENT if getattr(failure, name) is None}
+            failure = msgspec.structs.replace(failure, **known)
+        else:
+            job = job_id(failure.job)
+            if (found := self.spool.stream_of(job)) is None:
+                raise UnknownJob(
+                    f"job {job} is unknown to {self.spool.directory}",
+                    jobs=[job],
+                    count=1,
+                    hint="tell of the event itself and its source instead",
+                )
+            stream = found
+        if failure.payload is None:
+            raise InvalidEvent("payload is missing", hint="pass what was sent to the destination")
+        at = encoding.now() if failure.failed_at is None else encoding.microseconds(failure.failed_at)
+        created_at = failure.created_at
+        context = FailureContext(
+            workspace_id=stream.workspace_id,
+            source_id=stream.source_id,
+            destination_id=failure.destination_id,
+            job=job,
+            attempts=failure.attempts,
+            created_at=b"null" if created_at is None else encoding.timestamp(encoding.microseconds(created_at)),
+            failed_at=encoding.timestamp(at),
+        )
+        error = encoding.error_json(failure.error, failure.code, failure.stage)
+        line = encoding.failed_line(failure.payload, error, context, failure.user_id, failure.message_id)
+        return FailureRecord(job, msgspec.structs.replace(stream, kind=Kind.FAILED), at, line)
+
+    def keep_failures(self, records: Iterable[FailureRecord], *, position: tuple[str, bytes] | None = None) -> None:
+        """Record what `failure_record` has made, in one commit, together with the position of the input."""
+        self._check_usable()
+        if not self.keeps_failed:
+            return
+        by_stream: dict[Stream, list[FailureRecord]] = {}
+        for record in records:
+            by_stream.setdefault(record.stream, []).append(record)
+        if not by_stream and position is not None:
+            by_stream[_NO_FAILURES] = []
+        recordings = [
+            Recording(
+                stream,
+                [record.line for record in some],
+                first_at=min((record.at for record in some), default=0),
+                last_at=max((record.at for record in some), default=0),
+                position=None if position is None else InputPosition(position[0], encoding.now(), position[1]),
+            )
+            for stream, some in by_stream.items()
+        ]
+        if recordings:
+            self.spool.append(recordings)
+        if self._settles:
+            ids = [job for recording in recordings for first, count in recording.jobs for job in range(first, first + count)]
+            of = [record.job for some in by_stream.values() for record in some]
+            self.spool.settle([(job, failure) for job, failure in zip(of, ids, strict=True) if job is not None])
+
+    def _keep(self, recordings: Sequence[Recording]) -> None:
+        if self.keeps_raw:
+            self.spool.append(recordings)
+        else:
+            for recording in recordings:
+                recording.jobs = self.spool.number(recording.stream, len(recording.lines))
+
     def _append(self, chunk: _Chunk, jobs: Jobs) -> None:
         recordings = list(chunk.recordings.values())
         if recordings:
             try:
-                self.spool.append(recordings)
+                self._keep(recordings)
             except JobsBackupError as error:
                 error.recorded = jobs
                 raise
@@ -336,6 +412,15 @@ class Backup:
                 log.error("sealing failed, tried again: %s", error.one_line())
             except Exception:
                 log.exception("sealing failed, tried again")
+
+
+class FailureRecord(NamedTuple):
+    """A delivery failure as it is kept. `job` is None for an event that was not recorded; `at` in microseconds since 1970."""
+
+    job: int | None
+    stream: Stream
+    at: int
+    line: bytes
 
 
 class _Chunk:

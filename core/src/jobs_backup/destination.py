@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,11 @@ from jobs_backup.settings import CoreSettings, redacted
 
 T = TypeVar("T")
 CONTENT_TYPE: Final = "application/gzip"
+
+_PUBLISHING: Final = ("write", "complete_multipart")
+"""The hooks that make an object appear."""
+_LANDING_MARGIN: Final = 60.0
+"""Seconds. What was sent may wait on its way, or in the store, for longer than its sender."""
 
 
 class Destination:
@@ -53,6 +59,7 @@ class Destination:
         """(hook, "ok" or the error's code) -> how often."""
         self.may_have_accepted = False
         """Whether any attempt so far may have left something at the store: it succeeded, or its end is not known."""
+        self._in_doubt_at = 0.0
 
     @classmethod
     def from_settings(
@@ -102,6 +109,14 @@ class Destination:
         arguments = self._object_arguments(batch)
         return self._call("write", WriteReceipt, batch.key, body=body, **arguments)
 
+    def may_land_until(self, *, sent_before: bool) -> float:
+        """Until when (seconds since 1970) an attempt to write whose end is not known may still put an object into the bucket.
+
+        0 if there was none. `sent_before`: another process, or an earlier start, may have tried as late as now.
+        """
+        in_doubt_at = time.time() if sent_before else self._in_doubt_at
+        return in_doubt_at and in_doubt_at + self._timeout + _LANDING_MARGIN
+
     def create_multipart(self, batch: Batch) -> Upload:
         """Begin to store the batch's object in parts."""
         return self._call("create_multipart", Upload, batch.key, **self._object_arguments(batch))
@@ -149,7 +164,10 @@ class Destination:
 
     def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
         def attempted(error: Exception | None) -> None:
-            self.may_have_accepted |= not getattr(error, "refused", False)
+            refused = getattr(error, "refused", False)
+            self.may_have_accepted |= not refused
+            if hook in _PUBLISHING and error is not None and not refused:
+                self._in_doubt_at = time.time()
             with self._counting:
                 self.attempts[hook, "ok" if error is None else type(error).__name__] += 1
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import codecs
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
 from jobs_backup.errors import InvalidEvent
 
 Payload = dict[str, Any] | bytes | bytearray | memoryview | str
+FinalPayload = Payload | list[Any]
+"""What was to be delivered: often no JSON object any more."""
 
 MAX_PAYLOAD: Final = 256 << 20
 """Bytes of a payload. The database takes lines of up to 1 GB, and the ids in a payload stand in its line once more, escaped."""
 
 _EMPTY: Final = b'""'
 _DECODED_AT_ONCE: Final = 1 << 20
+_CAUSES: Final = 8
 _utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
 _encode: Final = msgspec.json.Encoder().encode
+_is_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -97,6 +101,80 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
     )
 
 
+class FailureContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a failure record tells beside payload and error; times are from `timestamp`, or `null`."""
+
+    workspace_id: str
+    source_id: str
+    destination_id: str
+    job: int | None
+    attempts: int | None
+    created_at: bytes
+    failed_at: bytes
+
+
+def failed_line(
+    payload: FinalPayload, error: bytes, context: FailureContext, user_id: str | None = None, message_id: str | None = None
+) -> bytes:
+    """The line of a delivery failure, with all that is known of it, and a newline.
+
+    JSON text stays as it is (see `raw_line`), whatever kind of value it is; other text becomes a JSON string, so that no payload
+    is refused for what a destination is sent.
+
+    Args:
+        error: from `error_json`.
+
+    Raises:
+        InvalidEvent: the payload can't be written as JSON, or is too large; or a given id is no text.
+    """
+    json = _final_json(payload)
+    if len(json) > MAX_PAYLOAD:
+        raise InvalidEvent(f"longer than {MAX_PAYLOAD >> 20} MiB")
+    head = _read_head(json) if json[:1] == b"{" else _Head()
+    return (
+        b'{"userId":%b,"payload":%b,"createdAt":%b,"messageId":%b,"workspaceId":%b,"sourceId":%b,"destinationId":%b,"jobId":%b,'
+        b'"error":%b,"attempts":%b,"failedAt":%b}\n'
+    ) % (
+        _string(head.user_id) if user_id is None else _given("user_id", user_id),
+        json.replace(b"\n", b" ").replace(b"\r", b" "),
+        context.created_at,
+        _string(head.message_id) if message_id is None else _given("message_id", message_id),
+        _given("workspace_id", context.workspace_id),
+        _given("source_id", context.source_id),
+        _given("destination_id", context.destination_id),
+        b"null" if context.job is None else b'"%d"' % context.job,
+        error,
+        b"null" if context.attempts is None else b"%d" % context.attempts,
+        context.failed_at,
+    )
+
+
+def error_json(error: object, code: str = "", stage: str = "") -> bytes:
+    """Why a delivery failed: message, code and stage, and `details` where there is more.
+
+    Args:
+        error: an exception (its text and those of its causes; its class is the code), a text, or a structure that JSON can
+            show: `message`, `code` and `stage` are taken from it, the rest is `details`.
+        code, stage: instead of what `error` tells.
+    """
+    details: object = None
+    told: dict[str, str]
+    if isinstance(error, BaseException):
+        told = {"message": _with_causes(error), "code": type(error).__name__}
+    elif isinstance(error, str):
+        told = {"message": error}
+    else:
+        details = _builtins(error)
+        told = {}
+        if isinstance(details, dict):
+            fields = cast(dict[str, object], details)
+            told = {name: str(fields[name]) for name in ("message", "code", "stage") if isinstance(fields.get(name), (str, int))}
+            details = {name: value for name, value in fields.items() if name not in told} or None
+    told |= {name: given for name, given in (("code", code), ("stage", stage)) if given}
+    shown: dict[str, object] = {name: _writable(told.get(name, "")) for name in ("message", "code", "stage")}
+    return _encode(shown if details is None else {**shown, "details": details})
+
+
 def _given(name: str, text: str) -> bytes:
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidEvent(f"{name} is a str, not {type(text).__name__}")
@@ -123,6 +201,45 @@ def _to_json(payload: Payload) -> bytes:
     except UnicodeError as error:
         raise InvalidEvent(f"not UTF-8: {error}") from None  # that error holds the whole text
     return json.strip(b" \t\r\n")
+
+
+def _final_json(payload: FinalPayload) -> bytes:
+    if isinstance(payload, list):
+        return _to_json({"payload": payload})[len(b'{"payload":') : -1]
+    if not isinstance(payload, (bytes, bytearray, memoryview, str)):
+        return _to_json(payload)
+    try:
+        json = _to_json(payload)
+        _is_json(json)
+    except (InvalidEvent, msgspec.DecodeError, RecursionError):
+        text = payload if isinstance(payload, str) else bytes(payload).decode("utf-8", "backslashreplace")
+        return _encode(_writable(text))
+    return json
+
+
+def _with_causes(error: BaseException) -> str:
+    """Its text, and those of the errors that it was raised from."""
+    texts: list[str] = []
+    one: BaseException | None = error
+    while one is not None and len(texts) < _CAUSES:
+        texts.append(str(one) or type(one).__name__)
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return ": caused by: ".join(texts)
+
+
+def _builtins(structure: object) -> object:
+    """As JSON can show it; where it can't, as Python does. The failure is kept in any case."""
+    try:
+        shown: object = msgspec.to_builtins(structure, enc_hook=repr, str_keys=True)
+        _encode(shown)
+    except (TypeError, ValueError, RecursionError, OverflowError):  # the last of it are surrogates: UnicodeEncodeError
+        return _writable(repr(structure))
+    return shown
+
+
+def _writable(text: str) -> str:
+    """Text that may have come from anywhere, as UTF-8 takes it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_utf8(json: bytes) -> None:

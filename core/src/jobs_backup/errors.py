@@ -196,6 +196,20 @@ class BackupClosed(JobsBackupError):
     """The Backup was closed, or belongs to the process that this one was forked from."""
 
 
+class UnknownJob(JobsBackupError, LookupError):
+    """These ids are of no raw event that this spool has or had; all others of the same call were taken.
+
+    Attributes:
+        jobs: the ids, at most 1,000 of them.
+        count: how many there are.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", jobs: Sequence[int] = (), count: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.jobs = jobs
+        self.count = count
+
+
 class DestinationPaused(JobsBackupError):
     """The destination keeps failing. What was recorded waits in the spool; `cause` is the last error."""
 

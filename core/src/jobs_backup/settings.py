@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -129,7 +130,7 @@ class Variable(msgspec.Struct, frozen=True):
         help: one or more sentences, for the reference and for `docker.env`.
         aliases: other names that are accepted, with a warning.
         example: what to write into an example where there is no default.
-        minimum: of a Duration or a Size, whose bounds `msgspec.Meta` can't tell.
+        minimum, maximum: of a Duration or a Size, whose bounds `msgspec.Meta` can't tell.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Variable(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...] = ()
     example: str = ""
     minimum: float = 0
+    maximum: float = math.inf
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -192,6 +194,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     value = values[setting.field] = _from_text(text, hints[setting.field])
                     if isinstance(value, (Duration, Size)) and value < setting.variable.minimum:
                         raise ValueError(f"expected at least {type(value)(setting.variable.minimum)}")
+                    if isinstance(value, (Duration, Size)) and value > setting.variable.maximum:
+                        raise ValueError(f"expected at most {type(value)(setting.variable.maximum)}")
                     _check_characters(text, value)
                 elif setting.default is None:
                     near = difflib.get_close_matches(setting.variable.name, environment, n=1, cutoff=0.85)
@@ -365,6 +369,27 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Duration,
         Variable("JOBS_BACKUP_SHUTDOWN_GRACE", "On SIGTERM so much time is left for sending; the rest waits in the spool."),
     ] = Duration(25)
+    raw: Annotated[bool, Variable("JOBS_BACKUP_RAW", "Back up raw events. If not, `record` gives ids and keeps nothing.")] = True
+    failed: Annotated[bool, Variable("JOBS_BACKUP_FAILED", "Back up delivery failures. If not, `failed` keeps nothing.")] = True
+    delete_after: Annotated[
+        typing.Literal["delivered", "settled", "never"],
+        Variable(
+            "JOBS_BACKUP_DELETE_AFTER",
+            "When an object of raw events is deleted: `delivered`: all of its events were delivered; `settled`: each of them was"
+            " delivered, or its failure is in the bucket; `never`. Set it for all processes of a spool.",
+        ),
+    ] = "delivered"
+    skip_delivered: Annotated[
+        bool, Variable("JOBS_BACKUP_SKIP_DELIVERED", "Do not even write objects whose events were all delivered before.")
+    ] = False
+    catalog_days: Annotated[
+        int,
+        msgspec.Meta(ge=0),
+        Variable(
+            "JOBS_BACKUP_CATALOG_DAYS",
+            "So long the spool knows of an object that is not to be deleted; then its events' ids are unknown. 0: for ever.",
+        ),
+    ] = 90
     retry_attempts: Annotated[
         Count, Variable("JOBS_BACKUP_RETRY_ATTEMPTS", "How often a request is tried before the destination is paused.")
     ] = 6
@@ -375,7 +400,8 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Duration(120)
     )
     request_timeout: Annotated[
-        Duration, Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.", minimum=0.001)
+        Duration,
+        Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.", minimum=0.001, maximum=1800),
     ] = Duration(60)
 
     @property

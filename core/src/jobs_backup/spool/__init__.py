@@ -1,10 +1,11 @@
 """The durable local store between the application and the bucket.
 
-`writer.py` records and seals; `blobs.py` has the bytes, `catalog.py` all state, `uploads.py` the journal of uploads in it;
-`locks.py` tells which process is alive; `spool.py` joins them.
+`writer.py` records and seals; `blobs.py` has the bytes, `catalog.py` all state, with `uploads.py` the journal of uploads in it and
+`deliveries.py` what was delivered; `locks.py` tells which process is alive; `spool.py` joins them.
 """
 
 from jobs_backup.spool.catalog import Waiting
+from jobs_backup.spool.deliveries import StoredObject
 from jobs_backup.spool.spool import Claim, Spool
 
-__all__ = ["Claim", "Spool", "Waiting"]
+__all__ = ["Claim", "Spool", "StoredObject", "Waiting"]

@@ -195,6 +195,15 @@ class BlobFiles:
         for path in self._paths(name):
             path.unlink(missing_ok=True)
 
+    def end_of(self, batch: int, name: str) -> int:
+        """The index that the next event of a batch will have, by what is in its file."""
+        path = self.path(name)
+        with database_errors(path), closing(_connect(path)) as connection:
+            row = connection.execute(
+                "SELECT job, events FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job DESC LIMIT 1", _jobs_of(batch)
+            ).fetchone()
+        return 0 if row is None else (row[0] & _INDEX_MASK) + row[1]
+
     def move(self, name: str, directory: Path) -> None:
         """Take a file away that nobody uses."""
         for path in self._paths(name):

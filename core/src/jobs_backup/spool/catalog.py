@@ -13,11 +13,14 @@ import msgspec
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.database import Database, Durability, file_version
+from jobs_backup.spool.deliveries import Deliveries, forget_settling, mark_deleted, settle_jobs_of
 from jobs_backup.spool.schema import SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.uploads import MAX_DELAY, UploadJournal, writable
 
 _SELECT_ROW: Final = "SELECT id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers FROM batches"
-_SEAL: Final = "UPDATE batches SET state='sealed', events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?"
+_SEAL: Final = (
+    "UPDATE batches SET state='sealed', jobs=?, events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?"
+)
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +43,7 @@ class BatchRow(NamedTuple):
 class Seal(NamedTuple):
     """What sealing fixes of a batch; see the columns."""
 
+    jobs: int
     events: int
     raw_bytes: int
     first_at: int
@@ -75,7 +79,7 @@ class SealedStream(NamedTuple):
 
 
 class DestinationRow(NamedTuple):
-    """A destination, with its multipart uploads: those under way, and those to be aborted."""
+    """A destination, with its multipart uploads (those under way, those to be aborted) and how many objects are to be deleted."""
 
     id: int
     location: str
@@ -85,6 +89,10 @@ class DestinationRow(NamedTuple):
     uploads: int
     aborts: int
     abort_error: str
+    deletes: int
+    delete_error: str
+    delete_hint: str
+    deletes_paused_until: float
 
 
 class SessionRow(NamedTuple):
@@ -108,11 +116,17 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Catalog:
-    """`catalog.db`. Every method is one transaction."""
+    """`catalog.db`. Every method is one transaction.
+
+    Attributes:
+        uploads: the journal of multipart uploads.
+        deliveries: what was delivered, and what is to be deleted.
+    """
 
     def __init__(self, path: Path, *, durability: Durability) -> None:
         self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES)
         self.uploads = UploadJournal(self._database)
+        self.deliveries = Deliveries(self._database)
 
     @staticmethod
     def is_older(path: Path) -> bool:
@@ -186,23 +200,17 @@ class Catalog:
             db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (location,))
             return int(db.execute("SELECT id FROM destinations WHERE location=?", (location,)).fetchone()[0])
 
+    def number(self, stream: Stream, placement: Placement, jobs: int) -> int:
+        """A batch of events that are not kept: its number gives them their ids, and there is nothing of it to be sent."""
+        with self._database.transaction() as db:
+            (batch,) = _open(db, [stream], placement, "")
+            db.execute("UPDATE batches SET state='deleted', jobs=? WHERE id=?", (jobs, batch))
+        return batch
+
     def open_batches(self, streams: Sequence[Stream], placement: Placement, *, blobs: str) -> list[int]:
         """New batches. A number is never used again, not even by a spool that is made anew: it is at least the time in ms."""
         with self._database.transaction() as db:
-            last = int(db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0])
-            first = max(last + 1, time.time_ns() // 1_000_000)
-            numbers = list(range(first, first + len(streams)))
-            db.execute("UPDATE counters SET value=? WHERE name='batch'", (numbers[-1],))
-            bound = (placement.destination, placement.prefix, placement.instance_id, ",".join(placement.wrappers), blobs)
-            db.executemany(
-                "INSERT INTO batches (id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers, blobs)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (number, stream.kind, stream.workspace_id, stream.source_id, *bound)
-                    for number, stream in zip(numbers, streams, strict=True)
-                ],
-            )
-        return numbers
+            return _open(db, streams, placement, blobs)
 
     def open_batches_of(self, blobs: str) -> list[BatchRow]:
         """The open batches in a blob file."""
@@ -220,10 +228,11 @@ class Catalog:
         with self._database.transaction() as db:
             db.executemany(f"{_SEAL} WHERE id=? AND state='open'", seals)
 
-    def claim(self, destination: int, session: str) -> tuple[Batch, int, int] | None:
-        """A sealed batch that nobody is sending and whose time has come, how often it failed, and how often it was claimed.
+    def claim(self, destination: int, session: str) -> tuple[Batch, int, int, bool] | None:
+        """A sealed batch that nobody is sending and whose time has come.
 
-        It is the one that was not tried for the longest time.
+        Beside it, how often it failed, how often it was claimed, and whether all of it was delivered. It is the one that was not
+        tried for the longest time.
 
         From now on it is claimed by `session`, and the destination does not count as one that has refused everything.
         """
@@ -233,12 +242,12 @@ class Catalog:
                 "UPDATE batches SET claimed_by=?, claims=claims+1 WHERE id=(SELECT id FROM batches WHERE destination=?"
                 " AND state='sealed' AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
                 " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs,"
-                " failures, claims",
+                " failures, claims, kind='raw' AND delivered>=jobs",
                 (session, destination, now, now + MAX_DELAY),
             ).fetchone()
             if row is not None:
                 db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
-        return None if row is None else (_batch(row[:12]), row[12], row[13])
+        return None if row is None else (_batch(row[:12]), row[12], row[13], bool(row[14]))
 
     def has_claimable(self, destination: int) -> bool:
         """Whether `claim` would give one."""
@@ -269,19 +278,26 @@ class Catalog:
                     (standing, batch, standing),
                 )
 
-    def stored(self, batch: int) -> None:
+    def stored(self, batch: int, *, deletable_at: float) -> None:
         """The batch's object stands in the bucket. An upload of it that was not completed is left to be aborted."""
         with self._database.transaction() as db:
             db.execute(
-                "UPDATE batches SET state='stored', claimed_by=NULL, error='', hint='', stored_at=? WHERE id=?",
-                (time.time(), batch),
+                "UPDATE batches SET state='stored', claimed_by=NULL, error='', hint='', failures=0, retry_at=?, stored_at=?"
+                " WHERE id=?",
+                (deletable_at, time.time(), batch),
             )
+            settle_jobs_of(db, batch)
             db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
             db.execute(
                 "UPDATE destinations SET standing='proven', error='', hint='', paused_until=0"
                 " WHERE id=(SELECT destination FROM batches WHERE id=?) AND (standing!='proven' OR error!='')",
                 (batch,),
             )
+
+    def skipped(self, batch: int) -> None:
+        """The batch is not sent, since all of it was delivered."""
+        with self._database.transaction() as db:
+            mark_deleted(db, batch)
 
     def last_batch(self) -> int:
         """The number of the batch that was opened last."""
@@ -338,7 +354,11 @@ class Catalog:
                 " CASE WHEN d.error!='' THEN d.hint ELSE coalesce(b.hint, '') END, d.paused_until,"
                 " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND NOT u.abandoned),"
                 " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
-                " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned)"
+                " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
+                " CASE delete_after WHEN 'delivered' THEN (SELECT count(*) FROM batches o WHERE o.destination=d.id"
+                " AND o.state='stored' AND o.delivered >= o.jobs) WHEN 'settled' THEN (SELECT count(*) FROM batches o"
+                " WHERE o.destination=d.id AND o.state='stored' AND o.delivered + o.settled >= o.jobs) ELSE 0 END,"
+                " delete_error, delete_hint, deletes_paused_until"
                 " FROM destinations d LEFT JOIN batches b ON b.id=(SELECT id FROM batches e WHERE e.destination=d.id"
                 " AND e.state='sealed' AND e.error!='' ORDER BY e.retry_at DESC LIMIT 1) ORDER BY d.id"
             )
@@ -452,11 +472,29 @@ def _batch_row(row: tuple[Any, ...]) -> BatchRow:
     return BatchRow(id_, Stream(Kind(kind), workspace_id, source_id), placement)
 
 
+def _open(db: sqlite3.Connection, streams: Sequence[Stream], placement: Placement, blobs: str) -> list[int]:
+    last = int(db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0])
+    first = max(last + 1, time.time_ns() // 1_000_000)
+    numbers = list(range(first, first + len(streams)))
+    db.execute("UPDATE counters SET value=? WHERE name='batch'", (numbers[-1],))
+    bound = (placement.destination, placement.prefix, placement.instance_id, ",".join(placement.wrappers), blobs)
+    db.executemany(
+        "INSERT INTO batches (id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers, blobs)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (number, stream.kind, stream.workspace_id, stream.source_id, *bound)
+            for number, stream in zip(numbers, streams, strict=True)
+        ],
+    )
+    return numbers
+
+
 def _reseal(db: sqlite3.Connection, batch: int, seal: Seal | None) -> None:
     db.execute("UPDATE batches SET state='set aside', claimed_by=NULL, retry_at=0 WHERE id=?", (batch,))
     if seal is not None:
         db.execute(f"{_SEAL} WHERE id=?", seal)
     db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
+    forget_settling(db, batch)  # some of its failure records may not get into the bucket
 
 
 def _leave_file(db: sqlite3.Connection, session: str, positions: Iterable[InputPosition]) -> None:

@@ -140,7 +140,7 @@ class OpenBatch:
             last_job=self.next_job - 1,
             uuid=id_,
         )
-        return Seal(fill.events, fill.raw_bytes, fill.first_at, fill.last_at, fill.size, fill.crc32c, id_, key, self.id)
+        return Seal(fill.end, fill.events, fill.raw_bytes, fill.first_at, fill.last_at, fill.size, fill.crc32c, id_, key, self.id)
 
 
 def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]) -> None:

@@ -13,7 +13,11 @@ CREATE TABLE destinations (
     standing TEXT NOT NULL DEFAULT 'untried' CHECK (standing IN ('untried', 'refused', 'proven')),
     error TEXT NOT NULL DEFAULT '',         -- why it is paused
     hint TEXT NOT NULL DEFAULT '',
-    paused_until REAL NOT NULL DEFAULT 0
+    paused_until REAL NOT NULL DEFAULT 0,
+    delete_after TEXT NOT NULL DEFAULT 'delivered',     -- the setting of who sends there
+    delete_error TEXT NOT NULL DEFAULT '',  -- why deletes are paused
+    delete_hint TEXT NOT NULL DEFAULT '',
+    deletes_paused_until REAL NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE sessions (
     id TEXT PRIMARY KEY,          -- also the name of its lock
@@ -29,12 +33,15 @@ CREATE TABLE batches (
     kind TEXT NOT NULL,
     workspace_id TEXT NOT NULL,
     source_id TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'stored', 'set aside')),
+    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'stored', 'deleted', 'set aside')),
     destination INTEGER NOT NULL REFERENCES destinations,
     prefix TEXT NOT NULL,         -- of its key, as it was set when it was opened
     instance_id TEXT NOT NULL,
     wrappers TEXT NOT NULL,       -- names of those that make its bytes, outermost first, separated by commas
     blobs TEXT NOT NULL,          -- name of the blob file
+    jobs INTEGER NOT NULL DEFAULT 0,        -- ids that were given; more than `events` where some were damaged
+    delivered INTEGER NOT NULL DEFAULT 0,   -- how many of them were delivered
+    settled INTEGER NOT NULL DEFAULT 0,     -- and how many of the others have a failure record in the bucket
     events INTEGER NOT NULL DEFAULT 0,
     raw_bytes INTEGER NOT NULL DEFAULT 0,
     first_at INTEGER,
@@ -44,9 +51,9 @@ CREATE TABLE batches (
     uuid TEXT,
     key TEXT,
     stored_at REAL,
-    claimed_by TEXT,              -- the session that is sending it
-    claims INTEGER NOT NULL DEFAULT 0,      -- how often it was claimed
-    failures INTEGER NOT NULL DEFAULT 0,
+    claimed_by TEXT,              -- the session that is sending or deleting it
+    claims INTEGER NOT NULL DEFAULT 0,      -- how often it was claimed to be sent
+    failures INTEGER NOT NULL DEFAULT 0,    -- this and the rest: of sending it, and once it is stored, of deleting it
     retry_at REAL NOT NULL DEFAULT 0,
     error TEXT NOT NULL DEFAULT '',
     hint TEXT NOT NULL DEFAULT ''
@@ -55,6 +62,8 @@ CREATE TABLE batches (
 CREATE INDEX sealed_batches ON batches (destination, claimed_by, retry_at, id) WHERE state = 'sealed';
 CREATE INDEX sealed_sizes ON batches (size) WHERE state = 'sealed';
 CREATE INDEX unsent_batches ON batches (blobs, id) WHERE state IN ('open', 'sealed');
+CREATE INDEX delivered_batches ON batches (destination, retry_at) WHERE state = 'stored' AND delivered >= jobs;
+CREATE INDEX settled_batches ON batches (destination, retry_at) WHERE state = 'stored' AND delivered + settled >= jobs;
 CREATE INDEX claimed_batches ON batches (claimed_by) WHERE claimed_by IS NOT NULL;
 CREATE TABLE uploads (
     id INTEGER PRIMARY KEY,
@@ -75,6 +84,14 @@ CREATE TABLE parts (
     part BLOB NOT NULL,           -- the receipt, as JSON
     PRIMARY KEY (upload, number)
 ) STRICT, WITHOUT ROWID;
+-- A bit for each job, of 4096 consecutive ids. Rows go when their object is deleted.
+CREATE TABLE acknowledged (
+    segment INTEGER PRIMARY KEY,  -- of the ids: see job_set.py
+    delivered BLOB NOT NULL,
+    settled BLOB NOT NULL         -- they have a failure record in the bucket
+) STRICT;
+-- Jobs whose failure record is in this batch, until that is stored.
+CREATE TABLE settling (batch INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (batch, job)) STRICT, WITHOUT ROWID;
 CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT;
 CREATE TABLE damages (
     file TEXT NOT NULL,           -- where the bytes are now, below the spool's directory
@@ -89,8 +106,12 @@ CREATE TABLE damages (
 ) STRICT, WITHOUT ROWID
 """
 
-VERSION: Final = 2
+VERSION: Final = 3
+_GIVEN_IDS: Final = (
+    "UPDATE batches SET jobs=events+(SELECT coalesce(sum(d.events), 0) FROM damages d WHERE d.batch=batches.id) WHERE state!='open'"
+)
 UPGRADES: Final = {
     # Version 1 did not count claims: whatever it sealed may have been sent.
-    1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'"),
+    1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'", _GIVEN_IDS),
+    2: (_GIVEN_IDS,),
 }

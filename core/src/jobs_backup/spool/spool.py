@@ -12,12 +12,15 @@ from typing import Final, NamedTuple
 
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.hookspecs import hookimpl
-from jobs_backup.model import Batch, Body, Part, Upload
-from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
+from jobs_backup.model import Batch, Body, Part, Stream, Upload
+from jobs_backup.spool.blobs import INDEX_BITS, BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import BatchRow, Catalog, Damage, Placement, Waiting
 from jobs_backup.spool.database import Durability
+from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, StoredObject
 from jobs_backup.spool.disk import Ballast, make_directories, refuse_network
+from jobs_backup.spool.job_set import JobSet
 from jobs_backup.spool.locks import ProcessLock
+from jobs_backup.spool.numbering import Numbering
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room, RoomLimits
@@ -26,6 +29,8 @@ from jobs_backup.spool.writer import BatchLimits, Recording, Writer
 
 log: Final = logging.getLogger(__name__)
 
+_FORGOTTEN_AT_ONCE: Final = 1000
+
 
 class Claim(NamedTuple):
     """A batch that this process alone may send.
@@ -33,11 +38,13 @@ class Claim(NamedTuple):
     Attributes:
         failures: how often sending it has failed.
         times: how often it was claimed, now included.
+        is_delivered: all of its jobs were delivered already.
     """
 
     batch: Batch
     failures: int
     times: int
+    is_delivered: bool
 
 
 class Spool:
@@ -59,18 +66,20 @@ class Spool:
         room: RoomLimits = RoomLimits(),  # noqa: B008 - frozen
         durability: Durability = "full",
         archives: bool = True,
+        delete_after: DeleteAfter = "delivered",
     ) -> None:
         """Open the spool, create it where it does not exist.
 
         Args:
             location: of the destination; what is recorded here is bound to it.
-            archives: whether this process also sends.
+            archives: whether this process also sends, and deletes.
 
         Raises:
             SpoolError: the directory can't be used.
         """
         self.directory = directory
         self.session = secrets.token_hex(8)
+        self._delete_after: DeleteAfter = delete_after
         self._unreadable: dict[str, SpoolError] = {}
         make_directories(directory)
         refuse_network(directory)
@@ -88,11 +97,14 @@ class Spool:
             self._lock = lock
             self.destination = self._catalog.destination(location)
             self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
+            placement = Placement(destination=self.destination, prefix=prefix, instance_id=instance_id)
+            self._numbering = Numbering(self._catalog, placement)
+            self._acknowledger = Acknowledger(self._catalog.deliveries, self._files.end_of)
             self._writer = Writer(
                 self._catalog,
                 self._files,
                 session=self.session,
-                placement=Placement(destination=self.destination, prefix=prefix, instance_id=instance_id),
+                placement=placement,
                 limits=limits,
                 room=Room(directory, self._catalog, self._ballast, self.session, room),
                 quarantine=self._quarantine,
@@ -109,6 +121,10 @@ class Spool:
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. See `Writer.append`."""
         self._writer.append(recordings)
+
+    def number(self, stream: Stream, events: int) -> list[tuple[int, int]]:
+        """Ids for events that are not kept, as runs: (first, how many)."""
+        return self._numbering.take(stream, events)
 
     def on_sealed(self, call: Callable[[], None]) -> None:
         """Have something called whenever this process has sealed something."""
@@ -146,6 +162,51 @@ class Spool:
         known = [position for position in found if position is not None]
         return max(known, key=lambda position: position.at).position if known else None
 
+    # Deliveries
+
+    def delivered(self, jobs: JobSet) -> JobSet:
+        """Remember that these were delivered; durable when it returns. Returns those that are unknown."""
+        return self._acknowledger.add(jobs)
+
+    def stream_of(self, job: int) -> Stream | None:
+        """The stream of a raw event that this spool has or had; None if it knows no such job."""
+        return self._catalog.deliveries.stream_of(job, self._files.end_of)
+
+    def settle(self, failures: Sequence[tuple[int, int]]) -> None:
+        """Each job has a failure record: (job, id of that). It is settled once that is stored."""
+        self._catalog.deliveries.settle([(failure >> INDEX_BITS, job) for job, failure in failures])
+
+    def claim_deletes(self, limit: int) -> list[StoredObject]:
+        """Objects that only this process may delete now, since all of their jobs were delivered."""
+        return self._catalog.deliveries.claim(self.destination, self.session, self._delete_after, limit)
+
+    def has_deletes(self) -> bool:
+        """Whether `claim_deletes` would give any."""
+        return self._catalog.deliveries.has_due(self.destination, self._delete_after)
+
+    def waiting_deletes(self) -> int:
+        """How many objects have to be deleted, now or later."""
+        return self._catalog.deliveries.waiting(self.destination, self._delete_after)
+
+    def deleted(self, objects: Sequence[StoredObject]) -> None:
+        """These are gone."""
+        self._catalog.deliveries.deleted(self.destination, [one.batch for one in objects])
+
+    def postpone_deletes(self, retries: Sequence[tuple[StoredObject, float]], error: JobsBackupError) -> None:
+        """Deleting these failed; from then on (seconds since 1970) each may be claimed again."""
+        batches = [(one.batch, retry_at) for one, retry_at in retries]
+        self._catalog.deliveries.postpone(self.destination, batches, error=str(error), hint=error.hint)
+
+    def pause_deletes(self, objects: Sequence[StoredObject], error: JobsBackupError, *, until: float) -> None:
+        """None of these could be deleted; nothing is before `until` (seconds since 1970)."""
+        batches = [one.batch for one in objects]
+        self._catalog.deliveries.pause(self.destination, batches, error=str(error), hint=error.hint, until=until)
+
+    def forget(self, before: float) -> None:
+        """Forget the batches that were opened before (seconds since 1970), unless something is still to be done with them."""
+        while self._catalog.deliveries.forget(int(before * 1000), _FORGOTTEN_AT_ONCE) == _FORGOTTEN_AT_ONCE:
+            pass  # others may write between two transactions
+
     # Sending
 
     def claim(self) -> Claim | None:
@@ -171,9 +232,17 @@ class Spool:
             )
         return body
 
-    def stored(self, batch: Batch) -> None:
-        """The batch's object stands in the bucket. Its bytes go with their file, once that is left and nothing in it waits."""
-        self._catalog.stored(batch.id)
+    def stored(self, batch: Batch, *, deletable_at: float = 0.0) -> None:
+        """The batch's object stands in the bucket. Its bytes go with their file, once that is left and nothing in it waits.
+
+        It is not deleted before `deletable_at` (seconds since 1970): an earlier attempt may still arrive, and would bring it back.
+        """
+        self._catalog.stored(batch.id, deletable_at=deletable_at)
+        self._remove_if_left(batch.blobs)
+
+    def skip(self, batch: Batch) -> None:
+        """A batch that was never tried to be sent will not be: all of it was delivered."""
+        self._catalog.skipped(batch.id)
         self._remove_if_left(batch.blobs)
 
     def set_aside(self, claim: Claim, error: SpoolCorrupt) -> None:
@@ -296,6 +365,7 @@ class Spool:
                 "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
             )
         self._catalog.make_due(self.destination)
+        self._catalog.deliveries.begin(self.destination, self._delete_after)
         names, written = self._files.names(), self._catalog.blob_files()
         for name in names:  # who should have removed it was killed
             session = name.partition("-")[0]

@@ -1,0 +1,143 @@
+"""Deletes objects whose events were all delivered: in bulk, again and again where it fails, slowly where it is not granted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from jobs_backup.destination import Destination
+from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError
+from jobs_backup.spool import Spool, StoredObject
+
+log: Final = logging.getLogger(__name__)
+
+DELETED_AT_ONCE: Final = 1000
+"""Keys in a call; no store takes more of them (S3's DeleteObjects)."""
+
+_TICK: Final = 1.0
+_FIRST_PAUSE: Final = 5.0
+_MAX_PAUSE: Final = 300.0
+_FIRST_PROBE: Final = 60.0
+_MAX_PROBE: Final = 1800.0
+"""Seconds between two probes where the permission is missing: somebody has to grant it first, or means not to."""
+
+
+class Deleter:
+    """One thread. Nothing waits for it: what can't be deleted stays in the bucket, and in the spool's list."""
+
+    def __init__(self, spool: Spool, destination: Destination, *, stop: threading.Event, on_change: Callable[[], None]) -> None:
+        """`on_change` is called whenever `is_idle` may have become true."""
+        self._spool = spool
+        self._destination = destination
+        self._stop = stop
+        self._on_change = on_change
+        self._wake = threading.Event()
+        self._is_busy = True  # until it has looked for the first time
+        self._pauses = 0
+        self._paused_until = 0.0
+        self.deleted = 0
+        """Objects, since the start."""
+        self.failure: JobsBackupError | None = None
+        """Why an object could not be deleted when it was last tried; None if it could."""
+
+    def wake(self) -> None:
+        """Say that there may be something to delete, or that it is time to stop."""
+        self._wake.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left that could be deleted now."""
+        return not self._is_busy and (self._is_paused or not self._spool.has_deletes())
+
+    @property
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until
+
+    def work(self) -> None:
+        """What the thread does."""
+        while not self._stop.is_set():
+            self._wake.clear()
+            if not self._look():
+                if self._is_busy:
+                    self._is_busy = False
+                    self._on_change()
+                self._wake.wait(_TICK)
+
+    def _look(self) -> bool:
+        """Delete some. False if there was nothing that could be."""
+        try:
+            if self._is_paused or not self._spool.has_deletes():
+                return False
+            self._is_busy = True
+            objects = self._spool.claim_deletes(1 if self._pauses else DELETED_AT_ONCE)  # one is enough to see whether it works
+        except SpoolError as error:
+            log.error("%s", error.one_line())
+            return False
+        if objects:
+            self._delete(objects)
+        return bool(objects)
+
+    def _delete(self, objects: Sequence[StoredObject]) -> None:
+        try:
+            receipt = self._destination.delete([one.key for one in objects])
+        except JobsBackupError as error:
+            self._pause(objects, error)
+            return
+        refused = [(one, _known(receipt.failed[one.key])) for one in objects if one.key in receipt.failed]
+        if len(refused) == len(objects) and all(isinstance(error, PermissionDenied) for _, error in refused):
+            self._pause(objects, refused[0][1])
+            return
+        gone = [one for one in objects if one.key not in receipt.failed]
+        self._pauses, self.failure = 0, None
+        self._note(lambda: self._spool.deleted(gone))
+        self.deleted += len(gone)
+        for one in gone:
+            log.info("deleted %s: all of its events were delivered", one.key)
+        if refused:
+            self._postpone(refused, len(objects))
+
+    def _pause(self, objects: Sequence[StoredObject], error: JobsBackupError) -> None:
+        if self._stop.is_set():
+            return  # it was interrupted; whoever ends the session gives them back
+        first, longest = (_FIRST_PROBE, _MAX_PROBE) if isinstance(error, PermissionDenied) else (_FIRST_PAUSE, _MAX_PAUSE)
+        asked: float = getattr(error, "retry_after", None) or 0.0
+        pause = min(longest, max(asked, first * 2 ** min(self._pauses, 16)))
+        self._pauses += 1
+        self._paused_until = time.monotonic() + pause
+        is_news, self.failure = self.failure is None or self.failure.code != error.code, error
+        self._note(lambda: self._spool.pause_deletes(objects, error, until=time.time() + pause))
+        # Said once: who has not granted it may mean it so. `status` tells it as long as it is so.
+        log.log(
+            logging.ERROR if is_news else logging.DEBUG,
+            "objects whose events were all delivered can't be deleted from %s, all else goes on; tried again from time to time: %s",
+            self._destination.location,
+            error.one_line(),
+        )
+
+    def _postpone(self, refused: Sequence[tuple[StoredObject, JobsBackupError]], tried: int) -> None:
+        retries = [(one, time.time() + min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16))) for one, _ in refused]
+        first, error = refused[0]
+        self.failure = error
+        self._note(lambda: self._spool.postpone_deletes(retries, error))
+        log.error(
+            "%d of %d objects could not be deleted, tried again later; %s: %s", len(refused), tried, first.key, error.one_line()
+        )
+
+    def _note(self, write: Callable[[], None]) -> None:
+        """Write down what came of it. A full disk must not keep objects claimed: tried until it works, or the process ends."""
+        while True:
+            try:
+                write()
+            except SpoolError as error:
+                log.error("%s", error.one_line())
+                if self._stop.wait(_TICK):
+                    return
+            else:
+                return
+
+
+def _known(error: Exception) -> JobsBackupError:
+    return error if isinstance(error, JobsBackupError) else StorageError(f"{type(error).__name__}: {error}")

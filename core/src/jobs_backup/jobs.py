@@ -1,0 +1,154 @@
+"""What the public API takes and returns: events, their jobs, failures."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Final, overload
+
+import msgspec
+
+from jobs_backup.encoding import FinalPayload, Payload
+from jobs_backup.errors import InvalidEvent
+from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.job_set import JobSet
+
+_SET_SEGMENTS: Final = 8192
+"""Of job ids that are acknowledged in one transaction; they take about 5 MB."""
+
+
+class Job(int):
+    """An event that the spool has accepted; it is its id, a 63-bit integer. In JSON write it as a string: it exceeds 2^53."""
+
+    __slots__ = ()
+
+    @property
+    def batch(self) -> int:
+        """The number of its batch."""
+        return self >> INDEX_BITS
+
+    @property
+    def index(self) -> int:
+        """Its place in the batch, from 0."""
+        return self & ((1 << INDEX_BITS) - 1)
+
+    def __repr__(self) -> str:
+        return f"Job({int(self)})"
+
+
+class Jobs(Sequence[Job]):
+    """The jobs of `record_many`, in the order of the payloads; held as runs of consecutive ids."""
+
+    def __init__(self) -> None:
+        self._first = array("q")
+        self._end = array("q")  # how many jobs there are up to the end of each run
+
+    def __len__(self) -> int:
+        return self._end[-1] if self._end else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Job]: ...
+    def __getitem__(self, index: int | slice) -> Job | list[Job]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        run = bisect_right(self._end, index)
+        return Job(self._first[run] + index - (self._end[run - 1] if run else 0))
+
+    def __iter__(self) -> Iterator[Job]:
+        for first, count in self.runs():
+            yield from map(Job, range(first, first + count))
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Runs of consecutive ids: (first, how many)."""
+        before = 0
+        for first, end in zip(self._first, self._end, strict=True):
+            yield first, end - before
+            before = end
+
+    def add(self, runs: list[tuple[int, int]], events: int) -> None:
+        """For Backup: take so many ids from the end of `runs`, which are (first id, how many), the next run being the last."""
+        left = events
+        while left:
+            first, count = runs.pop()
+            taken = min(left, count)
+            self._extend(first, taken)
+            if taken < count:
+                runs.append((first + taken, count - taken))
+            left -= taken
+
+    def _extend(self, first: int, count: int) -> None:
+        length = len(self)
+        before = self._end[-2] if len(self._end) > 1 else 0
+        if length and self._first[-1] + length - before == first:
+            self._end[-1] += count
+        else:
+            self._first.append(first)
+            self._end.append(length + count)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that carries its own source, for `record_many`. The fields are the arguments of `Backup.record`."""
+
+    payload: Payload
+    source_id: str
+    user_id: str | None = None
+    workspace_id: str = ""
+    message_id: str | None = None
+    created_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"Event(source_id={self.source_id!r}, payload=...)"  # a payload is in no log
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that could not be delivered, and why. The fields are the arguments of `Backup.failed`."""
+
+    job: int | str | Event
+    error: object
+    payload: FinalPayload | None = None
+    destination_id: str = ""
+    attempts: int | None = None
+    stage: str = ""
+    code: str = ""
+    user_id: str | None = None
+    message_id: str | None = None
+    created_at: datetime | None = None
+    failed_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"Failure(destination_id={self.destination_id!r}, payload=...)"  # a payload is in no log
+
+
+def job_id(job: int | str) -> int:
+    """An id, which may be given as text. Raises InvalidEvent."""
+    try:
+        id_ = int(job)
+    except (TypeError, ValueError):
+        id_ = -1
+    if not 0 <= id_ < 1 << 63:
+        raise InvalidEvent(f"{str(job)[:40]!r} is no job id", hint="pass what `record` has returned")
+    return id_
+
+
+def job_sets(jobs: int | str | Iterable[int | str]) -> Iterator[JobSet]:
+    """The ids, in sets of bounded size."""
+    found = JobSet()
+    if isinstance(jobs, Jobs):
+        for first, count in jobs.runs():
+            found.add_run(first, count)
+    else:
+        for job in (jobs,) if isinstance(jobs, (int, str)) else jobs:
+            found.add(job_id(job))
+            if found.segments >= _SET_SEGMENTS:
+                yield found
+                found = JobSet()
+    if found:
+        yield found

@@ -1,0 +1,277 @@
+"""What was delivered: a bit for each job, and the objects that can be deleted since all of their jobs were."""
+
+from __future__ import annotations
+
+import copy
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Final, Literal, NamedTuple
+
+from jobs_backup.errors import SpoolError
+from jobs_backup.model import Kind, Stream
+from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.database import Database
+from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet, batch_of, first_index, segments_of
+from jobs_backup.spool.uploads import MAX_DELAY, writable
+
+DeleteAfter = Literal["delivered", "settled", "never"]
+"""When an object is deleted: all of its jobs were delivered; or each was delivered or has a failure record in the bucket; never."""
+
+EndOf = Callable[[int, str], int]
+"""(batch, its blob file) -> the index that the next job of this open batch will have."""
+
+# Which objects are to be deleted, now or later; with the conditions of the indexes as they stand in the schema.
+_OF: Final = "SELECT id, key, failures FROM batches WHERE destination=? AND state = 'stored'"
+_TO_DELETE: Final = {
+    "delivered": f"{_OF} AND delivered >= jobs",
+    "settled": f"{_OF} AND delivered + settled >= jobs",
+    "never": f"{_OF} AND 0",
+}
+_DUE: Final = "AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?)"
+
+
+class StoredObject(NamedTuple):
+    """An object that is to be deleted, which this process alone does now. `failures`: how often that has failed."""
+
+    batch: int
+    key: str
+    failures: int
+
+
+class Deliveries:
+    """The tables `acknowledged` and `settling` of the catalog, and batches from stored to deleted. A method is a transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, jobs: JobSet, end_of: EndOf) -> JobSet:
+        """Remember that these jobs were delivered. Returns those that are unknown: they are none of this spool's raw events."""
+        unknown = JobSet()
+        with self._database.transaction() as db:
+            for batch, segments in groupby(sorted(jobs.masks()), lambda one: batch_of(one[0])):
+                found = _find(db, batch, end_of)
+                end, is_deleted = (0, True) if found is None else (found.end, found.state == "deleted")
+                known: list[tuple[int, int]] = []
+                for segment, mask in segments:
+                    given = mask & _mask_below(end - first_index(segment))
+                    if given != mask:
+                        unknown.add_mask(segment, mask & ~given)
+                    if given and not is_deleted:
+                        known.append((segment, given))
+                _mark_delivered(db, batch, known)
+        return unknown
+
+    def stream_of(self, job: int, end_of: EndOf) -> Stream | None:
+        """The stream of a raw event; None if this is none of the spool's."""
+        with self._database.transaction() as db:
+            found = _find(db, job >> INDEX_BITS, end_of)
+            return None if found is None or job - (job >> INDEX_BITS << INDEX_BITS) >= found.end else found.stream
+
+    def settle(self, failures: Sequence[tuple[int, int]]) -> None:
+        """The failure record in a batch of a job: (batch, job). The job is settled once that batch is stored."""
+        with self._database.transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO settling VALUES (?, ?)", failures)
+            for batch in {batch for batch, _ in failures}:
+                (state,) = db.execute("SELECT state FROM batches WHERE id=?", (batch,)).fetchone()
+                if state == "stored":
+                    settle_jobs_of(db, batch)
+                elif state == "set aside":
+                    forget_settling(db, batch)
+
+    # Deleting
+
+    def begin(self, destination: int, delete_after: DeleteAfter) -> None:
+        """Who deletes has started: what failed need not wait any longer. What an attempt may still bring back has to."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE destinations SET delete_after=?, deletes_paused_until=0 WHERE id=?", (delete_after, destination))
+            failed = db.execute(f"{_TO_DELETE[delete_after]} AND failures>0 AND retry_at>0", (destination,)).fetchall()
+            db.executemany("UPDATE batches SET retry_at=0 WHERE id=?", [(id_,) for id_, _, _ in failed])
+
+    def claim(self, destination: int, session: str, delete_after: DeleteAfter, limit: int) -> list[StoredObject]:
+        """Objects that can be deleted now and that nobody is deleting. From now on `session` is."""
+        with self._database.transaction() as db:
+            due = db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (destination, *_now(), limit)).fetchall()
+            db.executemany("UPDATE batches SET claimed_by=? WHERE id=?", [(session, id_) for id_, _, _ in due])
+        return [StoredObject(*row) for row in due]
+
+    def has_due(self, destination: int, delete_after: DeleteAfter) -> bool:
+        """Whether `claim` would give any."""
+        with self._database.reading() as db:
+            return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (destination, *_now())).fetchone() is not None
+
+    def waiting(self, destination: int, delete_after: DeleteAfter) -> int:
+        """How many objects have to be deleted, now or later."""
+        with self._database.reading() as db:
+            return sum(1 for _ in db.execute(_TO_DELETE[delete_after], (destination,)))
+
+    def deleted(self, destination: int, batches: Sequence[int]) -> None:
+        """These objects are gone, and deleting works."""
+        with self._database.transaction() as db:
+            for batch in batches:
+                mark_deleted(db, batch)
+            db.execute(
+                "UPDATE destinations SET delete_error='', delete_hint='', deletes_paused_until=0 WHERE id=? AND delete_error!=''",
+                (destination,),
+            )
+
+    def postpone(self, destination: int, retries: Iterable[tuple[int, float]], *, error: str, hint: str) -> None:
+        """Deleting these has failed: (batch, when it is tried again in seconds since 1970)."""
+        with self._database.transaction() as db:
+            db.executemany(
+                "UPDATE batches SET claimed_by=NULL, failures=failures+1, retry_at=? WHERE id=? AND state='stored'",
+                [(retry_at, batch) for batch, retry_at in retries],
+            )
+            _note(db, destination, error, hint, paused_until=0.0)
+
+    def pause(self, destination: int, batches: Sequence[int], *, error: str, hint: str, until: float) -> None:
+        """Give these back; nothing is deleted before `until` (seconds since 1970), for this reason."""
+        with self._database.transaction() as db:
+            db.executemany("UPDATE batches SET claimed_by=NULL WHERE id=? AND state='stored'", [(batch,) for batch in batches])
+            _note(db, destination, error, hint, paused_until=until)
+
+    def forget(self, before: int, limit: int) -> int:
+        """Forget up to `limit` batches with lower numbers than `before` whose objects stay for ever, or are gone.
+
+        Those that are to be deleted are kept until they are. Returns how many were forgotten.
+        """
+        with self._database.transaction() as db:
+            old = db.execute(
+                "SELECT b.id FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id<?"
+                " AND (state='deleted' OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
+                " AND (d.delete_after!='settled' OR delivered+settled<jobs)))"
+                " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id) LIMIT ?",
+                (before, limit),
+            ).fetchall()
+            for (batch,) in old:
+                db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
+                db.execute("DELETE FROM settling WHERE batch=?", (batch,))
+                db.execute("DELETE FROM batches WHERE id=?", (batch,))
+        return len(old)
+
+
+class Acknowledger:
+    """Threads that acknowledge at the same time share a transaction: each of them waits for the disk."""
+
+    class _Group:
+        def __init__(self) -> None:
+            self.jobs = JobSet()
+            self.is_done = False
+            self.unknown = JobSet()
+            self.error: Exception | None = None
+
+    def __init__(self, deliveries: Deliveries, end_of: EndOf) -> None:
+        self._deliveries = deliveries
+        self._end_of = end_of
+        self._adding = threading.Lock()
+        self._committing = threading.Lock()
+        self._group = self._Group()
+
+    def add(self, jobs: JobSet) -> JobSet:
+        """Durable when it returns. Returns those that are unknown. Raises SpoolError."""
+        with self._adding:
+            group = self._group
+            group.jobs.update(jobs)
+        with self._committing:
+            if not group.is_done:
+                with self._adding:
+                    self._group = self._Group()
+                try:
+                    group.unknown = self._deliveries.add(group.jobs, self._end_of)
+                except Exception as error:  # noqa: BLE001 - raised below, for each of the group
+                    group.error = error
+                except BaseException:
+                    group.error = SpoolError("the commit was interrupted in another thread", hint="acknowledge again")
+                    raise
+                finally:
+                    group.is_done = True
+        if group.error is not None:
+            raise copy.copy(group.error) from group.error
+        return group.unknown & jobs
+
+
+def settle_jobs_of(db: sqlite3.Connection, batch: int) -> None:
+    """The failure records in this batch are stored: so their jobs are settled."""
+    jobs = JobSet()
+    for (job,) in db.execute("SELECT job FROM settling WHERE batch=?", (batch,)):
+        jobs.add(job)
+    for segment, mask in jobs.masks():
+        delivered, settled = _marks(db, segment)
+        new = mask & ~settled
+        if db.execute("SELECT 1 FROM batches WHERE id=? AND state!='deleted'", (batch_of(segment),)).fetchone():
+            _write_marks(db, segment, delivered, settled | new)
+            _count(db, batch_of(segment), delivered=0, settled=(new & ~delivered).bit_count())
+    forget_settling(db, batch)
+
+
+def forget_settling(db: sqlite3.Connection, batch: int) -> None:
+    """The failure records in this batch settle nothing (any more)."""
+    db.execute("DELETE FROM settling WHERE batch=?", (batch,))
+
+
+def mark_deleted(db: sqlite3.Connection, batch: int) -> None:
+    """The batch has no object (any more)."""
+    db.execute("UPDATE batches SET state='deleted', claimed_by=NULL, error='', hint='' WHERE id=?", (batch,))
+    db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
+
+
+def _note(db: sqlite3.Connection, destination: int, error: str, hint: str, *, paused_until: float) -> None:
+    db.execute(
+        "UPDATE destinations SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
+        (writable(error), writable(hint), paused_until, destination),
+    )
+
+
+class _Found(NamedTuple):
+    state: str
+    stream: Stream
+    end: int
+
+
+def _find(db: sqlite3.Connection, batch: int, end_of: EndOf) -> _Found | None:
+    """A batch of raw events, and how many ids were given in it. Nothing of it changes before the transaction ends."""
+    row = db.execute(
+        "SELECT state, workspace_id, source_id, jobs, blobs FROM batches WHERE id=? AND kind='raw'", (batch,)
+    ).fetchone()
+    if row is None:
+        return None
+    state, workspace_id, source_id, jobs, blobs = row
+    return _Found(state, Stream(Kind.RAW, workspace_id, source_id), end_of(batch, blobs) if state == "open" else jobs)
+
+
+def _mark_delivered(db: sqlite3.Connection, batch: int, segments: Sequence[tuple[int, int]]) -> None:
+    more = settled_before = 0
+    for segment, mask in segments:
+        delivered, settled = _marks(db, segment)
+        if new := mask & ~delivered:
+            _write_marks(db, segment, delivered | new, settled)
+            more += new.bit_count()
+            settled_before += (new & settled).bit_count()
+    if more:
+        _count(db, batch, delivered=more, settled=-settled_before)
+
+
+def _marks(db: sqlite3.Connection, segment: int) -> tuple[int, int]:
+    row = db.execute("SELECT delivered, settled FROM acknowledged WHERE segment=?", (segment,)).fetchone()
+    return (0, 0) if row is None else (int.from_bytes(row[0], "little"), int.from_bytes(row[1], "little"))
+
+
+def _write_marks(db: sqlite3.Connection, segment: int, *marks: int) -> None:
+    written = [mask.to_bytes((mask.bit_length() + 7) // 8, "little") for mask in marks]
+    db.execute("INSERT OR REPLACE INTO acknowledged VALUES (?, ?, ?)", (segment, *written))
+
+
+def _count(db: sqlite3.Connection, batch: int, *, delivered: int, settled: int) -> None:
+    db.execute("UPDATE batches SET delivered=delivered+?, settled=settled+? WHERE id=?", (delivered, settled, batch))
+
+
+def _mask_below(end: int) -> int:
+    """A segment's bits below `end`, which may lie before or behind it."""
+    return (1 << min(max(end, 0), 1 << SEGMENT_BITS)) - 1
+
+
+def _now() -> tuple[float, float]:
+    """The parameters of _DUE: what is made to wait longer was noted before the clock was set back."""
+    return time.time(), time.time() + MAX_DELAY

@@ -1,0 +1,104 @@
+"""Sets of job ids, in a bit each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from jobs_backup.spool.blobs import INDEX_BITS
+
+SEGMENT_BITS: Final = 12
+"""A segment is so many low bits of an id: 4,096 consecutive ids. A batch consists of whole segments."""
+
+SEGMENT_MASK: Final = (1 << SEGMENT_BITS) - 1
+_BATCH_SHIFT: Final = INDEX_BITS - SEGMENT_BITS
+_MAX_ID: Final = (1 << 63) - 1
+
+
+class JobSet:
+    """Any ids, each once. It takes about 600 bytes for each segment that has one."""
+
+    def __init__(self) -> None:
+        self._segments: dict[int, bytearray] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._segments)
+
+    def __len__(self) -> int:
+        return sum(mask.bit_count() for _, mask in self.masks())
+
+    @property
+    def segments(self) -> int:
+        """How many segments have any of them: what its memory depends on."""
+        return len(self._segments)
+
+    def add(self, job: int) -> None:
+        """Add one id.
+
+        Raises:
+            ValueError: it is not from 0 to 2^63 - 1.
+        """
+        if not 0 <= job <= _MAX_ID:
+            raise ValueError(f"{job} is no job id")
+        bits = self._segments.get(job >> SEGMENT_BITS)
+        if bits is None:
+            bits = self._segments[job >> SEGMENT_BITS] = bytearray((1 << SEGMENT_BITS) // 8)
+        bits[(job & SEGMENT_MASK) >> 3] |= 1 << (job & 7)
+
+    def add_run(self, first: int, count: int) -> None:
+        """Add consecutive ids."""
+        end = first + count
+        while first < end:
+            segment, start = first >> SEGMENT_BITS, first & SEGMENT_MASK
+            some = min(end - first, SEGMENT_MASK + 1 - start)
+            self.add_mask(segment, ((1 << some) - 1) << start)
+            first += some
+
+    def add_mask(self, segment: int, mask: int) -> None:
+        """Add the ids of a segment whose bits are set."""
+        known = int.from_bytes(self._segments.get(segment, b""), "little")
+        self._segments[segment] = bytearray((known | mask).to_bytes((1 << SEGMENT_BITS) // 8, "little"))
+
+    def update(self, other: JobSet) -> None:
+        """Add all ids of another set."""
+        for segment, mask in other.masks():
+            self.add_mask(segment, mask)
+
+    def __and__(self, other: JobSet) -> JobSet:
+        both = JobSet()
+        for segment, mask in self.masks():
+            if common := mask & int.from_bytes(other._segments.get(segment, b""), "little"):
+                both.add_mask(segment, common)
+        return both
+
+    def __contains__(self, job: int) -> bool:
+        bits = self._segments.get(job >> SEGMENT_BITS)
+        return bits is not None and bool(bits[(job & SEGMENT_MASK) >> 3] & 1 << (job & 7))
+
+    def __iter__(self) -> Iterator[int]:
+        for segment, mask in sorted(self.masks()):
+            left = mask
+            while left:
+                lowest = left & -left
+                yield (segment << SEGMENT_BITS) + lowest.bit_length() - 1
+                left ^= lowest
+
+    def masks(self) -> Iterator[tuple[int, int]]:
+        """(segment, an integer with a bit for each of its ids)."""
+        for segment, bits in self._segments.items():
+            yield segment, int.from_bytes(bits, "little")
+
+
+def batch_of(segment: int) -> int:
+    """The number of the batch that a segment belongs to."""
+    return segment >> _BATCH_SHIFT
+
+
+def first_index(segment: int) -> int:
+    """The index, in its batch, of a segment's first job."""
+    return (segment & ((1 << _BATCH_SHIFT) - 1)) << SEGMENT_BITS
+
+
+def segments_of(batch: int) -> tuple[int, int]:
+    """The first and the last segment of a batch."""
+    return batch << _BATCH_SHIFT, (batch + 1 << _BATCH_SHIFT) - 1
