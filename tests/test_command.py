@@ -142,7 +142,7 @@ def test_a_file_that_another_process_reads_is_left_to_it(tmp_path: Path) -> None
             with start("run", fifo, "--source-id", "web", env=env) as second:
                 _, stderr = second.communicate(timeout=20)
             assert second.returncode == 1
-            assert "another process is backing it up" in stderr
+            assert "another process is reading it" in stderr
         first.communicate(timeout=20)
     assert first.returncode == 0
     assert numbers(tmp_path) == [1]

@@ -415,7 +415,7 @@ def test_the_command_shows_no_secret(tmp_path: Path, fault: str) -> None:
             said += [stdout, stderr]
     everything = "\n".join(said)
     assert [canary for canary in CANARIES if canary in everything] == []
-    assert "5 lines are no events" in everything
+    assert "5 lines can't be used" in everything
     assert "botocore" not in everything
     assert ("stored web/gw/" in everything) is (fault == "nothing")
 
@@ -435,7 +435,7 @@ def test_the_progress_display_shows_an_error_as_it_is(tmp_path: Path, monkeypatc
         backup.record({}, source_id="web")
         with pytest.raises(DestinationPaused):
             backup.flush(timeout=10)
-        terminal = Terminal(backup, [])
+        terminal = Terminal(backup, [], "events")
         terminal.look()
         with terminal._bars.console.capture() as captured:
             terminal._bars.console.print(terminal._bars.get_renderable())

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jobs_backup.async_backup import AsyncBackup
     from jobs_backup.backup import Backup
     from jobs_backup.errors import (
         BackupClosed,
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
         StorageError,
         UnknownJob,
     )
-    from jobs_backup.jobs import Event, Failure, Job, Jobs
+    from jobs_backup.jobs import Event, Job, Jobs
     from jobs_backup.settings import CoreSettings
 
 __all__ = [
+    "AsyncBackup",
     "Backup",
     "BackupClosed",
     "ConfigurationError",
     "CoreSettings",
     "DestinationPaused",
     "Event",
-    "Failure",
     "InvalidEvent",
     "Job",
     "Jobs",
@@ -49,10 +50,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AsyncBackup": "async_backup",
     "Backup": "backup",
     "CoreSettings": "settings",
     "Event": "jobs",
-    "Failure": "jobs",
     "Job": "jobs",
     "Jobs": "jobs",
 }  # all others are errors

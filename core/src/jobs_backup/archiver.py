@@ -60,7 +60,7 @@ class Archiver:
         self._spool = spool
         self._destination = destination
         self._threshold = settings.multipart_threshold
-        self._skip_delivered = settings.skip_delivered
+        self._skip_delivered = settings.skip_delivered and settings.delete_after != "never"
         self._catalog_seconds = settings.catalog_days * 86_400.0
         self._stop = stop
         self._multipart = Multipart(

@@ -7,17 +7,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Final, NamedTuple, Self, overload
+from typing import Final, Self, overload
 
-import msgspec
-
-from jobs_backup import encoding
+from jobs_backup import encoding, failures
 from jobs_backup.archiver import TICK, Archiver
 from jobs_backup.destination import Destination
-from jobs_backup.encoding import FailureContext, FinalPayload, Payload
+from jobs_backup.encoding import FinalPayload, Payload
 from jobs_backup.errors import (
     BackupClosed,
     DestinationPaused,
@@ -28,23 +26,22 @@ from jobs_backup.errors import (
     SpoolError,
     UnknownJob,
 )
-from jobs_backup.jobs import Event, Failure, Job, Jobs, job_id, job_sets
+from jobs_backup.failures import Failure, FailureRecord
+from jobs_backup.jobs import Event, Job, Jobs, job_sets
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind, Stream
+from jobs_backup.recordings import Chunk, raw_stream
 from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Spool
 from jobs_backup.spool.blobs import InputPosition
-from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.room import RoomLimits
 from jobs_backup.spool.writer import BatchLimits, Recording
 
 log: Final = logging.getLogger(__name__)
 
-_CHUNK_EVENTS: Final = 10_000
 _REPORTED_JOBS: Final = 1000
-_OF_THE_EVENT: Final = ("payload", "user_id", "message_id", "created_at")
-_NO_FAILURES: Final = Stream(Kind.FAILED, "", "")
-"""What carries the position of an input that has told of none."""
+_NO_STREAM: Final = Stream(Kind.FAILED, "", "")
+"""Of a recording that has no lines: it only carries a position."""
 _STOP_SECONDS: Final = 2.0
 
 
@@ -136,7 +133,7 @@ class Backup:
         self._check_usable()
         at = encoding.now() if created_at is None else encoding.microseconds(created_at)
         line = encoding.raw_line(payload, encoding.timestamp(at), user_id, message_id)
-        recording = Recording(_stream(workspace_id, source_id), [line], first_at=at, last_at=at)
+        recording = Recording(raw_stream(workspace_id, source_id), [line], first_at=at, last_at=at)
         self._keep([recording])
         return Job(recording.jobs[0][0])
 
@@ -157,8 +154,8 @@ class Backup:
         """
         self._check_usable()
         jobs = Jobs()
-        chunk = _Chunk()
-        source = _stream(workspace_id, source_id) if source_id else None
+        chunk = Chunk()
+        source = raw_stream(workspace_id, source_id) if source_id else None
         for index, one in enumerate(payloads):
             try:
                 chunk.add(one, source)
@@ -168,7 +165,7 @@ class Backup:
                 raise
             if chunk.is_full:
                 self._append(chunk, jobs)
-                chunk = _Chunk()
+                chunk = Chunk()
         self._append(chunk, jobs)
         return jobs
 
@@ -246,7 +243,7 @@ class Backup:
             created_at=created_at,
             failed_at=failed_at,
         )
-        self.keep_failures([self.failure_record(failure)])
+        self.record_failures([self.failure_record(failure)])
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until what this process recorded is in the bucket.
@@ -309,74 +306,50 @@ class Backup:
     def __exit__(self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def record_lines(self, stream: Stream, lines: list[bytes], *, at: int, position: tuple[str, bytes] | None = None) -> None:
+    def record_lines(self, stream: Stream, lines: list[bytes], *, at: int, position: InputPosition | None = None) -> Jobs:
         """For the command: record encoded lines together with the position of the input that they were read up to.
 
         `at` is their createdAt in microseconds since 1970.
         """
         self._check_usable()
-        reached = None if position is None else InputPosition(position[0], encoding.now(), position[1])
-        self.spool.append([Recording(stream, lines, first_at=at, last_at=at, position=reached)])
+        recording = Recording(stream, lines, first_at=at, last_at=at, position=position)
+        self.spool.append([recording])
+        jobs = Jobs()
+        jobs.add(recording.jobs[::-1], len(lines))
+        return jobs
 
     def failure_record(self, failure: Failure) -> FailureRecord:
         """What `failed` records. Raises as it does."""
-        if isinstance(failure.job, Event):
-            job, stream = None, _stream(failure.job.workspace_id, failure.job.source_id)
-            known = {name: getattr(failure.job, name) for name in _OF_THE_EVENT if getattr(failure, name) is None}
-            failure = msgspec.structs.replace(failure, **known)
-        else:
-            job = job_id(failure.job)
-            if (found := self.spool.stream_of(job)) is None:
-                raise UnknownJob(
-                    f"job {job} is unknown to {self.spool.directory}",
-                    jobs=[job],
-                    count=1,
-                    hint="tell of the event itself and its source instead",
-                )
-            stream = found
-        if failure.payload is None:
-            raise InvalidEvent("payload is missing", hint="pass what was sent to the destination")
-        at = encoding.now() if failure.failed_at is None else encoding.microseconds(failure.failed_at)
-        created_at = failure.created_at
-        context = FailureContext(
-            workspace_id=stream.workspace_id,
-            source_id=stream.source_id,
-            destination_id=failure.destination_id,
-            job=job,
-            attempts=failure.attempts,
-            created_at=b"null" if created_at is None else encoding.timestamp(encoding.microseconds(created_at)),
-            failed_at=encoding.timestamp(at),
-        )
-        error = encoding.error_json(failure.error, failure.code, failure.stage)
-        line = encoding.failed_line(failure.payload, error, context, failure.user_id, failure.message_id)
-        return FailureRecord(job, msgspec.structs.replace(stream, kind=Kind.FAILED), at, line)
+        return failures.failure_record(failure, self.spool.stream_of)
 
-    def keep_failures(self, records: Iterable[FailureRecord], *, position: tuple[str, bytes] | None = None) -> None:
-        """Record what `failure_record` has made, in one commit, together with the position of the input."""
+    def record_failures(self, records: Iterable[FailureRecord], *, position: InputPosition | None = None) -> None:
+        """Record what `failure_record` has made, in one commit, together with the position of the input.
+
+        Raises:
+            SpoolError: as `record` does; also if all are recorded, but not noted as what settles their jobs.
+        """
         self._check_usable()
         if not self.keeps_failed:
             return
-        by_stream: dict[Stream, list[FailureRecord]] = {}
-        for record in records:
-            by_stream.setdefault(record.stream, []).append(record)
-        if not by_stream and position is not None:
-            by_stream[_NO_FAILURES] = []
-        recordings = [
-            Recording(
-                stream,
-                [record.line for record in some],
-                first_at=min((record.at for record in some), default=0),
-                last_at=max((record.at for record in some), default=0),
-                position=None if position is None else InputPosition(position[0], encoding.now(), position[1]),
-            )
-            for stream, some in by_stream.items()
-        ]
+        made = failures.recordings(records)
+        recordings = [recording for recording, _ in made]
+        if position is not None:
+            recordings.append(Recording(_NO_STREAM, [], first_at=0, last_at=0, position=position))
         if recordings:
             self.spool.append(recordings)
         if self._settles:
-            ids = [job for recording in recordings for first, count in recording.jobs for job in range(first, first + count)]
-            of = [record.job for some in by_stream.values() for record in some]
-            self.spool.settle([(job, failure) for job, failure in zip(of, ids, strict=True) if job is not None])
+            settled = [
+                (job, failure)
+                for recording, jobs in made
+                for job, failure in zip(jobs, _ids(recording), strict=True)
+                if job is not None
+            ]
+            try:
+                self.spool.settle(settled)
+            except SpoolError as error:
+                raise SpoolError(
+                    f"the failures are recorded, but their events' objects will stay in the bucket: {error}", hint=error.hint
+                ) from error
 
     def _keep(self, recordings: Sequence[Recording]) -> None:
         if self.keeps_raw:
@@ -385,7 +358,7 @@ class Backup:
             for recording in recordings:
                 recording.jobs = self.spool.number(recording.stream, len(recording.lines))
 
-    def _append(self, chunk: _Chunk, jobs: Jobs) -> None:
+    def _append(self, chunk: Chunk, jobs: Jobs) -> None:
         recordings = list(chunk.recordings.values())
         if recordings:
             try:
@@ -414,67 +387,6 @@ class Backup:
                 log.exception("sealing failed, tried again")
 
 
-class FailureRecord(NamedTuple):
-    """A delivery failure as it is kept. `job` is None for an event that was not recorded; `at` in microseconds since 1970."""
-
-    job: int | None
-    stream: Stream
-    at: int
-    line: bytes
-
-
-class _Chunk:
-    """Encoded events on their way into one commit; several streams, at most about MEMBER_BYTES."""
-
-    def __init__(self) -> None:
-        self.recordings: dict[Stream, Recording] = {}
-        self._order: list[tuple[Recording, int]] = []  # runs of events of one stream, in the order in which they came
-        self._events = 0
-        self._bytes = 0
-        self._now = encoding.now()
-        self._now_text = encoding.timestamp(self._now)
-
-    @property
-    def is_full(self) -> bool:
-        return self._bytes >= MEMBER_BYTES or self._events >= _CHUNK_EVENTS
-
-    def add(self, one: Payload | Event, source: Stream | None) -> None:
-        at, text = self._now, self._now_text
-        if isinstance(one, Event):
-            source = _stream(one.workspace_id, one.source_id)
-            if one.created_at is not None:
-                at = encoding.microseconds(one.created_at)
-                text = encoding.timestamp(at)
-            line = encoding.raw_line(one.payload, text, one.user_id, one.message_id)
-        elif source is None:
-            raise InvalidEvent("source_id is missing", hint="pass source_id, or Event objects that carry their own")
-        else:
-            line = encoding.raw_line(one, text)
-        recording = self.recordings.get(source)
-        if recording is None:
-            recording = self.recordings[source] = Recording(source, [], first_at=at, last_at=at)
-        recording.lines.append(line)
-        recording.last_at = at
-        if self._order and self._order[-1][0] is recording:
-            self._order[-1] = (recording, self._order[-1][1] + 1)
-        else:
-            self._order.append((recording, 1))
-        self._events += 1
-        self._bytes += len(line)
-
-    def number(self, jobs: Jobs) -> None:
-        """Add the ids that the events got."""
-        runs = {id(recording): recording.jobs[::-1] for recording in self.recordings.values()}
-        for recording, events in self._order:
-            jobs.add(runs[id(recording)], events)
-
-
-def _stream(workspace_id: str, source_id: str) -> Stream:
-    if not source_id:
-        raise InvalidEvent("source_id is empty", hint="say which source the event comes from")
-    for name, value in (("source_id", source_id), ("workspace_id", workspace_id)):
-        try:
-            value.encode()
-        except (AttributeError, UnicodeEncodeError) as error:
-            raise InvalidEvent(f"{name} {value!a} is no text that can be written as UTF-8") from error
-    return Stream(Kind.RAW, workspace_id, source_id)
+def _ids(recording: Recording) -> Iterator[int]:
+    for first, count in recording.jobs:
+        yield from range(first, first + count)

@@ -53,12 +53,10 @@ def microseconds(at: datetime) -> int:
         InvalidEvent: the time has no zone, or lies in UTC outside of the years 1 to 9999, for which there are dates.
     """
     if at.utcoffset() is None:
-        raise InvalidEvent(
-            f"created_at {at.isoformat()} has no time zone", hint="pass an aware datetime, for example datetime.now(UTC)"
-        )
+        raise InvalidEvent(f"{at.isoformat()} has no time zone", hint="pass an aware datetime, for example datetime.now(UTC)")
     since = (at - _EPOCH) // _MICROSECOND
     if not _FIRST <= since <= _LAST:
-        raise InvalidEvent(f"created_at {at.isoformat()} has no date in UTC")
+        raise InvalidEvent(f"{at.isoformat()} has no date in UTC")
     return since
 
 

@@ -1,7 +1,9 @@
-"""What the public API takes and returns: events, their jobs, failures."""
+"""What the public API takes and returns: events, and their jobs."""
 
 from __future__ import annotations
 
+import operator
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,11 +12,12 @@ from typing import Final, overload
 
 import msgspec
 
-from jobs_backup.encoding import FinalPayload, Payload
+from jobs_backup.encoding import Payload
 from jobs_backup.errors import InvalidEvent
 from jobs_backup.spool.blobs import INDEX_BITS
 from jobs_backup.spool.job_set import JobSet
 
+_DIGITS: Final = re.compile(r"[0-9]{1,19}")
 _SET_SEGMENTS: Final = 8192
 """Of job ids that are acknowledged in one transaction; they take about 5 MB."""
 
@@ -84,6 +87,11 @@ class Jobs(Sequence[Job]):
                 runs.append((first + taken, count - taken))
             left -= taken
 
+    def extend(self, other: Jobs) -> None:
+        """Add the jobs of another call behind these."""
+        for first, count in other.runs():
+            self._extend(first, count)
+
     def _extend(self, first: int, count: int) -> None:
         length = len(self)
         before = self._end[-2] if len(self._end) > 1 else 0
@@ -108,30 +116,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         return f"Event(source_id={self.source_id!r}, payload=...)"  # a payload is in no log
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that could not be delivered, and why. The fields are the arguments of `Backup.failed`."""
-
-    job: int | str | Event
-    error: object
-    payload: FinalPayload | None = None
-    destination_id: str = ""
-    attempts: int | None = None
-    stage: str = ""
-    code: str = ""
-    user_id: str | None = None
-    message_id: str | None = None
-    created_at: datetime | None = None
-    failed_at: datetime | None = None
-
-    def __repr__(self) -> str:
-        return f"Failure(destination_id={self.destination_id!r}, payload=...)"  # a payload is in no log
-
-
 def job_id(job: int | str) -> int:
     """An id, which may be given as text. Raises InvalidEvent."""
     try:
-        id_ = int(job)
-    except (TypeError, ValueError):
+        id_ = int(job) if isinstance(job, str) and _DIGITS.fullmatch(job) else operator.index(job)  # type: ignore[arg-type]
+    except TypeError:
         id_ = -1
     if not 0 <= id_ < 1 << 63:
         raise InvalidEvent(f"{str(job)[:40]!r} is no job id", hint="pass what `record` has returned")

@@ -380,7 +380,11 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = "delivered"
     skip_delivered: Annotated[
-        bool, Variable("JOBS_BACKUP_SKIP_DELIVERED", "Do not even write objects whose events were all delivered before.")
+        bool,
+        Variable(
+            "JOBS_BACKUP_SKIP_DELIVERED",
+            "Do not even write objects whose events were all delivered before. Without effect where nothing is ever deleted.",
+        ),
     ] = False
     catalog_days: Annotated[
         int,

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-_COMMANDS: Final = {"run": "run", "archive": "archive", "status": "status", "providers": "providers"}
+_COMMANDS: Final = ("run", "archive", "delivered", "failed", "status", "providers")
 
 
 class _Lazy(click.Group):
@@ -18,7 +18,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"jobs_backup.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+        command = getattr(importlib.import_module(f"jobs_backup.cli.{cmd_name}"), cmd_name)
         return command if isinstance(command, click.Command) else None
 
 

@@ -26,8 +26,8 @@ def archive(once: bool, as_json: bool) -> None:
         summarize_failures()
     with stopping() as stop:
         backup = Backup(read_settings())
-        summary = Summary(backup)
-        with progress(backup, []) as shown:
+        summary = Summary(backup, "events")
+        with progress(backup, [], "events") as shown:
             if not once:
                 while not stop.wait(0.5):
                     shown.look()

@@ -72,7 +72,7 @@ def bound_memory() -> None:
 def summarize_failures() -> None:
     """Without --verbose, leave it to the summary to tell what could not be sent, in one line instead of one for each attempt."""
     if logging.getLogger("jobs_backup").level > logging.INFO:
-        for module in ("retry", "archiver", "multipart"):
+        for module in ("retry", "archiver", "deleter", "multipart"):
             logging.getLogger(f"jobs_backup.{module}").setLevel(logging.CRITICAL)
 
 

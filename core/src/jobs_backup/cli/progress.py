@@ -14,15 +14,15 @@ from jobs_backup.cli.ndjson import Input
 class Progress(Protocol):
     """What the commands tell."""
 
-    def recorded(self, events: int, read: int) -> None:
-        """Events were recorded; so many bytes of the current file have been read."""
+    def taken(self, count: int, read: int) -> None:
+        """So many lines were taken in; so many bytes of the current file have been read."""
 
     def look(self) -> None:
         """Time has passed: show what was sent."""
 
 
 class _Silent:
-    def recorded(self, events: int, read: int) -> None:
+    def taken(self, count: int, read: int) -> None:
         pass
 
     def look(self) -> None:
@@ -30,12 +30,12 @@ class _Silent:
 
 
 @contextmanager
-def progress(backup: Backup, inputs: Sequence[Input]) -> Generator[Progress]:
-    """Shows the progress while the block runs."""
+def progress(backup: Backup, inputs: Sequence[Input], counted: str) -> Generator[Progress]:
+    """Shows the progress while the block runs. `counted` is what the lines of the inputs are."""
     if not sys.stderr.isatty():
         yield _Silent()
         return
     from jobs_backup.cli.terminal import Terminal  # noqa: PLC0415  # rich is slow to import
 
-    with Terminal(backup, inputs) as terminal:
+    with Terminal(backup, inputs, counted) as terminal:
         yield terminal

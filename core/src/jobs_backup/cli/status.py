@@ -78,6 +78,10 @@ def _destination(one: DestinationStatus) -> Iterator[str]:
         yield from (f"  {line.rstrip()}" for line in captured.get().splitlines())
     if one.uploads:
         yield f"  {one.uploads:,} multipart uploads are under way"
+    if one.deletes:
+        paused = f", next try in {_time(one.deletes_paused)}" if one.deletes_paused else ""
+        why = f": {one.delete_error}: {one.delete_hint}" if one.delete_error else ""
+        yield f"  {one.deletes:,} objects are still to be deleted{paused}{why}"
     if one.aborts:
         yield f"  {one.aborts:,} multipart uploads are still to be aborted" + (f": {one.abort_error}" if one.abort_error else "")
 

@@ -1,11 +1,11 @@
-"""How `run` and `archive` end: send what can be sent, say what is where, and choose the exit code."""
+"""How the commands end that send: send what can be sent, say what is where, and choose the exit code."""
 
 from __future__ import annotations
 
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
 import msgspec
@@ -13,31 +13,46 @@ import msgspec
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import INCOMPLETE, printable, say
 from jobs_backup.cli.progress import Progress
-from jobs_backup.errors import JobsBackupError, SpoolCorrupt
-from jobs_backup.spool import Waiting
+from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
+from jobs_backup.spool import Waiting, WaitingDeletes
 
+Counted = Literal["events", "acknowledged", "failures"]
+"""What a command counts, by its name in the summary as JSON."""
+
+_COUNTED: Final = {"events": "events recorded", "acknowledged": "events acknowledged", "failures": "failures recorded"}
 _LOOK: Final = 0.1
+_REPORTED: Final = 20
 
 
 class Summary:
-    """What a command has done. `go_on` tells how to read the rest of an input, empty if there is no way."""
+    """What a command has done."""
 
-    def __init__(self, backup: Backup, *, go_on: str = "") -> None:
+    def __init__(self, backup: Backup, counted: Counted, *, go_on: str = "") -> None:
+        """`go_on` tells how to read the rest of an input, empty if there is no way."""
         self._backup = backup
+        self._counted: Counted = counted
         self._go_on = go_on
         self._began = time.monotonic()
-        self.events = 0
+        self.count = 0
         self.rejected = 0
         self.rejects: list[Path] = []
         self.resumed = False
         self.problems: list[str] = []
+        self._unknown = 0
         self._waiting: list[Waiting] = []
+        self._deletes: list[WaitingDeletes] = []
         self._open_uploads: list[tuple[str, str, str]] = []
 
     def problem(self, error: JobsBackupError) -> None:
         """Something that was asked for could not be done."""
         if (line := error.one_line()) not in self.problems:
             self.problems.append(line)
+
+    def unknown(self, error: UnknownJob) -> None:
+        """Jobs were acknowledged that nobody knows."""
+        for job in error.jobs[: max(0, _REPORTED - self._unknown)]:
+            say(f"job {job} is unknown to {self._backup.spool.directory}")
+        self._unknown += error.count
 
     def finish(self, stop: threading.Event, shown: Progress) -> None:
         """Seal and send until nothing is left that could be sent now, and close; within the grace period, once `stop` is set.
@@ -66,6 +81,10 @@ class Summary:
 
     def _look(self) -> None:
         self._waiting = self._backup.spool.waiting()
+        self._deletes = self._backup.spool.waiting_deletes()
+        if self._unknown:
+            hint = "acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS"
+            self.problem(UnknownJob(f"{self._unknown:,} of the job ids are unknown, all others were taken", hint=hint))
         for error in self._backup.spool.unreadable:
             self.problem(error)
         if damages := self._backup.spool.quarantined():
@@ -88,19 +107,23 @@ class Summary:
         return 0 if complete else INCOMPLETE
 
     def _as_dict(self, *, complete: bool) -> dict[str, Any]:
-        sent = self._backup.archiver.sent if self._backup.archiver else None
+        archiver = self._backup.archiver
+        sent = archiver.sent if archiver else None
         return {
             "complete": complete,
             "destination": self._backup.location,
-            "events": self.events,
+            self._counted: self.count,
+            **({"unknown": self._unknown} if self._counted == "acknowledged" else {}),
             "resumed": self.resumed,
             "rejected": self.rejected,
             "rejects": [printable(str(path)) for path in self.rejects],
             "objects": sent.objects if sent else 0,
             "stored_events": sent.events if sent else 0,
             "stored_bytes": sent.bytes if sent else 0,
+            "deleted": archiver.deleter.deleted if archiver else 0,
             "seconds": round(time.monotonic() - self._began, 3),
             "waiting": self._waiting,
+            "waiting_deletes": self._deletes,
             "open_uploads": [{"key": key, "error": error, "hint": hint} for key, error, hint in self._open_uploads],
             "problems": [printable(problem) for problem in self.problems],
         }
@@ -108,14 +131,16 @@ class Summary:
     def _print(self, *, interrupted: bool) -> None:
         backup, seconds = self._backup, time.monotonic() - self._began
         if backup.archiver is not None:
-            sent = backup.archiver.sent
+            sent, deleted = backup.archiver.sent, backup.archiver.deleter.deleted
             went_on = ", going on where the last run ended" if self.resumed else ""
             say(
-                f"{self.events:,} events recorded{went_on}; {sent.events:,} events in {sent.objects:,} objects"
-                f" ({sent.bytes:,} bytes) stored in {backup.location}; {seconds:.1f} s"
+                f"{self.count:,} {_COUNTED[self._counted]}{went_on}; {sent.events:,} events in {sent.objects:,} objects"
+                f" ({sent.bytes:,} bytes) stored in {backup.location}"
+                + (f"; {deleted:,} objects deleted, all of whose events were delivered" if deleted else "")
+                + f"; {seconds:.1f} s"
             )
         if self.rejected:
-            say(f"{self.rejected:,} lines are no events and were put aside: {', '.join(map(str, self.rejects))}")
+            say(f"{self.rejected:,} lines can't be used and were put aside: {', '.join(map(str, self.rejects))}")
         for problem in self.problems:
             say(problem)
         if interrupted:
@@ -127,5 +152,8 @@ class Summary:
                 f"{one.events:,} events wait in {backup.spool.directory} for {one.location}{why}"
                 f" — nothing is lost: {alternative}`jobs-backup archive --once` sends them"
             )
+        for deletes in self._deletes:
+            why = f": {deletes.error}: {deletes.hint}" if deletes.error else ""
+            say(f"{deletes.objects:,} objects in {deletes.location} are to be deleted, and are not yet{why}")
         for key, error, hint in self._open_uploads:
             say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}")

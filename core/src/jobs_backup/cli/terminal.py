@@ -16,7 +16,7 @@ from jobs_backup.cli.ndjson import Input
 class Terminal:
     """Two lines: what is read, and what is stored; and why nothing is, if the destination is paused."""
 
-    def __init__(self, backup: Backup, inputs: Sequence[Input]) -> None:
+    def __init__(self, backup: Backup, inputs: Sequence[Input], counted: str) -> None:
         sizes = [one.size for one in inputs]
         total = None if None in sizes else sum(size for size in sizes if size is not None)
         self._archiver = backup.archiver
@@ -31,19 +31,19 @@ class Terminal:
             console=Console(stderr=True),
             transient=True,
         )
-        self._read = self._bars.add_task("recorded", total=total, count=0, unit="events", note="")
+        self._read = self._bars.add_task("read", total=total, count=0, unit=counted, note="")
         self._stored = self._bars.add_task("stored", total=None, count=0, unit="objects", note="")
-        self._events = 0
+        self._count = 0
         self._before = 0
         self._last = 0
 
-    def recorded(self, events: int, read: int) -> None:
+    def taken(self, count: int, read: int) -> None:
         """See `Progress`."""
-        self._events += events
+        self._count += count
         if read < self._last:  # the next file has begun
             self._before += self._last
         self._last = read
-        self._bars.update(self._read, completed=self._before + read, count=self._events)
+        self._bars.update(self._read, completed=self._before + read, count=self._count)
         self.look()
 
     def look(self) -> None:

@@ -5,7 +5,7 @@
 """
 
 from jobs_backup.spool.catalog import Waiting
-from jobs_backup.spool.deliveries import StoredObject
+from jobs_backup.spool.deliveries import StoredObject, WaitingDeletes
 from jobs_backup.spool.spool import Claim, Spool
 
-__all__ = ["Claim", "Spool", "StoredObject", "Waiting"]
+__all__ = ["Claim", "Spool", "StoredObject", "Waiting", "WaitingDeletes"]

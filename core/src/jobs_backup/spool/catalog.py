@@ -19,7 +19,8 @@ from jobs_backup.spool.uploads import MAX_DELAY, UploadJournal, writable
 
 _SELECT_ROW: Final = "SELECT id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers FROM batches"
 _SEAL: Final = (
-    "UPDATE batches SET state='sealed', jobs=?, events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?, key=?"
+    "UPDATE batches SET state='sealed', jobs=max(jobs, ?), events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?,"
+    " key=?"
 )
 
 
@@ -79,7 +80,7 @@ class SealedStream(NamedTuple):
 
 
 class DestinationRow(NamedTuple):
-    """A destination, with its multipart uploads (those under way, those to be aborted) and how many objects are to be deleted."""
+    """A destination, with its multipart uploads: those under way, those to be aborted."""
 
     id: int
     location: str
@@ -89,10 +90,6 @@ class DestinationRow(NamedTuple):
     uploads: int
     aborts: int
     abort_error: str
-    deletes: int
-    delete_error: str
-    delete_hint: str
-    deletes_paused_until: float
 
 
 class SessionRow(NamedTuple):
@@ -354,11 +351,7 @@ class Catalog:
                 " CASE WHEN d.error!='' THEN d.hint ELSE coalesce(b.hint, '') END, d.paused_until,"
                 " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND NOT u.abandoned),"
                 " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
-                " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
-                " CASE delete_after WHEN 'delivered' THEN (SELECT count(*) FROM batches o WHERE o.destination=d.id"
-                " AND o.state='stored' AND o.delivered >= o.jobs) WHEN 'settled' THEN (SELECT count(*) FROM batches o"
-                " WHERE o.destination=d.id AND o.state='stored' AND o.delivered + o.settled >= o.jobs) ELSE 0 END,"
-                " delete_error, delete_hint, deletes_paused_until"
+                " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned)"
                 " FROM destinations d LEFT JOIN batches b ON b.id=(SELECT id FROM batches e WHERE e.destination=d.id"
                 " AND e.state='sealed' AND e.error!='' ORDER BY e.retry_at DESC LIMIT 1) ORDER BY d.id"
             )

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
+import msgspec
+
 from jobs_backup.errors import SpoolError
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.blobs import INDEX_BITS
@@ -39,6 +41,17 @@ class StoredObject(NamedTuple):
     batch: int
     key: str
     failures: int
+
+
+class WaitingDeletes(msgspec.Struct, frozen=True):
+    """Objects of a destination that are to be deleted. `error` and `hint` are why the last ones could not be, empty if they could;
+    nothing is deleted before `paused_until` (seconds since 1970)."""
+
+    location: str
+    objects: int
+    error: str
+    hint: str
+    paused_until: float
 
 
 class Deliveries:
@@ -102,10 +115,18 @@ class Deliveries:
         with self._database.reading() as db:
             return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (destination, *_now())).fetchone() is not None
 
-    def waiting(self, destination: int, delete_after: DeleteAfter) -> int:
-        """How many objects have to be deleted, now or later."""
+    def waiting(self) -> list[WaitingDeletes]:
+        """What is to be deleted and was not yet, for each destination, by the setting of who sent there last."""
+        waiting: list[WaitingDeletes] = []
         with self._database.reading() as db:
-            return sum(1 for _ in db.execute(_TO_DELETE[delete_after], (destination,)))
+            for id_, delete_after, *row in db.execute(
+                "SELECT id, delete_after, location, delete_error, delete_hint, deletes_paused_until FROM destinations ORDER BY id"
+            ).fetchall():
+                to_delete = _TO_DELETE[delete_after]
+                (objects,) = db.execute(f"SELECT count(*) FROM ({to_delete})", (id_,)).fetchone()  # noqa: S608 - our own text
+                if objects:
+                    waiting.append(WaitingDeletes(row[0], objects, *row[1:]))
+        return waiting
 
     def deleted(self, destination: int, batches: Sequence[int]) -> None:
         """These objects are gone, and deleting works."""
@@ -202,7 +223,7 @@ def settle_jobs_of(db: sqlite3.Connection, batch: int) -> None:
         new = mask & ~settled
         if db.execute("SELECT 1 FROM batches WHERE id=? AND state!='deleted'", (batch_of(segment),)).fetchone():
             _write_marks(db, segment, delivered, settled | new)
-            _count(db, batch_of(segment), delivered=0, settled=(new & ~delivered).bit_count())
+            _count(db, batch_of(segment), delivered=0, settled=(new & ~delivered).bit_count(), end=_end(segment, mask))
     forget_settling(db, batch)
 
 
@@ -238,19 +259,20 @@ def _find(db: sqlite3.Connection, batch: int, end_of: EndOf) -> _Found | None:
     if row is None:
         return None
     state, workspace_id, source_id, jobs, blobs = row
-    return _Found(state, Stream(Kind.RAW, workspace_id, source_id), end_of(batch, blobs) if state == "open" else jobs)
+    return _Found(state, Stream(Kind.RAW, workspace_id, source_id), max(jobs, end_of(batch, blobs)) if state == "open" else jobs)
 
 
 def _mark_delivered(db: sqlite3.Connection, batch: int, segments: Sequence[tuple[int, int]]) -> None:
-    more = settled_before = 0
+    more = settled_before = end = 0
     for segment, mask in segments:
         delivered, settled = _marks(db, segment)
         if new := mask & ~delivered:
             _write_marks(db, segment, delivered | new, settled)
             more += new.bit_count()
             settled_before += (new & settled).bit_count()
+            end = _end(segment, new)  # they come in order
     if more:
-        _count(db, batch, delivered=more, settled=-settled_before)
+        _count(db, batch, delivered=more, settled=-settled_before, end=end)
 
 
 def _marks(db: sqlite3.Connection, segment: int) -> tuple[int, int]:
@@ -263,8 +285,17 @@ def _write_marks(db: sqlite3.Connection, segment: int, *marks: int) -> None:
     db.execute("INSERT OR REPLACE INTO acknowledged VALUES (?, ?, ?)", (segment, *written))
 
 
-def _count(db: sqlite3.Connection, batch: int, *, delivered: int, settled: int) -> None:
-    db.execute("UPDATE batches SET delivered=delivered+?, settled=settled+? WHERE id=?", (delivered, settled, batch))
+def _count(db: sqlite3.Connection, batch: int, *, delivered: int, settled: int, end: int) -> None:
+    # What is counted lies below `jobs`, whatever is damaged later on: else a batch could seem to be complete.
+    db.execute(
+        "UPDATE batches SET delivered=delivered+?, settled=settled+?, jobs=max(jobs, ?) WHERE id=?",
+        (delivered, settled, end, batch),
+    )
+
+
+def _end(segment: int, mask: int) -> int:
+    """The index, in its batch, behind the last of these jobs."""
+    return first_index(segment) + mask.bit_length()
 
 
 def _mask_below(end: int) -> int:

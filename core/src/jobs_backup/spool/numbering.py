@@ -12,12 +12,14 @@ from jobs_backup.spool.catalog import Catalog, Placement
 
 _RENEWED_AFTER: Final = 86_400.0
 """Seconds. The catalog forgets old batches, and must not forget one that still gives ids."""
+_MAX_STREAMS: Final = 10_000
+"""So many streams are remembered; the rest of another one's ids is never given, so that memory stays bounded."""
 
 
 class _Range(NamedTuple):
     next: int
     end: int
-    renewed_at: float
+    renewed_after: float
 
 
 class Numbering:
@@ -35,7 +37,10 @@ class Numbering:
         with self._lock:
             while count:
                 range_ = self._ranges.get(stream)
-                if range_ is None or range_.next == range_.end or time.monotonic() > range_.renewed_at:
+                if range_ is None or range_.next == range_.end or time.monotonic() > range_.renewed_after:
+                    self._ranges.pop(stream, None)
+                    if len(self._ranges) >= _MAX_STREAMS:
+                        del self._ranges[next(iter(self._ranges))]
                     range_ = self._new(stream)
                 some = min(count, range_.end - range_.next)
                 self._ranges[stream] = range_._replace(next=range_.next + some)

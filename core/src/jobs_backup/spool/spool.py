@@ -16,7 +16,7 @@ from jobs_backup.model import Batch, Body, Part, Stream, Upload
 from jobs_backup.spool.blobs import INDEX_BITS, BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import BatchRow, Catalog, Damage, Placement, Waiting
 from jobs_backup.spool.database import Durability
-from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, StoredObject
+from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, StoredObject, WaitingDeletes
 from jobs_backup.spool.disk import Ballast, make_directories, refuse_network
 from jobs_backup.spool.job_set import JobSet
 from jobs_backup.spool.locks import ProcessLock
@@ -184,9 +184,9 @@ class Spool:
         """Whether `claim_deletes` would give any."""
         return self._catalog.deliveries.has_due(self.destination, self._delete_after)
 
-    def waiting_deletes(self) -> int:
-        """How many objects have to be deleted, now or later."""
-        return self._catalog.deliveries.waiting(self.destination, self._delete_after)
+    def waiting_deletes(self) -> list[WaitingDeletes]:
+        """What is to be deleted and was not yet, for each destination."""
+        return self._catalog.deliveries.waiting()
 
     def deleted(self, objects: Sequence[StoredObject]) -> None:
         """These are gone."""

@@ -39,13 +39,15 @@ class StreamStatus(msgspec.Struct, kw_only=True):
 
 
 class DestinationStatus(msgspec.Struct, kw_only=True):
-    """A destination for which something waits, or uploads are open.
+    """A destination for which something waits, or uploads are open, or objects are to be deleted.
 
     Attributes:
         error, hint: of the last failure, if nothing was stored since then.
         paused: seconds until it is probed; 0 if it is not paused.
         uploads: multipart uploads that are being continued.
         aborts: multipart uploads that are still to be aborted; `abort_error` is why one of them was not.
+        deletes: objects that are still to be deleted; `delete_error` and `delete_hint` are why the last ones were not, and
+            `deletes_paused` so many seconds nothing is deleted.
     """
 
     location: str
@@ -56,6 +58,10 @@ class DestinationStatus(msgspec.Struct, kw_only=True):
     uploads: int
     aborts: int
     abort_error: str
+    deletes: int = 0
+    delete_error: str = ""
+    delete_hint: str = ""
+    deletes_paused: float = 0.0
 
 
 class ProcessStatus(msgspec.Struct, kw_only=True):
@@ -129,6 +135,11 @@ def _read(directory: Path, catalog: Catalog) -> Status:
         )
         for row in catalog.destinations()
     ]
+    deletes = {one.location: one for one in catalog.deliveries.waiting()}
+    for destination in destinations:
+        if (waiting := deletes.get(destination.location)) is not None:
+            destination.deletes, destination.delete_error, destination.delete_hint = waiting.objects, waiting.error, waiting.hint
+            destination.deletes_paused = max(0.0, waiting.paused_until - now)
     quarantine = Quarantine(directory / "quarantine", catalog, files).reports()
     return Status(
         directory=str(directory),
@@ -136,7 +147,7 @@ def _read(directory: Path, catalog: Catalog) -> Status:
         bytes=sum(stream.bytes for stream in streams.values()),
         free=free_bytes(directory),
         oldest=max((stream.oldest for stream in streams.values()), default=0.0),
-        destinations=[one for one in destinations if one.streams or one.uploads or one.aborts or one.error],
+        destinations=[one for one in destinations if one.streams or one.uploads or one.aborts or one.deletes or one.error],
         processes=[
             ProcessStatus(
                 pid=row.pid, alive=ProcessLock.is_held(directory / "locks", row.id), sends=row.archives, seconds=now - row.began_at

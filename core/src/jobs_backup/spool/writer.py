@@ -271,8 +271,9 @@ class Writer:
     def _plan(self, group: Sequence[Recording]) -> list[tuple[OpenBatch, Recording, Sequence[bytes]]]:
         """Which lines go into which batch, in order. Opens the batches that are missing."""
         limit = self._limits.events
-        self._open_for([stream for stream in dict.fromkeys(recording.stream for recording in group) if stream not in self._open])
-        planned = {recording.stream: self._open[recording.stream].fill.end for recording in group}
+        streams = dict.fromkeys(recording.stream for recording in group if recording.lines)
+        self._open_for([stream for stream in streams if stream not in self._open])
+        planned = {stream: self._open[stream].fill.end for stream in streams}
         plan: list[tuple[OpenBatch, Recording, Sequence[bytes]]] = []
         for recording in group:
             stream, lines = recording.stream, recording.lines

@@ -1,0 +1,97 @@
+"""Delivery failures on their way into the spool: what is told of them becomes a line, and lines become recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import msgspec
+
+from jobs_backup import encoding
+from jobs_backup.encoding import FailureContext, FinalPayload
+from jobs_backup.errors import InvalidEvent, UnknownJob
+from jobs_backup.jobs import Event, job_id
+from jobs_backup.model import Kind, Stream
+from jobs_backup.recordings import raw_stream
+from jobs_backup.spool.writer import Recording
+
+_OF_THE_EVENT: Final = ("payload", "user_id", "message_id", "created_at")
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that could not be delivered, and why. The fields are the arguments of `Backup.failed`."""
+
+    job: int | str | Event
+    error: object
+    payload: FinalPayload | None = None
+    destination_id: str = ""
+    attempts: int | None = None
+    stage: str = ""
+    code: str = ""
+    user_id: str | None = None
+    message_id: str | None = None
+    created_at: datetime | None = None
+    failed_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"Failure(destination_id={self.destination_id!r}, payload=...)"  # a payload is in no log
+
+
+class FailureRecord(NamedTuple):
+    """A failure as it is kept. `job` is None for an event that was not recorded; `at` in microseconds since 1970."""
+
+    job: int | None
+    stream: Stream
+    at: int
+    line: bytes
+
+
+def failure_record(failure: Failure, stream_of: Callable[[int], Stream | None]) -> FailureRecord:
+    """What is kept of a failure.
+
+    Args:
+        stream_of: a job's stream, None if there is no such job.
+
+    Raises:
+        UnknownJob: there is no such job.
+        InvalidEvent: something that is told can't be kept.
+    """
+    if isinstance(failure.job, Event):
+        job, stream = None, raw_stream(failure.job.workspace_id, failure.job.source_id)
+        told = {name: getattr(failure.job, name) for name in _OF_THE_EVENT if getattr(failure, name) is None}
+        failure = msgspec.structs.replace(failure, **told)
+    else:
+        job = job_id(failure.job)
+        if (found := stream_of(job)) is None:
+            raise UnknownJob(f"job {job} is unknown to this spool", jobs=[job], count=1, hint="name the event's source instead")
+        stream = found
+    if failure.payload is None:
+        raise InvalidEvent("payload is missing", hint="pass what was sent to the destination")
+    at = encoding.now() if failure.failed_at is None else encoding.microseconds(failure.failed_at)
+    created_at = failure.created_at
+    context = FailureContext(
+        workspace_id=stream.workspace_id,
+        source_id=stream.source_id,
+        destination_id=failure.destination_id,
+        job=job,
+        attempts=failure.attempts,
+        created_at=b"null" if created_at is None else encoding.timestamp(encoding.microseconds(created_at)),
+        failed_at=encoding.timestamp(at),
+    )
+    error = encoding.error_json(failure.error, failure.code, failure.stage)
+    line = encoding.failed_line(failure.payload, error, context, failure.user_id, failure.message_id)
+    return FailureRecord(job, msgspec.structs.replace(stream, kind=Kind.FAILED), at, line)
+
+
+def recordings(records: Iterable[FailureRecord]) -> list[tuple[Recording, list[int | None]]]:
+    """One for each stream; beside it, the job of each of its lines."""
+    made: dict[Stream, tuple[Recording, list[int | None]]] = {}
+    for job, stream, at, line in records:
+        if stream not in made:
+            made[stream] = Recording(stream, [], first_at=at, last_at=at), []
+        recording, jobs = made[stream]
+        recording.lines.append(line)
+        recording.first_at, recording.last_at = min(recording.first_at, at), max(recording.last_at, at)
+        jobs.append(job)
+    return list(made.values())
