@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Concatenate, Final, ParamSpec, Self, TypeVar, cast, overload
 
 from jobs_backup.backup import Backup
 from jobs_backup.encoding import Payload
@@ -30,7 +30,7 @@ _FLUSH_SECONDS: Final = 0.5
 
 def _in_thread(method: Callable[Concatenate[Backup, P], T]) -> Callable[Concatenate[AsyncBackup, P], Awaitable[T]]:
     async def call(self: AsyncBackup, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._call(method, *args, **kwargs)
+        return await self._call(method, *args, **kwargs)  # pyright: ignore[reportPrivateUsage] - it becomes a method
 
     functools.update_wrapper(call, method)
     return call
@@ -59,6 +59,12 @@ class AsyncBackup:
     delivered = _in_thread(Backup.delivered)
     failed = _in_thread(Backup.failed)
 
+    @overload
+    async def record_many(
+        self, payloads: Iterable[Payload] | AsyncIterable[Payload], *, source_id: str, workspace_id: str = ""
+    ) -> Jobs: ...
+    @overload
+    async def record_many(self, payloads: Iterable[Event] | AsyncIterable[Event]) -> Jobs: ...
     async def record_many(
         self,
         payloads: Iterable[Payload | Event] | AsyncIterable[Payload | Event],
@@ -67,7 +73,9 @@ class AsyncBackup:
         workspace_id: str = "",
     ) -> Jobs:
         """Record any number of events: see `Backup.record_many`. A plain iterable is read in a thread."""
-        record_many = functools.partial(Backup.record_many, source_id=source_id, workspace_id=workspace_id)
+        record_many = cast(
+            Callable[..., Jobs], functools.partial(Backup.record_many, source_id=source_id, workspace_id=workspace_id)
+        )
         if not isinstance(payloads, AsyncIterable):
             return await self._call(record_many, payloads)
         jobs = Jobs()

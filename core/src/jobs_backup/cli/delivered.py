@@ -42,9 +42,8 @@ def delivered(files: tuple[Path, ...], as_json: bool) -> None:
 class _Deliveries:
     """See `Handler`: a job id a line."""
 
-    job: Final = None  # what was acknowledged before may be acknowledged again
-
     def __init__(self, backup: Backup, summary: Summary) -> None:
+        self.job: str | None = None  # what was acknowledged before may be acknowledged again
         self._backup = backup
         self._summary = summary
 

@@ -47,9 +47,8 @@ def failed(files: tuple[Path, ...], again: bool, as_json: bool) -> None:
 class _Failures:
     """See `Handler`: a failure a line."""
 
-    job: Final = "failed"
-
     def __init__(self, backup: Backup, _: Summary) -> None:
+        self.job: str | None = "failed"
         self._backup = backup
 
     def parser(self) -> Callable[[bytes], FailureRecord]:

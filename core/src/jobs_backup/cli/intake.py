@@ -33,11 +33,9 @@ _LOOK_SECONDS: Final = Duration(1)
 class Handler(Protocol[T]):
     """What a command makes of lines."""
 
-    @property
-    def job(self) -> str | None:
-        """Tells this use of a file from others, so that the next run goes on where this one was; None to read files from their
-        beginning, always."""
-        ...
+    job: str | None
+    """Tells this use of a file from others, so that the next run goes on where this one was; None to read files from their
+    beginning, always."""
 
     def parser(self) -> Callable[[bytes], T | None]:
         """What makes something of each line of the next block; None of a line that means nothing.

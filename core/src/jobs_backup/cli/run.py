@@ -69,7 +69,7 @@ class _Events:
         self._emit_ids = emit_ids
         self._at = 0
         # The same file under another source is another job; the destination may be corrected, the events stay the same.
-        self.job = f"{stream.workspace_id}\0{stream.source_id}"
+        self.job: str | None = f"{stream.workspace_id}\0{stream.source_id}"
 
     def parser(self) -> Callable[[bytes], bytes]:
         self._at = encoding.now()
