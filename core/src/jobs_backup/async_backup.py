@@ -106,13 +106,13 @@ class AsyncBackup:
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until what this process recorded is in the bucket: see `Backup.flush`."""
         until = None if timeout is None else time.monotonic() + timeout
+        last = await self._call(Backup.seal)
         while True:
             left = _FLUSH_SECONDS if until is None else min(_FLUSH_SECONDS, max(0.0, until - time.monotonic()))
-            try:
-                return await self._call(Backup.flush, left)
-            except TimeoutError:
-                if until is not None and time.monotonic() >= until:
-                    raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s") from None
+            if await self._call(Backup.wait_until_stored, last, left):
+                return
+            if until is not None and time.monotonic() >= until:
+                raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
 
     async def close(self, grace: float | None = None) -> None:
         """Seal, send what can be sent within `grace` seconds, and end: see `Backup.close`. What is under way is still done."""

@@ -257,13 +257,22 @@ class Backup:
             NoArchiver: this Backup does not archive, and no other process does.
             TimeoutError: not all of it is there yet.
         """
+        last = self.seal()
+        if not self.wait_until_stored(last, timeout):
+            raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
+
+    def seal(self) -> int:
+        """For `flush`: seal what this process recorded. Returns what `wait_until_stored` takes."""
         self._check_usable()
-        until = None if timeout is None else time.monotonic() + timeout
         self.spool.seal()
-        last = self.spool.last_batch()
+        return self.spool.last_batch()
+
+    def wait_until_stored(self, last: int, timeout: float | None) -> bool:
+        """For `flush`: wait until what was sealed is in the bucket. False if not all of it is after the time. Raises as it does."""
+        until = None if timeout is None else time.monotonic() + timeout
         while self.spool.is_unsent(last):
             if until is not None and time.monotonic() >= until:
-                raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
+                return False
             if self.archiver is None:
                 if not self.spool.has_archiver():
                     raise NoArchiver("nobody sends what this spool holds", hint="run `jobs-backup archive` on the same spool")
@@ -278,6 +287,7 @@ class Backup:
                 f"of what this process recorded, {sum(damage.events for damage in damages):,} events were damaged on the disk",
                 hint="look at the disk, and at `jobs-backup status`",
             )
+        return True
 
     def close(self, grace: float | None = None) -> None:
         """Seal, send what can be sent within `grace` seconds (default JOBS_BACKUP_SHUTDOWN_GRACE), and end.

@@ -50,7 +50,8 @@ class Deleter:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is left that could be deleted now."""
-        return not self._is_busy and (self._is_paused or not self._spool.has_deletes())
+        # In this order: it becomes busy before it claims anything, which then is not to be claimed any more.
+        return (self._is_paused or not self._spool.has_deletes()) and not self._is_busy
 
     @property
     def _is_paused(self) -> bool:
@@ -73,12 +74,14 @@ class Deleter:
                 return False
             self._is_busy = True
             objects = self._spool.claim_deletes(1 if self._pauses else DELETED_AT_ONCE)  # one is enough to see whether it works
+            if objects:
+                self._delete(objects)
+            return bool(objects)
         except SpoolError as error:
             log.error("%s", error.one_line())
-            return False
-        if objects:
-            self._delete(objects)
-        return bool(objects)
+        except Exception:
+            log.exception("deleting failed unexpectedly")
+        return False
 
     def _delete(self, objects: Sequence[StoredObject]) -> None:
         try:
@@ -132,9 +135,10 @@ class Deleter:
             try:
                 write()
             except SpoolError as error:
+                if self._stop.is_set():
+                    return  # what is claimed is free again when the session has ended
                 log.error("%s", error.one_line())
-                if self._stop.wait(_TICK):
-                    return
+                self._stop.wait(_TICK)
             else:
                 return
 

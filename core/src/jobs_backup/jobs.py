@@ -40,6 +40,9 @@ class Job(int):
     def __repr__(self) -> str:
         return f"Job({int(self)})"
 
+    def __str__(self) -> str:
+        return str(int(self))
+
 
 class Jobs(Sequence[Job]):
     """The jobs of `record_many`, in the order of the payloads; held as runs of consecutive ids."""

@@ -16,10 +16,10 @@ from jobs_backup.cli.progress import Progress
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.spool import Waiting, WaitingDeletes
 
-Counted = Literal["events", "acknowledged", "failures"]
+Counted = Literal["events", "ids", "failures"]
 """What a command counts, by its name in the summary as JSON."""
 
-_COUNTED: Final = {"events": "events recorded", "acknowledged": "events acknowledged", "failures": "failures recorded"}
+_COUNTED: Final = {"events": "events recorded", "ids": "job ids read", "failures": "failures recorded"}
 _LOOK: Final = 0.1
 _REPORTED: Final = 20
 
@@ -99,7 +99,9 @@ class Summary:
 
     def show(self, *, as_json: bool, interrupted: bool) -> int:
         """Print it. Returns the exit code."""
-        complete = not self._waiting and not self.problems and not interrupted
+        # What was acknowledged is so, whatever others have still to send.
+        waits = bool(self._waiting) and self._counted != "ids"
+        complete = not waits and not self.problems and not interrupted
         if as_json:
             click.echo(msgspec.json.encode(self._as_dict(complete=complete)))
         else:
@@ -113,7 +115,7 @@ class Summary:
             "complete": complete,
             "destination": self._backup.location,
             self._counted: self.count,
-            **({"unknown": self._unknown} if self._counted == "acknowledged" else {}),
+            **({"unknown": self._unknown} if self._counted == "ids" else {}),
             "resumed": self.resumed,
             "rejected": self.rejected,
             "rejects": [printable(str(path)) for path in self.rejects],
@@ -153,7 +155,7 @@ class Summary:
                 f" — nothing is lost: {alternative}`jobs-backup archive --once` sends them"
             )
         for deletes in self._deletes:
-            why = f": {deletes.error}: {deletes.hint}" if deletes.error else ""
-            say(f"{deletes.objects:,} objects in {deletes.location} are to be deleted, and are not yet{why}")
+            why = f"{deletes.error}: {deletes.hint}" if deletes.error else "an attempt to write them may still arrive"
+            say(f"{deletes.objects:,} objects in {deletes.location} are to be deleted, and are not yet: {why}")
         for key, error, hint in self._open_uploads:
             say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}")

@@ -186,28 +186,30 @@ class Acknowledger:
     def __init__(self, deliveries: Deliveries, end_of: EndOf) -> None:
         self._deliveries = deliveries
         self._end_of = end_of
-        self._adding = threading.Lock()
-        self._committing = threading.Lock()
+        self._turn = threading.Condition()
+        self._busy = False  # a thread commits
         self._group = self._Group()
 
     def add(self, jobs: JobSet) -> JobSet:
         """Durable when it returns. Returns those that are unknown. Raises SpoolError."""
-        with self._adding:
+        with self._turn:
             group = self._group
             group.jobs.update(jobs)
-        with self._committing:
-            if not group.is_done:
-                with self._adding:
-                    self._group = self._Group()
-                try:
-                    group.unknown = self._deliveries.add(group.jobs, self._end_of)
-                except Exception as error:  # noqa: BLE001 - raised below, for each of the group
-                    group.error = error
-                except BaseException:
-                    group.error = SpoolError("the commit was interrupted in another thread", hint="acknowledge again")
-                    raise
-                finally:
-                    group.is_done = True
+            self._turn.wait_for(lambda: group.is_done or not self._busy)
+            if leads := not group.is_done:
+                self._busy, self._group = True, self._Group()
+        if leads:
+            try:
+                group.unknown = self._deliveries.add(group.jobs, self._end_of)
+            except Exception as error:  # noqa: BLE001 - raised below, for each of the group
+                group.error = error
+            except BaseException:
+                group.error = SpoolError("the commit was interrupted in another thread", hint="acknowledge again")
+                raise
+            finally:
+                with self._turn:
+                    self._busy, group.is_done = False, True
+                    self._turn.notify_all()
         if group.error is not None:
             raise copy.copy(group.error) from group.error
         return group.unknown & jobs

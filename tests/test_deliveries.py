@@ -1,0 +1,729 @@
+"""Acknowledged deliveries: an object goes when all of its events were delivered, and never before."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
+from spools import LIMITS, claim, claimed, content, die, open_spool, record
+
+from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob, deleter
+from jobs_backup.destination import Destination
+from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, Unavailable
+from jobs_backup.jobs import job_sets
+from jobs_backup.model import DeleteReceipt, Kind, Stream
+from jobs_backup.settings import CoreSettings
+from jobs_backup.spool import Spool, StoredObject, numbering
+from jobs_backup.spool.job_set import JobSet
+from jobs_backup.spool.status import DestinationStatus, read_status
+
+SMALL = {"JOBS_BACKUP_BATCH_EVENTS": "10"}
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b'{"messageId":"%d"}' % number for number in range(count)]
+
+
+def settle(backup: Backup) -> None:
+    """Wait until nothing is left that could be sent or deleted now."""
+    assert backup.archiver is not None
+    backup.archiver.wake()
+    assert backup.archiver.drain(20)
+
+
+def settled_objects(backup: Backup, directory: Path) -> set[str]:
+    settle(backup)
+    return set(objects(directory))
+
+
+def object_of(directory: Path, message_id: str) -> str:
+    """The key of the object with this event."""
+    (key,) = [
+        key
+        for key, data in objects(directory).items()
+        if any(json.loads(line)["messageId"] == message_id for line in lines([data]))
+    ]
+    return key
+
+
+def rows(directory: Path, statement: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(directory / "spool" / "catalog.db")) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def destination(directory: Path) -> DestinationStatus:
+    (found,) = read_status(directory / "spool").destinations
+    return found
+
+
+class TestAcknowledging:
+    def test_an_object_goes_with_its_last_event(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path, **SMALL)) as backup:
+            jobs = list(backup.record_many(numbered(30), source_id="web"))
+            backup.flush(20)
+            first, second, third = (object_of(tmp_path, id_) for id_ in ("0", "10", "20"))
+            backup.delivered(jobs[:9])
+            backup.delivered(jobs[10:19])
+            assert settled_objects(backup, tmp_path) == {first, second, third}
+            backup.delivered(jobs[19])
+            assert settled_objects(backup, tmp_path) == {first, third}
+            backup.delivered([jobs[9], *jobs[21:]])
+            assert settled_objects(backup, tmp_path) == {third}
+            backup.delivered(jobs[20])
+            assert settled_objects(backup, tmp_path) == set()
+        assert left_over(tmp_path) == []
+        assert rows(tmp_path, "SELECT count(*) FROM acknowledged") == [(0,)]
+        assert rows(tmp_path, "SELECT DISTINCT state FROM batches") == [("deleted",)]
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            lambda jobs: jobs,
+            list,
+            lambda jobs: [str(job) for job in jobs],
+            lambda jobs: (int(job) for job in reversed(jobs)),
+            lambda jobs: [*jobs, *jobs, jobs[3]],
+            set,
+        ],
+        ids=["jobs", "list", "text", "generator, backwards", "repeated", "set"],
+    )
+    def test_ids_come_in_any_form_and_order(self, tmp_path: Path, given: Callable[[Sequence[Job]], Sequence[Job]]) -> None:
+        with Backup.from_env(file_environment(tmp_path, **SMALL)) as backup:
+            jobs = backup.record_many(numbered(25), source_id="web")
+            backup.flush(20)
+            backup.delivered(given(jobs))
+            assert settled_objects(backup, tmp_path) == set()
+
+    def test_one_job_or_its_id(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path)) as backup:
+            one, other, third = (backup.record({"n": number}, source_id=f"source-{number}") for number in range(3))
+            backup.delivered(one)
+            backup.delivered(int(other))
+            backup.delivered(str(third))
+            backup.flush(20)
+            assert settled_objects(backup, tmp_path) == set()
+
+    def test_again_and_again_does_no_harm(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path, **SMALL)) as backup:
+            jobs = backup.record_many(numbered(20), source_id="web")
+            for _ in range(3):
+                backup.delivered(jobs[:10])
+                backup.flush(20)
+                assert len(settled_objects(backup, tmp_path)) == 1
+            assert backup.archiver is not None
+            assert backup.archiver.deleter.deleted == 1
+
+    def test_an_event_acknowledged_twice_does_not_stand_for_another(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path, **SMALL)) as backup:
+            jobs = backup.record_many(numbered(10), source_id="web")
+            backup.flush(20)
+            for _ in range(10):
+                backup.delivered(jobs[0])
+            assert len(settled_objects(backup, tmp_path)) == 1
+
+    def test_before_the_upload_the_object_is_written_all_the_same(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "jobs_backup")
+        with Backup.from_env(file_environment(tmp_path)) as backup:
+            backup.delivered(backup.record_many(numbered(5), source_id="web"))
+            backup.flush(20)
+            assert settled_objects(backup, tmp_path) == set()
+        told = [record.getMessage().split()[0] for record in caplog.records if "json.gz" in record.getMessage()]
+        assert told == ["stored", "deleted"]
+
+    def test_before_the_upload_it_is_not_written_if_that_is_wanted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "jobs_backup")
+        with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_SKIP_DELIVERED="true")) as backup:
+            jobs = backup.record_many(numbered(5), source_id="web")
+            other = backup.record({}, source_id="other")
+            backup.delivered(jobs)
+            backup.flush(20)
+            assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["other"]
+            backup.delivered([*jobs, other])
+            assert settled_objects(backup, tmp_path) == set()
+        told = [record.getMessage() for record in caplog.records if "web/gw" in record.getMessage()]
+        assert [("is not written" in line) for line in told] == [True]
+        assert left_over(tmp_path) == []
+
+    def test_what_was_tried_before_is_not_left_out(self, tmp_path: Path) -> None:
+        """An attempt whose end is not known may have stored it."""
+        environment = file_environment(tmp_path, **FAST_RETRY, JOBS_BACKUP_SKIP_DELIVERED="true")
+        (tmp_path / "bucket").rmdir()
+        with Backup.from_env(environment) as backup:
+            job = backup.record({}, source_id="web")
+        (tmp_path / "bucket").mkdir()
+        with Backup.from_env(environment, archive=False) as recorder:
+            recorder.delivered(job)
+        with Backup.from_env(environment) as backup:
+            settle(backup)
+            assert backup.archiver is not None
+            assert (backup.archiver.sent.objects, len(objects(tmp_path))) == (1, 1)
+            assert destination(tmp_path).deletes == 1, "it is deleted when that attempt can't arrive any more"
+
+    def test_from_another_process_in_which_nothing_was_recorded(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path, **SMALL)
+        script = (
+            "import json, sys\n"
+            "from jobs_backup import Backup\n"
+            "environment, ids = json.load(sys.stdin)\n"
+            "with Backup.from_env(environment, archive=False) as backup:\n"
+            "    backup.delivered(ids)\n"
+        )
+        with Backup.from_env(environment) as backup:
+            jobs = backup.record_many(numbered(15), source_id="web")  # of the second object five are not even sealed
+            given = json.dumps([environment, [str(job) for job in jobs]])
+            subprocess.run([sys.executable, "-c", script], input=given, text=True, check=True)
+            backup.flush(20)
+            assert settled_objects(backup, tmp_path) == set()
+
+    def test_long_after_the_process_that_recorded_has_ended(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path, **SMALL)
+        with Backup.from_env(environment) as backup:
+            jobs = list(backup.record_many(numbered(15), source_id="web"))
+        assert len(objects(tmp_path)) == 2
+        with Backup.from_env(environment) as backup:
+            backup.delivered(jobs)
+            assert settled_objects(backup, tmp_path) == set()
+
+    def test_many_threads_share_commits(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="50"), archive=False) as backup:
+            jobs = list(backup.record_many(numbered(320), source_id="web"))
+            random.Random(1).shuffle(jobs)
+            deliveries = backup.spool._catalog.deliveries
+            add, commits = deliveries.add, itertools.count()
+
+            def slow(*arguments: object) -> JobSet:
+                next(commits)
+                time.sleep(0.005)  # a slow disk
+                return add(*arguments)  # type: ignore[arg-type]
+
+            def one_by_one(some: list[Job]) -> None:
+                for job in some:
+                    backup.delivered(job)
+
+            deliveries.add = slow  # type: ignore[method-assign, assignment]
+            threads = [threading.Thread(target=one_by_one, args=(jobs[number::16],)) for number in range(16)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert next(commits) <= 320 / 4
+        assert rows(tmp_path, "SELECT sum(delivered), sum(jobs) FROM batches") == [(320, 320)]
+
+    def test_the_unknown_of_one_thread_is_no_other_threads_error(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
+            good = list(backup.record_many(numbered(200), source_id="web"))
+            failures: list[UnknownJob] = []
+
+            def acknowledge(ids: list[int]) -> None:
+                for id_ in ids:
+                    try:
+                        backup.delivered(id_)
+                    except UnknownJob as error:
+                        failures.append(error)
+
+            threads = [threading.Thread(target=acknowledge, args=(ids,)) for ids in (good[:100], good[100:], list(range(1, 101)))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sorted(int(id_) for error in failures for id_ in error.jobs) == list(range(1, 101))
+
+    def test_what_was_acknowledged_survives_a_kill(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path)
+        script = (
+            "import json, os, sys\n"
+            "from jobs_backup import Backup\n"
+            "backup = Backup.from_env(json.loads(sys.argv[1]), archive=False)\n"
+            "jobs = backup.record_many(({'n': n} for n in range(100)), source_id='web')\n"
+            "backup.delivered(jobs[:60])\n"
+            "backup.delivered(jobs[60:])\n"
+            "os.kill(os.getpid(), 9)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script, json.dumps(environment)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        with Backup.from_env(environment) as backup:
+            settle(backup)
+            assert backup.archiver is not None
+            assert (backup.archiver.sent.events, backup.archiver.deleter.deleted) == (100, 1)
+        assert objects(tmp_path) == {}
+
+
+class TestUnknown:
+    def test_unknown_ids_are_told_and_all_others_taken(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path)) as backup:
+            jobs = backup.record_many(numbered(5), source_id="web")
+            next_one = jobs[-1] + 1
+            unknown = [0, 17, next_one, (1 << 63) - 1]
+            with pytest.raises(UnknownJob, match="4 job ids are unknown") as caught:
+                backup.delivered([*unknown, *jobs])
+            assert (list(caught.value.jobs), caught.value.count) == (unknown, 4)
+            assert caught.value.hint
+            backup.record({}, source_id="web")  # gets the id that was unknown
+            backup.flush(20)
+            assert len(settled_objects(backup, tmp_path)) == 1, "it was not acknowledged before it was there"
+            backup.delivered(next_one)
+            assert settled_objects(backup, tmp_path) == set()
+
+    def test_of_very_many_only_some_are_listed(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
+            with pytest.raises(UnknownJob) as caught:
+                backup.delivered(range(1, 50_001))
+            assert (len(caught.value.jobs), caught.value.count) == (1000, 50_000)
+
+    def test_of_a_failure_there_is_nothing_to_acknowledge(self, tmp_path: Path) -> None:
+        """The id in a failure's own key is none of a raw event."""
+        with Backup.from_env(file_environment(tmp_path)) as backup:
+            backup.failed(Event(payload={}, source_id="web"), error="no")
+            backup.flush(20)
+            (key,) = objects(tmp_path)
+            with pytest.raises(UnknownJob):
+                backup.delivered(key.split("/")[-1].split(".")[2].split("-")[0])
+            assert settled_objects(backup, tmp_path) == {key}
+
+    def test_those_of_another_spool(self, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        with Backup.from_env(file_environment(tmp_path / "other")) as other:
+            foreign = other.record({}, source_id="web")
+        time.sleep(0.002)  # numbers are at least the time in ms
+        with Backup.from_env(file_environment(tmp_path)) as backup:
+            backup.record({}, source_id="web")
+            with pytest.raises(UnknownJob):
+                backup.delivered(foreign)
+
+
+class TestWhenObjectsAreDeleted:
+    def test_never(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="never", JOBS_BACKUP_SKIP_DELIVERED="true")
+        with Backup.from_env(environment) as backup:
+            backup.delivered(backup.record({}, source_id="web"))
+            backup.flush(20)
+            assert len(settled_objects(backup, tmp_path)) == 1
+        assert read_status(tmp_path / "spool").destinations == []
+        with Backup.from_env({**environment, "JOBS_BACKUP_DELETE_AFTER": "delivered"}) as backup:
+            assert settled_objects(backup, tmp_path) == set(), "it was remembered all the same"
+
+    def test_an_event_that_failed_keeps_its_object(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path)) as backup:
+            one, other = backup.record_many(numbered(2), source_id="web")
+            backup.delivered(one)
+            backup.failed(other, error="no", payload={})
+            backup.flush(20)
+            assert sorted(key.split("/")[0] for key in settled_objects(backup, tmp_path)) == ["rudder-proc-err-logs", "web"]
+            backup.delivered(other)  # at last
+            assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["rudder-proc-err-logs"]
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(["deliver", "fail", "flush"])), ids="-".join)
+    def test_settled(self, tmp_path: Path, order: Sequence[str]) -> None:
+        """The others were delivered and the failure is in the bucket: in whatever order."""
+        environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")
+        with Backup.from_env(environment) as backup:
+            one, other = backup.record_many(numbered(2), source_id="web")
+            steps: dict[str, Callable[[], None]] = {
+                "deliver": lambda: backup.delivered(one),
+                "fail": lambda: backup.failed(other, error="no", payload={}),
+                "flush": lambda: backup.flush(20),
+            }
+            for step in order:
+                steps[step]()
+            backup.flush(20)
+            assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["rudder-proc-err-logs"]
+        assert rows(tmp_path, "SELECT count(*) FROM settling") == [(0,)]
+
+    def test_settled_not_before_the_failure_is_in_the_bucket(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")
+        with Backup.from_env(environment) as backup:
+            job = backup.record({}, source_id="web")
+            backup.flush(20)
+            backup.failed(job, error="no", payload={})
+            assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["web"]
+
+    def test_failed_and_delivered_counts_once(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")
+        with Backup.from_env(environment) as backup:
+            one, _ = backup.record_many(numbered(2), source_id="web")
+            for _ in range(2):
+                backup.failed(one, error="no", payload={})
+                backup.flush(20)
+                backup.delivered(one)
+            backup.failed(one, error="no", payload={})
+            backup.flush(20)
+            assert "web" in {key.split("/")[0] for key in settled_objects(backup, tmp_path)}
+        assert rows(tmp_path, "SELECT delivered, settled, jobs FROM batches WHERE kind='raw'") == [(1, 0, 2)]
+
+    def test_damaged_failures_settle_nothing(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")
+        with Backup.from_env(environment, archive=False) as backup:
+            job = backup.record({}, source_id="web")
+            backup.failed(job, error="no", payload={})
+            backup.spool.seal()
+            with contextlib.closing(sqlite3.connect(next((tmp_path / "spool/blobs").glob("*.db")))) as blobs, blobs:
+                (failure,) = rows(tmp_path, "SELECT id << 21 FROM batches WHERE kind='failed'")
+                blobs.execute("UPDATE chunks SET data=x'00' WHERE job=?", failure)
+        with Backup.from_env(environment) as backup:
+            assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["web"]
+
+    def test_a_wrong_setting_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match="expected one of delivered, settled, never"):
+            Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="always"))
+
+
+class TestSwitches:
+    def test_without_raw_backups_failures_are_backed_up_by_job_id(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path, JOBS_BACKUP_RAW="false")
+        with Backup.from_env(environment) as backup:
+            job = backup.record({"messageId": "m"}, source_id="web", workspace_id="ws")
+            jobs = backup.record_many(Event(payload={}, source_id=f"source-{n % 3}") for n in range(10))
+            assert len({job, *jobs}) == 11
+            backup.delivered(jobs)
+            backup.failed(job, error="no", payload={"messageId": "m"})
+            backup.flush(20)
+            assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["rudder-proc-err-logs"]
+        (event,) = events(tmp_path)
+        assert (event["sourceId"], event["workspaceId"], event["jobId"]) == ("web", "ws", str(job))
+        with Backup.from_env(environment) as backup:
+            backup.failed(job, error="again", payload={})
+            assert backup.record({}, source_id="web") not in {job, *jobs}
+
+    def test_without_failure_backups_nothing_is_kept_of_them(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path, JOBS_BACKUP_FAILED="false")
+        with Backup.from_env(environment) as backup:
+            job = backup.record({}, source_id="web")
+            backup.failed(job, error="no", payload={})
+            backup.flush(20)
+            assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["web"]
+
+    def test_ids_without_events_cost_the_same_for_any_number_of_sources(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(numbering, "_MAX_STREAMS", 5)
+        with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_RAW="false"), archive=False) as backup:
+            jobs = [backup.record({}, source_id=f"source-{number % 20}") for number in range(100)]
+            assert len(set(jobs)) == 100
+            assert len(backup.spool._numbering._ranges) == 5
+
+
+class TestForgetting:
+    def test_what_nobody_acknowledges_costs_a_row_until_its_days_are_over(self, tmp_path: Path) -> None:
+        spool = open_spool(tmp_path)
+        batches = {}
+        for name, delivered in (("kept", 0), ("part", 1), ("gone", 3), ("waits", 3), ("sealed", 0)):
+            (first, _), *_ = record(spool, [b"{}\n"] * 3)
+            spool.seal()
+            if name != "sealed":
+                spool.stored(claim(spool))
+            for jobs in job_sets(range(first, first + delivered)):
+                spool.delivered(jobs)
+            batches[name] = first >> 21
+            if name == "gone":
+                spool.deleted(spool.claim_deletes(10))
+        known = "SELECT id FROM batches"
+        spool.forget(time.time() - 60)
+        assert {row[0] for row in spool._catalog._database._connection.execute(known)} == set(batches.values())
+        spool.forget(time.time() + 60)
+        assert {row[0] for row in spool._catalog._database._connection.execute(known)} == {batches["waits"], batches["sealed"]}
+        assert len(spool.delivered(next(job_sets(batches["part"] << 21)))) == 1, "it is unknown now"
+        assert [one.batch for one in spool.claim_deletes(10)] == [batches["waits"]]
+        spool.close()
+
+    @pytest.mark.parametrize(("days", "wanted"), [("1", []), ("0", [("stored",)])])
+    def test_the_archiver_does_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: str, wanted: list[tuple[str]]
+    ) -> None:
+        environment = file_environment(tmp_path, JOBS_BACKUP_CATALOG_DAYS=days)
+        with Backup.from_env(environment) as backup:
+            backup.record({}, source_id="web")
+        old = int((time.time() - 2 * 86_400) * 1000)
+        with contextlib.closing(sqlite3.connect(tmp_path / "spool/catalog.db")) as catalog, catalog:
+            catalog.execute("UPDATE batches SET id=?", (old,))
+        monkeypatch.setattr("jobs_backup.archiver.TICK", 0.02)
+        with Backup.from_env(environment):
+            until = time.monotonic() + (10 if not wanted else 0.5)
+            while rows(tmp_path, "SELECT state FROM batches") != [] and time.monotonic() < until:
+                time.sleep(0.02)
+        assert rows(tmp_path, "SELECT state FROM batches") == wanted
+
+
+class TestDamage:
+    """What is damaged on the disk never makes an object seem to be complete."""
+
+    def spoil(self, spool: Spool, job: int) -> None:
+        path = spool.directory / "blobs" / f"{spool.session}.db"
+        with contextlib.closing(sqlite3.connect(path)) as blobs, blobs:
+            assert blobs.execute("UPDATE chunks SET data=x'00' WHERE job=?", (job,)).rowcount == 1
+
+    @pytest.mark.parametrize("sealed", [False, True])
+    def test_acknowledged_events_that_are_lost_do_not_stand_for_others(self, tmp_path: Path, sealed: bool) -> None:
+        spool = open_spool(tmp_path)
+        ((first, _),) = record(spool, [b"{}\n"] * 3)
+        ((last, _),) = record(spool, [b"{}\n"] * 2)
+        assert last == first + 3
+        if sealed:
+            spool.seal()
+            claim_ = claimed(spool)
+        spool.delivered(next(job_sets([first, first + 1, first + 3, first + 4])))
+        self.spoil(spool, first if sealed else last)
+        if sealed:
+            with pytest.raises(SpoolCorrupt) as caught:
+                content(spool, claim_.batch)
+            spool.set_aside(claim_, caught.value)
+            assert spool.claim() is None  # both chunks were folded into one member
+        else:
+            die(spool)
+            spool = open_spool(tmp_path)
+            spool.recover()
+            batch = claim(spool)
+            assert batch.events == 3
+            spool.stored(batch)
+            assert spool.claim_deletes(10) == []
+            spool.delivered(next(job_sets([first + 2])))
+            assert [one.key for one in spool.claim_deletes(10)] == [batch.key]
+        spool.close()
+
+
+class TestDeleting:
+    """What the deleter makes of a store's answers."""
+
+    @pytest.fixture
+    def spool(self, tmp_path: Path) -> Iterator[Spool]:
+        """Five objects whose events were all delivered, and one with an event that was not."""
+        spool = open_spool(tmp_path / "spool")
+        for number in range(6):
+            ((first, _),) = record(spool, [b"{}\n"] * 2, stream=Stream(Kind.RAW, "w", f"source-{number}"))
+            spool.seal()
+            spool.stored(claim(spool))
+            spool.delivered(next(job_sets(range(first, first + (2 if number else 1)))))
+        yield spool
+        spool.close()
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(deleter, "_FIRST_PROBE", 0.05)
+        monkeypatch.setattr(deleter, "_FIRST_PAUSE", 0.05)
+        monkeypatch.setattr(deleter, "_TICK", 0.02)
+
+    def work(self, spool: Spool, store: _Store, until: Callable[[], bool]) -> deleter.Deleter:
+        stop = threading.Event()
+        made = deleter.Deleter(spool, store, stop=stop, on_change=lambda: None)  # type: ignore[arg-type]
+        thread = threading.Thread(target=made.work)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not until() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stop.set()
+        made.wake()
+        thread.join()
+        assert until()
+        return made
+
+    def test_all_in_one_call(self, spool: Spool) -> None:
+        store = _Store()
+        made = self.work(spool, store, lambda: len(store.deleted) == 5)
+        assert [len(call) for call in store.calls] == [5]
+        assert made.deleted == 5
+        assert spool.waiting_deletes() == []
+
+    def test_what_is_refused_for_single_keys_is_kept_and_tried_again(self, spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+        """A bulk delete that answers 200 and has errors for some of its keys."""
+        broken = [one.key for one in _peek(spool)][1:3]
+        store = _Store(keys={key: [Unavailable("InternalError"), IntegrityError("?")] for key in broken})
+        self.work(spool, store, lambda: len(store.deleted) == 5)
+        assert [len(call) for call in store.calls] == [5, 2, 2]
+        assert all(set(call) == set(broken) for call in store.calls[1:])
+        assert store.deleted.count(broken[0]) == 1
+        assert "2 of 5 objects could not be deleted" in caplog.text
+
+    def test_refused_keys_are_told_by_the_status(self, spool: Spool) -> None:
+        broken = [one.key for one in _peek(spool)][:2]
+        store = _Store(keys=dict.fromkeys(broken, [Unavailable("InternalError", hint="wait")] * 1000))
+        self.work(spool, store, lambda: len(store.deleted) == 3 and len(store.calls) > 3)
+        (waiting,) = spool.waiting_deletes()
+        assert (waiting.objects, waiting.error, waiting.hint) == (2, "InternalError", "wait")
+
+    def test_without_the_permission_one_report_slow_probes_and_then_all_of_it(
+        self, spool: Spool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
+        store = _Store(calls=[denied] * 4)
+        self.work(spool, store, lambda: len(store.deleted) == 5)
+        assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 4], "probes are of one object"
+        (told,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert "grant s3:DeleteObject on arn:aws:s3:::b/*" in told.getMessage()
+        assert spool.waiting_deletes() == []
+
+    def test_each_key_denied_is_the_same_as_the_whole_call_denied(self, spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+        denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
+        store = _Store(each=[denied] * 4)
+        self.work(spool, store, lambda: len(store.deleted) == 5)
+        assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 4]
+        assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+    def test_pauses_grow_and_a_store_is_believed_how_long_to_wait(self, spool: Spool) -> None:
+        error = Unavailable("SlowDown", retry_after=0.4)
+        store = _Store(calls=[error])
+        self.work(spool, store, lambda: len(store.deleted) == 5)
+        assert store.times[1] - store.times[0] >= 0.4
+
+    def test_a_failing_spool_does_not_end_it(self, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A full disk, say: what was deleted is deleted again, which does no harm."""
+        errors = [SpoolError("disk full")] * 3
+        deleted, has = Spool.deleted, Spool.has_deletes
+
+        def failing(self: Spool, objects: Sequence[StoredObject]) -> None:
+            if errors:
+                raise errors.pop()
+            deleted(self, objects)
+
+        unexpected = [ValueError("a bug")]
+
+        def buggy(self: Spool) -> bool:
+            if unexpected:
+                raise unexpected.pop()
+            return has(self)
+
+        monkeypatch.setattr(Spool, "deleted", failing)
+        monkeypatch.setattr(Spool, "has_deletes", buggy)
+        store = _Store()
+        made = self.work(spool, store, lambda: spool.waiting_deletes() == [])
+        assert made.deleted == 5
+        assert made.is_idle
+
+    def test_another_process_takes_over_what_a_dead_one_was_deleting(self, spool: Spool, tmp_path: Path) -> None:
+        dead = open_spool(tmp_path / "spool")
+        assert len(dead.claim_deletes(3)) == 3
+        assert len(spool.claim_deletes(10)) == 2
+        assert not spool.has_deletes()
+        die(dead)
+        spool.recover()
+        assert len(spool.claim_deletes(10)) == 3
+
+    def test_a_new_start_need_not_wait(self, spool: Spool) -> None:
+        objects = spool.claim_deletes(10)
+        spool.postpone_deletes([(one, time.time() + 1000) for one in objects], Unavailable("no"))
+        assert not spool.has_deletes()
+        spool.begin_sending()
+        assert spool.has_deletes()
+
+    def test_an_object_that_is_gone_counts_as_deleted(self, tmp_path: Path) -> None:
+        with Backup.from_env(file_environment(tmp_path)) as backup:
+            job = backup.record({}, source_id="web")
+            backup.flush(20)
+            (key,) = objects(tmp_path)
+            (tmp_path / "bucket" / key).unlink()
+            backup.delivered(job)
+            settle(backup)
+            assert backup.archiver is not None
+            assert backup.archiver.deleter.deleted == 1
+
+
+class TestDoubt:
+    """An attempt whose end is not known may still arrive, and would bring back what was deleted."""
+
+    def test_after_a_lost_answer_it_is_not_deleted_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("jobs_backup.destination._LANDING_MARGIN", 1.0)
+        environment = file_environment(tmp_path, **FAST_RETRY, JOBS_BACKUP_REQUEST_TIMEOUT="1s")
+        write = Destination._attempt
+        lost = [True]
+
+        def attempt(self: Destination, hook: str, arguments: object, expected: type) -> object:
+            result: object = write(self, hook, arguments, expected)  # type: ignore[arg-type]
+            if hook == "write" and lost and lost.pop():
+                raise Unavailable("the answer is lost")
+            return result
+
+        monkeypatch.setattr(Destination, "_attempt", attempt)
+        with Backup.from_env(environment) as backup:
+            backup.delivered(backup.record({}, source_id="web"))
+            began = time.monotonic()
+            backup.flush(20)
+            assert len(settled_objects(backup, tmp_path)) == 1
+            assert destination(tmp_path).deletes == 1
+            while objects(tmp_path):
+                time.sleep(0.02)
+            assert 2.0 <= time.monotonic() - began < 10
+
+    def test_what_another_process_may_have_sent_is_not_deleted_at_once(self, tmp_path: Path) -> None:
+        environment = file_environment(tmp_path)
+        settings = CoreSettings.from_environment(environment)
+        location = (tmp_path / "bucket").as_uri()
+        dead = Spool(settings.spool_path, location=location, prefix="", instance_id="1", limits=LIMITS)
+        ((job, _),) = record(dead, [b"{}\n"])
+        dead.seal()
+        assert dead.claim() is not None
+        die(dead)
+        with Backup.from_env(environment) as backup:
+            backup.delivered(job)
+            settle(backup)
+            assert len(objects(tmp_path)) == 1
+            ((retry_at,),) = rows(tmp_path, "SELECT retry_at FROM batches")
+            assert isinstance(retry_at, float)
+            assert 110 < retry_at - time.time() <= 120, "its time-out of 60 s, and a minute"
+
+
+def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:
+    """Before there were acknowledgements: what it had stored, sealed and open can be acknowledged now. Two events are damaged."""
+    earlier = Path(__file__).parent / "data" / "spool-v2"
+    (tmp_path / "blobs").mkdir()
+    for script in earlier.rglob("*.sql"):
+        with contextlib.closing(sqlite3.connect((tmp_path / script.relative_to(earlier)).with_suffix(".db"))) as connection:
+            connection.executescript(script.read_text())
+    spool = open_spool(tmp_path, location="file:///srv/bucket")
+    spool.recover()
+    found = spool._catalog._database._connection.execute("SELECT id, jobs, events, state FROM batches ORDER BY id").fetchall()
+    assert [(jobs, events, state) for _, jobs, events, state in found] == [(3, 3, "stored"), (7, 5, "sealed"), (4, 4, "sealed")]
+    for batch, jobs, _, _ in found:
+        assert not spool.delivered(next(job_sets(range(batch << 21, (batch << 21) + jobs))))
+        assert len(spool.delivered(next(job_sets((batch << 21) + jobs)))) == 1
+    assert [one.batch for one in spool.claim_deletes(10)] == [found[0][0]]
+    spool.close()
+
+
+class _Store:
+    """A destination of which one sees what is deleted, and that refuses as it is told."""
+
+    location = "s3://bucket"
+
+    def __init__(
+        self,
+        *,
+        calls: Sequence[Exception] = (),
+        each: Sequence[Exception] = (),
+        keys: dict[str, list[Exception]] | None = None,
+    ) -> None:
+        """Errors of whole calls; of calls that answer, with the same for each key; of single keys."""
+        self._refused = list(calls)
+        self._each = list(each)
+        self._keys = {key: list(errors) for key, errors in (keys or {}).items()}
+        self.calls: list[list[str]] = []
+        self.times: list[float] = []
+        self.deleted: list[str] = []
+
+    def delete(self, keys: Sequence[str]) -> DeleteReceipt:
+        self.calls.append(list(keys))
+        self.times.append(time.monotonic())
+        if self._refused:
+            raise self._refused.pop(0)
+        if self._each:
+            return DeleteReceipt(deleted=frozenset(), failed=dict.fromkeys(keys, self._each.pop(0)))
+        failed = {key: self._keys[key].pop(0) for key in keys if self._keys.get(key)}
+        self.deleted += [key for key in keys if key not in failed]
+        return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+
+def _peek(spool: Spool) -> list[StoredObject]:
+    """What is to be deleted."""
+    found = spool.claim_deletes(10)
+    spool.pause_deletes(found, Unavailable(""), until=0)
+    return found

@@ -1,0 +1,94 @@
+"""Sets of job ids against Python's own."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs_backup import InvalidEvent
+from jobs_backup.jobs import Jobs, job_id, job_sets
+from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet, batch_of, first_index, segments_of
+
+LARGEST = (1 << 63) - 1
+IDS = st.integers(0, 20_000) | st.integers(LARGEST - 20_000, LARGEST)
+RUNS = st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 10_000)), max_size=5)
+
+
+def job_set(ids: set[int]) -> JobSet:
+    made = JobSet()
+    for id_ in ids:
+        made.add(id_)
+    return made
+
+
+@given(ids=st.sets(IDS), runs=RUNS, others=st.sets(IDS))
+def test_it_has_what_was_added(ids: set[int], runs: list[tuple[int, int]], others: set[int]) -> None:
+    made, wanted = job_set(ids), set(ids)
+    for first, count in runs:
+        made.add_run(first, count)
+        wanted.update(range(first, first + count))
+    assert (list(made), len(made), bool(made)) == (sorted(wanted), len(wanted), bool(wanted))
+    assert all((id_ in made) == (id_ in wanted) for id_ in others)
+    assert list(made & job_set(others)) == sorted(wanted & others)
+    made.update(job_set(others))
+    assert list(made) == sorted(wanted | others)
+
+
+@given(batch=st.integers(0, (1 << 42) - 1), index=st.integers(0, (1 << 21) - 1))
+def test_a_segment_belongs_to_one_batch(batch: int, index: int) -> None:
+    ((segment, mask),) = job_set({(batch << 21) + index}).masks()
+    first, last = segments_of(batch)
+    assert first <= segment <= last
+    assert batch_of(segment) == batch == batch_of(first) == batch_of(last)
+    assert first_index(segment) + mask.bit_length() - 1 == index
+
+
+@given(runs=RUNS)
+def test_what_record_many_returns_is_taken_as_runs(runs: list[tuple[int, int]]) -> None:
+    jobs = Jobs()
+    jobs.add(runs[::-1], sum(count for _, count in runs))
+    found = list(job_sets(jobs))
+    assert [list(one) for one in found] == ([sorted(set(jobs))] if jobs else [])
+
+
+def test_many_ids_come_in_sets_of_bounded_size() -> None:
+    ids = [number << SEGMENT_BITS for number in range(20_000)]
+    found = list(job_sets(ids))
+    assert [len(one) for one in found] == [8192, 8192, 20_000 - 2 * 8192]
+    assert [id_ for one in found for id_ in one] == ids
+
+
+@pytest.mark.parametrize("id_", [0, 7, LARGEST, "0", "7", "007", str(LARGEST)])
+def test_ids(id_: int | str) -> None:
+    assert job_id(id_) == int(id_)
+
+
+@pytest.mark.parametrize(
+    "id_",
+    [
+        -1,
+        LARGEST + 1,
+        "",
+        "-1",
+        "+1",
+        " 1",
+        "1 ",
+        "1_0",
+        "1.0",
+        "1e3",
+        "0x1",
+        "\u0661",
+        "a",
+        "9" * 20,
+        "9" * 10_000,
+        1.0,
+        None,
+        b"1",
+    ],
+)
+def test_what_is_no_id_is_never_taken_for_one(id_: int | str) -> None:
+    with pytest.raises(InvalidEvent, match="is no job id"):
+        job_id(id_)
+    with pytest.raises(InvalidEvent):
+        list(job_sets([1, id_]))
