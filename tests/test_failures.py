@@ -41,6 +41,7 @@ def refused() -> DeliveryError:
             raise DeliveryError('HTTP 422: "prïce" ist ungültig\n☃') from error
     except DeliveryError as error:
         return error
+    raise AssertionError("not reached")
 
 
 def test_a_real_exception_comes_back_from_the_bucket_as_one_line(store: Store, bucket: str, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Concatenate, Final, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast, overload
 
 from jobs_backup.backup import Backup
 from jobs_backup.encoding import Payload
@@ -28,7 +28,7 @@ _FLUSH_SECONDS: Final = 0.5
 """So long a thread may wait for somebody who has given up."""
 
 
-def _in_thread(method: Callable[Concatenate[Backup, P], T]) -> Callable[Concatenate[AsyncBackup, P], Awaitable[T]]:
+def _in_thread(method: Callable[Concatenate[Backup, P], T]) -> Callable[Concatenate[AsyncBackup, P], Coroutine[Any, Any, T]]:
     async def call(self: AsyncBackup, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._call(method, *args, **kwargs)  # pyright: ignore[reportPrivateUsage] - it becomes a method
 
