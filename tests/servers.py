@@ -46,6 +46,13 @@ def policy(*actions: str, resources: Iterable[str] = ("arn:aws:s3:::*", "arn:aws
 POLICIES: Final = {
     "put-only": policy("s3:PutObject", "s3:AbortMultipartUpload"),
     "put-delete": policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"),
+    "delete-web": {
+        "Version": "2012-10-17",
+        "Statement": [
+            *policy("s3:PutObject", "s3:AbortMultipartUpload")["Statement"],
+            *policy("s3:DeleteObject", resources=("arn:aws:s3:::*/web/*",))["Statement"],
+        ],
+    },
     "all": policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket"),
     "nothing": policy("s3:GetBucketLocation"),
 }
@@ -213,6 +220,11 @@ class Moto(Store):
             key = iam.create_access_key(UserName=name)["AccessKey"]
         self.identities[name] = Identity(name, key["AccessKeyId"], key["SecretAccessKey"])
         return self.identities[name]
+
+    def grant(self, name: str, rights: Mapping[str, Any], by: Identity) -> None:
+        """Give an IAM user another policy instead of the one that it has. While permissions are enforced `by` has to have them."""
+        with contextlib.closing(client(self.url, by, "iam")) as iam:
+            iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=json.dumps(rights))
 
     def add_role(self, name: str, rights: Mapping[str, Any]) -> str:
         """A role that has this policy; gives its ARN."""

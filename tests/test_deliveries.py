@@ -535,6 +535,12 @@ class TestDeleting:
         assert made.deleted == 5
         assert spool.waiting_deletes() == []
 
+    def test_so_many_in_a_call_as_a_store_takes(self, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(deleter, "DELETED_AT_ONCE", 2)
+        store = _Store()
+        self.work(spool, store, lambda: len(store.deleted) == 5)
+        assert [len(call) for call in store.calls] == [2, 2, 1]
+
     def test_what_is_refused_for_single_keys_is_kept_and_tried_again(self, spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
         """A bulk delete that answers 200 and has errors for some of its keys."""
         broken = [one.key for one in _peek(spool)][1:3]

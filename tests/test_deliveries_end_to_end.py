@@ -1,0 +1,265 @@
+"""Deleting what was delivered on real S3 servers, with the rights that are granted and without, and over kills."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from buckets import FAST_RETRY, realistic
+from commands import run, start, summary
+from servers import Moto, Store, client, operations, policy
+
+from jobs_backup import Backup, deleter
+from jobs_backup.spool.status import read_status
+from jobs_backup.testing.fault_proxy import Delay, FaultProxy
+
+EVENTS = 50_000
+WORKER = """
+import json, sys
+from jobs_backup import Backup
+environment, archive = json.loads(sys.argv[1])
+with Backup.from_env(environment, archive=archive) as backup:
+    for line in sys.stdin:
+        backup.delivered(json.loads(line))
+        print("acknowledged", flush=True)
+"""
+
+
+@pytest.fixture
+def env(store: Store, bucket: str, tmp_path: Path) -> dict[str, str]:
+    return environment(store, bucket, tmp_path)
+
+
+def environment(store: Store, bucket: str, directory: Path, identity: str = "put-delete") -> dict[str, str]:
+    return {**store.environment(bucket, identity), **FAST_RETRY, "JOBS_BACKUP_SPOOL_DIR": str(directory / "spool")}
+
+
+def record(env: Mapping[str, str], count: int, largest: int, rng: random.Random) -> list[int]:
+    """Record events of three sources, in objects of any size up to `largest`."""
+    payloads, jobs = realistic(count), list[int]()
+    with Backup.from_env(env) as backup:
+        while payloads[len(jobs) :]:
+            some = payloads[len(jobs) :][: rng.randint(1, rng.choice((3, 100, largest)))]
+            jobs += map(int, backup.record_many(some, source_id=rng.choice(("web", "ios", "android"))))
+            backup.spool.seal()
+        backup.flush(60)
+    return jobs
+
+
+def objects_of(directory: Path, keys: Sequence[str], jobs: Sequence[int]) -> dict[str, set[int]]:
+    """Key -> the jobs in it, by what the catalog tells."""
+    with contextlib.closing(sqlite3.connect(directory / "spool" / "catalog.db")) as catalog:
+        batches = dict(catalog.execute("SELECT id, key FROM batches").fetchall())
+    found: dict[str, set[int]] = {key: set() for key in keys}
+    for job in jobs:
+        found[batches[job >> 21]].add(job)
+    assert all(found.values())
+    return found
+
+
+class Acknowledger:
+    """A process that acknowledges what it is told, and may be killed."""
+
+    def __init__(self, env: Mapping[str, str], *, archive: bool = True) -> None:
+        self._arguments = [sys.executable, "-c", WORKER, json.dumps([env, archive])]
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self._arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def send(self, ids: Sequence[int]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([str(id_) for id_ in ids]) + "\n")
+        self._process.stdin.flush()
+
+    def answered(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "acknowledged\n"
+
+    def kill(self) -> None:
+        """kill -9, and another one takes its place."""
+        self._process.kill()
+        self._process.communicate()
+        assert self._process.returncode == -signal.SIGKILL
+        self._process = self._start()
+
+    def end(self) -> None:
+        self._process.communicate(timeout=60)
+        assert self._process.returncode == 0
+
+
+@contextlib.contextmanager
+def acknowledgers(env: Mapping[str, str], count: int = 2, *, archive: bool = True) -> Iterator[list[Acknowledger]]:
+    made = [Acknowledger(env, archive=archive) for _ in range(count)]
+    yield made
+    for one in made:
+        one.end()
+
+
+def steps(jobs: Sequence[int], count: int, rng: random.Random) -> list[list[int]]:
+    """All of them in random order, in so many random batches; some of them are told of again."""
+    shuffled = rng.sample(jobs, len(jobs))
+    cuts = sorted(rng.sample(range(1, len(jobs)), count - 1))
+    batches = [shuffled[start:end] for start, end in zip([0, *cuts], [*cuts, len(jobs)], strict=True)]
+    return [batch + rng.sample(shuffled[:100], 5) for batch in batches]
+
+
+def wait_for(wanted: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not wanted() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert wanted()
+
+
+@pytest.mark.slow
+def test_the_bucket_holds_exactly_what_has_an_undelivered_event(
+    store: Store, bucket: str, env: dict[str, str], tmp_path: Path
+) -> None:
+    """50,000 events, acknowledged in random order in random batches by two processes, which are killed at random."""
+    rng = random.Random(4)
+    jobs = record(env, EVENTS, 1500, rng)
+    keys = store.keys(bucket)
+    objects = objects_of(tmp_path, keys, jobs)
+    assert (len(jobs), sum(map(len, objects.values()))) == (EVENTS, EVENTS)
+    left, kills, seen = set(jobs), 0, []
+    with acknowledgers(env) as both:
+        for number, batch in enumerate(steps(jobs, 40, rng)):
+            halves = batch[::2], batch[1::2]
+            for one, ids in zip(both, halves, strict=True):
+                one.send(ids)
+            for one, ids in zip(both, halves, strict=True):
+                if number % 5 == 4:
+                    time.sleep(rng.uniform(0, 0.05))
+                    one.kill()
+                    kills += 1
+                    one.send(ids)  # nobody knows what came of it, so it is told again
+            for one in both:
+                one.answered()
+            left -= set(batch)
+            expected = {key for key, own in objects.items() if own & left}
+
+            def is_so(expected: set[str] = expected) -> bool:
+                found = set(store.keys(bucket))
+                assert found >= expected, "an object with an undelivered event is gone"
+                return found == expected
+
+            wait_for(is_so)
+            seen.append(len(expected))
+    assert (left, seen[-1], kills) == (set(), 0, 16)
+    assert len(set(seen)) > 5, f"objects went at different times: {seen}"
+    assert store.keys(bucket) == []
+    assert read_status(tmp_path / "spool").destinations == []
+
+
+@pytest.mark.slow
+def test_without_the_right_to_delete_everything_else_works(store: Store, bucket: str, tmp_path: Path) -> None:
+    """With put and abort alone: one report, a status that counts, and once it is granted all of them go."""
+    rng = random.Random(5)
+    put_only = environment(store, bucket, tmp_path, "put-only")
+    with start("archive", env=put_only) as service:
+        jobs = record(put_only, EVENTS, 1500, rng)
+        keys = store.keys(bucket)
+        with acknowledgers(put_only, archive=False) as both:
+            for number, batch in enumerate(steps(jobs, 40, rng)):
+                both[number % 2].send(batch)
+                both[number % 2].answered()
+        wait_for(lambda: read_status(tmp_path / "spool").destinations[0].delete_error != "")
+        code, stdout, _ = run("status", env=put_only)
+        assert code == 0
+        assert f"{len(keys)} objects are still to be deleted, next try in" in stdout
+        assert f"grant s3:DeleteObject on arn:aws:s3:::{bucket}/*" in stdout
+        assert record(put_only, 10, 10, rng)
+        service.terminate()
+        _, stderr = service.communicate(timeout=60)
+    reports = [line for line in stderr.splitlines() if "s3:DeleteObject" in line and "can't be deleted" in line]
+    assert len(reports) == 1, stderr
+    assert service.returncode == 0, "what is not deleted is no failure of backing up"
+    assert set(store.keys(bucket)) > set(keys)
+    (destination,) = json.loads(run("status", "--json", env=put_only)[1])["destinations"]
+    assert (destination["deletes"], "s3:DeleteObject" in destination["delete_hint"]) == (len(keys), True)
+    found = summary("archive", "--once", env=environment(store, bucket, tmp_path, "put-delete"))
+    assert (found["deleted"], found["waiting_deletes"]) == (len(keys), [])
+    assert not set(store.keys(bucket)) & set(keys)
+
+
+def test_the_right_is_granted_while_it_runs(aws: Moto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On moto, whose policies can be changed at any time: a probe finds out."""
+    monkeypatch.setattr(deleter, "_FIRST_PROBE", 0.2)
+    monkeypatch.setattr(deleter, "_MAX_PROBE", 0.4)
+    bucket = aws.bucket()
+    operator = aws.add_identity("operator", policy("*", resources=("*",)))
+    aws.add_identity("later", policy("s3:PutObject", "s3:AbortMultipartUpload"))
+    env = environment(aws, bucket, tmp_path, "later")
+    with (
+        aws.enforce(),
+        contextlib.closing(client(aws.url, operator)) as s3,
+        Backup.from_env({**env, "JOBS_BACKUP_BATCH_EVENTS": "10"}) as backup,
+    ):
+        jobs = backup.record_many(realistic(100), source_id="web")
+        backup.flush(30)
+        backup.delivered(jobs)
+        wait_for(lambda: read_status(tmp_path / "spool").destinations[0].delete_error != "")
+        assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 10
+        aws.grant("later", policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"), by=operator)
+        wait_for(lambda: s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0)
+        assert backup.archiver is not None
+        wait_for(lambda: backup.archiver.deleter.deleted == 10)  # type: ignore[union-attr]
+
+
+def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: str, tmp_path: Path) -> None:
+    """The server answers 200 and refuses some keys: each has an outcome of its own."""
+    with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
+        env = {**environment(store, bucket, tmp_path, "delete-web"), "AWS_ENDPOINT_URL_S3": proxy.url}
+        with Backup.from_env({**env, "JOBS_BACKUP_BATCH_EVENTS": "10"}) as backup:
+            jobs = [*backup.record_many(realistic(50), source_id="web"), *backup.record_many(realistic(30), source_id="ios")]
+            backup.flush(30)
+            backup.delivered(jobs)
+            assert backup.archiver is not None
+            assert backup.archiver.drain(30)
+            assert backup.archiver.deleter.deleted == 5
+        assert {key.split("/")[0] for key in store.keys(bucket)} == {"ios"}
+        called = operations(proxy.requests)
+        assert called.keys() == {"PutObject", "DeleteObjects"}
+        assert called["DeleteObjects"] <= 2
+    (destination,) = read_status(tmp_path / "spool").destinations
+    assert (destination.deletes, "s3:DeleteObject" in destination.delete_hint) == (3, True)
+
+
+@pytest.mark.parametrize(("margin", "comes_back"), [(4.0, False), (-5.0, True)])
+def test_a_put_that_arrives_late_brings_nothing_back(
+    store: Store, bucket: str, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margin: float, comes_back: bool
+) -> None:
+    """The network holds a request back for longer than its sender waits. Without the margin the object would come back."""
+    monkeypatch.setattr("jobs_backup.destination._LANDING_MARGIN", margin)
+    with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
+        proxy.fail(Delay(3.0), method="PUT")
+        own = {"AWS_ENDPOINT_URL_S3": proxy.url, "JOBS_BACKUP_REQUEST_TIMEOUT": "1s"}
+        with Backup.from_env({**env, **own}) as backup:
+            backup.delivered(backup.record({}, source_id="web"))
+            backup.flush(30)
+            assert backup.archiver is not None
+            wait_for(lambda: backup.archiver.deleter.deleted == 1)  # type: ignore[union-attr]
+            time.sleep(3.5)
+        assert bool(store.keys(bucket)) == comes_back
+
+
+def test_an_object_that_somebody_has_deleted_counts_as_deleted(store: Store, bucket: str, env: dict[str, str]) -> None:
+    with Backup.from_env({**env, "JOBS_BACKUP_BATCH_EVENTS": "10"}) as backup:
+        jobs = backup.record_many(realistic(20), source_id="web")
+        backup.flush(30)
+        gone, _ = store.keys(bucket)
+        store.admin.delete_object(Bucket=bucket, Key=gone)
+        backup.delivered(jobs)
+        assert backup.archiver is not None
+        assert backup.archiver.drain(30)
+        assert backup.archiver.deleter.deleted == 2
+    assert store.keys(bucket) == []
