@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,20 @@ from servers import Store
 
 from jobs_backup import Backup, Event
 
-FOUND = ("lost", "duplicates", "damaged", "torn_calls", "misplaced", "refused_yet_stored", "open_uploads", "left_over", "other")
+FOUND = (
+    "lost", "duplicates", "damaged", "torn_calls", "misplaced", "refused_yet_stored", "deleted_early", "undeleted", "open_uploads",
+    "left_over", "other",
+)  # fmt: skip
 
 
 def assert_nothing_found(figures: Figures, kills: int) -> None:
     assert figures.violations == []
     assert [getattr(figures, name) for name in FOUND] == [0] * len(FOUND)
     assert figures.kills >= kills
-    assert figures.stored >= figures.acknowledged > 100
+    assert figures.stored + figures.gone >= figures.acknowledged > 100
     assert 5 < figures.objects < figures.stored
+    assert figures.delivered > figures.gone > figures.deleted > 0
+    assert figures.failures > 0
 
 
 @pytest.mark.slow
@@ -50,7 +57,7 @@ def test_a_point_that_does_not_exist_is_refused() -> None:
 
 
 class TestTheCheck:
-    """Of a spool and a bucket in which all is right, until one thing is not."""
+    """Of a spool and a bucket in which all is right, until one thing is not. An object of three events was deleted."""
 
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:
@@ -60,7 +67,7 @@ class TestTheCheck:
         settings = {**FileTarget(directory).environment(), **FAST_RETRY, "JOBS_BACKUP_SPOOL_DIR": str(directory / "spool")}
         acks = []
         with Backup.from_env(settings) as backup:
-            for call, count in enumerate((5, 2)):
+            for call, count in enumerate((5, 2, 3)):
                 ids = [f'["w",0,{call},{index},{count},true]' for index in range(count)]
                 events = [
                     Event(
@@ -70,9 +77,14 @@ class TestTheCheck:
                     )
                     for id_ in ids
                 ]
-                acks += [f"{int(job)} {id_}\n" for id_, job in zip(ids, backup.record_many(events), strict=True)]
+                jobs = backup.record_many(events)
+                acks += [f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)]
             backup.flush(30)
+            backup.delivered(jobs)
+            told = "".join(f"{int(job)}\n" for job in jobs)
         (directory / "acks" / "w").write_text("".join(acks))
+        for name in ("delivering", "delivered"):
+            (directory / name).write_text(told)
         (directory / "journaled").write_text("upload1\n")
         return directory
 
@@ -103,9 +115,13 @@ class TestTheCheck:
             (lambda here: change(here, lambda lines: [*lines, lines[4]]), {"duplicates": 1, "misplaced": 1, "other": 1}),
             (
                 lambda here: object_of(here).with_name("again.json.gz").write_bytes(object_of(here).read_bytes()),
-                {"duplicates": 5, "misplaced": 5, "other": 1},
+                {"duplicates": 5, "other": 1},
             ),
             (lambda here: object_of(here).unlink(), {"lost": 5}),
+            (lambda here: drop_lines(here / "delivering", 1), {"deleted_early": 1}),
+            (lambda here: restore(here, 3), {"undeleted": 2}),
+            (lambda here: deliver(here, 5), {"undeleted": 1}),
+            (lambda here: deliver(here, 4), {}),
             (lambda here: (here / "spool/blobs/left.db-wal").touch(), {"left_over": 1}),
             (lambda here: (here / "spool/locks/left.lock").touch(), {"left_over": 1}),
             (lambda here: upload(here, "upload1"), {"open_uploads": 1}),
@@ -141,3 +157,23 @@ def upload(directory: Path, name: str) -> Path:
     path = directory / "bucket/.jobs-backup" / name
     path.mkdir()
     return path
+
+
+def drop_lines(path: Path, count: int) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[count:]))
+
+
+def restore(directory: Path, events: int) -> None:
+    """The object that was deleted is there again."""
+    with closing(sqlite3.connect(directory / "spool/catalog.db")) as catalog:
+        ((key,),) = catalog.execute("SELECT key FROM batches WHERE state='deleted'").fetchall()
+    path = directory / "bucket" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = gzip.decompress(object_of(directory).read_bytes()).splitlines(keepends=True)[:events]
+    path.write_bytes(gzip.compress(b"".join(line.replace(b'[\\"w\\",0,0', b'[\\"w\\",0,2') for line in lines)))
+
+
+def deliver(directory: Path, count: int) -> None:
+    """So many of the object with five events were acknowledged, it is said."""
+    with (directory / "acks/w").open() as acks, (directory / "delivered").open("a") as delivered:
+        delivered.writelines(line.split()[0] + "\n" for line in acks.readlines()[:count])

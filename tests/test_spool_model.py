@@ -1,4 +1,5 @@
-"""The spool against a model: processes that record, send, fail and are killed at any moment, in any order, on one directory.
+"""The spool against a model: processes that record, send, acknowledge, delete, fail and are killed at any moment, in any order,
+on one directory.
 
 A killed process is one whose step ends at a boundary: before or after a transaction, before a file is removed, before a lock is
 given up. From then on it does nothing more; its transactions are rolled back and its locks are free, as the system leaves them.
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +31,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
-from jobs_backup.spool import Spool
+from jobs_backup.spool import Spool, StoredObject
 from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.disk import Ballast
+from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.uploads import JournaledUpload
 from jobs_backup.spool.writer import BatchLimits, Recording
@@ -63,6 +65,8 @@ class Row(NamedTuple):
     owner: str  # the session that recorded it
     blobs: str
     claimed_by: str | None
+    kind: str
+    delivered: int
     seal: tuple[Any, ...]  # events, size, crc32c, uuid, key
 
 
@@ -72,6 +76,7 @@ class Snapshot(NamedTuple):
     batches: dict[int, Row]
     sessions: set[str]
     uploads: dict[str, tuple[int, bool, dict[int, str]]]  # id -> batch, abandoned, parts
+    delivered: set[int]
 
 
 @dataclass
@@ -82,6 +87,7 @@ class Process:
     databases: list[Database] = field(default_factory=list)
     locks: list[ProcessLock] = field(default_factory=list)
     claims: dict[int, Batch] = field(default_factory=dict)
+    deletes: dict[int, StoredObject] = field(default_factory=dict)
     uploads: dict[str, JournaledUpload] = field(default_factory=dict)
     last_job: dict[Stream, int] = field(default_factory=dict)
     accepted: bool = False  # its destination has taken something from it
@@ -208,14 +214,18 @@ class Model(RuleBasedStateMachine):
         self.doubtful: list[tuple[str, dict[Stream, list[bytes]], int]] = []  # commits that a kill ended: session, lines, position
         self.frozen: dict[int, tuple[tuple[Any, ...], bytes]] = {}  # sealed batch -> its seal and its bytes
         self.stored: set[int] = set()
-        self.buckets: dict[str, dict[str, bytes]] = {location: {} for location in LOCATIONS}
+        self.buckets: dict[str, dict[str, bytes]] = {location: {} for location in LOCATIONS}  # with what was deleted
+        self.delivered: set[int] = set()
+        self.deleted: set[int] = set()  # batches that are gone from their bucket
+        self.noted: set[int] = set()  # and of which the spool knows that
         self.arrived: set[int] = set()  # batches of which a store has something, be it a part
+        self.later = False  # something that is to be deleted waits for its time
         self.unanswered: Counter[int] = Counter()  # attempts of a batch that have not ended, or whose process was killed
         self.accepted: set[str] = set()  # locations that took anything, be it a part
         self.refused: set[str] = set()  # locations that refused everything
         self.uploads: dict[str, tuple[int, bool, dict[int, str]]] = {}
         self.at = 0  # the latest position that was acknowledged
-        self.before = Snapshot({}, set(), {})
+        self.before = Snapshot({}, set(), {}, set())
 
     # Rules
 
@@ -352,6 +362,80 @@ class Model(RuleBasedStateMachine):
             if process.location not in self.accepted and not claimed:
                 self.refused.add(process.location)
 
+    @precondition(lambda self: self.live and self.before.batches)
+    @rule(
+        pick=PICK,
+        which=PICK,
+        indexes=st.none() | st.lists(st.integers(0, BATCH_EVENTS + 1), max_size=6),
+        unknown=st.booleans(),
+        fault=FAULT,
+    )
+    def deliver(self, pick: int, which: int, indexes: list[int] | None, unknown: bool, fault: Fault) -> None:
+        """Acknowledge all of a batch, or some of it, and ids that there are not; whoever has recorded them, and whatever became
+        of them since."""
+        process = self.process(pick)
+        id_ = sorted(self.before.batches)[which % len(self.before.batches)]
+        known = self.known(id_)
+        ids = set(known) if indexes is None else {(id_ << INDEX_BITS) + index for index in indexes}
+        if unknown:
+            ids.add((max(self.before.batches) + 1) << INDEX_BITS)
+        jobs = JobSet()
+        for job in ids:
+            jobs.add(job)
+        found: list[JobSet] = []
+        outcome = self.run(process, fault, lambda: found.append(process.spool.delivered(jobs)))
+        if outcome == "done":
+            assert set(found[0]) == ids - known
+        if outcome == "done" or (outcome == "killed" and ids & known <= self.delivered | self.snapshot().delivered):
+            self.delivered |= ids & known
+        self.look("deliver", process, id_)
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, limit=st.integers(1, 3), fault=FAULT)
+    def claim_deletes(self, pick: int, limit: int, fault: Fault) -> None:
+        process = self.process(pick)
+        due = {
+            id_
+            for id_, row in self.before.batches.items()
+            if (row.state, row.location, row.claimed_by) == ("stored", process.location, None)
+            and row.kind == "raw"
+            and self.known(id_) <= self.delivered
+        }
+        assert process.spool.has_deletes() == bool(due) or self.later
+        got: list[StoredObject] = []
+        outcome = self.run(process, fault, lambda: got.extend(process.spool.claim_deletes(limit)))
+        claimed = {one.batch for one in got}
+        assert claimed <= due, "an event of it was not delivered, or another process deletes it"
+        assert outcome != "done" or len(got) == min(limit, len(due)) or self.later
+        for one in got:
+            assert one.key == self.before.batches[one.batch].seal[4]
+            process.deletes[one.batch] = one
+        self.look("claim_deletes", process, *due)
+
+    @precondition(lambda self: self.deleting())
+    @rule(pick=PICK, gone=st.booleans(), noted=st.booleans(), later=st.booleans(), fault=FAULT)
+    def delete(self, pick: int, gone: bool, noted: bool, later: bool, fault: Fault) -> None:
+        """What one process has claimed is deleted, or not; and it gets to know that, or not."""
+        found = self.deleting()
+        process = found[pick % len(found)]
+        claimed = list(process.deletes.values())
+        if gone or noted:
+            self.deleted |= process.deletes.keys()
+        retry_at = time.time() + (LATER if later else -1)
+        if noted:
+            outcome = self.run(process, fault, lambda: process.spool.deleted(claimed))
+        elif later:
+            retries = [(one, retry_at) for one in claimed]
+            outcome = self.run(process, fault, lambda: process.spool.postpone_deletes(retries, Unavailable("no")))
+            self.later = True
+        else:
+            outcome = self.run(process, fault, lambda: process.spool.pause_deletes(claimed, Unavailable("no"), until=retry_at))
+        after = self.look("deleted" if noted else "postpone", process, *process.deletes)
+        if outcome == "done" or (outcome == "killed" and after.batches[claimed[0].batch].claimed_by is None):
+            if noted:
+                self.noted |= process.deletes.keys()
+            process.deletes.clear()
+
     @precondition(lambda self: self.live)
     @rule(
         pick=PICK,
@@ -383,6 +467,30 @@ class Model(RuleBasedStateMachine):
             if arrived:
                 self.write(*self.claimed(which))
             self.kill(pick)
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK, early=st.booleans(), end=st.sampled_from(["noted", "gone", "killed", "refused"]))
+    def send_and_delete(self, pick: int, early: bool, end: str) -> None:
+        """Several steps in one, as above."""
+        process = self.process(pick)
+        before = set(self.before.batches)
+        self.record(pick, [(STREAMS[0], [0, 0])], with_position=False, fault=None)
+        new = sorted(set(self.before.batches) - before) or [max(self.before.batches)]
+        place = sorted(self.before.batches).index(new[-1])
+        if early:
+            self.deliver(pick, place, None, unknown=False, fault=None)
+        self.seal(pick, None)
+        while process.spool.has_claimable():
+            self.claim(pick, None)
+            which = [one for one, _ in self.sending()].index(process) + len(process.claims) - 1
+            self.store(which, None)
+        self.deliver(pick, place, None, unknown=False, fault=None)
+        self.claim_deletes(pick, 3, None)
+        if process.deletes and end == "killed":
+            self.kill(pick)
+        elif process.deletes:
+            which = self.deleting().index(process)
+            self.delete(which, gone=end == "gone", noted=end == "noted", later=end == "refused", fault=None)
 
     @precondition(lambda self: self.sending())
     @rule(pick=PICK, numbers=st.lists(st.integers(1, 3), max_size=4), gone=st.booleans())
@@ -480,6 +588,13 @@ class Model(RuleBasedStateMachine):
         before = self.before
         after = self.look("begin_sending", process)
         if outcome == "done":
+            to_delete = {
+                id_
+                for id_, row in after.batches.items()
+                if (row.state, row.location, row.claimed_by, row.kind) == ("stored", process.location, None, "raw")
+                and self.known(id_) <= self.delivered
+            }
+            assert process.spool.has_deletes() == bool(to_delete), "nor who starts to delete"
             in_use = {one.location for one in self.live}
             if before.sessions <= {one.spool.session for one in self.live}:
                 left = {
@@ -517,6 +632,8 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def holds(self) -> None:
         self.every_event_is_in_one_place()
+        self.nothing_is_deleted_early()
+        self.what_was_delivered_is_known()
         self.what_waits_is_told()
         self.positions_are_as_late_as_what_was_recorded()
 
@@ -528,7 +645,8 @@ class Model(RuleBasedStateMachine):
         for id_, lines in wanted.items():
             row = batches.get(id_)
             if id_ in self.stored:
-                assert row is None or row.state == "stored"
+                assert row is not None
+                assert row.state == ("deleted" if id_ in self.noted else "stored")
             else:
                 assert row is not None, f"batch {id_} is lost"
                 assert row.state in ("open", "sealed")
@@ -541,6 +659,20 @@ class Model(RuleBasedStateMachine):
         for process in self.live:
             for id_ in process.claims:
                 assert (batches[id_].state, batches[id_].claimed_by) == ("sealed", process.spool.session)
+            for id_ in process.deletes:
+                assert (batches[id_].state, batches[id_].claimed_by) == ("stored", process.spool.session)
+
+    def nothing_is_deleted_early(self) -> None:
+        for id_ in self.deleted:
+            assert id_ in self.stored
+            assert self.known(id_) <= self.delivered
+
+    def what_was_delivered_is_known(self) -> None:
+        kept = {job for job in self.delivered if job >> INDEX_BITS not in self.noted}
+        assert self.before.delivered == kept
+        counts = Counter(job >> INDEX_BITS for job in self.delivered)
+        for id_, row in self.before.batches.items():
+            assert row.delivered == counts[id_]
 
     def what_waits_is_told(self) -> None:
         if not self.live:
@@ -591,7 +723,15 @@ class Model(RuleBasedStateMachine):
                 del self.uploads[one.upload.id]
             position = int(process.spool.position("input") or 0)
             assert process.spool.quarantined() == []
+            for number in range(len(self.before.batches)):
+                self.deliver(len(self.live) - 1, number, None, unknown=False, fault=None)
+            while process.spool.has_deletes():
+                self.claim_deletes(len(self.live) - 1, 3, None)
+                self.delete(0, gone=True, noted=True, later=False, fault=None)
             self.close(len(self.live) - 1, None)
+        raw = {id_ for id_, row in self.before.batches.items() if row.kind == "raw"}
+        assert raw == self.deleted == self.noted, "something stays in the buckets though all was delivered"
+        assert self.before.delivered == set()
         assert self.uploads == {}
         found = Counter(
             line for bucket in self.buckets.values() for data in bucket.values() for line in split(gzip.decompress(data))
@@ -615,6 +755,17 @@ class Model(RuleBasedStateMachine):
 
     def process(self, pick: int) -> Process:
         return self.live[pick % len(self.live)]
+
+    def known(self, id_: int) -> set[int]:
+        """The jobs of a batch of raw events, acknowledged to their recorder or not."""
+        row = self.before.batches[id_]
+        if row.kind != "raw":
+            return set()
+        count = len(self.lines(row, id_)) if row.state == "open" else row.seal[0]
+        return {(id_ << INDEX_BITS) + index for index in range(count)}
+
+    def deleting(self) -> list[Process]:
+        return [process for process in self.live if process.deletes]
 
     def sending(self) -> list[tuple[Process, Batch]]:
         return [(process, batch) for process in self.live for batch in process.claims.values()]
@@ -686,7 +837,7 @@ class Model(RuleBasedStateMachine):
         assert data == self.frozen[batch.id][1]
         assert self.buckets[process.location].setdefault(batch.key, data) == data, "another attempt, other bytes"
 
-    def look(self, name: str, process: Process, target: int = 0) -> Snapshot:
+    def look(self, name: str, process: Process, *targets: int) -> Snapshot:
         """Compare what the catalog tells now with what it told before the step."""
         before, after = self.before, self.snapshot()
         session = process.spool.session if process.spool else ""
@@ -699,37 +850,45 @@ class Model(RuleBasedStateMachine):
             elif new is None:
                 assert old.state == "stored" or (old.state == "open" and name in ("close", "recover") and id_ not in self.batch_of)
             else:
-                self.check_change(name, process, id_, target, old, new, alive)
+                self.check_change(name, process, id_, targets, old, new, alive)
         gone = before.sessions - after.sessions
         assert gone <= ({session} if name == "close" else before.sessions - alive if name == "recover" else set())
         if name == "stored":
             for upload, (batch, abandoned, parts) in self.uploads.items():
-                now = abandoned or (batch == target and after.batches[target].state == "stored")
+                now = abandoned or (batch in targets and after.batches[batch].state == "stored")
                 self.uploads[upload] = (batch, now, parts)
         assert after.uploads == self.uploads
         self.before = after
         return after
 
-    def check_change(self, name: str, process: Process, id_: int, target: int, old: Row, new: Row, alive: set[str]) -> None:
+    def check_change(
+        self, name: str, process: Process, id_: int, targets: Sequence[int], old: Row, new: Row, alive: set[str]
+    ) -> None:
         session = process.spool.session if process.spool else ""
         mine, dead = old.owner == session, old.owner not in alive
         match old.state, new.state:
             case ("open", "sealed"):
                 assert (mine and name in ("record", "seal", "seal_due", "close")) or (dead and name == "recover")
             case ("sealed", "stored"):
-                assert (name, id_) == ("stored", target)
+                assert name == "stored"
+                assert id_ in targets
+            case ("stored", "deleted"):
+                assert name == "deleted"
+                assert id_ in targets
             case (one, other):
                 assert one == other
         if old.state != "open":
             assert old.seal == new.seal, "it was frozen"
         if old.claimed_by != new.claimed_by:
             if old.claimed_by is None:
-                assert (name, new.claimed_by) == ("claim", session)
-                self.unanswered[id_] += 1
+                assert new.claimed_by == session
+                assert name == "claim" or (name == "claim_deletes" and id_ in targets)
+                self.unanswered[id_] += name == "claim"
             else:
                 assert new.claimed_by is None
                 self.unanswered[id_] -= name == "release"
-                ended = old.claimed_by == session and (name == "close" or (id_ == target and name in ("release", "stored")))
+                done = name in ("release", "stored", "deleted", "postpone") and id_ in targets
+                ended = old.claimed_by == session and (name == "close" or done)
                 assert ended or (name == "recover" and old.claimed_by not in alive)
         if old.location != new.location:
             assert (name, new.location, new.claimed_by) == ("begin_sending", process.location, None)
@@ -772,15 +931,15 @@ class Model(RuleBasedStateMachine):
     def snapshot(self) -> Snapshot:
         path = self.directory / "catalog.db"
         if not path.exists():
-            return Snapshot({}, set(), {})
+            return Snapshot({}, set(), {}, set())
         with closing(sqlite3.connect(path)) as db:
             if not db.execute("PRAGMA user_version").fetchone()[0]:
-                return Snapshot({}, set(), {})
+                return Snapshot({}, set(), {}, set())
             batches = {
-                row[0]: Row(row[1], row[2], row[3].partition("-")[0], row[3], row[4], row[5:])
+                row[0]: Row(row[1], row[2], row[3].partition("-")[0], row[3], row[4], row[5], row[6], row[7:])
                 for row in db.execute(
-                    "SELECT b.id, state, location, blobs, claimed_by, events, size, crc32c, uuid, key FROM batches b"
-                    " JOIN destinations d ON d.id=b.destination"
+                    "SELECT b.id, state, location, blobs, claimed_by, kind, delivered, events, size, crc32c, uuid, key"
+                    " FROM batches b JOIN destinations d ON d.id=b.destination"
                 )
             }
             sessions = {row[0] for row in db.execute("SELECT id FROM sessions")}
@@ -791,7 +950,13 @@ class Model(RuleBasedStateMachine):
             ):
                 parts = db.execute("SELECT number, CAST(part AS TEXT) ->> 'etag' FROM parts WHERE upload=?", (id_,))
                 uploads[name] = (batch, bool(abandoned), dict(parts.fetchall()))
-        return Snapshot(batches, sessions, uploads)
+            delivered = {
+                (segment << SEGMENT_BITS) + bit
+                for segment, bits in db.execute("SELECT segment, delivered FROM acknowledged")
+                for bit in range(8 * len(bits))
+                if bits[bit // 8] >> bit % 8 & 1
+            }
+        return Snapshot(batches, sessions, uploads, delivered)
 
     def files(self) -> list[str]:
         """What is in the spool besides its catalog and its reserve of space."""

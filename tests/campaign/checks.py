@@ -1,4 +1,5 @@
-"""What has to be true after all: every acknowledged event in exactly one object, and nothing left over."""
+"""What has to be true after all: every acknowledged event in exactly one object, unless all events of that were delivered, and
+nothing left over."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ import gzip
 import sqlite3
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from campaign.targets import Target
@@ -20,14 +21,17 @@ from jobs_backup.spool.blobs import INDEX_BITS
 from jobs_backup.spool.disk import Ballast
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
+_FAILURE_FIELDS: Final = [
+    *_FIELDS, "workspaceId", "sourceId", "destinationId", "jobId", "error", "attempts", "failedAt",
+]  # fmt: skip
 _SHOWN: Final = 5
 _IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast"}
 
 
 @dataclass
 class Figures:
-    """What a campaign did and found. All but the first few have to be 0; `bare_uploads` are what kills may leave, `refused` what
-    backpressure did."""
+    """What a campaign did and found. All from `lost` on have to be 0; `bare_uploads` are what kills may leave, `refused` what
+    backpressure did. `deleted` are objects, `gone` the events in them."""
 
     cycles: int = 0
     kills: int = 0
@@ -39,12 +43,18 @@ class Figures:
     in_parts: int = 0
     bare_uploads: int = 0
     refused: int = 0
+    failures: int = 0
+    delivered: int = 0
+    deleted: int = 0
+    gone: int = 0
     lost: int = 0
     duplicates: int = 0
     damaged: int = 0
     torn_calls: int = 0
     misplaced: int = 0
     refused_yet_stored: int = 0
+    deleted_early: int = 0
+    undeleted: int = 0
     open_uploads: int = 0
     left_over: int = 0
     other: int = 0
@@ -69,23 +79,59 @@ class Figures:
 def check(directory: Path, target: Target, figures: Figures) -> None:
     """Compare what was acknowledged with what is in the bucket, and see what is left over."""
     acknowledged = _acknowledged(directory / "acks")
-    stored = _Stored(target, _batches(directory / "spool" / "catalog.db"), figures)
+    batches = _batches(directory / "spool" / "catalog.db")
+    stored = _Stored(target, batches, figures)
+    deleted = _check_deleted(directory, batches, stored.keys, figures)
     figures.acknowledged += len(acknowledged)
     figures.stored += stored.places.total()
-    figures.violation("lost", acknowledged.keys() - stored.places.keys())
+    missing = acknowledged.keys() - stored.places.keys()
+    gone = {id_ for id_ in missing if acknowledged[id_] >> INDEX_BITS in deleted}
+    figures.gone += len(gone)
+    figures.violation("lost", missing - gone)
     figures.violation("duplicates", (id_ for id_, times in stored.places.items() if times > 1))
     refused = _noted(directory / "refused")
     figures.refused += len(refused)
     figures.violation("refused_yet_stored", refused & stored.places.keys())
-    figures.violation("torn_calls", _torn_calls(stored.places))
+    figures.violation("torn_calls", _torn_calls({*stored.places, *gone}))
     figures.violation("misplaced", (id_ for id_, job in acknowledged.items() if stored.jobs.get(id_, job) != job))
     _check_left_over(directory, target, figures)
+
+
+class _Batch(NamedTuple):
+    """A batch as the catalog tells it. `jobs`: how many ids were given in it."""
+
+    id: int
+    key: str
+    kind: str
+    state: str
+    events: int
+    jobs: int
+
+    @property
+    def ids(self) -> range:
+        return range(self.id << INDEX_BITS, (self.id << INDEX_BITS) + self.jobs)
+
+
+def _check_deleted(directory: Path, batches: Sequence[_Batch], keys: Set[str], figures: Figures) -> set[int]:
+    """Whatever is gone may be gone, and whatever may be gone is. Returns the batches that are gone."""
+    delivering = {int(job) for job in _noted(directory / "delivering")}
+    delivered = {int(job) for job in _noted(directory / "delivered")}
+    figures.delivered += len(delivered)
+    deleted = {one.id for one in batches if one.state == "deleted"}
+    figures.deleted += len(deleted)
+    figures.violation("deleted_early", (one.key for one in batches if one.id in deleted and not delivering.issuperset(one.ids)))
+    complete = (one for one in batches if one.kind == "raw" and delivered.issuperset(one.ids))
+    figures.violation("undeleted", (one.key for one in complete if one.key in keys))
+    figures.violation("undeleted", (f"{one.key} came back" for one in batches if one.id in deleted and one.key in keys))
+    return deleted
 
 
 class _Stored:
     """What is in the bucket: how often each event, and the job id that its place stands for."""
 
-    def __init__(self, target: Target, batches: dict[str, tuple[int, int]], figures: Figures) -> None:
+    def __init__(self, target: Target, batches: Sequence[_Batch], figures: Figures) -> None:
+        by_key = {one.key: one for one in batches}
+        self.keys: set[str] = set()
         self.places: Counter[str] = Counter()
         self.jobs: dict[str, int] = {}
         unlike: list[str] = []
@@ -94,28 +140,32 @@ class _Stored:
             figures.objects += 1
             figures.in_parts += len(content) > target.threshold
             lines = gzip.decompress(content).splitlines()
-            first, events = batches.get(key, (0, -1))
-            if events != len(lines):
-                unlike.append(f"{key} has {len(lines)} lines; in the catalog it has {events}")
+            self.keys.add(key)
+            batch = by_key.get(key)
+            if batch is None or batch.events != len(lines):
+                unlike.append(f"{key} has {len(lines)} lines; in the catalog it is {batch}")
+            is_failure = "/rudder-proc-err-logs/" in f"/{key}"
+            figures.failures += len(lines) if is_failure else 0
             for number, line in enumerate(lines):
-                id_ = _message_id(line)
+                id_ = _message_id(line, _FAILURE_FIELDS if is_failure else _FIELDS)
                 if id_ is None:
                     damaged.append(f"line {number + 1} of {key}")
-                else:
-                    self.places[id_] += 1
-                    self.jobs[id_] = (first << INDEX_BITS) + number
+                    continue
+                self.places[id_] += 1
+                if batch is not None and not is_failure:
+                    self.jobs[id_] = (batch.id << INDEX_BITS) + number
         figures.violation("other", unlike)
         figures.violation("damaged", damaged)
 
 
-def _message_id(line: bytes) -> str | None:
+def _message_id(line: bytes, wanted: list[str]) -> str | None:
     """Of a line that is whole: all fields, and the payload is what it was."""
     try:
         event: dict[str, Any] = msgspec.json.decode(line)
         payload = event["payload"]
         id_: str = event["messageId"]
         whole = (
-            list(event) == _FIELDS
+            list(event) == wanted
             and event["userId"] == payload["userId"] == payload["messageId"] == id_
             and zlib.crc32(payload["text"].encode()) == payload["crc32"]
         )
@@ -140,7 +190,7 @@ def _noted(path: Path) -> set[str]:
 
 
 def _torn_calls(ids: Iterable[str]) -> list[str]:
-    """Calls of which one commit recorded all or none, and of which some events are there."""
+    """Calls of which one commit recorded all or none, and of which some events are there, or have been."""
     calls: defaultdict[tuple[str, int, int], set[int]] = defaultdict(set)
     counts: dict[tuple[str, int, int], int] = {}
     for id_ in ids:
@@ -168,7 +218,8 @@ def _check_left_over(directory: Path, target: Target, figures: Figures) -> None:
     with contextlib.closing(sqlite3.connect(spool / "catalog.db")) as db:
         for table, where in (
             ("sessions", ""),
-            ("batches", " WHERE state!='stored'"),
+            ("batches", " WHERE state NOT IN ('stored', 'deleted')"),
+            ("settling", ""),
             ("uploads", ""),
             ("parts", ""),
             ("damages", ""),
@@ -178,8 +229,7 @@ def _check_left_over(directory: Path, target: Target, figures: Figures) -> None:
     figures.violation("other", (f"{operation} is not granted" for operation in target.not_granted()))
 
 
-def _batches(catalog: Path) -> dict[str, tuple[int, int]]:
-    """Key -> number of the batch, and how many events it has."""
+def _batches(catalog: Path) -> list[_Batch]:
     with contextlib.closing(sqlite3.connect(catalog)) as db:
-        rows = db.execute("SELECT key, id, events FROM batches WHERE key IS NOT NULL")
-        return {key: (id_, events) for key, id_, events in rows}
+        rows = db.execute("SELECT id, key, kind, state, events, jobs FROM batches WHERE key IS NOT NULL")
+        return [_Batch(*row) for row in rows]

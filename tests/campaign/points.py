@@ -127,6 +127,7 @@ _CATALOG: Final = "jobs_backup.spool.catalog:Catalog"
 _WRITER: Final = "jobs_backup.spool.writer:Writer"
 _BLOBS: Final = "jobs_backup.spool.blobs"
 _UPLOADS: Final = "jobs_backup.spool.uploads:UploadJournal"
+_DELIVERIES: Final = "jobs_backup.spool.deliveries:Deliveries"
 _DESTINATION: Final = "jobs_backup.destination:Destination"
 _LOCK: Final = "jobs_backup.spool.locks:ProcessLock"
 _FILE: Final = "jobs_backup.file_provider"
@@ -169,7 +170,13 @@ KILLS: Final = (
     Point("before the abort", f"{_DESTINATION}.abort_multipart", "before", "send"),
     Point("aborted, still in the journal", f"{_DESTINATION}.abort_multipart", "after", "send"),
     Point("paused", f"{_CATALOG}.pause", "after", "send", 2),
-    # Deleting (issue 4): Point("before the delete", f"{_DESTINATION}.delete", "before", "send") and its like
+    # Delivering and deleting
+    Point("before what was delivered is noted", f"{_DELIVERIES}.add", "before", "record", 10),
+    Point("noted as delivered, not told", f"{_DELIVERIES}.add", "after", "record", 10),
+    Point("claimed to be deleted", f"{_DELIVERIES}.claim", "after", "send", 2),
+    Point("before the delete", f"{_DESTINATION}.delete", "before", "send", 2),
+    Point("deleted, not noted", f"{_DESTINATION}.delete", "after", "send", 2),
+    Point("noted as deleted", f"{_DELIVERIES}.deleted", "after", "send", 2),
     # Adopting what a dead process left, and ending
     Point("at adoption", f"{_SPOOL}._adopt", "before", "send", 2),
     Point("open batch read for its adoption", "jobs_backup.spool.open_batch:OpenBatch.restored", "after", "send", 3),
@@ -193,6 +200,8 @@ FAILURES: Final = (
     Point("directory not synced", f"{_FILE}:sync_directory", "before", "send", 20, "FILE"),
     Point("parts not found", f"{_FILE}:FileProvider._parts", "before", "send", 10, "FILE"),
     Point("parts not removed", f"{_FILE}:FileProvider._remove", "before", "send", 4, "FILE"),
+    Point("object not deleted", f"{_FILE}:FileProvider.delete", "before", "send", 4, "FILE"),
+    Point("object deleted, error", f"{_FILE}:FileProvider.delete", "after", "send", 4, "FILE"),
     Point("parts removed, error", f"{_FILE}:FileProvider._remove", "after", "send", 4, "FILE"),
 )
 

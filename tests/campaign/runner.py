@@ -23,17 +23,24 @@ from buckets import FAST_RETRY
 from campaign.checks import Figures, check
 from campaign.points import KILLS
 from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
-from campaign.worker import Moment, Task
+from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task
 from servers import Store
 
 from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TESTS: Final = Path(__file__).parent.parent
-_COMMAND: Final = str(Path(sys.executable).with_name("jobs-backup"))
+_COMMAND: Final = [
+    sys.executable,
+    "-c",
+    f"import jobs_backup.destination; jobs_backup.destination.{LANDING_MARGIN.partition(':')[2]} = {LANDING_SECONDS}\n"
+    "from jobs_backup.cli import main; main()",
+]
+"""`jobs-backup`, with what it waits for an attempt to arrive as in the workers."""
 _END_SECONDS: Final = 30.0
 """A worker that was asked to end has ended after this time, whatever the network does."""
 _POINT_SECONDS: Final = 8.0
 _DRAINS: Final = 3
+_DELETE_SECONDS: Final = 30.0
 _SETTINGS: Final = {
     **FAST_RETRY,
     "JOBS_BACKUP_BATCH_EVENTS": "500",
@@ -219,15 +226,24 @@ class Round:
         self._reap()
 
     def _drain(self) -> None:
-        """What an operator does: `archive --once`, until it says that all is in the bucket. Once should be enough."""
-        for attempt in range(_DRAINS):
-            command = [_COMMAND, "archive", "--once", "--json"]
+        """What an operator does: `archive --once`, until it says that all is in the bucket. Once should be enough; what is to be
+        deleted may have to wait until no attempt to write it can arrive any more."""
+        until = time.monotonic() + _DELETE_SECONDS
+        failed = 0
+        for attempt in itertools.count():
+            command = [*_COMMAND, "archive", "--once", "--json"]
             done = subprocess.run(command, check=False, env=self._environment(), capture_output=True, text=True, timeout=300)
             (self._directory / "logs" / f"drain{attempt}").write_text(done.stdout + done.stderr)
             summary: dict[str, Any] = json.loads(done.stdout or "{}")
-            if done.returncode == 0 and summary["complete"] and not summary["open_uploads"]:
+            if done.returncode != 0 or not summary["complete"] or summary["open_uploads"]:
+                self.figures.violation("other", [f"archive --once ended with {done.returncode}: {done.stdout}{done.stderr}"])
+                failed += 1
+            elif not summary["waiting_deletes"]:
                 return
-            self.figures.violation("other", [f"archive --once ended with {done.returncode}: {done.stdout}{done.stderr}"])
+            if failed == _DRAINS or time.monotonic() > until:
+                self.figures.violation("undeleted", [f"{summary.get('waiting_deletes')} after {_DELETE_SECONDS} s"])
+                return
+            time.sleep(1.0)
 
     def _look_at_logs(self) -> None:
         logs = sorted((self._directory / "logs").iterdir())

@@ -18,7 +18,9 @@ from servers import Store, operation
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, Delay, Fault, FaultProxy, Swallow
 
 MAX_DELAY: Final = 1.0
-_GRANTED: Final = {"PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"}
+_GRANTED: Final = {
+    "PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload", "DeleteObjects",
+}  # fmt: skip
 
 
 class OpenUpload(NamedTuple):
@@ -88,7 +90,7 @@ class S3Target:
 
     def environment(self) -> dict[str, str]:
         parts = {"JOBS_BACKUP_MULTIPART_THRESHOLD": str(self.threshold), "JOBS_BACKUP_PART_SIZE": "5MiB"}
-        return {**self._store.environment(self._bucket, url=self._proxy.url), **parts}
+        return {**self._store.environment(self._bucket, "put-delete", url=self._proxy.url), **parts}
 
     def fail(self, rng: random.Random) -> None:
         self.heal()
@@ -185,6 +187,7 @@ _WHERE: Final = (
     ("part", "PUT", r"partNumber="),
     ("complete", "POST", _COMPLETE),
     ("abort", "DELETE", r"uploadId="),
+    ("delete", "POST", r"\?delete"),
 )
 _ERROR: Final = "<Error><Code>InternalError</Code><Message>at the very end</Message></Error>"
 _ANYWHERE: Final[tuple[Fault, ...]] = (

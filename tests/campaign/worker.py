@@ -1,6 +1,7 @@
 """A process of the crash campaign: `python -m campaign.worker TASK`. It records, or sends, or both, until SIGTERM or its end.
 
-What `record` has acknowledged is in a file before anything else is done: the campaign looks for it in the bucket.
+What `record` has acknowledged is in a file before anything else is done: the campaign looks for it in the bucket. Of some batches
+the events are delivered, which is written down before it is told and after; and some deliveries fail.
 """
 
 from __future__ import annotations
@@ -22,8 +23,14 @@ from campaign import points
 
 from jobs_backup import Backup, Event
 from jobs_backup.errors import DestinationPaused, NoArchiver, SpoolFull
+from jobs_backup.spool.blobs import INDEX_BITS
 
 SOURCES: Final = ("web", "ios", "android")
+LANDING_MARGIN: Final = "jobs_backup.destination:_LANDING_MARGIN"
+LANDING_SECONDS: Final = 0.5
+FAILURE: Final = -1
+"""In the place of a job id, where a failure was acknowledged."""
+_DELIVERED_AT_ONCE: Final = 50
 _HURRY: Final = {
     "jobs_backup.archiver:_FIRST_PAUSE": 0.2,
     "jobs_backup.archiver:_MAX_PAUSE": 1.0,
@@ -31,6 +38,12 @@ _HURRY: Final = {
     "jobs_backup.backup:TICK": 0.25,
     "jobs_backup.spool.writer:_IDLE_FILE_BYTES": 600_000,
     "jobs_backup.multipart:_ABORT_FIRST_WAIT": 0.5,
+    "jobs_backup.deleter:_TICK": 0.25,
+    "jobs_backup.deleter:_FIRST_PAUSE": 0.2,
+    "jobs_backup.deleter:_MAX_PAUSE": 1.0,
+    "jobs_backup.deleter:_FIRST_PROBE": 0.2,
+    "jobs_backup.deleter:_MAX_PROBE": 1.0,
+    LANDING_MARGIN: LANDING_SECONDS,
 }
 """Waits and sizes that are right for months of service, and too large for a worker that lives for some seconds."""
 
@@ -45,7 +58,8 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker does. In `directory` it appends to `acks/<name>`, `refused`, `kills`, `failures` and `journaled`."""
+    """What a worker does. In `directory` it appends to `acks/<name>`, `delivering`, `delivered`, `refused`, `kills`,
+    `failures` and `journaled`."""
 
     name: str
     directory: str
@@ -56,6 +70,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     bulk_bytes: int
     kill: Moment | None = None
     failures: tuple[Moment, ...] = ()
+
+
+def is_delivered(batch: int) -> bool:
+    """Whether the events of a batch are delivered, as far as somebody lives to do it."""
+    return batch % 3 != 0
 
 
 class EventId(msgspec.Struct, frozen=True, array_like=True):
@@ -78,6 +97,9 @@ class _Recorder:
         self._backup = backup
         self._acks = _append_to(task, f"acks/{task.name}")
         self._refused = _append_to(task, "refused")
+        self._delivering = _append_to(task, "delivering")
+        self._delivered = _append_to(task, "delivered")
+        self._undelivered: list[int] = []
         self._stop = stop
         self._rng = random.Random(f"{task.seed} {task.name} {number}")
         self._calls = 0
@@ -86,7 +108,11 @@ class _Recorder:
         while not self._stop.wait(self._rng.expovariate(1 / self._task.pace)):
             self._calls += 1
             kind = self._rng.random()
-            if kind < 0.75:
+            if kind < 0.1:
+                self._deliver()
+            elif kind < 0.13:
+                self._fail()
+            elif kind < 0.75:
                 self._one()
             elif kind < 0.994:
                 self._many()
@@ -123,6 +149,24 @@ class _Recorder:
             os.write(self._refused, "".join(f"{id_}\n" for id_ in ids[len(jobs) :]).encode())
             ids = ids[: len(jobs)]
         os.write(self._acks, "".join(f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)).encode())
+        self._undelivered += [int(job) for job in jobs if is_delivered(job >> INDEX_BITS)]
+
+    def _deliver(self) -> None:
+        """Some of what this thread has recorded, in any order, and some of it again and again."""
+        self._rng.shuffle(self._undelivered)
+        jobs = self._undelivered[:_DELIVERED_AT_ONCE]
+        os.write(self._delivering, "".join(f"{job}\n" for job in jobs).encode())
+        self._backup.delivered(jobs)
+        os.write(self._delivered, "".join(f"{job}\n" for job in jobs).encode())
+        del self._undelivered[5:_DELIVERED_AT_ONCE]
+
+    def _fail(self) -> None:
+        (id_,) = self._ids(1, whole=True)
+        payload = self._payload(id_, 100)
+        with contextlib.suppress(SpoolFull):
+            job = self._rng.choice(self._undelivered) if self._undelivered else Event(payload=b"{}", source_id="web")
+            self._backup.failed(job, error=OSError("no"), payload=payload, message_id=id_)
+            os.write(self._acks, f"{FAILURE} {id_}\n".encode())
 
     def _flush(self) -> None:
         with contextlib.suppress(DestinationPaused, NoArchiver, TimeoutError):
