@@ -7,6 +7,7 @@ from pathlib import Path
 
 from servers import POLICIES, Moto
 
+from jobs_backup import Backup
 from jobs_backup.env_file import read_env_file
 from jobs_backup.providers import load
 from jobs_backup.settings import CoreSettings, report_unknown
@@ -24,6 +25,16 @@ def test_the_policy_is_the_one_that_the_provider_prints_and_that_the_tests_use()
     assert POLICIES["put-only"]["Statement"][0]["Action"] == file["Statement"][0]["Action"]
 
 
+def test_the_policy_with_deleting_has_one_right_more() -> None:
+    file = json.loads((CONTRIB / "iam/s3-policy-with-delete.json").read_text())
+    printed = load("S3", {"JOBS_BACKUP_BUCKET": "my-events"}).manager.hook.policy(
+        settings={"JOBS_BACKUP_BUCKET": "my-events"}, delete=True, replay=False
+    )
+    (statement,) = json.loads(printed.text)["Statement"]
+    assert statement.items() >= file["Statement"][0].items()
+    assert POLICIES["put-delete"]["Statement"][0]["Action"] == file["Statement"][0]["Action"]
+
+
 def test_the_env_file_has_only_settings_that_exist() -> None:
     variables = read_env_file(CONTRIB / "docker/docker.env", {})
     assert report_unknown(variables, CoreSettings, S3Settings) == []
@@ -38,3 +49,22 @@ def test_a_store_takes_the_lifecycle_rule(aws: Moto) -> None:
     aws.admin.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules)
     (rule,) = aws.admin.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+
+
+def test_on_a_versioned_bucket_a_delete_leaves_the_data_and_a_rule_ends_that(aws: Moto, tmp_path: Path) -> None:
+    bucket = aws.bucket()
+    aws.admin.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    rules = json.loads((CONTRIB / "iam/s3-lifecycle-versioned.json").read_text())
+    aws.admin.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules)
+    abort, remove = aws.admin.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert [abort] == json.loads((CONTRIB / "iam/s3-lifecycle.json").read_text())["Rules"]
+    assert remove["NoncurrentVersionExpiration"] == {"NoncurrentDays": 1}
+    assert remove["Expiration"] == {"ExpiredObjectDeleteMarker": True}
+    with Backup.from_env({**aws.environment(bucket, "admin"), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}) as backup:
+        backup.delivered(backup.record({}, source_id="web"))
+        backup.flush(30)
+        assert backup.archiver is not None
+        assert backup.archiver.drain(30)
+    assert aws.keys(bucket) == []
+    versions = aws.admin.list_object_versions(Bucket=bucket)
+    assert (len(versions["Versions"]), len(versions["DeleteMarkers"])) == (1, 1), "what the documents tell"

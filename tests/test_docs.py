@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from settings_reference import ROOT, render
@@ -41,14 +46,22 @@ def run(text: str, language: str, directory: Path) -> str:
     return result.stdout
 
 
+def follow(document: Path, directory: Path) -> None:
+    """Does what the document shows, in this directory. A program that begins with its file's name is saved, to be run later on."""
+    for language, text in blocks(document, "shell", "python"):
+        if name := re.match(r"# (\w+\.py)\n", text):
+            (directory / name[1]).write_text(text)
+        else:
+            run(text, language, directory)
+
+
 @pytest.mark.parametrize("document", WITH_EXAMPLES, ids=[path.name for path in WITH_EXAMPLES])
 def test_examples_run_one_after_another_in_one_directory(document: Path, tmp_path: Path) -> None:
-    for language, text in blocks(document, "shell", "python"):
-        run(text, language, tmp_path)
+    follow(document, tmp_path)
 
 
 def test_there_are_examples_in_what_people_read_first() -> None:
-    assert {path.name for path in WITH_EXAMPLES} >= {"README.md", "operating.md", "provider-guide.md"}
+    assert {path.name for path in WITH_EXAMPLES} >= {"README.md", "operating.md", "provider-guide.md", "deliveries.md"}
 
 
 def test_the_readmes_shell_example_shows_its_events(tmp_path: Path) -> None:
@@ -60,8 +73,70 @@ def test_the_readmes_python_example_leaves_every_event_in_the_bucket(tmp_path: P
     for language, text in blocks(ROOT / "README.md", "shell", "python"):
         run(text, language, tmp_path)
     stored = run("find bucket -name '*.json.gz' -exec zcat {} +", "shell", tmp_path).removesuffix("\n").split("\n")
-    assert len(stored) == 2001
+    assert len(stored) == 2002
+    assert sum('"failedAt"' in line for line in stored) == 1
     assert sum('"price": 1.10' in line for line in stored) == 1
+
+
+def stored_in(directory: Path) -> list[dict[str, Any]]:
+    """Every line in the objects of a directory that is a bucket."""
+    return [json.loads(line) for path in directory.rglob("*.json.gz") for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+def test_the_deliveries_examples_leave_what_failed(tmp_path: Path) -> None:
+    follow(ROOT / "docs/deliveries.md", tmp_path)
+    left = stored_in(tmp_path / "bucket")
+    assert sorted(event["destinationId"] for event in left if "failedAt" in event) == ["crm", "crm"]
+    assert len([event for event in left if "failedAt" not in event]) == 1000, "one of them was not delivered"
+    failures = stored_in(tmp_path / "kept")
+    assert sorted((event["payload"]["n"], event["error"]["code"], event["attempts"]) for event in failures) == [
+        (1, "422", 1),
+        (3, "422", 1),
+        (5, "422", 1),
+    ]
+    assert all(event["error"]["stage"] == "deliver" and event["jobId"] for event in failures)
+
+
+def test_the_consumer_tries_again_and_tells_what_came_of_it(tmp_path: Path) -> None:
+    """A destination that fails once for some events, always for others, and closes the connection for one."""
+    seen: Counter[str] = Counter()
+
+    class Destination(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            id_ = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messageId"]
+            seen[id_] += 1
+            if id_ == "closed":
+                self.close_connection = True
+                return
+            self.send_response({"good": 200, "later": 503 if seen[id_] == 1 else 200, "never": 503, "wrong": 400}[id_])
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Not to the terminal."""
+
+    for _, text in blocks(ROOT / "docs/deliveries.md", "python"):
+        if text.startswith("# consumer.py\n"):
+            (tmp_path / "consumer.py").write_text(text)
+    (tmp_path / "bucket").mkdir()
+    ids = ("good", "later", "never", "wrong", "closed")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Destination) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = (
+            f"export DESTINATION_URL=http://127.0.0.1:{server.server_port} JOBS_BACKUP_STORAGE_PROVIDER=FILE"
+            " JOBS_BACKUP_BUCKET=bucket JOBS_BACKUP_SPOOL_DIR=spool JOBS_BACKUP_BATCH_EVENTS=1"
+        )
+        lines = "".join(f'{{"messageId": "{id_}"}}\n' for id_ in ids)
+        run(f"{environment}\npython consumer.py <<'END'\n{lines}END\n", "shell", tmp_path)
+        server.shutdown()
+    assert seen == {"good": 1, "later": 2, "never": 3, "wrong": 1, "closed": 3}
+    left = stored_in(tmp_path / "bucket")
+    assert sorted(event["messageId"] for event in left if "failedAt" not in event) == ["closed", "never", "wrong"]
+    failures = {event["messageId"]: event for event in left if "failedAt" in event}
+    assert {id_: (event["attempts"], event["error"]["code"]) for id_, event in failures.items()} == {
+        "never": (3, "503"),
+        "wrong": (1, "400"),
+        "closed": (3, "RemoteDisconnected"),
+    }
 
 
 def test_the_guides_provider_stores_and_is_found(tmp_path: Path) -> None:
