@@ -6,14 +6,14 @@ import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import msgspec
+from typing import Any, Final
 
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.database import Database, Durability, file_version
 from jobs_backup.spool.deliveries import Deliveries, forget_settling, mark_deleted, settle_jobs_of
+from jobs_backup.spool.overview import Overview
+from jobs_backup.spool.rows import BatchRow, Damage, Placement, Seal, Waiting
 from jobs_backup.spool.schema import SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.uploads import MAX_DELAY, UploadJournal, writable
 
@@ -24,106 +24,20 @@ _SEAL: Final = (
 )
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch is bound to when it is opened: the destination's number, the wrappers, and the parts of its key."""
-
-    destination: int
-    prefix: str
-    instance_id: str
-    wrappers: tuple[str, ...] = ()
-
-
-class BatchRow(NamedTuple):
-    """A batch without what sealing fixes."""
-
-    id: int
-    stream: Stream
-    placement: Placement
-
-
-class Seal(NamedTuple):
-    """What sealing fixes of a batch; see the columns."""
-
-    jobs: int
-    events: int
-    raw_bytes: int
-    first_at: int
-    last_at: int
-    size: int
-    crc32c: int
-    uuid: str
-    key: str
-    id: int
-
-
-class Damage(NamedTuple):
-    """Bytes that were set aside: see the table."""
-
-    batch: int
-    stream: Stream
-    job: int
-    events: int
-    file: str
-    error: str
-
-
-class SealedStream(NamedTuple):
-    """What is sealed of a stream for a destination, and not stored."""
-
-    destination: int
-    stream: Stream
-    batches: int
-    events: int
-    size: int
-    first_batch: int
-    claimed: int
-
-
-class DestinationRow(NamedTuple):
-    """A destination, with its multipart uploads: those under way, those to be aborted."""
-
-    id: int
-    location: str
-    error: str
-    hint: str
-    paused_until: float
-    uploads: int
-    aborts: int
-    abort_error: str
-
-
-class SessionRow(NamedTuple):
-    """See the table."""
-
-    id: str
-    pid: int
-    archives: bool
-    began_at: float
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    """What a destination still has to get. `error` and `hint` are the last failure's, empty if there was none."""
-
-    location: str
-    batches: int
-    events: int
-    bytes: int
-    error: str
-    hint: str
-
-
 class Catalog:
     """`catalog.db`. Every method is one transaction.
 
     Attributes:
         uploads: the journal of multipart uploads.
         deliveries: what was delivered, and what is to be deleted.
+        overview: what is going on.
     """
 
     def __init__(self, path: Path, *, durability: Durability) -> None:
         self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES)
         self.uploads = UploadJournal(self._database)
         self.deliveries = Deliveries(self._database)
+        self.overview = Overview(self._database)
 
     @staticmethod
     def is_older(path: Path) -> bool:
@@ -330,38 +244,6 @@ class Catalog:
         """The numbers of all batches that a session has recorded."""
         with self._database.reading() as db:
             return {row[0] for row in db.execute("SELECT id FROM batches WHERE blobs BETWEEN ? AND ?", (session, f"{session}~"))}
-
-    # Status
-
-    def sealed_streams(self) -> list[SealedStream]:
-        """What is sealed and not stored, for each destination and stream."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                "SELECT destination, kind, workspace_id, source_id, count(*), sum(events), sum(size), min(id),"
-                " sum(claimed_by IS NOT NULL) FROM batches WHERE state='sealed'"
-                " GROUP BY destination, kind, workspace_id, source_id"
-            )
-            return [SealedStream(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
-
-    def destinations(self) -> list[DestinationRow]:
-        """Every destination there ever was. The error is the last one's of those that delay something."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                "SELECT d.id, d.location, CASE WHEN d.error!='' THEN d.error ELSE coalesce(b.error, '') END,"
-                " CASE WHEN d.error!='' THEN d.hint ELSE coalesce(b.hint, '') END, d.paused_until,"
-                " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND NOT u.abandoned),"
-                " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
-                " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned)"
-                " FROM destinations d LEFT JOIN batches b ON b.id=(SELECT id FROM batches e WHERE e.destination=d.id"
-                " AND e.state='sealed' AND e.error!='' ORDER BY e.retry_at DESC LIMIT 1) ORDER BY d.id"
-            )
-            return [DestinationRow(*row) for row in rows]
-
-    def session_rows(self) -> list[SessionRow]:
-        """All sessions that were not ended."""
-        with self._database.reading() as db:
-            rows = db.execute("SELECT id, pid, archives, began_at FROM sessions ORDER BY began_at")
-            return [SessionRow(row[0], row[1], bool(row[2]), row[3]) for row in rows]
 
     # Damage
 

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import INDEX_BITS
-from jobs_backup.spool.catalog import Catalog, Placement
+from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.rows import Placement
 
 _RENEWED_AFTER: Final = 86_400.0
 """Seconds. The catalog forgets old batches, and must not forget one that still gives ids."""

@@ -13,7 +13,8 @@ from isal import igzip
 from jobs_backup.layout import object_key
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import INDEX_BITS, Appender, BlobFile, Chunk
-from jobs_backup.spool.catalog import BatchRow, Catalog, Placement, Seal
+from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.rows import BatchRow, Placement, Seal
 
 MEMBER_BYTES: Final = 1 << 20
 """Lines wait until there are so many bytes of them; then they become one gzip member. Smaller members compress worse."""

@@ -11,8 +11,9 @@ from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.fsync import sync_directory
 from jobs_backup.model import Batch
 from jobs_backup.spool.blobs import BlobFile, BlobFiles
-from jobs_backup.spool.catalog import BatchRow, Catalog, Damage
+from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.open_batch import OpenBatch
+from jobs_backup.spool.rows import BatchRow, Damage
 
 log: Final = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Part, Stream, Upload
 from jobs_backup.spool.blobs import INDEX_BITS, BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
-from jobs_backup.spool.catalog import BatchRow, Catalog, Damage, Placement, Waiting
+from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.database import Durability
 from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, StoredObject, WaitingDeletes
 from jobs_backup.spool.disk import Ballast, make_directories, refuse_network
@@ -24,6 +24,7 @@ from jobs_backup.spool.numbering import Numbering
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room, RoomLimits
+from jobs_backup.spool.rows import BatchRow, Damage, Placement, Waiting
 from jobs_backup.spool.uploads import JournaledUpload
 from jobs_backup.spool.writer import BatchLimits, Recording, Writer
 

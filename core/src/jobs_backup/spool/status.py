@@ -133,7 +133,7 @@ def _read(directory: Path, catalog: Catalog) -> Status:
             aborts=row.aborts,
             abort_error=row.abort_error,
         )
-        for row in catalog.destinations()
+        for row in catalog.overview.destinations()
     ]
     deletes = {one.location: one for one in catalog.deliveries.waiting()}
     for destination in destinations:
@@ -152,7 +152,7 @@ def _read(directory: Path, catalog: Catalog) -> Status:
             ProcessStatus(
                 pid=row.pid, alive=ProcessLock.is_held(directory / "locks", row.id), sends=row.archives, seconds=now - row.began_at
             )
-            for row in catalog.session_rows()
+            for row in catalog.overview.sessions()
         ],
         quarantine=[
             QuarantineStatus(
@@ -179,7 +179,7 @@ def _streams(catalog: Catalog, files: BlobFiles, now: float) -> dict[tuple[int, 
         status.oldest = max(status.oldest, now - first_batch / 1000)  # a batch's number is the time when it was opened
         return status
 
-    for row in catalog.sealed_streams():
+    for row in catalog.overview.sealed_streams():
         status = of(row.destination, row.stream, row.first_batch)
         status.events, status.objects, status.bytes, status.sending = row.events, row.batches, row.size, row.claimed
     for name in catalog.blob_files().values():

@@ -15,10 +15,11 @@ import msgspec
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import BlobFiles, InputPosition
-from jobs_backup.spool.catalog import Catalog, Placement
+from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room
+from jobs_backup.spool.rows import Placement
 
 log: Final = logging.getLogger(__name__)
 

@@ -1,0 +1,63 @@
+"""What the rows of the catalog are, for those who read and write them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from jobs_backup.model import Stream
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch is bound to when it is opened: the destination's number, the wrappers, and the parts of its key."""
+
+    destination: int
+    prefix: str
+    instance_id: str
+    wrappers: tuple[str, ...] = ()
+
+
+class BatchRow(NamedTuple):
+    """A batch without what sealing fixes."""
+
+    id: int
+    stream: Stream
+    placement: Placement
+
+
+class Seal(NamedTuple):
+    """What sealing fixes of a batch; see the columns."""
+
+    jobs: int
+    events: int
+    raw_bytes: int
+    first_at: int
+    last_at: int
+    size: int
+    crc32c: int
+    uuid: str
+    key: str
+    id: int
+
+
+class Damage(NamedTuple):
+    """Bytes that were set aside: see the table."""
+
+    batch: int
+    stream: Stream
+    job: int
+    events: int
+    file: str
+    error: str
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """What a destination still has to get. `error` and `hint` are the last failure's, empty if there was none."""
+
+    location: str
+    batches: int
+    events: int
+    bytes: int
+    error: str
+    hint: str
