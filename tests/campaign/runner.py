@@ -23,9 +23,10 @@ from buckets import FAST_RETRY
 from campaign.checks import Figures, check
 from campaign.points import KILLS
 from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
-from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task
+from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task, is_delivered
 from servers import Store
 
+from jobs_backup.spool.blobs import INDEX_BITS
 from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TESTS: Final = Path(__file__).parent.parent
@@ -117,6 +118,7 @@ class Round:
                 self._cycle()
             self._target.heal()
             self._end_all()
+        self._deliver()
         self._drain()
         self._look_at_logs()
         self.figures.points.update(self._noted("kills"))
@@ -224,6 +226,21 @@ class Round:
                 worker.process.wait(_END_SECONDS)
         time.sleep(MAX_DELAY)  # what the network still holds of the dead arrives now
         self._reap()
+
+    def _deliver(self) -> None:
+        """What the dead can't do any more: acknowledge all that was recorded of the batches whose events are delivered."""
+        lines = [line for path in (self._directory / "acks").iterdir() for line in path.read_text().splitlines(keepends=True)]
+        jobs = [int(line.split()[0]) for line in lines if line.endswith("\n")]
+        ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(job >> INDEX_BITS))
+        with (self._directory / "delivering").open("a") as note:
+            note.write(ids)
+        command = [*_COMMAND, "delivered", "--json"]
+        done = subprocess.run(command, check=False, env=self._environment(), input=ids, capture_output=True, text=True, timeout=300)
+        (self._directory / "logs" / "deliver").write_text(done.stdout + done.stderr)
+        if done.returncode != 0:
+            self.figures.violation("other", [f"delivered ended with {done.returncode}: {done.stdout}{done.stderr}"])
+        with (self._directory / "delivered").open("a") as note:
+            note.write(ids)
 
     def _drain(self) -> None:
         """What an operator does: `archive --once`, until it says that all is in the bucket. Once should be enough; what is to be
