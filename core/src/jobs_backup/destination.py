@@ -20,7 +20,7 @@ T = TypeVar("T")
 CONTENT_TYPE: Final = "application/gzip"
 
 _PUBLISHING: Final = ("write", "complete_multipart")
-"""The hooks that make an object appear."""
+"""The hooks that make an object appear; where parts are sequential, `write_part` with the last part may, too."""
 _LANDING_MARGIN: Final = 60.0
 """Seconds. What was sent may wait on its way, or in the store, for longer than its sender."""
 
@@ -55,6 +55,7 @@ class Destination:
         self.max_parts: int = getattr(provider, "max_parts", 10_000)
         self.part_multiple: int = getattr(provider, "part_multiple", 1)
         self.min_part_size: int = getattr(provider, "min_part_size", 1)
+        self.max_write_size: int | None = getattr(provider, "max_write_size", None)
         self.attempts: Counter[tuple[str, str]] = Counter()
         """(hook, "ok" or the error's code) -> how often."""
         self.may_have_accepted = False
@@ -163,10 +164,12 @@ class Destination:
         }
 
     def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
+        publishes = hook in _PUBLISHING or (self.sequential_parts and arguments.get("last", False))
+
         def attempted(error: Exception | None) -> None:
             refused = getattr(error, "refused", False)
             self.may_have_accepted |= not refused
-            if hook in _PUBLISHING and error is not None and not refused:
+            if publishes and error is not None and not refused:
                 self._in_doubt_at = time.time()
             with self._counting:
                 self.attempts[hook, "ok" if error is None else type(error).__name__] += 1

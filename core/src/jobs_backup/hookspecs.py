@@ -53,7 +53,10 @@ class Provider(Protocol):
     Optional class attributes, for providers with the multipart hooks, and what core takes where they are missing:
     `sequential_parts: bool = False` (parts have to be sent one after the other, in order), `max_parts: int = 10_000`,
     `part_multiple: int = 1` (every part but the last is a multiple of so many bytes), `min_part_size: int = 1` (bytes, every part
-    but the last).
+    but the last), `max_write_size: int` (bytes; larger objects are sent in parts, whatever JOBS_BACKUP_MULTIPART_THRESHOLD says).
+
+    With `sequential_parts` the object may appear with its last part instead of at completion; then `write_part` of that one raises
+    what `complete_multipart` would.
     """
 
     API_VERSION: ClassVar[int]

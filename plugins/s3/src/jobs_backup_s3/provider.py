@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self, TypeVar
 
+from jobs_backup.bodies import ObjectBody, Source
 from jobs_backup.errors import (
     IntegrityError,
     JobsBackupError,
@@ -30,7 +31,6 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
-from jobs_backup_s3.bodies import ObjectBody, Source
 from jobs_backup_s3.client import Clients
 from jobs_backup_s3.errors import Call, NothingThere, answered, translated
 from jobs_backup_s3.policy import iam_policy, spaces_policy

@@ -1,4 +1,4 @@
-"""Bytes on their way: what is read while a request is sent, and an object that is read from the bucket."""
+"""Bytes on their way, for providers: what an SDK reads while a request is sent, and an object that is read from the bucket."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Protocol, Self
 
 from jobs_backup.errors import IntegrityError
 from jobs_backup.model import Body
 
-if TYPE_CHECKING:
-    from botocore.response import StreamingBody
+
+class Stream(Protocol):
+    """An answer of the store that is being read."""
+
+    def read(self, amt: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+        ...
+
+    def close(self) -> object:
+        """Give the connection back, or up."""
+        ...
+
 
 Translated = Callable[[], AbstractContextManager[None]]
 _BLOCK: Final = 1 << 20
@@ -66,7 +76,7 @@ class Source:
 class ObjectBody(Body):
     """An object in the bucket. Each reader gets it from the store anew, from where it is read."""
 
-    def __init__(self, size: int, get: Callable[[int], StreamingBody], translated: Translated) -> None:
+    def __init__(self, size: int, get: Callable[[int], Stream], translated: Translated) -> None:
         """`get` gives the object's bytes from an offset on; `translated` is what has to be around reading them."""
         self.size = size
         self._get = get
@@ -77,12 +87,12 @@ class ObjectBody(Body):
 
 
 class _ObjectReader(io.RawIOBase):
-    def __init__(self, size: int, get: Callable[[int], StreamingBody], translated: Translated) -> None:
+    def __init__(self, size: int, get: Callable[[int], Stream], translated: Translated) -> None:
         self._size = size
         self._get = get
         self._translated = translated
         self._position = 0
-        self._stream: StreamingBody | None = None
+        self._stream: Stream | None = None
 
     def readable(self) -> bool:
         return True
