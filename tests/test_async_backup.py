@@ -233,6 +233,37 @@ async def test_closed_and_not_opened(tmp_path: Path) -> None:
 
 
 @asynchronous
+async def test_to_close_needs_no_thread_of_the_others_and_goes_on_when_it_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Spool.append
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return append(*arguments)
+
+    backup = AsyncBackup.from_env(file_environment(tmp_path))
+    await backup.__aenter__()
+    inner = backup._backup
+    assert inner is not None
+    await backup.record({"n": 0}, source_id="web")
+    monkeypatch.setattr(Spool, "append", slow)
+    calls = [asyncio.create_task(backup.record({"n": n}, source_id="web")) for n in range(1, 65)]
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(backup.close(), 0.001)
+    await backup.close()
+    assert time.monotonic() - began < 1.0
+    assert inner._closed
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(one, (Job, BackupClosed)) for one in outcomes)
+    assert {event["payload"]["n"] for event in events(tmp_path)} >= {0}
+    with pytest.raises(BackupClosed):
+        await backup.record({}, source_id="web")
+
+
+@asynchronous
 async def test_wrong_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="JOBS_BACKUP_BUCKET"):
         async with AsyncBackup.from_env({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", "JOBS_BACKUP_SPOOL_DIR": str(tmp_path)}):

@@ -22,12 +22,12 @@ from spools import LIMITS, claim, claimed, content, die, open_spool, record
 
 from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob, deleter
 from jobs_backup.destination import Destination
-from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, Unavailable
+from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, Throttled, Unavailable
 from jobs_backup.jobs import job_sets
 from jobs_backup.model import DeleteReceipt, Kind, Stream
 from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Spool, StoredObject, numbering
-from jobs_backup.spool.job_set import JobSet
+from jobs_backup.spool.deliveries import Added
 from jobs_backup.spool.status import DestinationStatus, read_status
 
 SMALL = {"JOBS_BACKUP_BATCH_EVENTS": "10"}
@@ -204,7 +204,7 @@ class TestAcknowledging:
             deliveries = backup.spool._catalog.deliveries
             add, commits = deliveries.add, itertools.count()
 
-            def slow(*arguments: object) -> JobSet:
+            def slow(*arguments: object) -> Added:
                 next(commits)
                 time.sleep(0.005)  # a slow disk
                 return add(*arguments)  # type: ignore[arg-type]
@@ -302,6 +302,36 @@ class TestUnknown:
             backup.record({}, source_id="web")
             with pytest.raises(UnknownJob):
                 backup.delivered(foreign)
+
+
+class TestUnreadable:
+    def test_a_batch_whose_file_is_gone_keeps_no_other_from_being_acknowledged(self, tmp_path: Path) -> None:
+        dead = open_spool(tmp_path)
+        ((bad, _),) = record(dead, [b"{}\n"])
+        die(dead)
+        for path in (tmp_path / "blobs").glob(f"{dead.session}*"):
+            path.unlink()
+        spool = open_spool(tmp_path)
+        ((good, _),) = record(spool, [b"{}\n"])
+        with pytest.raises(SpoolError):
+            spool.delivered(next(job_sets([bad, good, 17])))
+        assert spool._catalog._database._connection.execute("SELECT sum(delivered) FROM batches").fetchone() == (1,)
+        failed: list[Exception] = []
+
+        def acknowledge(job: int) -> None:
+            for _ in range(50):
+                try:
+                    spool.delivered(next(job_sets(job)))
+                except SpoolError as error:
+                    failed.append(error)
+
+        threads = [threading.Thread(target=acknowledge, args=(job,)) for job in (good, good, bad)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(failed) == 50, "only who has asked for it is told"
+        spool.close()
 
 
 class TestWhenObjectsAreDeleted:
@@ -430,12 +460,42 @@ class TestForgetting:
             if name == "gone":
                 spool.deleted(spool.claim_deletes(10))
         known = "SELECT id FROM batches"
-        spool.forget(time.time() - 60)
+        assert spool.forget(time.time() - 60, 0) is None
         assert {row[0] for row in spool._catalog._database._connection.execute(known)} == set(batches.values())
-        spool.forget(time.time() + 60)
+        assert spool.forget(time.time() + 60, 0) is None
         assert {row[0] for row in spool._catalog._database._connection.execute(known)} == {batches["waits"], batches["sealed"]}
         assert len(spool.delivered(next(job_sets(batches["part"] << 21)))) == 1, "it is unknown now"
         assert [one.batch for one in spool.claim_deletes(10)] == [batches["waits"]]
+        spool.close()
+
+    def test_it_goes_on_where_it_was_and_looks_at_a_few_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("jobs_backup.spool.spool._LOOKED_AT_ONCE", 2)
+        spool = open_spool(tmp_path)
+        for _ in range(5):
+            record(spool, [b"{}\n"])
+            spool.seal()
+        for _ in range(3):
+            spool.stored(claim(spool))
+        after: int | None = 0
+        looks = 0
+        while after is not None:
+            after = spool.forget(time.time() + 60, after)
+            looks += 1
+        assert looks == 3
+        assert spool._catalog._database._connection.execute("SELECT state FROM batches").fetchall() == [("sealed",)] * 2
+        spool.close()
+
+    def test_what_has_waited_for_long_is_not_forgotten_when_it_is_stored(self, tmp_path: Path) -> None:
+        spool = open_spool(tmp_path)
+        record(spool, [b"{}\n"])
+        spool.seal()
+        time.sleep(0.05)
+        between = time.time()
+        time.sleep(0.05)
+        batch = claim(spool)
+        spool.stored(batch)
+        assert spool.forget(between, 0) is None
+        assert not spool.delivered(next(job_sets(batch.id << 21))), "it is known"
         spool.close()
 
     @pytest.mark.parametrize(("days", "wanted"), [("1", []), ("0", [("stored",)])])
@@ -447,7 +507,7 @@ class TestForgetting:
             backup.record({}, source_id="web")
         old = int((time.time() - 2 * 86_400) * 1000)
         with contextlib.closing(sqlite3.connect(tmp_path / "spool/catalog.db")) as catalog, catalog:
-            catalog.execute("UPDATE batches SET id=?", (old,))
+            catalog.execute("UPDATE batches SET id=?, stored_at=?", (old, old / 1000))
         monkeypatch.setattr("jobs_backup.archiver.TICK", 0.02)
         with Backup.from_env(environment):
             until = time.monotonic() + (10 if not wanted else 0.5)
@@ -546,10 +606,10 @@ class TestDeleting:
         broken = [one.key for one in _peek(spool)][1:3]
         store = _Store(keys={key: [Unavailable("InternalError"), IntegrityError("?")] for key in broken})
         self.work(spool, store, lambda: len(store.deleted) == 5)
-        assert [len(call) for call in store.calls] == [5, 2, 2]
-        assert all(set(call) == set(broken) for call in store.calls[1:])
+        assert [len(call) for call in store.calls] == [5, 2, 1, 1], "when all that are left were refused, one is tried"
+        assert all(set(call) <= set(broken) for call in store.calls[1:])
         assert store.deleted.count(broken[0]) == 1
-        assert "2 of 5 objects could not be deleted" in caplog.text
+        assert "2 of 5 objects whose events were all delivered can't be deleted" in caplog.text
 
     def test_refused_keys_are_told_by_the_status(self, spool: Spool) -> None:
         broken = [one.key for one in _peek(spool)][:2]
@@ -575,6 +635,25 @@ class TestDeleting:
         self.work(spool, store, lambda: len(store.deleted) == 5)
         assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 4]
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+    def test_a_key_that_may_not_be_deleted_keeps_no_other_from_it(self, spool: Spool) -> None:
+        """Its refusal comes first, when all of them wait and one is tried."""
+        denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
+        stuck = _peek(spool)[0].key
+        store = _Store(calls=[Unavailable("SlowDown")], keys={stuck: [denied] * 1000})
+        self.work(spool, store, lambda: len(store.deleted) == 4)
+        assert stuck not in store.deleted
+
+    def test_keys_that_are_all_throttled_are_a_store_that_is(self, spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+        slow = Throttled("SlowDown", retry_after=0.4)
+        store = _Store(each=[slow])
+        self.work(spool, store, lambda: len(store.deleted) == 5)
+        assert store.times[1] - store.times[0] >= 0.4
+        assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+    def test_an_error_that_nobody_foresaw_keeps_nothing_claimed(self, spool: Spool) -> None:
+        store = _Store(calls=[MemoryError(), TypeError("a bug")])
+        self.work(spool, store, lambda: len(store.deleted) == 5)
 
     def test_pauses_grow_and_a_store_is_believed_how_long_to_wait(self, spool: Spool) -> None:
         error = Unavailable("SlowDown", retry_after=0.4)
@@ -606,6 +685,16 @@ class TestDeleting:
         assert made.deleted == 5
         assert made.is_idle
 
+    @pytest.mark.parametrize("setting", ["delivered", "settled"])
+    def test_looking_for_something_to_delete_reads_no_other_batch(self, spool: Spool, setting: str) -> None:
+        from jobs_backup.spool import deliveries
+
+        for rest in (deliveries._DUE, ""):
+            plan = spool._catalog._database._connection.execute(
+                f"EXPLAIN QUERY PLAN {deliveries._TO_DELETE[setting]} {rest}", (1, *((0, 0) if rest else ()))
+            ).fetchall()
+            assert f"USING INDEX {setting}_batches (destination=?" in str(plan)
+
     def test_another_process_takes_over_what_a_dead_one_was_deleting(self, spool: Spool, tmp_path: Path) -> None:
         dead = open_spool(tmp_path / "spool")
         assert len(dead.claim_deletes(3)) == 3
@@ -617,7 +706,7 @@ class TestDeleting:
 
     def test_a_new_start_need_not_wait(self, spool: Spool) -> None:
         objects = spool.claim_deletes(10)
-        spool.postpone_deletes([(one, time.time() + 1000) for one in objects], Unavailable("no"))
+        spool.give_back_deletes([(one, time.time() + 1000) for one in objects], Unavailable("no"), paused_until=0)
         assert not spool.has_deletes()
         spool.begin_sending()
         assert spool.has_deletes()
@@ -679,7 +768,7 @@ class TestDoubt:
 
 
 def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:
-    """Before there were acknowledgements: what it had stored, sealed and open can be acknowledged now. Two events are damaged."""
+    """Before there were acknowledgements. How many ids it had given in what it had sealed is not known: that is never deleted."""
     earlier = Path(__file__).parent / "data" / "spool-v2"
     (tmp_path / "blobs").mkdir()
     for script in earlier.rglob("*.sql"):
@@ -688,11 +777,14 @@ def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:
     spool = open_spool(tmp_path, location="file:///srv/bucket")
     spool.recover()
     found = spool._catalog._database._connection.execute("SELECT id, jobs, events, state FROM batches ORDER BY id").fetchall()
-    assert [(jobs, events, state) for _, jobs, events, state in found] == [(3, 3, "stored"), (7, 5, "sealed"), (4, 4, "sealed")]
-    for batch, jobs, _, _ in found:
-        assert not spool.delivered(next(job_sets(range(batch << 21, (batch << 21) + jobs))))
-        assert len(spool.delivered(next(job_sets((batch << 21) + jobs)))) == 1
-    assert [one.batch for one in spool.claim_deletes(10)] == [found[0][0]]
+    assert [(count, state) for _, _, count, state in found] == [(3, "stored"), (5, "sealed"), (4, "sealed")]
+    for batch, _, count, _ in found:
+        assert not spool.delivered(next(job_sets(range(batch << 21, (batch << 21) + count))))
+    last = found[2][0]
+    assert len(spool.delivered(next(job_sets((last << 21) + 4)))) == 1
+    while (claimed_ := spool.claim()) is not None:
+        spool.stored(claimed_.batch)
+    assert [one.batch for one in spool.claim_deletes(10)] == [last], "sealed by this version"
     spool.close()
 
 
@@ -731,5 +823,5 @@ class _Store:
 def _peek(spool: Spool) -> list[StoredObject]:
     """What is to be deleted."""
     found = spool.claim_deletes(10)
-    spool.pause_deletes(found, Unavailable(""), until=0)
+    spool.give_back_deletes([(one, None) for one in found], Unavailable(""), paused_until=0)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
-from commands import ndjson, run, start, summary
+from commands import COMMAND, ndjson, run, start, summary
 
 
 @pytest.fixture
@@ -74,10 +75,46 @@ class TestEmitIds:
             process.stdin.flush()
             stderr = process.stderr.read()
             assert process.wait(20) == 1
-        assert "nobody reads the job ids any more" in stderr
+        assert "not all job ids were printed: nobody reads them any more" in stderr
         assert "Traceback" not in stderr
         assert "BrokenPipe" not in stderr
         assert sorted(event["payload"]["n"] for event in events(tmp_path)) == [1, 2]
+
+    @pytest.mark.parametrize("buffered", ["", "1"])
+    def test_a_slow_reader_gets_all_that_was_recorded_also_at_the_end(
+        self, env: dict[str, str], tmp_path: Path, buffered: str
+    ) -> None:
+        """SIGTERM while the pipe is full; without Python's buffers, too, as in most containers."""
+        file = ndjson(tmp_path / "in", 200_000)
+        with start("run", file, "--source-id", "web", "--emit-ids", env={**env, "PYTHONUNBUFFERED": buffered}) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            time.sleep(1)
+            process.terminate()
+            time.sleep(0.2)
+            ids = process.stdout.readlines()
+            recorded = int(process.stderr.read().split(" events recorded")[0].split()[-1].replace(",", ""))
+        assert len(ids) == recorded > 0
+        assert all(json.loads(id_).isdecimal() for id_ in ids)
+
+    def test_a_reader_that_stands_still_does_not_keep_it_from_ending(self, env: dict[str, str], tmp_path: Path) -> None:
+        file = ndjson(tmp_path / "in", 100_000)
+        with start("run", file, "--source-id", "web", "--emit-ids", env={**env, "JOBS_BACKUP_SHUTDOWN_GRACE": "1s"}) as process:
+            assert process.stderr is not None
+            time.sleep(1)
+            process.terminate()
+            stderr = process.stderr.read()
+            assert process.wait(10) == 1
+        assert "not all job ids were printed: they are not read fast enough" in stderr
+
+    @pytest.mark.parametrize(("output", "code", "why"), [("> /dev/full", 1, "No space left"), (">&-", 2, "which is closed")])
+    def test_an_output_that_can_not_be_written_is_told(
+        self, env: dict[str, str], tmp_path: Path, output: str, code: int, why: str
+    ) -> None:
+        ndjson(tmp_path / "in", 5)
+        command = f"{COMMAND[0]} run {tmp_path / 'in'} --source-id web --emit-ids {output}"
+        done = subprocess.run(["bash", "-c", command], env={**os.environ, **env}, capture_output=True, text=True, check=False)
+        assert (done.returncode, why in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
 
     def test_with_json_it_is_refused(self, env: dict[str, str]) -> None:
         code, _, stderr = run("run", "--source-id", "web", "--emit-ids", "--json", env=env, stdin="")

@@ -218,6 +218,26 @@ def test_errors(error: object, wanted: dict[str, Any]) -> None:
     assert json.loads(error_json(error)) == wanted
 
 
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_error_without_a_text_is_kept_all_the_same() -> None:
+    assert json.loads(error_json(Unprintable()))["message"] == "Unprintable"
+
+
+def test_codes_may_be_numbers_and_attempts_have_to_be(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        event = Event(payload={}, source_id="web")
+        backup.failed(event, error="no", code=429)
+        with pytest.raises(InvalidEvent, match="attempts is a whole number"):
+            backup.failed(event, error="no", attempts="3")  # type: ignore[arg-type]
+        with pytest.raises(InvalidEvent, match="destination_id is a str"):
+            backup.failed(event, error="no", destination_id=7)  # type: ignore[arg-type]
+    assert [event["error"]["code"] for event in events(tmp_path)] == ["429"]
+
+
 def test_what_is_given_beside_the_error_wins() -> None:
     found = json.loads(error_json({"message": "m", "code": "its own", "stage": "its own"}, "503", "deliver"))
     assert found == {"message": "m", "code": "503", "stage": "deliver"}

@@ -426,10 +426,13 @@ class Model(RuleBasedStateMachine):
             outcome = self.run(process, fault, lambda: process.spool.deleted(claimed))
         elif later:
             retries = [(one, retry_at) for one in claimed]
-            outcome = self.run(process, fault, lambda: process.spool.postpone_deletes(retries, Unavailable("no")))
+            outcome = self.run(process, fault, lambda: process.spool.give_back_deletes(retries, Unavailable("no"), paused_until=0))
             self.later = True
         else:
-            outcome = self.run(process, fault, lambda: process.spool.pause_deletes(claimed, Unavailable("no"), until=retry_at))
+            own = [(one, None) for one in claimed]
+            outcome = self.run(
+                process, fault, lambda: process.spool.give_back_deletes(own, Unavailable("no"), paused_until=retry_at)
+            )
         after = self.look("deleted" if noted else "postpone", process, *process.deletes)
         if outcome == "done" or (outcome == "killed" and after.batches[claimed[0].batch].claimed_by is None):
             if noted:

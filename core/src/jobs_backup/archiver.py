@@ -59,9 +59,11 @@ class Archiver:
         """`stop` also ends the destination's retries."""
         self._spool = spool
         self._destination = destination
-        self._threshold = settings.multipart_threshold
+        self._threshold = min(settings.multipart_threshold, destination.max_write_size or settings.multipart_threshold)
         self._skip_delivered = settings.skip_delivered and settings.delete_after != "never"
         self._catalog_seconds = settings.catalog_days * 86_400.0
+        self._forget_at = 0.0
+        self._forgotten = 0
         self._stop = stop
         self._multipart = Multipart(
             spool, destination, part_size=settings.part_size, concurrency=settings.upload_concurrency, stop=stop
@@ -265,7 +267,6 @@ class Archiver:
         with self._changed:
             self._has_begun = True
             self._changed.notify_all()
-        forget_at = 0.0
         while not self._stop.wait(TICK):
             begun = begun or _guarded(self._begin)
             self._spool.keep_ballast()
@@ -273,9 +274,15 @@ class Archiver:
             _guarded(self._spool.seal_due)
             if _guarded(self._spool.has_claimable):
                 self.wake()
-            if self._catalog_seconds and time.monotonic() >= forget_at:
-                _guarded(lambda: self._spool.forget(time.time() - self._catalog_seconds))
-                forget_at = time.monotonic() + _FORGET_SECONDS
+            _guarded(self._forget)
+
+    def _forget(self) -> None:
+        """Some of what is old at each look, so that nobody has to wait for it."""
+        if self._catalog_seconds and time.monotonic() >= self._forget_at:
+            after = self._spool.forget(time.time() - self._catalog_seconds, self._forgotten)
+            self._forgotten = after or 0
+            if after is None:
+                self._forget_at = time.monotonic() + _FORGET_SECONDS
 
     def _begin(self) -> bool:
         self._spool.recover()

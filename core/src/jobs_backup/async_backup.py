@@ -48,6 +48,7 @@ class AsyncBackup:
         self._open = functools.partial(Backup, settings, environment=environment, archive=archive)
         self._backup: Backup | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._closing: Future[None] | None = None
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, *, archive: bool = True) -> Self:
@@ -115,13 +116,23 @@ class AsyncBackup:
                 raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
 
     async def close(self, grace: float | None = None) -> None:
-        """Seal, send what can be sent within `grace` seconds, and end: see `Backup.close`. What is under way is still done."""
-        backup, threads, self._backup = self._backup, self._threads, None
-        if backup is not None and threads is not None:
-            try:
-                await asyncio.get_running_loop().run_in_executor(threads, backup.close, grace)
-            finally:
+        """Seal, send what can be sent within `grace` seconds, and end: see `Backup.close`. It goes on if its caller is cancelled.
+
+        Calls that have not begun by then raise BackupClosed.
+        """
+        threads, closing = self._threads, self._closing
+        if self._backup is None or threads is None:
+            return
+        if closing is None:
+            closer = ThreadPoolExecutor(1, thread_name_prefix="jobs-backup-close")  # the others may all be at work
+            closing = self._closing = closer.submit(self._backup.close, grace)
+            closer.shutdown(wait=False)
+        try:
+            await asyncio.shield(asyncio.wrap_future(closing))
+        finally:
+            if closing.done():
                 threads.shutdown(wait=False)
+                self._backup = self._threads = self._closing = None
 
     async def __aenter__(self) -> Self:
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-async")

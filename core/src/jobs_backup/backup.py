@@ -207,7 +207,7 @@ class Backup:
         destination_id: str = "",
         attempts: int | None = None,
         stage: str = "",
-        code: str = "",
+        code: str | int = "",
         user_id: str | None = None,
         message_id: str | None = None,
         created_at: datetime | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from jobs_backup.destination import Destination
@@ -38,10 +38,9 @@ class Deleter:
         self._is_busy = True  # until it has looked for the first time
         self._pauses = 0
         self._paused_until = 0.0
+        self._told = ""  # the code of the error that was reported; empty since a call in which nothing failed
         self.deleted = 0
         """Objects, since the start."""
-        self.failure: JobsBackupError | None = None
-        """Why an object could not be deleted when it was last tried; None if it could."""
 
     def wake(self) -> None:
         """Say that there may be something to delete, or that it is time to stop."""
@@ -84,50 +83,58 @@ class Deleter:
         return False
 
     def _delete(self, objects: Sequence[StoredObject]) -> None:
+        failed: Mapping[str, Exception]
+        is_of_call = False
         try:
-            receipt = self._destination.delete([one.key for one in objects])
+            failed = self._destination.delete([one.key for one in objects]).failed
         except JobsBackupError as error:
-            self._pause(objects, error)
-            return
-        refused = [(one, _known(receipt.failed[one.key])) for one in objects if one.key in receipt.failed]
-        if len(refused) == len(objects) and all(isinstance(error, PermissionDenied) for _, error in refused):
-            self._pause(objects, refused[0][1])
-            return
-        gone = [one for one in objects if one.key not in receipt.failed]
-        self._pauses, self.failure = 0, None
-        self._note(lambda: self._spool.deleted(gone))
-        self.deleted += len(gone)
-        for one in gone:
-            log.info("deleted %s: all of its events were delivered", one.key)
-        if refused:
-            self._postpone(refused, len(objects))
-
-    def _pause(self, objects: Sequence[StoredObject], error: JobsBackupError) -> None:
-        if self._stop.is_set():
+            failed, is_of_call = dict.fromkeys((one.key for one in objects), error), True
+        except Exception as error:  # noqa: BLE001 - they must not stay claimed
+            failed, is_of_call = dict.fromkeys((one.key for one in objects), error), True
+        if self._stop.is_set() and is_of_call:
             return  # it was interrupted; whoever ends the session gives them back
+        gone = [one for one in objects if one.key not in failed]
+        refused = [(one, _known(failed[one.key])) for one in objects if one.key in failed]
+        if gone:
+            self._note(lambda: self._spool.deleted(gone))
+            self.deleted += len(gone)
+            for one in gone:
+                log.info("deleted %s: all of its events were delivered", one.key)
+            if self._pauses:
+                self._note(self._spool.retry_deletes)  # what else was refused may work by now
+            self._pauses = 0
+        if refused:
+            self._give_back(refused, len(objects), is_of_call=is_of_call)
+        else:
+            self._told = ""
+
+    def _give_back(self, refused: Sequence[tuple[StoredObject, JobsBackupError]], tried: int, *, is_of_call: bool) -> None:
+        """Some could not be deleted. If none could, all wait, and then one is tried; another one, where it may be its own fault."""
+        error = refused[0][1]
         first, longest = (_FIRST_PROBE, _MAX_PROBE) if isinstance(error, PermissionDenied) else (_FIRST_PAUSE, _MAX_PAUSE)
-        asked: float = getattr(error, "retry_after", None) or 0.0
-        pause = min(longest, max(asked, first * 2 ** min(self._pauses, 16)))
-        self._pauses += 1
-        self._paused_until = time.monotonic() + pause
-        is_news, self.failure = self.failure is None or self.failure.code != error.code, error
-        self._note(lambda: self._spool.pause_deletes(objects, error, until=time.time() + pause))
+        until = 0.0
+        if len(refused) == tried:
+            asked: float = getattr(error, "retry_after", None) or 0.0
+            pause = min(longest, max(asked, first * 2 ** min(self._pauses, 16)))
+            self._pauses += 1
+            self._paused_until, until = time.monotonic() + pause, time.time() + pause
+        retries = [
+            (one, None if is_of_call else time.time() + min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16)))
+            for one, _ in refused
+        ]
+        self._note(lambda: self._spool.give_back_deletes(retries, error, paused_until=until))
         # Said once: who has not granted it may mean it so. `status` tells it as long as it is so.
         log.log(
-            logging.ERROR if is_news else logging.DEBUG,
-            "objects whose events were all delivered can't be deleted from %s, all else goes on; tried again from time to time: %s",
+            logging.DEBUG if self._told == error.code else logging.ERROR,
+            "%d of %d objects whose events were all delivered can't be deleted from %s, all else goes on; tried again from time to"
+            " time: %s: %s",
+            len(refused),
+            tried,
             self._destination.location,
+            refused[0][0].key,
             error.one_line(),
         )
-
-    def _postpone(self, refused: Sequence[tuple[StoredObject, JobsBackupError]], tried: int) -> None:
-        retries = [(one, time.time() + min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16))) for one, _ in refused]
-        first, error = refused[0]
-        self.failure = error
-        self._note(lambda: self._spool.postpone_deletes(retries, error))
-        log.error(
-            "%d of %d objects could not be deleted, tried again later; %s: %s", len(refused), tried, first.key, error.one_line()
-        )
+        self._told = error.code
 
     def _note(self, write: Callable[[], None]) -> None:
         """Write down what came of it. A full disk must not keep objects claimed: tried until it works, or the process ends."""

@@ -142,12 +142,12 @@ def failed_line(
         _given("destination_id", context.destination_id),
         b"null" if context.job is None else b'"%d"' % context.job,
         error,
-        b"null" if context.attempts is None else b"%d" % context.attempts,
+        b"null" if context.attempts is None else _whole("attempts", context.attempts),
         context.failed_at,
     )
 
 
-def error_json(error: object, code: str = "", stage: str = "") -> bytes:
+def error_json(error: object, code: str | int = "", stage: str = "") -> bytes:
     """Why a delivery failed: message, code and stage, and `details` where there is more.
 
     Args:
@@ -168,7 +168,7 @@ def error_json(error: object, code: str = "", stage: str = "") -> bytes:
             fields = cast(dict[str, object], details)
             told = {name: str(fields[name]) for name in ("message", "code", "stage") if isinstance(fields.get(name), (str, int))}
             details = {name: value for name, value in fields.items() if name not in told} or None
-    told |= {name: given for name, given in (("code", code), ("stage", stage)) if given}
+    told |= {name: str(given) for name, given in (("code", code), ("stage", stage)) if given}
     shown: dict[str, object] = {name: _writable(told.get(name, "")) for name in ("message", "code", "stage")}
     return _encode(shown if details is None else {**shown, "details": details})
 
@@ -180,6 +180,12 @@ def _given(name: str, text: str) -> bytes:
         return _encode(text)
     except UnicodeEncodeError:
         raise InvalidEvent(f"{name} can't be written as UTF-8") from None
+
+
+def _whole(name: str, number: int) -> bytes:
+    if not isinstance(number, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidEvent(f"{name} is a whole number, not {type(number).__name__}")
+    return b"%d" % number
 
 
 def _to_json(payload: Payload) -> bytes:
@@ -220,9 +226,16 @@ def _with_causes(error: BaseException) -> str:
     texts: list[str] = []
     one: BaseException | None = error
     while one is not None and len(texts) < _CAUSES:
-        texts.append(str(one) or type(one).__name__)
+        texts.append(_text(one) or type(one).__name__)
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
     return ": caused by: ".join(texts)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a class of the caller's: whatever is wrong with it, the failure is kept
+        return ""
 
 
 def _builtins(structure: object) -> object:

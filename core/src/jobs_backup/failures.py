@@ -28,7 +28,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     destination_id: str = ""
     attempts: int | None = None
     stage: str = ""
-    code: str = ""
+    code: str | int = ""
     user_id: str | None = None
     message_id: str | None = None
     created_at: datetime | None = None

@@ -126,7 +126,8 @@ def job_id(job: int | str) -> int:
     except TypeError:
         id_ = -1
     if not 0 <= id_ < 1 << 63:
-        raise InvalidEvent(f"{str(job)[:40]!r} is no job id", hint="pass what `record` has returned")
+        shown = "a number that is too large" if isinstance(job, int) and id_ >= 1 << 63 else repr(str(job)[:40])
+        raise InvalidEvent(f"{shown} is no job id", hint="pass what `record` has returned")
     return id_
 
 
@@ -136,6 +137,9 @@ def job_sets(jobs: int | str | Iterable[int | str]) -> Iterator[JobSet]:
     if isinstance(jobs, Jobs):
         for first, count in jobs.runs():
             found.add_run(first, count)
+            if found.segments >= _SET_SEGMENTS:
+                yield found
+                found = JobSet()
     else:
         for job in (jobs,) if isinstance(jobs, (int, str)) else jobs:
             found.add(job_id(job))

@@ -36,7 +36,7 @@ def delivered(files: tuple[Path, ...], as_json: bool) -> None:
     """
     inputs = inputs_of(files)
     summarize_failures()
-    take_in(inputs, read_settings(), "ids", _Deliveries, as_json=as_json)
+    take_in(inputs, read_settings(), "ids", lambda backup, summary, _: _Deliveries(backup, summary), as_json=as_json)
 
 
 class _Deliveries:

@@ -13,7 +13,6 @@ import msgspec
 from jobs_backup.backup import Backup
 from jobs_backup.cli.intake import inputs_of, take_in
 from jobs_backup.cli.options import read_settings, summarize_failures, with_environment
-from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import ConfigurationError, InvalidEvent
 from jobs_backup.failures import Failure, FailureRecord
 from jobs_backup.jobs import Event
@@ -41,13 +40,13 @@ def failed(files: tuple[Path, ...], again: bool, as_json: bool) -> None:
     settings = read_settings()
     if not settings.failed:
         raise ConfigurationError("JOBS_BACKUP_FAILED is off, so that there is nothing to do", hint="turn it on")
-    take_in(inputs, settings, "failures", _Failures, again=again, as_json=as_json)
+    take_in(inputs, settings, "failures", lambda backup, _summary, _stop: _Failures(backup), again=again, as_json=as_json)
 
 
 class _Failures:
     """See `Handler`: a failure a line."""
 
-    def __init__(self, backup: Backup, _: Summary) -> None:
+    def __init__(self, backup: Backup) -> None:
         self.job: str | None = "failed"
         self._backup = backup
 
@@ -100,7 +99,7 @@ class _Told(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_un
     destination_id: str = ""
     attempts: int | None = None
     stage: str = ""
-    code: str = ""
+    code: str | int = ""
     user_id: str | None = None
     message_id: str | None = None
     created_at: datetime | None = None

@@ -26,6 +26,7 @@ from jobs_backup.spool.blobs import InputPosition
 
 T = TypeVar("T")
 _REPORTED: Final = 20
+_ROOM_SECONDS: Final = 0.1
 _LOOK_SECONDS: Final = Duration(1)
 """So often it looks whether waiting for room in a full spool makes sense."""
 
@@ -65,7 +66,7 @@ def take_in(
     inputs: Sequence[Input],
     settings: CoreSettings,
     counted: Counted,
-    make_handler: Callable[[Backup, Summary], Handler[Any]],
+    make_handler: Callable[[Backup, Summary, threading.Event], Handler[Any]],
     *,
     again: bool = False,
     as_json: bool = False,
@@ -75,7 +76,7 @@ def take_in(
     with stopping() as stop:
         backup = Backup(msgspec.structs.replace(settings, spool_full_timeout=_LOOK_SECONDS))
         summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, again=again))
-        handler = make_handler(backup, summary)
+        handler = make_handler(backup, summary, stop)
         with progress(backup, inputs, counted) as shown:
             for one in inputs:
                 try:
@@ -196,6 +197,7 @@ class Intake(Generic[T]):
             except SpoolFull:
                 if self._stop.is_set() or not waits:
                     raise
+                self._stop.wait(_ROOM_SECONDS)
                 # As long as something is being sent, there will be room.
                 waits = self._backup.archiver is not None and not self._backup.archiver.drain(0)
         kept = sum(one is not None for one in found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ from jobs_backup import encoding
 from jobs_backup.backup import Backup
 from jobs_backup.cli.intake import inputs_of, take_in
 from jobs_backup.cli.options import check_text, read_settings, summarize_failures, with_environment
-from jobs_backup.errors import ConfigurationError, JobsBackupError
-from jobs_backup.jobs import Jobs
+from jobs_backup.cli.output import LineWriter
+from jobs_backup.errors import ConfigurationError
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
 
@@ -44,6 +43,8 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         raise ConfigurationError("--source-id is empty", hint="say which source the events come from")
     if emit_ids and as_json:
         raise ConfigurationError("--emit-ids and --json both print to standard output", hint="give one of them")
+    if emit_ids and sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
+        raise ConfigurationError("--emit-ids prints to standard output, which is closed", hint="open it")
     inputs = inputs_of(files)
     summarize_failures()
     settings = read_settings()
@@ -54,7 +55,7 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         inputs,
         settings,
         "events",
-        lambda backup, _: _Events(backup, stream, emit_ids=emit_ids),
+        lambda backup, _, stop: _Events(backup, stream, ids=LineWriter(stop, backup.grace) if emit_ids else None),
         again=again,
         as_json=as_json,
     )
@@ -63,10 +64,10 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
 class _Events:
     """See `Handler`: an event's payload a line."""
 
-    def __init__(self, backup: Backup, stream: Stream, *, emit_ids: bool) -> None:
+    def __init__(self, backup: Backup, stream: Stream, *, ids: LineWriter | None) -> None:
         self._backup = backup
         self._stream = stream
-        self._emit_ids = emit_ids
+        self._ids = ids
         self._at = 0
         # The same file under another source is another job; the destination may be corrected, the events stay the same.
         self.job: str | None = f"{stream.workspace_id}\0{stream.source_id}"
@@ -78,21 +79,7 @@ class _Events:
     def keep(self, found: Sequence[bytes | None], position: InputPosition | None) -> None:
         lines = [line for line in found if line is not None]
         jobs = self._backup.record_lines(self._stream, lines, at=self._at, position=position)
-        if self._emit_ids:
-            _emit(found, jobs)
-
-
-def _emit(found: Sequence[bytes | None], jobs: Jobs) -> None:
-    """As JSON strings, since a job's id exceeds 2^53.
-
-    Raises:
-        JobsBackupError: whoever was to read them has gone.
-    """
-    ids = iter(jobs)
-    output = sys.stdout.buffer
-    try:
-        output.write(b"".join(b"null\n" if line is None else b'"%d"\n' % next(ids) for line in found))
-        output.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is left would be written at the exit
-        raise JobsBackupError("nobody reads the job ids any more", hint="what was recorded until then is safe") from None
+        if self._ids is not None:
+            ids = iter(jobs)
+            # As JSON strings, since a job's id exceeds 2^53.
+            self._ids.write(b"".join(b"null\n" if line is None else b'"%d"\n' % next(ids) for line in found))

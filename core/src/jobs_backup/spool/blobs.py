@@ -6,8 +6,8 @@ import bisect
 import io
 import itertools
 import sqlite3
-from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -195,14 +195,30 @@ class BlobFiles:
         for path in self._paths(name):
             path.unlink(missing_ok=True)
 
-    def end_of(self, batch: int, name: str) -> int:
-        """The index that the next event of a batch will have, by what is in its file."""
-        path = self.path(name)
-        with database_errors(path), closing(_connect(path)) as connection:
-            row = connection.execute(
-                "SELECT job, events FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job DESC LIMIT 1", _jobs_of(batch)
-            ).fetchone()
-        return 0 if row is None else (row[0] & _INDEX_MASK) + row[1]
+    @contextmanager
+    def ends(self) -> Generator[Callable[[int, str], int]]:
+        """A function that tells, by what is in its file, which index the next event of a batch will have: (batch, file) -> index.
+
+        Each file is opened once.
+        """
+        with ExitStack() as opened:
+            connections: dict[str, sqlite3.Connection] = {}
+
+            def end_of(batch: int, name: str) -> int:
+                path = self.path(name)
+                with database_errors(path):
+                    if name not in connections:
+                        connections[name] = opened.enter_context(closing(_connect(path)))
+                    row = (
+                        connections[name]
+                        .execute(
+                            "SELECT job, events FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job DESC LIMIT 1", _jobs_of(batch)
+                        )
+                        .fetchone()
+                    )
+                return 0 if row is None else (row[0] & _INDEX_MASK) + row[1]
+
+            yield end_of
 
     def move(self, name: str, directory: Path) -> None:
         """Take a file away that nobody uses."""

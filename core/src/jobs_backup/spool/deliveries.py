@@ -7,6 +7,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
@@ -23,13 +25,15 @@ DeleteAfter = Literal["delivered", "settled", "never"]
 """When an object is deleted: all of its jobs were delivered; or each was delivered or has a failure record in the bucket; never."""
 
 EndOf = Callable[[int, str], int]
-"""(batch, its blob file) -> the index that the next job of this open batch will have."""
+"""(batch, its blob file) -> the index that the next job of this open batch will have. Raises SpoolError."""
+Ends = Callable[[], AbstractContextManager[EndOf]]
+"""What opens blob files, to be asked for the ends of batches."""
 
 # Which objects are to be deleted, now or later; with the conditions of the indexes as they stand in the schema.
 _OF: Final = "SELECT id, key, failures FROM batches WHERE destination=? AND state = 'stored'"
 _TO_DELETE: Final = {
     "delivered": f"{_OF} AND delivered >= jobs",
-    "settled": f"{_OF} AND delivered + settled >= jobs",
+    "settled": f"{_OF} AND jobs <= delivered + settled",
     "never": f"{_OF} AND 0",
 }
 _DUE: Final = "AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?)"
@@ -41,6 +45,16 @@ class StoredObject(NamedTuple):
     batch: int
     key: str
     failures: int
+
+
+@dataclass
+class Added:
+    """What became of an acknowledgement. `unknown` are none of this spool's raw events; of `unreadable` it can't be said, for this
+    `error`; all others were taken."""
+
+    unknown: JobSet
+    unreadable: JobSet
+    error: SpoolError | None = None
 
 
 class WaitingDeletes(msgspec.Struct, frozen=True):
@@ -60,28 +74,35 @@ class Deliveries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, jobs: JobSet, end_of: EndOf) -> JobSet:
-        """Remember that these jobs were delivered. Returns those that are unknown: they are none of this spool's raw events."""
-        unknown = JobSet()
-        with self._database.transaction() as db:
-            for batch, segments in groupby(sorted(jobs.masks()), lambda one: batch_of(one[0])):
-                found = _find(db, batch, end_of)
-                end, is_deleted = (0, True) if found is None else (found.end, found.state == "deleted")
+    def add(self, jobs: JobSet, ends: Ends) -> Added:
+        """Remember that these jobs were delivered. What is wrong with some of them keeps none of the others from being taken."""
+        added = Added(JobSet(), JobSet())
+        with ends() as end_of, self._database.transaction() as db:
+            for batch, some in groupby(sorted(jobs.masks()), lambda one: batch_of(one[0])):
+                segments = list(some)
+                try:
+                    found = _find(db, batch, _end(*segments[-1]), end_of)
+                except SpoolError as error:
+                    added.error = error
+                    for segment, mask in segments:
+                        added.unreadable.add_mask(segment, mask)
+                    continue
                 known: list[tuple[int, int]] = []
                 for segment, mask in segments:
-                    given = mask & _mask_below(end - first_index(segment))
+                    given = mask & _mask_below((0 if found is None else found.end) - first_index(segment))
                     if given != mask:
-                        unknown.add_mask(segment, mask & ~given)
-                    if given and not is_deleted:
+                        added.unknown.add_mask(segment, mask & ~given)
+                    if given and found is not None and found.state != "deleted":
                         known.append((segment, given))
                 _mark_delivered(db, batch, known)
-        return unknown
+        return added
 
-    def stream_of(self, job: int, end_of: EndOf) -> Stream | None:
+    def stream_of(self, job: int, ends: Ends) -> Stream | None:
         """The stream of a raw event; None if this is none of the spool's."""
-        with self._database.transaction() as db:
-            found = _find(db, job >> INDEX_BITS, end_of)
-            return None if found is None or job - (job >> INDEX_BITS << INDEX_BITS) >= found.end else found.stream
+        end = (job & ((1 << INDEX_BITS) - 1)) + 1
+        with ends() as end_of, self._database.transaction() as db:
+            found = _find(db, job >> INDEX_BITS, end, end_of)
+            return None if found is None or end > found.end else found.stream
 
     def settle(self, failures: Sequence[tuple[int, int]]) -> None:
         """The failure record in a batch of a job: (batch, job). The job is settled once that batch is stored."""
@@ -138,39 +159,46 @@ class Deliveries:
                 (destination,),
             )
 
-    def postpone(self, destination: int, retries: Iterable[tuple[int, float]], *, error: str, hint: str) -> None:
-        """Deleting these has failed: (batch, when it is tried again in seconds since 1970)."""
-        with self._database.transaction() as db:
-            db.executemany(
-                "UPDATE batches SET claimed_by=NULL, failures=failures+1, retry_at=? WHERE id=? AND state='stored'",
-                [(retry_at, batch) for batch, retry_at in retries],
-            )
-            _note(db, destination, error, hint, paused_until=0.0)
+    def give_back(
+        self, destination: int, retries: Iterable[tuple[int, float | None]], *, error: str, hint: str, paused_until: float
+    ) -> None:
+        """Deleting these has failed: (batch, when it is tried again in seconds since 1970, or None where it was not its own fault).
 
-    def pause(self, destination: int, batches: Sequence[int], *, error: str, hint: str, until: float) -> None:
-        """Give these back; nothing is deleted before `until` (seconds since 1970), for this reason."""
-        with self._database.transaction() as db:
-            db.executemany("UPDATE batches SET claimed_by=NULL WHERE id=? AND state='stored'", [(batch,) for batch in batches])
-            _note(db, destination, error, hint, paused_until=until)
-
-    def forget(self, before: int, limit: int) -> int:
-        """Forget up to `limit` batches with lower numbers than `before` whose objects stay for ever, or are gone.
-
-        Those that are to be deleted are kept until they are. Returns how many were forgotten.
+        Nothing is deleted before `paused_until`.
         """
         with self._database.transaction() as db:
-            old = db.execute(
-                "SELECT b.id FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id<?"
-                " AND (state='deleted' OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
+            db.executemany(
+                "UPDATE batches SET claimed_by=NULL, failures=failures+(?1 IS NOT NULL), retry_at=coalesce(?1, retry_at)"
+                " WHERE id=?2 AND state='stored'",
+                [(retry_at, batch) for batch, retry_at in retries],
+            )
+            db.execute(
+                "UPDATE destinations SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
+                (writable(error), writable(hint), paused_until, destination),
+            )
+
+    def forget(self, before: float, after: int, limit: int) -> int | None:
+        """Look at `limit` batches behind the number `after`, and forget those that were stored, or at least opened, before (seconds
+        since 1970) and whose objects stay for ever, or are gone.
+
+        Those that are to be deleted are kept until they are. Returns the last number that was looked at; None at the end.
+        """
+        with self._database.transaction() as db:
+            rows = db.execute(
+                "SELECT b.id, coalesce(stored_at, 0)<? AND (state='deleted'"
+                " OR (state='set aside' AND NOT EXISTS (SELECT 1 FROM damages WHERE batch=b.id))"
+                " OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
                 " AND (d.delete_after!='settled' OR delivered+settled<jobs)))"
-                " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id) LIMIT ?",
-                (before, limit),
+                " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id)"
+                " FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.id<? ORDER BY b.id LIMIT ?",
+                (before, after, int(before * 1000), limit),
             ).fetchall()
-            for (batch,) in old:
-                db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
-                db.execute("DELETE FROM settling WHERE batch=?", (batch,))
-                db.execute("DELETE FROM batches WHERE id=?", (batch,))
-        return len(old)
+            for batch, is_over in rows:
+                if is_over:
+                    db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
+                    db.execute("DELETE FROM settling WHERE batch=?", (batch,))
+                    db.execute("DELETE FROM batches WHERE id=?", (batch,))
+        return rows[-1][0] if len(rows) == limit else None
 
 
 class Acknowledger:
@@ -180,18 +208,18 @@ class Acknowledger:
         def __init__(self) -> None:
             self.jobs = JobSet()
             self.is_done = False
-            self.unknown = JobSet()
+            self.added = Added(JobSet(), JobSet())
             self.error: Exception | None = None
 
-    def __init__(self, deliveries: Deliveries, end_of: EndOf) -> None:
+    def __init__(self, deliveries: Deliveries, ends: Ends) -> None:
         self._deliveries = deliveries
-        self._end_of = end_of
+        self._ends = ends
         self._turn = threading.Condition()
         self._busy = False  # a thread commits
         self._group = self._Group()
 
     def add(self, jobs: JobSet) -> JobSet:
-        """Durable when it returns. Returns those that are unknown. Raises SpoolError."""
+        """Durable when it returns. Returns those that are unknown. Raises SpoolError, where only some can't be looked up, too."""
         with self._turn:
             group = self._group
             group.jobs.update(jobs)
@@ -200,7 +228,7 @@ class Acknowledger:
                 self._busy, self._group = True, self._Group()
         if leads:
             try:
-                group.unknown = self._deliveries.add(group.jobs, self._end_of)
+                group.added = self._deliveries.add(group.jobs, self._ends)
             except Exception as error:  # noqa: BLE001 - raised below, for each of the group
                 group.error = error
             except BaseException:
@@ -212,7 +240,9 @@ class Acknowledger:
                     self._turn.notify_all()
         if group.error is not None:
             raise copy.copy(group.error) from group.error
-        return group.unknown & jobs
+        if group.added.error is not None and group.added.unreadable & jobs:
+            raise copy.copy(group.added.error) from group.added.error
+        return group.added.unknown & jobs
 
 
 def settle_jobs_of(db: sqlite3.Connection, batch: int) -> None:
@@ -240,28 +270,26 @@ def mark_deleted(db: sqlite3.Connection, batch: int) -> None:
     db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
 
 
-def _note(db: sqlite3.Connection, destination: int, error: str, hint: str, *, paused_until: float) -> None:
-    db.execute(
-        "UPDATE destinations SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
-        (writable(error), writable(hint), paused_until, destination),
-    )
-
-
 class _Found(NamedTuple):
     state: str
     stream: Stream
     end: int
 
 
-def _find(db: sqlite3.Connection, batch: int, end_of: EndOf) -> _Found | None:
-    """A batch of raw events, and how many ids were given in it. Nothing of it changes before the transaction ends."""
+def _find(db: sqlite3.Connection, batch: int, end: int, end_of: EndOf) -> _Found | None:
+    """A batch of raw events, and how many ids were given in it: of an open one at least whether `end` were.
+
+    Nothing of it changes before the transaction ends.
+    """
     row = db.execute(
         "SELECT state, workspace_id, source_id, jobs, blobs FROM batches WHERE id=? AND kind='raw'", (batch,)
     ).fetchone()
     if row is None:
         return None
     state, workspace_id, source_id, jobs, blobs = row
-    return _Found(state, Stream(Kind.RAW, workspace_id, source_id), max(jobs, end_of(batch, blobs)) if state == "open" else jobs)
+    if state == "open" and end > jobs:
+        jobs = max(jobs, end_of(batch, blobs))
+    return _Found(state, Stream(Kind.RAW, workspace_id, source_id), jobs)
 
 
 def _mark_delivered(db: sqlite3.Connection, batch: int, segments: Sequence[tuple[int, int]]) -> None:

@@ -71,10 +71,6 @@ class JobSet:
                 both.add_mask(segment, common)
         return both
 
-    def __contains__(self, job: int) -> bool:
-        bits = self._segments.get(job >> SEGMENT_BITS)
-        return bits is not None and bool(bits[(job & SEGMENT_MASK) >> 3] & 1 << (job & 7))
-
     def __iter__(self) -> Iterator[int]:
         for segment, mask in sorted(self.masks()):
             left = mask

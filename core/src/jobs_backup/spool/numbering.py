@@ -11,7 +11,7 @@ from jobs_backup.spool.blobs import INDEX_BITS
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.rows import Placement
 
-_RENEWED_AFTER: Final = 86_400.0
+_RENEWED_AFTER: Final = 6 * 3600.0
 """Seconds. The catalog forgets old batches, and must not forget one that still gives ids."""
 _MAX_STREAMS: Final = 10_000
 """So many streams are remembered; the rest of another one's ids is never given, so that memory stays bounded."""

@@ -30,7 +30,7 @@ from jobs_backup.spool.writer import BatchLimits, Recording, Writer
 
 log: Final = logging.getLogger(__name__)
 
-_FORGOTTEN_AT_ONCE: Final = 1000
+_LOOKED_AT_ONCE: Final = 1000
 
 
 class Claim(NamedTuple):
@@ -100,7 +100,7 @@ class Spool:
             self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
             placement = Placement(destination=self.destination, prefix=prefix, instance_id=instance_id)
             self._numbering = Numbering(self._catalog, placement)
-            self._acknowledger = Acknowledger(self._catalog.deliveries, self._files.end_of)
+            self._acknowledger = Acknowledger(self._catalog.deliveries, self._files.ends)
             self._writer = Writer(
                 self._catalog,
                 self._files,
@@ -171,7 +171,7 @@ class Spool:
 
     def stream_of(self, job: int) -> Stream | None:
         """The stream of a raw event that this spool has or had; None if it knows no such job."""
-        return self._catalog.deliveries.stream_of(job, self._files.end_of)
+        return self._catalog.deliveries.stream_of(job, self._files.ends)
 
     def settle(self, failures: Sequence[tuple[int, int]]) -> None:
         """Each job has a failure record: (job, id of that). It is settled once that is stored."""
@@ -193,20 +193,24 @@ class Spool:
         """These are gone."""
         self._catalog.deliveries.deleted(self.destination, [one.batch for one in objects])
 
-    def postpone_deletes(self, retries: Sequence[tuple[StoredObject, float]], error: JobsBackupError) -> None:
-        """Deleting these failed; from then on (seconds since 1970) each may be claimed again."""
+    def give_back_deletes(
+        self, retries: Sequence[tuple[StoredObject, float | None]], error: JobsBackupError, *, paused_until: float
+    ) -> None:
+        """Deleting these failed; from then on (seconds since 1970) each may be claimed again, at any time where it is None.
+
+        Nothing is deleted before `paused_until`.
+        """
         batches = [(one.batch, retry_at) for one, retry_at in retries]
-        self._catalog.deliveries.postpone(self.destination, batches, error=str(error), hint=error.hint)
+        self._catalog.deliveries.give_back(self.destination, batches, error=str(error), hint=error.hint, paused_until=paused_until)
 
-    def pause_deletes(self, objects: Sequence[StoredObject], error: JobsBackupError, *, until: float) -> None:
-        """None of these could be deleted; nothing is before `until` (seconds since 1970)."""
-        batches = [one.batch for one in objects]
-        self._catalog.deliveries.pause(self.destination, batches, error=str(error), hint=error.hint, until=until)
+    def retry_deletes(self) -> None:
+        """What could not be deleted need not wait any longer."""
+        self._catalog.deliveries.begin(self.destination, self._delete_after)
 
-    def forget(self, before: float) -> None:
-        """Forget the batches that were opened before (seconds since 1970), unless something is still to be done with them."""
-        while self._catalog.deliveries.forget(int(before * 1000), _FORGOTTEN_AT_ONCE) == _FORGOTTEN_AT_ONCE:
-            pass  # others may write between two transactions
+    def forget(self, before: float, after: int) -> int | None:
+        """Forget batches that were stored, or at least opened, before (seconds since 1970), unless something is still to be done
+        with them. It looks at some behind the number `after`. Returns what to go on behind; None at the end."""
+        return self._catalog.deliveries.forget(before, after, _LOOKED_AT_ONCE)
 
     # Sending
 
