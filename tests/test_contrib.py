@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gcs import LEAST
 from servers import POLICIES, Moto
 
 from jobs_backup import Backup
@@ -33,6 +34,15 @@ def test_the_policy_with_deleting_has_one_right_more() -> None:
     (statement,) = json.loads(printed.text)["Statement"]
     assert statement.items() >= file["Statement"][0].items()
     assert POLICIES["put-delete"]["Statement"][0]["Action"] == file["Statement"][0]["Action"]
+
+
+def test_the_role_for_google_is_the_one_that_the_provider_prints() -> None:
+    text = (CONTRIB / "iam/gcs-role.yaml").read_text()
+    permissions = text.partition("includedPermissions:\n")[2].replace("- ", "").split()
+    environment = {"JOBS_BACKUP_BUCKET": "my-events"}
+    printed = load("GCS", environment).manager.hook.policy(settings=environment, delete=False, replay=False).text
+    assert f"--permissions={','.join(permissions)}\n" in printed
+    assert set(permissions) == LEAST
 
 
 def test_the_env_file_has_only_settings_that_exist() -> None:

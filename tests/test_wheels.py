@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gcs import GcsServer
 
 ROOT = Path(__file__).parents[1]
 PROJECTS = sorted(path.parent for path in (*ROOT.glob("core/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")))
 NAMES = [str(path.relative_to(ROOT)) for path in PROJECTS]
-CORE, S3 = ROOT / "core", ROOT / "plugins" / "s3"
+CORE, S3, GCS = ROOT / "core", ROOT / "plugins" / "s3", ROOT / "plugins" / "gcs"
 
 
 def project(path: Path) -> dict[str, Any]:
@@ -89,6 +90,13 @@ def core_alone(wheels: dict[Path, Path], tmp_path_factory: pytest.TempPathFactor
 def core_and_s3(wheels: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     environment = Environment(tmp_path_factory.mktemp("both") / "venv")
     environment.install(wheels[CORE], wheels[S3])
+    return environment
+
+
+@pytest.fixture(scope="module")
+def core_and_gcs(wheels: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("gcs") / "venv")
+    environment.install(wheels[CORE], wheels[GCS])
     return environment
 
 
@@ -198,6 +206,21 @@ def test_with_s3_there_is_no_package_of_another_cloud(core_and_s3: Environment) 
     packages = core_and_s3.packages()
     assert packages >= {"jobs-backup", "jobs-backup-s3", "boto3"}
     assert not {name for name in packages if name.startswith(("google", "azure"))}
+
+
+@pytest.mark.slow
+def test_with_gcs_there_is_no_package_of_another_cloud(core_and_gcs: Environment, gcs: GcsServer, tmp_path: Path) -> None:
+    packages = core_and_gcs.packages()
+    assert packages >= {"jobs-backup", "jobs-backup-gcs", "google-cloud-storage"}
+    assert not {name for name in packages if name.startswith(("boto", "azure"))}
+    code = "import sys\nfrom jobs_backup import providers\nproviders.load('GCS', {'JOBS_BACKUP_BUCKET': 'events'})\n"
+    assert core_and_gcs.python(code + "print({'google.auth', 'google.cloud', 'requests'} & sys.modules.keys())") == "set()\n"
+    bucket = gcs.bucket()
+    variables = {**gcs.environment(bucket), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}
+    command = core_and_gcs.bin / "jobs-backup"
+    run(command, "run", "--source-id", "web", env=clean_environment(**variables), input='{"a":1}\n')
+    (stored,) = gcs.buckets[bucket].values()
+    assert b'"payload":{"a":1}' in gzip.decompress(stored.data)
 
 
 @pytest.mark.slow

@@ -74,11 +74,11 @@ class Hooks:
             for one in [pool.submit(self.write, key, key.encode()) for key in keys]:
                 one.result()
 
-    def create(self, key: str, whole: bytes, *, if_absent: bool = True) -> Upload:
+    def create(self, key: str, whole: bytes, *, checksum: int | None = None, if_absent: bool = True) -> Upload:
         upload = self._hook.create_multipart(
             key=key,
             size=len(whole),
-            checksum=crc32c.crc32c(whole),
+            checksum=crc32c.crc32c(whole) if checksum is None else checksum,
             content_type="application/gzip",
             metadata=_METADATA,
             if_absent=if_absent,

@@ -1,0 +1,1 @@
+"""Google Cloud Storage for jobs-backup, on google-cloud-storage."""

@@ -1,0 +1,215 @@
+"""Translates the errors of the store and of Google's libraries into the taxonomy, each with what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Generator, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, NamedTuple
+
+from jobs_backup.errors import (
+    AlreadyExists,
+    BucketNotFound,
+    ConfigurationError,
+    CredentialsExpired,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+    StorageError,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+    UploadGone,
+)
+from jobs_backup.settings import redacted
+from jobs_backup_gcs.settings import GcsSettings
+
+_LONGEST: Final = 300
+_BUCKET: Final = "check JOBS_BACKUP_BUCKET; the bucket is never created"
+_CREDENTIALS: Final = (
+    "set GOOGLE_APPLICATION_CREDENTIALS to a file of credentials, or run where there are some (workload identity, an instance)"
+)
+_KEY: Final = "check that the service account and its key exist, and this machine's clock (NTP)"
+_SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
+_NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
+_FAULT: Final = "a fault of the store; see its status page"
+_CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
+
+_PERMISSIONS: Final[Mapping[str, str]] = {
+    "write": "storage.objects.create",
+    "create": "storage.objects.create",
+    "part": "storage.objects.create",
+    "cancel": "storage.objects.create",
+    "get": "storage.objects.get",
+    "delete": "storage.objects.delete",
+    "list": "storage.objects.list",
+}
+
+
+class _Row(NamedTuple):
+    error: type[JobsBackupError]
+    hint: str = ""
+
+
+_STATUSES: Final[Mapping[int, _Row]] = {
+    401: _Row(CredentialsExpired, _KEY),
+    405: _Row(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
+    412: _Row(AlreadyExists),
+    501: _Row(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
+}
+
+# By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
+_OF_AUTH: Final[Mapping[str, _Row]] = {
+    # The request itself was not sent: there was no token for it.
+    "TransportError": _Row(Unreachable, "there is no token: check the way to the token server, and the metadata server"),
+    "RefreshError": _Row(Unauthenticated, _KEY),
+    "DefaultCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
+    "MalformedError": _Row(ConfigurationError, _CREDENTIALS),
+    "GoogleAuthError": _Row(Unauthenticated, _CREDENTIALS),  # an InvalidOperation, where anonymous ones were refused
+}
+_OF_REQUESTS: Final[Mapping[str, _Row]] = {
+    "SSLError": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
+    "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
+    "NewConnectionError": _Row(Unreachable, _NETWORK),
+    "NameResolutionError": _Row(Unreachable, _NETWORK),
+    "ConnectTimeout": _Row(Unreachable, _NETWORK),
+    "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
+    "ConnectionRefusedError": _Row(Unreachable, _NETWORK),
+    "gaierror": _Row(Unreachable, _NETWORK),
+    "RequestException": _Row(Unavailable, _NETWORK),
+    "ConnectionError": _Row(Unavailable, _NETWORK),
+    "TimeoutError": _Row(Unavailable, _NETWORK),
+    "HTTPError": _Row(Unavailable, _NETWORK),
+}
+_LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "slowDown")
+
+
+class Call(NamedTuple):
+    """What was tried. `upload` is the URI that no message may show."""
+
+    operation: str
+    settings: GcsSettings
+    key: str = ""
+    upload: str = ""
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+    def __str__(self) -> str:
+        return f"{self.operation} gs://{self.settings.bucket}" + (f"/{self.key}" if self.key else "")
+
+
+@contextlib.contextmanager
+def translated(call: Call) -> Generator[None]:
+    """Whatever is raised within becomes an error of the taxonomy.
+
+    It is raised without the library's error behind it: that one's text has URLs in it, and with them the upload's id.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - nothing is swallowed
+        raise translate(error, call) from None
+
+
+def translate(error: Exception, call: Call) -> JobsBackupError:
+    """The error of the taxonomy for what a request raised."""
+    if isinstance(error, JobsBackupError):
+        return error
+    response: Any = getattr(error, "response", None)
+    if response is not None and getattr(response, "status_code", None):
+        return answered(response, call)
+    text = _cleaned(_reason(error), call)
+    names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
+    auth = type(error).__module__.startswith("google.auth")
+    if auth and getattr(error, "retryable", False):
+        names.add("TransportError")
+    for name, row in (_OF_AUTH if auth else _OF_REQUESTS).items():
+        if name in names:
+            return row.error(f"{call}: {text}", hint=row.hint)
+    return StorageError(f"{call}: {type(error).__name__}: {text}")
+
+
+def answered(response: Any, call: Call) -> JobsBackupError:
+    """The error of the taxonomy for an answer that is none of success."""
+    status: int = response.status_code
+    reason, said = _told(response)
+    message = f"{call}: {status}" + (f" {reason}" if reason else "") + (f": {_cleaned(said, call)}" if said else "")
+    if status == 429 or reason in _LIMITS:
+        return Throttled(message, hint=_SLOWER, retry_after=_retry_after(response.headers))
+    if status == 403:
+        return _denied(message, said, call)
+    if status in (404, 410):
+        return _missing(message, said, call)
+    if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
+        return IntegrityError(message, hint=_CHECKSUM)
+    if status == 408 or (status >= 500 and status not in _STATUSES):
+        return Unavailable(message, hint=_FAULT, retry_after=_retry_after(response.headers))
+    row = _STATUSES.get(status, _Row(StorageError))
+    return row.error(message, hint=row.hint)
+
+
+def _denied(message: str, said: str, call: Call) -> PermissionDenied:
+    named = re.search(r"\b(storage\.[a-z]+\.[A-Za-z]+|cloudkms\.[A-Za-z.]+)", said)
+    action = named[1] if named else _PERMISSIONS[call.operation]
+    resource = (call.settings.kms_key or "the bucket's key") if action.startswith("cloudkms") else call.settings.resource
+    return PermissionDenied(message, action=action, resource=resource)
+
+
+def _missing(message: str, said: str, call: Call) -> JobsBackupError:
+    if call.upload:
+        return UploadGone(message, hint="it was completed, cancelled, or is older than a week: another one has to be begun")
+    if call.operation in ("get", "delete") and "bucket" not in said.lower():
+        return ObjectNotFound(message)
+    return BucketNotFound(message, hint=_BUCKET)
+
+
+def _told(response: Any) -> tuple[str, str]:
+    """The reason and the message of an answer in JSON; else its beginning."""
+    try:
+        error: Any = response.json()["error"]
+        errors: Any = error.get("errors") or [{}]
+        return str(errors[0].get("reason") or ""), str(error.get("message") or "")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return "", str(getattr(response, "text", ""))[:_LONGEST]
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    value = str(headers.get("Retry-After", "")).strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _reason(error: Exception) -> str:
+    """What the system said: the first error in the chain that has no URL in its text; else the error's name."""
+    for one in _chain(error):
+        if type(one).__module__.split(".")[0] in ("builtins", "socket", "ssl", "http"):
+            return getattr(one, "strerror", None) or str(one) or type(one).__name__
+    text = str(error)
+    return text if "://" not in text and "url:" not in text else type(error).__name__
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    found: list[BaseException] = [error]
+    for _ in range(12):
+        if not found:
+            return
+        one = found.pop(0)
+        yield one
+        inner = (one.__cause__, one.__context__, getattr(one, "reason", None), *one.args)
+        found += [other for other in inner if isinstance(other, BaseException) and other is not one]
+
+
+def _cleaned(text: str, call: Call) -> str:
+    text = " ".join(redacted(text, [call.upload]).split())
+    text = re.sub(r"(?<=upload_id=)[^&\s\"']+", "****", text)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

@@ -1,0 +1,358 @@
+"""The provider GCS: each hook of the contract as one request of the JSON API of Google Cloud Storage.
+
+Objects of up to 8 MiB go in one request. Larger ones are resumable uploads: the URI of the session is the upload's id, parts are
+its chunks, and the object appears with the last one.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Final, Self
+from urllib.parse import quote
+
+from jobs_backup.bodies import ObjectBody, Source
+from jobs_backup.errors import (
+    AlreadyExists,
+    CredentialsExpired,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+    Unavailable,
+    UploadGone,
+)
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup_gcs.client import Clients, Gcs
+from jobs_backup_gcs.errors import Call, answered, translated
+from jobs_backup_gcs.policy import commands
+from jobs_backup_gcs.settings import GcsSettings
+
+_DELETES: Final = 8
+"""Objects that are deleted at the same time; there is no request that deletes several."""
+_PAGE: Final = 1000
+_SIZE: Final = "size"
+_CRC: Final = "crc32c"
+"""Names in `Upload.extra`: of the whole object."""
+
+
+class GcsProvider:
+    """Google Cloud Storage."""
+
+    API_VERSION: ClassVar[int] = 1
+    settings: ClassVar[type[GcsSettings]] = GcsSettings
+    sequential_parts: ClassVar[bool] = True
+    part_multiple: ClassVar[int] = 256 << 10
+    min_part_size: ClassVar[int] = 256 << 10
+    max_parts: ClassVar[int] = 1 << 30
+    max_write_size: ClassVar[int] = 8 << 20
+    """Bytes; what the SDK sends in one request, which it holds in memory."""
+
+    def __init__(self, settings: GcsSettings) -> None:
+        self._settings = settings
+        self._clients = Clients(settings)
+        self._reached: dict[str, int] = {}  # session -> bytes that the store has, where that is known
+
+    @classmethod
+    def from_settings(cls, environment: Mapping[str, str]) -> Self:
+        """Configured by these environment variables. Neither imports the SDK nor opens a connection.
+
+        Raises:
+            ConfigurationError: a variable is missing or wrong, or the file of credentials can't be read.
+        """
+        return cls(GcsSettings.from_environment(environment))
+
+    @property
+    def location(self) -> str:
+        """Bucket, and endpoint if it is not Google's own."""
+        return self._settings.location
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.location}>"
+
+    @hookimpl
+    def write(
+        self,
+        key: str,
+        body: Body,
+        size: int,
+        checksum: int,
+        content_type: str,
+        metadata: Mapping[str, str],
+        if_absent: bool,
+        timeout: float,
+    ) -> WriteReceipt:
+        """objects.insert, in one request."""
+        call = self._tried("write", key)
+        if size > self.max_write_size:
+            raise NotSupported(f"{call}: {size:,} bytes in one request", hint="send objects of more than 8 MiB in parts")
+        try:
+            with self._requests(call) as gcs:
+                blob = self._blob(gcs, key, checksum, metadata)
+                with Source(body, size) as source:
+                    blob.upload_from_file(
+                        source,
+                        size=size,
+                        content_type=content_type,
+                        if_generation_match=_condition(if_absent),
+                        timeout=timeout,
+                        checksum=None,  # the object's is in its metadata
+                        retry=None,
+                    )
+        except AlreadyExists:
+            self._confirm(key, _base64(checksum), timeout)
+            raise
+        return _receipt(call, {"crc32c": blob.crc32c, "generation": blob.generation}, _base64(checksum))
+
+    @hookimpl
+    def create_multipart(
+        self,
+        key: str,
+        size: int,
+        checksum: int,
+        content_type: str,
+        metadata: Mapping[str, str],
+        if_absent: bool,
+        timeout: float,
+    ) -> Upload:
+        """Begins a resumable upload."""
+        try:
+            with self._requests(self._tried("create", key)) as gcs:
+                uri = self._blob(gcs, key, checksum, metadata).create_resumable_upload_session(
+                    content_type=content_type,
+                    size=size,
+                    if_generation_match=_condition(if_absent),
+                    timeout=timeout,
+                    checksum=None,
+                    retry=None,
+                )
+        except AlreadyExists:
+            self._confirm(key, _base64(checksum), timeout)
+            raise
+        self._reached[uri] = 0
+        return Upload(key=key, id=uri, extra={_SIZE: str(size), _CRC: _base64(checksum)})
+
+    @hookimpl
+    def write_part(self, upload: Upload, number: int, offset: int, body: Body, size: int, timeout: float) -> Part:
+        """A chunk of a resumable upload: what of it the store does not have yet. The last one makes the object."""
+        call = self._tried("part", upload.key, upload.id)
+        known = self._reached.pop(upload.id, None)  # whatever happens to this request, it is not known then
+        reached = self._ask(call, upload, timeout) if known is None else known
+        end = offset + size
+        if isinstance(reached, int) and reached < end:
+            if reached < offset:
+                raise UploadGone(f"{call}: the store has {reached} bytes instead of {offset}", hint="another one has to be begun")
+            reached = self._send_chunk(call, upload, reached, body.slice(reached - offset, end - reached), timeout)
+            if isinstance(reached, int) and reached < end:
+                self._reached[upload.id] = reached
+                raise Unavailable(f"{call}: the store has taken {max(0, reached - offset)} of {size} bytes")
+        if isinstance(reached, int):
+            self._reached[upload.id] = reached
+            return Part(number=number)
+        return Part(number=number, etag=reached.version)
+
+    @hookimpl
+    def complete_multipart(self, upload: Upload, parts: Sequence[Part], checksum: int, timeout: float) -> WriteReceipt:
+        """The object stands since the last chunk: its generation is that one's receipt."""
+        call = self._tried("part", upload.key, upload.id)
+        generation = parts[-1].etag if parts else ""
+        reached = WriteReceipt(version=generation) if generation else self._ask(call, upload, timeout)
+        if isinstance(reached, int):
+            raise UploadGone(f"{call}: the store has {reached} bytes and lacks the rest", hint="another one has to be begun")
+        if upload.extra[_CRC] != _base64(checksum):
+            raise IntegrityError(f"{call}: the upload was begun for other bytes")
+        return reached
+
+    @hookimpl
+    def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
+        """Cancels a resumable upload."""
+        call = self._tried("cancel", upload.key, upload.id)
+        self._reached.pop(upload.id, None)
+        with self._requests(call) as gcs:
+            answer = gcs.session.request("DELETE", upload.id, headers={"Content-Length": "0"}, timeout=timeout)
+            if answer.status_code in (204, 499):
+                return AbortReceipt(Outcome.ABORTED)
+            if answer.status_code not in (404, 410):
+                raise answered(answer, call)
+        return AbortReceipt(Outcome.GONE)
+
+    @hookimpl
+    def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
+        """objects.delete for each key, several at once."""
+
+        def delete(key: str) -> Exception | None:
+            try:
+                with self._requests(self._tried("delete", key)) as gcs:
+                    gcs.bucket.blob(key).delete(timeout=timeout, retry=None)
+            except ObjectNotFound:
+                pass
+            except JobsBackupError as error:
+                return error
+            return None
+
+        if not keys:
+            return DeleteReceipt(deleted=frozenset())
+        first = delete(keys[0])
+        if first is not None and not isinstance(first, PermissionDenied):
+            raise first  # the others would meet it, too, and it may take long to be told
+        with ThreadPoolExecutor(_DELETES) as pool:
+            outcomes = dict(zip(keys, [first, *pool.map(delete, keys[1:])], strict=True))
+        failed = {key: error for key, error in outcomes.items() if error is not None}
+        return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+    @hookimpl
+    def read(self, key: str, timeout: float) -> Body:
+        """objects.get: of the metadata for the size, and of the bytes at each opening."""
+        call = self._tried("get", key)
+        with self._requests(call) as gcs:
+            blob = gcs.bucket.blob(key)
+            blob.reload(timeout=timeout, retry=None)
+        path = f"{self._settings.base}/storage/v1/b/{self._settings.bucket}/o/{quote(key, safe='')}"
+
+        def get(offset: int) -> Any:
+            with self._requests(call) as gcs:
+                answer = gcs.session.request(
+                    "GET",
+                    path,
+                    params={"alt": "media", "generation": str(blob.generation)},
+                    headers={"Range": f"bytes={offset}-", "Accept-Encoding": "identity"},
+                    timeout=timeout,
+                    stream=True,
+                )
+                if answer.status_code not in (200, 206):
+                    raise answered(answer, call)
+                return answer.raw
+
+        return ObjectBody(int(blob.size), get, lambda: translated(call))
+
+    @hookimpl
+    def list(self, prefix: str, after: str, timeout: float) -> Page:
+        """objects.list."""
+        with self._requests(self._tried("list")) as gcs:
+            # `startOffset` is inclusive.
+            found: Any = gcs.bucket.list_blobs(
+                prefix=prefix, start_offset=after or None, max_results=_PAGE + 2, timeout=timeout, retry=None
+            )
+            objects = [Listed(key=blob.name, size=int(blob.size)) for blob in found if blob.name > after]
+        return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)
+
+    @hookimpl
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
+        """Commands of gcloud."""
+        return commands(self.settings.from_environment(settings), delete=delete, replay=replay)
+
+    def _send_chunk(self, call: Call, upload: Upload, start: int, body: Body, timeout: float) -> int | WriteReceipt:
+        """Send bytes from `start` on. Returns how many the store has then, or that the object stands."""
+        headers = {
+            "Content-Length": str(body.size),
+            "Content-Range": f"bytes {start}-{start + body.size - 1}/{upload.extra[_SIZE]}",
+        }
+        try:
+            with self._requests(call) as gcs, Source(body, body.size) as source:
+                return self._outcome(
+                    call, upload, gcs.session.request("PUT", upload.id, data=source, headers=headers, timeout=timeout)
+                )
+        except AlreadyExists:
+            self._confirm(upload.key, upload.extra[_CRC], timeout)
+            raise
+
+    def _ask(self, call: Call, upload: Upload, timeout: float) -> int | WriteReceipt:
+        """How many bytes the store has, or that the object stands."""
+        headers = {"Content-Length": "0", "Content-Range": f"bytes */{upload.extra[_SIZE]}"}
+        with self._requests(call) as gcs:
+            return self._outcome(call, upload, gcs.session.request("PUT", upload.id, headers=headers, timeout=timeout))
+
+    def _outcome(self, call: Call, upload: Upload, answer: Any) -> int | WriteReceipt:
+        if answer.status_code == 308:
+            reached = re.fullmatch(r"bytes=0-(\d+)", answer.headers.get("Range", ""))
+            return int(reached[1]) + 1 if reached else 0
+        if answer.status_code in (200, 201):
+            return _receipt(call, answer.json(), upload.extra[_CRC])
+        raise answered(answer, call)
+
+    def _confirm(self, key: str, checksum: str, timeout: float) -> None:
+        """There is an object under the key: see that it is an earlier attempt of ours, with the same bytes.
+
+        Without the right to get it can't be looked at; the key has a uuid of its own, so that it hardly is anybody else's.
+
+        Raises:
+            IntegrityError: it has other bytes.
+        """
+        call = self._tried("get", key)
+        try:
+            with self._requests(call) as gcs:
+                blob = gcs.bucket.blob(key)
+                blob.reload(timeout=timeout, retry=None)
+        except PermissionDenied:
+            return
+        except ObjectNotFound as gone:
+            raise Unavailable(f"{call}: an object stood in the way, and is gone now") from gone
+        if blob.crc32c != checksum:
+            raise IntegrityError(
+                f"{call}: the object that stands there has other bytes (CRC-32C {blob.crc32c} instead of {checksum})",
+                hint="it is not overwritten; see who writes to this bucket",
+            )
+
+    def _requests(self, call: Call) -> _Requests:
+        return _Requests(self._clients, call)
+
+    def _blob(self, gcs: Gcs, key: str, checksum: int, metadata: Mapping[str, str]) -> Any:
+        blob: Any = gcs.bucket.blob(key, kms_key_name=self._settings.kms_key)
+        blob.metadata = dict(metadata)
+        blob.crc32c = _base64(checksum)  # the store refuses other bytes
+        if self._settings.storage_class:
+            blob.storage_class = self._settings.storage_class
+        return blob
+
+    def _tried(self, operation: str, key: str = "", upload: str = "") -> Call:
+        return Call(operation, self._settings, key, upload)
+
+
+class _Requests:
+    """What talks to the store, within a block whose errors are translated. After a refused token the next one gets a new token."""
+
+    def __init__(self, clients: Clients, call: Call) -> None:
+        self._clients = clients
+        self._translated = translated(call)
+        self._gcs: Gcs | None = None
+
+    def __enter__(self) -> Gcs:
+        self._translated.__enter__()
+        try:
+            self._gcs = self._clients.get()
+        except Exception as error:
+            self._translated.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self._gcs
+
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        try:
+            self._translated.__exit__(type_, value, traceback)
+        except CredentialsExpired:
+            if self._gcs is not None:
+                self._gcs.credentials.token = None
+            raise
+
+
+def _condition(if_absent: bool) -> int | None:
+    return 0 if if_absent else None
+
+
+def _base64(crc: int) -> str:
+    """As Google writes a CRC-32C: big-endian, in base64."""
+    return base64.b64encode(crc.to_bytes(4, "big")).decode()
+
+
+def _receipt(call: Call, told: Mapping[str, Any], checksum: str) -> WriteReceipt:
+    """What an answer must have to be a success: a 200 alone can be anybody's."""
+    if not told.get("generation"):
+        raise Unavailable(
+            f"{call}: the answer has no generation", hint="what answers may not be the store: check endpoint and proxy"
+        )
+    if told.get("crc32c") not in (None, checksum):
+        raise IntegrityError(f"{call}: the store has CRC-32C {told['crc32c']} instead of {checksum}")
+    return WriteReceipt(version=str(told["generation"]))

@@ -1,0 +1,103 @@
+"""The environment variables of GCS."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Self, cast
+from urllib.parse import urlsplit
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings import Settings, Variable
+
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_TYPES: Final = (
+    "service_account",
+    "external_account",
+    "impersonated_service_account",
+    "authorized_user",
+    "external_account_authorized_user",
+)
+"""Kinds of credentials that google-auth reads from a file (its `load_credentials_from_file`)."""
+
+
+class GcsSettings(Settings, frozen=True, kw_only=True):
+    """What GCS reads from the environment."""
+
+    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The bucket. It has to exist.", example="my-events")]
+    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
+        ""
+    )
+    credentials: Annotated[
+        Path | None,
+        Variable(
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            "JSON file of a service account, of workload identity federation or of impersonation. Default: what the environment"
+            " has (workload identity, the instance's service account, gcloud).",
+            example="/etc/jobs-backup/credentials.json",
+        ),
+    ] = None
+    kms_key: Annotated[
+        str | None,
+        Variable(
+            "JOBS_BACKUP_GCS_KMS_KEY",
+            "Resource name of the Cloud KMS key that encrypts the objects. Default: as the bucket is configured.",
+        ),
+    ] = None
+    storage_class: Annotated[
+        str | None,
+        Variable("JOBS_BACKUP_GCS_STORAGE_CLASS", "Storage class of the objects, for example NEARLINE. Default: the bucket's."),
+    ] = None
+    endpoint: Annotated[
+        str | None,
+        Variable("JOBS_BACKUP_GCS_ENDPOINT", "Another endpoint than https://storage.googleapis.com, for example a private one."),
+    ] = None
+    emulator: Annotated[
+        str | None,
+        Variable("STORAGE_EMULATOR_HOST", "URL of an emulator instead of Google's service. No credentials are used then."),
+    ] = None
+
+    @classmethod
+    def from_environment(cls, environment: Any) -> Self:
+        """See `Settings.from_environment`; also raises where the file of credentials can't be read."""
+        found = super().from_environment(environment)
+        if not _BUCKET.fullmatch(found.bucket):
+            raise ConfigurationError(
+                f"JOBS_BACKUP_BUCKET={found.bucket!r} is no name of a bucket", hint="lower-case letters, digits, '-', '_' and '.'"
+            )
+        for name, url in (("JOBS_BACKUP_GCS_ENDPOINT", found.endpoint), ("STORAGE_EMULATOR_HOST", found.emulator)):
+            if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+                raise ConfigurationError(f"{name}={url!r} is no URL", hint="write it as https://host or http://host:port")
+        if found.credentials is not None and found.emulator is None:
+            _check(found.credentials)
+        return found
+
+    @property
+    def base(self) -> str:
+        """The service's URL, without a slash at its end."""
+        return (self.emulator or self.endpoint or "https://storage.googleapis.com").rstrip("/")
+
+    @property
+    def location(self) -> str:
+        """As the contract wants it."""
+        return f"gs://{self.bucket}" + (f" at {self.base}" if self.emulator or self.endpoint else "")
+
+    @property
+    def resource(self) -> str:
+        """What permissions have to be granted on."""
+        return f"gs://{self.bucket}"
+
+
+def _check(path: Path) -> None:
+    """Raises ConfigurationError. Says nothing of what is in the file, which is a secret."""
+    hint = "set GOOGLE_APPLICATION_CREDENTIALS to the JSON file of the credentials, or unset it where the environment has some"
+    try:
+        found: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path}: {error.strerror}", hint=hint) from None
+    except ValueError:
+        raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} is no JSON", hint=hint) from None
+    type_: object = cast(dict[str, object], found).get("type") if isinstance(found, dict) else None
+    if type_ not in _TYPES:
+        raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} has no credentials of a kind that is known", hint=hint)
