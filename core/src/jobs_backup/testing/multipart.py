@@ -22,6 +22,10 @@ class MultipartConformance(ABC):
     def open(self, environment: Mapping[str, str]) -> Hooks:
         """Load the provider as core does."""
 
+    @abstractmethod
+    def in_another_process(self, environment: Mapping[str, str], script: str, given: object = None) -> None:
+        """Run a script in a new process."""
+
     @pytest.fixture
     def multipart(self, hooks: Hooks) -> Hooks:
         """The provider, if it has the hooks for uploads in parts."""
@@ -138,6 +142,22 @@ class MultipartConformance(ABC):
         assert upload.id not in caught.value.one_line()
         with pytest.raises(UploadGone):
             multipart.complete(upload, [receipt], parts[0])
+        assert list(inspector.keys()) == []
+
+    def test_abort_in_another_process(self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector) -> None:
+        """What core has journaled is all that another process needs to end an upload; and again."""
+        parts = self.parts(multipart)
+        upload = multipart.create("key", b"".join(parts))
+        multipart.part(upload, parts, 1)
+        script = (
+            "import msgspec\n"
+            "from jobs_backup.model import Upload\n"
+            "for _ in range(2):\n"
+            "    hooks.abort(msgspec.json.decode(given, type=Upload))\n"
+        )
+        self.in_another_process(environment, script, msgspec.json.encode(upload).decode())
+        assert not inspector.open_uploads()
+        assert multipart.abort(upload) in Outcome
         assert list(inspector.keys()) == []
 
     def test_abort_twice(self, multipart: Hooks, inspector: Inspector) -> None:

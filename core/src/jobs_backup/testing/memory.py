@@ -1,0 +1,171 @@
+"""A provider whose buckets are in memory: for tests of programs that use jobs-backup, and as an example of a whole provider.
+
+It is no entry point, since what it stores is gone with its process:
+
+    MemoryProvider.buckets["events"] = {}
+    with Backup.from_env({..., "JOBS_BACKUP_BUCKET": "events"}) as backup: ...
+    assert MemoryProvider.buckets["events"]
+
+An entry point of your tests' own makes it loadable, or `jobs_backup.testing.memory.loaded` does without one.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Final, Self
+
+import crc32c
+import msgspec
+
+from jobs_backup import providers
+from jobs_backup.errors import AlreadyExists, BucketNotFound, IntegrityError, ObjectNotFound, UploadGone
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import (
+    AbortReceipt,
+    Body,
+    BytesBody,
+    DeleteReceipt,
+    Listed,
+    Outcome,
+    Page,
+    Part,
+    Policy,
+    Upload,
+    WriteReceipt,
+)
+from jobs_backup.settings import Secret, Settings, Variable
+
+_PAGE: Final = 1000
+
+
+class MemorySettings(Settings, frozen=True, kw_only=True):
+    """What it reads from the environment."""
+
+    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The bucket. It has to be in `MemoryProvider.buckets`.")]
+    token: Annotated[Secret | None, Variable("MEMORY_TOKEN", "A secret that nobody asks for.")] = None
+
+
+class _Begun(msgspec.Struct):
+    bucket: str
+    key: str
+    parts: dict[int, bytes]
+
+
+class MemoryProvider:
+    """Buckets are made by whoever uses it: `MemoryProvider.buckets["events"] = {}`."""
+
+    API_VERSION: ClassVar[int] = 1
+    settings: ClassVar = MemorySettings
+    buckets: ClassVar[dict[str, dict[str, bytes]]] = {}
+    uploads: ClassVar[dict[str, _Begun]] = {}
+    lock: ClassVar = threading.RLock()
+
+    def __init__(self, settings: MemorySettings) -> None:
+        self._bucket = settings.bucket
+        self.location = f"memory://{settings.bucket}"
+
+    @classmethod
+    def from_settings(cls, environment: Mapping[str, str]) -> Self:
+        """See `Provider.from_settings`."""
+        return cls(MemorySettings.from_environment(environment))
+
+    @property
+    def objects(self) -> dict[str, bytes]:
+        """The bucket."""
+        try:
+            return self.buckets[self._bucket]
+        except KeyError:
+            raise BucketNotFound(f"there is no bucket {self._bucket}", hint="make it, or correct JOBS_BACKUP_BUCKET") from None
+
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        return self.publish(key, _bytes(body, size), checksum, if_absent=if_absent)
+
+    @hookimpl
+    def create_multipart(self, key: str) -> Upload:
+        upload = Upload(key=key, id=secrets.token_hex(16))
+        with self.lock:
+            self.uploads[upload.id] = _Begun(self._bucket, key, {})
+        return upload
+
+    @hookimpl
+    def write_part(self, upload: Upload, number: int, body: Body, size: int) -> Part:
+        data = _bytes(body, size)
+        with self.lock:
+            self.begun(upload).parts[number] = data
+        return Part(number=number, crc32c=crc32c.crc32c(data))
+
+    @hookimpl
+    def complete_multipart(self, upload: Upload, parts: Sequence[Part], checksum: int, if_absent: bool) -> WriteReceipt:
+        with self.lock:
+            begun = self.begun(upload)
+            receipt = self.publish(upload.key, b"".join(begun.parts[part.number] for part in parts), checksum, if_absent=if_absent)
+            del self.uploads[upload.id]
+        return receipt
+
+    @hookimpl
+    def abort_multipart(self, upload: Upload) -> AbortReceipt:
+        with self.lock:
+            return AbortReceipt(Outcome.GONE if self.uploads.pop(upload.id, None) is None else Outcome.ABORTED)
+
+    @hookimpl
+    def delete(self, keys: Sequence[str]) -> DeleteReceipt:
+        with self.lock:
+            for key in keys:
+                self.objects.pop(key, None)
+        return DeleteReceipt(deleted=frozenset(keys))
+
+    @hookimpl
+    def read(self, key: str) -> Body:
+        try:
+            return BytesBody(self.objects[key])
+        except KeyError:
+            raise ObjectNotFound(f"there is no object {key}") from None
+
+    @hookimpl
+    def list(self, prefix: str, after: str) -> Page:
+        keys = sorted((key for key in self.objects if key.startswith(prefix) and key > after), key=str.encode)
+        objects = [Listed(key=key, size=len(self.objects[key])) for key in keys[:_PAGE]]
+        return Page(objects=objects, after=keys[_PAGE - 1] if len(keys) > _PAGE else None)
+
+    @hookimpl
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
+        actions = ["write", *(["delete"] if delete else []), *(["read"] if replay else [])]
+        return Policy(format="commands", text=f"{', '.join(actions)} on {settings['JOBS_BACKUP_BUCKET']}\n")
+
+    def publish(self, key: str, data: bytes, checksum: int, *, if_absent: bool) -> WriteReceipt:
+        """Make an object, whole or not at all."""
+        if crc32c.crc32c(data) != checksum:
+            raise IntegrityError(f"the bytes of {key} are not those that the checksum was made of")
+        with self.lock:
+            if if_absent and key in self.objects:
+                raise AlreadyExists(f"{key} exists")
+            self.objects[key] = data
+        return WriteReceipt()
+
+    def begun(self, upload: Upload) -> _Begun:
+        """An upload that was begun, and not ended."""
+        try:
+            return self.uploads[upload.id]
+        except KeyError:
+            raise UploadGone(f"the upload of {upload.key} does not exist any more") from None
+
+
+def loaded(class_: type[MemoryProvider], environment: Mapping[str, str]) -> providers.Loaded:
+    """The provider as core loads it, without an entry point."""
+    one = providers.Installed(
+        name="MEMORY", distribution="jobs-backup", version="0", target=f"{class_.__module__}:{class_.__name__}"
+    )
+    provider = class_.from_settings(environment)
+    manager, hooks = providers.register(provider, one)
+    return providers.Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)
+
+
+def _bytes(body: Body, size: int) -> bytes:
+    with body.open() as reader:
+        data = reader.read()
+    if len(data) != size:
+        raise IntegrityError(f"the body has {len(data)} bytes instead of {size}")
+    return data

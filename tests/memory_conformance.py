@@ -1,0 +1,67 @@
+"""The conformance suite on MemoryProvider and on wrong ones: run by test_conformance_teeth, and not collected by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pytest
+import wrong_providers
+
+from jobs_backup.testing.conformance import Hooks, Inspector, ProviderConformance
+from jobs_backup.testing.memory import MemoryProvider, loaded
+
+_numbers = itertools.count(1)
+ONE_PROCESS = "what is in memory is in one process"
+
+
+class Right(ProviderConformance):
+    """MemoryProvider as it is."""
+
+    provider = "MEMORY"
+    class_: ClassVar[type[MemoryProvider]] = MemoryProvider
+    not_applicable: ClassVar = {
+        "test_configuring_imports_no_sdk": "no entry point names it",
+        "test_abort_in_another_process": ONE_PROCESS,
+        "test_a_fork_gets_its_own": ONE_PROCESS,
+    }
+
+    def open(self, environment: Mapping[str, str]) -> Hooks:
+        return Hooks(loaded(self.class_, environment))
+
+    @pytest.fixture
+    def environment(self) -> Mapping[str, str]:
+        name = f"bucket-{next(_numbers)}"
+        MemoryProvider.buckets[name] = {}
+        return {"JOBS_BACKUP_BUCKET": name, "MEMORY_TOKEN": "a-canary-of-a-token"}
+
+    @pytest.fixture
+    def environment_without_bucket(self) -> Mapping[str, str]:
+        return {"JOBS_BACKUP_BUCKET": f"none-{next(_numbers)}"}
+
+    @pytest.fixture
+    def inspector(self, environment: Mapping[str, str]) -> Inspector:
+        return _MemoryInspector(environment["JOBS_BACKUP_BUCKET"])
+
+
+class _MemoryInspector:
+    def __init__(self, bucket: str) -> None:
+        self._bucket = bucket
+
+    def keys(self) -> list[str]:
+        return list(MemoryProvider.buckets[self._bucket])
+
+    def get(self, key: str) -> bytes:
+        return MemoryProvider.buckets[self._bucket][key]
+
+    def open_uploads(self) -> list[str]:
+        return [one.key for one in MemoryProvider.uploads.values() if one.bucket == self._bucket]
+
+
+class TestMemory(Right):
+    pass
+
+
+for _wrong in wrong_providers.EXPECTED:
+    globals()[f"Test{_wrong.__name__}"] = type(f"Test{_wrong.__name__}", (Right,), {"class_": _wrong})

@@ -1,0 +1,202 @@
+"""Providers that are wrong in one thing each. `EXPECTED` are the tests of the conformance suite that have to find it."""
+
+# mypy: disable-error-code="override"
+# (hooks may take fewer arguments)
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import crc32c
+
+from jobs_backup.errors import AlreadyExists, BucketNotFound, ObjectNotFound, UploadGone
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Outcome, Part, Upload, WriteReceipt
+from jobs_backup.testing.memory import MemoryProvider, MemorySettings
+
+
+class AbortsNothing(MemoryProvider):
+    @hookimpl
+    def abort_multipart(self, upload: Upload) -> AbortReceipt:
+        return AbortReceipt(Outcome.ABORTED)
+
+
+class LosesTheLastPart(MemoryProvider):
+    @hookimpl
+    def complete_multipart(self, upload: Upload, parts: Sequence[Part], if_absent: bool) -> WriteReceipt:
+        data = b"".join(self.begun(upload).parts[part.number] for part in parts[:-1])
+        return self.publish(upload.key, data, crc32c.crc32c(data), if_absent=if_absent)
+
+
+class Overwrites(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int) -> WriteReceipt:
+        with body.open() as reader:
+            return self.publish(key, reader.read(), checksum, if_absent=False)
+
+
+class AnswersNone(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> None:
+        with body.open() as reader:
+            self.publish(key, reader.read(), checksum, if_absent=if_absent)
+
+
+class SwallowsErrors(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        try:
+            with body.open() as reader:
+                self.publish(key, reader.read(), checksum, if_absent=if_absent)
+        except AlreadyExists:
+            raise
+        except Exception as error:  # noqa: BLE001 - this is what is wrong with it
+            logging.getLogger(__name__).warning("could not write: %s", error)
+        return WriteReceipt()
+
+
+class RetriesByItself(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
+        for _ in range(2):
+            try:
+                with body.open() as reader:
+                    return self.publish(key, reader.read(), checksum, if_absent=if_absent)
+            except AlreadyExists:
+                continue
+        with body.open() as reader:
+            return self.publish(key, reader.read(), checksum, if_absent=if_absent)
+
+
+class ShowsItsSecret(MemoryProvider):
+    def __init__(self, settings: MemorySettings) -> None:
+        super().__init__(settings)
+        self.token = settings.token.reveal() if settings.token else ""
+
+
+class ShowsItsUploads(MemoryProvider):
+    def begun(self, upload: Upload) -> Any:
+        if upload.id not in self.uploads:
+            raise UploadGone(f"there is no upload {upload.id}")
+        return super().begun(upload)
+
+
+class TakesAnyAnswerForSuccess(MemoryProvider):
+    """A 200 with an error in its body, say."""
+
+    @hookimpl
+    def complete_multipart(self, upload: Upload) -> WriteReceipt:
+        self.uploads.pop(upload.id, None)
+        return WriteReceipt(etag="?")
+
+
+class DeletesTheFirst(MemoryProvider):
+    @hookimpl
+    def delete(self, keys: Sequence[str]) -> DeleteReceipt:
+        for key in keys[:1]:
+            self.objects.pop(key, None)
+        return DeleteReceipt(deleted=frozenset(keys))
+
+
+class MissesWhatIsAbsent(MemoryProvider):
+    @hookimpl
+    def delete(self, keys: Sequence[str]) -> DeleteReceipt:
+        failed: dict[str, Exception] = {key: ObjectNotFound(key) for key in keys if self.objects.pop(key, None) is None}
+        return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+
+class LeavesReadersOpen(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        return self.publish(key, body.open().read(), checksum, if_absent=if_absent)
+
+
+class WritesOtherKeys(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        return super().write(key.replace(" ", "_").replace("+", " "), body, size, checksum, if_absent)
+
+
+class IgnoresChecksums(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, if_absent: bool) -> WriteReceipt:
+        return super().write(key, body, size, body.crc32c(), if_absent)
+
+
+class PublishesWhatIsShort(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
+        with body.open() as reader:
+            data = reader.read()
+        return self.publish(key, data, checksum or crc32c.crc32c(data), if_absent=if_absent)
+
+
+class PublishesParts(MemoryProvider):
+    @hookimpl
+    def write_part(self, upload: Upload, number: int, body: Body, size: int) -> Part:
+        self.objects[upload.key] = b"".join([self.objects.get(upload.key, b""), body.open().read()])
+        return super().write_part(upload, number, body, size)
+
+
+class CountsAPartTwice(MemoryProvider):
+    @hookimpl
+    def write_part(self, upload: Upload, number: int, body: Body, size: int) -> Part:
+        before = self.begun(upload).parts.get(number, b"")
+        part = super().write_part(upload, number, body, size)
+        self.begun(upload).parts[number] = before + self.begun(upload).parts[number]
+        return part
+
+
+class RemembersUploadsItself(MemoryProvider):
+    uploads: ClassVar[Any]
+
+    def __init__(self, settings: MemorySettings) -> None:
+        super().__init__(settings)
+        self.uploads = {}  # type: ignore[misc]
+
+
+class MakesBuckets(MemoryProvider):
+    @property
+    def objects(self) -> dict[str, bytes]:
+        return self.buckets.setdefault(self._bucket, {})
+
+
+class SaysNotWhatToDo(MemoryProvider):
+    @property
+    def objects(self) -> dict[str, bytes]:
+        if self._bucket not in self.buckets:
+            raise BucketNotFound("404")
+        return self.buckets[self._bucket]
+
+
+class NamesNoSetting(MemoryProvider):
+    @classmethod
+    def from_settings(cls, environment: Mapping[str, str]) -> Any:
+        return cls(MemorySettings(bucket=environment.get("JOBS_BACKUP_BUCKET", "default")))
+
+
+EXPECTED: Final[dict[type[MemoryProvider], set[str]]] = {
+    AbortsNothing: {"test_abort", "test_abort_twice", "test_abort_of_an_unknown_upload"},
+    LosesTheLastPart: {"test_multipart", "test_multipart_of_one_part"},
+    Overwrites: {"test_write_to_an_existing_key"},
+    AnswersNone: {"test_write"},
+    SwallowsErrors: {"test_failing_body_publishes_nothing", "test_wrong_checksum_publishes_nothing"},
+    RetriesByItself: {"test_body_is_opened_anew_and_closed"},
+    ShowsItsSecret: {"test_secrets_are_in_no_repr"},
+    ShowsItsUploads: {"test_abort"},
+    TakesAnyAnswerForSuccess: {"test_multipart", "test_multipart_wrong_checksum_publishes_nothing"},
+    DeletesTheFirst: {"test_delete", "test_delete_thousands"},
+    MissesWhatIsAbsent: {"test_delete"},
+    LeavesReadersOpen: {"test_body_is_opened_anew_and_closed"},
+    WritesOtherKeys: {"test_write_and_delete_odd_keys"},
+    IgnoresChecksums: {"test_wrong_checksum_publishes_nothing"},
+    PublishesWhatIsShort: {"test_short_body_publishes_nothing"},
+    PublishesParts: {"test_multipart", "test_abort"},
+    CountsAPartTwice: {"test_multipart_part_sent_twice"},
+    RemembersUploadsItself: {"test_multipart_continued_by_another_process", "test_abort"},
+    MakesBuckets: {"test_bucket_that_does_not_exist"},
+    SaysNotWhatToDo: {"test_bucket_that_does_not_exist"},
+    NamesNoSetting: {"test_missing_settings_are_named"},
+}
