@@ -12,12 +12,13 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constr
 sources := core/src plugins/s3/src plugins/gcs/src
 projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml plugins/gcs/pyproject.toml
 
-.PHONY: help demo environment test campaign lint style types types-strict clean
+.PHONY: help demo environment test conformance campaign lint style types types-strict clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
 	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
+	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
 	@echo 'make lint    check style and types'
 	@echo 'make clean   remove what these made'
 
@@ -59,6 +60,10 @@ demo: $(VENV)/core.stamp
 
 test: $(VENV)/test.stamp
 	$(bin)/pytest $(WORKERS) $(PYTEST_ARGS)
+
+# The suite that every provider is held to, as a table: which provider passes which test, and what is not applicable, with reasons.
+conformance: $(VENV)/test.stamp
+	$(bin)/pytest $(WORKERS) --conformance-table tests/test_conformance.py tests/test_conformance_teeth.py
 
 # About 15 minutes. CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50" for example; --help tells all.
 campaign: $(VENV)/test.stamp

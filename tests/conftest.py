@@ -33,6 +33,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option of `make conformance`."""
+    parser.addoption("--conformance-table", action="store_true", help="show which provider has passed which test")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Of the conformance suite, which provider has passed which tests: counts, or the whole table."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            path, *names = report.nodeid.split("::")
+            if path.endswith("test_conformance.py") and len(names) == 2 and (report.when == "call" or outcome != "passed"):
+                found.setdefault(names[1].partition("[")[0], {}).setdefault(names[0], []).append(outcome)
+    providers = sorted({class_ for row in found.values() for class_ in row})
+    if not providers:
+        return
+    terminalreporter.section("conformance")
+    if terminalreporter.config.getoption("--conformance-table"):
+        terminalreporter.write_line(f"{'':<54}" + "".join(f"{class_.removeprefix('Test'):>13}" for class_ in providers))
+        for test, row in sorted(found.items()):
+            cells = ("+".join(sorted(set(row.get(class_, ["-"])))) for class_ in providers)
+            terminalreporter.write_line(f"{test:<54}" + "".join(f"{cell:>13}" for cell in cells))
+    for class_ in providers:
+        outcomes = [outcome for row in found.values() for outcome in row.get(class_, [])]
+        counts = ", ".join(f"{outcomes.count(one)} {one}" for one in ("passed", "failed", "skipped"))
+        terminalreporter.write_line(f"{class_.removeprefix('Test')}: {counts}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a test wrote goes from its worker to the main process as UTF-8, which a lone surrogate in a log line is not."""

@@ -365,11 +365,6 @@ def test_a_message_for_every_wrong_configuration(tmp_path: Path) -> None:
     cases: list[tuple[list[str | Path], dict[str, str], list[str]]] = [
         ([file], without, ["JOBS_BACKUP_STORAGE_PROVIDER is not set"]),
         ([file], {**without, "JOBS_BACKUP_STORAGE_PROVIDR": "S3"}, ["JOBS_BACKUP_STORAGE_PROVIDR is: a typing error?"]),
-        (
-            [file],
-            {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "gcs"},
-            ["no provider 'gcs' is installed", "pip install jobs-backup-gcs"],
-        ),
         ([file], {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "floppy"}, ["no provider 'floppy' is installed (installed: ", "FILE"]),
         ([file], no_bucket, ["JOBS_BACKUP_BUCKET is not set"]),
         ([file], {**good, "JOBS_BACKUP_BATCH_EVENTS": "many"}, ["JOBS_BACKUP_BATCH_EVENTS='many'"]),

@@ -455,6 +455,38 @@ def test_no_token_is_to_be_had(account: dict[str, str], tokens: FaultProxy, faul
     assert caught.value.refused, "nothing was sent to the bucket"
 
 
+def test_workload_identity_federation(gcs: GcsServer, bucket: str, proxy: FaultProxy, tokens: FaultProxy, tmp_path: Path) -> None:
+    """A token of somebody else's, from a file, for one of Google's."""
+    (tmp_path / "subject").write_text("a-subject-token")
+    path = tmp_path / "federation.json"
+    federation = {
+        "type": "external_account", "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt", "token_url": f"{tokens.url}/v1/token",
+        "credential_source": {"file": str(tmp_path / "subject")}, "universe_domain": "googleapis.com",
+    }  # fmt: skip
+    path.write_text(json.dumps(federation))
+    environment = {"JOBS_BACKUP_BUCKET": bucket, "GOOGLE_APPLICATION_CREDENTIALS": str(path), "JOBS_BACKUP_GCS_ENDPOINT": proxy.url}
+    hooks(environment).write("key", b"data")
+    assert [request.headers["authorization"] for request in proxy.requests] == ["Bearer canary-token-1"]
+    assert gcs.buckets[bucket]["key"].data == b"data"
+
+
+def test_impersonation_begins_with_a_token_of_its_source(account: dict[str, str], tokens: FaultProxy, tmp_path: Path) -> None:
+    """The token of the other account comes from Google's own IAM, wherever the rest is: that is not to be had here."""
+    source = json.loads(Path(account["GOOGLE_APPLICATION_CREDENTIALS"]).read_text())
+    url = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/other@p.iam.gserviceaccount.com:generateAccessToken"
+    impersonation = {
+        "type": "impersonated_service_account", "service_account_impersonation_url": url, "source_credentials": source,
+        "delegates": [],
+    }  # fmt: skip
+    path = tmp_path / "impersonation.json"
+    path.write_text(json.dumps(impersonation))
+    with pytest.raises((Unreachable, Unauthenticated)) as caught:
+        hooks({**account, "GOOGLE_APPLICATION_CREDENTIALS": str(path)}).write("key", b"data")
+    assert len(tokens.requests) == 1
+    assert "canary" not in caught.value.one_line()
+
+
 def test_no_credentials_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "true")

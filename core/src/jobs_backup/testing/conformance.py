@@ -153,6 +153,16 @@ class ProviderConformance(MultipartConformance):
         assert list(inspector.keys()) == ["a/b/object.json.gz"]
         assert inspector.get("a/b/object.json.gz") == data
 
+    @pytest.mark.parametrize("less", [1, 0])
+    def test_write_of_the_largest(self, hooks: Hooks, inspector: Inspector, less: int) -> None:
+        """What `max_write_size` allows goes in one request."""
+        size = getattr(hooks.loaded.provider, "max_write_size", None)
+        if size is None:
+            pytest.skip("the provider states no max_write_size")
+        data = random_bytes(size - less, 6)
+        hooks.write("key", data)
+        assert inspector.get("key") == data
+
     @pytest.mark.parametrize("key", ODD_KEYS, ids=range(len(ODD_KEYS)))
     def test_write_and_delete_odd_keys(self, hooks: Hooks, inspector: Inspector, key: str) -> None:
         """A key is any text; the object stands under exactly this key, and is deleted under it."""

@@ -33,13 +33,13 @@ class MultipartConformance(ABC):
             pytest.skip(f"{hooks.loaded.installed.name} has no hooks for uploads in parts")
         return hooks
 
-    def parts(self, hooks: Hooks, count: int = 2) -> list[bytes]:
-        """As many parts, as small as the provider allows, the last one smaller."""
+    def parts(self, hooks: Hooks, count: int = 2, last: int = 1000) -> list[bytes]:
+        """As many parts, as small as the provider allows, the last one with `last` bytes; as large as the others if that is 0."""
         provider = hooks.loaded.provider
         multiple = getattr(provider, "part_multiple", 1)
         size = max(getattr(provider, "min_part_size", 1), 64 << 10)
         size += -size % multiple
-        return [random_bytes(size, seed) for seed in range(count - 1)] + [random_bytes(1000, count)]
+        return [random_bytes(size, seed) for seed in range(count - 1)] + [random_bytes(last or size, count)]
 
     def unknown(self, upload: Upload) -> Upload:
         """An upload that does not exist, in the form of this one. Override it where the reversed id is nonsense."""
@@ -60,6 +60,15 @@ class MultipartConformance(ABC):
         assert list(inspector.keys()) == ["dir/key"]
         assert inspector.get("dir/key") == b"".join(parts)
         assert not inspector.open_uploads()
+
+    @pytest.mark.parametrize("last", [0, 1])
+    def test_multipart_around_the_size_of_a_part(self, multipart: Hooks, inspector: Inspector, last: int) -> None:
+        """The last part may be a whole one, or have a single byte."""
+        parts = self.parts(multipart, 2, last)
+        upload = multipart.create("key", b"".join(parts))
+        receipts = [multipart.part(upload, parts, number) for number in (1, 2)]
+        multipart.complete(upload, receipts, b"".join(parts))
+        assert inspector.get("key") == b"".join(parts)
 
     def test_multipart_parts_in_parallel(self, multipart: Hooks, inspector: Inspector) -> None:
         """Unless the provider says `sequential_parts`, parts come in any order and at the same time."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import re
 import threading
-import warnings
 from typing import Any, Final, NamedTuple
 
 from jobs_backup_gcs.settings import GcsSettings
@@ -15,6 +15,19 @@ from jobs_backup_gcs.settings import GcsSettings
 _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _POOL: Final = 64
 """Connections that are kept open for further requests; more threads than these open their own."""
+
+
+_KINDS: Final = {
+    "service_account": ("google.oauth2.service_account", "from_service_account_info"),
+    "external_account": ("google.auth.identity_pool", "from_info"),
+    "aws": ("google.auth.aws", "from_info"),
+    "pluggable": ("google.auth.pluggable", "from_info"),
+    "impersonated_service_account": ("google.auth.impersonated_credentials", "from_impersonated_service_account_info"),
+    "authorized_user": ("google.oauth2.credentials", "from_authorized_user_info"),
+    "external_account_authorized_user": ("google.auth.external_account_authorized_user", "from_info"),
+}
+"""Kind of credentials -> module, and what makes them of a file's content. google-auth's own loader also asks the resource manager
+for the project, which nobody needs and few may."""
 
 
 class _HideUploads(logging.Filter):
@@ -91,12 +104,15 @@ def _make(settings: GcsSettings) -> Gcs:
 
 
 def _credentials(settings: GcsSettings) -> Any:
-    auth: Any = importlib.import_module("google.auth")
     if settings.emulator is not None:
         return importlib.import_module("google.auth.credentials").AnonymousCredentials()
-    if settings.credentials is not None:
-        with warnings.catch_warnings():
-            # It warns of files that somebody else has made; this one is the operator's own, of whatever kind.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return auth.load_credentials_from_file(str(settings.credentials), scopes=_SCOPES)[0]
-    return auth.default(scopes=_SCOPES)[0]
+    if settings.credentials is None:
+        return importlib.import_module("google.auth").default(scopes=_SCOPES)[0]
+    told: dict[str, Any] = json.loads(settings.credentials.read_bytes())
+    kind = told["type"]
+    if kind == "external_account" and told.get("subject_token_type") == "urn:ietf:params:aws:token-type:aws4_request":
+        kind = "aws"
+    elif kind == "external_account" and "executable" in told.get("credential_source", {}):
+        kind = "pluggable"
+    module, constructor = _KINDS[kind]
+    return getattr(importlib.import_module(module).Credentials, constructor)(told, scopes=_SCOPES)
