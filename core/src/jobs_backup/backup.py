@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Final, Self, overload
@@ -348,14 +348,8 @@ class Backup:
         if recordings:
             self.spool.append(recordings)
         if self._settles:
-            settled = [
-                (job, failure)
-                for recording, jobs in made
-                for job, failure in zip(jobs, _ids(recording), strict=True)
-                if job is not None
-            ]
             try:
-                self.spool.settle(settled)
+                self.spool.settle(failures.settled(made))
             except SpoolError as error:
                 raise SpoolError(
                     f"the failures are recorded, but their events' objects will stay in the bucket: {error}", hint=error.hint
@@ -395,8 +389,3 @@ class Backup:
                 log.error("sealing failed, tried again: %s", error.one_line())
             except Exception:
                 log.exception("sealing failed, tried again")
-
-
-def _ids(recording: Recording) -> Iterator[int]:
-    for first, count in recording.jobs:
-        yield from range(first, first + count)

@@ -87,9 +87,7 @@ class Deleter:
         is_of_call = False
         try:
             failed = self._destination.delete([one.key for one in objects]).failed
-        except JobsBackupError as error:
-            failed, is_of_call = dict.fromkeys((one.key for one in objects), error), True
-        except Exception as error:  # noqa: BLE001 - they must not stay claimed
+        except Exception as error:  # noqa: BLE001 - whatever it is, they must not stay claimed
             failed, is_of_call = dict.fromkeys((one.key for one in objects), error), True
         if self._stop.is_set() and is_of_call:
             return  # it was interrupted; whoever ends the session gives them back

@@ -95,3 +95,12 @@ def recordings(records: Iterable[FailureRecord]) -> list[tuple[Recording, list[i
         recording.first_at, recording.last_at = min(recording.first_at, at), max(recording.last_at, at)
         jobs.append(job)
     return list(made.values())
+
+
+def settled(made: Iterable[tuple[Recording, list[int | None]]]) -> list[tuple[int, int]]:
+    """(job, id of its failure's record) of what `recordings` has made, once it is recorded; of those that have a job."""
+    found: list[tuple[int, int]] = []
+    for recording, jobs in made:
+        ids = (id_ for first, count in recording.jobs for id_ in range(first, first + count))
+        found += [(job, id_) for job, id_ in zip(jobs, ids, strict=True) if job is not None]
+    return found

@@ -168,9 +168,8 @@ class Deliveries:
         """
         with self._database.transaction() as db:
             db.executemany(
-                "UPDATE batches SET claimed_by=NULL, failures=failures+(?1 IS NOT NULL), retry_at=coalesce(?1, retry_at)"
-                " WHERE id=?2 AND state='stored'",
-                [(retry_at, batch) for batch, retry_at in retries],
+                "UPDATE batches SET claimed_by=NULL, failures=failures+?, retry_at=coalesce(?, retry_at) WHERE id=? AND state='stored'",
+                [(retry_at is not None, retry_at, batch) for batch, retry_at in retries],
             )
             db.execute(
                 "UPDATE destinations SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
