@@ -168,7 +168,8 @@ class Deliveries:
         """
         with self._database.transaction() as db:
             db.executemany(
-                "UPDATE batches SET claimed_by=NULL, failures=failures+?, retry_at=coalesce(?, retry_at) WHERE id=? AND state='stored'",
+                "UPDATE batches SET claimed_by=NULL, failures=failures+?, retry_at=coalesce(?, retry_at)"
+                " WHERE id=? AND state='stored'",
                 [(retry_at is not None, retry_at, batch) for batch, retry_at in retries],
             )
             db.execute(
