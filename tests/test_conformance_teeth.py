@@ -13,6 +13,8 @@ from wrong_providers import EXPECTED
 
 from jobs_backup.testing.memory import MemoryProvider
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, set[str]]]:

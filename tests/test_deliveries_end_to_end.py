@@ -234,6 +234,7 @@ def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: st
     assert (destination.deletes, "s3:DeleteObject" in destination.delete_hint) == (3, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("margin", "comes_back"), [(4.0, False), (-5.0, True)])
 def test_a_put_that_arrives_late_brings_nothing_back(
     store: Store, bucket: str, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margin: float, comes_back: bool

@@ -80,6 +80,7 @@ class TestEmitIds:
         assert "BrokenPipe" not in stderr
         assert sorted(event["payload"]["n"] for event in events(tmp_path)) == [1, 2]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("buffered", ["", "1"])
     def test_a_slow_reader_gets_all_that_was_recorded_also_at_the_end(
         self, env: dict[str, str], tmp_path: Path, buffered: str
@@ -97,6 +98,7 @@ class TestEmitIds:
         assert len(ids) == recorded > 0
         assert all(json.loads(id_).isdecimal() for id_ in ids)
 
+    @pytest.mark.slow
     def test_a_reader_that_stands_still_does_not_keep_it_from_ending(self, env: dict[str, str], tmp_path: Path) -> None:
         file = ndjson(tmp_path / "in", 100_000)
         with start("run", file, "--source-id", "web", "--emit-ids", env={**env, "JOBS_BACKUP_SHUTDOWN_GRACE": "1s"}) as process:
@@ -255,6 +257,7 @@ class TestFailed:
         assert summary("run", file, "--source-id", "failed", env=env)["events"] == 1
         assert summary("failed", file, env=env)["failures"] == 1
 
+    @pytest.mark.slow
     def test_killed_and_run_again_each_failure_is_there_once(self, env: dict[str, str], tmp_path: Path) -> None:
         file = tmp_path / "failures"
         padding = "x" * 400
