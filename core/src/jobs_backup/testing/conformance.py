@@ -145,7 +145,18 @@ class ProviderConformance(MultipartConformance):
             type(hooks.loaded.provider).from_settings({})
         assert caught.value.hint
 
-    @pytest.mark.parametrize("size", [0, 1, (3 << 20) + 7])
+    def test_each_required_setting_is_named(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
+        """If one of the variables that have to be set is not, the error names it."""
+        settings = providers.settings_of(type(hooks.loaded.provider))
+        required = [one.variable for one in settings.describe() if one.default is None] if settings else []
+        if not required:
+            pytest.skip("the provider's class names no settings that have to be given")
+        for variable in required:
+            rest = {name: value for name, value in environment.items() if name not in (variable.name, *variable.aliases)}
+            with pytest.raises(ConfigurationError, match=rf"\b{variable.name}\b"):
+                self.open(rest)
+
+    @pytest.mark.parametrize("size", [0, 1, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, (3 << 20) + 7])
     def test_write(self, hooks: Hooks, inspector: Inspector, size: int) -> None:
         """What was written stands in the bucket, byte by byte, and nothing else does."""
         data = random_bytes(size, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 from jobs_backup.errors import AlreadyExists, IntegrityError, SpoolCorrupt, UploadGone
 from jobs_backup.hookspecs import MULTIPART
 from jobs_backup.model import Outcome, Part, Upload
-from jobs_backup.testing.driver import FailingBody, Hooks, Inspector, random_bytes
+from jobs_backup.testing.driver import ODD_KEYS, CountingBody, FailingBody, Hooks, Inspector, random_bytes
 
 
 class MultipartConformance(ABC):
@@ -69,6 +70,46 @@ class MultipartConformance(ABC):
         receipts = [multipart.part(upload, parts, number) for number in (1, 2)]
         multipart.complete(upload, receipts, b"".join(parts))
         assert inspector.get("key") == b"".join(parts)
+
+    @pytest.mark.parametrize("key", ODD_KEYS, ids=range(len(ODD_KEYS)))
+    def test_multipart_odd_keys(self, multipart: Hooks, inspector: Inspector, key: str) -> None:
+        """The object stands under exactly this key, and an upload under it can be aborted."""
+        assert multipart.abort(multipart.create(key, b"odd")) is Outcome.ABORTED
+        upload = multipart.create(key, b"odd")
+        multipart.complete(upload, [multipart.part(upload, [b"odd"], 1)], b"odd")
+        assert list(inspector.keys()) == [key]
+        assert inspector.get(key) == b"odd"
+
+    def test_multipart_bodies_are_closed(self, multipart: Hooks, inspector: Inspector) -> None:
+        """Each attempt to send a part opens its body anew and closes it."""
+        parts = self.parts(multipart)
+        bodies = [CountingBody(part) for part in parts]
+        upload = multipart.create("key", b"".join(parts))
+        receipts = [multipart.part(upload, parts, number, body=body) for number, body in enumerate(bodies, 1)]
+        assert min(body.opened for body in bodies) > 0
+        assert [body.unclosed for body in bodies] == [0, 0]
+        multipart.complete(upload, receipts, b"".join(parts))
+        assert inspector.get("key") == b"".join(parts)
+
+    def test_multipart_of_bytes_that_stand_already(self, multipart: Hooks, inspector: Inspector) -> None:
+        """An earlier attempt has stored them, and its answer was lost: that is no failure, and no second object."""
+        upload = multipart.create("key", b"same")
+        multipart.write("key", b"same")
+        with pytest.raises(AlreadyExists):
+            multipart.complete(upload, [multipart.part(upload, [b"same"], 1)], b"same")
+        multipart.abort(upload)
+        assert inspector.get("key") == b"same"
+        assert not inspector.open_uploads()
+
+    def test_multipart_completed_twice(self, multipart: Hooks, inspector: Inspector) -> None:
+        """If the first answer was lost, the second one may tell of the object, or of an upload that is gone; the object stays."""
+        upload = multipart.create("key", b"data")
+        part = multipart.part(upload, [b"data"], 1)
+        multipart.complete(upload, [part], b"data")
+        with contextlib.suppress(AlreadyExists, UploadGone):
+            multipart.complete(upload, [part], b"data")
+        assert list(inspector.keys()) == ["key"]
+        assert inspector.get("key") == b"data"
 
     def test_multipart_parts_in_parallel(self, multipart: Hooks, inspector: Inspector) -> None:
         """Unless the provider says `sequential_parts`, parts come in any order and at the same time."""
