@@ -9,8 +9,10 @@ import gzip
 import json
 import logging
 import re
+import socket
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from jobs_backup.errors import (
     Unreachable,
     UploadGone,
 )
-from jobs_backup.model import Outcome
+from jobs_backup.model import BytesBody, Outcome, Upload
 from jobs_backup.testing.driver import Hooks, random_bytes
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, FaultProxy, Swallow
 
@@ -335,13 +337,35 @@ def test_nobody_answers() -> None:
         provider.write("key", b"data")
 
 
-def test_a_connection_that_breaks_and_a_store_that_does_not_answer(gcs: GcsServer, bucket: str) -> None:
+def test_a_connection_that_breaks() -> None:
     with FaultProxy() as server:
         server.fail(Cut(0))
         provider = hooks({"JOBS_BACKUP_BUCKET": "events", "STORAGE_EMULATOR_HOST": server.url})
         with pytest.raises(Unavailable) as caught:
             provider.write("key", b"data")
         assert not isinstance(caught.value, Unreachable), "it may have arrived"
+
+
+def test_a_store_that_does_not_answer_is_given_up_after_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        provider = hooks({"JOBS_BACKUP_BUCKET": "events", "STORAGE_EMULATOR_HOST": url})
+        upload = Upload(key="key", id=f"{url}/upload/storage/v1/b/events/o?upload_id=1", extra={"size": "4", "crc32c": "AAAAAA=="})
+        body = BytesBody(b"data")
+        hook = provider.loaded.manager.hook
+        arguments: dict[str, Any] = {"body": body, "size": 4, "timeout": 0.3}
+        calls: list[Callable[[], object]] = [
+            lambda: hook.write(key="key", checksum=0, content_type="application/gzip", metadata={}, if_absent=True, **arguments),
+            lambda: hook.write_part(upload=upload, number=1, offset=0, last=True, **arguments),
+            lambda: hook.abort_multipart(upload=upload, timeout=0.3),
+            lambda: hook.delete(keys=["key"], timeout=0.3),
+        ]
+        for call in calls:
+            began = time.monotonic()
+            with pytest.raises(Unavailable) as caught:
+                call()
+            assert 0.2 < time.monotonic() - began < 5
+            assert not isinstance(caught.value, Unreachable)
 
 
 def test_no_message_and_no_log_shows_a_session(
