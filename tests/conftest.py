@@ -20,7 +20,7 @@ settings.register_profile("usual", deadline=None)  # that a machine is busy is n
 settings.register_profile("campaign", max_examples=1500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))  # `campaign`: for hours instead of seconds
 
-for _module in ("conformance", "multipart", "driver"):
+for _module in ("conformance", "multipart", "refusals", "driver"):
     pytest.register_assert_rewrite(f"jobs_backup.testing.{_module}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,6 +49,14 @@ class _OnStore(ProviderConformance):
     @pytest.fixture
     def environment_without_bucket(self, environment: Mapping[str, str]) -> Mapping[str, str]:
         return {**environment, "JOBS_BACKUP_BUCKET": "no-such-bucket"}
+
+    @pytest.fixture
+    def environment_without_rights(self, store: Store, bucket: str) -> Callable[[], Mapping[str, str]]:
+        return lambda: {**store.environment(bucket, "nothing", provider=self.provider), **self.more}
+
+    @pytest.fixture
+    def environment_at(self, store: Store, bucket: str) -> Callable[[str], Mapping[str, str]]:
+        return lambda url: {**store.environment(bucket, "all", url=url, provider=self.provider), **self.more}
 
 
 _LIKE_S3 = "the same code as S3's, with nothing of the settings in it; and it takes long"
@@ -115,6 +123,18 @@ class TestGcs(_OnGcs):
     @pytest.fixture
     def inspector(self, gcs: GcsServer, environment: Mapping[str, str]) -> Inspector:
         return _GcsInspector(gcs, environment["JOBS_BACKUP_BUCKET"])
+
+    @pytest.fixture
+    def environment_without_rights(self, gcs: GcsServer, environment: Mapping[str, str]) -> Callable[[], Mapping[str, str]]:
+        def withdraw() -> Mapping[str, str]:
+            gcs.granted = frozenset()
+            return environment
+
+        return withdraw
+
+    @pytest.fixture
+    def environment_at(self, gcs: GcsServer, environment: Mapping[str, str]) -> Callable[[str], Mapping[str, str]]:
+        return lambda url: gcs.environment(environment["JOBS_BACKUP_BUCKET"], url=url)
 
 
 class _EmulatorInspector:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 import crc32c
 
-from jobs_backup.errors import AlreadyExists, BucketNotFound, ObjectNotFound, UploadGone
+from jobs_backup.errors import AlreadyExists, BucketNotFound, ObjectNotFound, SpoolCorrupt, UploadGone
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Outcome, Part, Upload, WriteReceipt
 from jobs_backup.testing.memory import MemoryProvider, MemorySettings
@@ -177,6 +177,46 @@ class NamesNoSetting(MemoryProvider):
         return cls(MemorySettings(bucket=environment.get("JOBS_BACKUP_BUCKET", "default")))
 
 
+class LeaksBehindAnError(MemoryProvider):
+    """The message is clean; the SDK's error, which is its cause, has the upload's URL."""
+
+    @hookimpl
+    def write_part(self, upload: Upload, number: int, body: Body, size: int) -> Part:
+        try:
+            return super().write_part(upload, number, body, size)
+        except UploadGone as error:
+            raise error from OSError(f"404 for http://store/{upload.key}?uploadId={upload.id}")
+
+
+class LeaksInALog(MemoryProvider):
+    @hookimpl
+    def create_multipart(self, key: str) -> Upload:
+        upload = super().create_multipart(key)
+        logging.getLogger("sdk").info("POST /%s: uploadId=%s", key, upload.id)
+        return upload
+
+
+class ReadsTheBodyOnce(MemoryProvider):
+    """Sends again what it has kept of the body."""
+
+    @hookimpl
+    def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
+        kept: dict[Body, bytes] = self.__dict__.setdefault("kept", {})
+        if body not in kept:
+            with body.open() as reader:
+                kept[body] = reader.read()
+        return self.publish(key, kept[body], checksum, if_absent=if_absent)
+
+
+class ReadsAgainWhatFailed(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        try:
+            return super().write(key, body, size, checksum, if_absent)
+        except SpoolCorrupt:
+            return super().write(key, body, size, checksum, if_absent)
+
+
 EXPECTED: Final[dict[type[MemoryProvider], set[str]]] = {
     AbortsNothing: {"test_abort", "test_abort_twice", "test_abort_of_an_unknown_upload"},
     LosesTheLastPart: {"test_multipart", "test_multipart_of_one_part"},
@@ -199,4 +239,8 @@ EXPECTED: Final[dict[type[MemoryProvider], set[str]]] = {
     MakesBuckets: {"test_bucket_that_does_not_exist"},
     SaysNotWhatToDo: {"test_bucket_that_does_not_exist"},
     NamesNoSetting: {"test_missing_settings_are_named"},
+    LeaksBehindAnError: {"test_secrets_are_in_no_error_and_no_log"},
+    LeaksInALog: {"test_secrets_are_in_no_error_and_no_log"},
+    ReadsTheBodyOnce: {"test_body_is_opened_anew_and_closed"},
+    ReadsAgainWhatFailed: {"test_a_call_is_one_attempt"},
 }

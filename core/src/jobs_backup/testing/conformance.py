@@ -41,11 +41,12 @@ from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART
 from jobs_backup.model import Listed
 from jobs_backup.testing.driver import ODD_KEYS, TIMEOUT, CountingBody, FailingBody, Hooks, Inspector, ShortBody, random_bytes
 from jobs_backup.testing.multipart import MultipartConformance
+from jobs_backup.testing.refusals import RefusalConformance
 
 __all__ = ["Hooks", "Inspector", "ProviderConformance"]
 
 
-class ProviderConformance(MultipartConformance):
+class ProviderConformance(MultipartConformance, RefusalConformance):
     """The suite. None of its tests can be overridden: what does not apply stands in `not_applicable`."""
 
     provider: ClassVar[str]
@@ -115,7 +116,7 @@ class ProviderConformance(MultipartConformance):
         """The location identifies the bucket: the same again for the same settings, and no secret in it."""
         location = hooks.loaded.provider.location
         assert location == self.open(environment).loaded.provider.location != ""
-        assert not [secret for secret in self._secrets(hooks, environment) if secret in location]
+        assert not [secret for secret in self.secrets(hooks, environment) if secret in location]
 
     def test_secrets_are_in_no_repr(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
         """Neither the provider's repr nor those of what it holds show a secret; nor does that of its settings."""
@@ -123,7 +124,7 @@ class ProviderConformance(MultipartConformance):
         shown = [repr(provider), str(provider), repr(vars(provider))]
         if settings := providers.settings_of(type(provider)):
             shown.append(repr(settings.from_environment(environment)))
-        for secret in self._secrets(hooks, environment):
+        for secret in self.secrets(hooks, environment):
             assert not [text for text in shown if secret in text]
 
     def test_configuring_imports_no_sdk(self, environment: Mapping[str, str]) -> None:
@@ -200,14 +201,16 @@ class ProviderConformance(MultipartConformance):
 
     def test_body_is_opened_anew_and_closed(self, hooks: Hooks, inspector: Inspector) -> None:
         """Each attempt opens its own reader and closes it, also an attempt that fails; and a call is one attempt."""
-        body = CountingBody(random_bytes(100_000, 2))
-        hooks.write("key", body)
+        data = random_bytes(100_000, 2)
+        checksum = crc32c.crc32c(data)  # told, because to compute it opens the body, too
+        body = CountingBody(data)
+        hooks.write("key", body, checksum=checksum)
         after_first = body.opened
         with pytest.raises(AlreadyExists):
-            hooks.write("key", body)
+            hooks.write("key", body, checksum=checksum)
         assert 0 < body.opened - after_first <= after_first, "it must not try again by itself"
         assert body.unclosed == 0
-        assert inspector.get("key") == random_bytes(100_000, 2)
+        assert inspector.get("key") == data
 
     def test_failing_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
         """If the body can't be read to its end there is no object, and the error is the body's, not one of the store."""
@@ -338,9 +341,10 @@ class ProviderConformance(MultipartConformance):
         texts = [hooks.policy(environment, delete=delete, replay=replay).text for delete, replay in ((False, False), (True, True))]
         assert environment["JOBS_BACKUP_BUCKET"] in texts[0]
         assert len(texts[0]) <= len(texts[1])
-        assert not [secret for secret in self._secrets(hooks, environment) if secret in texts[1]]
+        assert not [secret for secret in self.secrets(hooks, environment) if secret in texts[1]]
 
-    def _secrets(self, hooks: Hooks, environment: Mapping[str, str]) -> list[str]:
+    def secrets(self, hooks: Hooks, environment: Mapping[str, str]) -> list[str]:
+        """The values of the secret settings that are set."""
         settings = providers.settings_of(type(hooks.loaded.provider))
         names = [setting.variable.name for setting in settings.describe() if setting.secret] if settings else []
         return [environment[name] for name in names if environment.get(name)]

@@ -141,7 +141,7 @@ class CountingBody(BytesBody):
         self._readers: list[BinaryIO] = []
 
     def open(self) -> BinaryIO:
-        self._readers.append(super().open())
+        self._readers.append(self._reader())
         return self._readers[-1]
 
     @property
@@ -152,23 +152,29 @@ class CountingBody(BytesBody):
     def unclosed(self) -> int:
         return sum(not reader.closed for reader in self._readers)
 
+    def _reader(self) -> BinaryIO:
+        return super().open()
 
-class FailingBody(BytesBody):
-    """Fails in its middle, as a damaged disk does, whoever reads it."""
 
-    def open(self) -> BinaryIO:
-        return _FailingReader(super().open(), self.size // 2)
+class FailingBody(CountingBody):
+    """Fails in its middle, as a damaged disk does, whoever reads it. `failures` is how often."""
+
+    failures = 0
+
+    def _reader(self) -> BinaryIO:
+        with super()._reader() as whole:
+            return _FailingReader(self, whole.read())
 
 
 class _FailingReader(io.BytesIO):
-    def __init__(self, whole: BinaryIO, good: int) -> None:
-        with whole:
-            super().__init__(whole.read())
-        self._good = good
+    def __init__(self, body: FailingBody, data: bytes) -> None:
+        super().__init__(data)
+        self._body = body
 
     def read(self, size: int | None = -1, /) -> bytes:
-        wanted = self.getbuffer().nbytes if size is None or size < 0 else size
-        if self.tell() + wanted > self._good:
+        wanted = self._body.size if size is None or size < 0 else size
+        if self.tell() + wanted > self._body.size // 2:
+            self._body.failures += 1
             raise SpoolCorrupt("bad sector")
         return super().read(size)
 

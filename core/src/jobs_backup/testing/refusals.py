@@ -1,0 +1,198 @@
+"""The part of the conformance suite that is about failures: what the store refuses, how that is told, and what is not told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import crc32c
+import pytest
+
+from jobs_backup.errors import (
+    AlreadyExists,
+    IntegrityError,
+    JobsBackupError,
+    PermissionDenied,
+    StorageError,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+)
+from jobs_backup.hookspecs import MULTIPART
+from jobs_backup.model import Body
+from jobs_backup.settings import redacted
+from jobs_backup.testing.driver import CountingBody, FailingBody, Hooks, Inspector, random_bytes
+from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy
+
+EnvironmentAt = Callable[[str], Mapping[str, str]]
+
+
+class RefusalConformance(ABC):
+    """Some of these tests need a fixture more, and are skipped without it. Comes with `ProviderConformance`."""
+
+    @abstractmethod
+    def open(self, environment: Mapping[str, str]) -> Hooks:
+        """Load the provider as core does."""
+
+    @abstractmethod
+    def secrets(self, hooks: Hooks, environment: Mapping[str, str]) -> list[str]:
+        """The values of the secret settings that are set."""
+
+    @pytest.fixture
+    def environment_without_rights(self) -> Callable[[], Mapping[str, str]] | None:
+        """A function, called when there is an object, that gives the variables of the same bucket with credentials that may do
+        nothing; None if such ones can't be had."""
+        return None
+
+    @pytest.fixture
+    def environment_at(self) -> EnvironmentAt | None:
+        """A function from a URL (`http://127.0.0.1:1234`) to the variables of a store there; None if it does not speak HTTP."""
+        return None
+
+    @pytest.fixture
+    def scripted(self, environment_at: EnvironmentAt | None) -> Iterator[tuple[FaultProxy, Hooks]]:
+        """A server that answers what it is told to, and the provider that talks to it."""
+        if environment_at is None:
+            pytest.skip("no store at another URL was given (fixture environment_at)")
+        with FaultProxy() as server:
+            yield server, self.open(environment_at(server.url))
+
+    def test_without_rights(
+        self, hooks: Hooks, inspector: Inspector, environment_without_rights: Callable[[], Mapping[str, str]] | None
+    ) -> None:
+        """What is refused is told, with the right that is missing; an object that stands is not said to be deleted."""
+        if environment_without_rights is None:
+            pytest.skip("no credentials without rights were given (fixture environment_without_rights)")
+        hooks.write("stands", b"data")
+        environment = environment_without_rights()
+        denied = self.open(environment)
+        errors: list[JobsBackupError] = []
+        for call in _calls(denied, "stands", CountingBody(b"data"), reading=False):
+            with pytest.raises((PermissionDenied, Unauthenticated)) as caught:
+                call()
+            error = caught.value
+            assert error.hint
+            assert not error.retryable
+            if isinstance(error, PermissionDenied):
+                assert error.action
+                assert error.resource
+            errors.append(error)
+        assert list(inspector.keys()) == ["stands"]
+        assert _leaks(self.secrets(denied, environment), errors) == []
+
+    def test_store_that_is_not_there(self, environment_at: EnvironmentAt | None) -> None:
+        """A store that can't be reached may come back."""
+        if environment_at is None:
+            pytest.skip("no store at another URL was given (fixture environment_at)")
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            environment = environment_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        hooks = self.open(environment)
+        body = CountingBody(b"data")
+        with pytest.raises(Unavailable) as caught:
+            hooks.write("key", body)
+        assert caught.value.hint
+        assert caught.value.retryable
+        assert body.unclosed == 0
+        assert _leaks(self.secrets(hooks, environment), [caught.value]) == []
+
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    def test_fault_of_the_store_is_one_request(self, scripted: tuple[FaultProxy, Hooks], status: int) -> None:
+        """The provider does not try again by itself; it says that this may help, and how long the store asks to wait."""
+        server, hooks = scripted
+        server.fail(Answer(status, headers={"Retry-After": "7"}), times=ALWAYS)
+        body = CountingBody(random_bytes(100_000, 6))
+        for call in _calls(hooks, "key", body):
+            before = len(server.requests)
+            with pytest.raises(StorageError) as caught:
+                call()
+            error = caught.value
+            assert isinstance(error, Throttled | Unavailable)
+            assert error.hint
+            assert error.retryable
+            assert error.retry_after == 7
+            assert len(server.requests) == before + 1
+        assert body.unclosed == 0
+
+    def test_answer_that_does_not_say_so_is_no_success(self, scripted: tuple[FaultProxy, Hooks]) -> None:
+        """A 200 alone can be anybody's: a proxy's, or the page of a network that wants a login."""
+        server, hooks = scripted
+        server.fail(Answer(200, b"<html>Welcome!</html>", {"Content-Type": "text/html"}), times=ALWAYS)
+        for call in _calls(hooks, "key", CountingBody(b"data"), reading=False):
+            with pytest.raises(StorageError):
+                call()
+
+    def test_a_call_is_one_attempt(self, hooks: Hooks) -> None:
+        """What has failed is not tried again within the call: that is core's to decide."""
+        failing = FailingBody(random_bytes(300_000, 3))
+        with pytest.raises(JobsBackupError):
+            hooks.write("other", failing, checksum=0)
+        assert (failing.failures, failing.unclosed) == (1, 0)
+        data = random_bytes(100_000, 2)
+        checksum = crc32c.crc32c(data)
+        body = CountingBody(data)
+        hooks.write("key", body, checksum=checksum)
+        refused = CountingBody(data)
+        with contextlib.suppress(AlreadyExists):
+            hooks.write("key", refused, checksum=checksum)
+        damaged = CountingBody(data[::-1])
+        with contextlib.suppress(IntegrityError):
+            hooks.write("third", damaged, checksum=checksum)
+        assert max(refused.opened, damaged.opened) <= body.opened
+
+    def test_secrets_are_in_no_error_and_no_log(
+        self, hooks: Hooks, environment: Mapping[str, str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Neither a secret nor an upload's id is in what is raised, nor in that what stands behind it, nor in a log line."""
+        caplog.set_level(logging.INFO)
+        data = random_bytes(1000, 1)
+        hooks.write("key", data)
+        secrets = self.secrets(hooks, environment)
+        calls: list[Callable[[], object]] = [lambda: hooks.write("key", data), lambda: hooks.write("other", data, checksum=1)]
+        if "read" in hooks.loaded.hooks:
+            calls.append(lambda: hooks.read("absent"))
+        if set(MULTIPART) <= hooks.loaded.hooks:
+            upload = hooks.create("parts", data)
+            secrets.append(upload.id)
+            part = hooks.part(upload, [data], 1)
+            hooks.abort(upload)
+            calls += [lambda: hooks.part(upload, [data], 1), lambda: hooks.complete(upload, [part], data)]
+        errors = [error for call in calls if (error := _caught(call)) is not None]
+        assert errors
+        assert _leaks(secrets, errors, caplog.text) == []
+
+
+def _calls(hooks: Hooks, key: str, body: Body, *, reading: bool = True) -> list[Callable[[], object]]:
+    """A call of each hook that needs nothing but a key; where it fails, it raises."""
+
+    def delete() -> None:
+        receipt = hooks.delete([key])
+        assert receipt.deleted == frozenset()
+        raise receipt.failed[key]
+
+    calls: dict[str, Callable[[], object]] = {
+        "write": lambda: hooks.write("another", body),
+        "delete": delete,
+        "create_multipart": lambda: hooks.create("another", b"data"),
+    }
+    if reading:
+        calls |= {"read": lambda: hooks.read(key), "list": lambda: hooks.list("")}
+    return [call for name, call in calls.items() if name in hooks.loaded.hooks]
+
+
+def _caught(call: Callable[[], object]) -> JobsBackupError | None:
+    """What the call raises, if it does: other tests say whether it has to."""
+    try:
+        call()
+    except JobsBackupError as error:
+        return error
+    return None
+
+
+def _leaks(secrets: list[str], errors: Iterable[JobsBackupError], *texts: str) -> list[str]:
+    """Which of them have a secret in them, also where its characters are escaped; of an error all that a traceback prints."""
+    told = [text for error in errors for text in ("".join(traceback.format_exception(error)), error.one_line(), repr(error))]
+    return [text for text in (*told, *texts) if redacted(text, secrets) != text]
