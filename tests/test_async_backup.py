@@ -198,6 +198,7 @@ async def test_flush_waits_for_what_was_recorded_before_it_and_for_nothing_else(
         for _ in range(5):
             await backup.record({}, source_id="web")
             await asyncio.wait_for(backup.flush(), 10)
+            assert not busy.done()
         stop.set()
         await busy
 

@@ -8,6 +8,8 @@ secret, a session URI or an event's payload.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import ClassVar
 
 
@@ -220,3 +222,15 @@ class DestinationPaused(JobsBackupError):
 
 class NoArchiver(JobsBackupError):
     """Nobody is sending what this spool holds."""
+
+
+def parse_retry_after(value: str) -> float | None:
+    """The `retry_after` for a `Retry-After` header (RFC 9110, 10.2.3): seconds, or a date. None if it is neither, or empty."""
+    value = value.strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

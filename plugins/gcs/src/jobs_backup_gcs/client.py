@@ -99,7 +99,7 @@ def _make(settings: GcsSettings) -> Gcs:
         session.mount(scheme, adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=0))
     client = storage.Client(project="", credentials=credentials, _http=session, client_options={"api_endpoint": settings.base})
     # For tracing, the SDK looks up the bucket (storage.buckets.get) in the background: a right that nobody has granted.
-    client._bucket_metadata_cache = None  # noqa: SLF001
+    client._bucket_metadata_cache = None  # noqa: SLF001 - there is no option for it
     return Gcs(client.bucket(settings.bucket), session, credentials)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Generator, Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
 
 from jobs_backup.errors import (
@@ -25,6 +23,7 @@ from jobs_backup.errors import (
     Unavailable,
     Unreachable,
     UploadGone,
+    parse_retry_after,
 )
 from jobs_backup.settings import redacted
 from jobs_backup_gcs.settings import GcsSettings
@@ -140,7 +139,7 @@ def answered(response: Any, call: Call) -> JobsBackupError:
     reason, said = _told(response)
     message = f"{call}: {status}" + (f" {reason}" if reason else "") + (f": {_cleaned(said, call)}" if said else "")
     if status == 429 or reason in _LIMITS:
-        return Throttled(message, hint=_SLOWER, retry_after=_retry_after(response.headers))
+        return Throttled(message, hint=_SLOWER, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
     if status == 403:
         return _denied(message, said, call)
     if status in (404, 410):
@@ -148,7 +147,7 @@ def answered(response: Any, call: Call) -> JobsBackupError:
     if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
         return IntegrityError(message, hint=_CHECKSUM)
     if status == 408 or (status >= 500 and status not in _STATUSES):
-        return Unavailable(message, hint=_FAULT, retry_after=_retry_after(response.headers))
+        return Unavailable(message, hint=_FAULT, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
     row = _STATUSES.get(status, _Row(StorageError))
     return row.error(message, hint=row.hint)
 
@@ -176,17 +175,6 @@ def _told(response: Any) -> tuple[str, str]:
         return str(errors[0].get("reason") or ""), str(error.get("message") or "")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return "", str(getattr(response, "text", ""))[:_LONGEST]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    value = str(headers.get("Retry-After", "")).strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _reason(error: Exception) -> str:

@@ -7,8 +7,9 @@ its chunks, and the object appears with the last one.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import quote
@@ -297,8 +298,21 @@ class GcsProvider:
                 hint="it is not overwritten; see who writes to this bucket",
             )
 
-    def _requests(self, call: Call) -> _Requests:
-        return _Requests(self._clients, call)
+    @contextlib.contextmanager
+    def _requests(self, call: Call) -> Generator[Gcs]:
+        """What talks to the store, within a block whose errors are translated.
+
+        After a refused token the next block gets a new one.
+        """
+        gcs: Gcs | None = None
+        try:
+            with translated(call):
+                gcs = self._clients.get()
+                yield gcs
+        except CredentialsExpired:
+            if gcs is not None:
+                gcs.credentials.token = None
+            raise
 
     def _blob(self, gcs: Gcs, key: str, checksum: int, metadata: Mapping[str, str]) -> Any:
         blob: Any = gcs.bucket.blob(key, kms_key_name=self._settings.kms_key)
@@ -310,32 +324,6 @@ class GcsProvider:
 
     def _tried(self, operation: str, key: str = "", upload: str = "") -> Call:
         return Call(operation, self._settings, key, upload)
-
-
-class _Requests:
-    """What talks to the store, within a block whose errors are translated. After a refused token the next one gets a new token."""
-
-    def __init__(self, clients: Clients, call: Call) -> None:
-        self._clients = clients
-        self._translated = translated(call)
-        self._gcs: Gcs | None = None
-
-    def __enter__(self) -> Gcs:
-        self._translated.__enter__()
-        try:
-            self._gcs = self._clients.get()
-        except Exception as error:
-            self._translated.__exit__(type(error), error, error.__traceback__)
-            raise
-        return self._gcs
-
-    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
-        try:
-            self._translated.__exit__(type_, value, traceback)
-        except CredentialsExpired:
-            if self._gcs is not None:
-                self._gcs.credentials.token = None
-            raise
 
 
 def _condition(if_absent: bool) -> int | None:

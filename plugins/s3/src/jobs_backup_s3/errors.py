@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Generator, Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -26,6 +24,7 @@ from jobs_backup.errors import (
     Unavailable,
     Unreachable,
     UploadGone,
+    parse_retry_after,
 )
 from jobs_backup.settings import redacted
 from jobs_backup_s3.settings import Connection
@@ -267,7 +266,7 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     if row.error is NotSupported and not row.hint:
         row = row._replace(hint=_option(str(error.get("Header", "")), call))
     if row.error is Throttled or row.error is Unavailable:
-        return row.error(message, hint=row.hint, retry_after=_retry_after(headers))
+        return row.error(message, hint=row.hint, retry_after=parse_retry_after(headers.get("retry-after", "")))
     if code == "RequestTimeTooSkewed" and "date" in headers:
         row = row._replace(hint=f"{row.hint}; the store's says {headers['date']}")
     return row.error(message, hint=row.hint)
@@ -309,18 +308,6 @@ def _option(header: str, call: Call) -> str:
         if header.lower().startswith(start):
             return hint
     return f"the store has no {call.operation} with these options: see the README of jobs-backup-s3 for how to turn them off"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("retry-after", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    now = datetime.now(UTC)
-    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - now).total_seconds())
 
 
 def _reason(error: Exception) -> str:

@@ -284,7 +284,7 @@ class SpacesProvider(_Provider):
 
     settings = SpacesSettings
 
-    def _policy(self, connection: Connection, delete: bool, replay: bool) -> Policy:  # noqa: ARG002
+    def _policy(self, connection: Connection, delete: bool, replay: bool) -> Policy:  # noqa: ARG002 - it has one for all
         return spaces_policy(connection)
 
 
