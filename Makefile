@@ -6,19 +6,21 @@ PYTEST_ARGS ?= --durations=10
 # Each worker starts its own servers, when a test asks for them.
 WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CAMPAIGN_ARGS ?=
+BENCH_ARGS ?=
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 sources := core/src plugins/s3/src plugins/gcs/src
 projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml plugins/gcs/pyproject.toml
 
-.PHONY: help demo environment test conformance campaign lint style types types-strict clean
+.PHONY: help demo environment test conformance campaign bench bench-quick lint style types types-strict clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
 	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
+	@echo 'make bench    measure all, against others that write events into S3; bench-quick: the main ratios, in 3 minutes'
 	@echo 'make lint    check style and types'
 	@echo 'make clean   remove what these made'
 
@@ -68,6 +70,24 @@ conformance: $(VENV)/test.stamp
 # About 15 minutes. CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50" for example; --help tells all.
 campaign: $(VENV)/test.stamp
 	PYTHONPATH=tests $(bin)/python -m campaign $(CAMPAIGN_ARGS)
+
+# An environment of its own: the others pin SDKs that are older than ours.
+bench_bin := .venv-bench/bin
+bench_pip := $(bench_bin)/python -m pip install --quiet --disable-pip-version-check --constraint tests/benchmarks/constraints.txt
+
+.venv-bench/bench.stamp: $(projects) tests/benchmarks/constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	$(bench_pip) pip
+	$(bench_pip) editables hatchling
+	$(bench_pip) --no-build-isolation --group bench --editable core --editable plugins/s3
+	@touch $@
+
+# Close what else runs. BENCH_ARGS="--only record --rounds 5" for example; --help tells all.
+bench: .venv-bench/bench.stamp
+	PYTHONPATH=tests $(bench_bin)/python -m benchmarks $(BENCH_ARGS)
+
+bench-quick: .venv-bench/bench.stamp
+	PYTHONPATH=tests $(bench_bin)/python -m benchmarks --quick $(BENCH_ARGS)
 
 lint: style types types-strict
 

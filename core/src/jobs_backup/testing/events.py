@@ -90,11 +90,11 @@ class _Pools(NamedTuple):
     heads: dict[str, list[bytes]]
 
 
-def events(count: int, *, seed: int = 1) -> Iterator[bytes]:
+def events(count: int, *, seed: int = 1, size: int | None = None) -> Iterator[bytes]:
     """`count` events, each one JSON object on one line without its end, with a `messageId` of its own.
 
-    The same seed gives the same bytes on every version of Python. Sizes lie between 512 and 4,096 bytes, 1.2 KB on average; memory
-    does not grow with `count`.
+    The same seed gives the same bytes on every version of Python. Sizes lie between 512 and 4,096 bytes, 1.2 KB on average, or at
+    about `size` bytes each; memory does not grow with `count`.
     """
     pools = _pools()
     rng = random.Random(seed)
@@ -103,7 +103,7 @@ def events(count: int, *, seed: int = 1) -> Iterator[bytes]:
     for _ in range(count):
         chance = draw()
         chance *= chance
-        target = MIN_BYTES + int((MAX_BYTES - MIN_BYTES) * chance * chance)
+        target = MIN_BYTES + int((MAX_BYTES - MIN_BYTES) * chance * chance) if size is None else size
         kind = _KINDS[int(draw() * len(_KINDS))]
         user = pools.users[int(draw() * _USERS)]
         heads = pools.heads[kind]
