@@ -51,7 +51,7 @@ def track(count: int, *, size: int, seed: int = 1) -> Iterator[bytes]:
         text = json.dumps(event, separators=(",", ":"))
         room = size - len(text)
         products: list[object] = []
-        while room > 40:
+        while room > 90:
             products.append(_product(rng))
             room -= len(json.dumps(products[-1], separators=(",", ":"))) + 1
         event["properties"] = {"order_id": f"o-{_below(10**6, rng)}", "currency": "USD", "products": products}
@@ -93,7 +93,9 @@ def _product(rng: random.Random) -> dict[str, object]:
 
 
 def _short() -> Iterator[bytes]:
-    return (f'{{"messageId":"{number:09}","userId":"u{number % 9973:05}"'.encode().ljust(_SHORT - 1) + b"}" for number in range(_COUNT))
+    return (
+        f'{{"messageId":"{number:09}","userId":"u{number % 9973:05}"'.encode().ljust(_SHORT - 1) + b"}" for number in range(_COUNT)
+    )
 
 
 def _random() -> Iterator[bytes]:

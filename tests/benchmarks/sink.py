@@ -1,4 +1,4 @@
-"""An S3 server that swallows: `python -m benchmarks.sink [CERTIFICATE KEY]`. What is measured against it waits for no disk and no lock.
+"""An S3 server that swallows: `python -m benchmarks.sink [CERTIFICATE KEY]`. Nobody waits there for a disk or a lock.
 
 It answers what uploads need, counts, and throws bodies away unread; over http the kernel does, with MSG_TRUNC. A thread for each
 connection: they only wait, also for TLS, and so leave most of the processors to those that are measured.
@@ -34,7 +34,6 @@ UPLOADS: Final = ("PutObject", "UploadPart")
 _ETAG: Final = '"d41d8cd98f00b204e9800998ecf8427e"'
 """Of everything: nobody who is measured compares it with what was sent."""
 _XMLNS: Final = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
-_EMPTY_LIST: Final = f"<ListBucketResult {_XMLNS}><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated></ListBucketResult>"
 
 
 @dataclass
@@ -154,37 +153,35 @@ class _Reader:
 
 
 def _response(kind: str, method: str, target: str, body: bytes) -> bytes:
-    key = unquote(urlsplit(target).path.lstrip("/")).partition("/")[2]
-    match kind:
-        case "PutObject" | "UploadPart":
-            return _http(200, etag=True)
-        case "CreateMultipartUpload":
-            return _http(
-                200,
-                f"<InitiateMultipartUploadResult {_XMLNS}><Bucket>bucket</Bucket><Key>{key}</Key><UploadId>1</UploadId>"
-                "</InitiateMultipartUploadResult>",
-            )
-        case "CompleteMultipartUpload":
-            return _http(
-                200,
-                f"<CompleteMultipartUploadResult {_XMLNS}><Bucket>bucket</Bucket><Key>{key}</Key><ETag>{_ETAG}</ETag>"
-                "</CompleteMultipartUploadResult>",
-            )
-        case "DeleteObjects":
-            keys = re.findall(rb"<Key>[^<]*</Key>", body)
-            deleted = b"".join(b"<Deleted>%b</Deleted>" % one for one in keys).decode()
-            return _http(200, f"<DeleteResult {_XMLNS}>{deleted}</DeleteResult>")
-        case "AbortMultipartUpload" | "DeleteObject":
-            return _http(204)
-        case "ListObjectsV2" | "ListObjects":
-            prefix = parse_qs(urlsplit(target).query).get("prefix", [""])[0]
-            return _http(200, _EMPTY_LIST.replace("<KeyCount>", f"<Prefix>{prefix}</Prefix><KeyCount>"))
-        case "GetBucketLocation":
-            return _http(200, f"<LocationConstraint {_XMLNS}/>")
-        case "CreateBucket" | "HeadBucket":
-            return _http(200)
-        case _:
-            return _http(404, "" if method == "HEAD" else "<Error><Code>NoSuchKey</Code></Error>")
+    parts = urlsplit(target)
+    name = f"<Bucket>bucket</Bucket><Key>{unquote(parts.path.lstrip('/')).partition('/')[2]}</Key>"
+    prefix = parse_qs(parts.query).get("prefix", [""])[0]
+    deleted = "".join(f"<Deleted>{key.decode()}</Deleted>" for key in re.findall(rb"<Key>[^<]*</Key>", body))
+    found = f"<Prefix>{prefix}</Prefix><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated>"
+    listed = f"<ListBucketResult {_XMLNS}>{found}</ListBucketResult>"
+    answers = {
+        "PutObject": (200, ""),
+        "UploadPart": (200, ""),
+        "CreateMultipartUpload": (
+            200,
+            f"<InitiateMultipartUploadResult {_XMLNS}>{name}<UploadId>1</UploadId></InitiateMultipartUploadResult>",
+        ),
+        "CompleteMultipartUpload": (
+            200,
+            f"<CompleteMultipartUploadResult {_XMLNS}>{name}<ETag>{_ETAG}</ETag></CompleteMultipartUploadResult>",
+        ),
+        "AbortMultipartUpload": (204, ""),
+        "DeleteObject": (204, ""),
+        "DeleteObjects": (200, f"<DeleteResult {_XMLNS}>{deleted}</DeleteResult>"),
+        "ListObjectsV2": (200, listed),
+        "ListObjects": (200, listed),
+        "GetBucketLocation": (200, f"<LocationConstraint {_XMLNS}/>"),
+        "CreateBucket": (200, ""),
+        "HeadBucket": (200, ""),
+    }
+    nothing = (404, "" if method == "HEAD" else "<Error><Code>NoSuchKey</Code></Error>")
+    status, text = answers.get(kind, nothing)
+    return _http(status, text, etag=kind in UPLOADS)
 
 
 def _http(status: int, body: str = "", *, etag: bool = False) -> bytes:

@@ -1,0 +1,160 @@
+"""What the contenders share: their job, its events, and how it is measured. Each runs in a process of its own.
+
+`python -m benchmarks.contenders.MODULE JOB` does the job (JSON) and prints a line of JSON: wall seconds and CPU seconds (of the
+process and its children) from opening the client to the last byte stored, and the peak RSS in bytes. Imports and what is prepared
+are not in the times.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from benchmarks.data import lines
+from isal import igzip
+
+REGION: Final = "us-east-1"
+_POOL: Final = 5000
+"""Dicts that are taken again and again: making them is not what is measured."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Bring events into a bucket.
+
+    Attributes:
+        certificate: the file that a client has to trust; empty for http.
+        corpus: the file of the events; events beyond its end are its first ones again.
+        sources: events go to them in turn; so many events of a source make an object.
+        directory: for what is kept on disk.
+        variant: which one, of a contender that has several ways.
+        settings: environment variables for jobs-backup.
+    """
+
+    endpoint: str = ""
+    bucket: str = "bucket"
+    access_key: str = "key"
+    secret_key: str = "secret"
+    certificate: str = ""
+    corpus: str = ""
+    events: int = 0
+    kind: Literal["bytes", "dicts"] = "bytes"
+    sources: int = 1
+    events_per_object: int = 100_000
+    directory: str = ""
+    variant: str = ""
+    settings: dict[str, str] = {}
+
+    @property
+    def source_ids(self) -> list[str]:
+        return [f"source{number:04}" for number in range(self.sources)]
+
+    def raw_lines(self) -> Iterator[bytes]:
+        """The events as they stand in the file, with the ends of their lines."""
+        return lines(Path(self.corpus), self.events)
+
+    def dicts(self) -> Iterator[dict[str, Any]]:
+        """The events decoded. The first ones are decoded now."""
+        decode = msgspec.json.Decoder(dict[str, Any]).decode
+        pool = [decode(line) for line in lines(Path(self.corpus), _POOL)]
+        return itertools.islice(itertools.cycle(pool), self.events)
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """Arguments for boto3's `client`."""
+        return {
+            "region_name": REGION,
+            "endpoint_url": self.endpoint,
+            "aws_access_key_id": self.access_key,
+            "aws_secret_access_key": self.secret_key,
+            **({"verify": self.certificate} if self.certificate else {}),
+        }
+
+
+class Measured:
+    """Times of the section between `begin` and `end`."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    @contextmanager
+    def section(self) -> Generator[None, None, None]:
+        cpu, began = _cpu(), time.perf_counter()
+        yield
+        self.values |= {"seconds": time.perf_counter() - began, "cpu": _cpu() - cpu}
+
+
+def main(work: Callable[[Job, Measured], None]) -> None:
+    """Do the job of the command line, and print what was measured."""
+    job = msgspec.json.decode(sys.argv[1], type=Job)
+    measured = Measured()
+    work(job, measured)
+    values = {"events": float(job.events), "peak_rss": float(_peak_rss())} | measured.values
+    sys.stdout.write("\n" + msgspec.json.encode(values).decode() + "\n")
+    sys.stdout.flush()
+
+
+def write_objects(job: Job, encoded: Iterable[bytes], open_object: Callable[[str], Any]) -> None:
+    """As the documentation of the libraries with file objects shows it: one event at a time into the file of its source.
+
+    `encoded` are whole lines. A file is closed, and another one opened, after so many events as make an object.
+    """
+    each = iter(encoded)
+    for number in range(-(-job.events // (job.sources * job.events_per_object))):
+        files = [open_object(f"{source}/{number}.json.gz") for source in job.source_ids]
+        some = itertools.islice(each, job.sources * job.events_per_object)
+        if job.sources == 1:
+            write = files[0].write
+            for line in some:
+                write(line)
+        else:
+            for line, file in zip(some, itertools.cycle(files), strict=False):
+                file.write(line)
+        for file in files:
+            file.close()
+
+
+class Zipped:
+    """A compressor before a file object: `isal` (level 1), or a level of gzip. Closing it closes both."""
+
+    def __init__(self, raw: Any, compression: str) -> None:
+        self._raw = raw
+        if compression == "isal":
+            open_isal: Any = igzip.IGzipFile
+            self._zipped = open_isal(fileobj=raw, mode="wb", compresslevel=1)
+        else:
+            self._zipped = gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=int(compression))
+        self.write = self._zipped.write
+
+    def close(self) -> None:
+        self._zipped.close()
+        self._raw.close()
+
+
+def encoded_lines(job: Job) -> Iterable[bytes]:
+    """What those write who have no envelope: the line itself, or the dict as orjson writes it. That favours them."""
+    if job.kind == "bytes":
+        return job.raw_lines()
+    import orjson
+
+    dumps, newline = orjson.dumps, orjson.OPT_APPEND_NEWLINE
+    return (dumps(event, option=newline) for event in job.dicts())
+
+
+def _cpu() -> float:
+    return sum(os.times()[:4])
+
+
+def _peak_rss() -> int:
+    # Not getrusage: that one begins with the parent's.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) << 10
