@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3.session
 from benchmarks.contenders.common import REGION, Job, Measured, main
@@ -28,6 +29,18 @@ def environment(job: Job) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": job.secret_key,
     }
     return s3 | ({"JOBS_BACKUP_S3_CA_BUNDLE": job.certificate} if job.certificate else {}) | job.settings
+
+
+def local_environment(job: Job) -> dict[str, str]:
+    """The same, for a directory as bucket: for what has no store to wait for."""
+    bucket = Path(job.directory) / "bucket"
+    bucket.mkdir(parents=True, exist_ok=True)
+    file = {
+        "JOBS_BACKUP_STORAGE_PROVIDER": "FILE",
+        "JOBS_BACKUP_BUCKET": str(bucket),
+        "JOBS_BACKUP_SPOOL_DIR": f"{job.directory}/spool",
+    }
+    return file | job.settings
 
 
 def work(job: Job, measured: Measured) -> None:

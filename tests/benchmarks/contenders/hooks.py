@@ -1,0 +1,56 @@
+"""One call of a hook through `Destination` (pluggy, and tenacity around it), with a provider that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Final, Self
+
+from benchmarks.contenders.common import Job, Measured, main
+
+from jobs_backup.destination import Destination
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import AbortReceipt, Batch, Body, BytesBody, DeleteReceipt, Kind, Outcome, Stream, Upload, WriteReceipt
+from jobs_backup.providers import Installed, Loaded, register
+from jobs_backup.retry import Retry, RetryPolicy
+
+_BATCH: Final = Batch(
+    id=1, stream=Stream(Kind.RAW, "", "web"), events=1, raw_bytes=1, size=1, crc32c=0, key="key", uuid="uuid", wrappers=(),
+    blobs="",
+)  # fmt: skip
+
+
+class _Idle:
+    API_VERSION: ClassVar = 1
+    location = "idle://bucket"
+
+    @classmethod
+    def from_settings(cls, environment: Mapping[str, str]) -> Self:
+        return cls()
+
+    @hookimpl
+    def write(self, key: str, body: Body) -> WriteReceipt:
+        return WriteReceipt(etag="1")
+
+    @hookimpl
+    def abort_multipart(self, upload: Upload) -> AbortReceipt:
+        return AbortReceipt(Outcome.GONE)
+
+    @hookimpl
+    def delete(self, keys: list[str]) -> DeleteReceipt:
+        return DeleteReceipt(deleted=frozenset(keys))
+
+
+def work(job: Job, measured: Measured) -> None:
+    installed = Installed(name="IDLE", distribution="benchmarks", version="1", target="benchmarks:Idle")
+    provider = _Idle()
+    manager, hooks = register(provider, installed)
+    loaded = Loaded(installed=installed, provider=provider, manager=manager, hooks=hooks)
+    destination = Destination(loaded, retry=Retry(RetryPolicy()))
+    body = BytesBody(b"x")
+    with measured.section():
+        for _ in range(job.events):
+            destination.write(_BATCH, body)
+
+
+if __name__ == "__main__":
+    main(work)

@@ -1,0 +1,111 @@
+"""Events from memory or a file into gzip objects: everything that a contender does, from opening its client to the last answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Final, NamedTuple
+
+from benchmarks.runner import Bench, Target, Values, target
+
+NAME: Final = "end_to_end"
+
+
+class Contender(NamedTuple):
+    """A module of `contenders`, and which variant of it. `count`: of the events of a case, so large a part is enough."""
+
+    module: str
+    variant: str = ""
+    count: float = 1.0
+
+
+BYTES: Final = {
+    "jobs-backup": Contender("ours"),
+    "no spool": Contender("no_spool"),
+    "smart_open": Contender("smart_open", count=0.25),
+    "smart_open + isal": Contender("smart_open", "isal"),
+    "s3fs + gzip 6": Contender("s3fs", "6", count=0.5),
+    "s3fs + isal": Contender("s3fs", "isal"),
+    "obstore + isal": Contender("obstore"),
+}
+DICTS: Final = {
+    "jobs-backup": Contender("ours"),
+    "no spool": Contender("no_spool"),
+    "smart_open": Contender("smart_open", count=0.25),
+    "smart_open + isal": Contender("smart_open", "isal"),
+    "s3fs + gzip 6": Contender("s3fs", "6", count=0.5),
+    "obstore + isal": Contender("obstore"),
+    "Quix Streams": Contender("quix", count=0.25),
+}
+ON_WEED: Final = {"dlt": Contender("dlt", count=0.1)}
+"""What does not run against the sink: it reads back what it wrote."""
+QUICK: Final = ("jobs-backup", "no spool", "smart_open", "smart_open + isal", "s3fs + gzip 6")
+QUICK_DICTS: Final = ("jobs-backup", "smart_open")
+
+
+class Case(NamedTuple):
+    """What all contenders have to do; `events` for those who are fastest."""
+
+    corpus: str
+    kind: str
+    sources: int
+    events: int
+
+    def title(self, store: str) -> str:
+        return title(store, self.corpus, self.kind, self.sources)
+
+
+def title(store: str, corpus: str, kind: str, sources: int) -> str:
+    return f"{store}, {corpus}, {kind}, {sources:,} source{'s' * (sources > 1)}"
+
+
+_SIZES: Final = {"0.5 KB": 800_000, "1.25 KB": 600_000, "4 KB": 200_000}
+_SOURCES: Final = (1, 10, 100, 1000)
+
+
+def _cases(store: str) -> Iterator[Case]:
+    for size, events in _SIZES.items():
+        if size == "1.25 KB":
+            for sources in _SOURCES:
+                yield Case(f"mixed {size}", "bytes", sources, events)
+                yield Case(f"track {size}", "dicts", sources, events)
+            yield Case(f"track {size}", "bytes", 1, events)
+        elif store != "weed":
+            for sources in (1, 1000):
+                yield Case(f"mixed {size}", "bytes", sources, events)
+                yield Case(f"track {size}", "dicts", sources, events)
+
+
+def _quick() -> Iterator[Case]:
+    yield Case("mixed 1.25 KB", "bytes", 1, 300_000)
+    yield Case("mixed 1.25 KB", "bytes", 100, 300_000)
+    yield Case("track 1.25 KB", "dicts", 1, 200_000)
+
+
+def run(bench: Bench) -> None:
+    for store in ("http",) if bench.quick else ("http", "TLS", "weed"):
+        with target(store, bench) as to:
+            for case in _quick() if bench.quick else _cases(store):
+                contenders = {name: partial(_measure, bench, to, case, one) for name, one in _contenders(bench, store, case)}
+                bench.interleaved(NAME, case.title(store), contenders)
+
+
+def _contenders(bench: Bench, store: str, case: Case) -> Iterator[tuple[str, Contender]]:
+    everyone = BYTES if case.kind == "bytes" else DICTS | (ON_WEED if store == "weed" else {})
+    quick = QUICK if case.kind == "bytes" else QUICK_DICTS
+    for name, contender in everyone.items():
+        if not bench.quick or name in quick:
+            yield name, contender
+
+
+def _measure(bench: Bench, to: Target, case: Case, contender: Contender) -> Values:
+    events = bench.count(round(case.events * contender.count), case.sources)
+    return to.measured(
+        bench,
+        contender.module,
+        corpus=bench.corpus(case.corpus),
+        kind=case.kind,
+        sources=case.sources,
+        events=events,
+        variant=contender.variant,
+    )

@@ -1,0 +1,60 @@
+"""How long commands take that do nothing much, in units of `python -c pass`; and which SDKs they import (they must not)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from typing import Final
+
+from benchmarks.contenders.common import REGION
+from benchmarks.runner import Bench, Failed, Values
+
+NAME: Final = "startup"
+CASE: Final = "start and end of a process"
+PYTHON: Final = "python -c pass"
+COMMANDS: Final = ("--version", "--help", "status", "providers")
+IMPORT: Final = "import jobs_backup"
+_MORE_ROUNDS: Final = 5
+"""A start takes so little time that it is measured so many times as often as all else."""
+_SDKS: Final = ("boto3", "botocore", "s3transfer", "google.cloud", "google.auth", "requests", "urllib3")
+_IMPORTED: Final = f"print(sum(name.startswith({_SDKS!r}) for name in sys.modules))"
+
+
+def command(arguments: str) -> str:
+    return f"jobs-backup {arguments}"
+
+
+def run(bench: Bench) -> None:
+    with bench.work() as directory:
+        (directory / "spool").mkdir()
+        environment = {
+            **os.environ,
+            "JOBS_BACKUP_STORAGE_PROVIDER": "S3",
+            "JOBS_BACKUP_BUCKET": "bucket",
+            "JOBS_BACKUP_SPOOL_DIR": str(directory / "spool"),
+            "AWS_REGION": REGION,
+        }
+        script = os.path.join(os.path.dirname(sys.executable), "jobs-backup")  # noqa: PTH118, PTH120
+        contenders = {PYTHON: partial(_measure, [sys.executable, "-c", "pass"], "", environment)}
+        contenders[IMPORT] = partial(_measure, [sys.executable, "-c", IMPORT], IMPORT, environment)
+        for one in COMMANDS:
+            code = f"sys.argv = ['jobs-backup', {one!r}]\nfrom jobs_backup.cli import main\ntry: main()\nexcept SystemExit: pass"
+            contenders[command(one)] = partial(_measure, [script, one], code, environment)
+        for number in range(1, bench.rounds * _MORE_ROUNDS + 1):
+            for name, measure in contenders.items():
+                bench.once(NAME, CASE, name, number, measure)
+
+
+def _measure(arguments: list[str], code: str, environment: dict[str, str]) -> Values:
+    began = time.perf_counter()
+    done = subprocess.run(arguments, env=environment, capture_output=True, check=False)
+    values = {"seconds": time.perf_counter() - began}
+    if done.returncode not in (0, 1):
+        raise Failed(done.stderr.decode()[-300:])
+    if code:
+        look = [sys.executable, "-c", f"import sys\n{code}\n{_IMPORTED}"]
+        values["sdk_modules"] = int(subprocess.run(look, env=environment, capture_output=True, check=True).stdout.split()[-1])
+    return values
