@@ -15,7 +15,7 @@ from jobs_backup.retry import Retry, RetryPolicy
 
 _BATCH: Final = Batch(
     id=1, stream=Stream(Kind.RAW, "", "web"), events=1, raw_bytes=1, size=1, crc32c=0, key="key", uuid="uuid", wrappers=(),
-    blobs="",
+    blobs="", content_type="application/gzip",
 )  # fmt: skip
 
 

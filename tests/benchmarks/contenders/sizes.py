@@ -1,4 +1,4 @@
-"""Bytes of the objects, and of the same lines by `gzip -6`, object by object. `variant` "single": each event by a commit of its own."""
+"""Bytes of the objects, and of the same lines by `gzip -6`, object by object. `variant` "single": a commit for each event."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ def _ours(job: Job, path: Path) -> Callable[[], None]:
         return Batch(
             id=number, stream=Stream(Kind.RAW, "", "web"), events=1, raw_bytes=body.size, size=body.size, crc32c=crc,
             key=f"{number}", uuid="", wrappers=(), blobs="",
+            content_type="application/gzip",
         )  # fmt: skip
 
     def send() -> None:

@@ -12,32 +12,36 @@ NAME: Final = "end_to_end"
 
 
 class Contender(NamedTuple):
-    """A module of `contenders`, and which variant of it. `count`: of the events of a case, so large a part is enough."""
+    """A module of `contenders`, and which variant of it.
+
+    `share`: so large a part of the events is enough for who is slow. Only where there is one source: otherwise the objects would
+    be smaller, too.
+    """
 
     module: str
     variant: str = ""
-    count: float = 1.0
+    share: float = 1.0
 
 
 BYTES: Final = {
     "jobs-backup": Contender("ours"),
     "no spool": Contender("no_spool"),
-    "smart_open": Contender("smart_open", count=0.25),
+    "smart_open": Contender("smart_open", share=0.25),
     "smart_open + isal": Contender("smart_open", "isal"),
-    "s3fs + gzip 6": Contender("s3fs", "6", count=0.5),
+    "s3fs + gzip 6": Contender("s3fs", "6", share=0.5),
     "s3fs + isal": Contender("s3fs", "isal"),
     "obstore + isal": Contender("obstore"),
 }
 DICTS: Final = {
     "jobs-backup": Contender("ours"),
     "no spool": Contender("no_spool"),
-    "smart_open": Contender("smart_open", count=0.25),
+    "smart_open": Contender("smart_open", share=0.25),
     "smart_open + isal": Contender("smart_open", "isal"),
-    "s3fs + gzip 6": Contender("s3fs", "6", count=0.5),
+    "s3fs + gzip 6": Contender("s3fs", "6", share=0.5),
     "obstore + isal": Contender("obstore"),
-    "Quix Streams": Contender("quix", count=0.25),
+    "Quix Streams": Contender("quix", share=0.25),
 }
-ON_WEED: Final = {"dlt": Contender("dlt", count=0.1)}
+ON_WEED: Final = {"dlt": Contender("dlt", share=0.1)}
 """What does not run against the sink: it reads back what it wrote."""
 QUICK: Final = ("jobs-backup", "no spool", "smart_open", "smart_open + isal", "s3fs + gzip 6")
 QUICK_DICTS: Final = ("jobs-backup", "smart_open")
@@ -67,18 +71,18 @@ def _cases(store: str) -> Iterator[Case]:
     for size, events in _SIZES.items():
         if size == "1.25 KB":
             for sources in _SOURCES:
-                yield Case(f"mixed {size}", "bytes", sources, events)
-                yield Case(f"track {size}", "dicts", sources, events)
+                count = events if sources == 1 else events // 2
+                yield Case(f"mixed {size}", "bytes", sources, count)
+                yield Case(f"track {size}", "dicts", sources, count)
             yield Case(f"track {size}", "bytes", 1, events)
         elif store != "weed":
-            for sources in (1, 1000):
-                yield Case(f"mixed {size}", "bytes", sources, events)
-                yield Case(f"track {size}", "dicts", sources, events)
+            yield Case(f"mixed {size}", "bytes", 1, events)
+            yield Case(f"track {size}", "dicts", 1, events)
 
 
 def _quick() -> Iterator[Case]:
     yield Case("mixed 1.25 KB", "bytes", 1, 300_000)
-    yield Case("mixed 1.25 KB", "bytes", 100, 300_000)
+    yield Case("mixed 1.25 KB", "bytes", 100, 120_000)
     yield Case("track 1.25 KB", "dicts", 1, 200_000)
 
 
@@ -99,7 +103,8 @@ def _contenders(bench: Bench, store: str, case: Case) -> Iterator[tuple[str, Con
 
 
 def _measure(bench: Bench, to: Target, case: Case, contender: Contender) -> Values:
-    events = bench.count(round(case.events * contender.count), case.sources)
+    share = contender.share if case.sources == 1 else 1.0
+    events = bench.count(round(case.events * share), case.sources)
     return to.measured(
         bench,
         contender.module,

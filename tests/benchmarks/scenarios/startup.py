@@ -14,6 +14,7 @@ from benchmarks.runner import Bench, Failed, Values
 
 NAME: Final = "startup"
 CASE: Final = "start and end of a process"
+SDKS: Final = "modules of SDKs that are imported"
 PYTHON: Final = "python -c pass"
 COMMANDS: Final = ("--version", "--help", "status", "providers")
 IMPORT: Final = "import jobs_backup"
@@ -38,23 +39,27 @@ def run(bench: Bench) -> None:
             "AWS_REGION": REGION,
         }
         script = os.path.join(os.path.dirname(sys.executable), "jobs-backup")  # noqa: PTH118, PTH120
-        contenders = {PYTHON: partial(_measure, [sys.executable, "-c", "pass"], "", environment)}
-        contenders[IMPORT] = partial(_measure, [sys.executable, "-c", IMPORT], IMPORT, environment)
+        contenders = {PYTHON: partial(_measure, [sys.executable, "-c", "pass"], environment)}
+        contenders[IMPORT] = partial(_measure, [sys.executable, "-c", IMPORT], environment)
+        bench.once(NAME, SDKS, IMPORT, 1, partial(_imported, IMPORT, environment))
         for one in COMMANDS:
             code = f"sys.argv = ['jobs-backup', {one!r}]\nfrom jobs_backup.cli import main\ntry: main()\nexcept SystemExit: pass"
-            contenders[command(one)] = partial(_measure, [script, one], code, environment)
+            contenders[command(one)] = partial(_measure, [script, one], environment)
+            bench.once(NAME, SDKS, command(one), 1, partial(_imported, code, environment))
         for number in range(1, bench.rounds * _MORE_ROUNDS + 1):
             for name, measure in contenders.items():
                 bench.once(NAME, CASE, name, number, measure)
 
 
-def _measure(arguments: list[str], code: str, environment: dict[str, str]) -> Values:
+def _measure(arguments: list[str], environment: dict[str, str]) -> Values:
     began = time.perf_counter()
     done = subprocess.run(arguments, env=environment, capture_output=True, check=False)
-    values = {"seconds": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
     if done.returncode not in (0, 1):
         raise Failed(done.stderr.decode()[-300:])
-    if code:
-        look = [sys.executable, "-c", f"import sys\n{code}\n{_IMPORTED}"]
-        values["sdk_modules"] = int(subprocess.run(look, env=environment, capture_output=True, check=True).stdout.split()[-1])
-    return values
+    return {"seconds": seconds}
+
+
+def _imported(code: str, environment: dict[str, str]) -> Values:
+    look = [sys.executable, "-c", f"import sys\n{code}\n{_IMPORTED}"]
+    return {"sdk_modules": int(subprocess.run(look, env=environment, capture_output=True, check=True).stdout.split()[-1])}
