@@ -47,12 +47,13 @@ class Failed(Exception):
 
 @dataclass
 class Bench:
-    """A run of the benchmarks."""
+    """A run of the benchmarks. `contenders`: those that take part; all, if empty."""
 
     directory: Path
     rounds: int
     scale: float
     quick: bool
+    contenders: frozenset[str]
     echo: Callable[[str], None]
     readings: list[Reading] = field(default_factory=list)
 
@@ -78,6 +79,8 @@ class Bench:
 
     def once(self, scenario: str, case: str, contender: str, number: int, measure: Callable[[], Values]) -> None:
         """Keep what `measure` gives, or that it failed."""
+        if self.contenders and contender not in self.contenders:
+            return
         values, error = Values(), ""
         try:
             values = measure()

@@ -1,0 +1,56 @@
+"""`python -m benchmarks`: measure, and write down what was found."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import click
+from benchmarks import report
+from benchmarks.runner import Bench
+from benchmarks.scenarios import acknowledge, end_to_end, hooks, memory, record, recovery, size, startup, upload
+
+SCENARIOS: Final[dict[str, Callable[[Bench], None]]] = {
+    one.NAME: one.run for one in (end_to_end, record, upload, recovery, acknowledge, startup, memory, hooks, size)
+}
+QUICK: Final = (end_to_end.NAME, record.NAME, startup.NAME, hooks.NAME)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="The main ratios, in less than 3 minutes.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(SCENARIOS)), metavar="SCENARIO", help=f"One of {', '.join(SCENARIOS)}."
+)
+@click.option("--contender", "contenders", multiple=True, help="Leave out all others.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--scale", default=1.0, show_default=True, help="Multiplies the numbers of events; a small one is for a look.")
+@click.option("--directory", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True, help="For its files.")
+@click.option("--output", type=click.Path(path_type=Path), default=None, help="For the results.  [default: DIRECTORY/results]")
+def main(
+    *,
+    quick: bool,
+    only: tuple[str, ...],
+    contenders: tuple[str, ...],
+    rounds: int,
+    scale: float,
+    directory: Path,
+    output: Path | None,
+) -> None:
+    """Measure jobs-backup and others that write events into S3, all in one run, in turn."""
+    directory = directory.absolute()
+    bench = Bench(directory, rounds, scale, quick, frozenset(contenders), lambda text: click.echo(text, err=True))
+    for name, run in SCENARIOS.items():
+        if name in (only or (QUICK if quick else SCENARIOS)):
+            run(bench)
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    report.write(report.results(bench.readings, command), output or directory / "results")
+    report.show(bench.readings)
+    if any(one.error for one in bench.readings):
+        click.echo("some of them failed: see above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The numbers to reach, and whether they were. All are ratios within one run, or things that hardly depend on the machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from benchmarks.runner import Reading
+from benchmarks.scenarios import end_to_end, hooks, memory, record, recovery, size, startup
+
+OURS: Final = "jobs-backup"
+_MIB: Final = 1 << 20
+
+
+class Measure(NamedTuple):
+    """What to look at: of these readings, this value (see `value`)."""
+
+    scenario: str
+    case: str
+    contender: str
+    name: str
+
+
+class Goal(NamedTuple):
+    """`measure`, divided by `base` if there is one, and by `unit`, has to be at least or at most `limit`."""
+
+    name: str
+    measure: Measure
+    limit: float
+    at_least: bool
+    base: Measure | None = None
+    unit: float = 1.0
+
+
+class Outcome(NamedTuple):
+    """Of the medians; `low` and `high` are the extremes of single rounds. None where it was not measured, or a contender failed."""
+
+    goal: Goal
+    measured: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def reached(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured >= self.goal.limit if self.goal.at_least else self.measured <= self.goal.limit
+
+
+def value(reading: Reading, name: str) -> float | None:
+    """A value of a reading, or one that follows from others; None if it has none."""
+    values = reading.values
+    try:
+        match name:
+            case "rate":
+                return values["events"] / values["seconds"]
+            case "each":
+                return values["seconds"] / values["events"]
+            case "cpu_million":
+                return values["cpu"] / values["events"] * 1e6
+            case "requests_million" | "stored_million":
+                return values[name.removesuffix("_million")] / values["events"] * 1e6
+            case "requests_object":
+                return values["requests"] / values["puts"]
+            case "byte_rate":
+                return values["bytes"] / values["seconds"]
+            case "size":
+                return values["stored"] / values["gzip_6"]
+            case _:
+                return values[name]
+    except (KeyError, ZeroDivisionError):
+        return None
+
+
+def judged(readings: Sequence[Reading], goals: Iterable[Goal]) -> list[Outcome]:
+    """Every goal, also those that nothing was measured for."""
+    return [_judged(readings, goal) for goal in goals]
+
+
+def _judged(readings: Sequence[Reading], goal: Goal) -> Outcome:
+    found = _rounds(readings, goal.measure)
+    if goal.base is None:
+        parts = {number: one / goal.unit for number, one in found.items()}
+        return Outcome(goal, statistics.median(parts.values()), *_extremes(parts)) if parts else Outcome(goal, None)
+    base = _rounds(readings, goal.base)
+    if not found or not base:
+        return Outcome(goal, None)
+    ratio = statistics.median(found.values()) / statistics.median(base.values()) / goal.unit
+    parts = {number: found[number] / base[number] / goal.unit for number in found.keys() & base.keys()}
+    return Outcome(goal, ratio, *_extremes(parts))
+
+
+def _extremes(parts: dict[int, float]) -> tuple[float | None, float | None]:
+    return (min(parts.values()), max(parts.values())) if parts else (None, None)
+
+
+def _rounds(readings: Sequence[Reading], measure: Measure) -> dict[int, float]:
+    """Round -> value."""
+    return {
+        one.round: found
+        for one in readings
+        if (one.scenario, one.case, one.contender) == measure[:3] and (found := value(one, measure.name)) is not None
+    }
+
+
+def _end_to_end() -> Iterator[Goal]:
+    limits = {
+        "bytes": {"smart_open": 5.0, "smart_open + isal": 2.0, "s3fs + gzip 6": 3.0, "no spool": 0.75},
+        "dicts": {"smart_open": 3.5},
+    }
+    for kind, others in limits.items():
+        corpus = "mixed 1.25 KB" if kind == "bytes" else "track 1.25 KB"
+        for sources in (1, 100):
+            case = end_to_end.title("http", corpus, kind, sources)
+            ours = Measure(end_to_end.NAME, case, OURS, "rate")
+            few = "1 source" if sources == 1 else f"{sources} sources"
+            for other, limit in others.items():
+                yield Goal(f"events/s, {kind}, {few}: x {other}", ours, limit, True, ours._replace(contender=other))
+        case = end_to_end.title("http", corpus, kind, 1)
+        if kind == "bytes":
+            yield Goal("CPU s a million events, bytes", Measure(end_to_end.NAME, case, OURS, "cpu_million"), 5.0, False)
+        yield Goal(f"requests an object, {kind}", Measure(end_to_end.NAME, case, OURS, "requests_object"), 1.0, False)
+
+
+def _goals() -> Iterator[Goal]:
+    yield from _end_to_end()
+    one = Measure(record.NAME, record.CASE, record.ours(1), "rate")
+    yield Goal("record(), 16 threads: x 1 thread", one._replace(contender=record.ours(16)), 8.0, True, one)
+    each = one._replace(name="each")
+    yield Goal("record(), 1 thread: x a bare SQLite commit", each, 1.3, False, each._replace(contender=record.SQLITE))
+    base = Measure(memory.NAME, memory.BASE, OURS, "peak_rss")
+    yield Goal(f"peak RSS, MiB: {memory.BASE}", base, 130.0, False, unit=_MIB)
+    for case in memory.CASES:
+        if case != memory.BASE:
+            yield Goal(f"peak RSS, {case}: x {memory.BASE}", base._replace(case=case), 1.1, False, base)
+    for way in size.WAYS:
+        for corpus in size.CORPORA:
+            measure = Measure(size.NAME, size.title(way, corpus), OURS, "size")
+            yield Goal(f"size, {way}, {corpus}: x gzip -6", measure, 1.12, False)
+    yield Goal("a hook call with its retry policy, us", Measure(hooks.NAME, hooks.CASE, OURS, "each"), 25.0, False, unit=1e-6)
+    python = Measure(startup.NAME, startup.CASE, startup.PYTHON, "seconds")
+    for one_command in startup.COMMANDS:
+        name, limit = startup.command(one_command), 6.0 if one_command == "--version" else 12.0
+        yield Goal(f"{name}: x {startup.PYTHON}", python._replace(contender=name), limit, False, python)
+    for name in (*map(startup.command, startup.COMMANDS), startup.IMPORT):
+        yield Goal(f"{name}: modules of SDKs", Measure(startup.NAME, startup.SDKS, name, "sdk_modules"), 0.0, False)
+    yield Goal("first upload of 10 million waiting events, s", Measure(recovery.NAME, recovery.CASE, OURS, "seconds"), 2.0, False)
+
+
+GOALS: Final = tuple(_goals())
