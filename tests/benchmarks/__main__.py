@@ -21,10 +21,8 @@ QUICK: Final = (end_to_end.NAME, record.NAME, startup.NAME, hooks.NAME)
 
 @click.command()
 @click.option("--quick", is_flag=True, help="The main ratios, in less than 3 minutes.")
-@click.option(
-    "--only", multiple=True, type=click.Choice(list(SCENARIOS)), metavar="SCENARIO", help=f"One of {', '.join(SCENARIOS)}."
-)
-@click.option("--contender", "contenders", multiple=True, help="Leave out all others.")
+@click.option("--only", multiple=True, type=click.Choice(list(SCENARIOS)), help="Leave out all others.")
+@click.option("--contender", "contenders", multiple=True, help="The same for who is measured.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--scale", default=1.0, show_default=True, help="Multiplies the numbers of events; a small one is for a look.")
 @click.option("--directory", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True, help="For its files.")

@@ -31,8 +31,8 @@ _PACKAGES: Final = (
 _NOTES: Final = (
     "Medians of the rounds, and in brackets the lowest and the highest. Wall and CPU time are those of the section from opening the"
     " client to the last byte stored; imports are not in them. jobs-backup is durable: each event is on the disk before it counts."
-    " The others write the event as it is, without checking it and without the envelope (userId, createdAt, messageId); that favours"
-    " them, also in bytes stored."
+    " The others write the event as it is, without checking it and without the envelope (userId, createdAt, messageId), which"
+    " favours them, also in bytes stored; `no spool` writes what jobs-backup writes."
 )
 
 
@@ -190,7 +190,8 @@ def _cell(readings: Sequence[Reading], column: _Column) -> str:
 
 
 def _markdown(found: Results, plots: Sequence[str]) -> Iterator[str]:
-    yield f"# Benchmarks\n\n`{found.command}`, {found.date[:10]}, Python {found.python}, Linux {found.kernel}, {found.cpus} x {found.cpu}.\n"
+    machine = f"Python {found.python}, Linux {found.kernel}, {found.cpus} x {found.cpu}"
+    yield f"# Benchmarks\n\n`{found.command}`, {found.date[:10]}, {machine}.\n"
     yield "\n" + ", ".join(f"{name} {version}" for name, version in found.versions.items()) + ".\n"
     yield f"\n{_NOTES}\n"
     for plot in plots:

@@ -48,29 +48,26 @@ class Outcome(NamedTuple):
         return self.measured >= self.goal.limit if self.goal.at_least else self.measured <= self.goal.limit
 
 
+_DERIVED: Final = {
+    "rate": ("events", "seconds", 1.0),
+    "each": ("seconds", "events", 1.0),
+    "cpu_million": ("cpu", "events", 1e6),
+    "requests_million": ("requests", "events", 1e6),
+    "stored_million": ("stored", "events", 1e6),
+    "requests_object": ("requests", "puts", 1.0),
+    "byte_rate": ("bytes", "seconds", 1.0),
+    "size": ("stored", "gzip_6", 1.0),
+}
+"""What is one value divided by another, times a factor."""
+
+
 def value(reading: Reading, name: str) -> float | None:
     """A value of a reading, or one that follows from others; None if it has none."""
-    values = reading.values
-    try:
-        match name:
-            case "rate":
-                return values["events"] / values["seconds"]
-            case "each":
-                return values["seconds"] / values["events"]
-            case "cpu_million":
-                return values["cpu"] / values["events"] * 1e6
-            case "requests_million" | "stored_million":
-                return values[name.removesuffix("_million")] / values["events"] * 1e6
-            case "requests_object":
-                return values["requests"] / values["puts"]
-            case "byte_rate":
-                return values["bytes"] / values["seconds"]
-            case "size":
-                return values["stored"] / values["gzip_6"]
-            case _:
-                return values[name]
-    except (KeyError, ZeroDivisionError):
+    above, below, factor = _DERIVED.get(name, (name, "", 1.0))
+    values = {"": 1.0, **reading.values}
+    if above not in values or not values.get(below):
         return None
+    return values[above] / values[below] * factor
 
 
 def judged(readings: Sequence[Reading], goals: Iterable[Goal]) -> list[Outcome]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import os
 import re
+import resource
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -150,7 +150,8 @@ def encoded_lines(job: Job) -> Iterable[bytes]:
 
 
 def _cpu() -> float:
-    return sum(os.times()[:4])
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _peak_rss() -> int:
