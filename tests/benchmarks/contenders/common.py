@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import re
 import resource
 import sys
@@ -100,6 +101,8 @@ def main(work: Callable[[Job, Measured], None]) -> None:
     values = {"events": float(job.events), "peak_rss": float(_peak_rss())} | measured.values
     sys.stdout.write("\n" + msgspec.json.encode(values).decode() + "\n")
     sys.stdout.flush()
+    # What a library's threads do on their way out is not measured, and one of them sometimes aborts there.
+    os._exit(0)
 
 
 def write_objects(job: Job, encoded: Iterable[bytes], open_object: Callable[[str], Any]) -> None:
