@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
+from jobs_backup.compression import Compression
 from jobs_backup.providers import GROUP, load_class, settings_of
 from jobs_backup.settings import CoreSettings, Duration, Secret, Setting, Settings, Size
 
@@ -29,7 +30,7 @@ begins with `JOBS_BACKUP_` and is no setting is reported, with the nearest name 
 
 TYPES: Final = {
     str: "text", int: "whole number", float: "number", bool: "switch", Path: "path", Duration: "duration", Size: "size",
-    Secret: "secret",
+    Secret: "secret", Compression: "compression",
 }  # fmt: skip
 
 

@@ -83,8 +83,8 @@ class Scripted:
 
 BODY = BytesBody(b"bytes")
 BATCH = Batch(
-    id=1, stream=Stream(Kind.RAW, "", "web"), events=1, raw_bytes=5, size=5, crc32c=0, key="k.json.gz", uuid="u", wrappers=(),
-    blobs="b",
+    id=1, stream=Stream(Kind.RAW, "", "web"), events=1, raw_bytes=5, size=5, crc32c=0, key="k.json.gz", uuid="u",
+    content_type="application/gzip", wrappers=(), blobs="b",
 )  # fmt: skip
 UPLOAD = Upload(key="k.json.gz", id="canary/7f3a+==")
 

@@ -425,6 +425,7 @@ def test_any_id_makes_a_key_of_its_own_that_a_directory_takes(streams: list[tupl
         key = object_key(
             prefix=clean_prefix(prefix), instance_id=instance, stream=Stream(kind, workspace, source), first_at=10**15,
             last_at=10**15 + number, first_job=number << 21, last_job=(number << 21) + 7, uuid=str(UUID(int=number)),
+            suffix=".json.zst",
         )  # fmt: skip
         assert len(key.encode()) <= MAX_KEY_BYTES
         assert not [part for part in key.split("/") if part in ("", ".", "..")]
@@ -461,6 +462,7 @@ def test_streams_that_differ_have_keys_that_differ(one: tuple[str, str], other: 
             first_job=1,
             last_job=1,
             uuid="u",
+            suffix=".json.gz",
         )
 
     same = one == other if kind is Kind.RAW else one[1] == other[1]

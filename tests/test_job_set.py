@@ -46,7 +46,8 @@ def test_a_segment_belongs_to_one_batch(batch: int, index: int) -> None:
 @given(runs=RUNS)
 def test_what_record_many_returns_is_taken_as_runs(runs: list[tuple[int, int]]) -> None:
     jobs = Jobs()
-    jobs.add(runs[::-1], sum(count for _, count in runs))
+    for first, count in runs:
+        jobs.add_run(first, count)
     found = list(job_sets(jobs))
     assert [list(one) for one in found] == ([sorted(set(jobs))] if jobs else [])
 
@@ -55,7 +56,7 @@ def test_what_record_many_returns_is_taken_as_runs(runs: list[tuple[int, int]]) 
 def test_many_ids_come_in_sets_of_bounded_size(as_jobs: bool) -> None:
     ids = [number << SEGMENT_BITS for number in range(20_000)]
     jobs = Jobs()
-    jobs.add([(id_, 1) for id_ in ids[::-1]], len(ids))
+    jobs.add(ids)
     found = list(job_sets(jobs if as_jobs else ids))
     assert [len(one) for one in found] == [8192, 8192, 20_000 - 2 * 8192]
     assert [id_ for one in found for id_ in one] == ids

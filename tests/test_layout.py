@@ -24,6 +24,7 @@ def key(**changes: object) -> str:
         "first_job": 10,
         "last_job": 12,
         "uuid": UUID,
+        "suffix": ".json.gz",
     }
     return object_key(**{**arguments, **changes})  # type: ignore[arg-type]
 

@@ -12,16 +12,15 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from spools import APP, WEB, claim, content, die, open_spool, record
 
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
-from jobs_backup.model import Part, Upload
+from jobs_backup.model import Part, Stream, Upload
 from jobs_backup.spool import Claim, Spool, writer
-from jobs_backup.spool.blobs import INDEX_BITS, Appender, InputPosition
+from jobs_backup.spool.blobs import INDEX_BITS, Changes, Form, InputPosition
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.writer import BatchLimits, Recording
@@ -48,7 +47,7 @@ def test_large_recordings_become_members_of_about_a_mebibyte(tmp_path: Path) -> 
     for start in range(0, len(lines), 500):
         record(spool, lines[start : start + 500])
     chunks = spool._writer._blobs.chunks(spool._writer._open[WEB].id)
-    members = [chunk for chunk in chunks if chunk.member]
+    members = [chunk for chunk in chunks if chunk.form is Form.MEMBER]
     assert len(members) == len(lines) * len(lines[0]) // MEMBER_BYTES
     assert all(MEMBER_BYTES <= chunk.raw_bytes < MEMBER_BYTES + 500 * len(lines[0]) for chunk in members)
     spool.seal()
@@ -145,18 +144,24 @@ def test_what_a_dead_process_was_sending_is_sent_by_another_byte_for_byte(tmp_pa
     alive.close()
 
 
-def test_a_failed_commit_leaves_no_trace_and_the_next_one_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streams", [(WEB,), (WEB, APP)], ids=["one statement", "a transaction"])
+def test_a_failed_commit_leaves_no_trace_and_the_next_one_works(tmp_path: Path, streams: tuple[Stream, ...]) -> None:
     spool = open_spool(tmp_path)
+    record(spool, [b'{"a":0}\n'], stream=APP)
     first = record(spool, [b'{"a":1}\n'])
     fail = spool._writer._blobs._database
     connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[assignment]
     with pytest.raises(SpoolError):
-        record(spool, [b'{"a":2}\n'])
+        spool.append([Recording(stream, [b'{"a":2}\n'], first_at=1, last_at=1) for stream in streams])
     fail._connection = connection
     again = record(spool, [b'{"a":3}\n'])
     assert again[0][0] == first[0][0] + 1
     spool.seal()
-    assert gzip.decompress(content(spool, claim(spool))) == b'{"a":1}\n{"a":3}\n'
+    batches = [claim(spool), claim(spool)]
+    assert {batch.stream: gzip.decompress(content(spool, batch)) for batch in batches} == {
+        WEB: b'{"a":1}\n{"a":3}\n',
+        APP: b'{"a":0}\n',
+    }
     spool.close()
 
 
@@ -167,7 +172,7 @@ class _Broken:
         self._connection = connection
 
     def execute(self, statement: str, *arguments: object) -> object:
-        if statement == "COMMIT":
+        if statement == "COMMIT" or statement.startswith("INSERT INTO chunks"):
             raise sqlite3.OperationalError("disk I/O error")
         return self._connection.execute(statement, *arguments)  # type: ignore[arg-type]
 
@@ -666,9 +671,9 @@ def test_where_the_new_file_cannot_be_entered_the_old_one_goes_on(tmp_path: Path
     with monkeypatch.context() as broken:
         broken.setattr(spool._catalog, "change_file", lambda *_: (_ for _ in ()).throw(SpoolError("no")))
         for _ in range(3):
-            record(spool, [b"{}\n"])
+            record(spool, [b'"%s"\n' % (b"x" * 2000)])
     assert [path.stem for path in (tmp_path / "blobs").glob("*.db")] == [spool.session]
-    record(spool, [b"{}\n"])
+    record(spool, [b'"%s"\n' % (b"x" * 2000)])
     assert sum(batch.batch.events for batch in iter(spool.claim, None)) == 4
     spool.close()
 
@@ -722,17 +727,13 @@ def test_a_lock_that_is_removed_while_it_is_taken_is_taken_anew(tmp_path: Path, 
 def test_threads_that_share_a_failed_commit_have_errors_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = open_spool(tmp_path)
     recording = threading.Event()
-    transaction = spool._writer._blobs.transaction
 
-    @contextlib.contextmanager
-    def fail() -> Iterator[Appender]:
+    def fail(changes: Changes) -> None:
         recording.set()
         time.sleep(0.3)  # meanwhile the others queue up, and share the next commit
-        with transaction():
-            raise SpoolError("no")
-        yield
+        raise SpoolError("no")
 
-    monkeypatch.setattr(spool._writer._blobs, "transaction", fail)
+    monkeypatch.setattr(spool._writer._blobs, "commit", fail)
     errors: list[SpoolError] = []
 
     def work() -> None:

@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
 from jobs_backup.spool import Spool, StoredObject
-from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
+from jobs_backup.spool.blobs import INDEX_BITS, Form, InputPosition
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.disk import Ballast
 from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet
@@ -45,6 +45,7 @@ LOCATIONS: Final = ["s3://one", "s3://two"]
 BATCH_EVENTS: Final = 8
 BATCH_BYTES: Final = 3000
 MEMBER_BYTES: Final = 400
+PACKED_BYTES: Final = 150
 FILE_BYTES: Final = 5 * 65536
 LATER: Final = 3000.0
 
@@ -125,6 +126,10 @@ class Machinery:
                 machinery.boundary(can_fail=True)
             machinery.boundary()
 
+        def executed(database: Database, statement: str, parameters: Sequence[object]) -> None:
+            with bounded(database) as connection:
+                connection.execute(statement, parameters)
+
         def taken(cls: type[ProcessLock], locks: Path, name: str) -> ProcessLock | None:
             lock: ProcessLock | None = take(cls, locks, name)
             if lock is not None and machinery.current is not None:
@@ -142,6 +147,7 @@ class Machinery:
 
         patch.setattr(Database, "__init__", opened)
         patch.setattr(Database, "transaction", bounded)
+        patch.setattr(Database, "execute", executed)
         patch.setattr(ProcessLock, "try_to_take", classmethod(taken))
         patch.setattr(ProcessLock, "release", released)
         patch.setattr(Path, "unlink", unlinked)
@@ -203,7 +209,7 @@ class Model(RuleBasedStateMachine):
         self.machinery = Machinery(self.directory, self.patch)
         # Small, so that lines are folded and files rotated all the time.
         for module in [module for name, module in sys.modules.items() if name.startswith("jobs_backup.spool.")]:
-            for name, value in (("MEMBER_BYTES", MEMBER_BYTES), ("_FILE_BYTES", FILE_BYTES)):
+            for name, value in (("MEMBER_BYTES", MEMBER_BYTES), ("_PACKED_BYTES", PACKED_BYTES), ("_FILE_BYTES", FILE_BYTES)):
                 if hasattr(module, name):
                     self.patch.setattr(module, name, value)
         self.patch.setattr(Ballast, "SIZE", 4096)
@@ -919,8 +925,8 @@ class Model(RuleBasedStateMachine):
     def lines(self, row: Row, id_: int) -> list[bytes]:
         """The lines of a batch, open or sealed."""
         chunks = self.chunks(row.blobs, id_)
-        assert row.state == "open" or all(member for _, member, _ in chunks)
-        return [line for _, member, data in chunks for line in split(gzip.decompress(data) if member else data)]
+        assert row.state == "open" or all(form == Form.MEMBER for _, form, _ in chunks)
+        return [line for _, form, data in chunks for line in split(data if form == Form.LINES else gzip.decompress(data))]
 
     def chunks(self, blobs: str, id_: int) -> list[tuple[int, int, bytes]]:
         path = self.directory / "blobs" / f"{blobs}.db"

@@ -138,11 +138,11 @@ KILLS: Final = (
     Point("session entered, no blob file", f"{_CATALOG}.begin_session", "after", "any"),
     # Recording
     Point("batch opened, nothing in it", f"{_CATALOG}.open_batches", "after", "record", 4),
-    Point("in the commit", f"{_BLOBS}:Appender.append", "after", "record", 100),
+    Point("in the commit", f"{_BLOBS}:Changes.write", "after", "record", 4),
     Point("after the commit", f"{_WRITER}._seal_full", "before", "record", 100),
     Point("before the acknowledgement", f"{_SPOOL}.append", "after", "record", 100),
     # Sealing
-    Point("in a fold", f"{_BLOBS}:Appender.fold", "after", "record", 4),
+    Point("in a fold", f"{_BLOBS}:Changes._remove_folded", "after", "record", 4),
     Point("folded, not sealed", f"{_CATALOG}.seal", "before", "record", 3),
     Point("sealed", f"{_CATALOG}.seal", "after", "record", 3),
     # Going on in another file

@@ -83,6 +83,7 @@ class Backup:
                 max_bytes=settings.spool_max_bytes, min_free=settings.spool_min_free, timeout=settings.spool_full_timeout
             ),
             durability=settings.spool_durability,
+            compression=settings.compression,
             archives=archive,
             delete_after=settings.delete_after,
         )
@@ -153,21 +154,20 @@ class Backup:
             SpoolFull, BackupClosed: as in `record`. What earlier commits recorded stays so: see the error's `recorded`.
         """
         self._check_usable()
-        jobs = Jobs()
-        chunk = Chunk()
         source = raw_stream(workspace_id, source_id) if source_id else None
-        for index, one in enumerate(payloads):
+        left, jobs = iter(payloads), Jobs()
+        while True:
+            chunk = Chunk()
             try:
-                chunk.add(one, source)
+                is_full = chunk.fill(left, source)
             except InvalidEvent as error:
-                self._append(chunk, jobs)
-                error.index, error.recorded = index, jobs
+                error.index = len(jobs) + len(chunk)
+                self._keep_chunk(chunk, jobs)
+                error.recorded = jobs
                 raise
-            if chunk.is_full:
-                self._append(chunk, jobs)
-                chunk = Chunk()
-        self._append(chunk, jobs)
-        return jobs
+            self._keep_chunk(chunk, jobs)
+            if not is_full:
+                return jobs
 
     def delivered(self, jobs: int | str | Iterable[int | str]) -> None:
         """Say that these events were delivered to all their destinations. It is durable when this returns.
@@ -325,7 +325,8 @@ class Backup:
         recording = Recording(stream, lines, first_at=at, last_at=at, position=position)
         self.spool.append([recording])
         jobs = Jobs()
-        jobs.add(recording.jobs[::-1], len(lines))
+        for first, count in recording.jobs:
+            jobs.add_run(first, count)
         return jobs
 
     def failure_record(self, failure: Failure) -> FailureRecord:
@@ -362,11 +363,10 @@ class Backup:
             for recording in recordings:
                 recording.jobs = self.spool.number(recording.stream, len(recording.lines))
 
-    def _append(self, chunk: Chunk, jobs: Jobs) -> None:
-        recordings = list(chunk.recordings.values())
-        if recordings:
+    def _keep_chunk(self, chunk: Chunk, jobs: Jobs) -> None:
+        if chunk:
             try:
-                self._keep(recordings)
+                self._keep(chunk.recordings)
             except JobsBackupError as error:
                 error.recorded = jobs
                 raise

@@ -17,7 +17,6 @@ from jobs_backup.retry import Retry, RetryPolicy
 from jobs_backup.settings import CoreSettings, redacted
 
 T = TypeVar("T")
-CONTENT_TYPE: Final = "application/gzip"
 
 _PUBLISHING: Final = ("write", "complete_multipart")
 """The hooks that make an object appear; where parts are sequential, `write_part` with the last part may, too."""
@@ -158,7 +157,7 @@ class Destination:
             "key": batch.key,
             "size": batch.size,
             "checksum": batch.crc32c,
-            "content_type": CONTENT_TYPE,
+            "content_type": batch.content_type,
             "metadata": {"jobs-backup-batch": str(batch.id), "jobs-backup-events": str(batch.events)},
             "if_absent": self._if_absent,
         }

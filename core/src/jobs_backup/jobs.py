@@ -79,23 +79,8 @@ class Jobs(Sequence[Job]):
             yield first, end - before
             before = end
 
-    def add(self, runs: list[tuple[int, int]], events: int) -> None:
-        """For Backup: take so many ids from the end of `runs`, which are (first id, how many), the next run being the last."""
-        left = events
-        while left:
-            first, count = runs.pop()
-            taken = min(left, count)
-            self._extend(first, taken)
-            if taken < count:
-                runs.append((first + taken, count - taken))
-            left -= taken
-
-    def extend(self, other: Jobs) -> None:
-        """Add the jobs of another call behind these."""
-        for first, count in other.runs():
-            self._extend(first, count)
-
-    def _extend(self, first: int, count: int) -> None:
+    def add_run(self, first: int, count: int) -> None:
+        """For Backup: consecutive ids, from `first` on."""
         length = len(self)
         before = self._end[-2] if len(self._end) > 1 else 0
         if length and self._first[-1] + length - before == first:
@@ -103,6 +88,24 @@ class Jobs(Sequence[Job]):
         else:
             self._first.append(first)
             self._end.append(length + count)
+
+    def add(self, ids: Iterable[int]) -> None:
+        """For Backup: ids in any order."""
+        end = len(self)
+        following = None
+        for id_ in ids:
+            end += 1
+            if id_ == following:
+                self._end[-1] = end
+            else:
+                self._first.append(id_)
+                self._end.append(end)
+            following = id_ + 1
+
+    def extend(self, other: Jobs) -> None:
+        """Add the jobs of another call behind these."""
+        for first, count in other.runs():
+            self.add_run(first, count)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

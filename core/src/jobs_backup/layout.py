@@ -58,12 +58,23 @@ def safe_id(text: str, max_bytes: int = _MAX_ID_BYTES) -> str:
 
 
 def object_key(
-    *, prefix: str, instance_id: str, stream: Stream, first_at: int, last_at: int, first_job: int, last_job: int, uuid: str
+    *,
+    prefix: str,
+    instance_id: str,
+    stream: Stream,
+    first_at: int,
+    last_at: int,
+    first_job: int,
+    last_job: int,
+    uuid: str,
+    suffix: str,
 ) -> str:
     """The key of a batch. `first_at` and `last_at` are microseconds since 1970 of its first and last event; days and hours are UTC.
 
-    - raw: `<prefix>/<source>/gw/<YYYY-MM-DD>/<H>/<instance>/<first>_<last>_<workspace>_<uuid>.json.gz`, H without a leading zero
-    - failed: `<prefix>/rudder-proc-err-logs/<MM-DD-YYYY>/<first>.<instance>.<first job>-<last job>.<uuid>.<workspace>.json.gz`
+    - raw: `<prefix>/<source>/gw/<YYYY-MM-DD>/<H>/<instance>/<first>_<last>_<workspace>_<uuid><suffix>`, H without a leading zero
+    - failed: `<prefix>/rudder-proc-err-logs/<MM-DD-YYYY>/<first>.<instance>.<first job>-<last job>.<uuid>.<workspace><suffix>`
+
+    `suffix` is that of the compression, `.json.gz` or `.json.zst`.
     """
     first, last = first_at // 1_000_000, last_at // 1_000_000
     at = time.gmtime(first)
@@ -71,8 +82,8 @@ def object_key(
     workspace = safe_id(stream.workspace_id)
     if stream.kind is Kind.RAW:
         day = f"{at.tm_year:04}-{at.tm_mon:02}-{at.tm_mday:02}"
-        key = f"{safe_id(stream.source_id)}/gw/{day}/{at.tm_hour}/{instance}/{first}_{last}_{workspace}_{uuid}.json.gz"
+        key = f"{safe_id(stream.source_id)}/gw/{day}/{at.tm_hour}/{instance}/{first}_{last}_{workspace}_{uuid}{suffix}"
     else:
         day = f"{at.tm_mon:02}-{at.tm_mday:02}-{at.tm_year:04}"
-        key = f"rudder-proc-err-logs/{day}/{first}.{instance}.{first_job}-{last_job}.{uuid}.{workspace}.json.gz"
+        key = f"rudder-proc-err-logs/{day}/{first}.{instance}.{first_job}-{last_job}.{uuid}.{workspace}{suffix}"
     return f"{prefix}/{key}" if prefix else key

@@ -225,6 +225,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         crc32c: of the object.
         key: where it goes, below the bucket.
         uuid: minted when it was sealed; part of the key.
+        content_type: of the object, a media type.
         wrappers: names of the wrappers that make its bytes, outermost first.
         blobs: the spool's file that holds its bytes.
     """
@@ -237,5 +238,6 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     crc32c: int
     key: str
     uuid: str
+    content_type: str
     wrappers: tuple[str, ...]
     blobs: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Final
 
 from jobs_backup import encoding
@@ -9,10 +11,12 @@ from jobs_backup.encoding import Payload
 from jobs_backup.errors import InvalidEvent
 from jobs_backup.jobs import Event, Jobs
 from jobs_backup.model import Kind, Stream
-from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.writer import Recording
 
-_CHUNK_EVENTS: Final = 10_000
+_STREAM_BYTES: Final = 4 << 20
+"""Of lines in a chunk, for each stream. Small commits wait more often for the disk, and small pieces compress worse."""
+_MAX_STREAMS: Final = 8
+"""More of them share what eight have: so that much memory is taken."""
 
 
 def raw_stream(workspace_id: str, source_id: str) -> Stream:
@@ -28,46 +32,62 @@ def raw_stream(workspace_id: str, source_id: str) -> Stream:
 
 
 class Chunk:
-    """Encoded events on their way into one commit; several streams, at most about MEMBER_BYTES."""
+    """Encoded events on their way into one commit."""
 
     def __init__(self) -> None:
-        self.recordings: dict[Stream, Recording] = {}
-        self._order: list[tuple[Recording, int]] = []  # runs of events of one stream, in the order in which they came
-        self._events = 0
+        self._of: dict[tuple[str, str], Recording] = {}  # workspace and source ->
+        self._order: list[Recording] = []  # that of each event, in the order in which they came
         self._bytes = 0
         self._now = encoding.now()
         self._now_text = encoding.timestamp(self._now)
 
-    @property
-    def is_full(self) -> bool:
-        return self._bytes >= MEMBER_BYTES or self._events >= _CHUNK_EVENTS
+    def __len__(self) -> int:
+        return len(self._order)
 
-    def add(self, one: Payload | Event, source: Stream | None) -> None:
-        at, text = self._now, self._now_text
-        if isinstance(one, Event):
-            source = raw_stream(one.workspace_id, one.source_id)
-            if one.created_at is not None:
-                at = encoding.microseconds(one.created_at)
-                text = encoding.timestamp(at)
-            line = encoding.raw_line(one.payload, text, one.user_id, one.message_id)
-        elif source is None:
-            raise InvalidEvent("source_id is missing", hint="pass source_id, or Event objects that carry their own")
-        else:
-            line = encoding.raw_line(one, text)
-        recording = self.recordings.get(source)
-        if recording is None:
-            recording = self.recordings[source] = Recording(source, [], first_at=at, last_at=at)
-        recording.lines.append(line)
-        recording.last_at = at
-        if self._order and self._order[-1][0] is recording:
-            self._order[-1] = (recording, self._order[-1][1] + 1)
-        else:
-            self._order.append((recording, 1))
-        self._events += 1
-        self._bytes += len(line)
+    @property
+    def recordings(self) -> list[Recording]:
+        return list(self._of.values())
+
+    def fill(self, payloads: Iterator[Payload | Event], source: Stream | None) -> bool:
+        """Encode events until it is full, or there are no more. False then.
+
+        `source` is that of payloads that are no Event. Raises InvalidEvent; what stands before that one is in the chunk.
+        """
+        of, order, now, now_text = self._of, self._order, self._now, self._now_text
+        own = None if source is None else (source.workspace_id, source.source_id)
+        for one in payloads:
+            at, text = now, now_text
+            if isinstance(one, Event):
+                key = (one.workspace_id, one.source_id)
+                if one.created_at is not None:
+                    at = encoding.microseconds(one.created_at)
+                    text = encoding.timestamp(at)
+                line = encoding.raw_line(one.payload, text, one.user_id, one.message_id)
+            elif own is not None:
+                key = own
+                line = encoding.raw_line(one, text)
+            else:
+                raise InvalidEvent("source_id is missing", hint="pass source_id, or Event objects that carry their own")
+            recording = of.get(key)
+            if recording is None:
+                recording = of[key] = Recording(raw_stream(*key), [], first_at=at, last_at=at)
+            recording.lines.append(line)
+            recording.last_at = at
+            order.append(recording)
+            self._bytes += len(line)
+            if self._bytes >= _STREAM_BYTES and self._bytes >= _STREAM_BYTES * min(len(of), _MAX_STREAMS):
+                return True
+        return False
 
     def number(self, jobs: Jobs) -> None:
-        """Add the ids that the events got."""
-        runs = {id(recording): recording.jobs[::-1] for recording in self.recordings.values()}
-        for recording, events in self._order:
-            jobs.add(runs[id(recording)], events)
+        """Add the ids that the events got, in the order in which they came."""
+        if len(self._of) == 1:
+            for first, count in self.recordings[0].jobs:
+                jobs.add_run(first, count)
+            return
+        ids = {id(recording): _ids(recording) for recording in self._of.values()}
+        jobs.add(next(ids[id(recording)]) for recording in self._order)
+
+
+def _ids(recording: Recording) -> Iterator[int]:
+    return itertools.chain.from_iterable(range(first, first + count) for first, count in recording.jobs)

@@ -14,6 +14,7 @@ from urllib.parse import quote, quote_plus
 
 import msgspec
 
+from jobs_backup.compression import GZIP, Compression
 from jobs_backup.errors import ConfigurationError
 
 log: Final = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ def _alternatives(type_: Any) -> tuple[Any, ...]:
 
 
 def _decode(type_: type[Any], value: Any) -> Any:
-    if type_ in (Duration, Size):
+    if type_ in (Compression, Duration, Size):
         return type_.parse(value)
     if type_ is Secret:
         return Secret(value)
@@ -361,6 +362,14 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
             "JOBS_BACKUP_PART_SIZE", "Bytes in a part; more where an object would have too many parts for the store.", minimum=1
         ),
     ] = Size.parse("16MiB")
+    compression: Annotated[
+        Compression,
+        Variable(
+            "JOBS_BACKUP_COMPRESSION",
+            "`gzip`, which RudderStack's tools read, or `zstd`, which is smaller; also with a level, for example `zstd:3`. The"
+            " higher it is, the smaller the objects, and the slower: 1 to 9 of gzip, 1 to 19 of zstd; 1 if none is given.",
+        ),
+    ] = GZIP
     conditional_writes: Annotated[
         bool,
         Variable("JOBS_BACKUP_CONDITIONAL_WRITES", "Write only where no object stands yet. Turn it off for stores that can't."),

@@ -8,6 +8,7 @@ import itertools
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -21,7 +22,9 @@ INDEX_BITS: Final = 21
 """A job's id is its batch's number, shifted by so many bits, plus its index in the batch."""
 
 _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
-_PAGE_SIZE: Final = 65536
+# Of the sizes that SQLite has it is the fastest both for an event a commit and for chunks of 1 MiB.
+_PAGE_SIZE: Final = 16384
+_CHECKPOINT_BYTES: Final = 8 << 20
 _SCHEMA: Final = """
 CREATE TABLE chunks (
     job INTEGER PRIMARY KEY,      -- id of its first job: the batch and the order in it
@@ -29,12 +32,21 @@ CREATE TABLE chunks (
     raw_bytes INTEGER NOT NULL,   -- of its lines
     first_at INTEGER NOT NULL,    -- createdAt of its first and last event, microseconds
     last_at INTEGER NOT NULL,
-    member INTEGER NOT NULL,      -- 1: data is a gzip member; 0: data are lines that wait to become one
+    member INTEGER NOT NULL,      -- what data is: a Form
     crc32c INTEGER NOT NULL,      -- of data
     data BLOB NOT NULL
 ) STRICT;
 CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT
 """
+_INSERT: Final = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class Form(IntEnum):
+    """What the bytes of a chunk are: a member of the object; or lines that wait to become one, compressed or as they are."""
+
+    LINES = 0
+    MEMBER = 1
+    PACKED = 2
 
 
 class Chunk(NamedTuple):
@@ -45,7 +57,7 @@ class Chunk(NamedTuple):
     raw_bytes: int
     first_at: int
     last_at: int
-    member: bool
+    form: Form
 
     @property
     def start(self) -> int:
@@ -66,23 +78,28 @@ class BlobFile:
 
     def __init__(self, path: Path, *, durability: Durability, create: bool = False) -> None:
         self.name = path.stem
-        # Large pages suit large blobs; the automatic checkpoint counts pages: 8 MiB.
         self._database = Database(
-            path, _SCHEMA, version=1, durability=durability, page_size=_PAGE_SIZE, checkpoint_pages=128, create=create
+            path,
+            _SCHEMA,
+            version=1,
+            durability=durability,
+            page_size=_PAGE_SIZE,
+            checkpoint_pages=_CHECKPOINT_BYTES // _PAGE_SIZE,
+            create=create,
         )
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
-        with self._database.reading() as connection:
-            pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
-        return pages * _PAGE_SIZE
+        """Bytes on the disk."""
+        return self._database.size
 
-    @contextmanager
-    def transaction(self) -> Generator[Appender]:
-        """Changes that are made together or not at all."""
+    def commit(self, changes: Changes) -> None:
+        """Make changes together, or none of them."""
+        if changes.is_one_chunk:
+            self._database.execute(_INSERT, changes.chunks[0])  # quicker: it waits for the interpreter once
+            return
         with self._database.transaction() as connection:
-            yield Appender(connection)
+            changes.write(connection)
 
     def chunks(self, batch: int) -> list[Chunk]:
         """A batch's chunks in order."""
@@ -91,7 +108,7 @@ class BlobFile:
                 "SELECT job, events, raw_bytes, first_at, last_at, member FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job",
                 _jobs_of(batch),
             )
-            return [Chunk(*row) for row in rows]
+            return [Chunk(job, events, size, first, last, Form(form)) for job, events, size, first, last, form in rows]
 
     def spooled(self, batch: int) -> tuple[int, int]:
         """How many events of a batch there are, and their bytes on the disk."""
@@ -102,13 +119,15 @@ class BlobFile:
             ).fetchone()
         return row[0], row[1]
 
-    def lines(self, first_job: int) -> bytes:
-        """The waiting lines of a batch, from `first_job` on."""
+    def lines(self, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
+        """The waiting lines of a batch, from `first_job` on; `unpack` is for those that are packed."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT job, crc32c, data FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", (first_job, first_job | _INDEX_MASK)
+                "SELECT member, job, crc32c, data FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job",
+                (first_job, first_job | _INDEX_MASK),
             )
-            return b"".join(_checked(self._database.path, *row) for row in rows)
+            chunks = [(form, _checked(self._database.path, *row)) for form, *row in rows]
+        return b"".join(unpack(data) if form == Form.PACKED else data for form, data in chunks)
 
     def data(self, job: int) -> bytes:
         """The bytes of one chunk.
@@ -142,24 +161,42 @@ class BlobFile:
         self._database.close()
 
 
-class Appender:
-    """What can be done in a transaction of a BlobFile."""
+class Changes:
+    """What is to be committed to a BlobFile at once."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self) -> None:
+        self.chunks: list[tuple[int | bytes, ...]] = []
+        self.size = 0
+        """Bytes of all chunks."""
+        self._folded: list[tuple[int, int]] = []
+        self._positions: list[InputPosition] = []
+
+    @property
+    def is_one_chunk(self) -> bool:
+        return len(self.chunks) == 1 and not self._folded and not self._positions
 
     def append(self, chunk: Chunk, data: bytes) -> None:
         """Add a chunk."""
-        self._connection.execute("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*chunk, crc32c.crc32c(data), data))
+        self.chunks.append((*chunk, crc32c.crc32c(data), data))
+        self.size += len(data)
 
     def fold(self, chunk: Chunk, member: bytes) -> None:
         """Put one member into the place of all chunks of its batch from its first job on."""
-        self._connection.execute("DELETE FROM chunks WHERE job BETWEEN ? AND ?", (chunk.job, chunk.job | _INDEX_MASK))
+        self._folded.append((chunk.job, chunk.job | _INDEX_MASK))
         self.append(chunk, member)
 
     def set_position(self, position: InputPosition) -> None:
         """Remember how far an input was read."""
-        self._connection.execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", position)
+        self._positions.append(position)
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Make them, in a transaction."""
+        self._remove_folded(connection)
+        connection.executemany(_INSERT, self.chunks)
+        connection.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", self._positions)
+
+    def _remove_folded(self, connection: sqlite3.Connection) -> None:
+        connection.executemany("DELETE FROM chunks WHERE job BETWEEN ? AND ?", self._folded)
 
 
 class BlobFiles:

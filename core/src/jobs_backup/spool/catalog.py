@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from jobs_backup.compression import Compression
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.database import Database, Durability, file_version
@@ -17,7 +18,9 @@ from jobs_backup.spool.rows import BatchRow, Damage, Placement, Seal, Waiting
 from jobs_backup.spool.schema import SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.uploads import MAX_DELAY, UploadJournal, writable
 
-_SELECT_ROW: Final = "SELECT id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers FROM batches"
+_SELECT_ROW: Final = (
+    "SELECT id, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers FROM batches"
+)
 _SEAL: Final = (
     "UPDATE batches SET state='sealed', jobs=max(jobs, ?), events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?,"
     " key=?"
@@ -152,13 +155,13 @@ class Catalog:
             row = db.execute(
                 "UPDATE batches SET claimed_by=?, claims=claims+1 WHERE id=(SELECT id FROM batches WHERE destination=?"
                 " AND state='sealed' AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
-                " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs,"
-                " failures, claims, kind='raw' AND delivered>=jobs",
+                " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, compression, wrappers,"
+                " blobs, failures, claims, kind='raw' AND delivered>=jobs",
                 (session, destination, now, now + MAX_DELAY),
             ).fetchone()
             if row is not None:
                 db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
-        return None if row is None else (_batch(row[:12]), row[12], row[13], bool(row[14]))
+        return None if row is None else (_batch(row[:13]), row[13], row[14], bool(row[15]))
 
     def has_claimable(self, destination: int) -> bool:
         """Whether `claim` would give one."""
@@ -322,7 +325,7 @@ class Catalog:
 
 
 def _batch(row: tuple[Any, ...]) -> Batch:
-    id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, wrappers, blobs = row
+    id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, compression, wrappers, blobs = row
     return Batch(
         id=id_,
         stream=Stream(Kind(kind), workspace_id, source_id),
@@ -332,6 +335,7 @@ def _batch(row: tuple[Any, ...]) -> Batch:
         crc32c=crc32c,
         key=key,
         uuid=uuid,
+        content_type=Compression.parse(compression).content_type,
         wrappers=_names(wrappers),
         blobs=blobs,
     )
@@ -342,8 +346,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _batch_row(row: tuple[Any, ...]) -> BatchRow:
-    id_, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers = row
-    placement = Placement(destination=destination, prefix=prefix, instance_id=instance_id, wrappers=_names(wrappers))
+    id_, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers = row
+    placement = Placement(
+        destination=destination,
+        prefix=prefix,
+        instance_id=instance_id,
+        compression=Compression.parse(compression),
+        wrappers=_names(wrappers),
+    )
     return BatchRow(id_, Stream(Kind(kind), workspace_id, source_id), placement)
 
 
@@ -352,10 +362,11 @@ def _open(db: sqlite3.Connection, streams: Sequence[Stream], placement: Placemen
     first = max(last + 1, time.time_ns() // 1_000_000)
     numbers = list(range(first, first + len(streams)))
     db.execute("UPDATE counters SET value=? WHERE name='batch'", (numbers[-1],))
-    bound = (placement.destination, placement.prefix, placement.instance_id, ",".join(placement.wrappers), blobs)
+    compression, wrappers = str(placement.compression), ",".join(placement.wrappers)
+    bound = (placement.destination, placement.prefix, placement.instance_id, compression, wrappers, blobs)
     db.executemany(
-        "INSERT INTO batches (id, kind, workspace_id, source_id, destination, prefix, instance_id, wrappers, blobs)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO batches (id, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers, blobs)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (number, stream.kind, stream.workspace_id, stream.source_id, *bound)
             for number, stream in zip(numbers, streams, strict=True)

@@ -103,11 +103,22 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def execute(self, statement: str, parameters: Sequence[object]) -> None:
+        """One statement, which is a transaction of its own."""
+        with self._lock, database_errors(self.path):
+            self._connection.execute(statement, parameters)
+
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection]:
         """The connection, for statements that only read. Keep it short: a long read lets the WAL grow."""
         with self._lock, database_errors(self.path):
             yield self._connection
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk, with those of the log."""
+        with database_errors(self.path):
+            return self.path.stat().st_size + Path(f"{self.path}-wal").stat().st_size
 
     def keep_for_ever(self) -> None:
         """Have the connection outlive this object, and the interpreter."""

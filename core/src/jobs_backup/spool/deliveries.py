@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.blobs import INDEX_BITS
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet, batch_of, first_index, segments_of
+from jobs_backup.spool.turns import Turns
 from jobs_backup.spool.uploads import MAX_DELAY, writable
 
 DeleteAfter = Literal["delivered", "settled", "never"]
@@ -204,45 +204,32 @@ class Deliveries:
 class Acknowledger:
     """Threads that acknowledge at the same time share a transaction: each of them waits for the disk."""
 
-    class _Group:
-        def __init__(self) -> None:
-            self.jobs = JobSet()
-            self.is_done = False
-            self.added = Added(JobSet(), JobSet())
-            self.error: Exception | None = None
-
     def __init__(self, deliveries: Deliveries, ends: Ends) -> None:
         self._deliveries = deliveries
         self._ends = ends
-        self._turn = threading.Condition()
-        self._busy = False  # a thread commits
-        self._group = self._Group()
+        self._turns = Turns[_Acknowledgement](self._commit, hint="acknowledge again")
 
     def add(self, jobs: JobSet) -> JobSet:
         """Durable when it returns. Returns those that are unknown. Raises SpoolError, where only some can't be looked up, too."""
-        with self._turn:
-            group = self._group
-            group.jobs.update(jobs)
-            self._turn.wait_for(lambda: group.is_done or not self._busy)
-            if leads := not group.is_done:
-                self._busy, self._group = True, self._Group()
-        if leads:
-            try:
-                group.added = self._deliveries.add(group.jobs, self._ends)
-            except Exception as error:  # noqa: BLE001 - raised below, for each of the group
-                group.error = error
-            except BaseException:
-                group.error = SpoolError("the commit was interrupted in another thread", hint="acknowledge again")
-                raise
-            finally:
-                with self._turn:
-                    self._busy, group.is_done = False, True
-                    self._turn.notify_all()
-        if group.error is not None:
-            raise copy.copy(group.error) from group.error
-        if group.added.error is not None and group.added.unreadable & jobs:
-            raise copy.copy(group.added.error) from group.added.error
-        return group.added.unknown & jobs
+        this = _Acknowledgement(jobs)
+        self._turns.commit(this)
+        if this.added.error is not None and this.added.unreadable & jobs:
+            raise copy.copy(this.added.error) from this.added.error
+        return this.added.unknown & jobs
+
+    def _commit(self, group: Sequence[_Acknowledgement]) -> None:
+        jobs = JobSet()
+        for one in group:
+            jobs.update(one.jobs)
+        added = self._deliveries.add(jobs, self._ends)
+        for one in group:
+            one.added = added
+
+
+class _Acknowledgement:
+    def __init__(self, jobs: JobSet) -> None:
+        self.jobs = jobs
+        self.added = Added(JobSet(), JobSet())
 
 
 def settle_jobs_of(db: sqlite3.Connection, batch: int) -> None:

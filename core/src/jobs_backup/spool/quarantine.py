@@ -10,7 +10,7 @@ from typing import Final
 from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.fsync import sync_directory
 from jobs_backup.model import Batch
-from jobs_backup.spool.blobs import BlobFile, BlobFiles
+from jobs_backup.spool.blobs import BlobFile, BlobFiles, Form
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.open_batch import OpenBatch
 from jobs_backup.spool.rows import BatchRow, Damage
@@ -84,7 +84,8 @@ class Quarantine:
             if is_good and not good_too:
                 continue
             why = "its object may be in the bucket already" if is_good else "these are not the bytes that were written"
-            name = f"{row.id}-{chunk.start}.{'ndjson.gz' if chunk.member else 'ndjson'}"
+            suffix = "" if chunk.form is Form.LINES else Path(row.placement.compression.suffix).suffix
+            name = f"{row.id}-{chunk.start}.ndjson{suffix}"
             self._write(name, data)
             damage = Damage(row.id, row.stream, chunk.job, chunk.events, f"quarantine/{name}", why)
             log.error("%d events of source %s are set aside in %s: %s", chunk.events, row.stream.source_id, damage.file, why)

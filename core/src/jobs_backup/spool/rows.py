@@ -6,15 +6,17 @@ from typing import NamedTuple
 
 import msgspec
 
+from jobs_backup.compression import GZIP, Compression
 from jobs_backup.model import Stream
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch is bound to when it is opened: the destination's number, the wrappers, and the parts of its key."""
+    """What a batch is bound to when it is opened: the destination's number, compression, wrappers, and the parts of its key."""
 
     destination: int
     prefix: str
     instance_id: str
+    compression: Compression = GZIP
     wrappers: tuple[str, ...] = ()
 
 

@@ -37,6 +37,7 @@ CREATE TABLE batches (
     destination INTEGER NOT NULL REFERENCES destinations,
     prefix TEXT NOT NULL,         -- of its key, as it was set when it was opened
     instance_id TEXT NOT NULL,
+    compression TEXT NOT NULL DEFAULT 'gzip',
     wrappers TEXT NOT NULL,       -- names of those that make its bytes, outermost first, separated by commas
     blobs TEXT NOT NULL,          -- name of the blob file
     jobs INTEGER NOT NULL DEFAULT 0,        -- ids that were given; more than `events` where some were damaged
@@ -107,7 +108,7 @@ CREATE TABLE damages (
 ) STRICT, WITHOUT ROWID
 """
 
-VERSION: Final = 3
+VERSION: Final = 4
 # How many ids were given in a batch was not written down, and damage may have taken the last ones: as many as there can be, so that
 # its object is never deleted before all were delivered.
 _GIVEN_IDS: Final = "UPDATE batches SET jobs=1<<21 WHERE state IN ('sealed', 'stored')"
@@ -115,4 +116,5 @@ UPGRADES: Final = {
     # Version 1 did not count claims: whatever it sealed may have been sent.
     1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'", _GIVEN_IDS),
     2: (_GIVEN_IDS,),
+    3: (),
 }

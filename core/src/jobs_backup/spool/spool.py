@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from jobs_backup.compression import GZIP, Compression
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Part, Stream, Upload
@@ -66,6 +67,7 @@ class Spool:
         limits: BatchLimits,
         room: RoomLimits = RoomLimits(),  # noqa: B008 - frozen
         durability: Durability = "full",
+        compression: Compression = GZIP,
         archives: bool = True,
         delete_after: DeleteAfter = "delivered",
     ) -> None:
@@ -98,7 +100,7 @@ class Spool:
             self._lock = lock
             self.destination = self._catalog.destination(location)
             self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
-            placement = Placement(destination=self.destination, prefix=prefix, instance_id=instance_id)
+            placement = Placement(destination=self.destination, prefix=prefix, instance_id=instance_id, compression=compression)
             self._numbering = Numbering(self._catalog, placement)
             self._acknowledger = Acknowledger(self._catalog.deliveries, self._files.ends)
             self._writer = Writer(

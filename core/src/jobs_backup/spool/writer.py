@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -14,12 +12,13 @@ import msgspec
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Stream
-from jobs_backup.spool.blobs import BlobFiles, InputPosition
+from jobs_backup.spool.blobs import INDEX_BITS, BlobFiles, Changes, InputPosition
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room
 from jobs_backup.spool.rows import Placement
+from jobs_backup.spool.turns import Turns
 
 log: Final = logging.getLogger(__name__)
 
@@ -27,6 +26,8 @@ _MAX_OPEN: Final = 10_000
 """Open batches; above it the oldest are sealed early, so that memory stays bounded whatever the sources are called."""
 _FILE_BYTES: Final = 512 << 20
 """A file that has grown so large is left for a new one: it is removed when all of it is sent, which gives the disk back."""
+_LOOKS: Final = 6
+"""Its size is looked at whenever it may have grown by that divided by two to the power of so many."""
 _IDLE_FILE_BYTES: Final = 16 << 20
 """The same, of a file in which nothing is open: leaving it seals nothing early."""
 _WAIT_FOR_ROOM: Final = 0.05
@@ -50,7 +51,7 @@ class Recording:
         jobs: the result: (id of the first job, how many) for each run of consecutive ids.
     """
 
-    __slots__ = ("done", "error", "first_at", "jobs", "last_at", "lines", "position", "stream")
+    __slots__ = ("first_at", "jobs", "last_at", "lines", "position", "stream")
 
     def __init__(
         self, stream: Stream, lines: list[bytes], *, first_at: int, last_at: int, position: InputPosition | None = None
@@ -61,12 +62,29 @@ class Recording:
         self.last_at = last_at
         self.position = position
         self.jobs: list[tuple[int, int]] = []
-        self.done = False
-        self.error: BaseException | None = None
 
-    def reset(self) -> None:
-        """Before it is tried, again or for the first time."""
-        self.jobs, self.done, self.error = [], False, None
+
+class _Addition:
+    """What a commit adds to a batch."""
+
+    __slots__ = ("batch", "end", "first_at", "last_at", "lines")
+
+    def __init__(self, batch: OpenBatch) -> None:
+        self.batch = batch
+        self.end = batch.fill.end
+        self.lines: list[bytes] = []
+        self.first_at = self.last_at = 0
+
+    def add(self, lines: list[bytes], recording: Recording) -> int:
+        """Add a recording's lines, or some of them. Returns the id of the first."""
+        if not self.lines:
+            self.first_at, self.lines = recording.first_at, lines.copy()
+        else:
+            self.lines += lines
+        self.last_at = recording.last_at
+        first = (self.batch.id << INDEX_BITS) + self.end
+        self.end += len(lines)
+        return first
 
 
 class Writer:
@@ -98,10 +116,8 @@ class Writer:
         self._open: dict[Stream, OpenBatch] = {}
         self._full: list[OpenBatch] = []  # others of these streams have taken their places; they only wait to be sealed
         self._known = True
-        self._queue: list[Recording] = []
-        self._turn = threading.Condition()
-        self._busy = False  # a thread commits or seals
-        self._sealers = 0  # threads that wait to seal; they come first, or a busy recorder would keep them waiting for ever
+        self._recorded = 0  # bytes since the last look at the file's size
+        self._turns = Turns[Sequence[Recording]](self._commit, hint="it may have been recorded")
         self._closed = False
         self.on_sealed: Callable[[], None] = lambda: None
         """Called when something was sealed."""
@@ -121,9 +137,7 @@ class Writer:
         waits = repaired = False
         while True:
             try:
-                if not self._closed:
-                    self._room.check(self._open_bytes)
-                self._commit_with_others(recordings)
+                self._turns.commit(recordings)
             except SpoolFull:
                 if not waits:
                     self._make_room()
@@ -137,26 +151,6 @@ class Writer:
                 repaired = True  # what is damaged is set aside before the next commit, see `_read_open`
             else:
                 return
-
-    def _commit_with_others(self, recordings: Sequence[Recording]) -> None:
-        for recording in recordings:
-            recording.reset()
-        last = recordings[-1]
-        group: list[Recording] = []
-        with self._turn:
-            self._queue.extend(recordings)
-            self._turn.wait_for(lambda: last.done or not (self._busy or self._sealers))
-            if not last.done:
-                # Whoever comes first commits for all that have queued up meanwhile: they share one wait for the disk.
-                group, self._queue = self._queue, group
-                self._busy = True
-        if group:
-            try:
-                self._commit(group)
-            finally:
-                self._end_turn()
-        if last.error is not None:
-            raise copy.copy(last.error) from last.error  # the threads share it; what callers add to theirs (`recorded`) they don't
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches that were opened so many seconds ago. Returns how many."""
@@ -199,52 +193,27 @@ class Writer:
         self._leave_large_file()
         return len(batches)
 
-    def _commit(self, group: Sequence[Recording]) -> None:
-        error: BaseException | None = None
-        plan: list[tuple[OpenBatch, Recording, Sequence[bytes]]] = []
-        try:
-            if self._closed:
-                raise BackupClosed("the Backup is closed", hint="open a new one")
-            with self._in_step():
-                plan = self._plan(group)
-                with self._blobs.transaction() as appender:
-                    for batch, recording, lines in plan:
-                        chunk = batch.add(appender, self._blobs, lines, recording.first_at, recording.last_at)
-                        recording.jobs.append((chunk.job, chunk.events))
-                    for recording in group:
-                        if recording.position is not None:
-                            appender.set_position(recording.position)
-        except Exception as caught:  # noqa: BLE001  # each of the group raises it in `append`
-            error = caught
-        except BaseException:
-            error = SpoolError("the commit was interrupted in another thread", hint="it may have been recorded")
-            raise
-        finally:
-            for recording in group:
-                recording.error, recording.done = error, True
-        if error is None:
-            self._seal_full({id(batch): batch for batch, _, _ in plan}.values())
+    def _commit(self, group: Sequence[Sequence[Recording]]) -> None:
+        if self._closed:
+            raise BackupClosed("the Backup is closed", hint="open a new one")
+        self._room.check(self._open_bytes)
+        with self._in_step():
+            additions = self._plan(group)
+            changes = Changes()
+            for addition in additions:
+                addition.batch.add(changes, self._blobs, addition.lines, addition.first_at, addition.last_at)
+            for recordings in group:
+                for recording in recordings:
+                    if recording.position is not None:
+                        changes.set_position(recording.position)
+            self._blobs.commit(changes)
+        self._recorded += changes.size
+        self._seal_full([addition.batch for addition in additions])
 
     @contextmanager
     def _sealing(self) -> Generator[None]:
-        """A turn, before all that wait to record, in step with the file."""
-        with self._turn:
-            self._sealers += 1
-            try:
-                self._turn.wait_for(lambda: not self._busy)
-                self._busy = True
-            finally:
-                self._sealers -= 1
-        try:
-            with self._in_step():
-                yield
-        finally:
-            self._end_turn()
-
-    def _end_turn(self) -> None:
-        with self._turn:
-            self._busy = False
-            self._turn.notify_all()
+        with self._turns.alone(), self._in_step():
+            yield
 
     @contextmanager
     def _in_step(self) -> Generator[None]:
@@ -269,26 +238,28 @@ class Writer:
                 self._full.append(before)
             self._open[row.stream] = batch
 
-    def _plan(self, group: Sequence[Recording]) -> list[tuple[OpenBatch, Recording, Sequence[bytes]]]:
-        """Which lines go into which batch, in order. Opens the batches that are missing."""
-        limit = self._limits.events
-        streams = dict.fromkeys(recording.stream for recording in group if recording.lines)
+    def _plan(self, group: Sequence[Sequence[Recording]]) -> list[_Addition]:
+        """Which lines go into which batch, in order, and so the ids of their jobs. Opens the batches that are missing."""
+        recordings = [recording for some in group for recording in some]
+        streams = dict.fromkeys(recording.stream for recording in recordings if recording.lines)
         self._open_for([stream for stream in streams if stream not in self._open])
-        planned = {stream: self._open[stream].fill.end for stream in streams}
-        plan: list[tuple[OpenBatch, Recording, Sequence[bytes]]] = []
-        for recording in group:
+        planned = {stream: _Addition(self._open[stream]) for stream in streams}
+        plan = list(planned.values())
+        for recording in recordings:
             stream, lines = recording.stream, recording.lines
+            recording.jobs = []
             while lines:
-                room = limit - planned[stream]
-                if room <= 0:
-                    self._full.append(self._open[stream])
+                addition = planned[stream]
+                if (room := self._limits.events - addition.end) <= 0:
+                    self._full.append(addition.batch)
                     self._open_for([stream])
-                    planned[stream] = 0
+                    planned[stream] = _Addition(self._open[stream])
+                    plan.append(planned[stream])
                     continue
-                plan.append((self._open[stream], recording, lines[:room]))
-                planned[stream] += min(room, len(lines))
+                some = lines if len(lines) <= room else lines[:room]
+                recording.jobs.append((addition.add(some, recording), len(some)))
                 lines = lines[room:]
-        return plan
+        return [addition for addition in plan if addition.lines]
 
     def _open_for(self, streams: Sequence[Stream]) -> None:
         if not streams:
@@ -305,7 +276,7 @@ class Writer:
         if len(self._open) > _MAX_OPEN:
             oldest = sorted(self._open.values(), key=lambda batch: batch.opened)[: len(self._open) // 2]
             full = [batch for batch in oldest if batch.fill.events]
-        if full or self._full or self._blobs.size >= _FILE_BYTES:
+        if full or self._full or self._is_file_large():
             try:
                 with self._in_step():
                     self._seal([*self._full, *full])
@@ -324,6 +295,13 @@ class Writer:
             self._full = [batch for batch in self._full if batch not in some]
         if batches:
             self.on_sealed()
+
+    def _is_file_large(self) -> bool:
+        """Asked after each commit, it looks now and then."""
+        if self._recorded < _FILE_BYTES >> _LOOKS:
+            return False
+        self._recorded = 0
+        return self._blobs.size >= _FILE_BYTES
 
     def _leave_large_file(self) -> None:
         """Go on in a new file. Everything that is open is sealed, so that the old one only waits to be sent."""
