@@ -32,7 +32,7 @@ _NOTES: Final = (
     "Medians of the rounds, and in brackets the lowest and the highest. Wall and CPU time are those of the section from opening the"
     " client to the last byte stored; imports are not in them. jobs-backup is durable: each event is on the disk before it counts."
     " The others write the event as it is, without checking it and without the envelope (userId, createdAt, messageId), which"
-    " favours them, also in bytes stored; `no spool` writes what jobs-backup writes."
+    " favours them, also in bytes stored; `no spool` and `same lines` write what jobs-backup writes."
 )
 
 

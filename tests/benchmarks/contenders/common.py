@@ -37,6 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         sources: events go to them in turn; so many events of a source make an object.
         directory: for what is kept on disk.
         variant: which one, of a contender that has several ways.
+        same_lines: also those without an envelope write what jobs-backup writes, made by the same function.
         settings: environment variables for jobs-backup.
     """
 
@@ -52,6 +53,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     events_per_object: int = 100_000
     directory: str = ""
     variant: str = ""
+    same_lines: bool = False
     settings: dict[str, str] = {}
 
     @property
@@ -144,6 +146,11 @@ class Zipped:
 
 def encoded_lines(job: Job) -> Iterable[bytes]:
     """What those write who have no envelope: the line itself, or the dict as orjson writes it. That favours them."""
+    if job.same_lines:
+        from jobs_backup import encoding
+
+        at = encoding.timestamp(encoding.now())
+        return (encoding.raw_line(event, at) for event in job.raw_lines())
     if job.kind == "bytes":
         return job.raw_lines()
     import orjson

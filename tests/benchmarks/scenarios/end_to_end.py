@@ -15,12 +15,13 @@ class Contender(NamedTuple):
     """A module of `contenders`, and which variant of it.
 
     `share`: so large a part of the events is enough for who is slow. Only where there is one source: otherwise the objects would
-    be smaller, too.
+    be smaller, too. `same_lines`: it has to write what jobs-backup writes.
     """
 
     module: str
     variant: str = ""
     share: float = 1.0
+    same_lines: bool = False
 
 
 BYTES: Final = {
@@ -28,6 +29,7 @@ BYTES: Final = {
     "no spool": Contender("no_spool"),
     "smart_open": Contender("smart_open", share=0.25),
     "smart_open + isal": Contender("smart_open", "isal"),
+    "smart_open + isal, same lines": Contender("smart_open", "isal", same_lines=True),
     "s3fs + gzip 6": Contender("s3fs", "6", share=0.5),
     "s3fs + isal": Contender("s3fs", "isal"),
     "obstore + isal": Contender("obstore"),
@@ -43,7 +45,7 @@ DICTS: Final = {
 }
 ON_WEED: Final = {"dlt": Contender("dlt", share=0.1)}
 """What does not run against the sink: it reads back what it wrote."""
-QUICK: Final = ("jobs-backup", "no spool", "smart_open", "smart_open + isal", "s3fs + gzip 6")
+QUICK: Final = ("jobs-backup", "no spool", "smart_open", "smart_open + isal", "smart_open + isal, same lines", "s3fs + gzip 6")
 QUICK_DICTS: Final = ("jobs-backup", "smart_open")
 
 
@@ -113,4 +115,5 @@ def _measure(bench: Bench, to: Target, case: Case, contender: Contender) -> Valu
         sources=case.sources,
         events=events,
         variant=contender.variant,
+        same_lines=contender.same_lines,
     )
