@@ -92,6 +92,7 @@ _COLUMNS: Final = {
         _RATE,
         _Column("stored, GB", "stored", lambda number: f"{number / 1e9:.2f}"),
         _Column("objects", "puts", _whole),
+        _Column("MB an object", "object_bytes", lambda number: f"{number / 1e6:,.0f}"),
     ),
     hooks.NAME: (_Column("us each", "each", lambda number: f"{number * 1e6:.1f}"),),
     size.NAME: (

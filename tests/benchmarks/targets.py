@@ -55,6 +55,7 @@ _DERIVED: Final = {
     "requests_million": ("requests", "events", 1e6),
     "stored_million": ("stored", "events", 1e6),
     "requests_object": ("requests", "puts", 1.0),
+    "object_bytes": ("stored", "puts", 1.0),
     "byte_rate": ("bytes", "seconds", 1.0),
     "size": ("stored", "gzip_6", 1.0),
 }

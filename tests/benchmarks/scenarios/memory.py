@@ -14,21 +14,21 @@ _LONG: Final = {"JOBS_BACKUP_UPLOAD_FREQUENCY": "1h"}
 # As many events as an object may have; of what can't be compressed, they make more than 5 GB.
 _LARGE: Final = {**_LONG, "JOBS_BACKUP_BATCH_EVENTS": str(2**21), "JOBS_BACKUP_BATCH_BYTES": "100GB"}
 CASES: Final = {
-    BASE: ("mixed 1.25 KB", 100_000, 1, {}),
-    "10 million events": ("mixed 1.25 KB", 10_000_000, 1, {}),
-    "1,000 sources": ("mixed 1.25 KB", 1_000_000, 1000, {}),
-    LARGE: ("random", 2**21, 1, _LARGE),
+    BASE: ("mixed 1.25 KB", 100_000, 1, "", {}),
+    "10 million events": ("mixed 1.25 KB", 10_000_000, 1, "", {}),
+    "1,000 sources": ("mixed 1.25 KB", 1_000_000, 1000, "", {}),
+    LARGE: ("random", 2**21, 1, "one file", _LARGE),
 }
 
 
 def run(bench: Bench) -> None:
     with target("http", bench) as to:
-        for case, (corpus, events, sources, settings) in CASES.items():
+        for case, (corpus, events, sources, variant, settings) in CASES.items():
             # What they need hardly differs from one time to the next, and the others take long.
             rounds = bench.rounds if case == BASE else 1
             measure = partial(
                 to.measured, bench, "ours", corpus=bench.corpus(corpus), events=bench.count(events, sources), sources=sources,
-                settings=settings,
+                variant=variant, settings=settings,
             )  # fmt: skip
             for number in range(1, rounds + 1):
                 bench.once(NAME, case, "jobs-backup", number, measure)
