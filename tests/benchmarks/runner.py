@@ -18,7 +18,7 @@ from benchmarks.data import corpus
 from benchmarks.sink import UPLOADS, Sink, sink
 from servers import weed
 
-_TIMEOUT: Final = 900
+_TIMEOUT: Final = 300
 _ERROR: Final = 300
 """Characters of an error, from its end, that are kept."""
 Values = dict[str, float]
