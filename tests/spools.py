@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs_backup.compression import GZIP, Compression
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool import Claim, Spool
 from jobs_backup.spool.room import RoomLimits
@@ -19,9 +20,14 @@ ANY_ROOM = RoomLimits()
 
 
 def open_spool(
-    directory: Path, *, location: str = "s3://bucket", limits: BatchLimits = LIMITS, room: RoomLimits = ANY_ROOM
+    directory: Path,
+    *,
+    location: str = "s3://bucket",
+    limits: BatchLimits = LIMITS,
+    room: RoomLimits = ANY_ROOM,
+    compression: Compression = GZIP,
 ) -> Spool:
-    return Spool(directory, location=location, prefix="p", instance_id="1", limits=limits, room=room)
+    return Spool(directory, location=location, prefix="p", instance_id="1", limits=limits, room=room, compression=compression)
 
 
 def record(spool: Spool, lines: Sequence[bytes], stream: Stream = WEB, at: int = 1_000_000) -> list[tuple[int, int]]:

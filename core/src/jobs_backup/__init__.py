@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from jobs_backup.jobs import Event, Job, Jobs
     from jobs_backup.settings import CoreSettings
 
+__version__ = "0.1.0"  # also the distribution's, whose metadata would take longer to read than all of `--version`
+
 __all__ = [
     "AsyncBackup",
     "Backup",

@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Annotated, BinaryIO, ClassVar, Final, Self
 
-import crc32c
-
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     AlreadyExists,
     BucketNotFound,
@@ -285,7 +284,7 @@ def _copy(body: Body, target: BinaryIO, checksum: int | None) -> int:
 def _append(source: BinaryIO, target: BinaryIO, value: int) -> int:
     while block := source.read(_BLOCK):
         target.write(block)
-        value = crc32c.crc32c(block, value)
+        value = crc32c(block, value)
     target.flush()
     os.fsync(target.fileno())
     return value

@@ -8,8 +8,9 @@ from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import BinaryIO
 
-import crc32c as _crc32c
 import msgspec
+
+from jobs_backup.checksum import crc32c
 
 _BLOCK = 1 << 17
 
@@ -38,7 +39,7 @@ class Body(ABC):
         value = 0
         with self.open() as reader:
             while block := reader.read(_BLOCK):
-                value = _crc32c.crc32c(block, value)
+                value = crc32c(block, value)
         return value
 
     def md5(self) -> bytes:

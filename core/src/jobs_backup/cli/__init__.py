@@ -8,12 +8,26 @@ from typing import Final
 
 import click
 
-_COMMANDS: Final = ("run", "archive", "delivered", "failed", "status", "providers")
+from jobs_backup import __version__
+
+# With what --help tells of each, so that it need not import them all.
+_COMMANDS: Final = {
+    "run": "Back up events: NDJSON, one event's payload a line.",
+    "archive": "Send what other processes record, and what earlier ones left.",
+    "delivered": "Say which events were delivered, by their job ids.",
+    "failed": "Back up delivery failures: NDJSON, one a line.",
+    "status": "Tell what waits in the spool, for which destination, and why.",
+    "providers": "List the installed storage providers, or one's settings.",
+}
 
 
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         if cmd_name not in _COMMANDS:
@@ -23,7 +37,7 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="jobs-backup", prog_name="jobs-backup", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="jobs-backup", message="%(prog)s %(version)s")
 def cli() -> None:
     """Every event of your pipeline, safe in your own bucket.
 

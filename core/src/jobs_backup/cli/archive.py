@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import bound_memory, leave, read_settings, stopping, summarize_failures, with_environment
+from jobs_backup.cli.options import with_environment
+from jobs_backup.cli.process import bound_memory, leave, read_settings, stopping, summarize_failures
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
 

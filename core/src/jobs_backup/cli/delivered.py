@@ -11,7 +11,8 @@ import msgspec
 
 from jobs_backup.backup import Backup
 from jobs_backup.cli.intake import inputs_of, take_in
-from jobs_backup.cli.options import read_settings, summarize_failures, with_environment
+from jobs_backup.cli.options import with_environment
+from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import InvalidEvent, UnknownJob
 from jobs_backup.jobs import job_id

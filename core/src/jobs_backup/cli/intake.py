@@ -16,7 +16,8 @@ import msgspec
 from jobs_backup import encoding
 from jobs_backup.backup import Backup
 from jobs_backup.cli.ndjson import MAX_LINE, Block, Input, LongLine, Position, Reader
-from jobs_backup.cli.options import bound_memory, leave, say, stopping
+from jobs_backup.cli.options import say
+from jobs_backup.cli.process import bound_memory, leave, stopping
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.rejects import Rejects
 from jobs_backup.cli.summary import Counted, Summary

@@ -12,8 +12,9 @@ import click
 from jobs_backup import encoding
 from jobs_backup.backup import Backup
 from jobs_backup.cli.intake import inputs_of, take_in
-from jobs_backup.cli.options import check_text, read_settings, summarize_failures, with_environment
+from jobs_backup.cli.options import check_text, with_environment
 from jobs_backup.cli.output import LineWriter
+from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.blobs import InputPosition

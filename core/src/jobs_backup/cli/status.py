@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from jobs_backup.cli.options import printable, with_environment
 from jobs_backup.settings import CoreSettings
-from jobs_backup.spool.status import DestinationStatus, ProcessStatus, Status, read_status
+from jobs_backup.spool.status import DestinationStatus, ProcessStatus, Status, StreamStatus, read_status
 
 _HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")
 
@@ -65,17 +63,7 @@ def _destination(one: DestinationStatus) -> Iterator[str]:
         paused = f"paused, next try in {_time(one.paused)}" if one.paused else "last error"
         yield f"  {paused}: {one.error}" + (f": {one.hint}" if one.hint else "")
     if one.streams:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for heading in _HEADINGS:
-            table.add_column(heading, justify="left" if heading in _HEADINGS[:3] else "right", overflow="fold")
-        for stream in one.streams:
-            counts = (stream.events, stream.bytes, stream.objects, stream.sending, stream.open_events)
-            names = (stream.kind, stream.workspace_id or "-", stream.source_id)
-            table.add_row(*map(_plain, names), *(f"{count:,}" for count in counts), _time(stream.oldest))
-        console = Console(width=200, color_system=None)
-        with console.capture() as captured:
-            console.print(table)
-        yield from (f"  {line.rstrip()}" for line in captured.get().splitlines())
+        yield from (f"  {line}" for line in _table(one.streams))
     if one.uploads:
         yield f"  {one.uploads:,} multipart uploads are under way"
     if one.deletes:
@@ -84,6 +72,23 @@ def _destination(one: DestinationStatus) -> Iterator[str]:
         yield f"  {one.deletes:,} objects are still to be deleted{paused}{why}"
     if one.aborts:
         yield f"  {one.aborts:,} multipart uploads are still to be aborted" + (f": {one.abort_error}" if one.abort_error else "")
+
+
+def _table(streams: Sequence[StreamStatus]) -> Iterator[str]:
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and mostly nothing waits
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading in _HEADINGS[:3] else "right", overflow="fold")
+    for stream in streams:
+        counts = (stream.events, stream.bytes, stream.objects, stream.sending, stream.open_events)
+        names = (stream.kind, stream.workspace_id or "-", stream.source_id)
+        table.add_row(*map(_plain, names), *(f"{count:,}" for count in counts), _time(stream.oldest))
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    yield from (line.rstrip() for line in captured.get().splitlines())
 
 
 def _process(one: ProcessStatus) -> str:

@@ -12,8 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-import crc32c
-
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.model import Body
 from jobs_backup.spool.database import Database, Durability, database_errors
@@ -144,7 +143,7 @@ class BlobFile:
         """The bytes of one chunk, and whether they are those that were written."""
         with self._database.reading() as connection:
             checksum, data = connection.execute("SELECT crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
-        return data, crc32c.crc32c(data) == checksum
+        return data, crc32c(data) == checksum
 
     def positions(self) -> list[InputPosition]:
         """How far each input was read; committed together with the events read from it."""
@@ -177,7 +176,7 @@ class Changes:
 
     def append(self, chunk: Chunk, data: bytes) -> None:
         """Add a chunk."""
-        self.chunks.append((*chunk, crc32c.crc32c(data), data))
+        self.chunks.append((*chunk, crc32c(data), data))
         self.size += len(data)
 
     def fold(self, chunk: Chunk, member: bytes) -> None:
@@ -357,7 +356,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _checked(path: Path, job: int, checksum: int, data: bytes) -> bytes:
-    if crc32c.crc32c(data) != checksum:
+    if crc32c(data) != checksum:
         raise _damaged(path, job)
     return data
 

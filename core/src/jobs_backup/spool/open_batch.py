@@ -7,8 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
-import crc32c
-
+from jobs_backup.checksum import crc32c
 from jobs_backup.layout import object_key
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import INDEX_BITS, BlobFile, Changes, Chunk, Form
@@ -68,7 +67,7 @@ class Fill(NamedTuple):
         """After the tail has become this member."""
         return self._replace(
             size=self.size + len(member),
-            crc32c=crc32c.crc32c(member, self.crc32c),
+            crc32c=crc32c(member, self.crc32c),
             tail_events=0,
             tail_bytes=0,
             tail_size=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ import msgspec
 
 from jobs_backup.errors import SpoolFull
 from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.database import database_errors
 from jobs_backup.spool.disk import Ballast, free_bytes
 
+_DISK_SECONDS: Final = 0.02
 _LOOK_SECONDS: Final = 0.25
 _LOOK_BYTES: Final = 1 << 20
 
@@ -43,6 +46,7 @@ class Room:
         self._ballast = ballast
         self._session = session
         self.limits = limits
+        self._disk_looked_at = -math.inf
         self._looked_at = 0.0
         self._looked_with = 0
         self._of_others = 0
@@ -54,12 +58,16 @@ class Room:
         Raises:
             SpoolFull: there is no room.
         """
-        self._check_disk()
+        now = time.monotonic()
+        if now - self._disk_looked_at >= _DISK_SECONDS:
+            self._check_disk()
+            self._disk_looked_at = now
         if self.limits.max_bytes is not None:
             self._check_quota(open_bytes(), self.limits.max_bytes)
 
     def _check_disk(self) -> None:
-        free, floor = free_bytes(self._directory), self._ballast.min_free
+        with database_errors(self._directory):
+            free, floor = free_bytes(self._directory), self._ballast.min_free
         if free < floor:
             raise SpoolFull(
                 f"the disk of {self._directory} has {free:,} bytes left, and recording leaves {floor:,} free",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from jobs_backup.errors import SpoolError
 
 T = TypeVar("T")
+_LONG_SECONDS: Final = 0.0005
 
 
 class _Waiter(Generic[T]):
@@ -46,7 +48,9 @@ class Turns(Generic[T]):
         self._hint = hint
         self._mutex = threading.Lock()
         self._is_taken = False
-        self._waiting = deque[_Waiter[T]]()
+        self._waiting = deque[_Waiter[T]]()  # before those who commit, those who want to be alone
+        self._took = 0.0  # seconds, the last commit
+        self._last = 0  # how many items it had
 
     def commit(self, item: T) -> None:
         """Make the item durable, alone or together with others'. Raises what that raises."""
@@ -54,7 +58,7 @@ class Turns(Generic[T]):
         try:
             self._wait(me)
             if me.group is not None:
-                self._commit_group(me, item)
+                self._commit_group(me, me.group)
         finally:
             self._leave(me)
         if me.error is not None:
@@ -82,15 +86,29 @@ class Turns(Generic[T]):
                 self._waiting.append(me)
         me.called.acquire()
 
-    def _commit_group(self, me: _Waiter[T], item: T) -> None:
-        group = me.group or []
+    def _commit_group(self, me: _Waiter[T], group: list[_Waiter[T]]) -> None:
+        if self._took >= _LONG_SECONDS and self._last + len(group) > 1:
+            # Those whose items were committed last may have more already. Else the threads would share in two groups, each of
+            # which waits while the other's items are committed.
+            time.sleep(self._took / 10)
+            with self._mutex:
+                self._join(group)
         error: Exception | None = None
+        begun = time.monotonic()
         try:
-            self._commit([item, *[one.item for one in group if one.item is not None]])
+            self._commit([one.item for one in (me, *group) if one.item is not None])
         except Exception as caught:  # noqa: BLE001  # each of the group raises it
             error = caught
+        self._took, self._last = time.monotonic() - begun, len(group) + 1
         for one in (me, *group):
             one.error = error
+
+    def _join(self, group: list[_Waiter[T]]) -> None:
+        """All that wait to commit, and that come first: those who want to be alone come before."""
+        while self._waiting and self._waiting[0].item is not None:
+            one = self._waiting.popleft()
+            one.error = SpoolError("the commit was interrupted in another thread", hint=self._hint)  # until it is done
+            group.append(one)
 
     def _leave(self, me: _Waiter[T]) -> None:
         with self._mutex:
@@ -98,17 +116,13 @@ class Turns(Generic[T]):
                 if me in self._waiting:
                     self._waiting.remove(me)
                 return
-            committed = me.group
             if self._waiting:
                 following = self._waiting.popleft()
                 following.group = []
                 if following.item is not None:
-                    following.group.extend(self._waiting)
-                    self._waiting.clear()
-                    for one in following.group:  # until it turns out otherwise
-                        one.error = SpoolError("the commit was interrupted in another thread", hint=self._hint)
+                    self._join(following.group)
                 following.called.release()
             else:
                 self._is_taken = False
-        for one in committed:
+        for one in me.group:
             one.called.release()

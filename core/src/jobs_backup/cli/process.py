@@ -1,0 +1,82 @@
+"""The process of a command that records or sends: its settings, its memory, and an orderly end on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final, NoReturn
+
+from jobs_backup.backup import Backup
+from jobs_backup.cli.options import say
+from jobs_backup.providers import load_class, settings_of
+from jobs_backup.settings import CoreSettings, report_unknown
+
+_M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
+
+
+def read_settings() -> CoreSettings:
+    """Core's settings. Names that look like a setting and are none are reported.
+
+    Raises:
+        ConfigurationError: they are wrong.
+    """
+    settings = CoreSettings.from_environment(os.environ)
+    _, provider = load_class(settings.storage_provider)
+    package = provider.__module__.partition(".")[0]
+    logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
+    of_provider = settings_of(provider)
+    known = (CoreSettings, of_provider) if of_provider else (CoreSettings,)
+    for line in report_unknown(os.environ, *known):
+        say(f"warning: {line}")
+    return settings
+
+
+def bound_memory() -> None:
+    """Have glibc's malloc give large buffers back to the system, as MALLOC_MMAP_THRESHOLD_ does; elsewhere nothing.
+
+    Otherwise it keeps, for each thread that sends, a heap of the size of the largest buffers that were ever in use.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
+
+
+def summarize_failures() -> None:
+    """Without --verbose, leave it to the summary to tell what could not be sent, in one line instead of one for each attempt."""
+    if logging.getLogger("jobs_backup").level > logging.INFO:
+        for module in ("retry", "archiver", "deleter", "multipart"):
+            logging.getLogger(f"jobs_backup.{module}").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def stopping() -> Generator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets. A second signal ends the process at once: what is recorded is safe."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stop.set()
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_DFL)
+
+    before = {one: signal.signal(one, on_signal) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def leave(code: int, backup: Backup) -> NoReturn:
+    """End with this exit code."""
+    if backup.archiver is not None and backup.archiver.is_working:
+        # A request that hangs must not keep the process: its batch is in the spool, and is sent at the next start.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

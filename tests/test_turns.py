@@ -1,0 +1,192 @@
+"""Group commit: who commits for whom, who waits how long, and what happens to those that are interrupted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from jobs_backup.errors import SpoolError
+from jobs_backup.spool.turns import Turns
+
+
+class Disk:
+    """Commits, as slowly as it is told to. `groups` is what was committed together."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.groups: list[list[int]] = []
+        self.seconds = seconds
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.error: BaseException | None = None
+
+    def commit(self, items: Sequence[int]) -> None:
+        self.begun.set()
+        self.go_on.wait()
+        time.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
+        self.groups.append(list(items))
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def turns(disk: Disk) -> Turns[int]:
+    return Turns(disk.commit, hint="look")
+
+
+def wait_for(turns: Turns[int], waiting: int) -> None:
+    until = time.monotonic() + 10
+    while len(turns._waiting) < waiting:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def start(turns: Turns[int], *items: int, errors: list[BaseException] | None = None) -> list[threading.Thread]:
+    """A thread for each item, one after another."""
+
+    def work(item: int) -> None:
+        try:
+            turns.commit(item)
+        except (SpoolError, KeyboardInterrupt) as error:
+            assert errors is not None
+            errors.append(error)
+
+    threads = []
+    for item in items:
+        threads.append(threading.Thread(target=work, args=(item,), daemon=True))
+        waiting = len(turns._waiting) + turns._is_taken
+        threads[-1].start()
+        wait_for(turns, waiting)
+    return threads
+
+
+def join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_what_queues_up_during_a_commit_shares_the_next_one(turns: Turns[int], disk: Disk) -> None:
+    disk.go_on.clear()
+    threads = start(turns, 0)
+    disk.begun.wait()
+    threads += start(turns, 1, 2, 3, 4)
+    disk.go_on.set()
+    join(threads)
+    assert disk.groups == [[0], [1, 2, 3, 4]]
+    turns.commit(5)
+    assert disk.groups[-1] == [5]
+
+
+def test_who_wants_to_be_alone_comes_before_all_that_wait_to_commit(turns: Turns[int], disk: Disk) -> None:
+    disk.go_on.clear()
+    threads = start(turns, 0)
+    disk.begun.wait()
+    threads += start(turns, 1, 2)
+
+    def alone() -> None:
+        with turns.alone():
+            disk.groups.append([])
+            time.sleep(0.05)
+            disk.groups.append([])
+
+    threads.append(threading.Thread(target=alone))
+    threads[-1].start()
+    wait_for(turns, 3)
+    disk.go_on.set()
+    join(threads)
+    assert disk.groups == [[0], [], [], [1, 2]]
+
+
+def test_an_error_is_everybodys_and_the_next_commit_works(turns: Turns[int], disk: Disk) -> None:
+    disk.go_on.clear()
+    errors: list[BaseException] = []
+    threads = start(turns, 0, errors=errors)
+    disk.begun.wait()
+    threads += start(turns, 1, 2, errors=errors)
+    disk.error = SpoolError("no")
+    disk.go_on.set()
+    join(threads)
+    assert [str(error) for error in errors] == ["no"] * 3
+    assert len(set(map(id, errors))) == 3
+    disk.error = None
+    turns.commit(3)
+    assert disk.groups == [[3]]
+
+
+def test_a_commit_that_is_interrupted_is_told_to_all_that_share_it(turns: Turns[int], disk: Disk) -> None:
+    disk.go_on.clear()
+    errors: list[BaseException] = []
+    threads = start(turns, 0, errors=errors)
+    disk.begun.wait()
+    threads += start(turns, 1, 2, errors=errors)
+
+    def interrupt(items: Sequence[int]) -> None:
+        turns._commit = disk.commit
+        raise KeyboardInterrupt
+
+    disk.error = None
+    turns._commit = interrupt
+    disk.go_on.set()
+    join(threads)
+    assert sorted(type(error).__name__ for error in errors) == ["KeyboardInterrupt", "SpoolError"]
+    assert {error.hint for error in errors if isinstance(error, SpoolError)} == {"look"}
+    turns.commit(3)
+    assert disk.groups == [[0], [3]]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["who would commit", "one in the middle", "the last one"])
+def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: Turns[int], disk: Disk, place: int) -> None:
+    disk.go_on.clear()
+    errors: list[BaseException] = []
+    threads = start(turns, 0, errors=errors)
+    disk.begun.wait()
+    threads += start(turns, 1, 2, 3, errors=errors)
+    # As a signal would end its wait: the lock's `acquire` raises in that thread.
+    waiter = turns._waiting[place]
+    turns._leave(waiter)
+    disk.go_on.set()
+    rest = [thread for index, thread in enumerate(threads) if index != place + 1]
+    join(rest)
+    assert disk.groups == [[0], [item for item in (1, 2, 3) if item != place + 1]]
+    waiter.called.release()  # lets that thread end
+    join(threads)
+    turns.commit(4)
+    assert disk.groups[-1] == [4]
+    assert not errors
+
+
+def test_where_commits_take_long_all_threads_share_them() -> None:
+    """Without a short wait they would be two groups, half of them each: whoever was just committed misses the next."""
+    disk = Disk(0.02)
+    turns = Turns(disk.commit, hint="")
+
+    def work() -> None:
+        for item in range(10):
+            turns.commit(item)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    join(threads)
+    assert sum(map(len, disk.groups)) == 80
+    assert sorted(map(len, disk.groups))[len(disk.groups) // 2] > 6, disk.groups
+
+
+def test_a_single_thread_never_waits_for_others() -> None:
+    disk = Disk(0.01)
+    turns = Turns(disk.commit, hint="")
+    slept: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs_backup.spool.turns.time.sleep", slept.append)
+        for item in range(5):
+            turns.commit(item)
+    assert slept == [0.01] * 5  # the disk's own
