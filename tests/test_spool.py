@@ -20,7 +20,7 @@ from spools import APP, WEB, claim, content, die, open_spool, record
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.model import Part, Stream, Upload
 from jobs_backup.spool import Claim, Spool, writer
-from jobs_backup.spool.blobs import INDEX_BITS, Changes, Form, InputPosition
+from jobs_backup.spool.blobs import INDEX_BITS, Changes, Chunk, Form, InputPosition
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.writer import BatchLimits, Recording
@@ -728,12 +728,12 @@ def test_threads_that_share_a_failed_commit_have_errors_of_their_own(tmp_path: P
     spool = open_spool(tmp_path)
     recording = threading.Event()
 
-    def fail(changes: Changes) -> None:
+    def fail(self: object, chunk: Chunk, data: bytes) -> None:
         recording.set()
         time.sleep(0.3)  # meanwhile the others queue up, and share the next commit
         raise SpoolError("no")
 
-    monkeypatch.setattr(spool._writer._blobs, "commit", fail)
+    monkeypatch.setattr(Changes, "append", fail)
     errors: list[SpoolError] = []
 
     def work() -> None:

@@ -22,6 +22,7 @@ MAX_PAYLOAD: Final = 256 << 20
 _EMPTY: Final = b'""'
 _NULL: Final = b"null"
 _QUOTE: Final = ord('"')
+_SPACE: Final = b" \t\r\n"
 _DECODED_AT_ONCE: Final = 1 << 20
 _CAUSES: Final = 8
 _utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
@@ -205,6 +206,8 @@ def _whole(name: str, number: int) -> bytes:
 
 
 def _to_json(payload: Payload) -> bytes:
+    if type(payload) is bytes and payload.isascii():  # quicker for most
+        return payload.strip(_SPACE)
     if isinstance(payload, dict):
         try:
             return _encode(payload)
@@ -223,7 +226,7 @@ def _to_json(payload: Payload) -> bytes:
             _check_utf8(json)  # the parser does not look into what it skips
     except UnicodeError as error:
         raise InvalidEvent(f"not UTF-8: {error}") from None  # that error holds the whole text
-    return json.strip(b" \t\r\n")
+    return json.strip(_SPACE)
 
 
 def _final_json(payload: FinalPayload) -> bytes:

@@ -24,6 +24,8 @@ _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 # Of the sizes that SQLite has it is the fastest both for an event a commit and for chunks of 1 MiB.
 _PAGE_SIZE: Final = 16384
 _CHECKPOINT_BYTES: Final = 8 << 20
+_HELD_BYTES: Final = 4 << 20
+"""So much of one thing is held in memory: of what is to be written in a transaction, and of a body while it is sent."""
 _SCHEMA: Final = """
 CREATE TABLE chunks (
     job INTEGER PRIMARY KEY,      -- id of its first job: the batch and the order in it
@@ -92,13 +94,16 @@ class BlobFile:
         """Bytes on the disk."""
         return self._database.size
 
-    def commit(self, changes: Changes) -> None:
-        """Make changes together, or none of them."""
-        if changes.is_one_chunk:
-            self._database.execute(_INSERT, changes.chunks[0])  # quicker: it waits for the interpreter once
-            return
-        with self._database.transaction() as connection:
-            changes.write(connection)
+    @contextmanager
+    def changing(self) -> Generator[Changes]:
+        """Changes that are made together when the block ends, or not at all."""
+        with ExitStack() as stack:
+            changes = Changes(lambda: stack.enter_context(self._database.transaction()))
+            yield changes
+            if (only := changes.only_chunk) is None:
+                changes.write()
+            else:
+                self._database.execute(_INSERT, only)  # quicker: it waits for the interpreter once
 
     def chunks(self, batch: int) -> list[Chunk]:
         """A batch's chunks in order."""
@@ -161,23 +166,35 @@ class BlobFile:
 
 
 class Changes:
-    """What is to be committed to a BlobFile at once."""
+    """What is done in a transaction of a BlobFile. It begins late, and what is large is written before its end, so that it takes no
+    memory.
 
-    def __init__(self) -> None:
-        self.chunks: list[tuple[int | bytes, ...]] = []
-        self.size = 0
-        """Bytes of all chunks."""
+    Attributes:
+        size: bytes of all chunks.
+    """
+
+    def __init__(self, begin: Callable[[], sqlite3.Connection]) -> None:
+        self._begin = begin
+        self._connection: sqlite3.Connection | None = None
+        self._chunks: list[tuple[int | bytes, ...]] = []
         self._folded: list[tuple[int, int]] = []
         self._positions: list[InputPosition] = []
+        self._held = 0
+        self.size = 0
 
     @property
-    def is_one_chunk(self) -> bool:
-        return len(self.chunks) == 1 and not self._folded and not self._positions
+    def only_chunk(self) -> tuple[int | bytes, ...] | None:
+        """The chunk, if it is all that is to be done."""
+        is_all = len(self._chunks) == 1 and self._connection is None and not self._folded and not self._positions
+        return self._chunks[0] if is_all else None
 
     def append(self, chunk: Chunk, data: bytes) -> None:
         """Add a chunk."""
-        self.chunks.append((*chunk, crc32c(data), data))
+        self._chunks.append((*chunk, crc32c(data), data))
         self.size += len(data)
+        self._held += len(data)
+        if self._held >= _HELD_BYTES:
+            self.write()
 
     def fold(self, chunk: Chunk, member: bytes) -> None:
         """Put one member into the place of all chunks of its batch from its first job on."""
@@ -188,14 +205,17 @@ class Changes:
         """Remember how far an input was read."""
         self._positions.append(position)
 
-    def write(self, connection: sqlite3.Connection) -> None:
-        """Make them, in a transaction."""
-        self._remove_folded(connection)
-        connection.executemany(_INSERT, self.chunks)
-        connection.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", self._positions)
+    def write(self) -> None:
+        """Write what is held."""
+        self._connection = self._connection or self._begin()
+        self._remove_folded(self._connection)
+        self._connection.executemany(_INSERT, self._chunks)
+        self._connection.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", self._positions)
+        self._chunks, self._positions, self._held = [], [], 0
 
     def _remove_folded(self, connection: sqlite3.Connection) -> None:
         connection.executemany("DELETE FROM chunks WHERE job BETWEEN ? AND ?", self._folded)
+        self._folded = []
 
 
 class BlobFiles:
@@ -274,19 +294,24 @@ def file_number(name: str) -> int:
 
 
 class SpooledBody(Body):
-    """The members of a batch, one after another, read from the spool chunk by chunk."""
+    """The members of a batch, one after another, read from the spool chunk by chunk; a small one at once."""
 
     def __init__(self, path: Path, batch: int) -> None:
         self._path = path
+        self._whole: bytes | None = None
         with database_errors(path), closing(_connect(path)) as connection:
             rows = connection.execute(
                 "SELECT job, length(data) FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", _jobs_of(batch)
             ).fetchall()
-        self._jobs: list[int] = [job for job, _ in rows]
-        self._ends: list[int] = list(itertools.accumulate(size for _, size in rows))
-        self.size = self._ends[-1] if rows else 0
+            self._jobs: list[int] = [job for job, _ in rows]
+            self._ends: list[int] = list(itertools.accumulate(size for _, size in rows))
+            self.size = self._ends[-1] if rows else 0
+            if self.size <= _HELD_BYTES:  # it will be read two or three times: for a checksum, for the signature, and to be sent
+                self._whole = b"".join(_read(connection, path, job) for job in self._jobs)
 
     def open(self) -> BinaryIO:
+        if self._whole is not None:
+            return io.BytesIO(self._whole)
         return io.BufferedReader(_MembersReader(self._path, self._jobs, self._ends), 1 << 16)
 
 
@@ -323,7 +348,8 @@ class _MembersReader(io.RawIOBase):
             index = bisect.bisect_right(self._ends, self._position)
             if index == len(self._ends):
                 return 0
-            self._chunk = memoryview(self._read(self._jobs[index]))
+            with database_errors(self._path):
+                self._chunk = memoryview(_read(self._connection, self._path, self._jobs[index]))
             self._chunk_start = self._ends[index] - len(self._chunk)
             offset = self._position - self._chunk_start
         block = self._chunk[offset : offset + len(buffer)]
@@ -336,13 +362,6 @@ class _MembersReader(io.RawIOBase):
             self._connection.close()
         super().close()
 
-    def _read(self, job: int) -> bytes:
-        with database_errors(self._path):
-            row = self._connection.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
-        if row is None:
-            raise SpoolCorrupt(f"{self._path}: the bytes of job {job} are missing")
-        return _checked(self._path, *row)
-
 
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection of its own for a reader: many uploads and parts read at once, and none shall wait for the writer."""
@@ -353,6 +372,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _read(connection: sqlite3.Connection, path: Path, job: int) -> bytes:
+    row = connection.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
+    if row is None:
+        raise SpoolCorrupt(f"{path}: the bytes of job {job} are missing")
+    return _checked(path, *row)
 
 
 def _checked(path: Path, job: int, checksum: int, data: bytes) -> bytes:

@@ -163,8 +163,7 @@ class OpenBatch:
 
 def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]) -> None:
     """Fix the bytes (in the blob file), then the key, uuid and checksum (in the catalog). May be repeated after a crash between."""
-    changes = Changes()
-    for batch in batches:
-        batch.fold(changes, blobs)
-    blobs.commit(changes)
+    with blobs.changing() as changes:
+        for batch in batches:
+            batch.fold(changes, blobs)
     catalog.seal([batch.seal() for batch in batches])

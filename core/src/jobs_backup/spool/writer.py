@@ -12,7 +12,7 @@ import msgspec
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Stream
-from jobs_backup.spool.blobs import INDEX_BITS, BlobFiles, Changes, InputPosition
+from jobs_backup.spool.blobs import INDEX_BITS, BlobFiles, InputPosition
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
@@ -199,14 +199,13 @@ class Writer:
         self._room.check(self._open_bytes)
         with self._in_step():
             additions = self._plan(group)
-            changes = Changes()
-            for addition in additions:
-                addition.batch.add(changes, self._blobs, addition.lines, addition.first_at, addition.last_at)
-            for recordings in group:
-                for recording in recordings:
-                    if recording.position is not None:
-                        changes.set_position(recording.position)
-            self._blobs.commit(changes)
+            with self._blobs.changing() as changes:
+                for addition in additions:
+                    addition.batch.add(changes, self._blobs, addition.lines, addition.first_at, addition.last_at)
+                for recordings in group:
+                    for recording in recordings:
+                        if recording.position is not None:
+                            changes.set_position(recording.position)
         self._recorded += changes.size
         self._seal_full([addition.batch for addition in additions])
 
