@@ -107,18 +107,15 @@ def _end_to_end() -> Iterator[Goal]:
         "bytes": {"smart_open": 5.0, "smart_open + isal": 2.0, "s3fs + gzip 6": 3.0, "no spool": 0.75},
         "dicts": {"smart_open": 3.5},
     }
-    for kind, others in limits.items():
-        corpus = "mixed 1.25 KB" if kind == "bytes" else "track 1.25 KB"
+    for kind, corpus in (("bytes", "mixed"), ("bytes", "track"), ("dicts", "track")):
         for sources in (1, 100):
-            case = end_to_end.title("http", corpus, kind, sources)
+            case = end_to_end.title("http", f"{corpus} 1.25 KB", kind, sources)
             ours = Measure(end_to_end.NAME, case, OURS, "rate")
-            few = "1 source" if sources == 1 else f"{sources} sources"
-            for other, limit in others.items():
-                yield Goal(f"events/s, {kind}, {few}: x {other}", ours, limit, True, ours._replace(contender=other))
-        case = end_to_end.title("http", corpus, kind, 1)
-        if kind == "bytes":
-            yield Goal("CPU s a million events, bytes", Measure(end_to_end.NAME, case, OURS, "cpu_million"), 5.0, False)
-        yield Goal(f"requests an object, {kind}", Measure(end_to_end.NAME, case, OURS, "requests_object"), 1.0, False)
+            what = f"{kind}, {corpus}, {sources} source{'s' * (sources > 1)}"
+            for other, limit in limits[kind].items():
+                yield Goal(f"events/s, {what}: x {other}", ours, limit, True, ours._replace(contender=other))
+        case = end_to_end.title("http", f"{corpus} 1.25 KB", kind, 1)
+        yield Goal(f"requests an object, {kind}, {corpus}", Measure(end_to_end.NAME, case, OURS, "requests_object"), 1.0, False)
 
 
 def _goals() -> Iterator[Goal]:
@@ -129,6 +126,9 @@ def _goals() -> Iterator[Goal]:
     yield Goal("record(), 1 thread: x a bare SQLite commit", each, 1.3, False, each._replace(contender=record.SQLITE))
     base = Measure(memory.NAME, memory.BASE, OURS, "peak_rss")
     yield Goal(f"peak RSS, MiB: {memory.BASE}", base, 130.0, False, unit=_MIB)
+    for case, corpus in ((memory.BASE, "mixed"), (memory.TRACK, "track")):
+        cpu = Measure(memory.NAME, case, OURS, "cpu_million")
+        yield Goal(f"CPU s a million events, bytes, {corpus}", cpu, 5.0, False)
     for case in memory.CASES:
         if case != memory.BASE:
             yield Goal(f"peak RSS, {case}: x {memory.BASE}", base._replace(case=case), 1.1, False, base)

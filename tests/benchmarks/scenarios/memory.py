@@ -8,13 +8,16 @@ from typing import Final
 from benchmarks.runner import Bench, target
 
 NAME: Final = "memory"
-BASE: Final = "1 object of 100,000 events"
+BASE: Final = "1 million events, 100,000 an object"
+TRACK: Final = "1 million track events"
 LARGE: Final = "1 object of 5 GB"
 _LONG: Final = {"JOBS_BACKUP_UPLOAD_FREQUENCY": "1h"}
 # As many events as an object may have; of what can't be compressed, they make more than 5 GB.
-_LARGE: Final = {**_LONG, "JOBS_BACKUP_BATCH_EVENTS": str(2**21), "JOBS_BACKUP_BATCH_BYTES": "100GB"}
+_TRACK: Final = "1 million track events"
+LARGE: Final = {**_LONG, "JOBS_BACKUP_BATCH_EVENTS": str(2**21), "JOBS_BACKUP_BATCH_BYTES": "100GB"}
 CASES: Final = {
-    BASE: ("mixed 1.25 KB", 100_000, 1, "", {}),
+    BASE: ("mixed 1.25 KB", 1_000_000, 1, "", {}),
+    TRACK: ("track 1.25 KB", 1_000_000, 1, "", {}),
     "10 million events": ("mixed 1.25 KB", 10_000_000, 1, "", {}),
     "1,000 sources": ("mixed 1.25 KB", 1_000_000, 1000, "", {}),
     LARGE: ("random", 2**21, 1, "one file", _LARGE),
@@ -25,7 +28,7 @@ def run(bench: Bench) -> None:
     with target("http", bench) as to:
         for case, (corpus, events, sources, variant, settings) in CASES.items():
             # What they need hardly differs from one time to the next, and the others take long.
-            rounds = bench.rounds if case == BASE else 1
+            rounds = bench.rounds if case in (BASE, TRACK) else 1
             measure = partial(
                 to.measured, bench, "ours", corpus=bench.corpus(corpus), events=bench.count(events, sources), sources=sources,
                 variant=variant, settings=settings,
