@@ -68,7 +68,7 @@ def test_a_smoke_run_gives_results_and_tables(tmp_path: Path) -> None:
     assert [(one.contender, one.error) for one in results.readings] == [(OURS, ""), ("no spool", "")] * 3 + [(OURS, "")]
     assert all(one.values["stored"] > 1000 and one.values["seconds"] > 0 for one in results.readings)
     table = (tmp_path / "output" / "results.md").read_text()
-    assert "| events/s, bytes, 1 source: x no spool | >= 0.75 |" in table
+    assert "| events/s, bytes, mixed, 1 source: x no spool | >= 0.75 |" in table
     assert "Numbers to reach" in done.stdout
 
 

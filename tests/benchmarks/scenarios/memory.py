@@ -13,8 +13,7 @@ TRACK: Final = "1 million track events"
 LARGE: Final = "1 object of 5 GB"
 _LONG: Final = {"JOBS_BACKUP_UPLOAD_FREQUENCY": "1h"}
 # As many events as an object may have; of what can't be compressed, they make more than 5 GB.
-_TRACK: Final = "1 million track events"
-LARGE: Final = {**_LONG, "JOBS_BACKUP_BATCH_EVENTS": str(2**21), "JOBS_BACKUP_BATCH_BYTES": "100GB"}
+_LARGE: Final = {**_LONG, "JOBS_BACKUP_BATCH_EVENTS": str(2**21), "JOBS_BACKUP_BATCH_BYTES": "100GB"}
 CASES: Final = {
     BASE: ("mixed 1.25 KB", 1_000_000, 1, "", {}),
     TRACK: ("track 1.25 KB", 1_000_000, 1, "", {}),
