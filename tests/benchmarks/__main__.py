@@ -40,11 +40,13 @@ def main(
     """Measure jobs-backup and others that write events into S3, all in one run, in turn."""
     directory = directory.absolute()
     bench = Bench(directory, rounds, scale, quick, frozenset(contenders), lambda text: click.echo(text, err=True))
-    for name, run in SCENARIOS.items():
-        if name in (only or (QUICK if quick else SCENARIOS)):
-            run(bench)
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    report.write(report.results(bench.readings, command), output or directory / "results")
+    try:
+        for name, run in SCENARIOS.items():
+            if name in (only or (QUICK if quick else SCENARIOS)):
+                run(bench)
+    finally:  # it takes long: what was measured is kept, whatever ends it
+        report.write(report.results(bench.readings, command), output or directory / "results")
     report.show(bench.readings)
     if any(one.error for one in bench.readings):
         click.echo("some of them failed: see above")
