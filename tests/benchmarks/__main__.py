@@ -11,10 +11,10 @@ from typing import Final
 import click
 from benchmarks import report
 from benchmarks.runner import Bench
-from benchmarks.scenarios import acknowledge, end_to_end, hooks, memory, record, recovery, size, startup, upload
+from benchmarks.scenarios import acknowledge, compression, end_to_end, hooks, memory, record, recovery, size, startup, upload
 
 SCENARIOS: Final[dict[str, Callable[[Bench], None]]] = {
-    one.NAME: one.run for one in (end_to_end, record, upload, recovery, acknowledge, startup, memory, hooks, size)
+    one.NAME: one.run for one in (end_to_end, record, upload, recovery, acknowledge, startup, memory, hooks, size, compression)
 }
 QUICK: Final = (end_to_end.NAME, record.NAME, startup.NAME, hooks.NAME)
 

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from benchmarks.runner import Reading
-from benchmarks.scenarios import acknowledge, end_to_end, hooks, memory, record, recovery, size, startup, upload
+from benchmarks.scenarios import acknowledge, compression, end_to_end, hooks, memory, record, recovery, size, startup, upload
 from benchmarks.targets import GOALS, Outcome, judged, value
 
 # List prices of S3 Standard, us-east-1.
@@ -95,6 +95,11 @@ _COLUMNS: Final = {
         _Column("MB an object", "object_bytes", lambda number: f"{number / 1e6:,.0f}"),
     ),
     hooks.NAME: (_Column("us each", "each", lambda number: f"{number * 1e6:.1f}"),),
+    compression.NAME: (
+        _Column("MB/s", "byte_rate", lambda number: f"{number / 1e6:,.0f}"),
+        _Column("us an event", "each", lambda number: f"{number * 1e6:.2f}"),
+        _Column("x gzip -6", "size", "{:.3f}".format),
+    ),
     size.NAME: (
         _Column("x gzip -6", "size", "{:.3f}".format),
         _Column("bytes", "stored", _whole),
