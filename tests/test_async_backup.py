@@ -147,11 +147,11 @@ async def test_the_loop_goes_on_while_the_disk_does_not(tmp_path: Path, monkeypa
     append, acknowledge = Spool.append, Spool.delivered
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.4)
         return append(*arguments)
 
     def slow_too(*arguments: Any) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.4)
         return acknowledge(*arguments)
 
     monkeypatch.setattr(Spool, "append", slow)
@@ -162,8 +162,8 @@ async def test_the_loop_goes_on_while_the_disk_does_not(tmp_path: Path, monkeypa
         await asyncio.gather(*(backup.delivered(job) for job in jobs))
         await backup.failed(jobs[0], error="no", payload={})
         await backup.flush(20)
-        assert time.monotonic() - began < 1.6, "calls are under way at the same time"
-    assert heart.longest < 0.15
+        assert time.monotonic() - began < 3.2, "calls are under way at the same time"
+    assert heart.longest < 0.3
 
 
 @asynchronous

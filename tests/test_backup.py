@@ -14,6 +14,7 @@ import time
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
@@ -309,3 +310,11 @@ def test_what_is_public_is_sorted_and_importable() -> None:
         assert getattr(jobs_backup, name).__module__.startswith("jobs_backup.")
     with pytest.raises(AttributeError):
         jobs_backup.nothing  # noqa: B018
+
+
+def test_a_source_that_is_no_text_is_told_and_what_came_before_is_recorded(tmp_path: Path) -> None:
+    wrong: Any = ["web"]
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        with pytest.raises(InvalidEvent) as caught:
+            backup.record_many([Event(payload=b"{}", source_id="web"), Event(payload=b"{}", source_id=wrong)])
+        assert (caught.value.index, len(caught.value.recorded)) == (1, 1)

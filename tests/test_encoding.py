@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,3 +157,10 @@ def test_a_huge_payload_comes_through() -> None:
 def test_realistic_events_come_through() -> None:
     for payload in events(500, seed=3):
         assert b'"payload":' + payload + b',"createdAt":' in raw_line(payload, AT)
+
+
+@pytest.mark.parametrize("raw", [b"", b"nope", b'1}\n{"y":2', b'"a\nb"'])
+@pytest.mark.parametrize("name", ["x", "userId"])
+def test_raw_json_in_a_dict_is_checked(name: str, raw: bytes) -> None:
+    with pytest.raises(InvalidEvent, match="not a JSON object"):
+        raw_line({name: msgspec.Raw(raw)}, AT)

@@ -753,3 +753,21 @@ def test_threads_that_share_a_failed_commit_have_errors_of_their_own(tmp_path: P
     assert {error.message for error in errors} == {"no"}
     monkeypatch.undo()
     spool.close()
+
+
+def test_what_many_threads_add_at_once_does_not_become_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite takes rows of at most 1 GB."""
+    monkeypatch.setattr(writer, "_ADDITION_BYTES", MEMBER_BYTES)
+    spool = open_spool(tmp_path)
+    record(spool, [b'"waits"\n'])
+    lines = [b'"%d%s"\n' % (number, b"x" * (MEMBER_BYTES // 3)) for number in range(10)]
+    recordings = [Recording(WEB, [line], first_at=1, last_at=1) for line in lines]
+    spool.append(recordings)
+    assert [recording.jobs[0][0] - recordings[0].jobs[0][0] for recording in recordings] == list(range(10))
+    batch = spool._writer._open[WEB]
+    sizes = [chunk.raw_bytes for chunk in spool._writer._blobs.chunks(batch.id)]
+    assert len(sizes) > 2
+    assert max(sizes) < 2 * MEMBER_BYTES
+    spool.seal()
+    assert gzip.decompress(content(spool, claim(spool))) == b'"waits"\n' + b"".join(lines)
+    spool.close()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -143,6 +147,44 @@ def test_a_commit_that_is_interrupted_is_told_to_all_that_share_it(turns: Turns[
     assert disk.groups == [[0], [3]]
 
 
+@pytest.mark.parametrize("line", range(60))
+def test_who_is_interrupted_while_it_hands_over_keeps_nobody_waiting(turns: Turns[int], disk: Disk, line: int) -> None:
+    """At each of the lines from the end of a commit on, as Ctrl-C does."""
+    disk.go_on.clear()
+    errors: list[BaseException] = []
+    left = [line]
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        # Not where a lock is given back: no signal is looked at between the end of a block and that.
+        is_with = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with ")
+        if event == "line" and not is_with and frame.f_code.co_name in ("_hand_over", "_call_next", "_join", "_call"):
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+        return interrupt
+
+    def first() -> None:
+        sys.settrace(interrupt)
+        try:
+            turns.commit(0)
+        except KeyboardInterrupt as error:
+            errors.append(error)
+        finally:
+            sys.settrace(None)
+
+    threads = [threading.Thread(target=first, daemon=True)]
+    threads[0].start()
+    disk.begun.wait()
+    threads += start(turns, 1, 2, 3)
+    disk.go_on.set()
+    join(threads)
+    assert sorted(item for group in disk.groups for item in group) == [0, 1, 2, 3]
+    assert len(errors) == (left[0] < 0)
+    turns.commit(4)
+    with turns.alone():
+        pass
+
+
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["who would commit", "one in the middle", "the last one"])
 def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: Turns[int], disk: Disk, place: int) -> None:
     disk.go_on.clear()
@@ -152,7 +194,7 @@ def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: Turns[int
     threads += start(turns, 1, 2, 3, errors=errors)
     # As a signal would end its wait: the lock's `acquire` raises in that thread.
     waiter = turns._waiting[place]
-    turns._leave(waiter)
+    turns._hand_over(waiter)
     disk.go_on.set()
     rest = [thread for index, thread in enumerate(threads) if index != place + 1]
     join(rest)

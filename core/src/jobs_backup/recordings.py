@@ -68,7 +68,10 @@ class Chunk:
                 line = encoding.raw_line(one, text)
             else:
                 raise InvalidEvent("source_id is missing", hint="pass source_id, or Event objects that carry their own")
-            recording = of.get(key)
+            try:
+                recording = of.get(key)
+            except TypeError:  # no text
+                recording = None
             if recording is None:
                 recording = of[key] = Recording(raw_stream(*key), [], first_at=at, last_at=at)
             recording.lines.append(line)

@@ -35,7 +35,7 @@ class RoomLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Room:
-    """All processes together may go over the limits by what they record between two looks of theirs, which is about 1 MiB each.
+    """All processes together may go over the limits by what they record between two looks of theirs: each about 1 MiB, or a commit.
 
     The limits are for recording alone. Sealing and sending go on, for they are what makes room.
     """

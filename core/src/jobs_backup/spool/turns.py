@@ -14,6 +14,8 @@ from jobs_backup.errors import SpoolError
 
 T = TypeVar("T")
 _LONG_SECONDS: Final = 0.0005
+_LONGEST_WAIT: Final = 0.01
+"""Seconds. A commit may have waited for something else than the disk."""
 
 
 class _Waiter(Generic[T]):
@@ -24,15 +26,21 @@ class _Waiter(Generic[T]):
         called: released when the turn is its, or when its item was committed.
         group: once the turn is its: those whose items it commits beside its own. None before.
         error: why its item was not committed, or may not have been.
+        following, has_left: to whom it has given the turn, and whether that is done.
+        is_out: all that share its turn know.
+        interrupt: what came meanwhile.
     """
 
-    __slots__ = ("called", "error", "group", "item")
+    __slots__ = ("called", "error", "following", "group", "has_left", "interrupt", "is_out", "item")
 
     def __init__(self, item: T | None) -> None:
         self.item = item
         self.called = threading.Lock()
         self.group: list[_Waiter[T]] | None = None
         self.error: Exception | None = None
+        self.has_left = self.is_out = False
+        self.interrupt: BaseException | None = None
+        self.following: _Waiter[T] | None = None
 
 
 class Turns(Generic[T]):
@@ -60,7 +68,13 @@ class Turns(Generic[T]):
             if me.group is not None:
                 self._commit_group(me, me.group)
         finally:
-            self._leave(me)
+            while not me.is_out:  # whatever interrupts it: otherwise nobody would ever have a turn again
+                try:
+                    self._hand_over(me)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    me.interrupt = error
+        if me.interrupt is not None:
+            raise me.interrupt
         if me.error is not None:
             raise copy.copy(me.error) from me.error  # the threads share it; what callers add to theirs (`recorded`) they don't
 
@@ -72,7 +86,13 @@ class Turns(Generic[T]):
             self._wait(me)
             yield
         finally:
-            self._leave(me)
+            while not me.is_out:  # as in `commit`
+                try:
+                    self._hand_over(me)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    me.interrupt = error
+        if me.interrupt is not None:
+            raise me.interrupt
 
     def _wait(self, me: _Waiter[T]) -> None:
         with self._mutex:
@@ -90,7 +110,7 @@ class Turns(Generic[T]):
         if self._took >= _LONG_SECONDS and self._last + len(group) > 1:
             # Those whose items were committed last may have more already. Else the threads would share in two groups, each of
             # which waits while the other's items are committed.
-            time.sleep(self._took / 10)
+            time.sleep(min(self._took / 10, _LONGEST_WAIT))
             with self._mutex:
                 self._join(group)
         error: Exception | None = None
@@ -104,25 +124,45 @@ class Turns(Generic[T]):
             one.error = error
 
     def _join(self, group: list[_Waiter[T]]) -> None:
-        """All that wait to commit, and that come first: those who want to be alone come before."""
+        """All that wait to commit, and that come first: those who want to be alone come before. May be repeated."""
         while self._waiting and self._waiting[0].item is not None:
-            one = self._waiting.popleft()
-            one.error = SpoolError("the commit was interrupted in another thread", hint=self._hint)  # until it is done
-            group.append(one)
+            one = self._waiting[0]
+            if not group or group[-1] is not one:
+                one.error = SpoolError("the commit was interrupted in another thread", hint=self._hint)  # until it is done
+                group.append(one)
+            self._waiting.popleft()
 
-    def _leave(self, me: _Waiter[T]) -> None:
+    def _hand_over(self, me: _Waiter[T]) -> None:
+        """The turn to the next one, and then news to all that shared this one. May be repeated, from anywhere."""
         with self._mutex:
             if me.group is None:  # committed by another, or interrupted while it waited
                 if me in self._waiting:
                     self._waiting.remove(me)
+                me.is_out = True
                 return
-            if self._waiting:
-                following = self._waiting.popleft()
-                following.group = []
-                if following.item is not None:
-                    self._join(following.group)
-                following.called.release()
-            else:
-                self._is_taken = False
+            if me.group and self._waiting and self._waiting[0] is me.group[-1]:
+                self._waiting.popleft()  # `_join` was interrupted
+            if not me.has_left:
+                me.following = me.following or (self._waiting[0] if self._waiting else None)
+                if me.following is None:
+                    self._is_taken = False
+                else:
+                    self._call_next(me.following)
+                me.has_left = True
         for one in me.group:
-            one.called.release()
+            _call(one)
+        me.is_out = True
+
+    def _call_next(self, following: _Waiter[T]) -> None:
+        if self._waiting and self._waiting[0] is following:
+            self._waiting.popleft()
+        following.group = following.group or []
+        if following.item is not None:
+            self._join(following.group)
+        _call(following)
+
+
+def _call(waiter: _Waiter[T]) -> None:
+    """Again is once too often, and does no harm: the waiter takes its lock no second time."""
+    if waiter.called.locked():
+        waiter.called.release()

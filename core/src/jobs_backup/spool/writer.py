@@ -31,6 +31,9 @@ _LOOKS: Final = 6
 _IDLE_FILE_BYTES: Final = 16 << 20
 """The same, of a file in which nothing is open: leaving it seals nothing early."""
 _WAIT_FOR_ROOM: Final = 0.05
+_ADDITION_BYTES: Final = 64 << 20
+"""Of the lines that many threads add to one batch at the same time, so many become a chunk: SQLite takes 1 GB. Not less than a
+member has, see `_plan`."""
 
 
 class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,11 +70,13 @@ class Recording:
 class _Addition:
     """What a commit adds to a batch."""
 
-    __slots__ = ("batch", "end", "first_at", "last_at", "lines")
+    __slots__ = ("batch", "bytes", "end", "first_at", "last_at", "lines")
 
-    def __init__(self, batch: OpenBatch) -> None:
+    def __init__(self, batch: OpenBatch, end: int) -> None:
+        """`end`: the index of the next event in the batch."""
         self.batch = batch
-        self.end = batch.fill.end
+        self.end = end
+        self.bytes = 0
         self.lines: list[bytes] = []
         self.first_at = self.last_at = 0
 
@@ -82,6 +87,7 @@ class _Addition:
         else:
             self.lines += lines
         self.last_at = recording.last_at
+        self.bytes += sum(map(len, lines))
         first = (self.batch.id << INDEX_BITS) + self.end
         self.end += len(lines)
         return first
@@ -242,7 +248,7 @@ class Writer:
         recordings = [recording for some in group for recording in some]
         streams = dict.fromkeys(recording.stream for recording in recordings if recording.lines)
         self._open_for([stream for stream in streams if stream not in self._open])
-        planned = {stream: _Addition(self._open[stream]) for stream in streams}
+        planned = {stream: _Addition(self._open[stream], self._open[stream].fill.end) for stream in streams}
         plan = list(planned.values())
         for recording in recordings:
             stream, lines = recording.stream, recording.lines
@@ -252,9 +258,12 @@ class Writer:
                 if (room := self._limits.events - addition.end) <= 0:
                     self._full.append(addition.batch)
                     self._open_for([stream])
-                    planned[stream] = _Addition(self._open[stream])
-                    plan.append(planned[stream])
+                    addition = planned[stream] = _Addition(self._open[stream], 0)
+                    plan.append(addition)
                     continue
+                if addition.bytes >= _ADDITION_BYTES:  # it becomes a member, so that this one need not be folded with it
+                    addition = planned[stream] = _Addition(addition.batch, addition.end)
+                    plan.append(addition)
                 some = lines if len(lines) <= room else lines[:room]
                 recording.jobs.append((addition.add(some, recording), len(some)))
                 lines = lines[room:]
@@ -275,14 +284,14 @@ class Writer:
         if len(self._open) > _MAX_OPEN:
             oldest = sorted(self._open.values(), key=lambda batch: batch.opened)[: len(self._open) // 2]
             full = [batch for batch in oldest if batch.fill.events]
-        if full or self._full or self._is_file_large():
-            try:
+        try:
+            if full or self._full or self._is_file_large():
                 with self._in_step():
                     self._seal([*self._full, *full])
                     self._leave_large_file()
-            except Exception as error:  # noqa: BLE001 - see below
-                # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
-                log.warning("sealing failed, tried again later: %s", error)
+        except Exception as error:  # noqa: BLE001 - see below
+            # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
+            log.warning("sealing failed, tried again later: %s", error)
 
     def _seal(self, batches: Sequence[OpenBatch]) -> None:
         for start in range(0, len(batches), SEALED_AT_ONCE):
