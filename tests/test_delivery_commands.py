@@ -264,17 +264,17 @@ class TestFailed:
         with file.open("w") as output:
             output.writelines(
                 f'{{"sourceId":"s{number % 5}","error":"no","payload":{{"n":{number},"x":"{padding}"}}}}\n'
-                for number in range(20_000)
+                for number in range(80_000)
             )
         kills = 0
-        for wait in (0.3, 0.4, 0.5):
+        for wait in (0.25, 0.35, 0.45):
             with start("failed", file, env=env) as process:
                 time.sleep(wait)
                 kills += process.poll() is None
                 process.kill()
                 process.communicate()
         assert summary("failed", file, env=env)["complete"]
-        assert sorted(event["payload"]["n"] for event in failures(tmp_path)) == list(range(20_000))
+        assert sorted(event["payload"]["n"] for event in failures(tmp_path)) == list(range(80_000))
         assert kills
 
     def test_switched_off_there_is_nothing_to_do(self, env: dict[str, str]) -> None:
