@@ -70,7 +70,7 @@ class Chunk:
                 raise InvalidEvent("source_id is missing", hint="pass source_id, or Event objects that carry their own")
             try:
                 recording = of.get(key)
-            except TypeError:  # no text
+            except TypeError:  # they are no text, which `raw_stream` tells
                 recording = None
             if recording is None:
                 recording = of[key] = Recording(raw_stream(*key), [], first_at=at, last_at=at)

@@ -14,6 +14,7 @@ from jobs_backup.errors import SpoolError
 
 T = TypeVar("T")
 _LONG_SECONDS: Final = 0.0005
+"""A commit that took so long is worth a wait for more."""
 _LONGEST_WAIT: Final = 0.01
 """Seconds. A commit may have waited for something else than the disk."""
 
@@ -68,7 +69,8 @@ class Turns(Generic[T]):
             if me.group is not None:
                 self._commit_group(me, me.group)
         finally:
-            while not me.is_out:  # whatever interrupts it: otherwise nobody would ever have a turn again
+            # Whatever interrupts it: otherwise nobody would ever have a turn again. No method: its entry could be interrupted, too.
+            while not me.is_out:
                 try:
                     self._hand_over(me)
                 except BaseException as error:  # noqa: BLE001 - raised below

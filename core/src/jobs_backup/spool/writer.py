@@ -213,7 +213,7 @@ class Writer:
                         if recording.position is not None:
                             changes.set_position(recording.position)
         self._recorded += changes.size
-        self._seal_full([addition.batch for addition in additions])
+        self._seal_full(dict.fromkeys(addition.batch for addition in additions))
 
     @contextmanager
     def _sealing(self) -> Generator[None]:
