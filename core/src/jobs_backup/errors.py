@@ -7,8 +7,9 @@ secret, a session URI or an event's payload.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import ClassVar
 
@@ -229,8 +230,14 @@ def parse_retry_after(value: str) -> float | None:
     value = value.strip()
     if value.isdecimal():
         return float(value)
+    when = parse_date(value)
+    return None if when is None else max(0.0, when - time.time())
+
+
+def parse_date(value: str) -> float | None:
+    """The date of an HTTP header (RFC 9110, 5.6.7) in seconds since 1970. None if it is none, or empty."""
     try:
         when = parsedate_to_datetime(value)
     except ValueError:
         return None
-    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return when.replace(tzinfo=when.tzinfo or UTC).timestamp()

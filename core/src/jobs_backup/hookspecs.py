@@ -55,6 +55,8 @@ class Provider(Protocol):
     `part_multiple: int = 1` (every part but the last is a multiple of so many bytes), `min_part_size: int = 1` (bytes, every part
     but the last), `max_write_size: int` (bytes; larger objects are sent in parts, whatever JOBS_BACKUP_MULTIPART_THRESHOLD says).
 
+    Also optional, for people: `region: str` (where the bucket is, as far as it is known; may change with the first answer).
+
     With `sequential_parts` the object may appear with its last part instead of at completion; then `write_part` of that one raises
     what `complete_multipart` would.
     """
@@ -188,8 +190,15 @@ class StorageProvider(Protocol):
         ...
 
     @hookspec(firstresult=True)
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
-        """The narrowest rights that suffice with these environment variables; with deleting, with reading back. Calls no store."""
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - as the option
+        """The narrowest rights that suffice with these environment variables; with deleting, with reading back. Calls no store.
+
+        Args:
+            format: `json`, `terraform` or `commands`; empty for the one that fits the store best.
+
+        Raises:
+            NotSupported: there is none in this format.
+        """
         ...
 
 

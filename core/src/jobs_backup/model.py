@@ -147,11 +147,13 @@ class WriteReceipt(msgspec.Struct, frozen=True, kw_only=True):
         etag: the store's, empty if it has none. Never compared: encryption changes it.
         version: the store's version or generation, empty if it has none.
         existed: it stood there already, written by an earlier attempt.
+        at: when it was stored by the store's own clock, in seconds since 1970; None if it does not tell.
     """
 
     etag: str = ""
     version: str = ""
     existed: bool = False
+    at: float | None = None
 
 
 class Outcome(StrEnum):
@@ -194,10 +196,19 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The narrowest rights that suffice. `text` is ready to paste; `format` is its language (`json`, `terraform`, `commands`)."""
+    """The narrowest rights that suffice.
+
+    Attributes:
+        format: the language of `text`: `json`, `terraform` or `commands`.
+        text: ready to paste.
+        grants: hook -> the permission that it needs, in the store's own words, of all hooks that the policy allows.
+        resource: what they are granted on.
+    """
 
     format: str
     text: str
+    grants: dict[str, str] = {}
+    resource: str = ""
 
 
 class Kind(StrEnum):

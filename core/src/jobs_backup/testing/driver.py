@@ -126,8 +126,8 @@ class Hooks:
     def read(self, key: str) -> Body:
         return _typed(self._hook.read(key=key, timeout=TIMEOUT), Body)
 
-    def policy(self, settings: Mapping[str, str], *, delete: bool, replay: bool) -> Policy:
-        return _typed(self._hook.policy(settings=settings, delete=delete, replay=replay), Policy)
+    def policy(self, settings: Mapping[str, str], *, delete: bool, replay: bool, format_: str = "") -> Policy:
+        return _typed(self._hook.policy(settings=settings, delete=delete, replay=replay, format=format_), Policy)
 
     def list(self, prefix: str, after: str = "") -> Page:
         return _typed(self._hook.list(prefix=prefix, after=after, timeout=TIMEOUT), Page)

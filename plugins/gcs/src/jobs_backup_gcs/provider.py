@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import quote
 
@@ -30,7 +31,7 @@ from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup_gcs.client import Clients, Gcs
 from jobs_backup_gcs.errors import Call, answered, translated
-from jobs_backup_gcs.policy import commands
+from jobs_backup_gcs import policy as rights
 from jobs_backup_gcs.settings import GcsSettings
 
 _DELETES: Final = 8
@@ -107,7 +108,11 @@ class GcsProvider:
         except AlreadyExists:
             self._confirm(key, _base64(checksum), timeout)
             raise
-        return _receipt(call, {"crc32c": blob.crc32c, "generation": blob.generation}, _base64(checksum))
+        return _receipt(
+            call,
+            {"crc32c": blob.crc32c, "generation": blob.generation, "at": blob.time_created},
+            _base64(checksum),
+        )
 
     @hookimpl
     def create_multipart(
@@ -242,9 +247,9 @@ class GcsProvider:
         return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)
 
     @hookimpl
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
-        """Commands of gcloud."""
-        return commands(self.settings.from_environment(settings), delete=delete, replay=replay)
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
+        """Commands of gcloud; the role as JSON; for Terraform."""
+        return rights.policy(self.settings.from_environment(settings), delete=delete, replay=replay, format_=format)
 
     def _send_chunk(self, call: Call, upload: Upload, start: int, body: Body, timeout: float) -> int | WriteReceipt:
         """Send bytes from `start` on. Returns how many the store has then, or that the object stands."""
@@ -343,4 +348,5 @@ def _receipt(call: Call, told: Mapping[str, Any], checksum: str) -> WriteReceipt
         )
     if told.get("crc32c") not in (None, checksum):
         raise IntegrityError(f"{call}: the store has CRC-32C {told['crc32c']} instead of {checksum}")
-    return WriteReceipt(version=str(told["generation"]))
+    at: datetime | None = told.get("at")
+    return WriteReceipt(version=str(told["generation"]), at=at and at.timestamp())

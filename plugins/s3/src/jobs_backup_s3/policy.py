@@ -1,16 +1,80 @@
-"""The narrowest IAM policy that suffices for a connection."""
+"""The narrowest rights that suffice for a connection: an IAM policy, and how to give it to somebody, store by store."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
+from jobs_backup.errors import NotSupported
 from jobs_backup.model import Policy
 from jobs_backup_s3.settings import Connection
 
+_WRITES: Final = ("write", "create_multipart", "write_part", "complete_multipart")
+_DAYS: Final = 7
+"""After so many an upload that nobody has completed is ended, by a rule of the bucket."""
 
-def iam_policy(connection: Connection, *, delete: bool, replay: bool) -> Policy:
-    """As JSON. AWS and MinIO read it alike."""
+
+def aws_policy(connection: Connection, *, delete: bool, replay: bool, format_: str) -> Policy:
+    """An IAM policy for AWS. As `commands` and `terraform` it comes with a user that has it and a rule for unfinished uploads."""
+    document = _document(connection, delete=delete, replay=replay)
+    if format_ == "commands":
+        text = _aws_commands(connection, document)
+    elif format_ == "terraform":
+        text = _aws_terraform(connection, document)
+    else:
+        format_, text = "json", document + "\n"
+    return _policy(connection, format_, text, delete=delete, replay=replay)
+
+
+def minio_policy(connection: Connection, *, delete: bool, replay: bool, format_: str) -> Policy:
+    """MinIO reads IAM policies as AWS does; they are given with its client (docs.min.io, `mc admin policy`)."""
+    document = _document(connection, delete=delete, replay=replay)
+    if format_ == "terraform":
+        raise NotSupported("there is no policy of MinIO in Terraform", hint="use --format json or --format commands")
+    if format_ != "commands":
+        return _policy(connection, "json", document + "\n", delete=delete, replay=replay)
+    lines = [
+        "# ALIAS is what `mc alias set` has called this MinIO; choose the two keys.",
+        _heredoc(document),
+        "mc admin policy create ALIAS jobs-backup policy.json",
+        "mc admin user add ALIAS ACCESS_KEY SECRET_KEY",
+        "mc admin policy attach ALIAS jobs-backup --user ACCESS_KEY",
+    ]
+    return _policy(connection, "commands", "\n".join(lines) + "\n", delete=delete, replay=replay)
+
+
+def spaces_policy(connection: Connection, *, format_: str) -> Policy:
+    """Spaces knows rights of a key on a bucket only, and none that can write but not read or delete."""
+    if format_ == "json":
+        raise NotSupported("Spaces has no policies as JSON", hint="use --format commands or --format terraform")
+    if format_ == "terraform":
+        text = f"""\
+resource "digitalocean_spaces_key" "jobs_backup" {{
+  name = "jobs-backup"
+
+  grant {{
+    bucket     = {_quoted(connection.bucket)}
+    permission = "readwrite"
+  }}
+}}
+"""
+    else:
+        format_ = "commands"
+        text = f"doctl spaces keys create jobs-backup --grants 'bucket={connection.bucket};permission=readwrite'\n"
+    grants = dict.fromkeys((*_WRITES, "abort_multipart", "delete", "read", "list"), "readwrite")
+    return Policy(format=format_, text=text, grants=grants, resource=connection.bucket)
+
+
+def _policy(connection: Connection, format_: str, text: str, *, delete: bool, replay: bool) -> Policy:
+    grants = dict.fromkeys(_WRITES, "s3:PutObject") | {"abort_multipart": "s3:AbortMultipartUpload"}
+    if delete:
+        grants["delete"] = "s3:DeleteObject"
+    if replay:
+        grants |= {"read": "s3:GetObject", "list": "s3:ListBucket"}
+    return Policy(format=format_, text=text, grants=grants, resource=connection.resource)
+
+
+def _document(connection: Connection, *, delete: bool, replay: bool) -> str:
     actions = ["s3:PutObject", "s3:AbortMultipartUpload"]
     if connection.acl:
         actions.append("s3:PutObjectAcl")
@@ -20,17 +84,73 @@ def iam_policy(connection: Connection, *, delete: bool, replay: bool) -> Policy:
         actions.append("s3:GetObject")
     statements: list[dict[str, Any]] = [_allow("Objects", actions, connection.resource)]
     if replay:
-        of_prefix = {"StringLike": {"s3:prefix": f"{connection.prefix}*"}}
+        # A condition is not met by a request that names no prefix, so there is none where there is no prefix.
+        of_prefix = {"StringLike": {"s3:prefix": f"{connection.prefix}*"}} if connection.prefix else None
         statements.append(_allow("List", ["s3:ListBucket"], connection.bucket_arn, of_prefix))
     if connection.kms_key_id:
         statements.append(_kms(connection.kms_key_id, connection.partition))
-    return Policy(format="json", text=json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2) + "\n")
+    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
 
 
-def spaces_policy(connection: Connection) -> Policy:
-    """Spaces knows rights of a key on a bucket only, and none that can write but not read or delete."""
-    grant = f"bucket={connection.bucket};permission=readwrite"
-    return Policy(format="commands", text=f"doctl spaces keys create jobs-backup --grants '{grant}'\n")
+def _aws_commands(connection: Connection, document: str) -> str:
+    rules = {"Rules": [_lifecycle_rule(connection)]}
+    return "\n".join([
+        _heredoc(document),
+        "aws iam create-user --user-name jobs-backup",
+        "aws iam put-user-policy --user-name jobs-backup --policy-name jobs-backup --policy-document file://policy.json",
+        "aws iam create-access-key --user-name jobs-backup",
+        "# Unfinished uploads end by themselves. This replaces the bucket's other rules: put it among them if there are any.",
+        f"aws s3api put-bucket-lifecycle-configuration --bucket {connection.bucket} --lifecycle-configuration \\\n"
+        f"  '{json.dumps(rules)}'",
+    ]) + "\n"  # fmt: skip
+
+
+def _lifecycle_rule(connection: Connection) -> dict[str, Any]:
+    return {
+        "ID": "abort-unfinished-multipart-uploads",
+        "Status": "Enabled",
+        "Filter": {"Prefix": connection.prefix},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": _DAYS},
+    }
+
+
+def _aws_terraform(connection: Connection, document: str) -> str:
+    return f"""\
+resource "aws_iam_policy" "jobs_backup" {{
+  name   = "jobs-backup"
+  policy = <<-EOT
+{_indented(document)}
+  EOT
+}}
+
+# Or attach the policy to the role that your containers have.
+resource "aws_iam_user" "jobs_backup" {{
+  name = "jobs-backup"
+}}
+
+resource "aws_iam_user_policy_attachment" "jobs_backup" {{
+  user       = aws_iam_user.jobs_backup.name
+  policy_arn = aws_iam_policy.jobs_backup.arn
+}}
+
+# A bucket has one such resource: if it has one already, add the rule there.
+resource "aws_s3_bucket_lifecycle_configuration" "jobs_backup" {{
+  bucket = {_quoted(connection.bucket)}
+
+  rule {{
+    id     = "abort-unfinished-multipart-uploads"
+    status = "Enabled"
+
+    filter {{
+      prefix = {_quoted(connection.prefix)}
+    }}
+
+    abort_incomplete_multipart_upload {{
+      days_after_initiation = {_DAYS}
+    }}
+  }}
+}}
+"""
 
 
 def _kms(key: str, partition: str) -> dict[str, Any]:
@@ -46,3 +166,16 @@ def _kms(key: str, partition: str) -> dict[str, Any]:
 def _allow(sid: str, actions: list[str], resource: str, condition: dict[str, Any] | None = None) -> dict[str, Any]:
     statement: dict[str, Any] = {"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource}
     return statement | ({"Condition": condition} if condition else {})
+
+
+def _heredoc(document: str) -> str:
+    return f"cat > policy.json <<'END'\n{document}\nEND"
+
+
+def _indented(document: str) -> str:
+    escaped = document.replace("${", "$${").replace("%{", "%%{")  # else Terraform takes it for a template
+    return "\n".join(f"    {line}" for line in escaped.splitlines())
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")

@@ -16,6 +16,7 @@ from jobs_backup.errors import (
     PermissionDenied,
     StorageError,
     UploadGone,
+    parse_date,
 )
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import (
@@ -33,7 +34,7 @@ from jobs_backup.model import (
 )
 from jobs_backup_s3.client import Clients
 from jobs_backup_s3.errors import Call, NothingThere, answered, translated
-from jobs_backup_s3.policy import iam_policy, spaces_policy
+from jobs_backup_s3.policy import aws_policy, minio_policy, spaces_policy
 from jobs_backup_s3.settings import BucketSettings, Connection, MinioSettings, S3Settings, SpacesSettings
 
 T = TypeVar("T")
@@ -69,6 +70,11 @@ class _Provider:
     def location(self) -> str:
         """Bucket, and endpoint if it is not AWS's own."""
         return self._connection.location
+
+    @property
+    def region(self) -> str:
+        """The bucket's, as far as it is known."""
+        return self._clients.region
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.location}>"
@@ -166,9 +172,9 @@ class _Provider:
         return ObjectBody(size, get, lambda: translated(call))
 
     @hookimpl
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
         """An IAM policy as JSON; for Spaces the command that makes a key for this bucket alone."""
-        return self._policy(self.settings.from_environment(settings).connection(), delete, replay)
+        return self._policy(self.settings.from_environment(settings).connection(), delete, replay, format)
 
     @hookimpl
     def list(self, prefix: str, after: str, timeout: float) -> Page:
@@ -246,8 +252,8 @@ class _Provider:
             deleted.add(key)
         return DeleteReceipt(deleted=frozenset(deleted), failed=failed)
 
-    def _policy(self, connection: Connection, delete: bool, replay: bool) -> Policy:
-        return iam_policy(connection, delete=delete, replay=replay)
+    def _policy(self, connection: Connection, delete: bool, replay: bool, format_: str) -> Policy:
+        return aws_policy(connection, delete=delete, replay=replay, format_=format_)
 
     def _tried(self, operation: str, key: str = "", upload: str = "") -> Call:
         return Call(operation, self._connection, key, upload)
@@ -278,14 +284,17 @@ class MinioProvider(_Provider):
 
     settings = MinioSettings
 
+    def _policy(self, connection: Connection, delete: bool, replay: bool, format_: str) -> Policy:
+        return minio_policy(connection, delete=delete, replay=replay, format_=format_)
+
 
 class SpacesProvider(_Provider):
     """DigitalOcean Spaces, with the DO_SPACES_* variables."""
 
     settings = SpacesSettings
 
-    def _policy(self, connection: Connection, delete: bool, replay: bool) -> Policy:  # noqa: ARG002 - it has one for all
-        return spaces_policy(connection)
+    def _policy(self, connection: Connection, delete: bool, replay: bool, format_: str) -> Policy:  # noqa: ARG002 - one for all
+        return spaces_policy(connection, format_=format_)
 
 
 def _delete_object(request: Mapping[str, str], client: Any) -> Answer:
@@ -313,7 +322,8 @@ def _sums(call: Call, kind: str, body: Body, crc: int | None) -> dict[str, str]:
 def _receipt(call: Call, answer: Answer, crc: int) -> WriteReceipt:
     etag = _field(call, answer, "ETag")
     _compare(call, answer, crc)
-    return WriteReceipt(etag=etag, version=answer.get("VersionId", ""))
+    headers: Mapping[str, str] = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return WriteReceipt(etag=etag, version=answer.get("VersionId", ""), at=parse_date(headers.get("date", "")))
 
 
 def _field(call: Call, answer: Answer, name: str) -> str:
