@@ -7,17 +7,19 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 from jobs_backup import providers
-from jobs_backup.errors import ConfigurationError, ContractViolation, JobsBackupError, StorageError
+from jobs_backup.checksum import crc32c
+from jobs_backup.errors import ConfigurationError, ContractViolation, IntegrityError, JobsBackupError, NotSupported, StorageError
 from jobs_backup.hookspecs import MULTIPART
-from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Part, Upload, WriteReceipt
+from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.retry import Retry, RetryPolicy
 from jobs_backup.settings import CoreSettings, redacted
 
 T = TypeVar("T")
 
+_BLOCK: Final = 1 << 20
 _PUBLISHING: Final = ("write", "complete_multipart")
 """The hooks that make an object appear; where parts are sequential, `write_part` with the last part may, too."""
 _LANDING_MARGIN: Final = 60.0
@@ -46,6 +48,8 @@ class Destination:
         self._retry = retry
         self._timeout = timeout
         self._if_absent = if_absent
+        self._implemented = loaded.hooks
+        self._provider = loaded.provider
         self._counting = threading.Lock()
         provider = loaded.provider
         self.location: str = provider.location
@@ -152,6 +156,63 @@ class Destination:
             raise ContractViolation(f"{self._name}: delete gave no outcome for {len(missing)} of {len(keys)} keys")
         return receipt
 
+    @property
+    def region(self) -> str:
+        """Where the bucket is, as far as the provider knows; else empty."""
+        return str(getattr(self._provider, "region", ""))
+
+    def fetch(self, key: str, target: BinaryIO, *, size: int | None = None, crc: int | None = None) -> int:
+        """Get an object's bytes into a file that is empty, and rewind it. Returns how many there are.
+
+        Args:
+            size, crc: what the object has to have, and its CRC-32C, where they are known.
+
+        Raises:
+            ObjectNotFound: there is no such object.
+            IntegrityError: it has other bytes.
+            NotSupported: the provider can't read back.
+        """
+        self._need("read")
+
+        def get() -> int:
+            body = self._attempt("read", {"key": key, "timeout": self._timeout}, Body)
+            target.seek(0)
+            target.truncate()
+            got = checksum = 0
+            with body.open() as reader:
+                while block := reader.read(_BLOCK):
+                    target.write(block)
+                    checksum = crc32c(block, checksum)
+                    got += len(block)
+            if (size is not None and got != size) or (crc is not None and checksum != crc):
+                raise IntegrityError(f"{key} has other bytes in the bucket than those that were sent ({got:,} of {size or got:,})")
+            target.seek(0)
+            return got
+
+        return self._retry.call(f"{self._name} read {key}", get, self._counted("read"))
+
+    def list(self, prefix: str, after: str) -> Page:
+        """Objects whose keys begin with `prefix`, from the first one behind `after`.
+
+        Raises:
+            NotSupported: the provider can't list.
+        """
+        self._need("list")
+        return self._call("list", Page, prefix, prefix=prefix, after=after)
+
+    def policy(self, environment: Mapping[str, str], *, delete: bool = False, replay: bool = False, format_: str = "") -> Policy:
+        """The narrowest rights that suffice. Nothing is sent.
+
+        Raises:
+            NotSupported: the provider has none, or not in this format.
+        """
+        self._need("policy")
+        return self._attempt("policy", {"settings": environment, "delete": delete, "replay": replay, "format": format_}, Policy)
+
+    def _need(self, hook: str) -> None:
+        if hook not in self._implemented:
+            raise NotSupported(f"the provider {self._name} has no hook `{hook}`", hint="ask its maintainers for it")
+
     def _object_arguments(self, batch: Batch) -> dict[str, Any]:
         return {
             "key": batch.key,
@@ -164,6 +225,12 @@ class Destination:
 
     def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
         publishes = hook in _PUBLISHING or (self.sequential_parts and arguments.get("last", False))
+        arguments["timeout"] = self._timeout
+        attempted = self._counted(hook, publishes=publishes)
+        return self._retry.call(f"{self._name} {hook} {what}", lambda: self._attempt(hook, arguments, expected), attempted)
+
+    def _counted(self, hook: str, *, publishes: bool = False) -> Callable[[Exception | None], None]:
+        """What is told the error of each attempt. `publishes`: the attempt may make an object appear."""
 
         def attempted(error: Exception | None) -> None:
             refused = getattr(error, "refused", False)
@@ -173,8 +240,7 @@ class Destination:
             with self._counting:
                 self.attempts[hook, "ok" if error is None else type(error).__name__] += 1
 
-        arguments["timeout"] = self._timeout
-        return self._retry.call(f"{self._name} {hook} {what}", lambda: self._attempt(hook, arguments, expected), attempted)
+        return attempted
 
     def _attempt(self, hook: str, arguments: Mapping[str, Any], expected: type[T]) -> T:
         call: Callable[..., object] = getattr(self._hooks, hook)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -17,14 +18,15 @@ from jobs_backup.errors import (
     ConfigurationError,
     IntegrityError,
     JobsBackupError,
+    NotSupported,
     ObjectNotFound,
     PermissionDenied,
     Unavailable,
     UploadGone,
 )
 from jobs_backup.fsync import sync_directory
-from jobs_backup.hookspecs import hookimpl
-from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Upload, WriteReceipt
+from jobs_backup.hookspecs import MANDATORY, MULTIPART, hookimpl
+from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.settings import Settings, Variable
 
 _BLOCK: Final = 1 << 17
@@ -136,6 +138,16 @@ class FileProvider:
         objects = [one for one in found if one.key.startswith(prefix) and one.key > after]
         more = len(objects) > _PAGE
         return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if more else None)
+
+    @hookimpl
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002, ARG002
+        """The command that makes the directory for this user alone: who may write to it may do everything else."""
+        if format not in ("", "commands"):
+            raise NotSupported(f"there are no rights of a directory as {format}", hint="use --format commands")
+        root = FileSettings.from_environment(settings).bucket.absolute()
+        grants = dict.fromkeys((*MANDATORY, *MULTIPART, "read", "list"), "the directory")
+        text = f'install --directory --owner="$(id -un)" --mode=700 {shlex.quote(str(root))}\n'
+        return Policy(format="commands", text=text, grants=grants, resource=str(root))
 
     def _walk(self) -> Iterator[Listed]:
         for path in self._bucket().rglob("*"):

@@ -131,6 +131,8 @@ class Variable(msgspec.Struct, frozen=True):
         help: one or more sentences, for the reference and for `docker.env`.
         aliases: other names that are accepted, with a warning.
         example: what to write into an example where there is no default.
+        basic: whether nearly everybody sets it: it is not commented out in a `docker.env` that is made.
+        credential: whether it leads to credentials (a Secret always does), which need not exist yet where a policy is made.
         minimum, maximum: of a Duration or a Size, whose bounds `msgspec.Meta` can't tell.
     """
 
@@ -138,6 +140,8 @@ class Variable(msgspec.Struct, frozen=True):
     help: str
     aliases: tuple[str, ...] = ()
     example: str = ""
+    basic: bool = False
+    credential: bool = False
     minimum: float = 0
     maximum: float = math.inf
 
@@ -289,9 +293,9 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
             "JOBS_BACKUP_STORAGE_PROVIDER", "Which provider stores the objects, for example S3, GCS, MINIO or FILE.", example="S3"
         ),
     ]
-    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
-        ""
-    )
+    prefix: Annotated[
+        str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.", basic=True)
+    ] = ""
     workspace_id: Annotated[
         str,
         Variable("JOBS_BACKUP_WORKSPACE_ID", "The workspace of what `jobs-backup run` records, where --workspace-id is not given."),
@@ -304,6 +308,7 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
             "Directory on a local, durable disk where events wait for their upload. Default: `jobs-backup` in RUDDER_TMPDIR if that"
             " is set, else in the user's state directory (XDG_STATE_HOME, ~/.local/state).",
             example="/var/lib/jobs-backup",
+            basic=True,
         ),
     ] = None
     rudder_tmpdir: Annotated[

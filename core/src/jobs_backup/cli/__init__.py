@@ -16,6 +16,10 @@ _COMMANDS: Final = {
     "archive": "Send what other processes record, and what earlier ones left.",
     "delivered": "Say which events were delivered, by their job ids.",
     "failed": "Back up delivery failures: NDJSON, one a line.",
+    "policy": "Print the narrowest rights that suffice for these settings.",
+    "check": "Try what the credentials allow, with write-only probes.",
+    "env": "Print a commented docker.env for a provider.",
+    "replay": "Read events back from the bucket, as NDJSON.",
     "status": "Tell what waits in the spool, for which destination, and why.",
     "providers": "List the installed storage providers, or one's settings.",
 }
@@ -33,7 +37,10 @@ class _Lazy(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command = getattr(importlib.import_module(f"jobs_backup.cli.{cmd_name}"), cmd_name)
-        return command if isinstance(command, click.Command) else None
+        if not isinstance(command, click.Command):
+            return None
+        command.short_help = _COMMANDS[cmd_name]  # also for shell completion
+        return command
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

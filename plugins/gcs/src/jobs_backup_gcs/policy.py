@@ -27,7 +27,9 @@ def policy(settings: GcsSettings, *, delete: bool, replay: bool, format_: str) -
     if replay and not apart:
         permissions.append("storage.objects.list")
     if format_ == "json":
-        text = json.dumps({"title": "jobs-backup", "stage": "GA", "includedPermissions": list(dict.fromkeys(grants.values()))}, indent=2)
+        text = json.dumps(
+            {"title": "jobs-backup", "stage": "GA", "includedPermissions": list(dict.fromkeys(grants.values()))}, indent=2
+        )
         text += "\n"
     elif format_ == "terraform":
         text = _terraform(settings, permissions, lists_apart=apart)

@@ -29,9 +29,9 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup_gcs import policy as rights
 from jobs_backup_gcs.client import Clients, Gcs
 from jobs_backup_gcs.errors import Call, answered, translated
-from jobs_backup_gcs import policy as rights
 from jobs_backup_gcs.settings import GcsSettings
 
 _DELETES: Final = 8
@@ -349,4 +349,4 @@ def _receipt(call: Call, told: Mapping[str, Any], checksum: str) -> WriteReceipt
     if told.get("crc32c") not in (None, checksum):
         raise IntegrityError(f"{call}: the store has CRC-32C {told['crc32c']} instead of {checksum}")
     at: datetime | None = told.get("at")
-    return WriteReceipt(version=str(told["generation"]), at=at and at.timestamp())
+    return WriteReceipt(version=str(told["generation"]), at=None if at is None else at.timestamp())

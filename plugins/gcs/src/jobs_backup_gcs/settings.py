@@ -36,6 +36,8 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
             "JSON file of a service account, of workload identity federation or of impersonation. Default: what the environment"
             " has (workload identity, the instance's service account, gcloud).",
             example="/etc/jobs-backup/credentials.json",
+            basic=True,
+            credential=True,
         ),
     ] = None
     kms_key: Annotated[

@@ -184,12 +184,15 @@ class S3Settings(BucketSettings, frozen=True, kw_only=True):
 
     access_key: Annotated[
         Secret | None,
-        Variable("AWS_ACCESS_KEY_ID", "Access key. Default: the SDK's chain (profile, web identity, container, instance)."),
+        Variable(
+            "AWS_ACCESS_KEY_ID", "Access key. Default: the SDK's chain (profile, web identity, container, instance).", basic=True
+        ),
     ] = None
-    secret_key: Annotated[Secret | None, Variable("AWS_SECRET_ACCESS_KEY", "The access key's secret.")] = None
+    secret_key: Annotated[Secret | None, Variable("AWS_SECRET_ACCESS_KEY", "The access key's secret.", basic=True)] = None
     session_token: Annotated[Secret | None, Variable("AWS_SESSION_TOKEN", "The token of temporary keys.")] = None
     region: Annotated[
-        str | None, Variable("AWS_REGION", "The bucket's region. Default: found out from the store's answer.", example="eu-west-1")
+        str | None,
+        Variable("AWS_REGION", "The bucket's region. Default: found out from the store's answer.", example="eu-west-1", basic=True),
     ] = None
     default_region: Annotated[
         str | None, Variable("AWS_DEFAULT_REGION", "The region to try first where AWS_REGION is not set.")
