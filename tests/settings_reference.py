@@ -1,8 +1,7 @@
-"""Renders docs/settings.md from the settings themselves: `python tests/settings_reference.py > docs/settings.md`."""
+"""Renders docs/settings.md from the settings themselves; see `generated`."""
 
 from __future__ import annotations
 
-import sys
 import tomllib
 import typing
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ ROOT: Final = Path(__file__).parents[1]
 HEAD: Final = """\
 # Settings
 
-<!-- Made of the help texts in the code: change them, then run `python tests/settings_reference.py > docs/settings.md`. -->
+<!-- Made of the help texts in the code: change them, then run `python tests/generated.py`. -->
 
 All settings are environment variables. `--env-file FILE` reads them from a `docker.env`, by the rules of `docker run --env-file`:
 one `NAME=value` a line; the value is everything behind the first `=`, quotes included; a line that begins with `#` is a comment.
@@ -84,7 +83,3 @@ def _alternatives(type_: object) -> list[typing.Any]:
     if typing.get_origin(type_) is Literal:
         return list(arguments)
     return [one for argument in arguments for one in _alternatives(argument)]
-
-
-if __name__ == "__main__":
-    sys.stdout.write(render())

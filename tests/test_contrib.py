@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from gcs import LEAST
+from generated import command
 from servers import POLICIES, Moto
 
 from jobs_backup import Backup
@@ -17,39 +18,25 @@ from jobs_backup_s3.settings import S3Settings
 CONTRIB = Path(__file__).parents[1] / "contrib"
 
 
-def test_the_policy_is_the_one_that_the_provider_prints_and_that_the_tests_use() -> None:
-    file = json.loads((CONTRIB / "iam/s3-policy.json").read_text())
-    environment = {"JOBS_BACKUP_BUCKET": "my-events"}
-    printed = load("S3", environment).manager.hook.policy(settings=environment, delete=False, replay=False)
-    (statement,) = json.loads(printed.text)["Statement"]
-    assert statement.items() >= file["Statement"][0].items()
-    assert POLICIES["put-only"]["Statement"][0]["Action"] == file["Statement"][0]["Action"]
+def test_the_policies_are_those_that_the_tests_use() -> None:
+    for file, identity in (("s3-policy", "put-only"), ("s3-policy-with-delete", "put-delete")):
+        (statement,) = json.loads((CONTRIB / f"iam/{file}.json").read_text())["Statement"]
+        assert POLICIES[identity]["Statement"][0]["Action"] == statement["Action"]
+    assert set(json.loads((CONTRIB / "iam/gcs-role.json").read_text())["includedPermissions"]) == LEAST
 
 
-def test_the_policy_with_deleting_has_one_right_more() -> None:
-    file = json.loads((CONTRIB / "iam/s3-policy-with-delete.json").read_text())
-    printed = load("S3", {"JOBS_BACKUP_BUCKET": "my-events"}).manager.hook.policy(
-        settings={"JOBS_BACKUP_BUCKET": "my-events"}, delete=True, replay=False
+def test_the_rule_for_unfinished_uploads_is_that_of_the_commands() -> None:
+    (rule,) = json.loads((CONTRIB / "iam/s3-lifecycle.json").read_text())["Rules"]
+    assert json.dumps({"Rules": [rule]}) in command(
+        "policy", "--provider", "S3", "--format", "commands", JOBS_BACKUP_BUCKET="my-events"
     )
-    (statement,) = json.loads(printed.text)["Statement"]
-    assert statement.items() >= file["Statement"][0].items()
-    assert POLICIES["put-delete"]["Statement"][0]["Action"] == file["Statement"][0]["Action"]
-
-
-def test_the_role_for_google_is_the_one_that_the_provider_prints() -> None:
-    text = (CONTRIB / "iam/gcs-role.yaml").read_text()
-    permissions = text.partition("includedPermissions:\n")[2].replace("- ", "").split()
-    environment = {"JOBS_BACKUP_BUCKET": "my-events"}
-    printed = load("GCS", environment).manager.hook.policy(settings=environment, delete=False, replay=False).text
-    assert f"--permissions={','.join(permissions)}\n" in printed
-    assert set(permissions) == LEAST
 
 
 def test_the_env_file_has_only_settings_that_exist() -> None:
     variables = read_env_file(CONTRIB / "docker/docker.env", {})
     assert report_unknown(variables, CoreSettings, S3Settings) == []
     settings = CoreSettings.from_environment(variables)
-    assert (settings.storage_provider, settings.prefix) == ("S3", "backups")
+    assert (settings.storage_provider, settings.prefix) == ("S3", "")
     assert load(settings.storage_provider, variables).provider.location == "s3://my-events"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import inspect
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from settings_reference import ROOT, render
+from generated import FILES, ROOT
 
 from jobs_backup import errors
 from jobs_backup.errors import JobsBackupError
@@ -166,14 +167,28 @@ assert b'"messageId":"m1"' in gzip.decompress(data), data
     assert "ACME_TOKEN" in shown
 
 
-def test_the_settings_page_is_what_the_settings_say() -> None:
-    assert (ROOT / "docs/settings.md").read_text() == render(), "run: python tests/settings_reference.py > docs/settings.md"
+@pytest.mark.parametrize("path", FILES)
+def test_what_is_made_of_the_code_is_what_the_code_says(path: str) -> None:
+    assert (ROOT / path).read_text() == FILES[path](), "run: python tests/generated.py"
 
 
 def test_every_error_is_in_the_operators_page() -> None:
     page = (ROOT / "docs/operating.md").read_text()
     classes = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobsBackupError)]
     assert [one.__name__ for one in classes if one is not JobsBackupError and f"`{one.__name__}`" not in page] == []
+
+
+def test_every_message_leads_to_its_section() -> None:
+    """The codes in brackets that end the command's messages: of errors, and of what else it tells."""
+    said = {"Usage"}
+    for path in (ROOT / "core/src/jobs_backup/cli").glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "say" and len(call.args) > 1:
+                said |= {call.args[1].value} if isinstance(call.args[1], ast.Constant) else set()
+    said |= {one.__name__ for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobsBackupError)}
+    sections = set(re.findall(r"^## (\w+)$", (ROOT / "docs/messages.md").read_text(), re.MULTILINE))
+    assert {"Waiting", "Rejected", "Interrupted", "PermissionDenied"} <= said
+    assert sorted(said - sections - {"JobsBackupError"}) == []
 
 
 def test_every_hook_is_in_the_guide() -> None:

@@ -519,7 +519,7 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_words(name: str) -> Non
                 provider: Any = load_class(name)[1].from_settings(environment)
                 said += [repr(class_.from_environment(environment)), repr(provider), repr(vars(provider)), provider.location]
                 if name != "FILE":
-                    said.append(provider.policy(environment, True, True).text)
+                    said.append(provider.policy(environment, True, True, "").text)
         except ConfigurationError as error:
             assert error.hint
             assert error.one_line().isprintable() or any(not text.isprintable() for text in variables.values())

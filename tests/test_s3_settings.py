@@ -171,7 +171,7 @@ def test_every_setting_is_described(settings: type[Settings]) -> None:
 
 def s3_policy(delete: bool = False, replay: bool = False, **variables: str) -> dict[str, dict[str, object]]:
     environment = {"JOBS_BACKUP_BUCKET": "events", **variables}
-    policy = S3Provider.from_settings(environment).policy(environment, delete, replay)
+    policy = S3Provider.from_settings(environment).policy(environment, delete, replay, "")
     assert policy.format == "json"
     document = json.loads(policy.text)
     assert document["Version"] == "2012-10-17"
@@ -219,9 +219,9 @@ def test_policy_with_an_acl() -> None:
 
 
 def test_policy_of_the_others() -> None:
-    assert json.loads(MinioProvider.from_settings(MINIO).policy(MINIO, False, False).text)["Statement"]
+    assert json.loads(MinioProvider.from_settings(MINIO).policy(MINIO, False, False, "").text)["Statement"]
     environment = {**SPACES, "DO_SPACES_ENDPOINT": "nyc3.digitaloceanspaces.com"}
-    policy = SpacesProvider.from_settings(environment).policy(environment, False, False)
+    policy = SpacesProvider.from_settings(environment).policy(environment, False, False, "")
     assert policy.format == "commands"
     assert "bucket=events;permission=readwrite" in policy.text
 

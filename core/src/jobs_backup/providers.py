@@ -59,6 +59,11 @@ def installed() -> list[Installed]:
     return sorted(found, key=lambda one: (one.name, one.distribution))
 
 
+def names() -> list[str]:
+    """The names of all that are installed."""
+    return sorted({one.name for one in installed()})
+
+
 def load_class(name: str) -> tuple[Installed, type[Provider]]:
     """Import the provider that is called `name` (in any case), and no other one.
 
@@ -154,6 +159,22 @@ def settings_of(class_: type[Provider]) -> type[Settings] | None:
     """The Struct of settings that a provider's class names in its attribute `settings`, None if it does not."""
     settings: Any = getattr(class_, "settings", None)
     return settings if isinstance(settings, type) and issubclass(settings, Settings) else None
+
+
+def without_credentials(class_: type[Provider], environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment as it is before there are credentials: for what calls no store, such as printing the policy for them.
+
+    Those that have to be set get a text that is none.
+    """
+    changed = dict(environment)
+    settings = settings_of(class_)
+    for setting in settings.describe() if settings else ():
+        if setting.secret or setting.variable.credential:
+            for name in (setting.variable.name, *setting.variable.aliases):
+                changed.pop(name, None)
+            if setting.default is None:
+                changed[setting.variable.name] = "to-be-made"
+    return changed
 
 
 def _secrets(class_: type[Provider], environment: Mapping[str, str]) -> tuple[Secret, ...]:

@@ -55,4 +55,11 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point."""
-    sys.exit(cli.main(standalone_mode=True))
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        click.echo("See `--help`, and the section Usage of docs/messages.md. [Usage]", err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)  # as a shell tells of SIGINT

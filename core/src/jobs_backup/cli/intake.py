@@ -208,9 +208,9 @@ class Intake(Generic[T]):
     def _reject(self, why: str, rejects: Rejects) -> None:
         self._summary.rejected += 1
         if self._summary.rejected <= _REPORTED:
-            say(why)
+            say(why, "Rejected")
         elif self._summary.rejected == _REPORTED + 1:
-            say("more lines can't be used; they are in the rejects file, too")
+            say("more lines can't be used; they are in the rejects file, too", "Rejected")
         if rejects.path not in self._summary.rejects:
             self._summary.rejects.append(rejects.path)
 

@@ -28,9 +28,9 @@ def printable(text: str) -> str:
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
-def say(text: str) -> None:
-    """A line on standard error."""
-    click.echo(f"jobs-backup: {printable(text)}", err=True)
+def say(text: str, code: str = "") -> None:
+    """A line on standard error. `code` names the section of docs/messages.md that tells what to do."""
+    click.echo(f"jobs-backup: {printable(text)}" + (f" [{code}]" if code else ""), err=True)
 
 
 def check_text(name: str, text: str) -> None:
@@ -47,7 +47,7 @@ def check_text(name: str, text: str) -> None:
 
 def fail(error: JobsBackupError) -> NoReturn:
     """End with an error that keeps the command from starting."""
-    say(error.one_line())
+    say(error.one_line(), error.code)
     sys.exit(MISUSED)
 
 

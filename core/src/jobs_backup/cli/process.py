@@ -34,7 +34,7 @@ def read_settings() -> CoreSettings:
     of_provider = settings_of(provider)
     known = (CoreSettings, of_provider) if of_provider else (CoreSettings,)
     for line in report_unknown(os.environ, *known):
-        say(f"warning: {line}")
+        say(f"warning: {line}", "UnknownSetting")
     return settings
 
 

@@ -51,7 +51,7 @@ def _lines(found: Status) -> Iterator[str]:
         yield from map(_process, found.processes)
     if found.quarantine:
         yield ""
-        yield "damaged, set aside; remove the files when you have seen to them:"
+        yield "damaged, set aside; remove the files when you have seen to them [Quarantine]:"
         for one in found.quarantine:
             events = f"{one.events:,} events" if one.events else "events"
             yield f"  {events} of {one.kind} {one.source_id} in {one.file}: {one.error}"

@@ -45,13 +45,13 @@ class Summary:
 
     def problem(self, error: JobsBackupError) -> None:
         """Something that was asked for could not be done."""
-        if (line := error.one_line()) not in self.problems:
+        if (line := f"{error.one_line()} [{error.code}]") not in self.problems:
             self.problems.append(line)
 
     def unknown(self, error: UnknownJob) -> None:
         """Jobs were acknowledged that nobody knows."""
         for job in error.jobs[: max(0, _REPORTED - self._unknown)]:
-            say(f"job {job} is unknown to {self._backup.spool.directory}")
+            say(f"job {job} is unknown to {self._backup.spool.directory}", "UnknownIds")
         self._unknown += error.count
 
     def finish(self, stop: threading.Event, shown: Progress) -> None:
@@ -142,20 +142,22 @@ class Summary:
                 + f"; {seconds:.1f} s"
             )
         if self.rejected:
-            say(f"{self.rejected:,} lines can't be used and were put aside: {', '.join(map(str, self.rejects))}")
+            say(f"{self.rejected:,} lines can't be used and were put aside: {', '.join(map(str, self.rejects))}", "Rejected")
         for problem in self.problems:
             say(problem)
         if interrupted:
-            say(f"interrupted: {self._go_on} to go on" if self._go_on else "interrupted: what was read until then is recorded")
+            rest = f"{self._go_on} to go on" if self._go_on else "what was read until then is recorded"
+            say(f"interrupted: {rest}", "Interrupted")
         alternative = f"{self._go_on}, or " if self._go_on else ""
         for one in self._waiting:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
             say(
                 f"{one.events:,} events wait in {backup.spool.directory} for {one.location}{why}"
-                f" — nothing is lost: {alternative}`jobs-backup archive --once` sends them"
+                f" — nothing is lost: {alternative}`jobs-backup archive --once` sends them",
+                "Waiting",
             )
         for deletes in self._deletes:
             why = f"{deletes.error}: {deletes.hint}" if deletes.error else "an attempt to write them may still arrive"
-            say(f"{deletes.objects:,} objects in {deletes.location} are to be deleted, and are not yet: {why}")
+            say(f"{deletes.objects:,} objects in {deletes.location} are to be deleted, and are not yet: {why}", "DeletesWaiting")
         for key, error, hint in self._open_uploads:
-            say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}")
+            say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}", "UploadOpen")

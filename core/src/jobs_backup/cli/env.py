@@ -1,0 +1,62 @@
+"""`jobs-backup env`: a docker.env for a provider, from the settings' own metadata."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator
+from typing import Final
+
+import click
+
+from jobs_backup import providers as registry
+from jobs_backup.cli.options import fail
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings import CoreSettings, Setting
+
+_WIDTH: Final = 110
+_HEAD: Final = """\
+# The settings of jobs-backup with the provider {name}: made by `jobs-backup env {name}`.
+# Read as `docker run --env-file` reads it: one NAME=value a line, no quotes, `#` at the start of a line only.
+# What is commented out shows its default, or an example where there is none.
+"""
+
+
+@click.command()
+@click.argument("provider", required=False)
+def env(provider: str | None) -> None:
+    """Print a commented docker.env for PROVIDER, or for that of JOBS_BACKUP_STORAGE_PROVIDER.
+
+    \b
+    Example:
+      jobs-backup env FILE > docker.env
+    """
+    name = provider or os.environ.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip()
+    try:
+        if not name:
+            raise ConfigurationError("no provider is given", hint=f"name one: {', '.join(registry.names())}")
+        one, class_ = registry.load_class(name)
+        settings = registry.settings_of(class_)
+    except ConfigurationError as error:
+        fail(error)
+    # What both read, such as the prefix, is told once.
+    core = {setting.variable.name: setting for setting in CoreSettings.describe()}
+    own = [setting for setting in settings.describe() if setting.variable.name not in core] if settings else []
+    click.echo(_HEAD.format(name=one.name), nl=False)
+    click.echo(f"\nJOBS_BACKUP_STORAGE_PROVIDER={one.name}")
+    everything = [setting for setting in (*own, *core.values()) if setting.field != "storage_provider"]
+    for setting in sorted(everything, key=lambda setting: not _is_active(setting)):
+        click.echo("\n".join(_lines(setting)))
+
+
+def _is_active(setting: Setting) -> bool:
+    return setting.default is None or setting.variable.basic
+
+
+def _lines(setting: Setting) -> Iterator[str]:
+    variable = setting.variable
+    yield ""
+    required = "Required. " if setting.default is None else ""
+    yield from textwrap.wrap(required + variable.help, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    value = setting.default or variable.example
+    yield f"{variable.name}={value}" if _is_active(setting) else f"#{variable.name}={value}"

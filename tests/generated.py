@@ -1,0 +1,94 @@
+"""The files that are made of the code: `python tests/generated.py` writes them all; a test keeps them equal to it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import settings_reference
+from click.testing import CliRunner
+
+from jobs_backup import hookspecs
+from jobs_backup.cli import cli
+from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL
+
+ROOT: Final = Path(__file__).parents[1]
+_BUCKET: Final = {"JOBS_BACKUP_BUCKET": "my-events"}
+
+
+def command(*arguments: str, **variables: str) -> str:
+    """What `jobs-backup` prints with these variables alone."""
+    result = CliRunner(env={"JOBS_BACKUP_STORAGE_PROVIDER": None, "JOBS_BACKUP_PREFIX": None, **variables}).invoke(
+        cli, arguments, prog_name="jobs-backup", terminal_width=100, catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def commands() -> str:
+    """The reference of the commands."""
+    context = click.Context(cli)
+    parts = [
+        "# Commands\n\n<!-- Made of the commands' own help: change that, then run `python tests/generated.py`. -->\n",
+        f"```text\n{command('--help')}```\n",
+        'Completion: `eval "$(_JOBS_BACKUP_COMPLETE=bash_source jobs-backup)"`; `zsh_source` and `fish_source` in those shells.\n',
+    ]
+    parts += [f"## {name}\n\n```text\n{command(name, '--help')}```\n" for name in cli.list_commands(context)]
+    return "\n".join(parts)
+
+
+def hooks() -> str:
+    """The reference of the contract with providers."""
+    parts = [
+        "# Hooks\n\n<!-- Made of the hook specifications: change those, then run `python tests/generated.py`. -->\n",
+        _text(inspect.getdoc(hookspecs)),
+        f"`API_VERSION` is {hookspecs.API_VERSION}.\n",
+    ]
+    groups = (("Mandatory", MANDATORY), ("For objects in parts: all three or none", MULTIPART), ("Optional", OPTIONAL))
+    for title, names in groups:
+        parts.append(f"## {title}\n")
+        parts += [_hook(name, getattr(hookspecs.StorageProvider, name)) for name in names]
+    parts.append("## Implemented by core\n")
+    parts.append(_hook("open_body", hookspecs.ObjectHooks.open_body))
+    parts.append(f"## What a provider has besides\n\n{_text(inspect.getdoc(hookspecs.Provider))}")
+    return "\n".join(parts)
+
+
+def _hook(name: str, function: Callable[..., Any]) -> str:
+    signature = inspect.signature(function)
+    arguments = ", ".join(
+        f"{one.name}: {one.annotation}" for one in signature.parameters.values() if one.name != "self"
+    )  # the module's annotations are texts
+    return f"### {name}\n\n```text\n{name}({arguments}) -> {signature.return_annotation}\n```\n\n{_text(inspect.getdoc(function))}"
+
+
+def _text(doc: str | None) -> str:
+    """A docstring as Markdown: its sections become lists."""
+    text = re.sub(r"^(Args|Raises):\n", r"**\1**\n\n", doc or "", flags=re.MULTILINE)
+    return re.sub(r"^    (\w+(?:, \w+)*): ", r"- `\1`: ", text, flags=re.MULTILINE) + "\n"
+
+
+FILES: Final[dict[str, Callable[[], str]]] = {
+    "docs/settings.md": settings_reference.render,
+    "docs/reference/commands.md": commands,
+    "docs/reference/hooks.md": hooks,
+    "contrib/docker/docker.env": lambda: command("env", "S3"),
+    "contrib/iam/s3-policy.json": lambda: command("policy", "--provider", "S3", **_BUCKET),
+    "contrib/iam/s3-policy-with-delete.json": lambda: command("policy", "--provider", "S3", "--with-delete", **_BUCKET),
+    "contrib/iam/s3-policy-with-replay.json": lambda: command("policy", "--provider", "S3", "--with-replay", **_BUCKET),
+    "contrib/iam/s3.tf": lambda: command("policy", "--provider", "S3", "--format", "terraform", **_BUCKET),
+    "contrib/iam/gcs-role.json": lambda: command("policy", "--provider", "GCS", "--format", "json", **_BUCKET),
+    "contrib/iam/gcs.sh": lambda: command("policy", "--provider", "GCS", "--format", "commands", **_BUCKET),
+    "contrib/iam/gcs.tf": lambda: command("policy", "--provider", "GCS", "--format", "terraform", **_BUCKET),
+}
+"""Path -> what makes its text."""
+
+
+if __name__ == "__main__":
+    for path, make in FILES.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_text(make())

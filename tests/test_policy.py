@@ -1,0 +1,152 @@
+"""`jobs-backup policy` and `jobs-backup env`: what they print is what stores and settings take."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import hcl2  # type: ignore[import-untyped]
+import pytest
+from botocore import xform_name
+from commands import run
+from servers import Moto, client
+
+from jobs_backup.env_file import read_env_file
+from jobs_backup.providers import load_class, names, settings_of
+from jobs_backup.settings import CoreSettings, report_unknown
+
+BUCKET = {"JOBS_BACKUP_BUCKET": "my-events"}
+
+
+def printed(*arguments: str, **variables: str) -> str:
+    code, out, err = run("policy", *arguments, env={**BUCKET, **variables})
+    assert (code, err) == (0, ""), err
+    return out
+
+
+def test_exactly_the_settings_in_force() -> None:
+    text = printed(JOBS_BACKUP_STORAGE_PROVIDER="s3", JOBS_BACKUP_PREFIX="/a/b/", JOBS_BACKUP_S3_KMS_KEY_ID="alias/events")
+    objects, key = json.loads(text)["Statement"]
+    assert objects["Action"] == ["s3:PutObject", "s3:AbortMultipartUpload"]
+    assert objects["Resource"] == "arn:aws:s3:::my-events/a/b/*"
+    assert key["Action"] == ["kms:GenerateDataKey", "kms:Decrypt"]
+
+
+def test_replay_without_a_prefix_may_list_all() -> None:
+    _, listing = json.loads(printed("--provider", "S3", "--with-replay"))["Statement"]
+    assert listing["Action"] == ["s3:ListBucket"]
+    assert "Condition" not in listing
+
+
+@pytest.mark.parametrize("provider", ["S3", "MINIO", "DIGITAL_OCEAN_SPACES", "GCS", "FILE"])
+def test_it_needs_no_credentials_and_shows_none(provider: str) -> None:
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "canary1",
+        "MINIO_SECRET_ACCESS_KEY": "canary2",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/no/canary3",
+    }
+    text = printed("--provider", provider, DO_SPACES_ENDPOINT="nyc3.digitaloceanspaces.com", **secrets)
+    assert "my-events" in text
+    assert "canary" not in text
+
+
+@pytest.mark.parametrize("provider", ["S3", "GCS", "DIGITAL_OCEAN_SPACES"])
+@pytest.mark.parametrize("prefix", ["", "odd ${x} %{y} \"'"])
+def test_terraform_is_well_formed(provider: str, prefix: str) -> None:
+    more = {
+        "JOBS_BACKUP_S3_KMS_KEY_ID": "k",
+        "JOBS_BACKUP_GCS_KMS_KEY": "projects/p/k",
+        "DO_SPACES_ENDPOINT": "nyc3.digitaloceanspaces.com",
+    }
+    text = printed("--provider", provider, "--with-replay", "--format", "terraform", JOBS_BACKUP_PREFIX=prefix, **more)
+    assert hcl2.loads(text)["resource"]
+
+
+def test_the_commands_for_aws_make_a_user_that_may_exactly_this(aws: Moto, tmp_path: Path) -> None:
+    """Run through the SDK, which has the same names as Amazon's command."""
+    bucket = aws.bucket()
+    text = printed("--provider", "S3", "--format", "commands", JOBS_BACKUP_BUCKET=bucket, JOBS_BACKUP_PREFIX="prod")
+    (tmp_path / "policy.json").write_text(text.split("<<'END'\n")[1].split("\nEND\n")[0])
+    answers: dict[str, Any] = {}
+    for line in text.split("\nEND\n")[1].replace("\\\n", "").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        _, service, operation, *options = words
+        arguments: dict[str, Any] = {}
+        for name, value in zip(options[::2], options[1::2], strict=True):
+            argument = "".join(map(str.capitalize, name.strip("-").split("-")))
+            text = (tmp_path / value.removeprefix("file://")).read_text() if value.startswith("file://") else value
+            arguments[argument] = json.loads(text) if argument == "LifecycleConfiguration" else text
+        with closing(client(aws.url, aws.admin_identity, service.removesuffix("api"))) as sdk:
+            answers[operation] = getattr(sdk, xform_name("".join(map(str.capitalize, operation.split("-")))))(**arguments)
+    key = answers["create-access-key"]["AccessKey"]
+    (rule,) = aws.admin.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    env = {
+        **aws.environment(bucket, "admin"),
+        "AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+        "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"), "JOBS_BACKUP_RETRY_ATTEMPTS": "1",
+    }  # fmt: skip
+    with aws.enforce():
+        assert run("run", "--source-id", "web", env={**env, "JOBS_BACKUP_PREFIX": "prod"}, stdin='{"a":1}\n')[0] == 0
+        code, _, err = run("run", "--source-id", "web", env={**env, "JOBS_BACKUP_PREFIX": "elsewhere"}, stdin='{"a":1}\n')
+    assert code == 1
+    assert "s3:PutObject" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "why"),
+    [
+        ([], {}, "JOBS_BACKUP_STORAGE_PROVIDER is not set"),
+        (["--provider", "NONE"], {}, "no provider 'NONE' is installed"),
+        (["--provider", "MINIO", "--format", "terraform"], {}, "use --format json"),
+        (["--provider", "DIGITAL_OCEAN_SPACES", "--format", "json"], {"DO_SPACES_ENDPOINT": "x.example"}, "use --format commands"),
+        (["--provider", "FILE", "--format", "json"], {}, "use --format commands"),
+        (["--provider", "S3"], {"JOBS_BACKUP_PREFIX": "a/../b"}, "JOBS_BACKUP_PREFIX="),
+        (["--provider", "S3"], {"JOBS_BACKUP_BUCKET": ""}, "JOBS_BACKUP_BUCKET is not set"),
+    ],
+)
+def test_what_can_not_be_printed(arguments: list[str], variables: dict[str, str], why: str) -> None:
+    code, out, err = run("policy", *arguments, env={**BUCKET, **variables})
+    assert (code, out) == (2, "")
+    assert why in err
+
+
+@pytest.mark.parametrize("provider", names())
+def test_a_made_env_file_has_every_setting_once_and_its_defaults_can_be_used(provider: str, tmp_path: Path) -> None:
+    code, text, _ = run("env", provider.lower(), env={})
+    assert code == 0
+    settings = settings_of(load_class(provider)[1])
+    assert settings is not None
+    wanted = {one.variable.name for one in (*CoreSettings.describe(), *settings.describe())}
+    file = tmp_path / "docker.env"
+    file.write_text(text)
+    active = read_env_file(file, {})
+    assert active["JOBS_BACKUP_STORAGE_PROVIDER"] == provider
+    file.write_text("".join(f"{line.removeprefix('#')}\n" if not line.startswith("# ") else "" for line in text.splitlines()))
+    everything = read_env_file(file, {})
+    assert set(everything) == wanted
+    assert text.count("JOBS_BACKUP_BUCKET=") == 1
+    assert report_unknown(everything, CoreSettings, settings) == []
+    CoreSettings.from_environment(everything)
+    CoreSettings.from_environment(active)
+
+
+def test_the_env_file_of_the_provider_in_force() -> None:
+    assert run("env", env={"JOBS_BACKUP_STORAGE_PROVIDER": "FILE"})[1] == run("env", "FILE", env={})[1]
+    code, _, err = run("env", env={})
+    assert code == 2
+    assert "no provider is given" in err
+    assert run("env", "NONE", env={})[0] == 2
+
+
+def test_a_policy_of_somebody_elses_directory(tmp_path: Path) -> None:
+    odd = tmp_path / "a b'c"
+    text = printed("--provider", "FILE", JOBS_BACKUP_BUCKET=str(odd))
+    subprocess.run(["sh", "-euc", text], check=True)
+    assert odd.stat().st_mode & 0o777 == 0o700
