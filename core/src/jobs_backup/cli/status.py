@@ -15,6 +15,8 @@ from jobs_backup.spool.status import DestinationStatus, ProcessStatus, Status, S
 
 _HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")
 
+_TROUBLE: Final = ("  paused", "  last error", "damaged")
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
@@ -33,7 +35,10 @@ def status(as_json: bool) -> None:
         click.echo(msgspec.json.encode(found))
         return
     for line in _lines(found):
-        click.echo(printable(line))
+        plain = printable(line)
+        # Where it is, in bold; what hinders, in red. Pipes and files get neither.
+        colour = "red" if line.startswith(_TROUBLE) else None
+        click.echo(click.style(plain, fg=colour, bold=not line.startswith(" ")) if line else "")
 
 
 def _lines(found: Status) -> Iterator[str]:

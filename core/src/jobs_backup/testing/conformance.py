@@ -37,7 +37,7 @@ from jobs_backup.errors import (
     ObjectNotFound,
     SpoolCorrupt,
 )
-from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART
+from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL
 from jobs_backup.model import Listed
 from jobs_backup.testing.driver import ODD_KEYS, TIMEOUT, CountingBody, FailingBody, Hooks, Inspector, ShortBody, random_bytes
 from jobs_backup.testing.multipart import MultipartConformance
@@ -338,8 +338,11 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
     def test_policy(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
         """It is written for this bucket, shows no secret, and deleting and reading back need more than writing."""
         _need(hooks, "policy")
-        texts = [hooks.policy(environment, delete=delete, replay=replay).text for delete, replay in ((False, False), (True, True))]
+        least, most = (hooks.policy(environment, delete=more, replay=more) for more in (False, True))
+        texts = [least.text, most.text]
         assert environment["JOBS_BACKUP_BUCKET"] in texts[0]
+        assert {"write", "abort_multipart"} <= least.grants.keys() <= most.grants.keys() <= {*MANDATORY, *MULTIPART, *OPTIONAL}
+        assert {"delete", "read", "list"} <= most.grants.keys()
         assert len(texts[0]) <= len(texts[1])
         assert not [secret for secret in self.secrets(hooks, environment) if secret in texts[1]]
 
