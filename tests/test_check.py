@@ -149,7 +149,7 @@ def test_nothing_is_granted(store: Store, bucket: str, spool: dict[str, str]) ->
     assert report["left"] == []
     shown = table(store.environment(bucket, "nothing"), **spool)
     assert f"       grant s3:PutObject on arn:aws:s3:::{bucket}/*" in shown
-    assert shown.splitlines()[-1] == "not ready: write refused, multipart refused"
+    assert shown.splitlines()[-1] == "not ready: write refused, multipart refused [NotReady]"
 
 
 def test_abort_is_missing(aws: Moto, spool: dict[str, str]) -> None:
@@ -253,7 +253,7 @@ def test_nobody_answers(spool: dict[str, str]) -> None:
     assert code == 1
     assert (outcomes["write"], outcomes["delete"], report["left"]) == ("failed", "not tried", [])
     assert "2 attempts" in row(report, "write")["error"]
-    assert table(scripted(url, spool)).splitlines()[-1] == "not ready: write failed; try again"
+    assert table(scripted(url, spool)).splitlines()[-1] == "not ready: write failed; try again [NotReady]"
 
 
 def test_answers_too_late(store: Store, bucket: str, spool: dict[str, str]) -> None:
@@ -474,7 +474,7 @@ def test_spool_has_no_place(tmp_path: Path, place: str, more: dict[str, str], wh
     code, report, outcomes = checked(environment)
     assert (code, outcomes["spool"], outcomes["write"]) == (2, "failed", "granted")
     assert why in row(report, "spool")["error"]
-    assert table(environment).splitlines()[-1] == "not ready: spool failed"
+    assert table(environment).splitlines()[-1] == "not ready: spool failed [NotReady]"
 
 
 def test_spool_on_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
