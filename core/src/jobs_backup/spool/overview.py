@@ -42,11 +42,34 @@ class SessionRow(NamedTuple):
     began_at: float
 
 
+class StoredObject(NamedTuple):
+    """A batch whose object stands in the bucket."""
+
+    id: int
+    stream: Stream
+    key: str
+    first_at: int
+    last_at: int
+    size: int
+    crc32c: int
+    events: int
+
+
 class Overview:
     """Reads the catalog."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def stored(self, location: str, kind: Kind, after: int, limit: int) -> list[StoredObject]:
+        """What stands in a bucket, by batch numbers, from behind `after` on."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events FROM batches WHERE id>?"
+                " AND state='stored' AND kind=? AND destination=(SELECT id FROM destinations WHERE location=?) ORDER BY id LIMIT ?",
+                (after, kind, location, limit),
+            )
+            return [StoredObject(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
 
     def sealed_streams(self) -> list[SealedStream]:
         """What is sealed and not stored, for each destination and stream."""

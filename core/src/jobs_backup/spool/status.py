@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -103,6 +105,17 @@ def read_status(directory: Path) -> Status:
     Raises:
         SpoolError: there is none, or it can't be read.
     """
+    with look(directory) as catalog:
+        return _read(directory, catalog)
+
+
+@contextmanager
+def look(directory: Path) -> Generator[Catalog]:
+    """The catalog of a spool that is there, for reading.
+
+    Raises:
+        SpoolError: there is none, or it can't be read.
+    """
     path = directory / "catalog.db"
     if not path.exists():
         raise SpoolError(f"there is no spool in {directory}", hint="set JOBS_BACKUP_SPOOL_DIR as those do that record")
@@ -113,7 +126,7 @@ def read_status(directory: Path) -> Status:
         )
     catalog = Catalog(path, durability="full")
     try:
-        return _read(directory, catalog)
+        yield catalog
     finally:
         catalog.close()
 

@@ -1,0 +1,258 @@
+"""`jobs-backup replay`: events back from the bucket, as NDJSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Final, NoReturn
+
+import click
+import msgspec
+
+from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, say, with_environment
+from jobs_backup.cli.process import read_settings, stopping, summarize_failures
+from jobs_backup.destination import Destination
+from jobs_backup.encoding import microseconds
+from jobs_backup.errors import ConfigurationError, JobsBackupError
+from jobs_backup.fsync import sync_directory
+from jobs_backup.layout import clean_prefix
+from jobs_backup.model import Kind
+from jobs_backup.replay import Query, Replay, Selection, known, listed
+from jobs_backup.settings import Duration
+
+_REPORTED: Final = 20
+
+
+def _time(option: str, text: str | None) -> int | None:
+    """Microseconds since 1970."""
+    if text is None:
+        return None
+    with suppress(ValueError):
+        return int((time.time() - Duration.parse(text)) * 1_000_000)
+    try:
+        when = datetime.fromisoformat(text)
+        return microseconds(when if when.tzinfo else when.replace(tzinfo=UTC))
+    except ValueError:
+        raise ConfigurationError(
+            f"{option} {text!r} is no time", hint="write 2026-11-24, 2026-11-24T09:30:00Z, or 2h for two hours ago"
+        ) from None
+
+
+@click.command()
+@click.option("--since", help="The first time that is wanted: 2026-11-24, 2026-11-24T09:30:00Z (UTC), or 2h ago.")
+@click.option("--until", help="The first time behind those that are wanted.")
+@click.option("--source-id", help="Of this source alone.")
+@click.option("--workspace-id", help="Of this workspace alone.")
+@click.option(
+    "--kind", type=click.Choice([kind.value for kind in Kind]), default="raw", show_default=True, help="Events, or failures."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="End after so many events.")
+@click.option("--payload-only", is_flag=True, help="Only the payloads, byte for byte as they were recorded.")
+@click.option("--list", "lists", is_flag=True, help="Find the objects by listing the bucket instead of in the spool's catalog.")
+@click.option("--after", default="", help="Go on behind this place, which an earlier run has told.", metavar="CURSOR")
+@click.option("--output", type=click.Path(path_type=Path), help="Into this file. Killed, the same command goes on.")
+@click.option("--dry-run", is_flag=True, help="Only tell how many objects and bytes there are.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; with --dry-run or --output.")
+@with_environment
+def replay(
+    since: str | None,
+    until: str | None,
+    source_id: str | None,
+    workspace_id: str | None,
+    kind: str,
+    limit: int | None,
+    payload_only: bool,
+    lists: bool,
+    after: str,
+    output: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Read events (or failures) back from the bucket, as NDJSON on standard output.
+
+    Objects come in the order of their first events, lines as they were recorded. Each object is verified before any of it is
+    given; one that is damaged or missing is named, and the rest goes on (exit code 1). Needs the right to read:
+    `jobs-backup policy --with-replay`.
+
+    \b
+    Example:
+      jobs-backup replay --source-id web --since 2h --dry-run --env-file docker.env
+    """
+    for option, text in (("--source-id", source_id), ("--workspace-id", workspace_id), ("--after", after)):
+        check_text(option, text or "")
+    if as_json and not (dry_run or output):
+        raise ConfigurationError("--json prints to standard output, as the events do", hint="give --dry-run or --output, too")
+    summarize_failures()
+    settings = read_settings()
+    query = Query(
+        kind=Kind(kind),
+        since=_time("--since", since),
+        until=_time("--until", until),
+        source_id=source_id,
+        workspace_id=workspace_id,
+    )
+    began = time.monotonic()
+    problem: JobsBackupError | None = None
+    with stopping() as stop:
+        destination = Destination.from_settings(settings, os.environ, stop=stop)
+        asked = msgspec.json.encode([*map(str, (kind, since, until, source_id, workspace_id)), payload_only, limit, after, lists])
+        target = _File(output, f"{destination.location} {asked.decode()}", query) if output and not dry_run else _Stdout(query)
+        query = target.query
+        found = Replay(destination, query, payload_only=payload_only, limit=limit, window=settings.upload_concurrency)
+        try:
+            prefix = clean_prefix(settings.prefix)
+            objects = listed(destination, prefix, query) if lists else known(settings.spool_path, destination.location, query)
+            selection = Selection(objects)
+        except JobsBackupError as error:
+            _stop(error)
+        if dry_run:
+            _tell_totals(selection, destination.location, as_json=as_json)
+            return
+        try:
+            found.run(selection, target.write, stop, lambda: target.reached(found.cursor), target.begin or after)
+        except JobsBackupError as error:
+            problem = error
+        selection.close()
+    complete = found.finished and problem is None
+    if complete:
+        target.finish()
+    if as_json:
+        click.echo(
+            msgspec.json.encode({
+                "complete": complete and not found.damaged, "events": found.events, "objects": found.objects, "bytes": found.bytes,
+                "after": found.cursor, "damaged": [one.key for one in found.damaged], "seconds": round(time.monotonic() - began, 3),
+            })
+        )  # fmt: skip
+    _report(found, destination.location, time.monotonic() - began, problem, goes_on=output is not None)
+    if problem is not None:
+        sys.exit(INCOMPLETE if problem.retryable else MISUSED)
+    if found.damaged or stop.is_set():
+        sys.exit(INCOMPLETE)
+
+
+def _stop(error: JobsBackupError) -> NoReturn:
+    say(error.one_line(), error.code)
+    sys.exit(INCOMPLETE if error.retryable else MISUSED)
+
+
+def _tell_totals(selection: Selection, location: str, *, as_json: bool) -> None:
+    objects, size, events = selection.totals()
+    if as_json:
+        click.echo(msgspec.json.encode({"objects": objects, "bytes": size, "events": events}))
+    else:
+        known_events = "" if events is None else f", with up to {events:,} events"
+        click.echo(f"{objects:,} objects ({size:,} bytes{known_events}) in {location}")
+
+
+def _report(found: Replay, location: str, seconds: float, error: JobsBackupError | None, *, goes_on: bool) -> None:
+    for one in found.damaged[:_REPORTED]:
+        say(one.error.one_line(), "DamagedObject")
+    if len(found.damaged) > _REPORTED:
+        say(f"and {len(found.damaged) - _REPORTED:,} more objects", "DamagedObject")
+    if error is not None:
+        say(error.one_line(), error.code)
+    say(f"{found.events:,} events of {found.objects:,} objects ({found.bytes:,} bytes) from {location}; {seconds:.1f} s")
+    if not found.finished and found.cursor and not (goes_on and error is not None):
+        say(f"this was not all: go on with --after '{found.cursor}'", "Incomplete")
+
+
+class _Stdout:
+    begin = ""
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(1, left) :]
+        except OSError as error:
+            raise JobsBackupError(f"not all events were written: {error.strerror}", hint="go on with --after") from None
+
+    def reached(self, cursor: str) -> None:
+        """Nothing to be kept."""
+
+    def finish(self) -> None:
+        """Nothing to be done."""
+
+
+class _Position(msgspec.Struct):
+    """How far a file has come: it has `size` bytes that count, of what `asked` and `query` are for, up to `after`."""
+
+    asked: str
+    query: Query
+    after: str
+    size: int
+
+
+class _File:
+    """A file that has its name when it is complete. Until then `.part`, and beside it how far it has come."""
+
+    def __init__(self, path: Path, asked: str, query: Query) -> None:
+        self.query = query
+        self._path = path
+        self._asked = asked
+        self._part = path.with_name(path.name + ".part")
+        self._note = path.with_name(path.name + ".position")
+        self.begin = ""
+        if path.exists():
+            raise ConfigurationError(f"{path} exists", hint="remove it, or give another --output")
+        try:
+            position = self._known()
+            self._file: BinaryIO = self._part.open("r+b" if position else "wb")
+            if position is not None:
+                self.begin = position.after
+                self.query = position.query  # "two hours ago" is what it was at the first run
+                self._file.truncate(position.size)
+                self._file.seek(position.size)
+        except OSError as error:
+            raise ConfigurationError(f"{self._part}: {error.strerror}", hint="give another --output") from error
+
+    def _known(self) -> _Position | None:
+        if not self._note.exists() or not self._part.exists():
+            return None
+        try:
+            position = msgspec.json.decode(self._note.read_bytes(), type=_Position)
+        except msgspec.DecodeError:
+            return None
+        if position.asked != self._asked:
+            raise ConfigurationError(
+                f"{self._part} was begun for other events", hint=f"remove it and {self._note}, or give the same options as before"
+            )
+        return position
+
+    def write(self, data: bytes) -> None:
+        self._keep(lambda: self._file.write(data))
+
+    def reached(self, cursor: str) -> None:
+        self._keep(lambda: self._reach(cursor))
+
+    def finish(self) -> None:
+        self._keep(self._finish)
+
+    def _reach(self, cursor: str) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        new = self._note.with_name(self._note.name + ".new")
+        new.write_bytes(msgspec.json.encode(_Position(self._asked, self.query, cursor, self._file.tell())))
+        new.replace(self._note)
+
+    def _finish(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._part.replace(self._path)
+        self._note.unlink(missing_ok=True)
+        sync_directory(self._path.absolute().parent)
+
+    def _keep(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except OSError as error:
+            raise JobsBackupError(f"{self._part}: {error.strerror}", hint="the same command goes on") from error
