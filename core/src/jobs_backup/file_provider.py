@@ -145,7 +145,7 @@ class FileProvider:
         if format not in ("", "commands"):
             raise NotSupported(f"there are no rights of a directory as {format}", hint="use --format commands")
         root = FileSettings.from_environment(settings).bucket.absolute()
-        grants = dict.fromkeys((*MANDATORY, *MULTIPART, "read", "list"), "the directory")
+        grants: dict[str, str] = dict.fromkeys((*MANDATORY, *MULTIPART, "read", "list"), "the directory")
         text = f'install --directory --owner="$(id -un)" --mode=700 {shlex.quote(str(root))}\n'
         return Policy(format="commands", text=text, grants=grants, resource=str(root))
 

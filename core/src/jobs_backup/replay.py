@@ -440,7 +440,7 @@ class _Checked(io.RawIOBase):
     def __init__(self, key: str, raw: BinaryIO, errors: tuple[type[Exception], ...]) -> None:
         self._key = key
         self._raw = raw
-        self._errors = errors
+        self._errors: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, *errors)
 
     def readable(self) -> bool:
         return True
@@ -448,7 +448,7 @@ class _Checked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             block = self._raw.read(len(buffer))
-        except (OSError, EOFError, ValueError, zlib.error, *self._errors) as error:
+        except self._errors as error:
             raise IntegrityError(f"{self._key} is damaged: {error}") from error
         buffer[: len(block)] = block
         return len(block)

@@ -1,0 +1,311 @@
+"""`jobs-backup replay`: events come back as they went in, whatever the bucket, and what can't come back is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from buckets import file_environment, objects, realistic
+from commands import run, start
+from gcs import LEAST, GcsServer
+from servers import Moto, Store, policy
+
+from jobs_backup import Backup
+from jobs_backup.testing.events import events as generated
+
+PAYLOADS = [
+    b'{"messageId":"m1","price":1.10,"big":12345678901234567890}',
+    '{"messageId": "ü",  "text": "日本語 \\u00e9 🪣"}'.encode(),
+    b'{ "nested" : { "a" : [ 1 , 2.50 , null ] } }',
+]
+
+
+MEASURED = """
+import atexit, resource, sys
+from jobs_backup.cli import main
+atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr))
+"""
+
+
+def record(env: dict[str, str], payloads: list[bytes], source: str = "web", **more: str) -> None:
+    with Backup.from_env(env) as backup:
+        backup.record_many(payloads, source_id=source, **more)
+        backup.flush(60)
+
+
+def replay(env: dict[str, str], *options: str, code: int = 0) -> list[bytes]:
+    found, out, err = run("replay", *options, env=env)
+    assert found == code, err
+    return out.encode().splitlines()
+
+
+def test_every_byte_of_a_payload(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    assert replay(env, "--payload-only") == PAYLOADS
+    assert replay(env, "--payload-only", "--list") == PAYLOADS
+    whole = [json.loads(line) for line in replay(env)]
+    assert [sorted(line) for line in whole] == [["createdAt", "messageId", "payload", "userId"]] * 3
+
+
+def test_a_store_needs_the_right_to_read_alone(store: Store, bucket: str, tmp_path: Path) -> None:
+    env = {**store.environment(bucket), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"), "JOBS_BACKUP_RETRY_ATTEMPTS": "1"}
+    record(env, PAYLOADS)
+    code, out, err = run("replay", env=env)
+    assert (code, out) == (2, "")
+    assert "grant s3:GetObject" in err
+    assert "[PermissionDenied]" in err
+    code, out, err = run("replay", "--list", env=env)
+    assert (code, out) == (2, "")
+    assert "grant s3:ListBucket" in err
+    everything = env | store.environment(bucket, "all")
+    assert replay(everything, "--payload-only") == PAYLOADS
+    assert replay(everything, "--payload-only", "--list") == PAYLOADS
+
+
+def test_with_the_catalog_nothing_is_listed(aws: Moto, tmp_path: Path) -> None:
+    bucket = aws.bucket()
+    aws.add_identity("reads", policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:GetObject"))
+    env = {**aws.environment(bucket, "reads"), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"), "JOBS_BACKUP_RETRY_ATTEMPTS": "1"}
+    with aws.enforce():
+        record(env, PAYLOADS)
+        assert replay(env, "--payload-only") == PAYLOADS
+        assert "s3:ListBucket" in run("replay", "--list", env=env)[2]
+
+
+def test_google_lets_read_with_the_least_rights(gcs: GcsServer, tmp_path: Path) -> None:
+    env = {**gcs.environment(gcs.bucket()), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}
+    gcs.granted = LEAST
+    record(env, PAYLOADS)
+    assert replay(env, "--payload-only") == PAYLOADS
+    assert gcs.operations["objects.list"] == 0
+
+
+def test_what_is_asked_for(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    record(env, [b'{"n":1}'], "web", workspace_id="w1")
+    record(env, [b'{"n":2}'], "ios/x", workspace_id="w1")
+    with Backup.from_env(env) as backup:
+        job = backup.record(b'{"n":3}', source_id="web", workspace_id="w2")
+        backup.failed(job, payload=b'{"final":3}', error="no", destination_id="crm")
+        backup.failed(job, payload=b'{"final":4}', error="no", destination_id="crm")
+        backup.flush(60)
+    for lists in ([], ["--list"]):
+        found = replay(env, "--payload-only", *lists)
+        assert (sorted(found) if lists else found) == [b'{"n":1}', b'{"n":2}', b'{"n":3}'], "keys tell whole seconds"
+        found = replay(env, "--payload-only", "--source-id", "web", *lists)
+        assert (sorted(found) if lists else found) == [b'{"n":1}', b'{"n":3}']
+        assert replay(env, "--payload-only", "--source-id", "ios/x", *lists) == [b'{"n":2}']
+        assert replay(env, "--payload-only", "--workspace-id", "w2", *lists) == [b'{"n":3}']
+        assert replay(env, "--payload-only", "--source-id", "none", *lists) == []
+        failed = ("--kind", "failed", "--payload-only")
+        assert replay(env, *failed, "--source-id", "web", *lists) == [b'{"final":3}', b'{"final":4}']
+        assert replay(env, *failed, "--source-id", "ios/x", *lists) == []
+        assert replay(env, *failed, "--since", "1h", *lists) == [b'{"final":3}', b'{"final":4}']
+        assert replay(env, *failed, "--until", "1h", *lists) == []
+
+
+def test_times_cut_within_an_object(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    with Backup.from_env(env) as backup:
+        for number in range(4):
+            backup.record({"n": number}, source_id="web")
+            time.sleep(0.01)
+        backup.flush(60)
+    times = [json.loads(line)["createdAt"] for line in replay(env)]
+    for lists in ([], ["--list"]):
+        found = replay(env, "--payload-only", "--since", times[1], "--until", times[3], *lists)
+        assert found == [b'{"n":1}', b'{"n":2}']
+        assert replay(env, "--until", "2001-02-03", *lists) == []
+        assert len(replay(env, "--source-id", "web", "--since", "1d", *lists)) == 4
+    code, _, err = run("replay", "--since", "yesterday", env=env)
+    assert code == 2
+    assert "--since 'yesterday' is no time" in err
+
+
+def test_many_objects_of_one_second_stay_in_order_and_can_be_continued(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="3")
+    payloads = [b'{"n":%d}' % number for number in range(100)]
+    record(env, payloads)
+    assert len(objects(tmp_path)) == 34
+    assert replay(env, "--payload-only") == payloads
+    found: list[bytes] = []
+    after: list[str] = []
+    while True:
+        code, out, err = run("replay", "--payload-only", "--limit", "7", *after, env=env)
+        assert code == 0
+        found += out.encode().splitlines()
+        if "--after '" not in err:
+            break
+        after = ["--after", err.split("--after '")[1].split("'")[0]]
+    assert found == payloads
+    code, _, err = run("replay", "--after", "nowhere:1", env=env)
+    assert code == 2
+    assert "correct --after" in err
+
+
+def test_gzip_and_zstd_together(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    record({**env, "JOBS_BACKUP_COMPRESSION": "zstd"}, PAYLOADS)
+    assert sorted(key.rpartition(".")[2] for key in objects(tmp_path)) == ["gz", "zst"]
+    assert replay(env, "--payload-only") == PAYLOADS * 2
+    assert replay(env, "--payload-only", "--list") == PAYLOADS * 2
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "other", "gone"])
+def test_what_is_damaged_is_named_and_the_rest_goes_on(damage: str, compression: str, tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_COMPRESSION=compression, JOBS_BACKUP_RETRY_ATTEMPTS="1")
+    for number in range(3):
+        record(env, [b'{"n":%d,"text":"%s"}' % (number, b"some text" * 50)], f"s{number}")
+    file = next((tmp_path / "bucket").rglob("s1/gw/*/*/*/*"))
+    data = file.read_bytes()
+    match damage:
+        case "flip":
+            file.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+        case "cut":
+            file.write_bytes(data[:-5])
+        case "other":
+            file.write_bytes(b"something else")
+        case _:
+            file.unlink()
+    for lists in ([], ["--list"]):
+        if damage == "gone" and lists:
+            continue
+        code, out, err = run("replay", "--payload-only", *lists, env=env)
+        assert code == 1
+        assert [json.loads(line)["n"] for line in out.splitlines()] == [0, 2]
+        assert file.name in err
+        assert "[DamagedObject]" in err
+
+
+def test_dry_run_and_json(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    size = sum(map(len, objects(tmp_path).values()))
+    assert json.loads(run("replay", "--dry-run", "--json", env=env)[1]) == {"objects": 1, "bytes": size, "events": 3}
+    assert json.loads(run("replay", "--dry-run", "--json", "--list", env=env)[1]) == {"objects": 1, "bytes": size, "events": None}
+    assert run("replay", "--json", env=env)[0] == 2
+    code, out, _ = run("replay", "--json", "--output", tmp_path / "out", env=env)
+    assert code == 0
+    assert json.loads(out).items() >= {"complete": True, "events": 3, "objects": 1, "damaged": []}.items()
+    assert len((tmp_path / "out").read_bytes().splitlines()) == 3
+    code, _, err = run("replay", "--output", tmp_path / "out", env=env)
+    assert code == 2
+    assert "exists" in err
+
+
+def test_killed_again_and_again_the_same_command_goes_on(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="200", JOBS_BACKUP_UPLOAD_CONCURRENCY="1")
+    payloads = realistic(20_000)
+    record(env, payloads)
+    output = tmp_path / "back"
+    kills = 0
+    for attempt in range(100):
+        with start("replay", "--payload-only", "--since", "1h", "--output", output, env=env) as process:
+            try:
+                process.wait(0.25 + attempt * 0.02)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        if output.exists():
+            break
+    assert kills
+    assert output.read_bytes().splitlines() == payloads
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "bucket", "spool"]
+
+
+def test_a_begun_file_is_for_what_it_was_begun_for(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
+    record(env, PAYLOADS)
+    assert run("replay", "--limit", "2", "--output", tmp_path / "out", env=env)[0] == 0
+    code, _, err = run("replay", "--output", tmp_path / "out", env=env)
+    assert code == 2
+    assert "was begun for other events" in err
+
+
+def test_nobody_reads_any_more(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    record(env, realistic(20_000))
+    with start("replay", env=env) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 2
+    assert "Traceback" not in said
+    assert "not all events were written" in said
+
+
+def test_archives_that_rudderstack_wrote(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_PREFIX="rudder")
+    del env["JOBS_BACKUP_SPOOL_DIR"]
+    env["XDG_STATE_HOME"] = str(tmp_path / "state")
+    raw = (
+        b'{"userId":"u","payload":{"a":1.10},"createdAt":"2024-05-01T09:00:00.123456789Z","messageId":"m1"}\n'
+        b'{"userId":"u","payload":{"a":2},"createdAt":"2024-05-01T11:30:00.5+02:00","messageId":"m2"}\n'
+    )
+    key = "rudder/src1/gw/2024-05-01/9/1/1714554000_1714555800_ws_1_0b5a.json.gz"
+    job = {
+        "UUID": "x", "JobID": 7, "UserID": "u", "CreatedAt": "2024-05-01T09:00:00Z", "CustomVal": "GA",
+        "EventPayload": [{"event": "final"}], "Parameters": {"source_id": "src1", "error": "bad", "stage": "dest_transformer"},
+        "WorkspaceId": "ws_1",
+    }  # fmt: skip
+    failed = "rudder/rudder-proc-err-logs/05-01-2024/1714554100.1.7-9.4a2f5c1e-7c3f-4b57-9d3a-3f0e6f5b1c11.json.gz"
+    for name, data in ((key, raw), (failed, json.dumps(job, separators=(",", ":")).encode())):
+        path = tmp_path / "bucket" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress(data))
+    assert replay(env, "--list", "--payload-only") == [b'{"a":1.10}', b'{"a":2}']
+    assert replay(env, "--list", "--payload-only", "--source-id", "src1", "--since", "2024-05-01T09:10:00Z") == [b'{"a":2}']
+    assert replay(env, "--list", "--workspace-id", "ws_1", "--until", "2024-05-01T09:10:00Z") == [raw.splitlines()[0]]
+    assert replay(env, "--list", "--workspace-id", "other") == []
+    assert replay(env, "--list", "--kind", "failed", "--payload-only") == [b'[{"event":"final"}]']
+    assert replay(env, "--list", "--kind", "failed", "--source-id", "src1", "--workspace-id", "ws_1") == [
+        json.dumps(job, separators=(",", ":")).encode()
+    ]
+    assert replay(env, "--list", "--kind", "failed", "--source-id", "src2") == []
+    code, _, err = run("replay", env=env)
+    assert code == 2
+    assert "--list" in err
+
+
+def test_an_unreachable_store_may_pass(tmp_path: Path) -> None:
+    env = file_environment(tmp_path) | {
+        "JOBS_BACKUP_STORAGE_PROVIDER": "S3", "JOBS_BACKUP_BUCKET": "events", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "JOBS_BACKUP_RETRY_ATTEMPTS": "1",
+    }  # fmt: skip
+    code, _, err = run("replay", "--list", env=env)
+    assert code == 1
+    assert "[Unreachable]" in err
+
+
+@pytest.mark.slow
+def test_a_million_events_come_back_in_order_in_constant_memory(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_SPOOL_DURABILITY="process")
+    small, large = tmp_path / "small", tmp_path / "large"
+    with small.open("wb") as first, large.open("wb") as second:
+        for number, payload in enumerate(generated(1_000_000, seed=3, size=500)):
+            second.write(payload + b"\n")
+            if number < 50_000:
+                first.write(payload + b"\n")
+    used = []
+    for file, source in ((small, "small"), (large, "large")):
+        assert run("run", file, "--source-id", source, env=env)[0] == 0
+        with (tmp_path / f"{source}.back").open("wb") as back:
+            program = f"{MEASURED}main()"
+            result = subprocess.run(
+                [sys.executable, "-c", program, "replay", "--payload-only", "--source-id", source],
+                env=env, stdout=back, stderr=subprocess.PIPE, check=True,
+            )  # fmt: skip
+        used.append(int(result.stderr.split()[-1]))
+        assert subprocess.run(["cmp", file, tmp_path / f"{source}.back"], check=False).returncode == 0
+    assert used[1] < used[0] * 1.3, used
