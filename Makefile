@@ -13,7 +13,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constr
 sources := core/src plugins/s3/src plugins/gcs/src
 projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml plugins/gcs/pyproject.toml
 
-.PHONY: help demo environment test conformance campaign bench bench-quick lint style types types-strict clean
+.PHONY: help demo environment test conformance campaign bench bench-quick lint style types types-strict docs clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -22,6 +22,7 @@ help:
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
 	@echo 'make bench    measure all, against others that write events into S3; bench-quick: the main ratios, in 3 minutes'
 	@echo 'make lint    check style and types'
+	@echo 'make docs    build the documentation as a site: build/site/index.html'
 	@echo 'make clean   remove what these made'
 
 # The build back end is installed beside the rest, at its own pinned version, so that nothing is fetched to build with.
@@ -100,6 +101,10 @@ types: $(VENV)/dev.stamp
 
 types-strict: $(VENV)/dev.stamp
 	$(bin)/basedpyright --pythonpath $(bin)/python
+
+# Without the network. A link to a page, a heading or a file that is not there is an error.
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-* demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis

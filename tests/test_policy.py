@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import hcl2  # type: ignore[import-untyped]
+import hcl2
 import pytest
 from botocore import xform_name
 from commands import run

@@ -79,6 +79,22 @@ def test_with_the_catalog_nothing_is_listed(aws: Moto, tmp_path: Path) -> None:
         assert "s3:ListBucket" in run("replay", "--list", env=env)[2]
 
 
+def test_a_missing_object_is_no_missing_right(aws: Moto, tmp_path: Path) -> None:
+    """Without the right to list, S3 refuses what is not there."""
+    bucket = aws.bucket()
+    aws.add_identity("only-reads", policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:GetObject"))
+    env = {**aws.environment(bucket, "only-reads"), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}
+    env |= {"JOBS_BACKUP_RETRY_ATTEMPTS": "1", "JOBS_BACKUP_BATCH_EVENTS": "1"}
+    record(env, PAYLOADS)
+    first, *_ = aws.keys(bucket)
+    aws.admin.delete_object(Bucket=bucket, Key=first)
+    with aws.enforce():
+        code, out, err = run("replay", "--payload-only", env=env)
+    assert code == 1
+    assert len(out.splitlines()) == 2
+    assert first in err
+
+
 def test_google_lets_read_with_the_least_rights(gcs: GcsServer, tmp_path: Path) -> None:
     env = {**gcs.environment(gcs.bucket()), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}
     gcs.granted = LEAST
@@ -225,7 +241,10 @@ def test_killed_again_and_again_the_same_command_goes_on(tmp_path: Path) -> None
 def test_a_begun_file_is_for_what_it_was_begun_for(tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
     record(env, PAYLOADS)
-    assert run("replay", "--limit", "2", "--output", tmp_path / "out", env=env)[0] == 0
+    assert run("replay", "--limit", "2", "--payload-only", "--output", tmp_path / "two", env=env)[0] == 0
+    assert (tmp_path / "two").read_bytes().splitlines() == PAYLOADS[:2]
+    (tmp_path / "out.part").write_bytes(b"line\n")
+    (tmp_path / "out.position").write_text('{"asked":"something else","query":{},"after":"key","size":5}')
     code, _, err = run("replay", "--output", tmp_path / "out", env=env)
     assert code == 2
     assert "was begun for other events" in err

@@ -1,4 +1,4 @@
-"""From nothing to a verified backup, and the events back again, by the README alone: its own commands, in an environment of wheels."""
+"""From nothing to a verified backup, and the events back again: the README's own commands, in an environment of wheels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from generated import ROOT
 from servers import REGION, weed
-from test_docs import ROOT, blocks
+from test_docs import blocks
 from test_wheels import CORE, S3, Environment, build, clean_environment
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ import msgspec
 from isal import igzip
 
 from jobs_backup.destination import Destination
-from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError, ObjectNotFound, SpoolError
+from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError, ObjectNotFound, PermissionDenied, SpoolError
 from jobs_backup.layout import safe_id
 from jobs_backup.model import Kind
 from jobs_backup.spool.status import look
@@ -197,7 +197,8 @@ class Replay:
         objects, bytes: that were read.
         cursor: where to go on, as `KEY` or `KEY:LINES`: everything up to there was given. Empty at the beginning.
         damaged: what could not be given.
-        finished: whether the end was reached.
+        finished: whether all was given that was asked for.
+        limited: whether there is more, behind the limit.
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class Replay:
         self.cursor = ""
         self.damaged: list[Damaged] = []
         self.finished = False
+        self.limited = False
 
     def run(
         self,
@@ -235,6 +237,9 @@ class Replay:
         for found, file, error in self._fetched(selection.objects(key)):
             if error is not None:
                 self.damaged.append(Damaged(found.key, error))
+                # S3 answers so for a missing object, too, unless one may list. Once something was read, it is that.
+                if isinstance(error, PermissionDenied) and not self.objects and len(self.damaged) >= self._window:
+                    break
                 continue
             with file:
                 self.objects += 1
@@ -244,15 +249,18 @@ class Replay:
                     continue
                 try:
                     if not self._give(found, file, skipped, write, stop):
+                        self.finished = self.limited
                         return
                 except IntegrityError as damage:
                     self.damaged.append(Damaged(found.key, damage))
                     continue
                 self.cursor = found.key
                 done()
+        if not self.objects and self.damaged and isinstance(self.damaged[0].error, PermissionDenied):
+            raise self.damaged.pop(0).error
         self.finished = not stop.is_set()
 
-    def _fetched(self, objects: Iterator[Found]) -> Generator[tuple[Found, BinaryIO, IntegrityError | ObjectNotFound | None]]:
+    def _fetched(self, objects: Iterator[Found]) -> Generator[tuple[Found, BinaryIO, JobsBackupError | None]]:
         with ThreadPoolExecutor(self._window) as pool:
             window: deque[tuple[Found, BinaryIO, Future[object]]] = deque()
             try:
@@ -265,7 +273,7 @@ class Replay:
                     found, file, future = window.popleft()
                     try:
                         future.result()
-                    except (IntegrityError, ObjectNotFound) as error:
+                    except (IntegrityError, ObjectNotFound, PermissionDenied) as error:
                         file.close()
                         yield found, file, error
                     except BaseException:
@@ -309,7 +317,7 @@ class Replay:
             for line in lines:
                 if number >= skip:
                     if self._limit is not None and self.events + len(block) >= self._limit:
-                        goes_on = False
+                        self.limited, goes_on = True, False
                         break
                     try:
                         wanted = pick(line)

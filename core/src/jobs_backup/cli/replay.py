@@ -157,7 +157,7 @@ def _report(found: Replay, location: str, seconds: float, error: JobsBackupError
     if error is not None:
         say(error.one_line(), error.code)
     say(f"{found.events:,} events of {found.objects:,} objects ({found.bytes:,} bytes) from {location}; {seconds:.1f} s")
-    if not found.finished and found.cursor and not (goes_on and error is not None):
+    if (found.limited or not found.finished) and found.cursor and not (goes_on and error is not None):
         say(f"this was not all: go on with --after '{found.cursor}'", "Incomplete")
 
 
