@@ -259,7 +259,7 @@ def test_nobody_reads_any_more(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr is not None
         said = process.stderr.read()
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert "Traceback" not in said
     assert "not all events were written" in said
 
@@ -308,13 +308,13 @@ def test_an_unreachable_store_may_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_events_come_back_in_order_in_constant_memory(tmp_path: Path) -> None:
+def test_many_events_come_back_in_order_in_constant_memory(tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_SPOOL_DURABILITY="process")
     small, large = tmp_path / "small", tmp_path / "large"
     with small.open("wb") as first, large.open("wb") as second:
-        for number, payload in enumerate(generated(1_000_000, seed=3, size=500)):
+        for number, payload in enumerate(generated(300_000, seed=3, size=500)):
             second.write(payload + b"\n")
-            if number < 50_000:
+            if number < 30_000:
                 first.write(payload + b"\n")
     used = []
     for file, source in ((small, "small"), (large, "large")):

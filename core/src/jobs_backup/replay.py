@@ -23,6 +23,7 @@ import msgspec
 from isal import igzip
 
 from jobs_backup.destination import Destination
+from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError, ObjectNotFound, PermissionDenied, SpoolError
 from jobs_backup.layout import safe_id
 from jobs_backup.model import Kind
@@ -31,6 +32,7 @@ from jobs_backup.spool.status import look
 _BLOCK: Final = 1 << 20
 _PAGE: Final = 1000
 _SECOND: Final = 1_000_000
+_DAY: Final = 86_400 * _SECOND
 _NEVER: Final = 1 << 62
 _FAILED: Final = "rudder-proc-err-logs"
 _RAW_KEY: Final = re.compile(
@@ -148,7 +150,8 @@ def listed(destination: Destination, prefix: str, query: Query) -> Iterator[Foun
         where, pattern = below, _RAW_KEY
         if query.source_id is not None:
             where = f"{below}{safe_id(query.source_id)}/gw/"
-            after = where + _day(query.since) if query.since is not None else ""
+            # An object lies where its first event does, which may be the day before.
+            after = where + _day(query.since - _DAY) if query.since is not None else ""
     behind = where + _day(query.until) + "~" if query.source_id is not None and query.until is not None else ""
     token: str | None = after
     while token is not None:
@@ -395,8 +398,7 @@ class _Event(msgspec.Struct):
         if not text:
             raise ValueError("it has no time")
         when = datetime.fromisoformat(text)
-        when = when if when.tzinfo else when.replace(tzinfo=UTC)
-        return round((when - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * _SECOND)
+        return microseconds(when if when.tzinfo else when.replace(tzinfo=UTC))
 
     @property
     def source(self) -> str:

@@ -161,6 +161,12 @@ def _report(found: Replay, location: str, seconds: float, error: JobsBackupError
         say(f"this was not all: go on with --after '{found.cursor}'", "Incomplete")
 
 
+class Incomplete(JobsBackupError):
+    """What was read could not be written."""
+
+    retryable = True
+
+
 class _Stdout:
     begin = ""
 
@@ -173,7 +179,7 @@ class _Stdout:
             while left:
                 left = left[os.write(1, left) :]
         except OSError as error:
-            raise JobsBackupError(f"not all events were written: {error.strerror}", hint="go on with --after") from None
+            raise Incomplete(f"not all events were written: {error.strerror}", hint="go on with --after") from None
 
     def reached(self, cursor: str) -> None:
         """Nothing to be kept."""
@@ -255,4 +261,4 @@ class _File:
         try:
             step()
         except OSError as error:
-            raise JobsBackupError(f"{self._part}: {error.strerror}", hint="the same command goes on") from error
+            raise Incomplete(f"{self._part}: {error.strerror}", hint="the same command goes on") from error

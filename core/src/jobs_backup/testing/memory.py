@@ -21,7 +21,7 @@ import msgspec
 
 from jobs_backup import providers
 from jobs_backup.errors import AlreadyExists, BucketNotFound, IntegrityError, ObjectNotFound, UploadGone
-from jobs_backup.hookspecs import hookimpl
+from jobs_backup.hookspecs import MULTIPART, hookimpl
 from jobs_backup.model import (
     AbortReceipt,
     Body,
@@ -132,8 +132,10 @@ class MemoryProvider:
 
     @hookimpl
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
-        actions = ["write", *(["delete"] if delete else []), *(["read"] if replay else [])]
-        return Policy(format="commands", text=f"{', '.join(actions)} on {settings['JOBS_BACKUP_BUCKET']}\n")
+        hooks = ["write", *MULTIPART, "abort_multipart", *(["delete"] if delete else []), *(["read", "list"] if replay else [])]
+        bucket = settings["JOBS_BACKUP_BUCKET"]
+        text = f"{', '.join(hooks)} on {bucket}\n"
+        return Policy(format="commands", text=text, grants={hook: hook for hook in hooks}, resource=bucket)
 
     def publish(self, key: str, data: bytes, checksum: int, *, if_absent: bool) -> WriteReceipt:
         """Make an object, whole or not at all."""
