@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from buckets import file_environment, objects, realistic
-from commands import run, start
+from commands import COMMAND, run, start
 from gcs import LEAST, GcsServer
 from servers import Moto, Store, policy
 
@@ -67,6 +68,15 @@ def test_a_store_needs_the_right_to_read_alone(store: Store, bucket: str, tmp_pa
     everything = env | store.environment(bucket, "all")
     assert replay(everything, "--payload-only") == PAYLOADS
     assert replay(everything, "--payload-only", "--list") == PAYLOADS
+
+
+def test_a_file_is_not_finished_without_the_right_to_read(store: Store, bucket: str, tmp_path: Path) -> None:
+    env = {**store.environment(bucket), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"), "JOBS_BACKUP_RETRY_ATTEMPTS": "1"}
+    record(env | {"JOBS_BACKUP_BATCH_EVENTS": "1"}, PAYLOADS)
+    assert run("replay", "--output", tmp_path / "back", env=env)[0] == 2
+    assert not (tmp_path / "back").exists()
+    assert run("replay", "--payload-only", "--output", tmp_path / "back2", env=env | store.environment(bucket, "all"))[0] == 0
+    assert (tmp_path / "back2").read_bytes().splitlines() == PAYLOADS
 
 
 def test_with_the_catalog_nothing_is_listed(aws: Moto, tmp_path: Path) -> None:
@@ -287,6 +297,10 @@ def test_archives_that_rudderstack_wrote(tmp_path: Path) -> None:
     assert replay(env, "--list", "--payload-only", "--source-id", "src1", "--since", "2024-05-01T09:10:00Z") == [b'{"a":2}']
     assert replay(env, "--list", "--workspace-id", "ws_1", "--until", "2024-05-01T09:10:00Z") == [raw.splitlines()[0]]
     assert replay(env, "--list", "--workspace-id", "other") == []
+    older = tmp_path / "bucket/rudder/src0/gw/2023-05-01/9/pod-1.x/1682931600_1682931600_ws_1_0b5c.gz"
+    older.parent.mkdir(parents=True)
+    older.write_bytes(gzip.compress(raw.splitlines()[0]))
+    assert replay(env, "--list", "--payload-only", "--source-id", "src0", "--workspace-id", "ws_1") == [b'{"a":1.10}']
     assert replay(env, "--list", "--kind", "failed", "--payload-only") == [b'[{"event":"final"}]']
     assert replay(env, "--list", "--kind", "failed", "--source-id", "src1", "--workspace-id", "ws_1") == [
         json.dumps(job, separators=(",", ":")).encode()
@@ -305,6 +319,133 @@ def test_an_unreachable_store_may_pass(tmp_path: Path) -> None:
     code, _, err = run("replay", "--list", env=env)
     assert code == 1
     assert "[Unreachable]" in err
+
+
+def cursor(err: str) -> str:
+    return err.split("--after '")[1].split("'", maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("lists", [[], ["--list"]])
+def test_the_object_of_the_cursor_may_have_been_deleted(lists: list[str], tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2")
+    first = datetime(2026, 1, 1, tzinfo=UTC)
+    with Backup.from_env(env) as backup:
+        jobs = [
+            backup.record({"n": n}, source_id="web", created_at=first + timedelta(minutes=n), workspace_id="a_b.c")
+            for n in range(8)
+        ]
+        backup.flush(60)
+        code, out, err = run("replay", "--payload-only", "--limit", "4", *lists, env=env)
+        assert code == 0
+        assert [json.loads(line)["n"] for line in out.splitlines()] == [0, 1, 2, 3]
+        backup.delivered(jobs[:4])
+        deadline = time.monotonic() + 30
+        while len(objects(tmp_path)) > 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert len(objects(tmp_path)) == 2
+    assert [json.loads(line)["n"] for line in replay(env, "--payload-only", "--after", cursor(err), *lists)] == [4, 5, 6, 7]
+
+
+def test_a_cursor_is_good_while_the_time_that_is_asked_for_moves(tmp_path: Path) -> None:
+    """`--since 2h` is another time an hour later."""
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
+    with Backup.from_env(env) as backup:
+        for hours in (5, 3, 1):
+            backup.record({"n": hours}, source_id="web", created_at=datetime.now(UTC) - timedelta(hours=hours))
+        backup.flush(60)
+    err = run("replay", "--since", "6h", "--limit", "1", env=env)[2]
+    assert replay(env, "--payload-only", "--since", "2h", "--after", cursor(err)) == [b'{"n":1}']
+
+
+def test_events_a_little_outside_of_an_objects_times_are_found(tmp_path: Path) -> None:
+    """Threads record at the same time, and clocks are set back."""
+    env = file_environment(tmp_path)
+    times = [datetime(2026, 1, 1, 12, minute, tzinfo=UTC) for minute in (2, 5, 1, 3)]
+    with Backup.from_env(env) as backup:
+        for at in times:
+            backup.record({"minute": at.minute}, source_id="web", created_at=at)
+        backup.flush(60)
+    for lists in ([], ["--list"]):
+        assert replay(env, "--payload-only", "--since", "2026-01-01T12:04:00Z", *lists) == [b'{"minute":5}']
+        assert replay(env, "--payload-only", "--until", "2026-01-01T12:02:00Z", *lists) == [b'{"minute":1}']
+        assert len(replay(env, "--source-id", "web", "--since", "0001-01-01", "--until", "9999-12-31T23:59:59Z", *lists)) == 4
+
+
+def test_what_stands_in_another_bucket_is_told(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    (tmp_path / "other").mkdir()
+    other = {**env, "JOBS_BACKUP_BUCKET": str(tmp_path / "other")}
+    record(other, PAYLOADS[:1])
+    code, out, err = run("replay", "--payload-only", env=other)
+    assert (code, out.encode().splitlines()) == (0, PAYLOADS[:1])
+    assert "1 objects are left out that stand in other buckets" in err
+    assert "left out" not in run("replay", "--source-id", "ios", env=other)[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_while_nobody_reads_it_tells_where_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="4000")
+    payloads = realistic(20_000)
+    record(env, payloads)
+    with start("replay", "--payload-only", env=env) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        found = [process.stdout.readline() for _ in range(9000)]
+        time.sleep(0.5)
+        process.send_signal(number)
+        err = process.stderr.read()
+        found += process.stdout.readlines()
+    assert process.returncode == 1
+    assert "[Incomplete]" in err
+    rest = replay(env, "--payload-only", "--after", cursor(err))
+    given = "".join(found).encode().splitlines()
+    # What was written of a block that was not written whole comes again.
+    assert 0 < len(rest) < len(payloads)
+    assert given[: len(payloads) - len(rest)] + rest == payloads
+
+
+def test_an_interrupted_file_keeps_its_limit_and_what_was_damaged(tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2000", JOBS_BACKUP_UPLOAD_CONCURRENCY="1")
+    payloads = realistic(20_000)
+    record(env, payloads)
+    env["JOBS_BACKUP_RETRY_ATTEMPTS"] = "1"
+    (damaged,) = (key for key, data in objects(tmp_path).items() if payloads[2000] in gzip.decompress(data))
+    (tmp_path / "bucket" / damaged).write_bytes(b"something else")
+    output, position = tmp_path / "back", tmp_path / "back.position"
+    arguments = ("replay", "--payload-only", "--limit", "15000", "--output", output)
+    with start(*arguments, env=env) as process:
+        while damaged not in (position.read_text() if position.exists() else ""):
+            assert process.poll() is None, "it has ended before it was killed"
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert not output.exists()
+    code, _, err = run(*arguments, env=env)
+    assert code == 1
+    assert damaged in err
+    assert output.read_bytes().splitlines() == payloads[:2000] + payloads[4000:17_000]
+
+
+def test_standard_output_is_closed(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    result = subprocess.run(["sh", "-c", '"$0" replay >&-', *COMMAND], env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "standard output, which is closed" in result.stderr
+    assert run("replay", env=env)[0] == 0
+
+
+def test_no_room_for_temporary_files(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    limited = "import resource; from jobs_backup.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)); main()"
+    # Python ignores SIGXFSZ, so that the limit is an error as that of a full disk is.
+    result = subprocess.run(
+        [sys.executable, "-c", limited, "replay", "--list"], env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "set TMPDIR to a directory with room" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow

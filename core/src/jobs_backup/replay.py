@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
@@ -14,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
@@ -27,6 +28,8 @@ from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError, ObjectNotFound, PermissionDenied, SpoolError
 from jobs_backup.layout import safe_id
 from jobs_backup.model import Kind
+from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.overview import StoredObject
 from jobs_backup.spool.status import look
 
 _BLOCK: Final = 1 << 20
@@ -34,12 +37,17 @@ _PAGE: Final = 1000
 _SECOND: Final = 1_000_000
 _DAY: Final = 86_400 * _SECOND
 _NEVER: Final = 1 << 62
+_LAST: Final = microseconds(datetime.max.replace(tzinfo=UTC))
+_SLACK: Final = 300 * _SECOND
+"""Threads record at the same time, and clocks are set back: some events of an object may lie a little outside of its times."""
 _FAILED: Final = "rudder-proc-err-logs"
 _RAW_KEY: Final = re.compile(
-    r"(?P<source>[^/]+)/gw/\d{4}-\d\d-\d\d/\d{1,2}/[^/]+/(?P<first>\d+)_(?P<last>\d+)_(?P<workspace>[^/]*)_[^/_]+\.json\.(gz|zst)"
+    r"(?P<source>[^/]+)/gw/\d{4}-\d\d-\d\d/\d{1,2}/[^/]+/(?P<first>\d+)_(?P<last>\d+)_(?P<workspace>[^/]*)_[^/_.]+(\.json)?"
+    r"\.(gz|zst)"
 )
 _FAILED_KEY: Final = re.compile(
-    rf"{_FAILED}/\d\d-\d\d-\d{{4}}/(?P<first>\d+)\.[^/]+\.(?P<job>\d+)-\d+\.[0-9a-f-]{{32,36}}(\.(?P<workspace>[^/]*))?\.json\.(gz|zst)"
+    rf"{_FAILED}/\d\d-\d\d-\d{{4}}/(?P<first>\d+)\.[^/]+\.(?P<job>\d+)-\d+\.[0-9a-f-]{{32,36}}(\.(?!json\.\w+$)(?P<workspace>[^/]*?))?"
+    r"(\.json)?\.(gz|zst)"
 )
 
 
@@ -62,7 +70,7 @@ class Found(NamedTuple):
     """An object that may have some of it.
 
     Attributes:
-        first, last: times of its first and last event, as far as they are known: none is earlier, none is later.
+        first, last: times of its first and last event, as far as they are known; others lie within five minutes around these.
         tie: which of two with the same first time comes first.
         size: in bytes.
         crc32c: None where it is not known.
@@ -88,7 +96,7 @@ class Selection:
             " events INTEGER, PRIMARY KEY (first, tie, key)) WITHOUT ROWID"
         )
         self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)", objects)
+        self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)", objects)
         self._db.execute("COMMIT")
 
     def totals(self) -> tuple[int, int, int | None]:
@@ -96,8 +104,8 @@ class Selection:
         row = self._db.execute("SELECT count(*), coalesce(sum(size), 0), sum(events), count(events) FROM objects").fetchone()
         return row[0], row[1], (row[2] or 0) if row[3] == row[0] else None
 
-    def objects(self, begin: str = "") -> Iterator[Found]:
-        """From the object with the key `begin` on.
+    def objects(self, begin: str = "", *, behind: bool = False) -> Iterator[Found]:
+        """From the object with the key `begin` on; or those behind it alone.
 
         Raises:
             ConfigurationError: there is no such object.
@@ -106,7 +114,10 @@ class Selection:
         if begin and not rows:
             raise ConfigurationError(f"there is no object {begin!r} among those that are asked for", hint="correct --after")
         first = rows[0][:3] if rows else (-_NEVER, 0, "")
-        found = self._db.execute("SELECT * FROM objects WHERE (first, tie, key) >= (?, ?, ?) ORDER BY first, tie, key", first)
+        found = self._db.execute(
+            "SELECT * FROM objects WHERE (first, tie, key) >= (?, ?, ?) AND (key!=? OR NOT ?) ORDER BY first, tie, key",
+            (*first, begin, behind),
+        )
         return map(Found._make, found)
 
     def close(self) -> None:
@@ -114,60 +125,98 @@ class Selection:
         self._db.close()
 
 
-def known(directory: Path, location: str, query: Query) -> Iterator[Found]:
+def known(directory: Path, location: str, query: Query, after: str = "") -> Iterator[Found]:
     """The objects of a query that the catalog of a spool knows to stand in this bucket. Needs no right to list.
+
+    The object of the cursor `after` comes, too, so that its place is known: it may have been deleted since it was read.
 
     Raises:
         SpoolError: there is no spool, or it can't be read.
     """
+    with _catalog(directory) as catalog:
+        if after and (place := catalog.overview.written(location, query.kind, split_cursor(after)[0])) is not None:
+            yield _found(place)
+        begin = 0
+        while rows := catalog.overview.stored(location, query.kind, begin, _PAGE):
+            begin = rows[-1].id
+            for row in rows:
+                is_of_them = query.source_id in (None, row.stream.source_id)
+                is_of_them &= query.workspace_id in (None, row.stream.workspace_id)
+                if is_of_them and not _is_outside(query, row.first_at, row.last_at):
+                    yield _found(row)
+
+
+def elsewhere(directory: Path, location: str, query: Query) -> int:
+    """How many objects of the query's kind, source and workspace the catalog knows to stand in other buckets. Raises as `known`."""
+    with _catalog(directory) as catalog:
+        return catalog.overview.stored_elsewhere(location, query.kind, query.source_id, query.workspace_id)
+
+
+@contextmanager
+def _catalog(directory: Path) -> Generator[Catalog]:
     try:
         with look(directory) as catalog:
-            begin = 0
-            while rows := catalog.overview.stored(location, query.kind, begin, _PAGE):
-                begin = rows[-1].id
-                for row in rows:
-                    stream, other = row.stream, (query.source_id, query.workspace_id)
-                    if all(want in (None, has) for want, has in zip(other, (stream.source_id, stream.workspace_id), strict=True)):
-                        late = query.until is not None and row.first_at >= query.until
-                        if not late and not (query.since is not None and row.last_at < query.since):
-                            yield Found(row.first_at, row.id, row.key, row.last_at, row.size, row.crc32c, row.events)
+            yield catalog
     except SpoolError as error:
-        hint = f"{error.hint}; or find the objects by listing the bucket: --list"
-        raise SpoolError(error.message, hint=hint) from error
+        raise SpoolError(error.message, hint=f"{error.hint}; or find the objects by listing the bucket: --list") from error
 
 
-def listed(destination: Destination, prefix: str, query: Query) -> Iterator[Found]:
+def _found(row: StoredObject) -> Found:
+    return Found(row.first_at, row.id, row.key, row.last_at, row.size, row.crc32c, row.events)
+
+
+def _is_outside(query: Query, first: int, last: int) -> bool:
+    """Whether an object's events are of other times; `first` and `last` as in `Found`."""
+    begin, end = _bounds(first, last)
+    return (query.until is not None and begin >= query.until) or (query.since is not None and end < query.since)
+
+
+def _bounds(first: int, last: int) -> tuple[int, int]:
+    # Who records may give the times of events, also backwards.
+    return min(first, last) - _SLACK, max(first, last) + _SLACK
+
+
+def listed(destination: Destination, prefix: str, query: Query, after: str = "") -> Iterator[Found]:
     """The objects of a query that stand in the bucket, as far as their keys tell: RudderStack's, too.
 
     Of raw events those of other times are left out. A failure's key tells when its object was made, not when its events were.
+    Keys tell whole seconds: of objects that begin in the same one, those that end first come first, else the order of the keys
+    decides (of failures that of the first job ids). With a source and a time, objects are missed that last longer than a day.
+
+    The object of the cursor `after` comes, too, so that its place is known: it may have been deleted since it was read.
 
     Raises:
         PermissionDenied: the right to list is missing.
     """
     below = f"{prefix}/" if prefix else ""
-    where, after, pattern = f"{below}{_FAILED}/", "", _FAILED_KEY
+    pattern = _RAW_KEY if query.kind is Kind.RAW else _FAILED_KEY
+    if after and (match := pattern.fullmatch(split_cursor(after)[0].removeprefix(below))) is not None:
+        yield _of_key(query.kind, match, split_cursor(after)[0], 0)
+    where, begin, behind = f"{below}{_FAILED}/", "", ""
     if query.kind is Kind.RAW:
-        where, pattern = below, _RAW_KEY
+        where = below
         if query.source_id is not None:
             where = f"{below}{safe_id(query.source_id)}/gw/"
             # An object lies where its first event does, which may be the day before.
-            after = where + _day(query.since - _DAY) if query.since is not None else ""
-    behind = where + _day(query.until) + "~" if query.source_id is not None and query.until is not None else ""
-    token: str | None = after
+            begin = where + _day(query.since - _DAY) if query.since is not None else ""
+            behind = where + _day(query.until + _SLACK) + "~" if query.until is not None else ""
+    token: str | None = begin
     while token is not None:
         page = destination.list(where, token)
         for one in page.objects:
-            if behind and query.kind is Kind.RAW and one.key > behind:
+            if behind and one.key > behind:
                 return
             match = pattern.fullmatch(one.key.removeprefix(below))
             if match is not None and _is_wanted(match, query):
-                first, last = int(match["first"]) * _SECOND, _NEVER
-                if query.kind is Kind.RAW:
-                    tie, last = int(match["last"]), (int(match["last"]) + 1) * _SECOND
-                else:
-                    tie = int(match["job"])
-                yield Found(first, tie, one.key, last, one.size, None, None)
+                yield _of_key(query.kind, match, one.key, one.size)
         token = page.after
+
+
+def _of_key(kind: Kind, match: re.Match[str], key: str, size: int) -> Found:
+    first = int(match["first"]) * _SECOND
+    if kind is Kind.FAILED:
+        return Found(first, int(match["job"]), key, _NEVER, size, None, None)
+    return Found(first, int(match["last"]), key, (int(match["last"]) + 1) * _SECOND, size, None, None)
 
 
 def _is_wanted(match: re.Match[str], query: Query) -> bool:
@@ -177,12 +226,12 @@ def _is_wanted(match: re.Match[str], query: Query) -> bool:
         return True
     if query.source_id is not None and match["source"] != safe_id(query.source_id):
         return False
-    early = query.since is not None and (int(match["last"]) + 1) * _SECOND <= query.since
-    return not early and not (query.until is not None and int(match["first"]) * _SECOND >= query.until)
+    return not _is_outside(query, int(match["first"]) * _SECOND, (int(match["last"]) + 1) * _SECOND)
 
 
 def _day(at: int) -> str:
-    return datetime.fromtimestamp(at / _SECOND, UTC).strftime("%Y-%m-%d")
+    # Before 1970 there are none, and not every number of seconds has a date.
+    return datetime.fromtimestamp(min(max(at, 0), _LAST) // _SECOND, UTC).date().isoformat()
 
 
 class Damaged(NamedTuple):
@@ -237,19 +286,22 @@ class Replay:
         """
         key, lines = split_cursor(after)
         self.cursor = after
-        for found, file, error in self._fetched(selection.objects(key)):
+        refused: list[PermissionDenied] = []
+        for found, file, error in self._fetched(selection.objects(key, behind=lines is None)):
             if error is not None:
                 self.damaged.append(Damaged(found.key, error))
                 # S3 answers so for a missing object, too, unless one may list. Once something was read, it is that.
-                if isinstance(error, PermissionDenied) and not self.objects and len(self.damaged) >= self._window:
-                    break
+                if isinstance(error, PermissionDenied) and not self.objects:
+                    refused.append(error)
+                    if len(refused) >= self._window:
+                        break
                 continue
             with file:
+                if stop.is_set():
+                    return
                 self.objects += 1
                 self.bytes += found.size
-                skipped = lines if found.key == key else 0
-                if skipped is None:
-                    continue
+                skipped = lines or 0 if found.key == key else 0
                 try:
                     if not self._give(found, file, skipped, write, stop):
                         self.finished = self.limited
@@ -259,8 +311,9 @@ class Replay:
                     continue
                 self.cursor = found.key
                 done()
-        if not self.objects and self.damaged and isinstance(self.damaged[0].error, PermissionDenied):
-            raise self.damaged.pop(0).error
+        if refused and not self.objects:
+            self.damaged = [one for one in self.damaged if one.error not in refused]
+            raise refused[0]
         self.finished = not stop.is_set()
 
     def _fetched(self, objects: Iterator[Found]) -> Generator[tuple[Found, BinaryIO, JobsBackupError | None]]:
@@ -269,7 +322,7 @@ class Replay:
             try:
                 while True:
                     while len(window) < self._window and (found := next(objects, None)) is not None:
-                        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by who gets it
+                        file = _temporary()
                         window.append((found, file, pool.submit(self._fetch, found, file)))
                     if not window:
                         return
@@ -277,10 +330,10 @@ class Replay:
                     try:
                         future.result()
                     except (IntegrityError, ObjectNotFound, PermissionDenied) as error:
-                        file.close()
+                        _close(file)
                         yield found, file, error
                     except BaseException:
-                        file.close()
+                        _close(file)
                         raise
                     else:
                         yield found, file, None
@@ -288,13 +341,18 @@ class Replay:
                 for _, file, future in window:
                     future.cancel()
                     if future.cancelled():
-                        file.close()
+                        _close(file)
                     else:
                         future.add_done_callback(functools.partial(_close, file))
 
     def _fetch(self, found: Found, file: BinaryIO) -> None:
         known = found.crc32c is not None
-        self._destination.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
+        try:
+            self._destination.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise _no_room(error) from error
         if not known:
             # Its format's own checksums stand at the ends of its pieces: nothing of it is given before all were seen.
             with _opened(found.key, file) as lines:
@@ -329,7 +387,7 @@ class Replay:
                         raise IntegrityError(f"{found.key}: line {number + 1} is no event: {error}") from None
                     if wanted:
                         block.append(wanted if wanted.endswith(b"\n") else wanted + b"\n")
-                        size += len(wanted)
+                size += len(line)  # also where nothing is wanted: `stop` is looked at
                 number += 1
                 if size >= _BLOCK:
                     flush()
@@ -342,8 +400,9 @@ class Replay:
     def _picker(self, found: Found) -> Callable[[bytes], bytes]:
         """What of a line is wanted; empty if nothing is. Lines are looked into only where it has to be."""
         query = self._query
-        since = query.since if query.since is not None and found.first < query.since else None
-        until = query.until if query.until is not None and found.last >= query.until else None
+        begin, end = _bounds(found.first, found.last)
+        since = query.since if query.since is not None and begin < query.since else None
+        until = query.until if query.until is not None and end >= query.until else None
         if query.kind is Kind.FAILED:
             since, until = query.since, query.until
         # With the catalog, objects are chosen by what it knows of them.
@@ -368,8 +427,20 @@ class Replay:
         return pick
 
 
-def _close(file: BinaryIO, _: object) -> None:
-    file.close()
+def _temporary() -> BinaryIO:
+    try:
+        return cast(BinaryIO, tempfile.TemporaryFile())
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"no temporary file could be written: {error.strerror}", hint="set TMPDIR to a directory with room")
+
+
+def _close(file: BinaryIO, _: object = None) -> None:
+    with suppress(OSError):  # what was not written for want of room is tried once more
+        file.close()
 
 
 class _Event(msgspec.Struct):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import select
+import stat
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +22,16 @@ from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, say, with_e
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
-from jobs_backup.errors import ConfigurationError, JobsBackupError
+from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError
 from jobs_backup.fsync import sync_directory
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind
-from jobs_backup.replay import Query, Replay, Selection, known, listed
-from jobs_backup.settings import Duration
+from jobs_backup.replay import Damaged, Found, Query, Replay, Selection, elsewhere, known, listed
+from jobs_backup.settings import CoreSettings, Duration
 
 _REPORTED: Final = 20
+_LOOK: Final = 0.2
+_FILE_BLOCK: Final = 1 << 20
 
 
 def _time(option: str, text: str | None) -> int | None:
@@ -87,6 +93,8 @@ def replay(
         check_text(option, text or "")
     if as_json and not (dry_run or output):
         raise ConfigurationError("--json prints to standard output, as the events do", hint="give --dry-run or --output, too")
+    if sys.stdout is None and not output:  # pyright: ignore[reportUnnecessaryComparison] - another file may have its number
+        raise ConfigurationError("events go to standard output, which is closed", hint="open it, or give --output")
     summarize_failures()
     settings = read_settings()
     query = Query(
@@ -101,20 +109,25 @@ def replay(
     with stopping() as stop:
         destination = Destination.from_settings(settings, os.environ, stop=stop)
         asked = msgspec.json.encode([*map(str, (kind, since, until, source_id, workspace_id)), payload_only, limit, after, lists])
-        target = _File(output, f"{destination.location} {asked.decode()}", query) if output and not dry_run else _Stdout(query)
+        target = (
+            _File(output, f"{destination.location} {asked.decode()}", query) if output and not dry_run else _Stdout(query, stop)
+        )
         query = target.query
         found = Replay(destination, query, payload_only=payload_only, limit=limit, window=settings.upload_concurrency)
+        target.restore(found)
         try:
-            prefix = clean_prefix(settings.prefix)
-            objects = listed(destination, prefix, query) if lists else known(settings.spool_path, destination.location, query)
-            selection = Selection(objects)
+            begin = "" if dry_run else target.begin or after
+            objects = (_listed if lists else _known)(settings, destination, query, begin)
+            selection = Selection(itertools.takewhile(lambda _: not stop.is_set(), objects))
         except JobsBackupError as error:
             _stop(error)
         if dry_run:
+            if stop.is_set():
+                sys.exit(INCOMPLETE)
             _tell_totals(selection, destination.location, as_json=as_json)
             return
         try:
-            found.run(selection, target.write, stop, lambda: target.reached(found.cursor), target.begin or after)
+            found.run(selection, target.write, stop, lambda: target.reached(found), begin)
         except JobsBackupError as error:
             problem = error
         selection.close()
@@ -133,6 +146,16 @@ def replay(
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
     if found.damaged or stop.is_set():
         sys.exit(INCOMPLETE)
+
+
+def _listed(settings: CoreSettings, destination: Destination, query: Query, begin: str) -> Iterator[Found]:
+    return listed(destination, clean_prefix(settings.prefix), query, begin)
+
+
+def _known(settings: CoreSettings, destination: Destination, query: Query, begin: str) -> Iterator[Found]:
+    if others := elsewhere(settings.spool_path, destination.location, query):
+        say(f"{others:,} objects are left out that stand in other buckets")
+    return known(settings.spool_path, destination.location, query, begin)
 
 
 def _stop(error: JobsBackupError) -> NoReturn:
@@ -157,7 +180,9 @@ def _report(found: Replay, location: str, seconds: float, error: JobsBackupError
     if error is not None:
         say(error.one_line(), error.code)
     say(f"{found.events:,} events of {found.objects:,} objects ({found.bytes:,} bytes) from {location}; {seconds:.1f} s")
-    if (found.limited or not found.finished) and found.cursor and not (goes_on and error is not None):
+    if goes_on and not found.finished:
+        say("this was not all: the same command goes on", "Incomplete")
+    elif (found.limited or not found.finished) and found.cursor:
         say(f"this was not all: go on with --after '{found.cursor}'", "Incomplete")
 
 
@@ -167,21 +192,37 @@ class Incomplete(JobsBackupError):
     retryable = True
 
 
+def _is_file(descriptor: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False  # it is closed: writing tells
+
+
 class _Stdout:
     begin = ""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, stop: threading.Event) -> None:
         self.query = query
+        self._stop = stop
+        # Of a pipe, so much is taken without waiting (pipe(7)), however slow its reader is.
+        self._at_once = _FILE_BLOCK if _is_file(1) else select.PIPE_BUF
 
     def write(self, data: bytes) -> None:
         left = memoryview(data)
         try:
             while left:
-                left = left[os.write(1, left) :]
+                if select.select([], [1], [], _LOOK)[1]:
+                    left = left[os.write(1, left[: self._at_once]) :]
+                elif self._stop.is_set():
+                    raise Incomplete("not all events were written: they are not read", hint="go on with --after")
         except OSError as error:
             raise Incomplete(f"not all events were written: {error.strerror}", hint="go on with --after") from None
 
-    def reached(self, cursor: str) -> None:
+    def restore(self, replay: Replay) -> None:
+        """Nothing was kept."""
+
+    def reached(self, replay: Replay) -> None:
         """Nothing to be kept."""
 
     def finish(self) -> None:
@@ -189,12 +230,19 @@ class _Stdout:
 
 
 class _Position(msgspec.Struct):
-    """How far a file has come: it has `size` bytes that count, of what `asked` and `query` are for, up to `after`."""
+    """How far a file has come: it has `size` bytes that count, of what `asked` and `query` are for, up to `after`.
+
+    Attributes:
+        events: in these bytes.
+        damaged: objects up to there that could not be given: key -> why.
+    """
 
     asked: str
     query: Query
     after: str
     size: int
+    events: int = 0
+    damaged: dict[str, str] = {}
 
 
 class _File:
@@ -210,7 +258,7 @@ class _File:
         if path.exists():
             raise ConfigurationError(f"{path} exists", hint="remove it, or give another --output")
         try:
-            position = self._known()
+            position = self._position = self._known()
             self._file: BinaryIO = self._part.open("r+b" if position else "wb")
             if position is not None:
                 self.begin = position.after
@@ -231,22 +279,30 @@ class _File:
             raise ConfigurationError(
                 f"{self._part} was begun for other events", hint=f"remove it and {self._note}, or give the same options as before"
             )
-        return position
+        return position if self._part.stat().st_size >= position.size else None
+
+    def restore(self, replay: Replay) -> None:
+        """The limit counts, and the summary tells, what earlier runs have given, too."""
+        if self._position is not None:
+            replay.events = self._position.events
+            replay.damaged = [Damaged(key, IntegrityError(why)) for key, why in self._position.damaged.items()]
 
     def write(self, data: bytes) -> None:
         self._keep(lambda: self._file.write(data))
 
-    def reached(self, cursor: str) -> None:
-        self._keep(lambda: self._reach(cursor))
+    def reached(self, replay: Replay) -> None:
+        self._keep(lambda: self._reach(replay))
 
     def finish(self) -> None:
         self._keep(self._finish)
 
-    def _reach(self, cursor: str) -> None:
+    def _reach(self, replay: Replay) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         new = self._note.with_name(self._note.name + ".new")
-        new.write_bytes(msgspec.json.encode(_Position(self._asked, self.query, cursor, self._file.tell())))
+        damaged = {one.key: one.error.one_line() for one in replay.damaged}
+        position = _Position(self._asked, self.query, replay.cursor, self._file.tell(), replay.events, damaged)
+        new.write_bytes(msgspec.json.encode(position))
         new.replace(self._note)
 
     def _finish(self) -> None:

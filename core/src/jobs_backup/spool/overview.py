@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.database import Database
@@ -55,6 +56,16 @@ class StoredObject(NamedTuple):
     events: int
 
 
+_SELECT_OBJECT: Final = (
+    "SELECT b.id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events"
+    " FROM batches b JOIN destinations d ON d.id=b.destination"
+)
+
+
+def _stored_object(row: Sequence[Any]) -> StoredObject:
+    return StoredObject(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:])
+
+
 class Overview:
     """Reads the catalog."""
 
@@ -65,11 +76,28 @@ class Overview:
         """What stands in a bucket, by batch numbers, from behind `after` on."""
         with self._database.reading() as db:
             rows = db.execute(
-                "SELECT id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events FROM batches WHERE id>?"
-                " AND state='stored' AND kind=? AND destination=(SELECT id FROM destinations WHERE location=?) ORDER BY id LIMIT ?",
+                f"{_SELECT_OBJECT} WHERE b.id>? AND state='stored' AND kind=? AND location=? ORDER BY b.id LIMIT ?",
                 (after, kind, location, limit),
             )
-            return [StoredObject(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
+            return [_stored_object(row) for row in rows]
+
+    def written(self, location: str, kind: Kind, key: str) -> StoredObject | None:
+        """What stands in a bucket under a key, or stood there until it was deleted."""
+        with self._database.reading() as db:
+            row = db.execute(
+                f"{_SELECT_OBJECT} WHERE key=? AND state IN ('stored', 'deleted') AND kind=? AND location=?", (key, kind, location)
+            ).fetchone()
+        return _stored_object(row) if row else None
+
+    def stored_elsewhere(self, location: str, kind: Kind, source_id: str | None, workspace_id: str | None) -> int:
+        """How many objects stand in other buckets; of all sources or workspaces where none is given."""
+        with self._database.reading() as db:
+            row = db.execute(
+                "SELECT count(*) FROM batches b JOIN destinations d ON d.id=b.destination WHERE state='stored' AND kind=?"
+                " AND source_id=coalesce(?, source_id) AND workspace_id=coalesce(?, workspace_id) AND location!=?",
+                (kind, source_id, workspace_id, location),
+            ).fetchone()
+        return int(row[0])
 
     def sealed_streams(self) -> list[SealedStream]:
         """What is sealed and not stored, for each destination and stream."""
