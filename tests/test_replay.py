@@ -17,7 +17,7 @@ from commands import COMMAND, run, start
 from gcs import LEAST, GcsServer
 from servers import Moto, Store, policy
 
-from jobs_backup import Backup
+from jobs_backup import Backup, Event
 from jobs_backup.testing.events import events as generated
 
 PAYLOADS = [
@@ -153,6 +153,23 @@ def test_times_cut_within_an_object(tmp_path: Path) -> None:
     code, _, err = run("replay", "--since", "yesterday", env=env)
     assert code == 2
     assert "--since 'yesterday' is no time" in err
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_events_that_are_recorded_out_of_their_order_are_found_by_time(together: bool, tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    hours = [datetime(2026, 1, 2, hour, tzinfo=UTC) for hour in (3, 1, 5, 4)]
+    with Backup.from_env(env) as backup:
+        if together:
+            backup.record_many(Event(payload={"n": at.hour}, source_id="web", created_at=at) for at in hours)
+        else:
+            for at in hours:
+                backup.record({"n": at.hour}, source_id="web", created_at=at)
+        backup.flush(60)
+    for lists in ([], ["--list"]):
+        assert replay(env, "--payload-only", "--since", "2026-01-02T05:00:00Z", *lists) == [b'{"n":5}']
+        assert replay(env, "--payload-only", "--until", "2026-01-02T02:00:00Z", *lists) == [b'{"n":1}']
+    assert "/gw/2026-01-02/1/" in next(iter(objects(tmp_path))), "its key tells the earliest"
 
 
 def test_many_objects_of_one_second_stay_in_order_and_can_be_continued(tmp_path: Path) -> None:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
-import stat
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 import msgspec
 
 from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, say, with_environment
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
+from jobs_backup.cli.replay_output import OutputFile, Stdout
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
-from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError
-from jobs_backup.fsync import sync_directory
+from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind
-from jobs_backup.replay import Damaged, Found, Query, Replay, Selection, elsewhere, known, listed
+from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known, listed
 from jobs_backup.settings import CoreSettings, Duration
 
 _REPORTED: Final = 20
@@ -110,7 +107,7 @@ def replay(
         destination = Destination.from_settings(settings, os.environ, stop=stop)
         asked = msgspec.json.encode([*map(str, (kind, since, until, source_id, workspace_id)), payload_only, limit, after, lists])
         target = (
-            _File(output, f"{destination.location} {asked.decode()}", query) if output and not dry_run else _Stdout(query, stop)
+            OutputFile(output, f"{destination.location} {asked.decode()}", query) if output and not dry_run else Stdout(query, stop)
         )
         query = target.query
         found = Replay(destination, query, payload_only=payload_only, limit=limit, window=settings.upload_concurrency)
@@ -134,14 +131,10 @@ def replay(
     complete = found.finished and problem is None
     if complete:
         target.finish()
+    seconds = time.monotonic() - began
     if as_json:
-        click.echo(
-            msgspec.json.encode({
-                "complete": complete and not found.damaged, "events": found.events, "objects": found.objects, "bytes": found.bytes,
-                "after": found.cursor, "damaged": [one.key for one in found.damaged], "seconds": round(time.monotonic() - began, 3),
-            })
-        )  # fmt: skip
-    _report(found, destination.location, time.monotonic() - began, problem, goes_on=output is not None)
+        _tell_json(found, seconds, complete=complete and not found.damaged)
+    _report(found, destination.location, seconds, problem, goes_on=output is not None)
     if problem is not None:
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
     if found.damaged or stop.is_set():
@@ -172,6 +165,19 @@ def _tell_totals(selection: Selection, location: str, *, as_json: bool) -> None:
         click.echo(f"{objects:,} objects ({size:,} bytes{known_events}) in {location}")
 
 
+def _tell_json(found: Replay, seconds: float, *, complete: bool) -> None:
+    told = {
+        "complete": complete,
+        "events": found.events,
+        "objects": found.objects,
+        "bytes": found.bytes,
+        "after": found.cursor,
+        "damaged": [one.key for one in found.damaged],
+        "seconds": round(seconds, 3),
+    }
+    click.echo(msgspec.json.encode(told))
+
+
 def _report(found: Replay, location: str, seconds: float, error: JobsBackupError | None, *, goes_on: bool) -> None:
     for one in found.damaged[:_REPORTED]:
         say(one.error.one_line(), "DamagedObject")
@@ -184,137 +190,3 @@ def _report(found: Replay, location: str, seconds: float, error: JobsBackupError
         say("this was not all: the same command goes on", "Incomplete")
     elif (found.limited or not found.finished) and found.cursor:
         say(f"this was not all: go on with --after '{found.cursor}'", "Incomplete")
-
-
-class Incomplete(JobsBackupError):
-    """What was read could not be written."""
-
-    retryable = True
-
-
-def _is_file(descriptor: int) -> bool:
-    try:
-        return stat.S_ISREG(os.fstat(descriptor).st_mode)
-    except OSError:
-        return False  # it is closed: writing tells
-
-
-class _Stdout:
-    begin = ""
-
-    def __init__(self, query: Query, stop: threading.Event) -> None:
-        self.query = query
-        self._stop = stop
-        # Of a pipe, so much is taken without waiting (pipe(7)), however slow its reader is.
-        self._at_once = _FILE_BLOCK if _is_file(1) else select.PIPE_BUF
-
-    def write(self, data: bytes) -> None:
-        left = memoryview(data)
-        try:
-            while left:
-                if select.select([], [1], [], _LOOK)[1]:
-                    left = left[os.write(1, left[: self._at_once]) :]
-                elif self._stop.is_set():
-                    raise Incomplete("not all events were written: they are not read", hint="go on with --after")
-        except OSError as error:
-            raise Incomplete(f"not all events were written: {error.strerror}", hint="go on with --after") from None
-
-    def restore(self, replay: Replay) -> None:
-        """Nothing was kept."""
-
-    def reached(self, replay: Replay) -> None:
-        """Nothing to be kept."""
-
-    def finish(self) -> None:
-        """Nothing to be done."""
-
-
-class _Position(msgspec.Struct):
-    """How far a file has come: it has `size` bytes that count, of what `asked` and `query` are for, up to `after`.
-
-    Attributes:
-        events: in these bytes.
-        damaged: objects up to there that could not be given: key -> why.
-    """
-
-    asked: str
-    query: Query
-    after: str
-    size: int
-    events: int = 0
-    damaged: dict[str, str] = {}
-
-
-class _File:
-    """A file that has its name when it is complete. Until then `.part`, and beside it how far it has come."""
-
-    def __init__(self, path: Path, asked: str, query: Query) -> None:
-        self.query = query
-        self._path = path
-        self._asked = asked
-        self._part = path.with_name(path.name + ".part")
-        self._note = path.with_name(path.name + ".position")
-        self.begin = ""
-        if path.exists():
-            raise ConfigurationError(f"{path} exists", hint="remove it, or give another --output")
-        try:
-            position = self._position = self._known()
-            self._file: BinaryIO = self._part.open("r+b" if position else "wb")
-            if position is not None:
-                self.begin = position.after
-                self.query = position.query  # "two hours ago" is what it was at the first run
-                self._file.truncate(position.size)
-                self._file.seek(position.size)
-        except OSError as error:
-            raise ConfigurationError(f"{self._part}: {error.strerror}", hint="give another --output") from error
-
-    def _known(self) -> _Position | None:
-        if not self._note.exists() or not self._part.exists():
-            return None
-        try:
-            position = msgspec.json.decode(self._note.read_bytes(), type=_Position)
-        except msgspec.DecodeError:
-            return None
-        if position.asked != self._asked:
-            raise ConfigurationError(
-                f"{self._part} was begun for other events", hint=f"remove it and {self._note}, or give the same options as before"
-            )
-        return position if self._part.stat().st_size >= position.size else None
-
-    def restore(self, replay: Replay) -> None:
-        """The limit counts, and the summary tells, what earlier runs have given, too."""
-        if self._position is not None:
-            replay.events = self._position.events
-            replay.damaged = [Damaged(key, IntegrityError(why)) for key, why in self._position.damaged.items()]
-
-    def write(self, data: bytes) -> None:
-        self._keep(lambda: self._file.write(data))
-
-    def reached(self, replay: Replay) -> None:
-        self._keep(lambda: self._reach(replay))
-
-    def finish(self) -> None:
-        self._keep(self._finish)
-
-    def _reach(self, replay: Replay) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        new = self._note.with_name(self._note.name + ".new")
-        damaged = {one.key: one.error.one_line() for one in replay.damaged}
-        position = _Position(self._asked, self.query, replay.cursor, self._file.tell(), replay.events, damaged)
-        new.write_bytes(msgspec.json.encode(position))
-        new.replace(self._note)
-
-    def _finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self._path)
-        self._note.unlink(missing_ok=True)
-        sync_directory(self._path.absolute().parent)
-
-    def _keep(self, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except OSError as error:
-            raise Incomplete(f"{self._part}: {error.strerror}", hint="the same command goes on") from error

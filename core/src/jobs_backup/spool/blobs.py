@@ -31,7 +31,7 @@ CREATE TABLE chunks (
     job INTEGER PRIMARY KEY,      -- id of its first job: the batch and the order in it
     events INTEGER NOT NULL,
     raw_bytes INTEGER NOT NULL,   -- of its lines
-    first_at INTEGER NOT NULL,    -- createdAt of its first and last event, microseconds
+    first_at INTEGER NOT NULL,    -- the earliest and the latest createdAt, microseconds
     last_at INTEGER NOT NULL,
     member INTEGER NOT NULL,      -- what data is: a Form
     crc32c INTEGER NOT NULL,      -- of data

@@ -54,12 +54,12 @@ class Fill(NamedTuple):
             events=self.events + chunk.events,
             end=chunk.start + chunk.events,
             raw_bytes=self.raw_bytes + chunk.raw_bytes,
-            first_at=self.first_at if self.events else chunk.first_at,
-            last_at=chunk.last_at,
+            first_at=min(self.first_at, chunk.first_at) if self.events else chunk.first_at,
+            last_at=max(self.last_at, chunk.last_at) if self.events else chunk.last_at,
             tail_events=self.tail_events + chunk.events,
             tail_bytes=self.tail_bytes + chunk.raw_bytes,
             tail_size=self.tail_size + size,
-            tail_first_at=self.tail_first_at if self.tail_events else chunk.first_at,
+            tail_first_at=min(self.tail_first_at, chunk.first_at) if self.tail_events else chunk.first_at,
             tail_start=self.tail_start if self.tail_events else chunk.start,
         )
 

@@ -49,7 +49,7 @@ class Recording:
 
     Attributes:
         lines: each with its newline.
-        first_at, last_at: createdAt of the first and of the last line, microseconds.
+        first_at, last_at: the earliest and the latest createdAt (failedAt) of the lines, microseconds.
         position: how far the input is read with these lines; committed together with them.
         jobs: the result: (id of the first job, how many) for each run of consecutive ids.
     """
@@ -83,10 +83,10 @@ class _Addition:
     def add(self, lines: list[bytes], recording: Recording) -> int:
         """Add a recording's lines, or some of them. Returns the id of the first."""
         if not self.lines:
-            self.first_at, self.lines = recording.first_at, lines.copy()
+            self.first_at, self.last_at, self.lines = recording.first_at, recording.last_at, lines.copy()
         else:
+            self.first_at, self.last_at = min(self.first_at, recording.first_at), max(self.last_at, recording.last_at)
             self.lines += lines
-        self.last_at = recording.last_at
         self.bytes += sum(map(len, lines))
         first = (self.batch.id << INDEX_BITS) + self.end
         self.end += len(lines)

@@ -1,0 +1,156 @@
+"""Where `jobs-backup replay` writes: to standard output, or into a file that the same command goes on with."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError
+from jobs_backup.fsync import sync_directory
+from jobs_backup.replay import Damaged, Query, Replay
+
+_LOOK: Final = 0.2
+_FILE_BLOCK: Final = 1 << 20
+
+
+class Incomplete(JobsBackupError):
+    """What was read could not be written."""
+
+    retryable = True
+
+
+def _is_file(descriptor: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False  # it is closed: writing tells
+
+
+class Stdout:
+    """Standard output, and nothing that is kept for another run."""
+
+    begin = ""
+
+    def __init__(self, query: Query, stop: threading.Event) -> None:
+        self.query = query
+        self._stop = stop
+        # Of a pipe, so much is taken without waiting (pipe(7)), however slow its reader is.
+        self._at_once = _FILE_BLOCK if _is_file(1) else select.PIPE_BUF
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                if select.select([], [1], [], _LOOK)[1]:
+                    left = left[os.write(1, left[: self._at_once]) :]
+                elif self._stop.is_set():
+                    raise Incomplete("not all events were written: they are not read", hint="go on with --after")
+        except OSError as error:
+            raise Incomplete(f"not all events were written: {error.strerror}", hint="go on with --after") from None
+
+    def restore(self, replay: Replay) -> None:
+        """Nothing was kept."""
+
+    def reached(self, replay: Replay) -> None:
+        """Nothing to be kept."""
+
+    def finish(self) -> None:
+        """Nothing to be done."""
+
+
+class _Position(msgspec.Struct):
+    """How far a file has come: it has `size` bytes that count, of what `asked` and `query` are for, up to `after`.
+
+    Attributes:
+        events: in these bytes.
+        damaged: objects up to there that could not be given: key -> why.
+    """
+
+    asked: str
+    query: Query
+    after: str
+    size: int
+    events: int = 0
+    damaged: dict[str, str] = {}
+
+
+class OutputFile:
+    """A file that has its name when it is complete. Until then `.part`, and beside it how far it has come."""
+
+    def __init__(self, path: Path, asked: str, query: Query) -> None:
+        self.query = query
+        self._path = path
+        self._asked = asked
+        self._part = path.with_name(path.name + ".part")
+        self._note = path.with_name(path.name + ".position")
+        self.begin = ""
+        if path.exists():
+            raise ConfigurationError(f"{path} exists", hint="remove it, or give another --output")
+        try:
+            position = self._position = self._known()
+            self._file: BinaryIO = self._part.open("r+b" if position else "wb")
+            if position is not None:
+                self.begin = position.after
+                self.query = position.query  # "two hours ago" is what it was at the first run
+                self._file.truncate(position.size)
+                self._file.seek(position.size)
+        except OSError as error:
+            raise ConfigurationError(f"{self._part}: {error.strerror}", hint="give another --output") from error
+
+    def _known(self) -> _Position | None:
+        if not self._note.exists() or not self._part.exists():
+            return None
+        try:
+            position = msgspec.json.decode(self._note.read_bytes(), type=_Position)
+        except msgspec.DecodeError:
+            return None
+        if position.asked != self._asked:
+            raise ConfigurationError(
+                f"{self._part} was begun for other events", hint=f"remove it and {self._note}, or give the same options as before"
+            )
+        return position if self._part.stat().st_size >= position.size else None
+
+    def restore(self, replay: Replay) -> None:
+        """The limit counts, and the summary tells, what earlier runs have given, too."""
+        if self._position is not None:
+            replay.events = self._position.events
+            replay.damaged = [Damaged(key, IntegrityError(why)) for key, why in self._position.damaged.items()]
+
+    def write(self, data: bytes) -> None:
+        self._keep(lambda: self._file.write(data))
+
+    def reached(self, replay: Replay) -> None:
+        self._keep(lambda: self._reach(replay))
+
+    def finish(self) -> None:
+        self._keep(self._finish)
+
+    def _reach(self, replay: Replay) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        new = self._note.with_name(self._note.name + ".new")
+        damaged = {one.key: one.error.one_line() for one in replay.damaged}
+        position = _Position(self._asked, self.query, replay.cursor, self._file.tell(), replay.events, damaged)
+        new.write_bytes(msgspec.json.encode(position))
+        new.replace(self._note)
+
+    def _finish(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._part.replace(self._path)
+        self._note.unlink(missing_ok=True)
+        sync_directory(self._path.absolute().parent)
+
+    def _keep(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except OSError as error:
+            raise Incomplete(f"{self._part}: {error.strerror}", hint="the same command goes on") from error

@@ -1,0 +1,141 @@
+"""What of an object's lines is wanted, whatever they are compressed with, and whoever wrote them."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import zlib
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Final, cast
+
+import msgspec
+from isal import igzip
+
+from jobs_backup.encoding import microseconds
+from jobs_backup.errors import IntegrityError
+from jobs_backup.model import Kind
+from jobs_backup.replay.selection import Found, Query
+
+_BLOCK: Final = 1 << 20
+
+
+def picker(query: Query, found: Found, *, payload_only: bool) -> Callable[[bytes], bytes]:
+    """What of a line is wanted; empty if nothing is. Lines are looked into only where it has to be."""
+    begin, end = found.bounds
+    since = query.since if query.since is not None and begin < query.since else None
+    until = query.until if query.until is not None and end >= query.until else None
+    if query.kind is Kind.FAILED:
+        since, until = query.since, query.until
+    # With the catalog, objects are chosen by what it knows of them.
+    by_line = query.kind is Kind.FAILED and found.crc32c is None
+    source = query.source_id if by_line else None
+    workspace = query.workspace_id if by_line else None
+    if not payload_only and all(one is None for one in (since, until, source, workspace)):
+        return lambda line: line if not line.isspace() else b""
+
+    def pick(line: bytes) -> bytes:
+        if line.isspace():
+            return b""
+        event = _decode(line)
+        if since is not None or until is not None:
+            at = event.at
+            if (since is not None and at < since) or (until is not None and at >= until):
+                return b""
+        if (source is not None and event.source != source) or (workspace is not None and event.workspace != workspace):
+            return b""
+        return event.content if payload_only else line
+
+    return pick
+
+
+class _Event(msgspec.Struct):
+    """A line: one of ours, or a job as RudderStack wrote its failures."""
+
+    payload: msgspec.Raw = msgspec.Raw()
+    created_at: str | None = msgspec.field(default=None, name="createdAt")
+    failed_at: str | None = msgspec.field(default=None, name="failedAt")
+    source_id: str | None = msgspec.field(default=None, name="sourceId")
+    workspace_id: str | None = msgspec.field(default=None, name="workspaceId")
+    their_payload: msgspec.Raw = msgspec.field(default=msgspec.Raw(), name="EventPayload")
+    their_created_at: str | None = msgspec.field(default=None, name="CreatedAt")
+    their_workspace_id: str | None = msgspec.field(default=None, name="WorkspaceId")
+    their_parameters: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="Parameters")
+
+    @property
+    def content(self) -> bytes:
+        found = bytes(self.payload) or bytes(self.their_payload)
+        if not found:
+            raise ValueError("it has no payload")
+        return found
+
+    @property
+    def at(self) -> int:
+        text = self.failed_at or self.created_at or self.their_created_at
+        if not text:
+            raise ValueError("it has no time")
+        when = datetime.fromisoformat(text)
+        return microseconds(when if when.tzinfo else when.replace(tzinfo=UTC))
+
+    @property
+    def source(self) -> str:
+        if self.source_id is not None:
+            return self.source_id
+        told: object = json.loads(bytes(self.their_parameters))
+        return str(cast(dict[str, object], told).get("source_id", "")) if isinstance(told, dict) else ""
+
+    @property
+    def workspace(self) -> str:
+        return self.workspace_id or self.their_workspace_id or ""
+
+
+# isal has types for some of it only.
+_gzip_file: Final[Callable[..., object]] = igzip.IGzipFile  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+_decode: Final = msgspec.json.Decoder(_Event).decode
+
+
+def opened(key: str, file: BinaryIO) -> closing[BinaryIO]:
+    """An object's lines, whatever it is compressed with."""
+    file.seek(0)
+    magic = file.read(4)
+    file.seek(0)
+    raw: BinaryIO
+    errors: tuple[type[Exception], ...] = ()
+    if magic.startswith(b"\x1f\x8b"):
+        raw = cast(BinaryIO, _gzip_file(fileobj=file, mode="rb"))
+    elif magic == b"\x28\xb5\x2f\xfd":
+        if sys.version_info >= (3, 14):
+            from compression import zstd  # noqa: PLC0415 - for those who need it alone
+        else:
+            from backports import zstd  # noqa: PLC0415
+
+        raw, errors = cast(BinaryIO, zstd.ZstdFile(file, "rb")), (zstd.ZstdError,)
+    else:
+        raise IntegrityError(f"{key} is neither gzip nor zstd")
+    return closing(cast(BinaryIO, io.BufferedReader(_Checked(key, raw, errors), _BLOCK)))
+
+
+class _Checked(io.RawIOBase):
+    """Decompressed bytes. What is wrong with them is an IntegrityError."""
+
+    def __init__(self, key: str, raw: BinaryIO, errors: tuple[type[Exception], ...]) -> None:
+        self._key = key
+        self._raw = raw
+        self._errors: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, *errors)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            block = self._raw.read(len(buffer))
+        except self._errors as error:
+            raise IntegrityError(f"{self._key} is damaged: {error}") from error
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

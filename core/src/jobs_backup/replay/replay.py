@@ -1,0 +1,202 @@
+"""Gives the lines of a selection: objects are fetched beforehand, several at once, and verified before a line of them is given."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import BinaryIO, Final, NamedTuple, cast
+
+import msgspec
+
+from jobs_backup.destination import Destination
+from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError, ObjectNotFound, PermissionDenied
+from jobs_backup.replay.lines import opened, picker
+from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
+
+_BLOCK: Final = 1 << 20
+
+
+class Damaged(NamedTuple):
+    """An object whose events, or the rest of them, can't be given."""
+
+    key: str
+    error: JobsBackupError
+
+
+class Replay:
+    """Gives the events of a selection.
+
+    Attributes:
+        events: that were given.
+        objects, bytes: that were read.
+        cursor: where to go on, as `KEY` or `KEY:LINES`: everything up to there was given. Empty at the beginning.
+        damaged: what could not be given.
+        finished: whether all was given that was asked for.
+        limited: whether there is more, behind the limit.
+    """
+
+    def __init__(
+        self, destination: Destination, query: Query, *, payload_only: bool = False, limit: int | None = None, window: int = 4
+    ) -> None:
+        """`window` is the number of objects that are fetched at the same time, each into a file without a name."""
+        self._destination = destination
+        self._query = query
+        self._payload_only = payload_only
+        self._limit = limit
+        self._window = window
+        self.events = 0
+        self.objects = 0
+        self.bytes = 0
+        self.cursor = ""
+        self.damaged: list[Damaged] = []
+        self.finished = False
+        self.limited = False
+
+    def run(
+        self,
+        selection: Selection,
+        write: Callable[[bytes], object],
+        stop: threading.Event,
+        done: Callable[[], object],
+        after: str = "",
+    ) -> None:
+        """Write lines, in blocks of about a MiB, until the end, the limit, or `stop` is set; `done` is called behind each object.
+
+        Raises:
+            ConfigurationError: `after` is no cursor of this selection.
+            StorageError: nothing can be read. What was given until then is told by `cursor`.
+        """
+        key, lines = split_cursor(after)
+        self.cursor = after
+        refused: list[PermissionDenied] = []
+        for found, file, error in self._fetched(selection.objects(key, behind=lines is None)):
+            if error is not None:
+                self.damaged.append(Damaged(found.key, error))
+                # S3 answers so for a missing object, too, unless one may list. Once something was read, it is that.
+                if isinstance(error, PermissionDenied) and not self.objects:
+                    refused.append(error)
+                    if len(refused) >= self._window:
+                        break
+                continue
+            with file:
+                if stop.is_set():
+                    return
+                self.objects += 1
+                self.bytes += found.size
+                skipped = lines or 0 if found.key == key else 0
+                try:
+                    if not self._give(found, file, skipped, write, stop):
+                        self.finished = self.limited
+                        return
+                except IntegrityError as damage:
+                    self.damaged.append(Damaged(found.key, damage))
+                    continue
+                self.cursor = found.key
+                done()
+        if refused and not self.objects:
+            self.damaged = [one for one in self.damaged if one.error not in refused]
+            raise refused[0]
+        self.finished = not stop.is_set()
+
+    def _fetched(self, objects: Iterator[Found]) -> Generator[tuple[Found, BinaryIO, JobsBackupError | None]]:
+        with ThreadPoolExecutor(self._window) as pool:
+            window: deque[tuple[Found, BinaryIO, Future[object]]] = deque()
+            try:
+                while True:
+                    while len(window) < self._window and (found := next(objects, None)) is not None:
+                        file = _temporary()
+                        window.append((found, file, pool.submit(self._fetch, found, file)))
+                    if not window:
+                        return
+                    found, file, future = window.popleft()
+                    try:
+                        future.result()
+                    except (IntegrityError, ObjectNotFound, PermissionDenied) as error:
+                        _close(file)
+                        yield found, file, error
+                    except BaseException:
+                        _close(file)
+                        raise
+                    else:
+                        yield found, file, None
+            finally:
+                for _, file, future in window:
+                    future.cancel()
+                    if future.cancelled():
+                        _close(file)
+                    else:
+                        future.add_done_callback(functools.partial(_close, file))
+
+    def _fetch(self, found: Found, file: BinaryIO) -> None:
+        known = found.crc32c is not None
+        try:
+            self._destination.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise _no_room(error) from error
+        if not known:
+            # Its format's own checksums stand at the ends of its pieces: nothing of it is given before all were seen.
+            with opened(found.key, file) as lines:
+                while lines.read(_BLOCK):
+                    pass
+            file.seek(0)
+
+    def _give(self, found: Found, file: BinaryIO, skip: int, write: Callable[[bytes], object], stop: threading.Event) -> bool:
+        """Returns whether to go on."""
+        pick = picker(self._query, found, payload_only=self._payload_only)
+        block: list[bytes] = []
+        size, number, goes_on = 0, 0, True
+
+        def flush() -> None:
+            if block:
+                write(b"".join(block))
+                self.events += len(block)
+            block.clear()
+            if number > skip:
+                self.cursor = f"{found.key}:{number}"
+
+        with opened(found.key, file) as lines:
+            for line in lines:
+                if number >= skip:
+                    if self._limit is not None and self.events + len(block) >= self._limit:
+                        self.limited, goes_on = True, False
+                        break
+                    try:
+                        wanted = pick(line)
+                    except (msgspec.DecodeError, ValueError) as error:
+                        flush()
+                        raise IntegrityError(f"{found.key}: line {number + 1} is no event: {error}") from None
+                    if wanted:
+                        block.append(wanted if wanted.endswith(b"\n") else wanted + b"\n")
+                size += len(line)  # also where nothing is wanted: `stop` is looked at
+                number += 1
+                if size >= _BLOCK:
+                    flush()
+                    size = 0
+                    if stop.is_set():
+                        return False
+        flush()
+        return goes_on and not stop.is_set()
+
+
+def _temporary() -> BinaryIO:
+    try:
+        return cast(BinaryIO, tempfile.TemporaryFile())
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"no temporary file could be written: {error.strerror}", hint="set TMPDIR to a directory with room")
+
+
+def _close(file: BinaryIO, _: object = None) -> None:
+    with suppress(OSError):  # what was not written for want of room is tried once more
+        file.close()
