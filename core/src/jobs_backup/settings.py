@@ -421,6 +421,32 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Duration,
         Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.", minimum=0.001, maximum=1800),
     ] = Duration(60)
+    metrics_port: Annotated[
+        int | None,
+        msgspec.Meta(ge=0, le=65_535),
+        Variable(
+            "JOBS_BACKUP_METRICS_PORT",
+            "`archive` and `serve` answer /metrics (for Prometheus; needs `jobs-backup[metrics]`), /healthz and /readyz there, to"
+            " everybody. 0: any free port. Default: none.",
+            example="9464",
+        ),
+    ] = None
+    metrics_host: Annotated[
+        str, Variable("JOBS_BACKUP_METRICS_HOST", "The address that JOBS_BACKUP_METRICS_PORT is opened on; 0.0.0.0 for all.")
+    ] = "127.0.0.1"
+    metrics_file: Annotated[
+        Path | None,
+        Variable(
+            "JOBS_BACKUP_METRICS_FILE",
+            "`run`, `archive` and `serve` write their metrics into this file, every 15 s and at their end, for the textfile"
+            " collector of Prometheus' node exporter. Needs `jobs-backup[metrics]`; the name ends in `.prom`.",
+            example="/var/lib/node_exporter/jobs_backup.prom",
+        ),
+    ] = None
+    log_format: Annotated[
+        typing.Literal["text", "json"],
+        Variable("JOBS_BACKUP_LOG_FORMAT", "How the command logs: lines of text, or a JSON object a line."),
+    ] = "text"
 
     @property
     def spool_path(self) -> Path:

@@ -1,0 +1,1 @@
+"""`jobs-backup serve`: an HTTP server before a Backup, for applications in any language."""
