@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import os
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast, overload
 
 from jobs_backup.backup import Backup
 from jobs_backup.encoding import Payload
 from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError
-from jobs_backup.jobs import Event, Jobs
+from jobs_backup.jobs import Event, Job, Jobs
 from jobs_backup.settings import CoreSettings
+from jobs_backup.spool.writer import Recording
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _THREADS: Final = 16
-"""Calls under way at once; what they record and acknowledge meanwhile shares a wait for the disk."""
+"""Calls under way at once, beside those of `record`; what they record and acknowledge meanwhile shares a wait for the disk."""
+_LARGE: Final = 64 << 10
+"""Bytes. To encode more takes long enough to be left to a thread."""
 _CHUNK_EVENTS: Final = 1000
 _CHUNK_BYTES: Final = 1 << 20
 _FLUSH_SECONDS: Final = 0.5
@@ -39,14 +44,26 @@ def _in_thread(method: Callable[Concatenate[Backup, P], T]) -> Callable[Concaten
 class AsyncBackup:
     """Use it as an asynchronous context manager; the methods are those of `Backup`, to be awaited.
 
-    Each call runs in one of a few threads. One that is cancelled is not undone: what it was to record or acknowledge may be. Any
-    number of tasks of one event loop may share it.
+    Calls run in a few threads; events that tasks record at the same time share a commit. A call that is cancelled is not undone:
+    what it was to record or acknowledge may be. Any number of tasks of one event loop may share it.
     """
 
     def __init__(self, settings: CoreSettings, *, environment: Mapping[str, str] | None = None, archive: bool = True) -> None:
         """The arguments of `Backup`. It is opened by `async with`, which raises what `Backup` raises."""
-        self._open = functools.partial(Backup, settings, environment=environment, archive=archive)
+        self._prepare(functools.partial(Backup, settings, environment=environment, archive=archive), is_lent=False)
+
+    @classmethod
+    def of(cls, backup: Backup) -> Self:
+        """One that uses a Backup which is open, and leaves it open."""
+        made = cls.__new__(cls)
+        made._prepare(lambda: backup, is_lent=True)
+        return made
+
+    def _prepare(self, open_: Callable[[], Backup], *, is_lent: bool) -> None:
+        self._open = open_
+        self._is_lent = is_lent
         self._backup: Backup | None = None
+        self._commits: _Commits | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._closing: Future[None] | None = None
 
@@ -56,9 +73,38 @@ class AsyncBackup:
         environment = os.environ if environment is None else environment
         return cls(CoreSettings.from_environment(environment), environment=environment, archive=archive)
 
-    record = _in_thread(Backup.record)
     delivered = _in_thread(Backup.delivered)
     failed = _in_thread(Backup.failed)
+
+    async def record(
+        self,
+        payload: Payload,
+        *,
+        source_id: str,
+        user_id: str | None = None,
+        workspace_id: str = "",
+        message_id: str | None = None,
+        created_at: datetime | None = None,
+    ) -> Job:
+        """Record one event: see `Backup.record`."""
+        backup, commits = self._opened()
+        encode = functools.partial(
+            backup.recording,
+            payload,
+            source_id=source_id,
+            user_id=user_id,
+            workspace_id=workspace_id,
+            message_id=message_id,
+            created_at=created_at,
+        )
+        is_small = not isinstance(payload, dict) and len(payload) <= _LARGE
+        recording = encode() if is_small else await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+        await commits.add(recording)
+        return Job(recording.jobs[0][0])
+
+    async def keep(self, recording: Recording) -> None:
+        """Record raw events that are encoded; fills in their jobs: see `Backup.keep`."""
+        await self._opened()[1].add(recording)
 
     @overload
     async def record_many(
@@ -125,14 +171,16 @@ class AsyncBackup:
             return
         if closing is None:
             closer = ThreadPoolExecutor(1, thread_name_prefix="jobs-backup-close")  # the others may all be at work
-            closing = self._closing = closer.submit(self._backup.close, grace)
+            closing = self._closing = closer.submit(_nothing if self._is_lent else functools.partial(self._backup.close, grace))
             closer.shutdown(wait=False)
         try:
             await asyncio.shield(asyncio.wrap_future(closing))
         finally:
             if closing.done():
                 threads.shutdown(wait=False)
-                self._backup = self._threads = self._closing = None
+                if self._commits is not None:
+                    self._commits.close()
+                self._backup = self._commits = self._threads = self._closing = None
 
     async def __aenter__(self) -> Self:
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-async")
@@ -144,6 +192,7 @@ class AsyncBackup:
             threads.shutdown(wait=False)
             raise
         self._threads = threads
+        self._commits = _Commits(self._backup)
         return self
 
     async def __aexit__(
@@ -151,11 +200,67 @@ class AsyncBackup:
     ) -> None:
         await self.close()
 
-    async def _call(self, method: Callable[Concatenate[Backup, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._backup is None:
+    def _opened(self) -> tuple[Backup, _Commits]:
+        if self._backup is None or self._commits is None:
             raise BackupClosed("the AsyncBackup is not open", hint="use it as `async with AsyncBackup.from_env() as backup:`")
-        call = functools.partial(method, self._backup, *args, **kwargs)
+        return self._backup, self._commits
+
+    async def _call(self, method: Callable[Concatenate[Backup, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        call = functools.partial(method, self._opened()[0], *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+class _Commits:
+    """Group commit for the tasks of an event loop: what comes while one commit waits for the disk goes into the next one."""
+
+    def __init__(self, backup: Backup) -> None:
+        self._backup = backup
+        self._waiting: list[tuple[Recording, asyncio.Future[None]]] = []
+        self._is_committing = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs-backup-commit")
+
+    async def add(self, recording: Recording) -> None:
+        """Returns when it is durable. Raises as `Backup.keep` does."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((recording, future))
+        if not self._is_committing:
+            self._commit()
+        await future
+
+    def close(self) -> None:
+        """No further commit is begun. Who waits for one gets BackupClosed."""
+        self._thread.shutdown(wait=False)
+
+    def _commit(self) -> None:
+        group, self._waiting = self._waiting, []
+        self._is_committing = True
+        recordings = [recording for recording, _ in group]
+        futures = [future for _, future in group]
+        try:
+            commit = asyncio.get_running_loop().run_in_executor(self._thread, self._backup.keep, recordings)
+        except RuntimeError:  # the thread is shut down
+            self._end(futures, BackupClosed("the AsyncBackup is closed", hint="open a new one"))
+        else:
+            commit.add_done_callback(functools.partial(self._committed, futures))
+
+    def _committed(self, futures: Sequence[asyncio.Future[None]], commit: asyncio.Future[None]) -> None:
+        self._end(futures, asyncio.CancelledError() if commit.cancelled() else commit.exception())
+        if self._waiting:
+            self._commit()
+
+    def _end(self, futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+        self._is_committing = False
+        for future in futures:
+            if future.done():  # it was cancelled
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(copy.copy(error))  # each task may add to its own
+
+
+def _nothing() -> None:
+    """In place of closing a Backup that is not ours."""
 
 
 def _discard(opening: Future[Backup]) -> None:

@@ -205,12 +205,14 @@ class UnknownJob(JobsBackupError, LookupError):
     Attributes:
         jobs: the ids, at most 1,000 of them.
         count: how many there are.
+        index: of a failure that names one of them, its place in what was reported.
     """
 
-    def __init__(self, message: str, *, hint: str = "", jobs: Sequence[int] = (), count: int = 0) -> None:
+    def __init__(self, message: str, *, hint: str = "", jobs: Sequence[int] = (), count: int = 0, index: int = 0) -> None:
         super().__init__(message, hint=hint)
         self.jobs = jobs
         self.count = count
+        self.index = index
 
 
 class DestinationPaused(JobsBackupError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -45,6 +45,64 @@ class FailureRecord(NamedTuple):
     stream: Stream
     at: int
     line: bytes
+
+
+class ToldFailure(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """A failure as JSON tells it to the command and to the server. The names are those of the lines in the bucket.
+
+    Attributes:
+        error: a text, or an object of which `message`, `code` and `stage` are taken.
+        payload: what was sent in the end, any JSON.
+        job_id: the event, if it was recorded; else `source_id` and `workspace_id` tell where it comes from.
+    """
+
+    error: Any
+    payload: msgspec.Raw
+    job_id: int | str | None = None
+    source_id: str | None = None
+    workspace_id: str = ""
+    destination_id: str = ""
+    attempts: int | None = None
+    stage: str = ""
+    code: str | int = ""
+    user_id: str | None = None
+    message_id: str | None = None
+    created_at: datetime | None = None
+    failed_at: datetime | None = None
+
+
+_decode: Final = msgspec.json.Decoder(ToldFailure).decode
+
+
+def parse_failure(json: bytes) -> Failure:
+    """What JSON tells of a failure. Raises InvalidEvent."""
+    try:
+        told = _decode(json)
+    except msgspec.DecodeError as error:
+        raise InvalidEvent(f"no failure: {error}", hint="see `jobs-backup failed --help`") from error
+    except RecursionError as error:
+        raise InvalidEvent("no failure: nested too deeply") from error
+    payload = bytes(told.payload)
+    job: int | str | Event
+    if told.job_id is not None:
+        job = told.job_id
+    elif told.source_id is not None:
+        job = Event(payload=payload, source_id=told.source_id, workspace_id=told.workspace_id)
+    else:
+        raise InvalidEvent("neither jobId nor sourceId", hint="say which event it is, or where it comes from")
+    return Failure(
+        job=job,
+        error=told.error,
+        payload=payload,
+        destination_id=told.destination_id,
+        attempts=told.attempts,
+        stage=told.stage,
+        code=told.code,
+        user_id=told.user_id,
+        message_id=told.message_id,
+        created_at=told.created_at,
+        failed_at=told.failed_at,
+    )
 
 
 def failure_record(failure: Failure, stream_of: Callable[[int], Stream | None]) -> FailureRecord:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
 from typing import Final
 
@@ -13,6 +15,7 @@ from jobs_backup import __version__
 # With what --help tells of each, so that it need not import them all.
 _COMMANDS: Final = {
     "run": "Back up events: NDJSON, one event's payload a line.",
+    "serve": "Record what is sent by HTTP, for applications in any language.",
     "archive": "Send what other processes record, and what earlier ones left.",
     "delivered": "Say which events were delivered, by their job ids.",
     "failed": "Back up delivery failures: NDJSON, one a line.",
@@ -58,8 +61,14 @@ def main() -> None:
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.ClickException as error:
-        error.show()
-        click.echo("See `--help`, and the section Usage of docs/messages.md. [Usage]", err=True)
+        from jobs_backup.cli.options import say  # noqa: PLC0415 - `--help` need not import them
+        from jobs_backup.logs import is_json  # noqa: PLC0415
+
+        if is_json(os.environ):
+            say(error.format_message(), "Usage", level=logging.ERROR)
+        else:
+            error.show()
+            click.echo("See `--help`, and the section Usage of docs/messages.md. [Usage]", err=True)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)  # as a shell tells of SIGINT

@@ -1,0 +1,83 @@
+"""What the server answers: JSON, and errors as JSON, with the code that docs/messages.md explains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from starlette.responses import Response
+
+from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError, SpoolError, SpoolFull, UnknownJob
+
+_RETRY_AFTER: Final = {SpoolFull: 5.0, SpoolError: 5.0, BackupClosed: 1.0}
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Refused(JobsBackupError):
+    """A request that is not taken, and nothing of it was."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, hint: str = "", retry_after: float | None = None, headers: Mapping[str, str] = {}
+    ) -> None:
+        """`retry_after` in seconds."""
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.named = code
+        self.retry_after = retry_after
+        self.headers = dict(headers)
+
+    @property
+    def code(self) -> str:
+        return self.named
+
+
+class Error(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Why a request was refused. Nothing of it was taken.
+
+    Attributes:
+        code: names the section of docs/messages.md that tells what to do.
+        message: what is wrong, with what.
+        hint: what can be done about it.
+        index: the place of the event, id or failure that is wrong, from 0.
+        request_id: as in the header X-Request-ID, and in the log.
+    """
+
+    code: str
+    message: str
+    hint: str = ""
+    index: int | None = None
+    request_id: str = ""
+
+
+class ErrorAnswer(msgspec.Struct, kw_only=True):
+    """The body of every answer that is no success."""
+
+    error: Error
+
+
+def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A value as the body of an answer."""
+    return Response(_encode(value), status, headers, "application/json")
+
+
+def of_error(error: JobsBackupError, request_id: str) -> Response:
+    """The answer to a request that failed so."""
+    retry_after: float | None = getattr(error, "retry_after", None)
+    headers: dict[str, str] = {}
+    index: int | None = None
+    if isinstance(error, Refused):
+        status, headers = error.status, error.headers
+    elif isinstance(error, InvalidEvent):
+        status, index = 400, error.index
+    elif isinstance(error, UnknownJob):
+        status, index = 404, getattr(error, "index", None)
+    elif isinstance(error, (SpoolError, BackupClosed)):
+        status, retry_after = 503, next(seconds for class_, seconds in _RETRY_AFTER.items() if isinstance(error, class_))
+    else:
+        status = 500
+    if retry_after is not None:
+        headers = {**headers, "Retry-After": str(math.ceil(retry_after))}
+    told = Error(code=error.code, message=error.message, hint=error.hint, index=index, request_id=request_id)
+    return json(ErrorAnswer(error=told), status, headers)
