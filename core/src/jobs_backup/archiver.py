@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ _OF_THE_BATCH: Final = (IntegrityError, UploadGone, SpoolError)
 _OF_THE_DESTINATION: Final = (Throttled, Unavailable)
 """Errors that every batch would meet, beside those that are `refused`. All that are in neither of the two count as both."""
 
+_STALLED_SECONDS: Final = 300.0
+"""What looks after the spool waits for a busy one for a minute at most, a few times."""
 _FORGET_SECONDS: Final = 3600.0
 _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 300.0
@@ -84,7 +87,9 @@ class Archiver:
             threading.Thread(target=self._work, name=f"jobs-backup-send-{number}", daemon=True)
             for number in range(settings.upload_concurrency)
         ]
-        self._threads.append(threading.Thread(target=self._look_after, name="jobs-backup-look-after", daemon=True))
+        self._looked_at = math.inf  # first there may be much to recover
+        self._looker = threading.Thread(target=self._look_after, name="jobs-backup-look-after", daemon=True)
+        self._threads.append(self._looker)
         self._threads.append(threading.Thread(target=self._abort, name="jobs-backup-abort", daemon=True))
         self._threads.append(threading.Thread(target=self._delete, name="jobs-backup-delete", daemon=True))
 
@@ -103,6 +108,12 @@ class Archiver:
     def is_working(self) -> bool:
         """Whether a thread is alive, for example in a request that does not end."""
         return any(thread.is_alive() for thread in self._threads)
+
+    @property
+    def trouble(self) -> str:
+        """Which thread has ended, or looks after nothing any more; empty if all work."""
+        dead = next((thread.name for thread in self._threads if not thread.is_alive()), "")
+        return f"the thread {dead} has ended" if dead else stalled(self._looker, self._looked_at)
 
     @property
     def paused(self) -> JobsBackupError | None:
@@ -150,7 +161,8 @@ class Archiver:
             try:
                 if self._skip_delivered and claimed.is_delivered and claimed.times == 1:
                     self._spool.skip(batch)
-                    log.info("%s is not written: all of its %d events were delivered", batch.key, batch.events)
+                    fields = {"key": batch.key, "events": batch.events, "bytes": batch.size}
+                    log.info("%s is not written: all of its %d events were delivered", batch.key, batch.events, extra=fields)
                 else:
                     self._store(claimed)
             except SpoolCorrupt as error:
@@ -158,7 +170,7 @@ class Archiver:
             except JobsBackupError as error:
                 self._failed(batch, claimed.failures, error)
             except Exception as error:
-                log.exception("sending %s failed unexpectedly", batch.key)
+                log.exception("sending %s failed unexpectedly", batch.key, extra={"key": batch.key})
                 self._failed(batch, claimed.failures, SpoolError(f"{batch.key}: {type(error).__name__}: {error}"))
             finally:
                 with self._changed:
@@ -182,7 +194,7 @@ class Archiver:
             claim = self._spool.claim()
         except SpoolError as error:
             if error.message != self._claim_error:  # else each worker would say it each second
-                log.error("%s", error.one_line())
+                log.error("%s", error.one_line(), extra={"code": error.code})
             self._claim_error = error.message
             return None  # tried again when the thread that looks after things finds that something is to be sent
         self._claim_error = ""
@@ -208,11 +220,18 @@ class Archiver:
             self.sent.bytes += batch.size
         if claimed.is_delivered:
             self.deleter.wake()
-        log.info("stored %s: %d events, %d bytes%s", batch.key, batch.events, batch.size, ", was there" if receipt.existed else "")
+        log.info(
+            "stored %s: %d events, %d bytes%s",
+            batch.key,
+            batch.events,
+            batch.size,
+            ", was there" if receipt.existed else "",
+            extra={"key": batch.key, "events": batch.events, "bytes": batch.size, "destination": self._destination.location},
+        )
 
     def _damaged(self, claim: Claim, error: SpoolCorrupt) -> None:
         """What is damaged goes into quarantine; the rest is sent as another object, if it can be."""
-        log.error("%s: %s", claim.batch.key, error.one_line())
+        log.error("%s: %s", claim.batch.key, error.one_line(), extra={"key": claim.batch.key, "code": error.code})
         try:
             self._spool.set_aside(claim, error)
         except SpoolError as failure:
@@ -226,7 +245,8 @@ class Archiver:
         of_destination = error.refused or isinstance(error, _OF_THE_DESTINATION)
         delay = 0.0 if of_destination else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
         if isinstance(error, _OF_THE_BATCH):
-            log.error("%s waits for %.0f s, nothing is lost: %s", batch.key, delay, error.one_line())
+            fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "destination": self._destination.location}
+            log.error("%s waits for %.0f s, nothing is lost: %s", batch.key, delay, error.one_line(), extra=fields)
         else:
             self._begin_pause(error)  # before the batch is given back, or another worker would take it at once
         self._release(batch, error, delay)
@@ -242,8 +262,9 @@ class Archiver:
         try:
             self._spool.pause(error, until=time.time() + pause)
         except SpoolError as failure:
-            log.error("%s", failure.one_line())
-        log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line())
+            log.error("%s", failure.one_line(), extra={"code": failure.code})
+        fields = {"code": error.code, "wait_seconds": pause, "destination": self._destination.location}
+        log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line(), extra=fields)
 
     def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
         """Give the batch back. A full disk must not keep it: it is tried until it works, or the process ends.
@@ -255,7 +276,7 @@ class Archiver:
             try:
                 self._spool.release(batch, error, retry_at=time.time() + delay, standing=standing)
             except SpoolError as failure:
-                log.error("%s", failure.one_line())
+                log.error("%s", failure.one_line(), extra={"code": failure.code})
                 if self._stop.wait(TICK):
                     return
             else:
@@ -268,6 +289,7 @@ class Archiver:
             self._has_begun = True
             self._changed.notify_all()
         while not self._stop.wait(TICK):
+            self._looked_at = time.monotonic()
             begun = begun or _guarded(self._begin)
             self._spool.keep_ballast()
             _guarded(self._spool.recover)
@@ -302,12 +324,20 @@ class Archiver:
                 _guarded(self._multipart.abort_abandoned)
 
 
+def stalled(thread: threading.Thread, looked_at: float) -> str:
+    """Whether a thread that looks each second has done so lately: what is wrong with it, empty if nothing is."""
+    seconds = time.monotonic() - looked_at
+    if thread.is_alive() and seconds < _STALLED_SECONDS:
+        return ""
+    return f"the thread {thread.name} " + (f"has made no progress for {seconds:.0f} s" if thread.is_alive() else "has ended")
+
+
 def _guarded(job: Callable[[], T]) -> T | None:
     """One of several jobs that have to go on whatever happens to the others."""
     try:
         return job()
     except JobsBackupError as error:
-        log.error("%s", error.one_line())
+        log.error("%s", error.one_line(), extra={"code": error.code})
     except Exception:
         log.exception("looking after the spool failed unexpectedly")
     return None

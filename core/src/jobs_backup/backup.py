@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self, overload
 
 from jobs_backup import encoding, failures
-from jobs_backup.archiver import TICK, Archiver
+from jobs_backup.archiver import TICK, Archiver, stalled
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import FinalPayload, Payload
 from jobs_backup.errors import (
@@ -66,12 +66,15 @@ class Backup:
         self._stop = threading.Event()
         self._pid = os.getpid()
         self._closed = False
+        self._looked_at = time.monotonic()
+        self.settings = settings
         self.grace: float = settings.shutdown_grace
         self.keeps_raw: bool = settings.raw
         self.keeps_failed: bool = settings.failed
         self._settles = settings.delete_after == "settled"
         prefix = clean_prefix(settings.prefix)
         destination = Destination.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
+        self.destination = destination
         self.location = destination.location
         self.spool = Spool(
             settings.spool_path,
@@ -131,12 +134,16 @@ class Backup:
             SpoolFull: there was no room for JOBS_BACKUP_SPOOL_FULL_TIMEOUT; nothing was recorded.
             BackupClosed: after `close`, and in a forked process.
         """
-        self._check_usable()
-        at = encoding.now() if created_at is None else encoding.microseconds(created_at)
-        line = encoding.raw_line(payload, encoding.timestamp(at), user_id, message_id)
-        recording = Recording(raw_stream(workspace_id, source_id), [line], first_at=at, last_at=at)
-        self._keep([recording])
-        return Job(recording.jobs[0][0])
+        made = self.recording(
+            payload,
+            source_id=source_id,
+            user_id=user_id,
+            workspace_id=workspace_id,
+            message_id=message_id,
+            created_at=created_at,
+        )
+        self.keep([made])
+        return Job(made.jobs[0][0])
 
     @overload
     def record_many(self, payloads: Iterable[Payload], *, source_id: str, workspace_id: str = "") -> Jobs: ...
@@ -316,6 +323,50 @@ class Backup:
     def __exit__(self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def trouble(self) -> str:
+        """Which of the threads behind it does not work any more, and only a new start helps; empty if all do, or it is closed."""
+        if self._stop.is_set():
+            return ""
+        if self.archiver is not None:
+            return self.archiver.trouble
+        return stalled(self._sealer, self._looked_at)
+
+    def check_room(self) -> None:
+        """Check that what is recorded now would be accepted, without a wait for room.
+
+        Raises:
+            SpoolFull: there is no room.
+            SpoolError: the spool can't be used.
+            BackupClosed: after `close`, and in a forked process.
+        """
+        self._check_usable()
+        self.spool.check_room()
+
+    def recording(
+        self,
+        payload: Payload,
+        *,
+        source_id: str,
+        user_id: str | None = None,
+        workspace_id: str = "",
+        message_id: str | None = None,
+        created_at: datetime | None = None,
+    ) -> Recording:
+        """What `record` keeps. Raises InvalidEvent as it does."""
+        at = encoding.now() if created_at is None else encoding.microseconds(created_at)
+        line = encoding.raw_line(payload, encoding.timestamp(at), user_id, message_id)
+        return Recording(raw_stream(workspace_id, source_id), [line], first_at=at, last_at=at)
+
+    def keep(self, recordings: Sequence[Recording]) -> None:
+        """Record raw events that are encoded, in one commit; fills in their jobs. Raises as `record` does."""
+        self._check_usable()
+        if self.keeps_raw:
+            self.spool.append(recordings)
+        else:
+            for recording in recordings:
+                recording.jobs = self.spool.number(recording.stream, len(recording.lines))
+
     def record_lines(self, stream: Stream, lines: list[bytes], *, at: int, position: InputPosition | None = None) -> Jobs:
         """For the command: record encoded lines together with the position of the input that they were read up to.
 
@@ -356,17 +407,10 @@ class Backup:
                     f"the failures are recorded, but their events' objects will stay in the bucket: {error}", hint=error.hint
                 ) from error
 
-    def _keep(self, recordings: Sequence[Recording]) -> None:
-        if self.keeps_raw:
-            self.spool.append(recordings)
-        else:
-            for recording in recordings:
-                recording.jobs = self.spool.number(recording.stream, len(recording.lines))
-
     def _keep_chunk(self, chunk: Chunk, jobs: Jobs) -> None:
         if chunk:
             try:
-                self._keep(chunk.recordings)
+                self.keep(chunk.recordings)
             except JobsBackupError as error:
                 error.recorded = jobs
                 raise
@@ -383,6 +427,7 @@ class Backup:
 
     def _seal_by_age(self) -> None:
         while not self._stop.wait(TICK):
+            self._looked_at = time.monotonic()
             try:
                 self.spool.seal_due()
             except SpoolError as error:

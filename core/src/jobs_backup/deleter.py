@@ -77,7 +77,7 @@ class Deleter:
                 self._delete(objects)
             return bool(objects)
         except SpoolError as error:
-            log.error("%s", error.one_line())
+            log.error("%s", error.one_line(), extra={"code": error.code})
         except Exception:
             log.exception("deleting failed unexpectedly")
         return False
@@ -97,7 +97,8 @@ class Deleter:
             self._note(lambda: self._spool.deleted(gone))
             self.deleted += len(gone)
             for one in gone:
-                log.info("deleted %s: all of its events were delivered", one.key)
+                fields = {"key": one.key, "destination": self._destination.location}
+                log.info("deleted %s: all of its events were delivered", one.key, extra=fields)
             if self._pauses:
                 self._note(self._spool.retry_deletes)  # what else was refused may work by now
             self._pauses = 0
@@ -131,6 +132,7 @@ class Deleter:
             self._destination.location,
             refused[0][0].key,
             error.one_line(),
+            extra={"code": error.code, "hook": "delete", "key": refused[0][0].key, "destination": self._destination.location},
         )
         self._told = error.code
 
@@ -142,7 +144,7 @@ class Deleter:
             except SpoolError as error:
                 if self._stop.is_set():
                     return  # what is claimed is free again when the session has ended
-                log.error("%s", error.one_line())
+                log.error("%s", error.one_line(), extra={"code": error.code})
                 self._stop.wait(_TICK)
             else:
                 return

@@ -13,6 +13,7 @@ from jobs_backup import providers
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import ConfigurationError, ContractViolation, IntegrityError, JobsBackupError, NotSupported, StorageError
 from jobs_backup.hookspecs import MULTIPART
+from jobs_backup.measures import ATTEMPT_SECONDS, Histogram
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.retry import Retry, RetryPolicy
 from jobs_backup.settings import CoreSettings, redacted
@@ -61,6 +62,8 @@ class Destination:
         self.max_write_size: int | None = getattr(provider, "max_write_size", None)
         self.attempts: Counter[tuple[str, str]] = Counter()
         """(hook, "ok" or the error's code) -> how often."""
+        self.attempt_seconds: dict[str, Histogram] = {}
+        """hook -> how long its attempts took, whatever came of them."""
         self.may_have_accepted = False
         """Whether any attempt so far may have left something at the store: it succeeded, or its end is not known."""
         self._in_doubt_at = 0.0
@@ -189,7 +192,8 @@ class Destination:
             target.seek(0)
             return got
 
-        return self._retry.call(f"{self._name} read {key}", get, self._counted("read"))
+        fields = {"hook": "read", "destination": self.location, "key": key}
+        return self._retry.call(f"{self._name} read {key}", self._timed("read", get), self._counted("read"), fields=fields)
 
     def list(self, prefix: str, after: str) -> Page:
         """Objects whose keys begin with `prefix`, from the first one behind `after`.
@@ -226,8 +230,23 @@ class Destination:
     def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
         publishes = hook in _PUBLISHING or (self.sequential_parts and arguments.get("last", False))
         arguments["timeout"] = self._timeout
-        attempted = self._counted(hook, publishes=publishes)
-        return self._retry.call(f"{self._name} {hook} {what}", lambda: self._attempt(hook, arguments, expected), attempted)
+        attempt = self._timed(hook, lambda: self._attempt(hook, arguments, expected))
+        fields = {"hook": hook, "destination": self.location, "key": _key(arguments)}
+        return self._retry.call(f"{self._name} {hook} {what}", attempt, self._counted(hook, publishes=publishes), fields=fields)
+
+    def _timed(self, hook: str, attempt: Callable[[], T]) -> Callable[[], T]:
+        def timed() -> T:
+            begun = time.monotonic()
+            try:
+                return attempt()
+            finally:
+                seconds = time.monotonic() - begun
+                with self._counting:
+                    if hook not in self.attempt_seconds:
+                        self.attempt_seconds[hook] = Histogram(ATTEMPT_SECONDS)
+                    self.attempt_seconds[hook].observe(seconds)
+
+        return timed
 
     def _counted(self, hook: str, *, publishes: bool = False) -> Callable[[Exception | None], None]:
         """What is told the error of each attempt. `publishes`: the attempt may make an object appear."""
@@ -265,3 +284,9 @@ class Destination:
                 hint="update the provider's distribution, or report it to its maintainers",
             )
         return result
+
+
+def _key(arguments: Mapping[str, Any]) -> str:
+    """The object that a call is about, if it is one."""
+    upload = arguments.get("upload")
+    return upload.key if isinstance(upload, Upload) else str(arguments.get("key", ""))

@@ -67,7 +67,8 @@ class Multipart:
                 self._spool.abandon_upload(journaled)
                 if beginning == _BEGINNINGS - 1:
                     raise
-                log.warning("%s: the upload is lost, another one is begun: %s", batch.key, error)
+                fields = {"key": batch.key, "code": error.code, "destination": self._destination.location}
+                log.warning("%s: the upload is lost, another one is begun: %s", batch.key, error, extra=fields)
         raise AssertionError("unreachable")
 
     def abort_abandoned(self) -> list[JobsBackupError]:
@@ -77,16 +78,22 @@ class Multipart:
             return [error for error in errors if error is not None]
 
     def _abort(self, journaled: JournaledUpload) -> JobsBackupError | None:
+        fields = {"key": journaled.upload.key, "hook": "abort_multipart", "destination": self._destination.location}
         try:
             receipt = self._destination.abort_multipart(journaled.upload)
         except JobsBackupError as error:
             delay = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
             self._spool.postpone_abort(journaled, error, retry_at=time.time() + delay)
-            log.warning("an upload of %s could not be aborted, tried again later: %s", journaled.upload.key, error.one_line())
+            log.warning(
+                "an upload of %s could not be aborted, tried again later: %s",
+                journaled.upload.key,
+                error.one_line(),
+                extra={**fields, "code": error.code, "wait_seconds": delay},
+            )
             return error
         self._spool.forget_upload(journaled)
         if receipt.outcome is Outcome.ABORTED:
-            log.info("an upload of %s was aborted", journaled.upload.key)
+            log.info("an upload of %s was aborted", journaled.upload.key, extra=fields)
         return None
 
     def close(self) -> None:

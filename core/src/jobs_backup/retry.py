@@ -6,7 +6,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
@@ -63,13 +64,22 @@ class Retry:
             reraise=True,
         )
 
-    def call(self, what: str, function: Callable[[], T], attempted: Callable[[Exception | None], None]) -> T:
-        """Call `function`. `what` names the call in log lines; `attempted` is told each attempt's error, None for success.
+    def call(
+        self,
+        what: str,
+        function: Callable[[], T],
+        attempted: Callable[[Exception | None], None],
+        *,
+        fields: Mapping[str, object] = MappingProxyType({}),
+    ) -> T:
+        """Call `function`. `what` names the call in log lines, which have these `fields`: see `logs.FIELDS`.
+
+        `attempted` is told each attempt's error, None for success.
 
         Raises:
             JobsBackupError: the last attempt's error. It tells the number of attempts and the time that they took.
         """
-        attempts = _Attempts(what, function, attempted, self._stop)
+        attempts = _Attempts(what, function, attempted, self._stop, fields)
         try:
             return self._retrying(attempts)
         except JobsBackupError as error:
@@ -98,7 +108,12 @@ class _Attempts(Generic[T]):
     """What tenacity calls: one call of it is one attempt."""
 
     def __init__(
-        self, what: str, function: Callable[[], T], attempted: Callable[[Exception | None], None], stop: threading.Event
+        self,
+        what: str,
+        function: Callable[[], T],
+        attempted: Callable[[Exception | None], None],
+        stop: threading.Event,
+        fields: Mapping[str, object],
     ) -> None:
         self.what = what
         self.count = 0
@@ -107,6 +122,7 @@ class _Attempts(Generic[T]):
         self._function = function
         self._attempted = attempted
         self._stop = stop
+        self.fields = fields
 
     def __call__(self) -> T:
         if self.error is not None and self._stop.is_set():
@@ -129,4 +145,12 @@ def _attempts(state: RetryCallState) -> _Attempts[Any]:
 
 def _log_failure(state: RetryCallState) -> None:
     attempts = _attempts(state)
-    log.warning("%s: attempt %d failed, next in %.1f s: %s", attempts.what, attempts.count, state.upcoming_sleep, attempts.error)
+    fields = {"code": getattr(attempts.error, "code", ""), "attempt": attempts.count, "wait_seconds": state.upcoming_sleep}
+    log.warning(
+        "%s: attempt %d failed, next in %.1f s: %s",
+        attempts.what,
+        attempts.count,
+        state.upcoming_sleep,
+        attempts.error,
+        extra={**attempts.fields, **fields},
+    )

@@ -17,7 +17,7 @@ from jobs_backup import encoding
 from jobs_backup.backup import Backup
 from jobs_backup.cli.ndjson import MAX_LINE, Block, Input, LongLine, Position, Reader
 from jobs_backup.cli.options import say
-from jobs_backup.cli.process import bound_memory, leave, stopping
+from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.rejects import Rejects
 from jobs_backup.cli.summary import Counted, Summary
@@ -71,23 +71,34 @@ def take_in(
     *,
     again: bool = False,
     as_json: bool = False,
+    is_measured: bool = False,
 ) -> NoReturn:
-    """Read the inputs, send what can be sent, print the summary, and leave."""
+    """Read the inputs, send what can be sent, print the summary, and leave.
+
+    `is_measured`: it writes JOBS_BACKUP_METRICS_FILE, which only one of the processes on a spool should.
+    """
     bound_memory()
     with stopping() as stop:
-        backup = Backup(msgspec.structs.replace(settings, spool_full_timeout=_LOOK_SECONDS))
-        summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, again=again))
-        handler = make_handler(backup, summary, stop)
-        with progress(backup, inputs, counted) as shown:
-            for one in inputs:
-                try:
-                    Intake(backup, one, handler, summary, shown, stop).take(again=again)
-                except ConfigurationError as error:
-                    summary.problem(error)
-                except JobsBackupError as error:
-                    summary.problem(error)
-                    break  # the others would meet it, too
-            summary.finish(stop, shown)
+        # No port: two of them at once shall not need two.
+        own = msgspec.structs.replace(
+            settings,
+            spool_full_timeout=_LOOK_SECONDS,
+            metrics_port=None,
+            metrics_file=settings.metrics_file if is_measured else None,
+        )
+        with monitored_backup(own, stop) as backup:
+            summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, again=again))
+            handler = make_handler(backup, summary, stop)
+            with progress(backup, inputs, counted) as shown:
+                for one in inputs:
+                    try:
+                        Intake(backup, one, handler, summary, shown, stop).take(again=again)
+                    except ConfigurationError as error:
+                        summary.problem(error)
+                    except JobsBackupError as error:
+                        summary.problem(error)
+                        break  # the others would meet it, too
+                summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=stop.is_set())
     leave(code, backup)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -15,6 +16,7 @@ import click
 
 from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolError
+from jobs_backup.logs import configure, is_json, json_line
 
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
@@ -28,8 +30,15 @@ def printable(text: str) -> str:
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
-def say(text: str, code: str = "") -> None:
-    """A line on standard error. `code` names the section of docs/messages.md that tells what to do."""
+def say(text: str, code: str = "", *, level: int | None = None) -> None:
+    """A line on standard error. `code` names the section of docs/messages.md that tells what to do.
+
+    `level` is for JOBS_BACKUP_LOG_FORMAT=json: a warning where there is something to be done, if it is not given.
+    """
+    if is_json(os.environ):
+        level = level or (logging.WARNING if code else logging.INFO)
+        click.echo(json_line(time.time(), logging.getLevelName(level), "jobs_backup.cli", text, {"code": code}), err=True)
+        return
     click.echo(f"jobs-backup: {printable(text)}" + (f" [{code}]" if code else ""), err=True)
 
 
@@ -47,7 +56,7 @@ def check_text(name: str, text: str) -> None:
 
 def fail(error: JobsBackupError) -> NoReturn:
     """End with an error that keeps the command from starting."""
-    say(error.one_line(), error.code)
+    say(error.one_line(), error.code, level=logging.ERROR)
     sys.exit(MISUSED)
 
 
@@ -61,11 +70,12 @@ def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def wrapper(*args: Any, env_file: Path | None, verbose: bool, **kwargs: Any) -> Any:
         # Only our own lines and the provider's: those of the SDKs may carry URLs with the ids of uploads in them.
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, level=logging.CRITICAL)
+        configure(as_json=is_json(os.environ))
         logging.getLogger("jobs_backup").setLevel(logging.INFO if verbose else logging.WARNING)
         try:
             if env_file is not None:
                 os.environ.update(read_env_file(env_file, os.environ))
+                configure(as_json=is_json(os.environ))
             return command(*args, **kwargs)
         except (ConfigurationError, SpoolError) as error:
             fail(error)

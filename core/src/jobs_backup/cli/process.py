@@ -10,12 +10,15 @@ import signal
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final, NoReturn
 
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import say
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.monitoring import monitored
 from jobs_backup.providers import load_class, settings_of
+from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, report_unknown
 
 _M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
@@ -32,8 +35,7 @@ def read_settings() -> CoreSettings:
     package = provider.__module__.partition(".")[0]
     logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
     of_provider = settings_of(provider)
-    known = (CoreSettings, of_provider) if of_provider else (CoreSettings,)
-    for line in report_unknown(os.environ, *known):
+    for line in report_unknown(os.environ, CoreSettings, ServerSettings, *filter(None, (of_provider,))):
         say(f"warning: {line}", "UnknownSetting")
     return settings
 
@@ -70,6 +72,25 @@ def stopping() -> Generator[threading.Event]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+@contextmanager
+def monitored_backup(settings: CoreSettings, stop: threading.Event) -> Generator[Backup]:
+    """A Backup with what tells others of it, for as long as the block runs, which closes it.
+
+    Raises:
+        ConfigurationError: either is wrong. Then nothing was sent.
+    """
+    backup = Backup(settings)
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(monitored(backup, settings, is_stopping=stop.is_set))
+        except ConfigurationError:
+            backup.close(grace=0)
+            raise
+        if url:
+            say(f"/metrics, /healthz and /readyz are at {url}")
+        yield backup
 
 
 def leave(code: int, backup: Backup) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Protocol
 
 from jobs_backup.backup import Backup
 from jobs_backup.cli.ndjson import Input
+from jobs_backup.logs import is_json
 
 
 class Progress(Protocol):
@@ -32,7 +34,7 @@ class _Silent:
 @contextmanager
 def progress(backup: Backup, inputs: Sequence[Input], counted: str) -> Generator[Progress]:
     """Shows the progress while the block runs. `counted` is what the lines of the inputs are."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or is_json(os.environ):
         yield _Silent()
         return
     from jobs_backup.cli.terminal import Terminal  # noqa: PLC0415  # rich is slow to import

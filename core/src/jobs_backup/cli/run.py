@@ -59,6 +59,7 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         lambda backup, _, stop: _Events(backup, stream, ids=LineWriter(stop, backup.grace) if emit_ids else None),
         again=again,
         as_json=as_json,
+        is_measured=True,
     )
 
 

@@ -10,11 +10,12 @@ import click
 import msgspec
 
 from jobs_backup.cli.options import printable, with_environment
-from jobs_backup.settings import CoreSettings
+from jobs_backup.settings import CoreSettings, Duration
 from jobs_backup.spool.status import DestinationStatus, ProcessStatus, Status, StreamStatus, read_status
 
 _HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")
 
+_UPLOAD_FREQUENCY: Final = 300.0
 _TROUBLE: Final = ("  paused", "  last error", "damaged")
 
 
@@ -30,7 +31,7 @@ def status(as_json: bool) -> None:
     Example:
       jobs-backup status --env-file docker.env
     """
-    found = read_status(CoreSettings.find_spool(os.environ))
+    found = read_status(CoreSettings.find_spool(os.environ), upload_frequency=_upload_frequency())
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
@@ -41,13 +42,22 @@ def status(as_json: bool) -> None:
         click.echo(click.style(plain, fg=colour, bold=not line.startswith(" ")) if line else "")
 
 
+def _upload_frequency() -> float:
+    """It needs no settings: what is wrong with this one is for those to tell who record."""
+    try:
+        return Duration.parse(os.environ["JOBS_BACKUP_UPLOAD_FREQUENCY"])
+    except (KeyError, ValueError):
+        return _UPLOAD_FREQUENCY
+
+
 def _lines(found: Status) -> Iterator[str]:
     free = f"{_bytes(found.free)} free on its disk"
     if found.events:
         waiting = f"{found.events:,} events wait, {_bytes(found.bytes)}, the oldest for {_time(found.oldest)}"
-        yield f"{found.directory}: {waiting}; {free}"
     else:
-        yield f"{found.directory}: nothing waits; {free}"
+        waiting = "nothing waits"
+    behind = f"; behind: {found.behind}" if found.behind else ""
+    yield f"{found.directory}: {waiting}; {free}{behind}"
     for destination in found.destinations:
         yield ""
         yield from _destination(destination)

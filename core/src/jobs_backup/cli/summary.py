@@ -144,7 +144,8 @@ class Summary:
         if self.rejected:
             say(f"{self.rejected:,} lines can't be used and were put aside: {', '.join(map(str, self.rejects))}", "Rejected")
         for problem in self.problems:
-            say(problem)
+            message, _, code = problem.removesuffix("]").rpartition(" [")
+            say(message, code)
         if interrupted:
             rest = f"{self._go_on} to go on" if self._go_on else "what was read until then is recorded"
             say(f"interrupted: {rest}", "Interrupted")

@@ -77,7 +77,7 @@ class InputPosition(NamedTuple):
 class BlobFile:
     """One writer's file. The members of a batch stand before its waiting lines; folding keeps it so."""
 
-    def __init__(self, path: Path, *, durability: Durability, create: bool = False) -> None:
+    def __init__(self, path: Path, *, durability: Durability, create: bool = False, only_reads: bool = False) -> None:
         self.name = path.stem
         self._database = Database(
             path,
@@ -87,6 +87,7 @@ class BlobFile:
             page_size=_PAGE_SIZE,
             checkpoint_pages=_CHECKPOINT_BYTES // _PAGE_SIZE,
             create=create,
+            only_reads=only_reads,
         )
 
     @property
@@ -238,9 +239,9 @@ class BlobFiles:
         return BlobFile(self.path(name), durability=self._durability, create=True)
 
     @contextmanager
-    def open(self, name: str) -> Generator[BlobFile]:
+    def open(self, name: str, *, only_reads: bool = False) -> Generator[BlobFile]:
         """A file that is there, for as long as the block lasts."""
-        blobs = BlobFile(self.path(name), durability=self._durability)
+        blobs = BlobFile(self.path(name), durability=self._durability, only_reads=only_reads)
         try:
             yield blobs
         finally:

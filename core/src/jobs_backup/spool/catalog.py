@@ -36,8 +36,8 @@ class Catalog:
         overview: what is going on.
     """
 
-    def __init__(self, path: Path, *, durability: Durability) -> None:
-        self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES)
+    def __init__(self, path: Path, *, durability: Durability, only_reads: bool = False) -> None:
+        self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
         self.uploads = UploadJournal(self._database)
         self.deliveries = Deliveries(self._database)
         self.overview = Overview(self._database)

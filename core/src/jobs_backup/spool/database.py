@@ -19,6 +19,8 @@ from jobs_backup.fsync import sync_directory
 Durability = Literal["full", "process"]
 
 _BUSY_SECONDS: Final = 60.0
+_READER_BUSY_SECONDS: Final = 1.0
+"""Readers wait only where somebody repairs or removes the log."""
 _OLDEST: Final = (3, 37)  # STRICT tables; RETURNING is older
 _SYNCHRONOUS: Final = {"full": "FULL", "process": "NORMAL"}  # in WAL mode, NORMAL does not wait for the disk at a commit
 
@@ -37,11 +39,13 @@ class Database:
         checkpoint_pages: int = 1000,
         create: bool = True,
         upgrades: Mapping[int, Sequence[str]] = MappingProxyType({}),
+        only_reads: bool = False,
     ) -> None:
         """Open the file; `create` it where it does not exist.
 
         Args:
             upgrades: version -> statements that complete what was copied from a file of that version: see `_upgrade`.
+            only_reads: it is there, with this version. Nobody who writes is ever waited for, or has to wait.
 
         Raises:
             SpoolError: it was written by a newer version, or can't be opened.
@@ -51,19 +55,22 @@ class Database:
         if sqlite3.sqlite_version_info < _OLDEST:
             raise SpoolError(f"SQLite {sqlite3.sqlite_version} is too old", hint="use a Python with SQLite 3.37 or later")
         with database_errors(path):
-            if create and not path.exists():
+            if create and not only_reads and not path.exists():
                 path.touch(mode=0o600)
                 sync_directory(path.parent)
             # Not created here: another process may have removed a file that was drained, and it shall not come back empty.
             self._connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=rw",
                 uri=True,
-                timeout=_BUSY_SECONDS,
+                timeout=_READER_BUSY_SECONDS if only_reads else _BUSY_SECONDS,
                 isolation_level=None,
                 check_same_thread=False,
             )
             _databases.add(self)
             try:
+                if only_reads:
+                    self._connection.execute("PRAGMA query_only=ON")
+                    return
                 self._connection.execute(f"PRAGMA page_size={page_size}")
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
@@ -160,8 +167,9 @@ def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[s
     """Make all tables anew, copy what the old ones have, and complete it. In a transaction: all of it or nothing."""
     names = "SELECT name FROM sqlite_schema WHERE type=? AND name NOT LIKE 'sqlite_%'"
     tables = [row[0] for row in connection.execute(names, ("table",)).fetchall()]
-    for (index,) in connection.execute(names, ("index",)).fetchall():
-        connection.execute(f"DROP INDEX {index}")
+    for kind in ("index", "trigger"):
+        for (name,) in connection.execute(names, (kind,)).fetchall():
+            connection.execute(f"DROP {kind} {name}")
     for table in tables:
         connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
     _run(connection, schema)

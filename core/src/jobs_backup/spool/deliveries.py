@@ -208,6 +208,8 @@ class Acknowledger:
         self._deliveries = deliveries
         self._ends = ends
         self._turns = Turns[_Acknowledgement](self._commit, hint="acknowledge again")
+        self.acknowledged = 0
+        """How many ids were taken, those included that had been taken before."""
 
     def add(self, jobs: JobSet) -> JobSet:
         """Durable when it returns. Returns those that are unknown. Raises SpoolError, where only some can't be looked up, too."""
@@ -222,6 +224,7 @@ class Acknowledger:
         for one in group:
             jobs.update(one.jobs)
         added = self._deliveries.add(jobs, self._ends)
+        self.acknowledged += len(jobs) - len(added.unknown) - len(added.unreadable)
         for one in group:
             one.added = added
 

@@ -43,6 +43,18 @@ class SessionRow(NamedTuple):
     began_at: float
 
 
+class Total(NamedTuple):
+    """How many batches of a kind came to a state, and what was in them: see the table."""
+
+    kind: str
+    state: str
+    batches: int
+    events: int
+    raw_bytes: int
+    size: int
+    stored_at: float
+
+
 class StoredObject(NamedTuple):
     """A batch whose object stands in the bucket."""
 
@@ -122,6 +134,12 @@ class Overview:
                 " AND e.state='sealed' AND e.error!='' ORDER BY e.retry_at DESC LIMIT 1) ORDER BY d.id"
             )
             return [DestinationRow(*row) for row in rows]
+
+    def totals(self) -> list[Total]:
+        """What all processes have done since the spool was made. Every state of every kind is there."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT kind, state, batches, events, raw_bytes, size, stored_at FROM totals")
+            return [Total(*row) for row in rows]
 
     def sessions(self) -> list[SessionRow]:
         """All sessions that were not ended."""

@@ -71,11 +71,12 @@ class Quarantine:
         self._catalog.moved(f"blobs/{blobs}.db", f"quarantine/{blobs}.db")
         return True
 
-    def reports(self) -> list[Damage]:
-        """What is set aside. What somebody has removed is forgotten."""
+    def reports(self, *, only_reads: bool = False) -> list[Damage]:
+        """What is set aside. What somebody has removed is forgotten, unless this `only_reads`."""
         found = self._catalog.damages()
         gone = {one.file for one in found if not (self._directory.parent / one.file).exists()}
-        self._catalog.forget_damages(gone)
+        if not only_reads:
+            self._catalog.forget_damages(gone)
         return [one for one in found if one.file not in gone]
 
     def _set_chunks_aside(self, row: BatchRow, blobs: BlobFile, *, good_too: bool = False) -> None:

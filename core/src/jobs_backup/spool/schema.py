@@ -105,10 +105,30 @@ CREATE TABLE damages (
     events INTEGER NOT NULL,      -- 0: not known
     error TEXT NOT NULL,
     PRIMARY KEY (file, batch)
-) STRICT, WITHOUT ROWID
+) STRICT, WITHOUT ROWID;
+-- How many batches came to each state since the spool was made, or upgraded to version 5, and what was in them: in the transaction
+-- of the change itself, so that these are right whatever process makes it and however that ends.
+CREATE TABLE totals (
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,          -- 'skipped': deleted before it was ever stored
+    batches INTEGER NOT NULL DEFAULT 0,
+    events INTEGER NOT NULL DEFAULT 0,
+    raw_bytes INTEGER NOT NULL DEFAULT 0,
+    size INTEGER NOT NULL DEFAULT 0,
+    stored_at REAL NOT NULL DEFAULT 0,      -- of the one that was stored last
+    PRIMARY KEY (kind, state)
+) STRICT, WITHOUT ROWID;
+INSERT INTO totals (kind, state) SELECT kinds.column1, states.column1 FROM (VALUES ('raw'), ('failed')) kinds,
+    (VALUES ('sealed'), ('stored'), ('skipped'), ('deleted'), ('set aside')) states;
+-- Without those that only number events (they have no file), and without the rest of a damaged batch, which was sealed before.
+CREATE TRIGGER total AFTER UPDATE OF state ON batches
+WHEN new.state!=old.state AND new.blobs!='' AND (new.state!='sealed' OR old.state='open') BEGIN
+    UPDATE totals SET batches=batches+1, events=events+new.events, raw_bytes=raw_bytes+new.raw_bytes,
+        size=size+coalesce(new.size, 0), stored_at=max(stored_at, coalesce(new.stored_at, 0))
+    WHERE kind=new.kind AND state=iif(new.state='deleted' AND old.state!='stored', 'skipped', new.state); END
 """
 
-VERSION: Final = 4
+VERSION: Final = 5
 # How many ids were given in a batch was not written down, and damage may have taken the last ones: as many as there can be, so that
 # its object is never deleted before all were delivered.
 _GIVEN_IDS: Final = "UPDATE batches SET jobs=1<<21 WHERE state IN ('sealed', 'stored')"
@@ -117,4 +137,5 @@ UPGRADES: Final = {
     1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'", _GIVEN_IDS),
     2: (_GIVEN_IDS,),
     3: (),
+    4: (),
 }

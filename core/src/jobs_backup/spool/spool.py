@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from jobs_backup.compression import GZIP, Compression
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.hookspecs import hookimpl
+from jobs_backup.measures import Recorded
 from jobs_backup.model import Batch, Body, Part, Stream, Upload
 from jobs_backup.spool.blobs import INDEX_BITS, BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import Catalog
@@ -124,6 +125,27 @@ class Spool:
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. See `Writer.append`."""
         self._writer.append(recordings)
+
+    def check_room(self) -> None:
+        """Check that what is recorded now would find room, and that the catalog can be read.
+
+        Raises:
+            SpoolFull: there is no room.
+            SpoolError: the spool can't be used.
+            BackupClosed: after `close`.
+        """
+        self._writer.check_room()
+        self._catalog.last_batch()
+
+    @property
+    def recorded(self) -> Recorded:
+        """What this process has recorded."""
+        return self._writer.recorded
+
+    @property
+    def acknowledged(self) -> int:
+        """How many deliveries this process has taken."""
+        return self._acknowledger.acknowledged
 
     def number(self, stream: Stream, events: int) -> list[tuple[int, int]]:
         """Ids for events that are not kept, as runs: (first, how many)."""

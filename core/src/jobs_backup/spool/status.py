@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -15,7 +16,11 @@ from jobs_backup.spool.blobs import BlobFiles
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.disk import free_bytes
 from jobs_backup.spool.locks import ProcessLock
+from jobs_backup.spool.overview import Total
 from jobs_backup.spool.quarantine import Quarantine
+
+_LATE_SECONDS: Final = 60.0
+"""How long it may take to send what was sealed, beside twice the time after which that is done."""
 
 
 class StreamStatus(msgspec.Struct, kw_only=True):
@@ -87,9 +92,15 @@ class QuarantineStatus(msgspec.Struct, kw_only=True):
 
 
 class Status(msgspec.Struct, kw_only=True):
-    """The whole spool. `events` wait, in `bytes`; `free` bytes are left on its disk."""
+    """The whole spool. `events` wait, in `bytes`; `free` bytes are left on its disk.
+
+    Attributes:
+        behind: why the backup is behind, in one line; empty if it is not. It is while a destination is paused or failing and
+            something waits for it, something was damaged, or the oldest event that waits is older than it should get.
+    """
 
     directory: str
+    behind: str
     events: int
     bytes: int
     free: int
@@ -99,18 +110,32 @@ class Status(msgspec.Struct, kw_only=True):
     quarantine: list[QuarantineStatus]
 
 
-def read_status(directory: Path) -> Status:
+def read_status(directory: Path, *, upload_frequency: float = 300.0) -> Status:
     """Look at a spool. Nothing in it is changed, but that reports are forgotten whose file somebody has removed.
+
+    Args:
+        upload_frequency: seconds after which a batch is sealed; where the oldest event waits for more than twice that and a
+            minute, the backup is behind.
 
     Raises:
         SpoolError: there is none, or it can't be read.
     """
     with look(directory) as catalog:
-        return _read(directory, catalog)
+        return _read(directory, catalog, upload_frequency, only_reads=False)
+
+
+def watch(directory: Path, *, upload_frequency: float) -> tuple[Status, list[Total]]:
+    """For who looks again and again at a spool that this process has open: nobody waits for it, nor it for anybody.
+
+    Raises:
+        SpoolError: it can't be read.
+    """
+    with look(directory, only_reads=True) as catalog:
+        return _read(directory, catalog, upload_frequency, only_reads=True), catalog.overview.totals()
 
 
 @contextmanager
-def look(directory: Path) -> Generator[Catalog]:
+def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
     """The catalog of a spool that is there, for reading.
 
     Raises:
@@ -124,14 +149,14 @@ def look(directory: Path) -> Generator[Catalog]:
             f"{directory} was written by an earlier version",
             hint="the next process that opens it, for example `jobs-backup archive`, upgrades it",
         )
-    catalog = Catalog(path, durability="full")
+    catalog = Catalog(path, durability="full", only_reads=only_reads)
     try:
         yield catalog
     finally:
         catalog.close()
 
 
-def _read(directory: Path, catalog: Catalog) -> Status:
+def _read(directory: Path, catalog: Catalog, upload_frequency: float, *, only_reads: bool) -> Status:
     now = time.time()
     files = BlobFiles(directory / "blobs", durability="full")
     streams = _streams(catalog, files, now)
@@ -153,13 +178,15 @@ def _read(directory: Path, catalog: Catalog) -> Status:
         if (waiting := deletes.get(destination.location)) is not None:
             destination.deletes, destination.delete_error, destination.delete_hint = waiting.objects, waiting.error, waiting.hint
             destination.deletes_paused = max(0.0, waiting.paused_until - now)
-    quarantine = Quarantine(directory / "quarantine", catalog, files).reports()
+    quarantine = Quarantine(directory / "quarantine", catalog, files).reports(only_reads=only_reads)
+    oldest = max((stream.oldest for stream in streams.values()), default=0.0)
     return Status(
         directory=str(directory),
+        behind=_behind(destinations, bool(quarantine), oldest, 2 * upload_frequency + _LATE_SECONDS),
         events=sum(stream.events + stream.open_events for stream in streams.values()),
         bytes=sum(stream.bytes for stream in streams.values()),
         free=free_bytes(directory),
-        oldest=max((stream.oldest for stream in streams.values()), default=0.0),
+        oldest=oldest,
         destinations=[one for one in destinations if one.streams or one.uploads or one.aborts or one.deletes or one.error],
         processes=[
             ProcessStatus(
@@ -181,6 +208,17 @@ def _read(directory: Path, catalog: Catalog) -> Status:
     )
 
 
+def _behind(destinations: Sequence[DestinationStatus], is_damaged: bool, oldest: float, longest: float) -> str:
+    for one in destinations:
+        if one.streams and (one.error or one.paused):  # else nothing has to be done there
+            return " ".join(f"{one.location} {'is paused' if one.paused else 'fails'}: {one.error}".split())
+    if is_damaged:
+        return "some events were damaged on the disk, and are set aside"
+    if oldest > longest:
+        return f"the oldest event waits for {oldest:.0f} s, more than {longest:.0f} s"
+    return ""
+
+
 def _streams(catalog: Catalog, files: BlobFiles, now: float) -> dict[tuple[int, Stream], StreamStatus]:
     found: dict[tuple[int, Stream], StreamStatus] = {}
 
@@ -200,7 +238,7 @@ def _streams(catalog: Catalog, files: BlobFiles, now: float) -> dict[tuple[int, 
         if not rows:
             continue
         try:
-            with files.open(name) as blobs:
+            with files.open(name, only_reads=True) as blobs:
                 for batch in rows:
                     events, size = blobs.spooled(batch.id)
                     if events:

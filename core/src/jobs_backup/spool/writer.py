@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.measures import Recorded
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import INDEX_BITS, BlobFiles, InputPosition
 from jobs_backup.spool.catalog import Catalog
@@ -122,9 +123,10 @@ class Writer:
         self._open: dict[Stream, OpenBatch] = {}
         self._full: list[OpenBatch] = []  # others of these streams have taken their places; they only wait to be sealed
         self._known = True
-        self._recorded = 0  # bytes since the last look at the file's size
+        self._since_look = 0  # bytes since the last look at the file's size
         self._turns = Turns[Sequence[Recording]](self._commit, hint="it may have been recorded")
         self._closed = False
+        self.recorded = Recorded()
         self.on_sealed: Callable[[], None] = lambda: None
         """Called when something was sealed."""
 
@@ -181,8 +183,21 @@ class Writer:
         """Close the file, whatever is in it."""
         self._blobs.close()
 
+    def check_room(self) -> None:
+        """Check that what is recorded now would find room. It waits for no commit, and changes nothing.
+
+        Raises:
+            SpoolFull: it would not.
+            SpoolError: the spool can't be looked at.
+            BackupClosed: after `close`.
+        """
+        if self._closed:
+            raise BackupClosed("the Backup is closed", hint="open a new one")
+        self._room.check(self._open_bytes)
+
     def _open_bytes(self) -> int:
-        return sum(batch.fill.spooled for batch in (*self._open.values(), *self._full))
+        # Copies first, for another thread may be recording: a list is copied without a pause.
+        return sum(batch.fill.spooled for batch in [*self._open.values(), *self._full])
 
     def _make_room(self) -> None:
         """Seal what is open: only then it can be sent, and make room."""
@@ -205,6 +220,7 @@ class Writer:
         self._room.check(self._open_bytes)
         with self._in_step():
             additions = self._plan(group)
+            begun = time.perf_counter()
             with self._blobs.changing() as changes:
                 for addition in additions:
                     addition.batch.add(changes, self._blobs, addition.lines, addition.first_at, addition.last_at)
@@ -212,7 +228,10 @@ class Writer:
                     for recording in recordings:
                         if recording.position is not None:
                             changes.set_position(recording.position)
-        self._recorded += changes.size
+        self.recorded.commit_seconds.observe(time.perf_counter() - begun)
+        for addition in additions:
+            self.recorded.add(addition.batch.stream.kind, len(addition.lines), addition.bytes)
+        self._since_look += changes.size
         self._seal_full(dict.fromkeys(addition.batch for addition in additions))
 
     @contextmanager
@@ -306,9 +325,9 @@ class Writer:
 
     def _is_file_large(self) -> bool:
         """Asked after each commit, it looks now and then."""
-        if self._recorded < _FILE_BYTES >> _LOOKS:
+        if self._since_look < _FILE_BYTES >> _LOOKS:
             return False
-        self._recorded = 0
+        self._since_look = 0
         return self._blobs.size >= _FILE_BYTES
 
     def _leave_large_file(self) -> None:

@@ -1,0 +1,61 @@
+"""An application in any language would do the same: it posts its events to `jobs-backup serve`, and goes on when they are on disk.
+
+Variables: BACKUP_URL, BACKUP_TOKEN, EVENTS (how many), SOURCE_ID.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from typing import Any
+
+URL = os.environ.get("BACKUP_URL", "http://127.0.0.1:8080")
+TOKEN = os.environ.get("BACKUP_TOKEN", "")
+SOURCE_ID = os.environ.get("SOURCE_ID", "web")
+RETRIED = (429, 503)  # too fast, or its spool is full or still opening; all others mean that the request is wrong
+
+
+def post(path: str, events: list[dict[str, Any]], attempts: int = 10) -> dict[str, Any]:
+    """The answer. It comes when the events are on disk: only then are they the sidecar's to look after."""
+    body = "".join(json.dumps(event) + "\n" for event in events).encode()
+    headers = {"Content-Type": "application/x-ndjson"}
+    if TOKEN:
+        headers["Authorization"] = f"Bearer {TOKEN}"
+    request = urllib.request.Request(f"{URL}{path}", data=body, headers=headers, method="POST")  # noqa: S310 - the URL is the operator's
+    for attempt in range(1, attempts + 1):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code not in RETRIED or attempt == attempts:
+                raise
+        except urllib.error.URLError:  # not there yet, or being restarted
+            if attempt == attempts:
+                raise
+        time.sleep(min(0.2 * 2**attempt, 5))
+    raise AssertionError("not reached")
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    count = int(os.environ.get("EVENTS", "100"))
+    for first in range(0, count, 20):
+        events = [
+            # An id of its own: with it, who reads the archive finds an event that was posted twice because an answer was lost.
+            {"messageId": str(uuid.uuid4()), "type": "track", "event": "Order Completed", "userId": f"user-{n}", "n": n}
+            for n in range(first, min(first + 20, count))
+        ]
+        post(f"/v1/events?source_id={SOURCE_ID}", events)
+        logging.info("%d events are recorded", len(events))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Log lines as JSON objects, one a line, with names of fields that stay."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+FIELDS: Final = {
+    "time": "when, in UTC, as RFC 3339 with milliseconds",
+    "level": "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`",
+    "logger": "the module, for example `jobs_backup.archiver`; `jobs_backup.cli` is what the command says",
+    "message": "what happened, for people",
+    "code": "the error's, a section of [messages](messages.md)",
+    "key": "of the object",
+    "events": "in the object",
+    "bytes": "of the object",
+    "hook": "of the provider, that was called",
+    "attempt": "how often it was tried, this one included",
+    "wait_seconds": "until it is tried again",
+    "destination": "the bucket",
+    "request_id": "of a request to `serve`",
+    "exception": "the traceback, of an error that nobody foresaw",
+}
+"""Every field, in order. The first four are always there; the others where the line has them."""
+
+_ALWAYS: Final = ("time", "level", "logger", "message")
+_ADDED: Final = tuple(name for name in FIELDS if name not in (*_ALWAYS, "exception"))
+_TEXT: Final = "%(asctime)s %(levelname)s %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats records of any logger; beside the message, what was given as `extra=` and is in `FIELDS`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        exception = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        added = {name: getattr(record, name, None) for name in _ADDED}
+        return json_line(record.created, record.levelname, record.name, record.getMessage(), {**added, "exception": exception})
+
+
+def json_line(at: float, level: str, logger: str, message: str, added: Mapping[str, object]) -> str:
+    """The line, without its end. `at` is in seconds since 1970; what is None or empty in `added` is left out."""
+    line: dict[str, object] = {"time": _time(at), "level": level, "logger": logger, "message": message}
+    line |= {name: value for name, value in added.items() if value is not None and value != ""}
+    # The name of a file may be no UTF-8, which a reader of JSON need not take.
+    line = {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in line.items()
+    }
+    return json.dumps(line, default=str)
+
+
+def is_json(environment: Mapping[str, str]) -> bool:
+    """Whether JOBS_BACKUP_LOG_FORMAT says so. What is wrong with it is told when the settings are read."""
+    return environment.get("JOBS_BACKUP_LOG_FORMAT", "").strip() == "json"
+
+
+def configure(*, as_json: bool) -> None:
+    """Have this process log to standard error; nothing where an application, or a test, has set that up itself.
+
+    Of loggers without a level of their own only what is critical is shown.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.CRITICAL)
+    formatter = JsonFormatter() if as_json else logging.Formatter(_TEXT)
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:  # and none that is derived from it
+            handler.setFormatter(formatter)
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
