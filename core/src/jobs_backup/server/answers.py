@@ -19,7 +19,14 @@ class Refused(JobsBackupError):
     """A request that is not taken, and nothing of it was."""
 
     def __init__(
-        self, status: int, code: str, message: str, *, hint: str = "", retry_after: float | None = None, headers: Mapping[str, str] = {}
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        hint: str = "",
+        retry_after: float | None = None,
+        headers: Mapping[str, str] = {},
     ) -> None:
         """`retry_after` in seconds."""
         super().__init__(message, hint=hint)

@@ -70,7 +70,10 @@ class App:
             Route("/v1/events", self._events, methods=["POST"]),
             Route("/v1/delivered", self._delivered, methods=["POST"]),
             Route("/v1/failures", self._failures, methods=["POST"]),
-            *(Route(f"/v1/{one}", functools.partial(self._rudder, type_=one), methods=["POST"]) for one in (*RUDDER_TYPES, "batch")),
+            *(
+                Route(f"/v1/{one}", functools.partial(self._rudder, type_=one), methods=["POST"])
+                for one in (*RUDDER_TYPES, "batch")
+            ),
             Route("/status", self._status),
             Route("/metrics", self._metrics),
             Route("/healthz", self._healthz),

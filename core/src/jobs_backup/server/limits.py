@@ -53,7 +53,9 @@ class Bodies:
         except TimeoutError:
             hint = "send faster, or less at once; the server's JOBS_BACKUP_SERVER_READ_TIMEOUT"
             headers = {"Connection": "close"}
-            raise Refused(408, "TooSlow", f"the body did not arrive within {self._timeout:g} s", hint=hint, headers=headers) from None
+            raise Refused(
+                408, "TooSlow", f"the body did not arrive within {self._timeout:g} s", hint=hint, headers=headers
+            ) from None
         finally:
             self.pending -= share.bytes
 

@@ -135,7 +135,12 @@ def _paths(max_items: int) -> dict[str, Any]:
             "Record events", "recordEvents", _body("Event", max_items), "Recorded", _ANY, extra=(403,), parameters=names
         ),
         "/v1/delivered": _post(
-            "Say which events were delivered", "acknowledgeEvents", _body("Job", max_items, alone=False), "Acknowledged", _TOKEN, extra=(403,)
+            "Say which events were delivered",
+            "acknowledgeEvents",
+            _body("Job", max_items, alone=False),
+            "Acknowledged",
+            _TOKEN,
+            extra=(403,),
         ),
         "/v1/failures": _post(
             "Report delivery failures", "reportFailures", _body("Failure", max_items), "Reported", _TOKEN, extra=(403, 404)
@@ -143,7 +148,9 @@ def _paths(max_items: int) -> dict[str, Any]:
     }
     for type_ in RUDDER_TYPES:
         body = {JSON: {"schema": {"$ref": "#/components/schemas/Event"}}}
-        paths[f"/v1/{type_}"] = _post(f"Record one event, as RudderStack's SDKs send it: {type_}", type_, body, "Recorded", _WRITE_KEY)
+        paths[f"/v1/{type_}"] = _post(
+            f"Record one event, as RudderStack's SDKs send it: {type_}", type_, body, "Recorded", _WRITE_KEY
+        )
     batch = {JSON: {"schema": {"$ref": "#/components/schemas/Batch"}}}
     paths["/v1/batch"] = _post("Record events, as RudderStack's SDKs send them", "batch", batch, "Recorded", _WRITE_KEY)
     paths["/status"] = {

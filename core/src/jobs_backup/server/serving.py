@@ -157,7 +157,9 @@ def _check_tls(settings: ServerSettings) -> None:
     if certificate is None and key is None:
         return
     if certificate is None or key is None:
-        raise ConfigurationError("TLS needs both JOBS_BACKUP_SERVER_TLS_CERTIFICATE and JOBS_BACKUP_SERVER_TLS_KEY", hint="set both")
+        raise ConfigurationError(
+            "TLS needs both JOBS_BACKUP_SERVER_TLS_CERTIFICATE and JOBS_BACKUP_SERVER_TLS_KEY", hint="set both"
+        )
     for name, path in (("JOBS_BACKUP_SERVER_TLS_CERTIFICATE", certificate), ("JOBS_BACKUP_SERVER_TLS_KEY", key)):
         try:
             path.open("rb").close()

@@ -35,7 +35,9 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
     ] = None
     max_body: Annotated[
         Size,
-        Variable("JOBS_BACKUP_SERVER_MAX_BODY", "Bytes of a request's body, before and after it is unpacked.", minimum=1, maximum=1 << 28),
+        Variable(
+            "JOBS_BACKUP_SERVER_MAX_BODY", "Bytes of a request's body, before and after it is unpacked.", minimum=1, maximum=1 << 28
+        ),
     ] = Size.parse("16MiB")
     max_events: Annotated[
         Count, Variable("JOBS_BACKUP_SERVER_MAX_EVENTS", "So many events, job ids or failures may a request have.")
