@@ -379,7 +379,8 @@ class TestTotals:
                 db.execute("UPDATE batches SET state='sealed' WHERE state='open'")
                 raise Killed
 
-        pytest.raises(Killed, seal)
+        with pytest.raises(Killed):
+            seal()
         assert totals(tmp_path) == {}
         spool.close()
 

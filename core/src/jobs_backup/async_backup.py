@@ -56,7 +56,7 @@ class AsyncBackup:
     def of(cls, backup: Backup) -> Self:
         """One that uses a Backup which is open, and leaves it open."""
         made = cls.__new__(cls)
-        made._prepare(lambda: backup, is_lent=True)
+        made._prepare(lambda: backup, is_lent=True)  # noqa: SLF001 - its own
         return made
 
     def _prepare(self, open_: Callable[[], Backup], *, is_lent: bool) -> None:

@@ -30,8 +30,8 @@ from jobs_backup.server import answers, openapi, payloads
 from jobs_backup.server.access import Access, Caller
 from jobs_backup.server.answers import Refused
 from jobs_backup.server.limits import Bodies, Rate
-from jobs_backup.server.requests import Requests
 from jobs_backup.server.openapi import RUDDER_TYPES, Acknowledged, Recorded, Reported
+from jobs_backup.server.requests import Requests
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.spool.status import read_status
 
@@ -138,7 +138,7 @@ class App:
         except UnknownJob as error:
             instance = self._backup.settings.instance_id
             why = (
-                f"these ids are not of the spool of this instance, {instance}, which is asked here: another instance's, or older than"
+                f"these ids are not of the spool of this instance, {instance}: they are another instance's, or older than"
                 " JOBS_BACKUP_CATALOG_DAYS; all others were taken"
             )
             unknown = list(map(str, error.jobs))

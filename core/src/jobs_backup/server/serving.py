@@ -147,7 +147,7 @@ def _listen(settings: ServerSettings) -> socket.socket:
             f"{settings.host}:{settings.port} can't be listened on: {getattr(error, 'strerror', None) or error}",
             hint="set JOBS_BACKUP_SERVER_PORT to another port, or JOBS_BACKUP_SERVER_HOST to an address of this machine",
         ) from error
-    # Connections inherit it. asyncio would do it if the socket's protocol were not 0; without it each answer waits 40 ms for an ACK.
+    # Connections inherit it. asyncio sets it only where the socket's protocol is not 0. Without it answers wait 40 ms for an ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

@@ -21,8 +21,8 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
         Secret | None,
         Variable(
             "JOBS_BACKUP_SERVER_TOKEN",
-            "Who sends `Authorization: Bearer` with this token may record, acknowledge, report failures and ask for the status. Several are"
-            " separated by commas, so that one can be replaced by another. At least 16 characters each.",
+            "Who sends `Authorization: Bearer` with this token may record, acknowledge, report failures and ask for the status."
+            " Several are separated by commas, so that one can be replaced by another. At least 16 characters each.",
         ),
     ] = None
     write_keys: Annotated[
