@@ -27,6 +27,7 @@ from jobs_backup.settings import CoreSettings
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.overview import Total
 from jobs_backup.spool.schema import SCHEMA, VERSION
+from jobs_backup.spool.status import watch
 from jobs_backup.spool.writer import BatchLimits
 
 
@@ -56,7 +57,7 @@ class TestHistogram:
 
     def test_counting_a_commit_takes_next_to_nothing(self) -> None:
         """Measured: 0.3 us."""
-        recorded = metrics.Histogram((0.1, 1.0))
+        recorded = Histogram((0.1, 1.0))
         begun = time.perf_counter()
         for _ in range(10_000):
             recorded.observe(0.5)
@@ -271,7 +272,7 @@ class TestOfTheSpool:
                 blobs=spool.session,
             )
         begun = time.monotonic()
-        found = metrics.watch(tmp_path, upload_frequency=300)
+        found = watch(tmp_path, upload_frequency=300)
         assert time.monotonic() - begun < 3
         assert found[0].events == 10
         spool.close()

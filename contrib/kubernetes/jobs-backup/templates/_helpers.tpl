@@ -107,7 +107,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       {{- end }}
 {{ end }}
 
-{{/* (own, name, of, variables): the pair of keys of a provider, from the Secret that exists or from our own. */}}
+{{/* (of, own, id, key): the pair of keys of a provider, from the Secret that exists or from our own. */}}
 {{- define "jobs-backup._keys" -}}
 {{- if .of.existingSecret }}
 {{- include "jobs-backup._fromSecret" (dict "name" .id "secret" .of.existingSecret "key" .of.keys.accessKeyId) }}
@@ -284,7 +284,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
         storage: {{ .Values.spool.size }}
 {{- end }}
 
-{{/* (path, root, values) */}}
+{{/* (path, values). The port is that of the metrics: it has no TLS and no token, and answers when the other has no connection left. */}}
 {{- define "jobs-backup._probe" -}}
 httpGet:
   path: {{ .path }}
@@ -353,7 +353,7 @@ httpGet:
 {{- $container := deepCopy . }}
 {{- if eq $root.Values.mode "archive" }}
 {{- $_ := set $container "env" (concat (include "jobs-backup.env" $root | fromYamlArray) (default list .env)) }}
-{{- $_ := set $container "envFrom" (concat $root.Values.extraEnvFrom (default list .envFrom)) }}
+{{- with concat $root.Values.extraEnvFrom (default list .envFrom) }}{{ $_ := set $container "envFrom" . }}{{ end }}
 {{- $_ := set $container "volumeMounts" (concat (include "jobs-backup.volumeMounts" $root | fromYamlArray) (default list .volumeMounts)) }}
 {{- end }}
 {{ list $container | toYaml }}

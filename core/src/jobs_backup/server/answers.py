@@ -9,9 +9,10 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
-from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError, SpoolError, SpoolFull, UnknownJob
+from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError, SpoolError, UnknownJob
 
-_RETRY_AFTER: Final = {SpoolFull: 5.0, SpoolError: 5.0, BackupClosed: 1.0}
+_COME_AGAIN: Final = 5.0
+"""Seconds, until there may be room."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -81,7 +82,7 @@ def of_error(error: JobsBackupError, request_id: str) -> Response:
     elif isinstance(error, UnknownJob):
         status, index = 404, getattr(error, "index", None)
     elif isinstance(error, (SpoolError, BackupClosed)):
-        status, retry_after = 503, next(seconds for class_, seconds in _RETRY_AFTER.items() if isinstance(error, class_))
+        status, retry_after = 503, _COME_AGAIN
     else:
         status = 500
     if retry_after is not None:

@@ -110,8 +110,7 @@ class App:
         caller = self._access.source(request.headers)
         payloads.media_type(request.headers.get("content-type", payloads.JSON))
         async with self._bodies.read(request) as body:
-            take = payloads.batch if type_ == "batch" else lambda event: [payloads.typed(event, type_)]
-            events = await self._work(body, lambda: take(body))
+            events = await self._work(body, lambda: payloads.batch(body) if type_ == "batch" else [payloads.typed(body, type_)])
             return answers.json(await self._record(caller, caller.source_id or "", "", events, len(body)))
 
     async def _record(self, caller: Caller, source_id: str, workspace_id: str, events: list[bytes], size: int) -> Recorded:
