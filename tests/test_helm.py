@@ -43,7 +43,6 @@ SECRETS: Final = (
 )  # fmt: skip
 """All that the configurations have as plain values."""
 Document = dict[str, Any]
-every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
 everything = pytest.mark.parametrize("name", [*CONFIGURATIONS, "sidecar-chart"])
 
 
@@ -71,9 +70,11 @@ def rendered(chart: Path, *arguments: str) -> tuple[Document, ...]:
 
 @pytest.fixture
 def documents(name: str, application: Path) -> tuple[Document, ...]:
-    if name == "sidecar-chart":
-        return rendered(application)
-    return rendered(CHART, "--values", str(KUBERNETES / f"ci/{name}.yaml"))
+    return rendered(application) if name == "sidecar-chart" else configured(name)
+
+
+def configured(name: str, *more: str) -> tuple[Document, ...]:
+    return rendered(CHART, "--values", str(KUBERNETES / f"ci/{name}.yaml"), *more)
 
 
 def of_kind(documents: tuple[Document, ...], kind: str) -> Document:
@@ -108,14 +109,10 @@ def strings(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-@every_configuration
-def test_lint(name: str) -> None:
-    code, output = helm("lint", "--strict", CHART, "--values", KUBERNETES / f"ci/{name}.yaml")
-    assert code == 0, output
-
-
-def test_lint_of_the_example(application: Path) -> None:
-    code, output = helm("lint", "--strict", application)
+@everything
+def test_lint(name: str, application: Path) -> None:
+    ours = (CHART, "--values", KUBERNETES / f"ci/{name}.yaml")
+    code, output = helm("lint", "--strict", *((application,) if name == "sidecar-chart" else ours))
     assert code == 0, output
 
 
@@ -223,40 +220,39 @@ def test_secrets_are_in_secrets_alone_and_nothing_is_a_placeholder(documents: tu
 
 
 def test_there_are_keys_only_where_some_are_given() -> None:
-    with_keys = {name for name in CONFIGURATIONS if "AWS_ACCESS_KEY_ID" in environment(container_of(_of(name)))}
+    with_keys = {name for name in CONFIGURATIONS if "AWS_ACCESS_KEY_ID" in environment(container_of(configured(name)))}
     assert with_keys == {"s3-static-keys", "existing-secret", "archive"}
 
 
-def _of(name: str) -> tuple[Document, ...]:
-    return rendered(CHART, "--values", str(KUBERNETES / f"ci/{name}.yaml"))
-
-
 @everything
-def test_each_reference_to_our_secret_leads_to_a_key_in_it(documents: tuple[Document, ...]) -> None:
-    ours = {one["metadata"]["name"]: set(one["data"]) for one in documents if one["kind"] == "Secret"}
-    container = container_of(documents)
-    references = [json.loads(one["secretKeyRef"]) if isinstance(one.get("secretKeyRef"), str) else one["secretKeyRef"]
-                  for entry in container["env"] if "secretKeyRef" in (one := entry.get("valueFrom", {}))]  # fmt: skip
-    volumes = [one["secret"] for one in pod_of(documents)["volumes"] if "secret" in one]
+def test_what_is_in_our_secret_is_what_is_taken_from_it(documents: tuple[Document, ...]) -> None:
     used: dict[str, set[str]] = {}
-    for reference in references:
-        used.setdefault(reference["name"], set()).add(reference["key"])
-    for volume in volumes:
-        used.setdefault(volume["secretName"], set()).update(item["key"] for item in volume.get("items", ()))
-    for secret, keys in ours.items():
-        assert used.get(secret) == keys
+    for entry in container_of(documents)["env"]:
+        if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
+            used.setdefault(reference["name"], set()).add(reference["key"])
+    for volume in pod_of(documents)["volumes"]:
+        if secret := volume.get("secret"):
+            used.setdefault(secret["secretName"], set()).update(item["key"] for item in secret.get("items", ()))
+    for document in documents:
+        if document["kind"] == "Secret":
+            assert used[document["metadata"]["name"]] == set(document["data"])
 
 
-@pytest.mark.parametrize(("name", "secret", "file"), [("gcs-key-file", "gcs-key", "/etc/gcs/key.json"),
-                                                      ("gcs-key-inline", "events-jobs-backup", "/etc/jobs-backup/gcs/credentials.json")])  # fmt: skip
-def test_googles_credentials_are_looked_for_where_they_are_mounted(documents: tuple[Document, ...], secret: str, file: str) -> None:
+GOOGLE: Final = {
+    "gcs-key-file": ("gcs-key", "/etc/gcs/key.json"),
+    "gcs-key-inline": ("events-jobs-backup", "/etc/jobs-backup/gcs/credentials.json"),
+}
+
+
+@pytest.mark.parametrize("name", GOOGLE)
+def test_googles_credentials_are_looked_for_where_they_are_mounted(name: str, documents: tuple[Document, ...]) -> None:
+    secret, file = GOOGLE[name]
     container = container_of(documents)
     assert environment(container)["GOOGLE_APPLICATION_CREDENTIALS"] == file
     (mount,) = (one for one in container["volumeMounts"] if one["mountPath"] == str(Path(file).parent))
     (volume,) = (one["secret"] for one in pod_of(documents)["volumes"] if one["name"] == mount["name"])
-    assert volume["secretName"] == secret
+    assert (volume["secretName"], volume["defaultMode"]) == (secret, 0o440)
     assert [item["path"] for item in volume["items"]] == [Path(file).name]
-    assert volume["defaultMode"] == 0o440
 
 
 def test_bound_roles_are_at_the_service_account() -> None:
@@ -264,25 +260,21 @@ def test_bound_roles_are_at_the_service_account() -> None:
         ("s3-irsa", "eks.amazonaws.com/role-arn"),
         ("gcs-workload-identity", "iam.gke.io/gcp-service-account"),
     ):
-        account = of_kind(_of(name), "ServiceAccount")
+        account = of_kind(configured(name), "ServiceAccount")
         assert annotation in account["metadata"]["annotations"]
-        assert pod_of(_of(name))["serviceAccountName"] == account["metadata"]["name"]
-        assert "GOOGLE_APPLICATION_CREDENTIALS" not in environment(container_of(_of(name)))
-    assert pod_of(_of("existing-secret"))["serviceAccountName"] == "pipeline"
+        assert pod_of(configured(name))["serviceAccountName"] == account["metadata"]["name"]
+        assert "GOOGLE_APPLICATION_CREDENTIALS" not in environment(container_of(configured(name)))
+    assert pod_of(configured("existing-secret"))["serviceAccountName"] == "pipeline"
 
 
 def test_an_application_that_records_has_the_same_settings_spool_and_user() -> None:
-    documents = _of("archive")
+    documents = configured("archive")
     application, archive = container_of(documents, "application"), container_of(documents)
     assert archive["args"] == ["archive"]
     shared = environment(application)
     assert shared.pop("PIPELINE") == "orders"
     assert shared.items() <= environment(archive).items()
-    assert environment(archive).keys() - shared == {
-        "JOBS_BACKUP_LOG_FORMAT",
-        "JOBS_BACKUP_METRICS_HOST",
-        "JOBS_BACKUP_METRICS_PORT",
-    }
+    assert {name.split("_")[2] for name in environment(archive).keys() - shared} == {"LOG", "METRICS"}
     assert "/var/lib/jobs-backup" in {one["mountPath"] for one in application["volumeMounts"]}
     assert pod_of(documents)["securityContext"]["runAsUser"] == archive["securityContext"]["runAsUser"]
 
@@ -299,7 +291,7 @@ def test_a_sidecar_listens_on_loopback_starts_first_and_ends_last(application: P
 
 
 def test_services_monitors_budgets_and_policies_find_the_pods() -> None:
-    documents = _of("s3-irsa")
+    documents = configured("s3-irsa")
     spec = of_kind(documents, "StatefulSet")["spec"]
     labels = spec["template"]["metadata"]["labels"].items()
     services = {one["metadata"]["name"]: one["spec"] for one in documents if one["kind"] == "Service"}
@@ -318,9 +310,8 @@ def test_services_monitors_budgets_and_policies_find_the_pods() -> None:
 
 
 def test_a_changed_secret_starts_the_pods_anew() -> None:
-    values = str(KUBERNETES / "ci/minio.yaml")
     annotations = [
-        of_kind(rendered(CHART, "--values", values, *more), "StatefulSet")["spec"]["template"]["metadata"]["annotations"]
+        of_kind(configured("minio", *more), "StatefulSet")["spec"]["template"]["metadata"]["annotations"]
         for more in ((), ("--set", "minio.secretAccessKey=another"))
     ]
     assert annotations[0] != annotations[1]
@@ -373,7 +364,6 @@ def test_nothing_is_installed_with_the_defaults_alone() -> None:
 
 def test_a_provider_of_ones_own_can_be_named() -> None:
     change = "storage.provider=,storage.customProvider=ACME"
-    documents = rendered(CHART, "--values", str(KUBERNETES / "ci/minio.yaml"), "--set", change)
-    variables = environment(container_of(documents))
+    variables = environment(container_of(configured("minio", "--set", change)))
     assert variables["JOBS_BACKUP_STORAGE_PROVIDER"] == "ACME"
     assert not any(name.startswith("MINIO") for name in variables)

@@ -114,6 +114,11 @@ class Metrics(Collector):
         if found is not None:
             yield from self._of_spool(*found)
 
+    def expire(self) -> None:
+        """Have the next scrape read the spool, however short ago it was read."""
+        with self._looking:
+            self._looked_until = 0.0
+
     def _look(self) -> tuple[Status, list[Total]] | None:
         with self._looking:
             begun = time.monotonic()
@@ -206,11 +211,14 @@ class RequestMetrics(Collector):
         yield family
 
 
-def registry(backup: Backup) -> CollectorRegistry:
-    """A registry with the metrics of this Backup, and with `process_*`: memory, processor time, files, and when it started."""
+def registry(backup: Backup, collector: Metrics | None = None) -> CollectorRegistry:
+    """A registry with the metrics of this Backup, and with `process_*`: memory, processor time, files, and when it started.
+
+    `collector` is one that was made before.
+    """
     made = CollectorRegistry()
     ProcessCollector(registry=made)
-    made.register(Metrics(backup))
+    made.register(collector or Metrics(backup))
     return made
 
 

@@ -23,6 +23,8 @@ from jobs_backup.settings import CoreSettings
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from jobs_backup.metrics import Metrics
+
 log: Final = logging.getLogger(__name__)
 
 FILE_SECONDS: Final = 15.0
@@ -118,6 +120,7 @@ def metrics_file(backup: Backup, path: Path) -> Generator[None]:
     finally:
         end.set()
         thread.join()
+        _collected(backup)[1].expire()
         write()
 
 
@@ -129,12 +132,22 @@ def _write(backup: Backup, path: Path) -> None:
     write_to_textfile(str(path), collected)
 
 
-@functools.lru_cache(maxsize=8)
 def registry(backup: Backup) -> CollectorRegistry:
-    """One for each Backup, so that what it has read is not read again for each request."""
+    """What `metrics_page` shows, and where others may be registered.
+
+    Raises:
+        ConfigurationError: the extra is not installed.
+    """
+    return _collected(backup)[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _collected(backup: Backup) -> tuple[CollectorRegistry, Metrics]:
+    """One for each Backup, so that what it has read of the spool is not read again for each request."""
     from jobs_backup import metrics  # noqa: PLC0415 - an extra
 
-    return metrics.registry(backup)
+    collector = metrics.Metrics(backup)
+    return metrics.registry(backup, collector), collector
 
 
 @contextmanager

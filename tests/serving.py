@@ -1,0 +1,105 @@
+"""The sidecar as a process, and requests to it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import re
+import ssl
+import subprocess
+from collections.abc import Generator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from commands import start
+
+TOKEN = "canary-token-0123456789"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The error's."""
+        return str(self.json["error"]["code"])
+
+
+class Sidecar(NamedTuple):
+    process: subprocess.Popen[str]
+    url: str
+
+    def connect(self, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
+        parts = urlsplit(self.url)
+        assert parts.hostname is not None
+        if parts.scheme == "https":
+            return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=30, context=context)
+        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = TOKEN,
+        write_key: str | None = None,
+        context: ssl.SSLContext | None = None,
+        **headers: str,
+    ) -> Answer:
+        """A body that is no bytes is sent as JSON."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if write_key is not None:
+            sent["Authorization"] = "Basic " + base64.b64encode(f"{write_key}:".encode()).decode()
+        elif token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            sent.setdefault("Content-Type", "application/json")
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        with contextlib.closing(self.connect(context)) as connection:
+            connection.request(method, path, data, sent)
+            answer = connection.getresponse()
+            return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+
+    def post(self, path: str, body: Any, **options: Any) -> Answer:
+        return self.ask("POST", path, body, **options)
+
+    def get(self, path: str, **options: Any) -> Answer:
+        return self.ask("GET", path, **options)
+
+    def end(self) -> tuple[int, str]:
+        """SIGTERM. Gives the exit code, and what it wrote to standard error."""
+        self.process.terminate()
+        _, stderr = self.process.communicate(timeout=60)
+        assert "Traceback" not in stderr, stderr
+        return self.process.returncode, stderr
+
+
+@contextlib.contextmanager
+def serve(env: Mapping[str, str], *arguments: str, **variables: str) -> Generator[Sidecar]:
+    """It listens when this is entered."""
+    environment = {"JOBS_BACKUP_SERVER_TOKEN": TOKEN, **env, **variables}
+    with start("serve", "--port", "0", *arguments, env=environment) as process:
+        try:
+            yield Sidecar(process, _address(process))
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if found := re.search(r"listening on (\S+?)[\"\s]", line):
+            return found[1]
+    raise AssertionError(f"it ended: {said}")

@@ -1,0 +1,272 @@
+"""The sidecar: what it records is durable, what it refuses is refused whole, and nobody can make it keep more than it may."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from buckets import events, file_environment
+from commands import run
+from serving import TOKEN, Sidecar, serve
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return file_environment(tmp_path)
+
+
+@pytest.fixture
+def sidecar(env: dict[str, str]) -> Iterator[Sidecar]:
+    keys = "plain,2abcKEY=web"
+    with serve(env, JOBS_BACKUP_SERVER_WRITE_KEYS=keys, JOBS_BACKUP_SERVER_MAX_BODY="100kB") as one:
+        yield one
+
+
+def recorded(directory: Path) -> list[str]:
+    """Message ids in the bucket, once the sidecar has ended."""
+    return sorted(event["messageId"] for event in events(directory))
+
+
+class TestRecord:
+    def test_json_and_ndjson_get_ids_and_are_in_the_bucket_at_the_end(self, sidecar: Sidecar, tmp_path: Path) -> None:
+        one = sidecar.post("/v1/events?source_id=web&workspace_id=ws", {"messageId": "a", "n": 1.10})
+        many = sidecar.post("/v1/events?source_id=web&workspace_id=ws", [{"messageId": "b"}, {"messageId": "c"}])
+        lines = b'{"messageId":"d"}\n\n{"messageId":"e"}'
+        more = sidecar.post("/v1/events?source_id=web&workspace_id=ws", lines, Content_Type="application/x-ndjson")
+        ids = one.json["jobs"] + many.json["jobs"] + more.json["jobs"]
+        assert [answer.status for answer in (one, many, more)] == [200, 200, 200]
+        assert all(isinstance(id_, str) for id_ in ids)
+        assert [int(id_) - int(ids[0]) for id_ in ids] == [0, 1, 2, 3, 4]
+        code, stderr = sidecar.end()
+        assert code == 0, stderr
+        assert recorded(tmp_path) == ["a", "b", "c", "d", "e"]
+        assert "5 events recorded" in stderr
+
+    def test_the_bytes_of_a_payload_stay(self, sidecar: Sidecar, tmp_path: Path) -> None:
+        body = b'[ {"b" : 1.10,"a":12345678901234567890} , {"\\u00e9":"\xc3\xa9"}]'
+        assert sidecar.post("/v1/events?source_id=web", body).status == 200
+        sidecar.end()
+        (path,) = (tmp_path / "bucket").rglob("*.json.gz")
+        content = gzip.decompress(path.read_bytes())
+        assert b'{"b" : 1.10,"a":12345678901234567890}' in content
+        assert b'{"\\u00e9":"\xc3\xa9"}' in content
+
+    @pytest.mark.parametrize(
+        ("body", "index"), [(b'[{"a":1},3]', 1), (b"nothing", 0), (b"", 0), (b'{"a":"\xff"}', 0), (b'[{"a":1},{"b":1]', None)]
+    )
+    def test_what_is_wrong_is_refused_whole(self, sidecar: Sidecar, tmp_path: Path, body: bytes, index: int | None) -> None:
+        answer = sidecar.post("/v1/events?source_id=web", body)
+        assert (answer.status, answer.code) == (400, "InvalidEvent")
+        if index is not None:
+            assert answer.json["error"]["index"] == index
+        sidecar.end()
+        assert events(tmp_path) == []
+
+    def test_a_request_has_an_id(self, sidecar: Sidecar) -> None:
+        own = sidecar.post("/v1/events?source_id=web", {}, X_Request_ID="order-17")
+        made = sidecar.post("/v1/events", {}, X_Request_ID="a b\tc")
+        assert own.headers["x-request-id"] == "order-17"
+        assert made.json["error"]["request_id"] == made.headers["x-request-id"] != "a b\tc"
+
+
+class TestDeliveriesAndFailures:
+    def test_what_was_delivered_is_gone_and_a_failure_is_there(self, sidecar: Sidecar, tmp_path: Path, env: dict[str, str]) -> None:
+        jobs = sidecar.post("/v1/events?source_id=web", [{"messageId": "a"}, {"messageId": "b"}]).json["jobs"]
+        failure = {"jobId": jobs[0], "error": {"message": "no", "code": 422}, "payload": {"final": 1}, "destinationId": "d1"}
+        assert sidecar.post("/v1/failures", failure).json == {"failures": 1}
+        assert sidecar.post("/v1/delivered", jobs).json == {"acknowledged": 2}
+        sidecar.end()
+        run("archive", "--once", env=env)
+        (line,) = events(tmp_path)
+        assert (line["jobId"], line["sourceId"], line["error"]["code"]) == (jobs[0], "web", "422")
+
+    def test_an_id_of_another_spool_is_unknown_and_that_is_said(self, sidecar: Sidecar) -> None:
+        (job,) = sidecar.post("/v1/events?source_id=web", {}).json["jobs"]
+        answer = sidecar.post("/v1/delivered", [job, "5"])
+        assert answer.status == 200
+        assert (answer.json["acknowledged"], answer.json["unknown"], answer.json["unknown_count"]) == (1, ["5"], 1)
+        assert "another instance's" in answer.json["message"]
+
+    def test_a_failure_of_an_unknown_job_is_refused_with_its_place(self, sidecar: Sidecar, tmp_path: Path) -> None:
+        known = {"sourceId": "web", "error": "no", "payload": {}}
+        answer = sidecar.post("/v1/failures", [known, {"jobId": "5", "error": "no", "payload": {}}])
+        assert (answer.status, answer.code, answer.json["error"]["index"]) == (404, "UnknownJob", 1)
+        sidecar.end()
+        assert events(tmp_path) == []
+
+
+class TestRudderStack:
+    def test_each_kind_is_taken_for_the_source_of_the_write_key(self, sidecar: Sidecar, tmp_path: Path) -> None:
+        for kind in ("identify", "track", "page", "screen", "group", "alias"):
+            assert sidecar.post(f"/v1/{kind}", {"messageId": kind}, write_key="2abcKEY").status == 200
+        batch = {"batch": [{"type": "track", "messageId": "x"}, {"messageId": "y"}], "sentAt": "2026-01-01T00:00:00Z"}
+        assert len(sidecar.post("/v1/batch", batch, write_key="plain").json["jobs"]) == 2
+        sidecar.end()
+        told = {event["messageId"]: event["payload"].get("type") for event in events(tmp_path)}
+        kinds = {kind: kind for kind in ("identify", "track", "page", "screen", "group", "alias")}
+        assert told == {**kinds, "x": "track", "y": None}
+        assert sorted({path.relative_to(tmp_path / "bucket").parts[0] for path in tmp_path.rglob("*.json.gz")}) == ["plain", "web"]
+
+
+class TestAccess:
+    @pytest.mark.parametrize("path", ["/v1/events?source_id=web", "/v1/delivered", "/v1/failures", "/v1/track", "/v1/batch"])
+    @pytest.mark.parametrize(
+        "given",
+        [{"token": None}, {"token": "wrong-token-0123456789"}, {"write_key": "wrong"}, {"token": TOKEN[:-1]}, {"write_key": ""}],
+    )
+    def test_nobody_else_gets_in(self, sidecar: Sidecar, path: str, given: dict[str, str | None]) -> None:
+        answer = sidecar.post(path, {}, **given)
+        assert (answer.status, answer.code) == (401, "Unauthorized")
+        assert answer.headers["www-authenticate"].startswith(("Basic", "Bearer"))
+
+    def test_a_write_key_may_record_its_source_alone(self, sidecar: Sidecar) -> None:
+        assert sidecar.post("/v1/events", {}, write_key="2abcKEY").status == 200
+        assert sidecar.post("/v1/events?source_id=web", {}, write_key="2abcKEY").status == 200
+        assert sidecar.post("/v1/events?source_id=ios", {}, write_key="2abcKEY").status == 403
+        assert sidecar.post("/v1/delivered", [], write_key="2abcKEY").status == 403
+        assert sidecar.get("/status", write_key="2abcKEY").status == 403
+
+    def test_health_is_for_everybody_and_the_rest_is_not(self, sidecar: Sidecar) -> None:
+        assert [sidecar.get(path, token=None).status for path in ("/healthz", "/readyz", "/openapi.json")] == [200, 200, 200]
+        assert [sidecar.get(path, token=None).status for path in ("/status", "/metrics")] == [401, 401]
+        assert sidecar.get("/status").json["behind"] == ""
+        assert b"jobs_backup_http_requests_total" in sidecar.get("/metrics").body
+
+    def test_from_elsewhere_nobody_may_record_without_a_token(self, env: dict[str, str]) -> None:
+        code, _, stderr = run("serve", "--host", "0.0.0.0", "--port", "0", env=env)
+        assert code == 2
+        assert "JOBS_BACKUP_SERVER_TOKEN" in stderr
+
+    def test_a_token_is_in_no_output(self, sidecar: Sidecar) -> None:
+        sidecar.post("/v1/events?source_id=web", {}, token="secret-canary-of-a-caller")
+        _, stderr = sidecar.end()
+        assert "canary" not in stderr
+
+
+class TestBounds:
+    def test_a_body_that_is_too_large_is_refused(self, sidecar: Sidecar) -> None:
+        answer = sidecar.post("/v1/events?source_id=web", {"a": "x" * 100_001})
+        assert (answer.status, answer.code) == (413, "TooLarge")
+
+    def test_a_bomb_is_refused_before_it_is_unpacked(self, sidecar: Sidecar) -> None:
+        bomb = zlib.compress(bytes(50_000_000), 9, 31)
+        answer = sidecar.post("/v1/events?source_id=web", bomb, Content_Encoding="gzip")
+        assert (answer.status, answer.code) == (413, "TooLarge")
+
+    def test_gzip_is_unpacked_also_of_several_members(self, sidecar: Sidecar) -> None:
+        body = gzip.compress(b'[{"a":1},') + gzip.compress(b'{"a":2}]')
+        assert len(sidecar.post("/v1/events?source_id=web", body, Content_Encoding="gzip").json["jobs"]) == 2
+        for wrong in (body[:-3], b"no gzip", body + b"rest"):
+            answer = sidecar.post("/v1/events?source_id=web", wrong, Content_Encoding="gzip")
+            assert (answer.status, answer.code) == (400, "BadRequest")
+
+    def test_other_types_and_encodings_are_refused(self, sidecar: Sidecar) -> None:
+        for headers in (
+            {"Content_Type": "text/plain"},
+            {"Content_Encoding": "br"},
+            {"Content_Type": "application/json; charset=latin1"},
+        ):
+            answer = sidecar.post("/v1/events?source_id=web", {}, **headers)
+            assert (answer.status, answer.code) == (415, "UnsupportedType")
+
+    def test_too_many_events_are_refused(self, env: dict[str, str]) -> None:
+        with serve(env, JOBS_BACKUP_SERVER_MAX_EVENTS="2") as sidecar:
+            assert sidecar.post("/v1/events?source_id=web", [{}, {}]).status == 200
+            assert sidecar.post("/v1/events?source_id=web", [{}, {}, {}]).code == "TooLarge"
+            assert sidecar.post("/v1/delivered", ["1", "2", "3"]).code == "TooLarge"
+
+    def test_beyond_the_rate_one_has_to_come_again(self, env: dict[str, str]) -> None:
+        with serve(env, JOBS_BACKUP_SERVER_RATE="10", JOBS_BACKUP_SERVER_WRITE_KEYS="key") as sidecar:
+            assert sidecar.post("/v1/events?source_id=web", [{}] * 150).status == 200
+            answer = sidecar.post("/v1/events?source_id=web", {})
+            assert (answer.status, answer.code) == (429, "TooManyEvents")
+            assert 1 <= int(answer.headers["retry-after"]) <= 6
+            assert sidecar.post("/v1/track", {}, write_key="key").status == 200
+
+    def test_a_full_spool_is_told(self, env: dict[str, str], tmp_path: Path) -> None:
+        (tmp_path / "bucket").rmdir()
+        with serve(env, JOBS_BACKUP_SPOOL_MAX_BYTES="100") as sidecar:
+            sidecar.post("/v1/events?source_id=web", [{"a": "x" * 100}] * 50)
+            answer = sidecar.post("/v1/events?source_id=web", {})
+            assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "SpoolFull", "5")
+            assert sidecar.get("/readyz").status == 503
+            assert sidecar.get("/healthz").status == 200
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"",
+            b"POST /v1/events HTTP/1.1\r\nX-Slow: ",
+            b"POST /v1/events?source_id=web HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{" % TOKEN.encode(),
+        ],
+    )
+    def test_a_slow_client_is_cut(self, env: dict[str, str], sent: bytes) -> None:
+        with serve(env, JOBS_BACKUP_SERVER_READ_TIMEOUT="300ms") as sidecar:
+            parts = urlsplit(sidecar.url)
+            begun = time.monotonic()
+            with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+                connection.sendall(sent)
+                answer = b""
+                while data := _receive(connection):
+                    answer += data
+            assert time.monotonic() - begun < 10
+            assert answer == b"" or b" 408 " in answer
+
+    def test_a_head_that_never_ends_is_cut(self, sidecar: Sidecar) -> None:
+        parts = urlsplit(sidecar.url)
+        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            with pytest.raises(OSError, match=r"reset|[Bb]roken"):  # noqa: PT012 - which of them, the sockets decide
+                for _ in range(1000):
+                    connection.sendall(b"X-Filler: " + b"x" * 10_000 + b"\r\n")
+                    time.sleep(0.001)
+
+
+class TestEnd:
+    def test_sigterm_ends_what_has_begun_and_sends_the_rest(self, sidecar: Sidecar, tmp_path: Path) -> None:
+        parts = urlsplit(sidecar.url)
+        body = json.dumps({"messageId": "late"}).encode()
+        head = (
+            f"POST /v1/events?source_id=web HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            connection.sendall(head.encode() + body[:5])
+            time.sleep(0.3)
+            sidecar.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((parts.hostname, parts.port), timeout=5)
+            connection.sendall(body[5:])
+            assert _receive(connection).startswith(b"HTTP/1.1 200")
+        _, stderr = sidecar.process.communicate(timeout=30)
+        assert sidecar.process.returncode == 0, stderr
+        assert recorded(tmp_path) == ["late"]
+
+    def test_killed_it_has_what_it_answered(self, env: dict[str, str], tmp_path: Path) -> None:
+        acknowledged = []
+        for number in range(3):
+            with serve(env) as sidecar:
+                for one in range(20):
+                    answer = sidecar.post("/v1/events?source_id=web", {"messageId": f"{number}-{one}"})
+                    acknowledged += [f"{number}-{one}"] if answer.status == 200 else []
+                sidecar.process.kill()
+        run("archive", "--once", env=env)
+        assert recorded(tmp_path) == sorted(acknowledged)
+        assert len(acknowledged) == 60
+
+
+def _receive(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(65536)
+    except ConnectionResetError:
+        return b""
