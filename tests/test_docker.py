@@ -1,0 +1,226 @@
+"""The image and the trials with Compose: nothing in them that does not exist, and their examples run against the real server."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from buckets import events, file_environment
+from commands import run, start
+from generated import command
+
+from jobs_backup.env_file import read_env_file
+from jobs_backup.server.settings import ServerSettings
+from jobs_backup.settings import CoreSettings, Duration, report_unknown
+from jobs_backup_s3.settings import S3Settings
+
+ROOT: Final = Path(__file__).parents[1]
+DOCKER: Final = ROOT / "contrib/docker"
+HADOLINT: Final = Path(sys.executable).with_name("hadolint")
+Instruction = tuple[str, str]
+
+
+def instructions() -> list[Instruction]:
+    """(name, the rest) of each of the Dockerfile's."""
+    text = re.sub(r"^#.*\n", "", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", "")
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
+
+
+def last(name: str) -> str:
+    """What an instruction of the image itself says, not of the stages before it."""
+    return [rest for one, rest in instructions() if one == name][-1]
+
+
+def image_environment() -> dict[str, str]:
+    return dict(one.split("=", 1) for one in shlex.split(last("ENV")))
+
+
+def composed(file: str) -> dict[str, dict[str, Any]]:
+    services: dict[str, dict[str, Any]] = yaml.safe_load((DOCKER / file).read_text())["services"]
+    return {
+        name: composed(one["extends"]["file"])[one["extends"]["service"]] if "extends" in one else one
+        for name, one in services.items()
+    }
+
+
+SERVICES: Final = [(file, name) for file in ("compose.yaml", "compose.archive.yaml") for name in composed(file)]
+OURS: Final = {("compose.yaml", "jobs-backup"): "serve", ("compose.archive.yaml", "archive"): "archive"}
+every_service = pytest.mark.parametrize(("file", "name"), SERVICES, ids=[f"{file}-{name}" for file, name in SERVICES])
+
+
+@pytest.mark.skipif(not HADOLINT.exists(), reason="hadolint is not installed: make lint")
+def test_hadolint_finds_nothing() -> None:
+    result = subprocess.run([HADOLINT, DOCKER / "Dockerfile"], capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stdout) == (0, ""), result.stdout
+
+
+def test_the_image_is_not_root_and_gets_signals_itself() -> None:
+    user, group = last("USER").split(":")
+    assert int(user) == int(group) == 10001
+    assert json.loads(last("ENTRYPOINT")) == ["jobs-backup"], "no shell before it, which would keep SIGTERM to itself"
+    assert json.loads(last("CMD")) == ["serve"]
+    assert last("STOPSIGNAL") == "SIGTERM"
+    (spool,) = json.loads(last("VOLUME"))
+    assert f"--owner={user} --group={group} --mode=0700 {spool}" in last("RUN")
+    assert image_environment()["JOBS_BACKUP_SPOOL_DIR"] == spool
+
+
+def test_the_images_variables_are_settings() -> None:
+    environment = {name: value for name, value in image_environment().items() if name.startswith("JOBS_BACKUP_")}
+    assert report_unknown(environment, CoreSettings, ServerSettings) == []
+    ports = {environment["JOBS_BACKUP_METRICS_PORT"], next(one.default for one in ServerSettings.describe() if one.field == "port")}
+    assert set(last("EXPOSE").split()) == ports
+
+
+def test_what_the_image_is_made_of_is_there_and_is_sent_to_the_builder() -> None:
+    first_match = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    kept = {line.removeprefix("!") for line in first_match if line.startswith("!")}
+    assert "*" in first_match
+    copied = {source for name, rest in instructions() if name == "COPY" and "--from" not in rest for source in rest.split()[:-1]}
+    assert copied == kept
+    assert all((ROOT / source).exists() for source in copied)
+    providers = next(rest for name, rest in instructions() if name == "ARG" and rest.startswith("PROVIDERS="))
+    assert {path.name for path in (ROOT / "plugins").iterdir()} == set(shlex.split(providers)[0].partition("=")[2].split())
+    assert any(fnmatch.fnmatch("core/.venv", line) for line in first_match if not line.startswith("!"))
+
+
+@every_service
+def test_a_service_may_do_no_more_than_it_needs(file: str, name: str) -> None:
+    service = composed(file)[name]
+    assert int(service["user"].split(":")[0]) > 0
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+@every_service
+def test_what_a_service_mounts_is_there(file: str, name: str) -> None:
+    for volume in composed(file)[name].get("volumes", ()):
+        source = volume.split(":")[0]
+        if source.startswith("."):
+            assert (DOCKER / source).is_file()
+            assert volume.endswith(":ro")
+        else:
+            assert source in yaml.safe_load((DOCKER / file).read_text())["volumes"]
+
+
+@every_service
+def test_a_services_variables_are_settings(file: str, name: str) -> None:
+    environment = composed(file)[name].get("environment", {})
+    assert report_unknown(environment, CoreSettings, ServerSettings, S3Settings) == []
+    assert all(isinstance(value, str) for value in environment.values()), "Compose would write it in its own way"
+
+
+@pytest.mark.parametrize(("file", "name"), OURS)
+def test_our_services_have_the_time_that_they_need_and_a_volume(file: str, name: str) -> None:
+    service = composed(file)[name]
+    settings = CoreSettings.from_environment(service["environment"])
+    assert service["command"] == [OURS[file, name]]
+    assert Duration.parse(service["stop_grace_period"]) >= settings.shutdown_grace + 5
+    assert f"spool:{settings.spool_dir}" in service["volumes"]
+    assert service["user"] == last("USER")
+    assert (
+        ROOT / "contrib/docker" / service["build"]["context"] / service["build"]["dockerfile"]
+    ).resolve() == DOCKER / "Dockerfile"
+
+
+def test_who_records_beside_archive_shares_its_settings_user_and_spool() -> None:
+    services = composed("compose.archive.yaml")
+    application, archive = services["application"], services["archive"]
+    assert application["user"] == archive["user"]
+    assert set(archive["volumes"]) <= set(application["volumes"])
+    assert application["environment"].items() - {("EVENTS", "100")} <= archive["environment"].items()
+
+
+@pytest.mark.parametrize(("file", "name"), OURS)
+def test_the_trials_identity_has_the_rights_that_policy_prints(file: str, name: str) -> None:
+    environment = composed(file)[name]["environment"]
+    stored = json.loads((DOCKER / "seaweedfs/s3.json").read_text())
+    (identity,) = (one for one in stored["identities"] if one["name"] == "put-only")
+    keys = {"accessKey": environment["AWS_ACCESS_KEY_ID"], "secretKey": environment["AWS_SECRET_ACCESS_KEY"]}
+    assert identity == {"name": "put-only", "credentials": [keys], "policyNames": ["put-only"]}
+    (granted,) = json.loads(stored["policies"][0]["content"])["Statement"]
+    (needed,) = json.loads(command("policy", **{key: value for key, value in environment.items() if "BACKUP_" in key}))["Statement"]
+    assert set(granted["Action"]) == set(needed["Action"])
+    assert granted["Resource"] == needed["Resource"] if isinstance(needed["Resource"], list) else [needed["Resource"]]
+    store = composed(file)["seaweedfs"]
+    assert f"-bucket={environment['JOBS_BACKUP_BUCKET']}" in store["command"]
+    assert "./seaweedfs/s3.json:/etc/seaweedfs/s3.json:ro" in store["volumes"]
+    assert "-s3.config=/etc/seaweedfs/s3.json" in store["command"]
+
+
+@contextlib.contextmanager
+def serving(environment: dict[str, str]) -> Generator[tuple[str, str]]:
+    """`jobs-backup serve` with these variables, on free ports: the addresses of what it serves, and of its metrics."""
+    free = {"JOBS_BACKUP_SERVER_PORT": "0", "JOBS_BACKUP_METRICS_PORT": "0"}
+    with start("serve", env={**environment, **free}) as process:
+        assert process.stderr is not None
+        found: dict[str, str] = {}
+        try:
+            while len(found) < 2:
+                line = process.stderr.readline()
+                assert line, "it has ended"
+                if match := re.search(r"(listening on|are at) http://[\d.]+:(\d+)", line):
+                    found[match[1]] = match[2]
+            yield found["listening on"], found["are at"]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            rest = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+
+
+def test_the_example_posts_its_events_and_the_image_is_healthy(tmp_path: Path) -> None:
+    services = composed("compose.yaml")
+    own, application = services["jobs-backup"]["environment"], services["application"]["environment"]
+    assert application["BACKUP_URL"] == f"http://jobs-backup:{own['JOBS_BACKUP_SERVER_PORT']}"
+    theirs = {name: value for name, value in own.items() if name.startswith(("JOBS_BACKUP_SERVER_", "JOBS_BACKUP_METRICS_HOST"))}
+    script = DOCKER / services["application"]["volumes"][0].split(":")[0]
+    check = json.loads(last("HEALTHCHECK").partition(" CMD ")[2])
+    ready = services["jobs-backup"]["healthcheck"]["test"][1:]
+    with serving({**file_environment(tmp_path), **theirs}) as (port, metrics):
+        posting = {**application, "BACKUP_URL": f"http://127.0.0.1:{port}"}
+        subprocess.run([sys.executable, script], env=posting, check=True, timeout=60, capture_output=True)
+        probe = {"JOBS_BACKUP_METRICS_PORT": metrics, "PATH": os.environ["PATH"]}
+        assert probed(check, probe) == probed([one.replace("9464", metrics) for one in ready], probe) == 0
+        wrong = subprocess.run(
+            [sys.executable, script],
+            env={**posting, "BACKUP_TOKEN": "another-token-0123456789"},
+            check=False,
+            timeout=60,
+            capture_output=True,
+        )
+        assert b"401" in wrong.stderr
+    assert probed(check, probe) != 0, "nobody is there any more"
+    assert sorted(event["payload"]["n"] for event in events(tmp_path)) == list(range(100))
+
+
+def probed(test: list[str], environment: dict[str, str]) -> int:
+    """What a container's engine would find: the exit code of the check."""
+    assert test[0] == "python"
+    return subprocess.run([sys.executable, *test[1:]], env=environment, check=False, timeout=30, capture_output=True).returncode
+
+
+def test_the_example_that_records_needs_nobody_who_sends(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path)
+    script = DOCKER / "example/record.py"
+    subprocess.run([sys.executable, script], env={**environment, "EVENTS": "7"}, check=True, timeout=60)
+    assert list(events(tmp_path)) == []
+    assert run("archive", "--once", env=environment)[0] == 0
+    assert sorted(event["payload"]["n"] for event in events(tmp_path)) == list(range(7))
+
+
+def test_the_env_file_fits_the_image() -> None:
+    assert read_env_file(DOCKER / "docker.env", {})["JOBS_BACKUP_SPOOL_DIR"] == image_environment()["JOBS_BACKUP_SPOOL_DIR"]
