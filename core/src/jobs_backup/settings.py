@@ -257,9 +257,14 @@ _EXPECTED: Final = {bool: "true or false", int: "a whole number", float: "a numb
 
 
 def _alternatives(type_: Any) -> tuple[Any, ...]:
+    type_ = _plain(type_)
+    return tuple(map(_plain, typing.get_args(type_))) or (type_,)
+
+
+def _plain(type_: Any) -> Any:
     while hasattr(type_, "__metadata__"):
         type_ = typing.get_args(type_)[0]
-    return typing.get_args(type_) or (type_,)
+    return type_
 
 
 def _decode(type_: type[Any], value: Any) -> Any:
@@ -422,8 +427,7 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.", minimum=0.001, maximum=1800),
     ] = Duration(60)
     metrics_port: Annotated[
-        int | None,
-        msgspec.Meta(ge=0, le=65_535),
+        Annotated[int, msgspec.Meta(ge=0, le=65_535)] | None,
         Variable(
             "JOBS_BACKUP_METRICS_PORT",
             "`archive` and `serve` answer /metrics (for Prometheus; needs `jobs-backup[metrics]`), /healthz and /readyz there, to"
