@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from click.testing import CliRunner
 from jobs_backup import hookspecs
 from jobs_backup.cli import cli
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL
+from jobs_backup.server import openapi
+from jobs_backup.server.settings import ServerSettings
 
 ROOT: Final = Path(__file__).parents[1]
 _BUCKET: Final = {"JOBS_BACKUP_BUCKET": "my-events"}
@@ -72,10 +75,34 @@ def _text(doc: str | None) -> str:
     return re.sub(r"^    (\w+(?:, \w+)*): ", r"- `\1`: ", text, flags=re.MULTILINE) + "\n"
 
 
+def http() -> str:
+    """The reference of the server's paths."""
+    made = openapi.document(ServerSettings())
+    parts = [
+        "# HTTP\n\n<!-- Made of the server's OpenAPI document: change that, then run `python tests/generated.py`. -->\n",
+        "What [`jobs-backup serve`](../serve.md) answers. [openapi.json](openapi.json) is the whole document, with the schemas.\n",
+        'Every answer that is no success has a body such as `{"error": {"code": ..., "message": ..., "hint": ..., "index": ...,'
+        ' "request_id": ...}}`; [messages](../messages.md) has a section for each code.\n',
+    ]
+    for path, methods in made["paths"].items():
+        for method, operation in methods.items():
+            who = " or ".join(sorted({name for one in operation["security"] for name in one})) or "everybody"
+            parts.append(f"## {method.upper()} {path}\n\n{operation['summary']}. For: {who}.\n")
+            if takes := operation.get("requestBody", {}).get("content"):
+                parts.append(f"Takes {', '.join(f'`{type_}`' for type_ in takes)}.\n")
+            for one in operation.get("parameters", ()):
+                parts.append(f"- `?{one['name']}=`: {one['description']}\n")
+            rows = "".join(f"| {status} | {answer['description']} |\n" for status, answer in operation["responses"].items())
+            parts.append(f"| status | meaning |\n|---|---|\n{rows}")
+    return "\n".join(parts)
+
+
 FILES: Final[dict[str, Callable[[], str]]] = {
     "docs/settings.md": settings_reference.render,
     "docs/reference/commands.md": commands,
     "docs/reference/hooks.md": hooks,
+    "docs/reference/http.md": http,
+    "docs/reference/openapi.json": lambda: json.dumps(openapi.document(ServerSettings()), indent=1) + "\n",
     "contrib/docker/docker.env": lambda: command("env", "S3"),
     "contrib/iam/s3-policy.json": lambda: command("policy", "--provider", "S3", **_BUCKET),
     "contrib/iam/s3-policy-with-delete.json": lambda: command("policy", "--provider", "S3", "--with-delete", **_BUCKET),

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from jobs_backup.compression import Compression
 from jobs_backup.providers import GROUP, load_class, settings_of
+from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, Duration, Secret, Setting, Settings, Size
 
 ROOT: Final = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ def render() -> str:
     """The whole page. A setting that an earlier section has explained is only named."""
     explained: set[str] = set()
     sections = [HEAD, _section("Core", "Whatever the provider is.", CoreSettings, explained)]
+    sections.append(_section("Server", "Of `jobs-backup serve`.", ServerSettings, explained))
     for name, settings in providers_of_this_repository():
         sections.append(_section(name, f"With `JOBS_BACKUP_STORAGE_PROVIDER={name}`.", settings, explained))
     return "\n".join(sections)

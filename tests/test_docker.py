@@ -85,15 +85,15 @@ def test_the_images_variables_are_settings() -> None:
 
 
 def test_what_the_image_is_made_of_is_there_and_is_sent_to_the_builder() -> None:
-    first_match = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
-    kept = {line.removeprefix("!") for line in first_match if line.startswith("!")}
-    assert "*" in first_match
+    lines = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    kept = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert "*" in lines
     copied = {source for name, rest in instructions() if name == "COPY" and "--from" not in rest for source in rest.split()[:-1]}
     assert copied == kept
     assert all((ROOT / source).exists() for source in copied)
     providers = next(rest for name, rest in instructions() if name == "ARG" and rest.startswith("PROVIDERS="))
     assert {path.name for path in (ROOT / "plugins").iterdir()} == set(shlex.split(providers)[0].partition("=")[2].split())
-    assert any(fnmatch.fnmatch("core/.venv", line) for line in first_match if not line.startswith("!"))
+    assert any(fnmatch.fnmatch("core/.venv", line) for line in lines if not line.startswith("!"))
 
 
 @every_service
@@ -155,7 +155,8 @@ def test_the_trials_identity_has_the_rights_that_policy_prints(file: str, name: 
     (granted,) = json.loads(stored["policies"][0]["content"])["Statement"]
     (needed,) = json.loads(command("policy", **{key: value for key, value in environment.items() if "BACKUP_" in key}))["Statement"]
     assert set(granted["Action"]) == set(needed["Action"])
-    assert granted["Resource"] == needed["Resource"] if isinstance(needed["Resource"], list) else [needed["Resource"]]
+    resources = needed["Resource"] if isinstance(needed["Resource"], list) else [needed["Resource"]]
+    assert granted["Resource"] == resources
     store = composed(file)["seaweedfs"]
     assert f"-bucket={environment['JOBS_BACKUP_BUCKET']}" in store["command"]
     assert "./seaweedfs/s3.json:/etc/seaweedfs/s3.json:ro" in store["volumes"]

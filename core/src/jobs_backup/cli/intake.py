@@ -230,4 +230,4 @@ def _rejects_name(source: Input, id_: str) -> str:
     unique = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}" if source.size is None else id_[:8]
     # Cut by bytes, since that is what file systems limit; bytes that are no whole characters of UTF-8 are left out.
     name = os.fsencode(Path(source.name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
-    return f"{name}-{unique}.ndjson"
+    return f"{os.fsdecode(name.encode())}-{unique}.ndjson"  # the system's encoding may be another one
