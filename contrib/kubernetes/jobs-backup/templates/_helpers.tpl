@@ -295,7 +295,7 @@ httpGet:
 {{- define "jobs-backup.container" -}}
 - name: jobs-backup
   image: {{ include "jobs-backup.image" . | quote }}
-  imagePulPolicy: {{ .Values.image.pullPolicy }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
   args: [{{ include "jobs-backup._command" . | quote }}]
   {{- if and (eq .Values.mode "sidecar") .Values.sidecar.native }}
   restartPolicy: Always
