@@ -90,8 +90,7 @@ def http() -> str:
             parts.append(f"## {method.upper()} {path}\n\n{operation['summary']}. For: {who}.\n")
             if takes := operation.get("requestBody", {}).get("content"):
                 parts.append(f"Takes {', '.join(f'`{type_}`' for type_ in takes)}.\n")
-            for one in operation.get("parameters", ()):
-                parts.append(f"- `?{one['name']}=`: {one['description']}\n")
+            parts += [f"- `?{one['name']}=`: {one['description']}\n" for one in operation.get("parameters", ())]
             rows = "".join(f"| {status} | {answer['description']} |\n" for status, answer in operation["responses"].items())
             parts.append(f"| status | meaning |\n|---|---|\n{rows}")
     return "\n".join(parts)
