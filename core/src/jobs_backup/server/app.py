@@ -43,8 +43,9 @@ _LARGE: Final = 64 << 10
 _ANSWER_SECONDS: Final = 60.0
 """For committing, and for the answer to be taken; who does not read it must not keep a connection for ever."""
 _PATHS: Final = frozenset(openapi.PATHS)
+_AS_STRING: Final = "send ids as recording has answered them, as strings: many languages can't hold such numbers exactly"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_id: Final = msgspec.json.Decoder(str | int).decode
+_id: Final = msgspec.json.Decoder(str).decode
 
 
 class App:
@@ -159,7 +160,10 @@ class App:
         """All of them, or none."""
 
         def record(one: bytes) -> FailureRecord:
-            return self._backup.failure_record(parse_failure(one))
+            failure = parse_failure(one)
+            if isinstance(failure.job, int):
+                raise InvalidEvent("jobId is a number", hint=_AS_STRING)
+            return self._backup.failure_record(failure)
 
         self._backup.record_failures(_each(told, record))
 
@@ -283,4 +287,4 @@ def _job(part: bytes) -> int:
     try:
         return job_id(_id(part))
     except msgspec.DecodeError as error:
-        raise InvalidEvent(f"no job id: {error}", hint="send what recording has answered: strings") from None
+        raise InvalidEvent(f"no job id: {error}", hint=_AS_STRING) from None

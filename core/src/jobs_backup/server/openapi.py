@@ -79,12 +79,12 @@ _EVENT: Final[dict[str, Any]] = {
 }
 _JOB: Final[dict[str, Any]] = {
     "title": "Job",
-    "description": "The id of an event that was recorded.",
-    "anyOf": [
-        {"type": "string", "pattern": "^([0-8][0-9]{0,18}|9[0-9]{0,17})$"},
-        {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1},
-    ],
+    "description": "The id of an event that was recorded. A string, since it exceeds 2^53, up to which numbers are exact.",
+    "type": "string",
+    "pattern": "^([0-8][0-9]{0,18}|9[0-9]{0,17})$",
 }
+_TIME: Final = r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?Z$"
+"""The form of RFC 3339 that every tool takes: a time in UTC."""
 _BATCH: Final[dict[str, Any]] = {
     "type": "object",
     "title": "Batch",
@@ -101,7 +101,12 @@ def document(settings: ServerSettings) -> dict[str, Any]:
     _, components = msgspec.json.schema_components(
         (Recorded, Acknowledged, Reported, ErrorAnswer, Status, ToldFailure), ref_template="#/components/schemas/{name}"
     )
-    failure = {**components.pop("ToldFailure"), "anyOf": [{"required": ["jobId"]}, {"required": ["sourceId"]}]}
+    failure = components.pop("ToldFailure")
+    ids: dict[str, Any] = {"jobId": {"$ref": "#/components/schemas/Job"}, "sourceId": {"type": "string", "minLength": 1}}
+    failure["properties"] |= {name: {"anyOf": [one, {"type": "null"}]} for name, one in ids.items()}
+    time = {"type": "string", "format": "date-time", "pattern": _TIME}
+    failure["properties"] |= {name: {"anyOf": [time, {"type": "null"}]} for name in ("createdAt", "failedAt")}
+    failure["anyOf"] = [{"required": [name], "properties": {name: one}} for name, one in ids.items()]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -112,7 +117,7 @@ def document(settings: ServerSettings) -> dict[str, Any]:
         },
         "paths": _paths(settings.max_events),
         "components": {
-            "schemas": {**components, "Failure": failure, "Event": _EVENT, "Job": _JOB, "Batch": _BATCH},
+            "schemas": {**components, "Failure": {**failure, "title": "Failure"}, "Event": _EVENT, "Job": _JOB, "Batch": _BATCH},
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "description": "JOBS_BACKUP_SERVER_TOKEN"},
                 "writeKey": {
@@ -127,7 +132,7 @@ def document(settings: ServerSettings) -> dict[str, Any]:
 
 def _paths(max_items: int) -> dict[str, Any]:
     names = [
-        _parameter("source_id", "The source that the events come from. Without it, that of the write key."),
+        {**_parameter("source_id", "The source that the events come from. A write key need not say it.", 1), "required": True},
         _parameter("workspace_id", "The workspace that the source belongs to."),
     ]
     paths: dict[str, Any] = {
@@ -171,8 +176,9 @@ def _paths(max_items: int) -> dict[str, Any]:
     return paths
 
 
-def _parameter(name: str, description: str) -> dict[str, Any]:
-    return {"name": name, "in": "query", "description": description, "schema": {"type": "string", "maxLength": MAX_NAME}}
+def _parameter(name: str, description: str, shortest: int = 0) -> dict[str, Any]:
+    schema = {"type": "string", "minLength": shortest, "maxLength": MAX_NAME}
+    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 def _body(schema: str, max_items: int, *, alone: bool = True) -> dict[str, Any]:
