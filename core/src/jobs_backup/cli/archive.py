@@ -16,7 +16,7 @@ from jobs_backup.cli.summary import Summary
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65_535),
-    help="Answer /metrics, /healthz and /readyz there.  [default: JOBS_BACKUP_METRICS_PORT]",
+    help="Answer /metrics, /healthz and /readyz there, but not with --once.  [default: JOBS_BACKUP_METRICS_PORT]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
@@ -32,8 +32,9 @@ def archive(once: bool, metrics_port: int | None, as_json: bool) -> None:
         summarize_failures()
     with stopping() as stop:
         settings = read_settings()
-        if metrics_port is not None:
-            settings = msgspec.structs.replace(settings, metrics_port=metrics_port)
+        # With --once it may run beside a service that has the port, in the same container.
+        port = None if once else settings.metrics_port if metrics_port is None else metrics_port
+        settings = msgspec.structs.replace(settings, metrics_port=port)
         with monitored_backup(settings, stop) as backup:
             summary = Summary(backup, "events")
             with progress(backup, [], "events") as shown:

@@ -85,12 +85,6 @@ _JOB: Final[dict[str, Any]] = {
 }
 _TIME: Final = r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?Z$"
 """The form of RFC 3339 that every tool takes: a time in UTC."""
-_BATCH: Final[dict[str, Any]] = {
-    "type": "object",
-    "title": "Batch",
-    "required": ["batch"],
-    "properties": {"batch": {"type": "array", "items": {"$ref": "#/components/schemas/Event"}}},
-}
 _TOKEN: Final[list[dict[str, list[str]]]] = [{"token": []}]
 _ANY: Final[list[dict[str, list[str]]]] = [{"token": []}, {"writeKey": []}]
 _WRITE_KEY: Final[list[dict[str, list[str]]]] = [{"writeKey": []}]
@@ -107,6 +101,8 @@ def document(settings: ServerSettings) -> dict[str, Any]:
     time = {"type": "string", "format": "date-time", "pattern": _TIME}
     failure["properties"] |= {name: {"anyOf": [time, {"type": "null"}]} for name in ("createdAt", "failedAt")}
     failure["anyOf"] = [{"required": [name], "properties": {name: one}} for name, one in ids.items()]
+    events = {"type": "array", "items": {"$ref": "#/components/schemas/Event"}, "maxItems": settings.max_events}
+    batch = {"type": "object", "title": "Batch", "required": ["batch"], "properties": {"batch": events}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -117,7 +113,7 @@ def document(settings: ServerSettings) -> dict[str, Any]:
         },
         "paths": _paths(settings.max_events),
         "components": {
-            "schemas": {**components, "Failure": {**failure, "title": "Failure"}, "Event": _EVENT, "Job": _JOB, "Batch": _BATCH},
+            "schemas": {**components, "Failure": {**failure, "title": "Failure"}, "Event": _EVENT, "Job": _JOB, "Batch": batch},
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "description": "JOBS_BACKUP_SERVER_TOKEN"},
                 "writeKey": {
