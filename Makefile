@@ -6,6 +6,7 @@ PYTEST_ARGS ?= --durations=10
 # Each worker starts its own servers, when a test asks for them.
 WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CAMPAIGN_ARGS ?=
+LOAD_ARGS ?=
 BENCH_ARGS ?=
 
 bin := $(VENV)/bin
@@ -13,13 +14,14 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constr
 sources := core/src plugins/s3/src plugins/gcs/src
 projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml plugins/gcs/pyproject.toml
 
-.PHONY: help demo environment test conformance campaign bench bench-quick lint style types types-strict docs helm clean
+.PHONY: help demo environment test conformance campaign load bench bench-quick lint style types types-strict docs helm clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
 	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
+	@echo 'make load    the sidecar for a minute under load, killed three times'
 	@echo 'make bench    measure all, against others that write events into S3; bench-quick: the main ratios, in 3 minutes'
 	@echo 'make lint    check style and types'
 	@echo 'make docs    build the documentation as a site: build/site/index.html'
@@ -71,6 +73,10 @@ conformance: $(VENV)/test.stamp
 # About 15 minutes. CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50" for example; --help tells all.
 campaign: $(VENV)/test.stamp
 	PYTHONPATH=tests $(bin)/python -m campaign $(CAMPAIGN_ARGS)
+
+# A minute. LOAD_ARGS="--kills 0 --connections 256" for example; --help tells all.
+load: $(VENV)/test.stamp
+	PYTHONPATH=tests $(bin)/python -m load $(LOAD_ARGS)
 
 # An environment of its own: the others pin SDKs that are older than ours.
 bench_bin := .venv-bench/bin

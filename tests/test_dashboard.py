@@ -98,7 +98,7 @@ def test_the_check_finds_what_is_wrong(exposed: dict[str, set[str]]) -> None:
     ):
         with pytest.raises(AssertionError):
             test_every_metric_and_label_is_exposed(wrong, exposed)
-    with pytest.raises(ValueError, match="paren"):
+    with pytest.raises(ValueError, match="parenthesis"):
         parse("rate(jobs_backup_behind[5m]")
 
 

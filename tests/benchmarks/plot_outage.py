@@ -16,7 +16,6 @@ from typing import Final
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-
 from buckets import file_environment, realistic
 from scrapes import Samples, get, parse
 

@@ -1,0 +1,1 @@
+"""The sidecar under load from a second process, and killed meanwhile."""
