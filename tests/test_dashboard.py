@@ -108,7 +108,7 @@ def test_counters_are_only_looked_at_through_their_growth() -> None:
         tree = parse(expression)
         calls = [node for node in walk(tree) if isinstance(node, promql_parser.Call) and node.func.name in {"rate", "increase"}]
         within = [one.name for call in calls for one in walk(call) if isinstance(one, promql_parser.VectorSelector)]
-        everywhere = [one.name for one in walk(tree) if isinstance(one, promql_parser.VectorSelector)]
+        everywhere = [one.name or "" for one in walk(tree) if isinstance(one, promql_parser.VectorSelector)]
         counters = [name for name in everywhere if name.endswith(("_total", "_bucket", "_count", "_sum"))]
         assert Counter(counters) == Counter(within), expression
 

@@ -92,7 +92,7 @@ class TestTheCommand:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
             environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_HOST=host, JOBS_BACKUP_METRICS_PORT=port)
-            code, _, stderr = run("archive", "--once", env=environment)
+            code, _, stderr = run("archive", env=environment)
         assert (code, "can't be listened on" in stderr, stderr.count("\n")) == (2, True, 1)
         assert read_status(tmp_path / "spool").processes == [], "it left nothing behind"
 

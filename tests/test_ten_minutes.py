@@ -32,7 +32,7 @@ def test_the_readme_leads_to_a_verified_backup(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
-    (_, first), (_, second) = blocks(ROOT / "README.md", "shell")
+    (_, first), (_, second), *_ = blocks(ROOT / "README.md", "shell")
     heredoc, rest = first.split("\nEND\n")
     assert heredoc.startswith("cat > docker.env")
     variables = {
