@@ -46,7 +46,7 @@ def test_the_example_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / "ids.ndjson").write_text(ids)
     (tmp_path / "failures.ndjson").write_text(f'{{"jobId":{ids.strip()},"error":"no","payload":{{}}}}\n')
     if name == "serve":  # until it is told to end
-        example = f"timeout --preserve-status 4 {example.strip()} --port 0"
+        example = f"timeout --foreground --preserve-status 4 {example.strip()} --port 0"
     shell(example, tmp_path)
 
 

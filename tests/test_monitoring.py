@@ -40,10 +40,12 @@ def monitored_backup(directory: Path, *, archive: bool = True, **variables: str)
 
 def url_of(process: subprocess.Popen[str]) -> str:
     assert process.stderr is not None
-    line = process.stderr.readline()
-    found = re.search(r"http://\S+", line)
-    assert found, line
-    return found[0]
+    said = ""
+    for line in process.stderr:
+        said += line
+        if found := re.search(r"http://\S+", line):
+            return found[0]
+    raise AssertionError(said)
 
 
 class TestTheCommand:
