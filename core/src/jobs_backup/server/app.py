@@ -227,6 +227,12 @@ class _Answering:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._app(scope, receive, answer)
+        except TimeoutError:
+            if status:
+                raise  # somebody does not read the answer: the connection is cut
+            hint = "send it again: it may have been recorded, or not"
+            error = Refused(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
+            await answers.of_error(error, request_id)(scope, receive, answer)
         finally:
             seconds = time.monotonic() - begun
             path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is asked for

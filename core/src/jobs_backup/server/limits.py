@@ -46,18 +46,22 @@ class Bodies:
         share = _Share(self, self._max_pending)
         try:
             body = _Body(share, self._max_body, int(request.headers.get("content-length", "0")), is_packed=encoding != "identity")
+            await self._receive(request, body)
+            yield body.whole()
+        finally:
+            self.pending -= share.bytes
+
+    async def _receive(self, request: Request, body: _Body) -> None:
+        try:
             async with asyncio.timeout(self._timeout):
                 async for piece in request.stream():
                     body.add(piece)
-            yield body.whole()
         except TimeoutError:
             hint = "send faster, or less at once; the server's JOBS_BACKUP_SERVER_READ_TIMEOUT"
             headers = {"Connection": "close"}
             raise Refused(
                 408, "TooSlow", f"the body did not arrive within {self._timeout:g} s", hint=hint, headers=headers
             ) from None
-        finally:
-            self.pending -= share.bytes
 
 
 class _Share:
