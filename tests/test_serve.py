@@ -6,6 +6,7 @@ import gzip
 import json
 import signal
 import socket
+import ssl
 import time
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from buckets import events, file_environment
 from commands import run
+from servers import certificate
 from serving import TOKEN, Sidecar, serve
 
 
@@ -191,6 +193,23 @@ class TestBounds:
             assert 1 <= int(answer.headers["retry-after"]) <= 6
             assert sidecar.post("/v1/track", {}, write_key="key").status == 200
 
+    def test_bodies_in_memory_share_a_bound(self, env: dict[str, str]) -> None:
+        with serve(env, JOBS_BACKUP_SERVER_MAX_PENDING="1kB") as sidecar:
+            parts = urlsplit(sidecar.url)
+            body = json.dumps({"a": "x" * 800}).encode()
+            head = (
+                f"POST /v1/events?source_id=web HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+                connection.sendall(head.encode() + body[:10])
+                time.sleep(0.3)
+                answer = sidecar.post("/v1/events?source_id=web", body)
+                assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "Busy", "1")
+                connection.sendall(body[10:])
+                assert _receive(connection).startswith(b"HTTP/1.1 200")
+            assert sidecar.post("/v1/events?source_id=web", body).status == 200
+
     def test_a_full_spool_is_told(self, env: dict[str, str], tmp_path: Path) -> None:
         (tmp_path / "bucket").rmdir()
         with serve(env, JOBS_BACKUP_SPOOL_MAX_BYTES="100") as sidecar:
@@ -230,6 +249,55 @@ class TestBounds:
                 for _ in range(1000):
                     connection.sendall(b"X-Filler: " + b"x" * 10_000 + b"\r\n")
                     time.sleep(0.001)
+
+
+class TestTls:
+    def test_it_speaks_tls(self, env: dict[str, str], tmp_path: Path) -> None:
+        _, certificate_file = certificate(tmp_path)
+        names = ("JOBS_BACKUP_SERVER_TLS_CERTIFICATE", "JOBS_BACKUP_SERVER_TLS_KEY")
+        files = dict(zip(names, (str(certificate_file), str(tmp_path / "key.pem")), strict=True))
+        with serve(env, **files) as sidecar:
+            assert sidecar.url.startswith("https://")
+            context = ssl.create_default_context(cafile=certificate_file)
+            assert sidecar.post("/v1/events?source_id=web", {}, context=context).status == 200
+            code, stderr = sidecar.end()
+            assert code == 0, stderr
+
+    @pytest.mark.parametrize("key", [None, "/nonexistent/key.pem", "certificate.pem"])
+    def test_what_can_not_be_used_is_told(self, env: dict[str, str], tmp_path: Path, key: str | None) -> None:
+        _, certificate_file = certificate(tmp_path)
+        files = {"JOBS_BACKUP_SERVER_TLS_CERTIFICATE": str(certificate_file)}
+        if key is not None:
+            files["JOBS_BACKUP_SERVER_TLS_KEY"] = str(tmp_path / key)
+        code, _, stderr = run("serve", "--port", "0", env={**env, **files})
+        assert (code, stderr.count("\n"), "[ConfigurationError]" in stderr) == (2, 1, True), stderr
+
+
+class TestStart:
+    @pytest.mark.parametrize(
+        "variables",
+        [
+            {"JOBS_BACKUP_SERVER_TOKEN": "short-canary"},
+            {"JOBS_BACKUP_SERVER_WRITE_KEYS": "canary=,other"},
+            {"JOBS_BACKUP_SERVER_HOST": "192.0.2.1", "JOBS_BACKUP_SERVER_TOKEN": TOKEN},
+            {"JOBS_BACKUP_SERVER_PORT": "http"},
+        ],
+    )
+    def test_wrong_settings_are_told_without_secrets(self, env: dict[str, str], variables: dict[str, str]) -> None:
+        code, _, stderr = run("serve", env={**env, "JOBS_BACKUP_SERVER_PORT": "0", **variables})
+        assert (code, stderr.count("\n"), "[ConfigurationError]" in stderr, "canary" in stderr) == (2, 1, True, False), stderr
+
+    def test_a_port_that_is_taken_is_told(self, sidecar: Sidecar, env: dict[str, str]) -> None:
+        code, _, stderr = run("serve", "--port", str(urlsplit(sidecar.url).port), env=env)
+        assert (code, "can't be listened on" in stderr) == (2, True), stderr
+
+    def test_others_work_beside_it_with_the_same_settings(self, env: dict[str, str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        with serve(env, JOBS_BACKUP_METRICS_PORT=port) as sidecar:
+            assert sidecar.post("/v1/events?source_id=web", {}).status == 200
+            assert run("archive", "--once", env={**env, "JOBS_BACKUP_METRICS_PORT": port})[0] == 0
+            assert run("status", env=env)[0] == 0
 
 
 class TestEnd:
