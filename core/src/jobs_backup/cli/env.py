@@ -12,6 +12,7 @@ import click
 from jobs_backup import providers as registry
 from jobs_backup.cli.options import fail
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, Setting
 
 _WIDTH: Final = 110
@@ -44,7 +45,7 @@ def env(provider: str | None) -> None:
     own = [setting for setting in settings.describe() if setting.variable.name not in core] if settings else []
     click.echo(_HEAD.format(name=one.name), nl=False)
     click.echo(f"\nJOBS_BACKUP_STORAGE_PROVIDER={one.name}")
-    everything = [setting for setting in (*own, *core.values()) if setting.field != "storage_provider"]
+    everything = [setting for setting in (*own, *core.values(), *ServerSettings.describe()) if setting.field != "storage_provider"]
     for setting in sorted(everything, key=lambda setting: not _is_active(setting)):
         click.echo("\n".join(_lines(setting)))
 
