@@ -88,9 +88,8 @@ class AsyncBackup:
     ) -> Job:
         """Record one event: see `Backup.record`."""
         backup, commits = self._opened()
-        encode = functools.partial(
-            backup.recording,
-            payload,
+        event = Event(
+            payload=payload,
             source_id=source_id,
             user_id=user_id,
             workspace_id=workspace_id,
@@ -98,7 +97,7 @@ class AsyncBackup:
             created_at=created_at,
         )
         is_small = not isinstance(payload, dict) and len(payload) <= _LARGE
-        recording = encode() if is_small else await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+        recording = backup.recording(event) if is_small else await self._call(Backup.recording, event)
         await commits.add(recording)
         return Job(recording.jobs[0][0])
 

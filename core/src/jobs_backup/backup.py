@@ -134,14 +134,15 @@ class Backup:
             SpoolFull: there was no room for JOBS_BACKUP_SPOOL_FULL_TIMEOUT; nothing was recorded.
             BackupClosed: after `close`, and in a forked process.
         """
-        made = self.recording(
-            payload,
+        event = Event(
+            payload=payload,
             source_id=source_id,
             user_id=user_id,
             workspace_id=workspace_id,
             message_id=message_id,
             created_at=created_at,
         )
+        made = self.recording(event)
         self.keep([made])
         return Job(made.jobs[0][0])
 
@@ -343,20 +344,11 @@ class Backup:
         self._check_usable()
         self.spool.check_room()
 
-    def recording(
-        self,
-        payload: Payload,
-        *,
-        source_id: str,
-        user_id: str | None = None,
-        workspace_id: str = "",
-        message_id: str | None = None,
-        created_at: datetime | None = None,
-    ) -> Recording:
+    def recording(self, event: Event) -> Recording:
         """What `record` keeps. Raises InvalidEvent as it does."""
-        at = encoding.now() if created_at is None else encoding.microseconds(created_at)
-        line = encoding.raw_line(payload, encoding.timestamp(at), user_id, message_id)
-        return Recording(raw_stream(workspace_id, source_id), [line], first_at=at, last_at=at)
+        at = encoding.now() if event.created_at is None else encoding.microseconds(event.created_at)
+        line = encoding.raw_line(event.payload, encoding.timestamp(at), event.user_id, event.message_id)
+        return Recording(raw_stream(event.workspace_id, event.source_id), [line], first_at=at, last_at=at)
 
     def keep(self, recordings: Sequence[Recording]) -> None:
         """Record raw events that are encoded, in one commit; fills in their jobs. Raises as `record` does."""
