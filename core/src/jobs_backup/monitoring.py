@@ -201,7 +201,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(timeout=_REQUEST_SECONDS):
+        if self._free.acquire(timeout=2 * _REQUEST_SECONDS):  # each gets free in half of that
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)

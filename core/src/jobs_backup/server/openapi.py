@@ -95,6 +95,9 @@ def document(settings: ServerSettings) -> dict[str, Any]:
     _, components = msgspec.json.schema_components(
         (Recorded, Acknowledged, Reported, ErrorAnswer, Status, ToldFailure), ref_template="#/components/schemas/{name}"
     )
+    for component in components.values():
+        # The first paragraph of the docstring. (Since Python 3.13 docstrings have no indentation; before, all of it.)
+        component["description"] = " ".join(component["description"].partition("\n\n")[0].split())
     failure = components.pop("ToldFailure")
     ids: dict[str, Any] = {"jobId": {"$ref": "#/components/schemas/Job"}, "sourceId": {"type": "string", "minLength": 1}}
     failure["properties"] |= {name: {"anyOf": [one, {"type": "null"}]} for name, one in ids.items()}
