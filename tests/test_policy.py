@@ -17,6 +17,7 @@ from servers import Moto, client
 
 from jobs_backup.env_file import read_env_file
 from jobs_backup.providers import load_class, names, settings_of
+from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, report_unknown
 
 BUCKET = {"JOBS_BACKUP_BUCKET": "my-events"}
@@ -123,7 +124,7 @@ def test_a_made_env_file_has_every_setting_once_and_its_defaults_can_be_used(pro
     assert code == 0
     settings = settings_of(load_class(provider)[1])
     assert settings is not None
-    wanted = {one.variable.name for one in (*CoreSettings.describe(), *settings.describe())}
+    wanted = {one.variable.name for one in (*CoreSettings.describe(), *settings.describe(), *ServerSettings.describe())}
     file = tmp_path / "docker.env"
     file.write_text(text)
     active = read_env_file(file, {})
@@ -132,8 +133,9 @@ def test_a_made_env_file_has_every_setting_once_and_its_defaults_can_be_used(pro
     everything = read_env_file(file, {})
     assert set(everything) == wanted
     assert text.count("JOBS_BACKUP_BUCKET=") == 1
-    assert report_unknown(everything, CoreSettings, settings) == []
+    assert report_unknown(everything, CoreSettings, settings, ServerSettings) == []
     CoreSettings.from_environment(everything)
+    ServerSettings.from_environment(everything)
     CoreSettings.from_environment(active)
 
 
