@@ -54,7 +54,7 @@ class Calls:
         self.retry = Retry(policy, stop=stop, sleep=self.waits.append, rng=random.Random(seed))
 
     def __call__(self, function: Callable[[], Any]) -> Any:
-        return self.retry.call("FILE write k", function, self.told.append)
+        return self.retry.call("FILE write k", function, lambda error, _: self.told.append(error))
 
 
 class Largest(random.Random):
@@ -178,7 +178,7 @@ def test_no_wait_begins_that_would_end_after_the_deadline() -> None:
     retry = Retry(RetryPolicy(attempts=9, deadline=6.5), sleep=waits.append)
     patience = failing(Throttled("wait", retry_after=6.4), Throttled("wait longer", retry_after=6.6))
     with pytest.raises(Throttled, match="wait longer") as caught:
-        retry.call("w", patience, lambda _: None)
+        retry.call("w", patience, lambda *_: None)
     assert waits == [6.4]
     assert caught.value.attempts == 2
 
@@ -191,7 +191,7 @@ def test_the_deadline_counts_the_time_that_attempts_take() -> None:
     retry = Retry(RetryPolicy(attempts=1000, first_wait=0.001, max_wait=0.001, deadline=0.3))
     began = time.monotonic()
     with pytest.raises(Unavailable) as caught:
-        retry.call("w", slow, lambda _: None)
+        retry.call("w", slow, lambda *_: None)
     assert 0.2 < time.monotonic() - began < 1.0
     assert 2 <= caught.value.attempts <= 6
     assert caught.value.elapsed == pytest.approx(time.monotonic() - began, abs=0.1)
@@ -205,7 +205,7 @@ def test_shutdown_ends_a_wait_at_once_with_the_last_error() -> None:
     last = Unavailable("the last error", retry_after=60.0)
     attempts: list[Exception | None] = []
 
-    def attempted(error: Exception | None) -> None:
+    def attempted(error: Exception | None, seconds: float) -> None:
         attempts.append(error)
         threading.Timer(0.1, stop.set).start()
 
@@ -239,7 +239,7 @@ def test_calls_in_many_threads_do_not_disturb_each_other() -> None:
     def work(number: int) -> None:
         own = str(number)
         try:
-            retry.call(own, failing(*(Unavailable(own) for _ in range(number % 7))), lambda _: None)
+            retry.call(own, failing(*(Unavailable(own) for _ in range(number % 7))), lambda *_: None)
         except Unavailable as error:
             attempts[number] = error.attempts
             wrong.extend([error.message] if error.message != own else [])
@@ -288,6 +288,6 @@ def test_each_failed_attempt_is_logged_with_what_when_and_why(caplog: pytest.Log
 def test_the_time_spent_is_in_the_final_error() -> None:
     retry = Retry(RetryPolicy(attempts=3, first_wait=0.1, max_wait=0.1, deadline=60), rng=Largest())
     with pytest.raises(Unavailable) as caught:
-        retry.call("w", always(lambda: Unavailable("no")), lambda _: None)
+        retry.call("w", always(lambda: Unavailable("no")), lambda *_: None)
     assert 0.2 <= caught.value.elapsed < 2
     assert str(caught.value).startswith("no (3 attempts in 0.")

@@ -78,6 +78,15 @@ class TestRecord:
         assert own.headers["x-request-id"] == "order-17"
         assert made.json["error"]["request_id"] == made.headers["x-request-id"] != "a b\tc"
 
+    def test_a_request_is_a_line_in_the_log_without_what_was_sent(self, env: dict[str, str]) -> None:
+        with serve(env, "--verbose", JOBS_BACKUP_LOG_FORMAT="json") as sidecar:
+            sidecar.post("/v1/events?source_id=web", {"a": "canary"}, X_Request_ID="order-17")
+            _, stderr = sidecar.end()
+        (line,) = [one for one in map(json.loads, stderr.splitlines()) if one.get("request_id") == "order-17"]
+        assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/events", 200)
+        assert 0 < line["seconds"] < 10
+        assert "canary" not in stderr
+
 
 class TestDeliveriesAndFailures:
     def test_what_was_delivered_is_gone_and_a_failure_is_there(self, sidecar: Sidecar, tmp_path: Path, env: dict[str, str]) -> None:

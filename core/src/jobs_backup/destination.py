@@ -15,7 +15,7 @@ from jobs_backup.errors import ConfigurationError, ContractViolation, IntegrityE
 from jobs_backup.hookspecs import MULTIPART
 from jobs_backup.measures import ATTEMPT_SECONDS, Histogram
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.retry import Retry, RetryPolicy
+from jobs_backup.retry import Attempted, Retry, RetryPolicy
 from jobs_backup.settings import CoreSettings, redacted
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ class Destination:
             return got
 
         fields = {"hook": "read", "destination": self.location, "key": key}
-        return self._retry.call(f"{self._name} read {key}", self._timed("read", get), self._counted("read"), fields=fields)
+        return self._retry.call(f"{self._name} read {key}", get, self._counted("read"), fields=fields)
 
     def list(self, prefix: str, after: str) -> Page:
         """Objects whose keys begin with `prefix`, from the first one behind `after`.
@@ -230,34 +230,24 @@ class Destination:
     def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
         publishes = hook in _PUBLISHING or (self.sequential_parts and arguments.get("last", False))
         arguments["timeout"] = self._timeout
-        attempt = self._timed(hook, lambda: self._attempt(hook, arguments, expected))
         fields = {"hook": hook, "destination": self.location, "key": _key(arguments)}
-        return self._retry.call(f"{self._name} {hook} {what}", attempt, self._counted(hook, publishes=publishes), fields=fields)
+        attempted = self._counted(hook, publishes=publishes)
+        what = f"{self._name} {hook} {what}"
+        return self._retry.call(what, lambda: self._attempt(hook, arguments, expected), attempted, fields=fields)
 
-    def _timed(self, hook: str, attempt: Callable[[], T]) -> Callable[[], T]:
-        def timed() -> T:
-            begun = time.monotonic()
-            try:
-                return attempt()
-            finally:
-                seconds = time.monotonic() - begun
-                with self._counting:
-                    if hook not in self.attempt_seconds:
-                        self.attempt_seconds[hook] = Histogram(ATTEMPT_SECONDS)
-                    self.attempt_seconds[hook].observe(seconds)
+    def _counted(self, hook: str, *, publishes: bool = False) -> Attempted:
+        """What is told of each attempt. `publishes`: the attempt may make an object appear."""
 
-        return timed
-
-    def _counted(self, hook: str, *, publishes: bool = False) -> Callable[[Exception | None], None]:
-        """What is told the error of each attempt. `publishes`: the attempt may make an object appear."""
-
-        def attempted(error: Exception | None) -> None:
+        def attempted(error: Exception | None, seconds: float) -> None:
             refused = getattr(error, "refused", False)
             self.may_have_accepted |= not refused
             if publishes and error is not None and not refused:
                 self._in_doubt_at = time.time()
             with self._counting:
                 self.attempts[hook, "ok" if error is None else type(error).__name__] += 1
+                if hook not in self.attempt_seconds:
+                    self.attempt_seconds[hook] = Histogram(ATTEMPT_SECONDS)
+                self.attempt_seconds[hook].observe(seconds)
 
         return attempted
 

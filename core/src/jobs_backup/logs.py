@@ -22,7 +22,11 @@ FIELDS: Final = {
     "attempt": "how often it was tried, this one included",
     "wait_seconds": "until it is tried again",
     "destination": "the bucket",
-    "request_id": "of a request to `serve`",
+    "request_id": "of a request to `serve`, as in its answer; and of the same",
+    "method": "its method",
+    "path": "its path, `other` if `serve` has no such one",
+    "status": "of the answer",
+    "seconds": "until it was answered",
     "exception": "the traceback, of an error that nobody foresaw",
 }
 """Every field, in order. The first four are always there; the others where the line has them."""

@@ -16,6 +16,8 @@ from tenacity import RetryCallState, Retrying
 from jobs_backup.errors import JobsBackupError
 
 T = TypeVar("T")
+Attempted = Callable[[Exception | None, float], None]
+"""What is told of each attempt: its error, None for success; and how long it took, in seconds."""
 log: Final = logging.getLogger(__name__)
 
 
@@ -68,13 +70,11 @@ class Retry:
         self,
         what: str,
         function: Callable[[], T],
-        attempted: Callable[[Exception | None], None],
+        attempted: Attempted,
         *,
         fields: Mapping[str, object] = MappingProxyType({}),
     ) -> T:
         """Call `function`. `what` names the call in log lines, which have these `fields`: see `logs.FIELDS`.
-
-        `attempted` is told each attempt's error, None for success.
 
         Raises:
             JobsBackupError: the last attempt's error. It tells the number of attempts and the time that they took.
@@ -111,7 +111,7 @@ class _Attempts(Generic[T]):
         self,
         what: str,
         function: Callable[[], T],
-        attempted: Callable[[Exception | None], None],
+        attempted: Attempted,
         stop: threading.Event,
         fields: Mapping[str, object],
     ) -> None:
@@ -129,13 +129,14 @@ class _Attempts(Generic[T]):
             raise self.error  # shutdown woke the wait: no further attempt
         self.error = None
         self.count += 1
+        began = time.monotonic()
         try:
             result = self._function()
         except Exception as error:
             self.error = error
-            self._attempted(error)
+            self._attempted(error, time.monotonic() - began)
             raise
-        self._attempted(None)
+        self._attempted(None, time.monotonic() - began)
         return result
 
 

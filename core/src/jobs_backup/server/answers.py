@@ -42,7 +42,7 @@ class Refused(JobsBackupError):
 
 
 class Error(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Why a request was refused. Nothing of it was taken.
+    """Why a request was refused. Nothing of it was taken, unless the message says otherwise.
 
     Attributes:
         code: names the section of docs/messages.md that tells what to do.

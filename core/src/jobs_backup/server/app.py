@@ -256,8 +256,8 @@ async def _of_unexpected(request: Request, error: Exception) -> Response:
 
 async def _of_http_exception(request: Request, error: HTTPException) -> Response:
     """What Starlette itself refuses: a path or a method that is none."""
-    code, hint = ("NotFound", "see /openapi.json") if error.status_code == 404 else ("BadRequest", "see /openapi.json")
-    refused = Refused(error.status_code, code, error.detail, hint=hint, headers=error.headers or {})
+    code = "NotFound" if error.status_code == 404 else "BadRequest"
+    refused = Refused(error.status_code, code, error.detail, hint="see /openapi.json", headers=error.headers or {})
     return answers.of_error(refused, _request_id(request))
 
 

@@ -64,7 +64,7 @@ _WHY: Final = {
     413: "The body is too large, or has too many events.",
     415: "The body is of another type, or packed in another way.",
     429: "Too many events a second.",
-    503: "The spool is full or can't be used, or the server is busy: come again. Nothing was taken.",
+    503: "The spool is full or can't be used, or the server is busy: come again. Nothing was taken, unless the message says so.",
 }
 _REFUSALS: Final = (400, 401, 408, 413, 415, 429, 503)
 _RETRIED: Final = (429, 503)
