@@ -11,8 +11,8 @@ BENCH_ARGS ?=
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-sources := core/src plugins/s3/src plugins/gcs/src
-projects := pyproject.toml core/pyproject.toml plugins/s3/pyproject.toml plugins/gcs/pyproject.toml
+sources := core/src plugins/s3/src plugins/gcs/src contrib/encryption/src contrib/opentelemetry/src
+projects := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 
 .PHONY: help demo environment test conformance campaign load bench bench-quick lint style types types-strict docs helm clean
 
@@ -38,7 +38,7 @@ $(VENV)/core.stamp: core/pyproject.toml constraints.txt
 # Not compiled: most of what the test servers bring along is never imported.
 $(VENV)/test.stamp: $(VENV)/core.stamp $(projects)
 	$(pip) --no-compile --no-build-isolation --group test --editable 'core[metrics,server]' --editable plugins/s3 \
-	    --editable plugins/gcs
+	    --editable plugins/gcs --editable contrib/encryption --editable contrib/opentelemetry
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/test.stamp

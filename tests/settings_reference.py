@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from jobs_backup.compression import Compression
-from jobs_backup.providers import GROUP, load_class, settings_of
+from jobs_backup.plugins import settings_of
+from jobs_backup.providers import KIND, load_class
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, Duration, Secret, Setting, Settings, Size
 
@@ -38,7 +39,7 @@ def providers_of_this_repository() -> Iterator[tuple[str, type[Settings]]]:
     """Name and settings of each provider that core or a plugin here offers."""
     for project in (ROOT / "core", *sorted((ROOT / "plugins").iterdir())):
         table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-        for name in table["entry-points"][GROUP]:
+        for name in table["entry-points"].get(KIND.group, ()):
             settings = settings_of(load_class(name)[1])
             if settings is not None:
                 yield name, settings

@@ -26,7 +26,8 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
-from jobs_backup.providers import Installed, Loaded, register
+from jobs_backup.plugins import Installed
+from jobs_backup.providers import Loaded, register
 from jobs_backup.retry import Retry, RetryPolicy
 from jobs_backup.settings import CoreSettings
 

@@ -41,7 +41,8 @@ from jobs_backup.env_file import read_env_file
 from jobs_backup.file_provider import FileProvider
 from jobs_backup.layout import MAX_KEY_BYTES, clean_prefix, object_key
 from jobs_backup.model import BytesBody, Kind, Stream
-from jobs_backup.providers import load_class, settings_of
+from jobs_backup.plugins import settings_of
+from jobs_backup.providers import load_class
 from jobs_backup.settings import CoreSettings, Settings
 
 CAMPAIGN: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"

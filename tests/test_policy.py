@@ -16,7 +16,8 @@ from commands import run
 from servers import Moto, client
 
 from jobs_backup.env_file import read_env_file
-from jobs_backup.providers import load_class, names, settings_of
+from jobs_backup.plugins import settings_of
+from jobs_backup.providers import KIND, load_class
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, report_unknown
 
@@ -118,7 +119,7 @@ def test_what_can_not_be_printed(arguments: list[str], variables: dict[str, str]
     assert why in err
 
 
-@pytest.mark.parametrize("provider", names())
+@pytest.mark.parametrize("provider", KIND.names())
 def test_a_made_env_file_has_every_setting_once_and_its_defaults_can_be_used(provider: str, tmp_path: Path) -> None:
     code, text, _ = run("env", provider.lower(), env={})
     assert code == 0

@@ -13,7 +13,7 @@ from textwrap import dedent, indent
 
 import pytest
 
-from jobs_backup import providers
+from jobs_backup import plugins, providers
 from jobs_backup.errors import ConfigurationError, JobsBackupError, ProviderNotFound
 from jobs_backup.hookspecs import API_VERSION
 from jobs_backup.settings import CoreSettings, Settings
@@ -168,7 +168,7 @@ def test_settings_that_are_wrong_are_reported_as_the_provider_says(install: Inst
 def test_only_the_chosen_provider_is_imported(install: Install) -> None:
     install(GOOD)
     bomb = install("raise RuntimeError('imported')", name="BOMB", distribution="bomb-backup")
-    found = {one.name: one for one in providers.installed()}
+    found = {one.name: one for one in providers.KIND.installed()}
     assert found.keys() >= {"ACME", "BOMB", "FILE"}
     assert str(found["BOMB"]) == f"BOMB (bomb-backup 2.1, entry point {bomb}:Provider)"
     providers.load("ACME", {})
@@ -179,7 +179,7 @@ def test_a_distribution_that_is_found_twice_is_one(install: Install, monkeypatch
     module = install(GOOD)
     shutil.copytree(tmp_path / f"site-{module}", tmp_path / "again")
     monkeypatch.syspath_prepend(str(tmp_path / "again"))
-    assert [one.distribution for one in providers.installed() if one.name == "ACME"] == ["acme-backup"]
+    assert [one.distribution for one in providers.KIND.installed() if one.name == "ACME"] == ["acme-backup"]
     assert providers.load("ACME", {}).installed.distribution == "acme-backup"
 
 
@@ -190,10 +190,10 @@ def test_a_class_tells_its_settings(install: Install) -> None:
     module = install(GOOD)
     one, class_ = providers.load_class("ACME")
     assert one.target == f"{module}:Provider"
-    assert providers.settings_of(class_) is None
+    assert plugins.settings_of(class_) is None
     for value, expected in ((AcmeSettings, AcmeSettings), (CoreSettings, CoreSettings), (dict, None), ("AcmeSettings", None)):
         class_.settings = value  # type: ignore[attr-defined]
-        assert providers.settings_of(class_) is expected
+        assert plugins.settings_of(class_) is expected
 
 
 # Not there
@@ -211,10 +211,16 @@ def test_an_unknown_provider_tells_what_is_installed(install: Install) -> None:
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("s3", "jobs-backup-s3"), ("GCS", "jobs-backup-gcs"), ("MINIO", "jobs-backup-s3"), ("DIGITAL_OCEAN_SPACES", "jobs-backup-s3")],
+    [
+        ("s3", "jobs-backup-s3"),
+        ("GCS", "jobs-backup-gcs"),
+        ("MINIO", "jobs-backup-s3"),
+        ("DIGITAL_OCEAN_SPACES", "jobs-backup-s3"),
+        ("AZURE_BLOB", "jobs-backup-azure-blob"),
+    ],
 )
 def test_a_well_known_provider_tells_what_to_install(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(providers, "installed", list)
+    monkeypatch.setattr("jobs_backup.plugins._entry_points", lambda group: [])
     error = refusal(name)
     assert error.message == f"no provider {name!r} is installed (installed: none)"
     assert error.hint == f"pip install {package}"
@@ -341,7 +347,7 @@ def test_another_distributions_broken_metadata_does_not_disturb(
     (info / "entry_points.txt").write_text("[console_scripts]\nno equals sign\n")
     importlib.invalidate_caches()
     assert providers.load("ACME", {}).installed.distribution == "acme-backup"
-    assert {"ACME", "FILE"} <= {one.name for one in providers.installed()}
+    assert {"ACME", "FILE"} <= {one.name for one in providers.KIND.installed()}
     assert any("broken-backup has broken entry points" in message for message in caplog.messages)
 
 

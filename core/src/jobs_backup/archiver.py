@@ -201,8 +201,7 @@ class Archiver:
         return claim
 
     def _store(self, claimed: Claim) -> None:
-        batch = claimed.batch
-        body = self._destination.open_body(batch)
+        batch, body = self._destination.prepare(claimed.batch)
         try:
             if self._destination.has_multipart and batch.size > self._threshold:
                 receipt = self._multipart.send(batch, body)

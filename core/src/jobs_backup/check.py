@@ -35,6 +35,7 @@ from jobs_backup.model import Batch, BytesBody, Kind, Policy, Stream, Upload
 from jobs_backup.retry import Retry, RetryPolicy
 from jobs_backup.settings import CoreSettings
 from jobs_backup.spool.disk import free_bytes, refuse_network
+from jobs_backup.wrappers import Wrappers
 
 _RETRY: Final = RetryPolicy(attempts=2, first_wait=0.5, max_wait=1.0, deadline=20.0)
 _TIMEOUT: Final = 15.0
@@ -128,7 +129,7 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
     """Try what backing up needs, and what else is allowed. It takes about half a minute at most if nobody answers.
 
     Raises:
-        ConfigurationError: the provider is not installed, or its settings are wrong. Nothing was sent.
+        ConfigurationError: the provider or a wrapper is not installed, or its settings are wrong. Nothing was sent.
     """
     prefix = clean_prefix(settings.prefix)
     spool = list(_spool(settings.spool_path, settings.spool_min_free))
@@ -136,6 +137,7 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
     destination = Destination(
         loaded,
         retry=Retry(_RETRY),
+        wrappers=Wrappers.from_settings(settings.wrappers, environment),
         timeout=min(settings.request_timeout, _TIMEOUT),
         if_absent=settings.conditional_writes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -9,16 +10,28 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Final, TypeVar
 
+import msgspec
+
 from jobs_backup import providers
 from jobs_backup.checksum import crc32c
-from jobs_backup.errors import ConfigurationError, ContractViolation, IntegrityError, JobsBackupError, NotSupported, StorageError
+from jobs_backup.errors import (
+    ConfigurationError,
+    ContractViolation,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    StorageError,
+    WrapperMissing,
+)
 from jobs_backup.hookspecs import MULTIPART
 from jobs_backup.measures import ATTEMPT_SECONDS, Histogram
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.retry import Attempted, Retry, RetryPolicy
 from jobs_backup.settings import CoreSettings, redacted
+from jobs_backup.wrappers import Wrappers
 
 T = TypeVar("T")
+log: Final = logging.getLogger(__name__)
 
 _BLOCK: Final = 1 << 20
 _PUBLISHING: Final = ("write", "complete_multipart")
@@ -38,14 +51,19 @@ class Destination:
         loaded: providers.Loaded,
         *,
         retry: Retry,
+        wrappers: Wrappers = Wrappers(),  # noqa: B008 - none, and nothing changes that
         timeout: float = 60.0,
         if_absent: bool = True,
     ) -> None:
         """`timeout` is for one attempt, in seconds."""
+        wrappers.wrap(loaded.manager)
         self._manager = loaded.manager
-        self._hooks = loaded.manager.hook
-        self._name = loaded.installed.name
-        self._secrets = loaded.secrets
+        self._wrappers = wrappers
+        self.wrappers = wrappers.applied
+        self._left_out: set[str] = set()
+        self._provider_name = loaded.installed.name
+        self._name = " within ".join((loaded.installed.name, *reversed(wrappers.names)))
+        self._secrets = (*loaded.secrets, *wrappers.secrets)
         self._retry = retry
         self._timeout = timeout
         self._if_absent = if_absent
@@ -79,33 +97,47 @@ class Destination:
         """The destination that the environment asks for.
 
         Raises:
-            ConfigurationError: the provider is not installed, or its settings are wrong.
+            ConfigurationError: the provider or a wrapper is not installed, or its settings are wrong.
         """
         policy = RetryPolicy(attempts=settings.retry_attempts, max_wait=settings.retry_max_wait, deadline=settings.retry_deadline)
         return cls(
             providers.load(settings.storage_provider, environment),
             retry=Retry(policy, stop=stop),
+            wrappers=Wrappers.from_settings(settings.wrappers, environment),
             timeout=settings.request_timeout,
             if_absent=settings.conditional_writes,
         )
 
     def use_bodies(self, bodies: object) -> None:
         """`bodies` implements the hook `open_body`: it knows where the bytes of batches are."""
-        self._manager.register(bodies, name="core")
+        self._bodies = self._wrappers.around(bodies)
 
-    def open_body(self, batch: Batch) -> Body:
-        """The bytes that will be the batch's object.
+    def prepare(self, batch: Batch) -> tuple[Batch, Body]:
+        """What becomes the batch's object: the batch as the store gets to see it, behind the wrappers; and the bytes.
 
         Raises:
-            ConfigurationError: other wrappers are active than those that made its bytes when it was sealed.
+            WrapperMissing: a wrapper that it was opened with, or a key of one, is not there.
+            SpoolCorrupt: its bytes are not those that were sealed.
         """
-        if batch.wrappers:
-            raise ConfigurationError(
-                f"{batch.key} was sealed with the wrappers {', '.join(batch.wrappers)}, which are not active",
-                hint="send it with the version and the settings that it was recorded with",
-            )
-        body: Body = self._hooks.open_body(batch=batch)
-        return body
+        hook = self._wrappers.opening(self._bodies, batch)
+        self._tell_left_out(batch)
+        try:
+            body = self._attempt("open_body", hook, {"batch": batch}, Body)
+            if not batch.wrappers:
+                return batch, body
+            # What the wrappers make is known nowhere but here: it is made once to know its checksum, and again to be sent.
+            made = msgspec.structs.replace(batch, size=body.size, crc32c=body.crc32c(), content_type="application/octet-stream")
+        except ConfigurationError as error:
+            raise WrapperMissing(f"{batch.key} can't be made: {error}", hint=error.hint) from error
+        return made, body
+
+    def _tell_left_out(self, batch: Batch) -> None:
+        for one in self._wrappers.left_out(batch):
+            if one not in self._left_out:
+                self._left_out.add(one)
+                log.warning(
+                    "%s, and what else was recorded before JOBS_BACKUP_WRAPPERS made .%s, is sent without it", batch.key, one
+                )
 
     def write(self, batch: Batch, body: Body) -> WriteReceipt:
         """Store the batch's object in one request.
@@ -165,20 +197,24 @@ class Destination:
         return str(getattr(self._provider, "region", ""))
 
     def fetch(self, key: str, target: BinaryIO, *, size: int | None = None, crc: int | None = None) -> int:
-        """Get an object's bytes into a file that is empty, and rewind it. Returns how many there are.
+        """Get an object's bytes, as they were before the wrappers, into a file that is empty, and rewind it.
+
+        Returns how many there are.
 
         Args:
-            size, crc: what the object has to have, and its CRC-32C, where they are known.
+            size, crc: what they have to be, and their CRC-32C, where they are known.
 
         Raises:
+            ConfigurationError: a wrapper that the object was made by is not active.
             ObjectNotFound: there is no such object.
             IntegrityError: it has other bytes.
             NotSupported: the provider can't read back.
         """
         self._need("read")
+        hook = self._wrappers.reading(self._manager, key)
 
         def get() -> int:
-            body = self._attempt("read", {"key": key, "timeout": self._timeout}, Body)
+            body = self._attempt("read", hook, {"key": key, "timeout": self._timeout}, Body)
             target.seek(0)
             target.truncate()
             got = checksum = 0
@@ -211,11 +247,12 @@ class Destination:
             NotSupported: the provider has none, or not in this format.
         """
         self._need("policy")
-        return self._attempt("policy", {"settings": environment, "delete": delete, "replay": replay, "format": format_}, Policy)
+        arguments = {"settings": environment, "delete": delete, "replay": replay, "format": format_}
+        return self._attempt("policy", self._manager.hook.policy, arguments, Policy)
 
     def _need(self, hook: str) -> None:
         if hook not in self._implemented:
-            raise NotSupported(f"the provider {self._name} has no hook `{hook}`", hint="ask its maintainers for it")
+            raise NotSupported(f"the provider {self._provider_name} has no hook `{hook}`", hint="ask its maintainers for it")
 
     def _object_arguments(self, batch: Batch) -> dict[str, Any]:
         return {
@@ -223,7 +260,7 @@ class Destination:
             "size": batch.size,
             "checksum": batch.crc32c,
             "content_type": batch.content_type,
-            "metadata": {"jobs-backup-batch": str(batch.id), "jobs-backup-events": str(batch.events)},
+            "metadata": _metadata(batch),
             "if_absent": self._if_absent,
         }
 
@@ -233,7 +270,8 @@ class Destination:
         fields = {"hook": hook, "destination": self.location, "key": _key(arguments)}
         attempted = self._counted(hook, publishes=publishes)
         what = f"{self._name} {hook} {what}"
-        return self._retry.call(what, lambda: self._attempt(hook, arguments, expected), attempted, fields=fields)
+        call: Callable[..., object] = getattr(self._manager.hook, hook)
+        return self._retry.call(what, lambda: self._attempt(hook, call, arguments, expected), attempted, fields=fields)
 
     def _counted(self, hook: str, *, publishes: bool = False) -> Attempted:
         """What is told of each attempt. `publishes`: the attempt may make an object appear."""
@@ -251,15 +289,14 @@ class Destination:
 
         return attempted
 
-    def _attempt(self, hook: str, arguments: Mapping[str, Any], expected: type[T]) -> T:
-        call: Callable[..., object] = getattr(self._hooks, hook)
+    def _attempt(self, hook: str, call: Callable[..., object], arguments: Mapping[str, Any], expected: type[T]) -> T:
         try:
             result = call(**arguments)
         except JobsBackupError:
             raise
         except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
-            # What a provider did not foresee may carry anything, secrets and the upload's id included; then it is not even shown
-            # as the cause.
+            # What a provider or a wrapper did not foresee may carry anything, secrets and the upload's id included; then it is not
+            # even shown as the cause.
             upload = arguments.get("upload")
             secrets = [secret.reveal() for secret in self._secrets]
             if isinstance(upload, Upload):
@@ -280,3 +317,8 @@ def _key(arguments: Mapping[str, Any]) -> str:
     """The object that a call is about, if it is one."""
     upload = arguments.get("upload")
     return upload.key if isinstance(upload, Upload) else str(arguments.get("key", ""))
+
+
+def _metadata(batch: Batch) -> dict[str, str]:
+    metadata = {"jobs-backup-batch": str(batch.id), "jobs-backup-events": str(batch.events)}
+    return metadata | ({"jobs-backup-wrappers": ",".join(batch.wrappers)} if batch.wrappers else {})

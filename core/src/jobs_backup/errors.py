@@ -58,8 +58,16 @@ class ConfigurationError(JobsBackupError):
     refused = True
 
 
-class ProviderNotFound(ConfigurationError):
+class PluginNotFound(ConfigurationError):
+    """Base of the two below."""
+
+
+class ProviderNotFound(PluginNotFound):
     """No installed distribution offers the provider that was asked for, or the one that does can't be used."""
+
+
+class WrapperNotFound(PluginNotFound):
+    """No installed distribution offers a wrapper that was asked for, or the one that does can't be used."""
 
 
 class InvalidEvent(JobsBackupError, ValueError):
@@ -193,6 +201,10 @@ class SpoolFull(SpoolError):
 
 class SpoolCorrupt(SpoolError):
     """Bytes in the spool are not those that were written."""
+
+
+class WrapperMissing(SpoolError):
+    """A batch was sealed with a wrapper, or with a key of one, that is not there now. It waits until it is."""
 
 
 class BackupClosed(JobsBackupError):

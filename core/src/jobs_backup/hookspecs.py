@@ -1,4 +1,4 @@
-"""The contract between core and a storage provider, as pluggy hook specifications.
+"""The contract between core and storage providers, and between core and wrappers, as pluggy hook specifications.
 
 A provider is a class that is named by an entry point of the group `jobs_backup.providers`. The entry point's name is the value
 of `JOBS_BACKUP_STORAGE_PROVIDER`. Core calls `Provider.from_settings(environment)`, registers the instance on a plugin manager of
@@ -37,7 +37,9 @@ from jobs_backup.model import (
 
 PROJECT: Final = "jobs_backup"
 API_VERSION: Final = 1
-"""The version of this contract. A provider states the one it was written for as its own `API_VERSION`."""
+"""The version of this contract. A provider or wrapper states the one it was written for as its own `API_VERSION`."""
+OLDEST_API_VERSION: Final = 1
+"""The oldest version that works with this one. A hook that gains an argument makes no new version, since one may take fewer."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -203,9 +205,40 @@ class StorageProvider(Protocol):
 
 
 class ObjectHooks(Protocol):
-    """Hooks that core implements and that wrappers (entry points `jobs_backup.wrappers`) wrap."""
+    """What core implements, for wrappers to wrap."""
 
     @hookspec(firstresult=True)
     def open_body(self, batch: Batch) -> Body:
-        """The bytes that will be the batch's object. Whatever a wrapper makes of them MUST be the same at every call."""
+        """The bytes that will be the batch's object. Whatever a wrapper makes of them MUST be the same at every call: a retry
+        after a crash sends them again, and a part of an upload that is continued has to fit those that were sent before."""
+        ...
+
+
+class Wrapper(Protocol):
+    """What stands between core and the store. It is not a base class: just have these.
+
+    It is named by an entry point of the group `jobs_backup.wrappers`, and active if JOBS_BACKUP_WRAPPERS names it. It implements
+    any of the hooks as a wrapper: `@hookimpl(wrapper=True)` on a generator that yields once, gets there what the hook returned (or
+    has its error raised there), and returns what core shall get. It takes the arguments that it needs, by name, and can't replace
+    them.
+
+    JOBS_BACKUP_WRAPPERS goes from core to the store. Of every call the first one is the outermost; bytes pass through the list
+    forwards on their way out (`open_body`), backwards on their way back (`read`).
+
+    What it raises counts as the hook's error, before the `yield` (the provider is not called then) or behind it (the provider may
+    have done its work: core calls again, which every hook has to stand). It MUST NOT make a receipt of an error, and MUST NOT take
+    long. What it does not foresee becomes a StorageError that names it.
+
+    One that changes bytes wraps both `open_body` and `read`, and has two attributes more: `format: str` (what it makes, as the
+    ending of a key: lower-case letters and digits, for example `enc`), and, if its bytes depend on something that may change, such
+    as a key, `parameter: str` (what that is now: letters, digits, `-`, `_` and `.`). Both are kept with each batch when it is
+    opened, as `FORMAT=PARAMETER` in `batch.wrappers`. `open_body` passes through it for batches that were opened with it, and it
+    has to go by `batch.parameter_of(format)`, whatever its present one is; `read` for objects whose keys end in the format.
+    """
+
+    API_VERSION: ClassVar[int]
+
+    @classmethod
+    def from_settings(cls, environment: Mapping[str, str]) -> Self:
+        """An instance configured by these environment variables. Rules and errors are those of `Provider.from_settings`."""
         ...

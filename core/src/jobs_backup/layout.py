@@ -12,10 +12,12 @@ from jobs_backup.model import Kind, Stream
 
 MAX_KEY_BYTES: Final = 1024
 """Of UTF-8; the limit of S3 and of GCS."""
+MAX_FORMATS_BYTES: Final = 16
+"""Of what wrappers add to a key."""
 
 # Ids are limited so that every file name stays below 255 bytes (the limit of file systems) and every key below MAX_KEY_BYTES.
 _MAX_ID_BYTES: Final = 96
-_MAX_INSTANCE_BYTES: Final = 60
+_MAX_INSTANCE_BYTES: Final = 44
 _MAX_PREFIX_BYTES: Final = 512
 
 # What could leave its place in a key, or break a tool that reads keys line by line; `%` and `~` because they mark what was changed.
@@ -74,7 +76,7 @@ def object_key(
     - raw: `<prefix>/<source>/gw/<YYYY-MM-DD>/<H>/<instance>/<first>_<last>_<workspace>_<uuid><suffix>`, H without a leading zero
     - failed: `<prefix>/rudder-proc-err-logs/<MM-DD-YYYY>/<first>.<instance>.<first job>-<last job>.<uuid>.<workspace><suffix>`
 
-    `suffix` is that of the compression, `.json.gz` or `.json.zst`.
+    `suffix` is that of the compression, `.json.gz` or `.json.zst`, and the formats of the wrappers, for example `.json.gz.enc`.
     """
     first, last = first_at // 1_000_000, last_at // 1_000_000
     at = time.gmtime(first)
@@ -87,3 +89,15 @@ def object_key(
         day = f"{at.tm_mon:02}-{at.tm_mday:02}-{at.tm_year:04}"
         key = f"rudder-proc-err-logs/{day}/{first}.{instance}.{first_job}-{last_job}.{uuid}.{workspace}{suffix}"
     return f"{prefix}/{key}" if prefix else key
+
+
+FORMAT: Final = re.compile(r"(?!(json|gz|zst)$)[a-z0-9]+")
+"""What a wrapper may call its format."""
+ENDING: Final = r"(?:\.(?!(?:json|gz|zst)\b)[a-z0-9]+)*"
+"""A regular expression for the formats at the end of a key that has `.json` before its compression."""
+
+
+def formats_of(key: str) -> list[str]:
+    """The formats of the wrappers that an object was made by, in this order; none if it is not one of ours."""
+    match = re.search(rf"\.json\.(?:gz|zst)({ENDING})$", key)
+    return match[1].split(".")[1:] if match else []

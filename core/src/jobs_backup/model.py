@@ -238,7 +238,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         key: where it goes, below the bucket.
         uuid: minted when it was sealed; part of the key.
         content_type: of the object, a media type.
-        wrappers: names of the wrappers that make its bytes, outermost first.
+        wrappers: what the object is made by, in this order: `FORMAT=PARAMETER` of each wrapper that changes bytes. Size and CRC are
+            those of the bytes that come to the first of them.
         blobs: the spool's file that holds its bytes.
     """
 
@@ -253,3 +254,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str
     wrappers: tuple[str, ...]
     blobs: str
+
+    def parameter_of(self, format_: str) -> str:
+        """The parameter of the wrapper that makes this format.
+
+        Raises:
+            KeyError: none was to make it.
+        """
+        return dict(one.split("=", 1) for one in self.wrappers)[format_]

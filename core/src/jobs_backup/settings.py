@@ -380,6 +380,15 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
             " higher it is, the smaller the objects, and the slower: 1 to 9 of gzip, 1 to 19 of zstd; 1 if none is given.",
         ),
     ] = GZIP
+    wrappers: Annotated[
+        str,
+        Variable(
+            "JOBS_BACKUP_WRAPPERS",
+            "What stands between this and the store, in this order, separated by commas; see `jobs-backup wrappers`. Set it for all"
+            " processes of a spool.",
+            example="opentelemetry,encryption",
+        ),
+    ] = ""
     conditional_writes: Annotated[
         bool,
         Variable("JOBS_BACKUP_CONDITIONAL_WRITES", "Write only where no object stands yet. Turn it off for stores that can't."),

@@ -10,7 +10,8 @@ from benchmarks.contenders.common import Job, Measured, main
 from jobs_backup.destination import Destination
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Batch, Body, BytesBody, DeleteReceipt, Kind, Outcome, Stream, Upload, WriteReceipt
-from jobs_backup.providers import Installed, Loaded, register
+from jobs_backup.plugins import Installed
+from jobs_backup.providers import Loaded, register
 from jobs_backup.retry import Retry, RetryPolicy
 
 _BATCH: Final = Batch(

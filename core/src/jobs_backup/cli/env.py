@@ -9,9 +9,10 @@ from typing import Final
 
 import click
 
-from jobs_backup import providers as registry
 from jobs_backup.cli.options import fail
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.plugins import settings_of
+from jobs_backup.providers import KIND, load_class
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, Setting
 
@@ -35,9 +36,9 @@ def env(provider: str | None) -> None:
     name = provider or os.environ.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip()
     try:
         if not name:
-            raise ConfigurationError("no provider is given", hint=f"name one: {', '.join(registry.names())}")
-        one, class_ = registry.load_class(name)
-        settings = registry.settings_of(class_)
+            raise ConfigurationError("no provider is given", hint=f"name one: {', '.join(KIND.names())}")
+        one, class_ = load_class(name)
+        settings = settings_of(class_)
     except ConfigurationError as error:
         fail(error)
     # What both read, such as the prefix, is told once.

@@ -36,7 +36,7 @@ def policy(provider: str | None, with_delete: bool, with_replay: bool, format_: 
     name = provider or os.environ.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip()
     if not name:
         raise ConfigurationError(
-            "JOBS_BACKUP_STORAGE_PROVIDER is not set", hint=f"set it, or give --provider: {', '.join(registry.names())}"
+            "JOBS_BACKUP_STORAGE_PROVIDER is not set", hint=f"set it, or give --provider: {', '.join(registry.KIND.names())}"
         )
     clean_prefix(os.environ.get("JOBS_BACKUP_PREFIX", "").strip())
     environment = registry.without_credentials(registry.load_class(name)[1], os.environ)

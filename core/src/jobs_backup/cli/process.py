@@ -13,11 +13,12 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Final, NoReturn
 
+from jobs_backup import providers, wrappers
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import say
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.monitoring import monitored
-from jobs_backup.providers import load_class, settings_of
+from jobs_backup.plugins import settings_of
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, report_unknown
 
@@ -31,11 +32,12 @@ def read_settings() -> CoreSettings:
         ConfigurationError: they are wrong.
     """
     settings = CoreSettings.from_environment(os.environ)
-    _, provider = load_class(settings.storage_provider)
-    package = provider.__module__.partition(".")[0]
-    logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
-    of_provider = settings_of(provider)
-    for line in report_unknown(os.environ, CoreSettings, ServerSettings, *filter(None, (of_provider,))):
+    plugins = [providers.KIND.load_class(settings.storage_provider)[1]]
+    plugins += [wrappers.KIND.load_class(name)[1] for name in wrappers.names_in(settings.wrappers)]
+    for plugin in plugins:
+        package = plugin.__module__.partition(".")[0]
+        logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
+    for line in report_unknown(os.environ, CoreSettings, ServerSettings, *filter(None, map(settings_of, plugins))):
         say(f"warning: {line}", "UnknownSetting")
     return settings
 

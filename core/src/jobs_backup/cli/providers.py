@@ -1,89 +1,49 @@
-"""`jobs-backup providers`: what is installed, and what it is set by."""
+"""`jobs-backup providers`: what is installed, what it is set by, and whether it keeps the contract's form."""
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from typing import Final
 
 import click
 import msgspec
 
-from jobs_backup import providers as registry
-from jobs_backup.cli.options import MISUSED, fail
-from jobs_backup.errors import ProviderNotFound
-from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL, PROJECT
-from jobs_backup.providers import Installed
-from jobs_backup.settings import Setting
+from jobs_backup.cli.options import MISUSED, printable, with_environment
+from jobs_backup.cli.plugins import show
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.form import Result, examine
+from jobs_backup.providers import KIND
+
+_MARKS: Final = {
+    Result.OK: click.style("ok ", fg="green"),
+    Result.WRONG: click.style("NO ", fg="red", bold=True),
+    Result.NOT_TRIED: " - ",
+}
 
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--check", is_flag=True, help="Check NAME against the contract, as far as it can be done without a bucket.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def providers(name: str | None, as_json: bool) -> None:
+@with_environment
+def providers(name: str | None, check: bool, as_json: bool) -> None:
     """List the installed storage providers; with NAME, one with its settings.
 
     \b
     Example:
-      jobs-backup providers FILE
+      jobs-backup providers FILE --check
     """
-    if name is not None:
-        try:
-            described = [_describe(registry.load_class(name)[0])]
-        except ProviderNotFound as error:
-            fail(error)
-    else:
-        described = [_describe(one) for one in registry.installed()]
+    if not check:
+        show(KIND, name, as_json=as_json)
+        return
+    if name is None:
+        raise ConfigurationError("--check needs the name of a provider", hint=f"name one: {', '.join(KIND.names())}")
+    findings = list(examine(name, os.environ))
     if as_json:
-        click.echo(msgspec.json.encode(described))
+        click.echo(msgspec.json.encode(findings))
     else:
-        for one in described:
-            _print(one, settings=name is not None)
-    if any(one["error"] for one in described):
+        for one in findings:
+            click.echo(f"  {_MARKS[one.result]} {one.name:<18} {printable(one.text)}")
+    if any(one.result is Result.WRONG for one in findings):
         sys.exit(MISUSED)
-
-
-def _describe(one: Installed) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "name": one.name,
-        "distribution": one.distribution,
-        "version": one.version,
-        "entry_point": one.target,
-        "hooks": [],
-        "settings": [],
-        "error": "",
-    }
-    try:
-        _, class_ = registry.load_class(one.name)
-    except ProviderNotFound as error:
-        described["error"] = error.one_line()
-        return described
-    marker = f"{PROJECT}_impl"
-    described["hooks"] = [hook for hook in (*MANDATORY, *MULTIPART, *OPTIONAL) if hasattr(getattr(class_, hook, None), marker)]
-    if (settings := registry.settings_of(class_)) is not None:
-        described["settings"] = [_setting(setting) for setting in settings.describe()]
-    return described
-
-
-def _setting(setting: Setting) -> dict[str, Any]:
-    return {
-        "variable": setting.variable.name,
-        "default": setting.default,
-        "required": setting.default is None,
-        "secret": setting.secret,
-        "help": setting.variable.help,
-    }
-
-
-def _print(one: dict[str, Any], *, settings: bool) -> None:
-    click.echo(f"{one['name']:24}{one['distribution']} {one['version']}")
-    if one["error"]:
-        click.echo(f"    {one['error']}")
-        return
-    click.echo(f"    hooks: {', '.join(one['hooks'])}")
-    names = ", ".join(setting["variable"] + ("*" if setting["required"] else "") for setting in one["settings"])
-    if not settings:
-        click.echo(f"    settings (* required): {names}")
-        return
-    for setting in one["settings"]:
-        given = "required" if setting["required"] else f"default: {setting['default'] or 'empty'}"
-        click.echo(f"    {setting['variable']}  ({given})\n        {setting['help']}")

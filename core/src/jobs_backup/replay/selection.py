@@ -15,7 +15,7 @@ import msgspec
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, SpoolError
-from jobs_backup.layout import safe_id
+from jobs_backup.layout import ENDING, safe_id
 from jobs_backup.model import Kind
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.overview import StoredObject
@@ -29,13 +29,14 @@ _LAST: Final = microseconds(datetime.max.replace(tzinfo=UTC))
 _SLACK: Final = 300 * _SECOND
 """Threads record at the same time, and clocks are set back: some events of an object may lie a little outside of its times."""
 _FAILED: Final = "rudder-proc-err-logs"
+_SUFFIX: Final = rf"(\.json\.(gz|zst){ENDING}|\.(gz|zst))"
 _RAW_KEY: Final = re.compile(
-    r"(?P<source>[^/]+)/gw/\d{4}-\d\d-\d\d/\d{1,2}/[^/]+/(?P<first>\d+)_(?P<last>\d+)_(?P<workspace>[^/]*)_[^/_.]+(\.json)?"
-    r"\.(gz|zst)"
+    r"(?P<source>[^/]+)/gw/\d{4}-\d\d-\d\d/\d{1,2}/[^/]+/(?P<first>\d+)_(?P<last>\d+)_(?P<workspace>[^/]*)_[^/_.]+"
+    rf"{_SUFFIX}"
 )
 _FAILED_KEY: Final = re.compile(
     rf"{_FAILED}/\d\d-\d\d-\d{{4}}/(?P<first>\d+)\.[^/]+\.(?P<job>\d+)-\d+\.[0-9a-f-]{{32,36}}(\.(?!json\.\w+$)(?P<workspace>[^/]*?))?"
-    r"(\.json)?\.(gz|zst)"
+    rf"{_SUFFIX}"
 )
 
 

@@ -156,7 +156,7 @@ class OpenBatch:
             first_job=self.id << INDEX_BITS,
             last_job=self.next_job - 1,
             uuid=id_,
-            suffix=placement.compression.suffix,
+            suffix=placement.suffix,
         )
         return Seal(fill.end, fill.events, fill.raw_bytes, fill.first_at, fill.last_at, fill.size, fill.crc32c, id_, key, self.id)
 

@@ -19,6 +19,11 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     compression: Compression = GZIP
     wrappers: tuple[str, ...] = ()
 
+    @property
+    def suffix(self) -> str:
+        """Of the key."""
+        return self.compression.suffix + "".join(f".{one.partition('=')[0]}" for one in self.wrappers)
+
 
 class BatchRow(NamedTuple):
     """A batch without what sealing fixes."""

@@ -38,7 +38,7 @@ CREATE TABLE batches (
     prefix TEXT NOT NULL,         -- of its key, as it was set when it was opened
     instance_id TEXT NOT NULL,
     compression TEXT NOT NULL DEFAULT 'gzip',
-    wrappers TEXT NOT NULL,       -- names of those that make its bytes, outermost first, separated by commas
+    wrappers TEXT NOT NULL,       -- FORMAT=PARAMETER of those that make its bytes, in this order, separated by commas
     blobs TEXT NOT NULL,          -- name of the blob file
     jobs INTEGER NOT NULL DEFAULT 0,        -- ids that were given; more than `events` where some were damaged
     delivered INTEGER NOT NULL DEFAULT 0,   -- how many of them were delivered

@@ -69,6 +69,7 @@ class Spool:
         room: RoomLimits = RoomLimits(),  # noqa: B008 - frozen
         durability: Durability = "full",
         compression: Compression = GZIP,
+        wrappers: tuple[str, ...] = (),
         archives: bool = True,
         delete_after: DeleteAfter = "delivered",
     ) -> None:
@@ -76,6 +77,7 @@ class Spool:
 
         Args:
             location: of the destination; what is recorded here is bound to it.
+            wrappers: what its objects will be made by, see `Batch.wrappers`.
             archives: whether this process also sends, and deletes.
 
         Raises:
@@ -101,7 +103,13 @@ class Spool:
             self._lock = lock
             self.destination = self._catalog.destination(location)
             self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
-            placement = Placement(destination=self.destination, prefix=prefix, instance_id=instance_id, compression=compression)
+            placement = Placement(
+                destination=self.destination,
+                prefix=prefix,
+                instance_id=instance_id,
+                compression=compression,
+                wrappers=wrappers,
+            )
             self._numbering = Numbering(self._catalog, placement)
             self._acknowledger = Acknowledger(self._catalog.deliveries, self._files.ends)
             self._writer = Writer(

@@ -39,6 +39,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL
 from jobs_backup.model import Listed
+from jobs_backup.plugins import settings_of
 from jobs_backup.testing.driver import ODD_KEYS, TIMEOUT, CountingBody, FailingBody, Hooks, Inspector, ShortBody, random_bytes
 from jobs_backup.testing.multipart import MultipartConformance
 from jobs_backup.testing.refusals import RefusalConformance
@@ -122,7 +123,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         """Neither the provider's repr nor those of what it holds show a secret; nor does that of its settings."""
         provider = hooks.loaded.provider
         shown = [repr(provider), str(provider), repr(vars(provider))]
-        if settings := providers.settings_of(type(provider)):
+        if settings := settings_of(type(provider)):
             shown.append(repr(settings.from_environment(environment)))
         for secret in self.secrets(hooks, environment):
             assert not [text for text in shown if secret in text]
@@ -148,7 +149,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
 
     def test_each_required_setting_is_named(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
         """If one of the variables that have to be set is not, the error names it."""
-        settings = providers.settings_of(type(hooks.loaded.provider))
+        settings = settings_of(type(hooks.loaded.provider))
         required = [one.variable for one in settings.describe() if one.default is None] if settings else []
         if not required:
             pytest.skip("the provider's class names no settings that have to be given")
@@ -348,7 +349,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
 
     def secrets(self, hooks: Hooks, environment: Mapping[str, str]) -> list[str]:
         """The values of the secret settings that are set."""
-        settings = providers.settings_of(type(hooks.loaded.provider))
+        settings = settings_of(type(hooks.loaded.provider))
         names = [setting.variable.name for setting in settings.describe() if setting.secret] if settings else []
         return [environment[name] for name in names if environment.get(name)]
 

@@ -35,6 +35,7 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
+from jobs_backup.plugins import Installed
 from jobs_backup.settings import Secret, Settings, Variable
 
 _PAGE: Final = 1000
@@ -157,9 +158,7 @@ class MemoryProvider:
 
 def loaded(class_: type[MemoryProvider], environment: Mapping[str, str]) -> providers.Loaded:
     """The provider as core loads it, without an entry point."""
-    one = providers.Installed(
-        name="MEMORY", distribution="jobs-backup", version="0", target=f"{class_.__module__}:{class_.__name__}"
-    )
+    one = Installed(name="MEMORY", distribution="jobs-backup", version="0", target=f"{class_.__module__}:{class_.__name__}")
     provider = class_.from_settings(environment)
     manager, hooks = providers.register(provider, one)
     return providers.Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)

@@ -1,0 +1,1 @@
+"""Objects encrypted before they leave the machine: a wrapper for jobs-backup."""

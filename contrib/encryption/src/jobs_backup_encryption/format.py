@@ -1,0 +1,197 @@
+"""The format `enc`: what an encrypted object consists of. Any part of it can be made, or read, without the parts before it.
+
+    magic (16 bytes) | id of the key (8) | uuid of the batch (16) | chunks
+
+Each chunk is 64 KiB of the content (the last one has what is left, which may be nothing) and a tag of 16 bytes: AES-256-GCM (NIST
+SP 800-38D). Its key is derived from the master key with HKDF-SHA256 (RFC 5869), the header being the salt; so every object has a
+key of its own, and nothing of the header can be changed. The nonce is the chunk's number, in 11 bytes, and one that is 1 for the
+last chunk: so chunks can't be moved, left out or added (STREAM: Hoang, Reyhanitabar, Rogaway and Vizar, 2015).
+
+The same batch and master key give the same bytes, as a retry has to. That a nonce is never used for other bytes follows from the
+uuid: it is minted when the content is fixed.
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+from abc import abstractmethod
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from jobs_backup.errors import IntegrityError
+from jobs_backup.model import Body
+from jobs_backup_encryption.keys import KEY_BYTES, Keys
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+MAGIC: Final = b"jobs-backup enc1"
+HEADER_BYTES: Final = len(MAGIC) + 8 + 16
+CHUNK_BYTES: Final = 1 << 16
+TAG_BYTES: Final = 16
+_SEALED_BYTES: Final = CHUNK_BYTES + TAG_BYTES
+_BUFFER_BYTES: Final = 1 << 18
+
+
+class EncryptedBody(Body):
+    """What becomes the object."""
+
+    def __init__(self, content: Body, key: bytes, key_id: str, batch: str) -> None:
+        """`batch` is the batch's uuid, which no other content may have."""
+        self._content = content
+        self._header = MAGIC + bytes.fromhex(key_id) + uuid.UUID(batch).bytes
+        self._cipher = _cipher(key, self._header)
+        self.size = HEADER_BYTES + content.size + TAG_BYTES * _chunks(content.size)
+
+    def open(self) -> BinaryIO:
+        reader = _Encrypting(self._content.open(), self._content.size, self._cipher, self._header, self.size)
+        return io.BufferedReader(reader, _BUFFER_BYTES)
+
+
+class DecryptedBody(Body):
+    """The content of an object. What was changed of it is an IntegrityError where it is read."""
+
+    def __init__(self, encrypted: Body, keys: Keys, name: str) -> None:
+        """`name` is the object's, for messages.
+
+        Raises:
+            IntegrityError: it is too short to be one.
+        """
+        self._encrypted = encrypted
+        self._keys = keys
+        self._name = name
+        sealed = encrypted.size - HEADER_BYTES
+        chunks = max(1, -(-sealed // _SEALED_BYTES))
+        self.size = sealed - TAG_BYTES * chunks
+        if self.size < 0 or chunks != _chunks(self.size):
+            raise IntegrityError(f"{name} has {encrypted.size:,} bytes, as many as no encrypted object has")
+
+    def open(self) -> BinaryIO:
+        reader = self._encrypted.open()
+        try:
+            header = reader.read(HEADER_BYTES)
+            if not header.startswith(MAGIC):
+                raise IntegrityError(f"{self._name} does not begin as an encrypted object does")
+            key = self._keys.find(header[len(MAGIC) : len(MAGIC) + 8].hex(), self._name)
+            decrypting = _Decrypting(reader, self.size, _cipher(key, header), self._name)
+        except BaseException:
+            reader.close()
+            raise
+        return io.BufferedReader(decrypting, _BUFFER_BYTES)
+
+
+class _ByChunks(io.RawIOBase):
+    """A file that is made of another one chunk by chunk. Holds one chunk."""
+
+    def __init__(self, source: BinaryIO, size: int) -> None:
+        """`size` is of this file, in bytes."""
+        self._source = source
+        self._source_at = source.tell()
+        self._size = size
+        self._position = 0
+        self._held = memoryview(b"")
+        self._held_at = 0
+
+    @abstractmethod
+    def _make(self, position: int) -> tuple[int, bytes]:
+        """The piece in which this position lies, and where it begins."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        filled = 0
+        while filled < len(buffer) and self._position < self._size:
+            offset = self._position - self._held_at
+            if not 0 <= offset < len(self._held):
+                self._held_at, piece = self._make(self._position)
+                self._held = memoryview(piece)
+                offset = self._position - self._held_at
+            block = self._held[offset : offset + len(buffer) - filled]
+            buffer[filled : filled + len(block)] = block
+            filled += len(block)
+            self._position += len(block)
+        return filled
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()
+
+    def _take(self, at: int, size: int) -> bytes:
+        """So many bytes of the source."""
+        if self._source_at != at:
+            self._source.seek(at)
+        data = self._source.read(size)
+        self._source_at = at + len(data)
+        if len(data) != size:
+            raise IntegrityError(f"the content ended after {self._source_at:,} bytes, in the middle of a chunk")
+        return data
+
+
+class _Encrypting(_ByChunks):
+    def __init__(self, content: BinaryIO, content_size: int, cipher: AESGCM, header: bytes, size: int) -> None:
+        super().__init__(content, size)
+        self._content_size = content_size
+        self._last = _chunks(content_size) - 1
+        self._cipher = cipher
+        self._header = header
+
+    def _make(self, position: int) -> tuple[int, bytes]:
+        if position < HEADER_BYTES:
+            return 0, self._header
+        number = (position - HEADER_BYTES) // _SEALED_BYTES
+        at = number * CHUNK_BYTES
+        data = self._take(at, min(CHUNK_BYTES, self._content_size - at))
+        return HEADER_BYTES + number * _SEALED_BYTES, self._cipher.encrypt(_nonce(number, number == self._last), data, None)
+
+
+class _Decrypting(_ByChunks):
+    def __init__(self, encrypted: BinaryIO, size: int, cipher: AESGCM, name: str) -> None:
+        super().__init__(encrypted, size)
+        self._last = _chunks(size) - 1
+        self._cipher = cipher
+        self._name = name
+        if not size:
+            self._make(0)  # there is nothing to be read, and what says so is verified, too
+
+    def _make(self, position: int) -> tuple[int, bytes]:
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - imported when it is first used
+
+        number = position // CHUNK_BYTES
+        at = number * CHUNK_BYTES
+        sealed = self._take(HEADER_BYTES + number * _SEALED_BYTES, min(CHUNK_BYTES, self._size - at) + TAG_BYTES)
+        try:
+            return at, self._cipher.decrypt(_nonce(number, number == self._last), sealed, None)
+        except InvalidTag:
+            raise IntegrityError(
+                f"{self._name}: the bytes from {at:,} on are not those that were encrypted", hint="the object was changed, or cut"
+            ) from None
+
+
+def _chunks(size: int) -> int:
+    return max(1, -(-size // CHUNK_BYTES))
+
+
+def _nonce(number: int, last: bool) -> bytes:
+    return number.to_bytes(11, "big") + bytes([last])
+
+
+def _cipher(key: bytes, header: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - imported when it is first used
+    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415
+
+    derive = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=header, info=b"jobs-backup encryption: key of an object")
+    return AESGCM(derive.derive(key))

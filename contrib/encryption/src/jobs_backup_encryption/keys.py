@@ -1,0 +1,103 @@
+"""Where the keys come from, and which one is which."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings import Secret, Settings, Variable
+
+KEY_BYTES: Final = 32
+_MAKE: Final = "make one with `openssl rand -base64 32`"
+
+
+class EncryptionSettings(Settings, frozen=True, kw_only=True):
+    """What the wrapper reads from the environment: one of the two."""
+
+    key: Annotated[
+        Secret | None,
+        Variable(
+            "JOBS_BACKUP_ENCRYPTION_KEY",
+            "32 random bytes in base64: `openssl rand -base64 32`. Several keys, separated by commas: the first one encrypts what"
+            " is recorded from now on, all of them decrypt.",
+        ),
+    ] = None
+    key_file: Annotated[
+        Path | None,
+        Variable(
+            "JOBS_BACKUP_ENCRYPTION_KEY_FILE",
+            "A file with the keys, one a line, instead of JOBS_BACKUP_ENCRYPTION_KEY; lines that begin with `#` are comments.",
+            example="/run/secrets/jobs-backup-encryption",
+        ),
+    ] = None
+
+
+class Keys:
+    """All keys by their ids. A key's id is derived from it: it tells nothing of the key, and no other key has it."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = {key_id(key): Secret(key.hex()) for key in keys}
+        self.current = key_id(keys[0])
+        """The id of the one that encrypts what is recorded from now on."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """The keys of the environment, or of the file that it names.
+
+        Raises:
+            ConfigurationError: there is none, or one is none. No key is in its message.
+        """
+        settings = EncryptionSettings.from_environment(environment)
+        if (settings.key is None) == (settings.key_file is None):
+            state = "neither is" if settings.key is None else "both are"
+            raise ConfigurationError(
+                f"JOBS_BACKUP_ENCRYPTION_KEY or JOBS_BACKUP_ENCRYPTION_KEY_FILE: {state} set", hint=f"set one of them; {_MAKE}"
+            )
+        where, text = "JOBS_BACKUP_ENCRYPTION_KEY", settings.key.reveal() if settings.key else ""
+        if settings.key_file is not None:
+            where = str(settings.key_file)
+            try:
+                text = settings.key_file.read_text("ascii")
+            except (OSError, UnicodeDecodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is no text"
+                raise ConfigurationError(
+                    f"JOBS_BACKUP_ENCRYPTION_KEY_FILE: {where} can't be read: {why}", hint="correct the path, or its owner"
+                ) from None
+        words = re.split(r"[\s,]+", re.sub(r"(?m)^\s*#.*$", "", text).strip(" \t\r\n,"))
+        return cls([_key(word, f"{where}: key {number}") for number, word in enumerate(words, 1)])
+
+    def find(self, id_: str, what: str) -> bytes:
+        """The key with this id.
+
+        Raises:
+            ConfigurationError: it is not among them. `what` is what needs it, for the message.
+        """
+        try:
+            return bytes.fromhex(self._keys[id_].reveal())
+        except KeyError:
+            known = ", ".join(self._keys)
+            raise ConfigurationError(
+                f"{what} was encrypted with the key {id_}, which is not there (there are: {known})",
+                hint="add it behind the others in JOBS_BACKUP_ENCRYPTION_KEY, or in the file",
+            ) from None
+
+
+def key_id(key: bytes) -> str:
+    """16 hexadecimal digits."""
+    return hmac.new(key, b"jobs-backup encryption: id of the key", hashlib.sha256).hexdigest()[:16]
+
+
+def _key(text: str, what: str) -> bytes:
+    try:
+        key = base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigurationError(f"{what} is not {KEY_BYTES} bytes in base64", hint=_MAKE)
+    return key
