@@ -13,6 +13,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `servers`: with importlib mode pytest does not do it
 
+from azurite import BINARY, Azurite, azurite
+from distributions import install as install
 from gcs import Emulator, GcsServer, scripted_gcs
 from servers import Moto, Store, fake_gcs, moto, weed
 
@@ -99,6 +101,15 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """Azurite."""
+    if not BINARY.exists():
+        pytest.skip("Azurite is not here: `make azurite` brings it")
+    with azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
 @pytest.fixture
 def gcs() -> Iterator[GcsServer]:
     """Google Cloud Storage as its documentation says, for what the emulator can't show."""
@@ -116,7 +127,7 @@ def bucket(store: Store) -> str:
 def _no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests see neither the developer's credentials nor an instance's, and use no proxy that they did not ask for."""
     for name in list(os.environ):
-        if name.startswith(("AWS_", "GOOGLE_", "STORAGE_EMULATOR")) or name.lower() in ("http_proxy", "https_proxy"):
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR")) or name.lower() in ("http_proxy", "https_proxy"):
             monkeypatch.delenv(name)
     nowhere = str(tmp_path_factory.getbasetemp() / "no-such-file")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", nowhere)

@@ -18,6 +18,9 @@ from jobs_backup.cli import cli
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL
 from jobs_backup.server import openapi
 from jobs_backup.server.settings import ServerSettings
+from jobs_backup.testing.conformance import ProviderConformance
+from jobs_backup.testing.multipart import MultipartConformance
+from jobs_backup.testing.refusals import RefusalConformance
 
 ROOT: Final = Path(__file__).parents[1]
 _BUCKET: Final = {"JOBS_BACKUP_BUCKET": "my-events"}
@@ -58,6 +61,29 @@ def hooks() -> str:
     parts.append("## Implemented by core\n")
     parts.append(_hook("open_body", hookspecs.ObjectHooks.open_body))
     parts.append(f"## What a provider has besides\n\n{_text(inspect.getdoc(hookspecs.Provider))}")
+    parts.append(f"## Wrappers\n\n{_text(inspect.getdoc(hookspecs.Wrapper))}")
+    return "\n".join(parts)
+
+
+def conformance() -> str:
+    """The reference of the conformance suite."""
+    parts = [
+        "# The conformance suite\n\n<!-- Made of the tests' docstrings: change those, then run `python tests/generated.py`. -->\n",
+        "What each test of `jobs_backup.testing.conformance.ProviderConformance` wants, and why."
+        " [Write a provider](../provider-guide.md#6-the-conformance-suite) tells how to run them.\n",
+    ]
+    titles = {
+        ProviderConformance: "Form, objects, reading back",
+        MultipartConformance: "Uploads in parts\n\nSkipped as a whole for a provider that has no hooks for them.",
+        RefusalConformance: "Refusals and failures\n\nSome need a fixture more: `environment_without_rights`, `environment_at`.",
+    }
+    for class_, title in titles.items():
+        rows = []
+        for name, function in vars(class_).items():
+            if name.startswith("test_"):
+                wants, _, why = (inspect.getdoc(function) or "").partition("\n\n")
+                rows.append(f"| `{name}` | {' '.join(wants.split())} | {' '.join(why.split())} |\n")
+        parts.append(f"## {title}\n\n| test | wants | because |\n|---|---|---|\n{''.join(rows)}")
     return "\n".join(parts)
 
 
@@ -101,6 +127,7 @@ FILES: Final[dict[str, Callable[[], str]]] = {
     "docs/reference/commands.md": commands,
     "docs/reference/hooks.md": hooks,
     "docs/reference/http.md": http,
+    "docs/reference/conformance.md": conformance,
     "docs/reference/openapi.json": lambda: json.dumps(openapi.document(ServerSettings()), indent=1) + "\n",
     "contrib/docker/docker.env": lambda: command("env", "S3"),
     "contrib/iam/s3-policy.json": lambda: command("policy", "--provider", "S3", **_BUCKET),

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
+from jobs_backup import providers, wrappers
 from jobs_backup.compression import Compression
-from jobs_backup.plugins import settings_of
-from jobs_backup.providers import KIND, load_class
+from jobs_backup.plugins import Kind, settings_of
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, Duration, Secret, Setting, Settings, Size
 
@@ -35,12 +35,13 @@ TYPES: Final = {
 }  # fmt: skip
 
 
-def providers_of_this_repository() -> Iterator[tuple[str, type[Settings]]]:
-    """Name and settings of each provider that core or a plugin here offers."""
-    for project in (ROOT / "core", *sorted((ROOT / "plugins").iterdir())):
-        table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-        for name in table["entry-points"].get(KIND.group, ()):
-            settings = settings_of(load_class(name)[1])
+def plugins_of_this_repository(kind: Kind) -> Iterator[tuple[str, type[Settings]]]:
+    """Name and settings of each one of a kind that core, a plugin or contrib here offers."""
+    found = (path for where in ("core", "plugins/*", "contrib/*") for path in sorted(ROOT.glob(f"{where}/pyproject.toml")))
+    for project in found:
+        table = tomllib.loads(project.read_text())["project"]
+        for name in table["entry-points"].get(kind.group, ()):
+            settings = settings_of(kind.load_class(name)[1])
             if settings is not None:
                 yield name, settings
 
@@ -50,8 +51,10 @@ def render() -> str:
     explained: set[str] = set()
     sections = [HEAD, _section("Core", "Whatever the provider is.", CoreSettings, explained)]
     sections.append(_section("Server", "Of `jobs-backup serve`.", ServerSettings, explained))
-    for name, settings in providers_of_this_repository():
+    for name, settings in plugins_of_this_repository(providers.KIND):
         sections.append(_section(name, f"With `JOBS_BACKUP_STORAGE_PROVIDER={name}`.", settings, explained))
+    for name, settings in plugins_of_this_repository(wrappers.KIND):
+        sections.append(_section(name, f"With {name} in `JOBS_BACKUP_WRAPPERS`.", settings, explained))
     return "\n".join(sections)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
+from distributions import Install
 
 from jobs_backup import plugins, providers
 from jobs_backup.errors import ConfigurationError, JobsBackupError, ProviderNotFound
@@ -60,36 +59,6 @@ def source(*methods: str) -> str:
 
 
 GOOD = source(WRITE, ABORT, DELETE)
-
-# Arguments: the module's text, the entry points' name, the distribution's name and version, the class's name. Returns the module's.
-Install = Callable[..., str]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs a distribution as pip does: a module beside a `dist-info` directory with the entry point."""
-    modules: list[str] = []
-
-    def install(
-        text: str, *, name: str = "ACME", distribution: str = "acme-backup", version: str = "2.1", target: str = "Provider"
-    ) -> str:
-        module = f"acme_provider_{next(_numbers)}"
-        modules.append(module)
-        site = tmp_path / f"site-{module}"
-        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (site / f"{module}.py").write_text(text)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[jobs_backup.providers]\n{name} = {module}:{target}\n")
-        monkeypatch.syspath_prepend(str(site))
-        return module
-
-    yield install
-    for module in modules:
-        sys.modules.pop(module, None)
-
-
-_numbers = itertools.count()
 
 
 def refusal(name: str = "ACME", **environment: str) -> ProviderNotFound:
@@ -308,6 +277,19 @@ BROKEN = {
     "None instead of an instance": (
         (WRITE, ABORT, DELETE, "@classmethod\ndef from_settings(cls, environment): pass"),
         "it has no `location`",
+    ),
+    "argument with a default": (
+        (WRITE.replace("key, body", "key, body, if_absent=True"), ABORT, DELETE),
+        "write has if_absent with a default or by keyword: it would not be passed",
+    ),
+    "argument by keyword": (
+        (WRITE.replace("key, body", "key, body, *, if_absent"), ABORT, DELETE),
+        "write has if_absent with a default or by keyword: it would not be passed",
+    ),
+    "any arguments": ((WRITE, ABORT, DELETE.replace("keys", "keys, **others")), "delete has others with a default or by keyword"),
+    "hook as a wrapper": (
+        (WRITE, ABORT, "@hookimpl(wrapper=True)\ndef delete(self, keys): return (yield)"),
+        "delete as a wrapper: that is what wrappers are for",
     ),
     "no from_settings": ((WRITE, ABORT, DELETE, "del from_settings"), "it has no from_settings()"),
     "no location": ((WRITE, ABORT, DELETE, "del location"), "it has no `location`"),

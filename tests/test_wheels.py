@@ -21,7 +21,7 @@ from gcs import GcsServer
 import jobs_backup
 
 ROOT = Path(__file__).parents[1]
-PROJECTS = sorted(path.parent for path in (*ROOT.glob("core/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")))
+PROJECTS = sorted(path.parent for one in ("core", "plugins/*", "contrib/azure_blob") for path in ROOT.glob(f"{one}/pyproject.toml"))
 NAMES = [str(path.relative_to(ROOT)) for path in PROJECTS]
 CORE, S3, GCS = ROOT / "core", ROOT / "plugins" / "s3", ROOT / "plugins" / "gcs"
 
@@ -51,11 +51,11 @@ def build(path: Path, wheels: Path) -> Path:
 class Environment:
     """An empty virtual environment; `bin` is where its commands are."""
 
-    def __init__(self, path: Path) -> None:
-        venv.create(path, symlinks=True)
+    def __init__(self, path: Path, *, with_pip: bool = False) -> None:
+        venv.create(path, symlinks=True, with_pip=with_pip)
         self.bin = path / "bin"
 
-    def install(self, *wheels: Path) -> None:
+    def install(self, *wheels: Path | str) -> None:
         self._pip("install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt", *wheels)
 
     def python(self, code: str) -> str:
@@ -223,6 +223,46 @@ def test_with_gcs_there_is_no_package_of_another_cloud(core_and_gcs: Environment
     run(command, "run", "--source-id", "web", env=clean_environment(**variables), input='{"a":1}\n')
     (stored,) = gcs.buckets[bucket].values()
     assert b'"payload":{"a":1}' in gzip.decompress(stored.data)
+
+
+# All of them, as they are in this environment
+
+
+NOWHERE = "http://127.0.0.1:9"
+SDKS = {
+    "S3": ("jobs_backup_s3", "boto3", "botocore"),
+    "GCS": ("jobs_backup_gcs", "google.auth", "google.cloud"),
+    "AZURE_BLOB": ("jobs_backup_azure_blob", "azure"),
+    "FILE": ("jobs_backup.file_provider",),
+}
+VARIABLES = {
+    "S3": {"AWS_ENDPOINT_URL_S3": NOWHERE, "AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "a"},
+    "GCS": {"STORAGE_EMULATOR_HOST": NOWHERE},
+    "AZURE_BLOB": {
+        "AZURE_STORAGE_ACCOUNT": "account1", "AZURE_STORAGE_ACCESS_KEY": "YQ==", "AZURE_STORAGE_BLOB_ENDPOINT": NOWHERE,
+    },
+    "FILE": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SDKS)
+def test_the_chosen_provider_imports_none_of_the_others(name: str) -> None:
+    """Loaded, and as far as the first request: it has its own SDK then, and of the others, which are installed, nothing."""
+    code = (
+        "import json, sys\n"
+        "from jobs_backup import errors, providers\n"
+        "from jobs_backup.testing.driver import Hooks\n"
+        "name, variables = json.loads(sys.argv[1])\n"
+        "hooks = Hooks(providers.load(name, {'JOBS_BACKUP_BUCKET': '/nonexistent' if name == 'FILE' else 'events', **variables}))\n"
+        "try:\n"
+        "    hooks.write('key', b'data')\n"
+        "except errors.StorageError as error:\n"
+        "    print(json.dumps([error.code, list(sys.modules)]))\n"
+    )
+    out = run(sys.executable, "-I", "-c", code, json.dumps([name, VARIABLES[name]]), env=clean_environment())
+    refusal, imported = json.loads(out)
+    assert refusal in ("Unreachable", "BucketNotFound")
+    assert {one for one, modules in SDKS.items() if not set(modules).isdisjoint(imported)} == {name}
 
 
 @pytest.mark.slow

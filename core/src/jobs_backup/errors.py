@@ -58,15 +58,11 @@ class ConfigurationError(JobsBackupError):
     refused = True
 
 
-class PluginNotFound(ConfigurationError):
-    """Base of the two below."""
-
-
-class ProviderNotFound(PluginNotFound):
+class ProviderNotFound(ConfigurationError):
     """No installed distribution offers the provider that was asked for, or the one that does can't be used."""
 
 
-class WrapperNotFound(PluginNotFound):
+class WrapperNotFound(ConfigurationError):
     """No installed distribution offers a wrapper that was asked for, or the one that does can't be used."""
 
 

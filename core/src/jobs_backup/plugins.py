@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 import pluggy
 
-from jobs_backup.errors import JobsBackupError, PluginNotFound
+from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION
 from jobs_backup.settings import Secret, Settings
 
@@ -43,7 +43,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
     noun: str
     group: str
-    not_found: type[PluginNotFound]
+    not_found: type[ConfigurationError]
     distributions: Mapping[str, str]
 
     def installed(self) -> list[Installed]:
@@ -62,7 +62,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         """Import the one that is called `name` (in any case), and no other one.
 
         Raises:
-            PluginNotFound: nobody offers it, two distributions do, or it can't be imported.
+            ConfigurationError: (its kind's `not_found`) nobody offers it, two distributions do, or it can't be imported.
         """
         wanted = name.upper()
         everything = self.installed()
@@ -93,8 +93,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         """An instance of the class, made by these environment variables.
 
         Raises:
-            PluginNotFound: it is written for another API version, or breaks the contract's form.
-            ConfigurationError: its settings are wrong.
+            ConfigurationError: its settings are wrong; (`not_found`) it is written for another API version, or breaks the
+                contract's form.
         """
         version = getattr(class_, "API_VERSION", None)
         if not isinstance(version, int) or not OLDEST_API_VERSION <= version <= API_VERSION:
@@ -122,7 +122,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         """Put it on a plugin manager.
 
         Raises:
-            PluginNotFound: a hook or an argument of it is unknown, or would not be passed.
+            ConfigurationError: (`not_found`) a hook or an argument of it is unknown, or would not be passed.
         """
         try:
             manager.register(plugin, name=one.name)
@@ -136,7 +136,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
                         one, f"{caller.name} has {', '.join(odd)} with a default or by keyword: it would not be passed"
                     )
 
-    def broken(self, one: Installed, why: str) -> PluginNotFound:
+    def broken(self, one: Installed, why: str) -> ConfigurationError:
         """The error for one that does not keep the contract's form."""
         hint = f"report it to the maintainers of {one.distribution}"
         return self.not_found(f"{self.noun} {one} breaks the contract: {why}", hint=hint)

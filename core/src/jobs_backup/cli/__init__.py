@@ -24,8 +24,8 @@ _COMMANDS: Final = {
     "env": "Print a commented docker.env for a provider.",
     "replay": "Read events back from the bucket, as NDJSON.",
     "status": "Tell what waits in the spool, for which destination, and why.",
-    "providers": "List the installed storage providers, or one's settings; check one.",
-    "wrappers": "List the installed wrappers, such as encryption, or one's settings.",
+    "providers": "List the installed storage providers, or check one.",
+    "wrappers": "List the installed wrappers, such as encryption.",
 }
 
 

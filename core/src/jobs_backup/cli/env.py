@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 
+from jobs_backup import wrappers
 from jobs_backup.cli.options import fail
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.plugins import settings_of
@@ -16,6 +17,7 @@ from jobs_backup.providers import KIND, load_class
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import CoreSettings, Setting
 
+_WRAPPERS: Final = "JOBS_BACKUP_WRAPPERS"
 _WIDTH: Final = 110
 _HEAD: Final = """\
 # The settings of jobs-backup with the provider {name}: made by `jobs-backup env {name}`.
@@ -27,7 +29,7 @@ _HEAD: Final = """\
 @click.command()
 @click.argument("provider", required=False)
 def env(provider: str | None) -> None:
-    """Print a commented docker.env for PROVIDER, or for that of JOBS_BACKUP_STORAGE_PROVIDER.
+    """Print a commented docker.env for PROVIDER, or for that of JOBS_BACKUP_STORAGE_PROVIDER, and the JOBS_BACKUP_WRAPPERS.
 
     \b
     Example:
@@ -38,12 +40,17 @@ def env(provider: str | None) -> None:
         if not name:
             raise ConfigurationError("no provider is given", hint=f"name one: {', '.join(KIND.names())}")
         one, class_ = load_class(name)
-        settings = settings_of(class_)
+        plugins = [class_, *(wrappers.KIND.load_class(one)[1] for one in wrappers.names_in(os.environ.get(_WRAPPERS, "")))]
     except ConfigurationError as error:
         fail(error)
     # What both read, such as the prefix, is told once.
     core = {setting.variable.name: setting for setting in CoreSettings.describe()}
-    own = [setting for setting in settings.describe() if setting.variable.name not in core] if settings else []
+    own = [
+        setting
+        for settings in filter(None, map(settings_of, plugins))
+        for setting in settings.describe()
+        if setting.variable.name not in core
+    ]
     click.echo(_HEAD.format(name=one.name), nl=False)
     click.echo(f"\nJOBS_BACKUP_STORAGE_PROVIDER={one.name}")
     everything = [setting for setting in (*own, *core.values(), *ServerSettings.describe()) if setting.field != "storage_provider"]

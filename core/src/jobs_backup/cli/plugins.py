@@ -9,7 +9,6 @@ import click
 import msgspec
 
 from jobs_backup.cli.options import MISUSED
-from jobs_backup.errors import PluginNotFound
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL, PROJECT
 from jobs_backup.plugins import Installed, Kind, settings_of
 from jobs_backup.settings import Setting
@@ -19,7 +18,7 @@ def show(kind: Kind, name: str | None, *, as_json: bool) -> None:
     """List those of a kind; or one of them, with its settings. Ends the command if one is broken.
 
     Raises:
-        PluginNotFound: there is none of this name.
+        ConfigurationError: there is none of this name.
     """
     chosen = kind.installed() if name is None else [kind.load_class(name)[0]]
     described = [_describe(kind, one) for one in chosen]
@@ -44,7 +43,7 @@ def _describe(kind: Kind, one: Installed) -> dict[str, Any]:
     }
     try:
         _, class_ = kind.load_class(one.name)
-    except PluginNotFound as error:
+    except kind.not_found as error:
         described["error"] = error.one_line()
         return described
     marker = f"{PROJECT}_impl"

@@ -108,19 +108,28 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert done.returncode == 0, done.stderr
 
     def test_form_of_the_contract(self, hooks: Hooks) -> None:
-        """It states the version of the contract, implements the mandatory hooks, and all multipart hooks or none."""
+        """It states the version of the contract, implements the mandatory hooks, and all multipart hooks or none.
+
+        Core refuses at the start what it could not call later, in the middle of the night.
+        """
         assert type(hooks.loaded.provider).API_VERSION == API_VERSION
         assert set(MANDATORY) <= hooks.loaded.hooks
         assert len(hooks.loaded.hooks & set(MULTIPART)) in (0, len(MULTIPART))
 
     def test_location_names_the_bucket(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
-        """The location identifies the bucket: the same again for the same settings, and no secret in it."""
+        """The location identifies the bucket: the same again for the same settings, and no secret in it.
+
+        What waits in the spool belongs to a location: if it changes from start to start, nobody sends it.
+        """
         location = hooks.loaded.provider.location
         assert location == self.open(environment).loaded.provider.location != ""
         assert not [secret for secret in self.secrets(hooks, environment) if secret in location]
 
     def test_secrets_are_in_no_repr(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
-        """Neither the provider's repr nor those of what it holds show a secret; nor does that of its settings."""
+        """Neither the provider's repr nor those of what it holds show a secret; nor does that of its settings.
+
+        A repr gets into logs, tracebacks and error trackers without anybody wanting it.
+        """
         provider = hooks.loaded.provider
         shown = [repr(provider), str(provider), repr(vars(provider))]
         if settings := settings_of(type(provider)):
@@ -129,7 +138,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
             assert not [text for text in shown if secret in text]
 
     def test_configuring_imports_no_sdk(self, environment: Mapping[str, str]) -> None:
-        """Loading and configuring the provider imports no SDK: that waits until the first hook call."""
+        """Loading and configuring the provider imports no SDK: that waits until the first hook call.
+
+        Programs that only record, and `--help`, shall not wait seconds and hold 50 MB for an SDK that they never use.
+        """
         script = (
             "import json, sys\n"
             "name, environment, forbidden = json.load(sys.stdin)\n"
@@ -142,13 +154,19 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
     def test_missing_settings_are_named(self, hooks: Hooks) -> None:
-        """Without any variable it can't be configured; the error names what is missing."""
+        """Without any variable it can't be configured; the error names what is missing.
+
+        It is the first message that a new user gets.
+        """
         with pytest.raises(ConfigurationError, match=r"[A-Z]{3,}_[A-Z]+") as caught:
             type(hooks.loaded.provider).from_settings({})
         assert caught.value.hint
 
     def test_each_required_setting_is_named(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
-        """If one of the variables that have to be set is not, the error names it."""
+        """If one of the variables that have to be set is not, the error names it.
+
+        Who has set all but one wants to know which one.
+        """
         settings = settings_of(type(hooks.loaded.provider))
         required = [one.variable for one in settings.describe() if one.default is None] if settings else []
         if not required:
@@ -160,7 +178,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
 
     @pytest.mark.parametrize("size", [0, 1, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, (3 << 20) + 7])
     def test_write(self, hooks: Hooks, inspector: Inspector, size: int) -> None:
-        """What was written stands in the bucket, byte by byte, and nothing else does."""
+        """What was written stands in the bucket, byte by byte, and nothing else does.
+
+        The sizes are those at which buffers, blocks and an SDK's own thresholds end.
+        """
         data = random_bytes(size, 1)
         hooks.write("a/b/object.json.gz", data)
         assert list(inspector.keys()) == ["a/b/object.json.gz"]
@@ -168,7 +189,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
 
     @pytest.mark.parametrize("less", [1, 0])
     def test_write_of_the_largest(self, hooks: Hooks, inspector: Inspector, less: int) -> None:
-        """What `max_write_size` allows goes in one request."""
+        """What `max_write_size` allows goes in one request.
+
+        Core sends what is larger in parts, and trusts that this size, exactly, is not.
+        """
         size = getattr(hooks.loaded.provider, "max_write_size", None)
         if size is None:
             pytest.skip("the provider states no max_write_size")
@@ -178,7 +202,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
 
     @pytest.mark.parametrize("key", ODD_KEYS, ids=range(len(ODD_KEYS)))
     def test_write_and_delete_odd_keys(self, hooks: Hooks, inspector: Inspector, key: str) -> None:
-        """A key is any text; the object stands under exactly this key, and is deleted under it."""
+        """A key is any text; the object stands under exactly this key, and is deleted under it.
+
+        Ids of sources and workspaces are in keys, whatever people call them; URLs and XML want them escaped, each in its way.
+        """
         hooks.write(key, b"odd")
         assert list(inspector.keys()) == [key]
         assert inspector.get(key) == b"odd"
@@ -186,7 +213,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert list(inspector.keys()) == []
 
     def test_write_to_an_existing_key(self, hooks: Hooks, inspector: Inspector) -> None:
-        """With `if_absent` a second write is refused, and the first object stays. Who sees that it has other bytes may say so."""
+        """With `if_absent` a second write is refused, and the first object stays. Who sees that it has other bytes may say so.
+
+        After a lost answer core writes again. If that overwrites, a late request can bring back what was deleted.
+        """
         hooks.write("key", b"first")
         with pytest.raises(AlreadyExists):
             hooks.write("key", b"first")
@@ -195,13 +225,19 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert inspector.get("key") == b"first"
 
     def test_write_without_condition(self, hooks: Hooks, inspector: Inspector) -> None:
-        """Without `if_absent` the same bytes can be written again."""
+        """Without `if_absent` the same bytes can be written again.
+
+        JOBS_BACKUP_CONDITIONAL_WRITES=false is for stores that know no conditions: there, each retry overwrites.
+        """
         hooks.write("key", b"same", if_absent=False)
         hooks.write("key", b"same", if_absent=False)
         assert inspector.get("key") == b"same"
 
     def test_body_is_opened_anew_and_closed(self, hooks: Hooks, inspector: Inspector) -> None:
-        """Each attempt opens its own reader and closes it, also an attempt that fails; and a call is one attempt."""
+        """Each attempt opens its own reader and closes it, also an attempt that fails; and a call is one attempt.
+
+        A reader that an earlier attempt left half read gives half an object; those that stay open hold files of the spool.
+        """
         data = random_bytes(100_000, 2)
         checksum = crc32c.crc32c(data)  # told, because to compute it opens the body, too
         body = CountingBody(data)
@@ -214,19 +250,29 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert inspector.get("key") == data
 
     def test_failing_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
-        """If the body can't be read to its end there is no object, and the error is the body's, not one of the store."""
+        """If the body can't be read to its end there is no object, and the error is the body's, not one of the store.
+
+        Half an object under its final key would be taken for the whole one by everybody; and core has to know that it is the
+        disk.
+        """
         with pytest.raises(SpoolCorrupt, match="bad sector"):
             hooks.write("key", FailingBody(random_bytes(300_000, 3)), checksum=0)
         assert list(inspector.keys()) == []
 
     def test_short_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
-        """If the body ends before its size there is no object."""
+        """If the body ends before its size there is no object.
+
+        As above; a store that waits for the rest must not be taken for one that is slow.
+        """
         with pytest.raises(JobsBackupError):
             hooks.write("key", ShortBody(random_bytes(300_000, 4)), checksum=0)
         assert list(inspector.keys()) == []
 
     def test_wrong_checksum_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
-        """If the bytes are not those of the checksum there is no object."""
+        """If the bytes are not those of the checksum there is no object.
+
+        Bytes change on disks, in memory and in proxies: here is the last place where it can be seen.
+        """
         with pytest.raises(IntegrityError):
             hooks.write("key", b"123456789", checksum=0xE3069284)
         assert list(inspector.keys()) == []
@@ -234,7 +280,11 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert inspector.get("key") == b"123456789"
 
     def test_many_threads(self, hooks: Hooks, inspector: Inspector) -> None:
-        """One instance is called from many threads at once, from the first call on."""
+        """One instance is called from many threads at once, from the first call on.
+
+        Core sends several objects, and several parts, at the same time. Clients that are made twice, or shared unlocked, show
+        here.
+        """
         start = threading.Barrier(16)
 
         def write(number: int) -> None:
@@ -248,7 +298,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert inspector.get("key-63") == b"63"
 
     def test_a_fork_gets_its_own(self, environment: Mapping[str, str], inspector: Inspector) -> None:
-        """A child of fork(2) can use what it has inherited, and disturbs its parent in nothing."""
+        """A child of fork(2) can use what it has inherited, and disturbs its parent in nothing.
+
+        Servers fork after they have imported everything. Two processes on one connection mix up their answers.
+        """
         script = (
             "import os\n"
             "hooks.write('parent', b'1')\n"
@@ -264,7 +317,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert sorted(inspector.keys()) == ["child", "parent", "parent again"]
 
     def test_bucket_that_does_not_exist(self, environment_without_bucket: Mapping[str, str] | None) -> None:
-        """It is an error with a hint, and the bucket is not made."""
+        """It is an error with a hint, and the bucket is not made.
+
+        A bucket made by accident is somebody's bill, or somebody else's data.
+        """
         if environment_without_bucket is None:
             pytest.skip("no bucket that does not exist was given")
         hooks = self.open(environment_without_bucket)
@@ -275,7 +331,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
             assert not caught.value.retryable
 
     def test_delete(self, hooks: Hooks, inspector: Inspector) -> None:
-        """A key that was not there counts as deleted; others stay."""
+        """A key that was not there counts as deleted; others stay.
+
+        After a lost answer core deletes again: what is gone already is what was wanted.
+        """
         for key in ("one", "two", "three"):
             hooks.write(key, b"data")
         assert hooks.delete(["one", "absent", "two"]).deleted == {"one", "absent", "two"}
@@ -284,7 +343,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert list(inspector.keys()) == ["three"]
 
     def test_delete_thousands(self, hooks: Hooks, inspector: Inspector) -> None:
-        """Up to 1,000 keys go in one call."""
+        """Up to 1,000 keys go in one call.
+
+        Core groups deletes. Stores have limits of their own, and answers that tell of some keys only.
+        """
         keys = [f"dir/key-{number:04}" for number in range(1300)]
         hooks.write_many(keys[::50])
         assert hooks.delete(keys[:1000]).deleted == set(keys[:1000])
@@ -293,7 +355,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert list(inspector.keys()) == []
 
     def test_read(self, hooks: Hooks) -> None:
-        """A body that can be opened again, sought in and sliced, as those that core makes."""
+        """A body that can be opened again, sought in and sliced, as those that core makes.
+
+        `replay` verifies before it gives a line, and wrappers read from the middle.
+        """
         _need(hooks, "read")
         data = random_bytes((2 << 20) + 5, 5)
         hooks.write("key", data)
@@ -312,7 +377,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert body.crc32c() == crc32c.crc32c(data)
 
     def test_read_empty_and_absent(self, hooks: Hooks) -> None:
-        """An empty object is no absent one."""
+        """An empty object is no absent one.
+
+        Ranges of nothing are an error of some stores: it must not look like a lost object.
+        """
         _need(hooks, "read")
         hooks.write("empty", b"")
         with hooks.read("empty").open() as reader:
@@ -321,7 +389,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
             hooks.read("absent")
 
     def test_list_in_pages(self, hooks: Hooks) -> None:
-        """All keys that begin with the prefix, in order, each once, from behind `after`."""
+        """All keys that begin with the prefix, in order, each once, from behind `after`.
+
+        `replay --list` reads in this order; a key that is skipped at the end of a page is an event that never comes back.
+        """
         _need(hooks, "list")
         keys = sorted([f"in/{number:04}" for number in range(1050)] + ["in/ünï", "in/a b+c%"], key=str.encode)
         hooks.write_many([*keys, "out/1", "inn"])
@@ -337,7 +408,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert hooks.list("nothing/").objects == []
 
     def test_policy(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
-        """It is written for this bucket, shows no secret, and deleting and reading back need more than writing."""
+        """It is written for this bucket, shows no secret, and deleting and reading back need more than writing.
+
+        It is what the owner pastes into their cloud: too little stops the backup, too much is a risk that nobody asked for.
+        """
         _need(hooks, "policy")
         least, most = (hooks.policy(environment, delete=more, replay=more) for more in (False, True))
         texts = [least.text, most.text]

@@ -47,8 +47,11 @@ class MultipartConformance(ABC):
         return msgspec.structs.replace(upload, id=upload.id[::-1])
 
     def test_multipart(self, multipart: Hooks, inspector: Inspector) -> None:
-        """The object appears at completion, not before (or with the last part, if they are sequential), and is made of the parts in
-        their order."""
+        """The object appears at completion, not before (or with the last part, if they are sequential), and is made of the parts
+        in their order.
+
+        Readers must not see an unfinished object; and parts arrive in any order.
+        """
         parts = self.parts(multipart, 3)
         upload = multipart.create("dir/key", b"".join(parts))
         receipts = [multipart.part(upload, parts, number) for number in (1, 2)]
@@ -64,7 +67,10 @@ class MultipartConformance(ABC):
 
     @pytest.mark.parametrize("last", [0, 1])
     def test_multipart_around_the_size_of_a_part(self, multipart: Hooks, inspector: Inspector, last: int) -> None:
-        """The last part may be a whole one, or have a single byte."""
+        """The last part may be a whole one, or have a single byte.
+
+        Off by one, the last part is empty, lost, or refused as too small.
+        """
         parts = self.parts(multipart, 2, last)
         upload = multipart.create("key", b"".join(parts))
         receipts = [multipart.part(upload, parts, number) for number in (1, 2)]
@@ -73,7 +79,10 @@ class MultipartConformance(ABC):
 
     @pytest.mark.parametrize("key", ODD_KEYS, ids=range(len(ODD_KEYS)))
     def test_multipart_odd_keys(self, multipart: Hooks, inspector: Inspector, key: str) -> None:
-        """The object stands under exactly this key, and an upload under it can be aborted."""
+        """The object stands under exactly this key, and an upload under it can be aborted.
+
+        Each operation escapes keys in its own place.
+        """
         assert multipart.abort(multipart.create(key, b"odd")) is Outcome.ABORTED
         upload = multipart.create(key, b"odd")
         multipart.complete(upload, [multipart.part(upload, [b"odd"], 1)], b"odd")
@@ -81,7 +90,10 @@ class MultipartConformance(ABC):
         assert inspector.get(key) == b"odd"
 
     def test_multipart_bodies_are_closed(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Each attempt to send a part opens its body anew and closes it."""
+        """Each attempt to send a part opens its body anew and closes it.
+
+        As with whole objects; there are many more parts.
+        """
         parts = self.parts(multipart)
         bodies = [CountingBody(part) for part in parts]
         upload = multipart.create("key", b"".join(parts))
@@ -92,7 +104,10 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"".join(parts)
 
     def test_multipart_of_bytes_that_stand_already(self, multipart: Hooks, inspector: Inspector) -> None:
-        """An earlier attempt has stored them, and its answer was lost: that is no failure, and no second object."""
+        """An earlier attempt has stored them, and its answer was lost: that is no failure, and no second object.
+
+        Then the upload is aborted, and the object counts as stored.
+        """
         upload = multipart.create("key", b"same")
         multipart.write("key", b"same")
         with pytest.raises(AlreadyExists):
@@ -102,7 +117,10 @@ class MultipartConformance(ABC):
         assert not inspector.open_uploads()
 
     def test_multipart_completed_twice(self, multipart: Hooks, inspector: Inspector) -> None:
-        """If the first answer was lost, the second one may tell of the object, or of an upload that is gone; the object stays."""
+        """If the first answer was lost, the second one may tell of the object, or of an upload that is gone; the object stays.
+
+        Core can't know whether the answer or the request was lost, so it asks again.
+        """
         upload = multipart.create("key", b"data")
         part = multipart.part(upload, [b"data"], 1)
         multipart.complete(upload, [part], b"data")
@@ -112,7 +130,10 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"data"
 
     def test_multipart_parts_in_parallel(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Unless the provider says `sequential_parts`, parts come in any order and at the same time."""
+        """Unless the provider says `sequential_parts`, parts come in any order and at the same time.
+
+        That is what makes large objects fast.
+        """
         if getattr(multipart.loaded.provider, "sequential_parts", False):
             pytest.skip("the provider wants its parts in order")
         parts = self.parts(multipart, 3)
@@ -125,7 +146,10 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"".join(parts)
 
     def test_multipart_part_sent_twice(self, multipart: Hooks, inspector: Inspector) -> None:
-        """A part that is sent again counts once."""
+        """A part that is sent again counts once.
+
+        One failed part is sent again alone, also when it had arrived and only its answer was lost.
+        """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))
         first = multipart.part(upload, parts, 1)
@@ -137,7 +161,10 @@ class MultipartConformance(ABC):
     def test_multipart_continued_by_another_process(
         self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector
     ) -> None:
-        """What core has journaled as JSON is all that another instance needs to go on."""
+        """What core has journaled as JSON is all that another instance needs to go on.
+
+        After a crash nothing is left but the journal. What a provider keeps in memory beside it is lost.
+        """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))
         first = multipart.part(upload, parts, 1)
@@ -149,13 +176,19 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"".join(parts)
 
     def test_multipart_of_one_part(self, multipart: Hooks, inspector: Inspector) -> None:
-        """A single part, which is the last one and may be small, is enough."""
+        """A single part, which is the last one and may be small, is enough.
+
+        An object just above the threshold may be one part.
+        """
         upload = multipart.create("key", b"small")
         multipart.complete(upload, [multipart.part(upload, [b"small"], 1)], b"small")
         assert inspector.get("key") == b"small"
 
     def test_multipart_complete_onto_an_existing_key(self, multipart: Hooks, inspector: Inspector) -> None:
-        """With `if_absent` an existing object is not replaced; the upload can be aborted then."""
+        """With `if_absent` an existing object is not replaced; the upload can be aborted then.
+
+        As with whole objects: nothing that stands is overwritten.
+        """
         upload = multipart.create("key", b"second")
         multipart.write("key", b"first")
         with pytest.raises((AlreadyExists, IntegrityError)):
@@ -165,7 +198,10 @@ class MultipartConformance(ABC):
         assert not inspector.open_uploads()
 
     def test_multipart_wrong_checksum_publishes_nothing(self, multipart: Hooks, inspector: Inspector) -> None:
-        """If the parts are not what the checksum of the whole says there is no object."""
+        """If the parts are not what the checksum of the whole says there is no object.
+
+        Each part may be right, and the whole wrong: one twice, or in the wrong place.
+        """
         upload = multipart.create("key", b"123456789", checksum=0xE3069284)
         with pytest.raises((IntegrityError, UploadGone)):
             multipart.complete(upload, [multipart.part(upload, [b"123456789"], 1)], b"123456789", checksum=0xE3069284)
@@ -173,7 +209,10 @@ class MultipartConformance(ABC):
         multipart.abort(upload)
 
     def test_multipart_failing_body(self, multipart: Hooks, inspector: Inspector) -> None:
-        """A part whose body can't be read is an error of the body; the part can be sent again."""
+        """A part whose body can't be read is an error of the body; the part can be sent again.
+
+        A damaged spool is no reason to give up what the other parts have sent.
+        """
         upload = multipart.create("key", b"whole")
         with pytest.raises(SpoolCorrupt, match="bad sector"):
             multipart.part(upload, [b"whole"], 1, body=FailingBody(b"whole"))
@@ -181,7 +220,10 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"whole"
 
     def test_abort(self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector) -> None:
-        """Another instance can abort; afterwards the upload is gone, and its parts with it."""
+        """Another instance can abort; afterwards the upload is gone, and its parts with it.
+
+        What is not ended is stored, and paid for, until somebody finds it.
+        """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))
         receipt = multipart.part(upload, parts, 1)
@@ -195,7 +237,10 @@ class MultipartConformance(ABC):
         assert list(inspector.keys()) == []
 
     def test_abort_in_another_process(self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector) -> None:
-        """What core has journaled is all that another process needs to end an upload; and again."""
+        """What core has journaled is all that another process needs to end an upload; and again.
+
+        Who aborts is mostly a later process than the one that was killed.
+        """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))
         multipart.part(upload, parts, 1)
@@ -211,27 +256,39 @@ class MultipartConformance(ABC):
         assert list(inspector.keys()) == []
 
     def test_abort_twice(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Aborting again is no error."""
+        """Aborting again is no error.
+
+        The answer of an abort can be lost, too.
+        """
         upload = multipart.create("key", b"data")
         multipart.abort(upload)
         multipart.abort(upload)
         assert not inspector.open_uploads()
 
     def test_abort_after_completion(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Aborting a completed upload is no error, and its object stays."""
+        """Aborting a completed upload is no error, and its object stays.
+
+        Core aborts where it does not know whether the completion arrived.
+        """
         upload = multipart.create("key", b"data")
         multipart.complete(upload, [multipart.part(upload, [b"data"], 1)], b"data")
         multipart.abort(upload)
         assert inspector.get("key") == b"data"
 
     def test_abort_of_an_unknown_upload(self, multipart: Hooks) -> None:
-        """An upload that the store does not know is GONE."""
+        """An upload that the store does not know is GONE.
+
+        An upload that ran out, or that a lifecycle rule has removed, must leave the journal at some time.
+        """
         upload = multipart.create("key", b"data")
         assert multipart.abort(self.unknown(upload)) is Outcome.GONE
         assert multipart.abort(upload) is Outcome.ABORTED
 
     def test_abort_without_multipart(self, hooks: Hooks) -> None:
-        """A provider without parts has nothing to abort: GONE."""
+        """A provider without parts has nothing to abort: GONE.
+
+        Core may have journaled an upload of another version of this provider, which had parts.
+        """
         if hooks.loaded.hooks & set(MULTIPART):
             pytest.skip("the provider has parts")
         assert hooks.abort(Upload(key="key", id="1")) is Outcome.GONE

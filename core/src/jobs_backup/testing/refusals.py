@@ -64,7 +64,11 @@ class RefusalConformance(ABC):
     def test_without_rights(
         self, hooks: Hooks, inspector: Inspector, environment_without_rights: Callable[[], Mapping[str, str]] | None
     ) -> None:
-        """What is refused is told, with the right that is missing; an object that stands is not said to be deleted."""
+        """What is refused is told, with the right that is missing; an object that stands is not said to be deleted.
+
+        "403 Forbidden" sends people searching for hours; an action and a resource can be pasted. Pausing instead of retrying
+        hangs on it.
+        """
         if environment_without_rights is None:
             pytest.skip("no credentials without rights were given (fixture environment_without_rights)")
         hooks.write("stands", b"data")
@@ -85,7 +89,10 @@ class RefusalConformance(ABC):
         assert _leaks(self.secrets(denied, environment), errors) == []
 
     def test_store_that_is_not_there(self, environment_at: EnvironmentAt | None) -> None:
-        """A store that can't be reached may come back."""
+        """A store that can't be reached may come back.
+
+        An error that counts as permanent stops the backup for minutes, where a retry after a second would have done.
+        """
         if environment_at is None:
             pytest.skip("no store at another URL was given (fixture environment_at)")
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -101,7 +108,10 @@ class RefusalConformance(ABC):
 
     @pytest.mark.parametrize("status", [429, 500, 503])
     def test_fault_of_the_store_is_one_request(self, scripted: tuple[FaultProxy, Hooks], status: int) -> None:
-        """The provider does not try again by itself; it says that this may help, and how long the store asks to wait."""
+        """The provider does not try again by itself; it says that this may help, and how long the store asks to wait.
+
+        Retries within retries multiply: six of core's times four of an SDK's are 24 requests on a store that asks for fewer.
+        """
         server, hooks = scripted
         server.fail(Answer(status, headers={"Retry-After": "7"}), times=ALWAYS)
         body = CountingBody(random_bytes(100_000, 6))
@@ -118,7 +128,10 @@ class RefusalConformance(ABC):
         assert body.unclosed == 0
 
     def test_answer_that_does_not_say_so_is_no_success(self, scripted: tuple[FaultProxy, Hooks]) -> None:
-        """A 200 alone can be anybody's: a proxy's, or the page of a network that wants a login."""
+        """A 200 alone can be anybody's: a proxy's, or the page of a network that wants a login.
+
+        Core drops the events' bytes on this word.
+        """
         server, hooks = scripted
         server.fail(Answer(200, b"<html>Welcome!</html>", {"Content-Type": "text/html"}), times=ALWAYS)
         for call in _calls(hooks, "key", CountingBody(b"data"), reading=False):
@@ -126,7 +139,10 @@ class RefusalConformance(ABC):
                 call()
 
     def test_a_call_is_one_attempt(self, hooks: Hooks) -> None:
-        """What has failed is not tried again within the call: that is core's to decide."""
+        """What has failed is not tried again within the call: that is core's to decide.
+
+        As above, seen from the side of the body.
+        """
         failing = FailingBody(random_bytes(300_000, 3))
         with pytest.raises(JobsBackupError):
             hooks.write("other", failing, checksum=0)
@@ -146,7 +162,10 @@ class RefusalConformance(ABC):
     def test_secrets_are_in_no_error_and_no_log(
         self, hooks: Hooks, environment: Mapping[str, str], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Neither a secret nor an upload's id is in what is raised, nor in that what stands behind it, nor in a log line."""
+        """Neither a secret nor an upload's id is in what is raised, nor in that what stands behind it, nor in a log line.
+
+        Errors go to terminals, logs and trackers. Who has an upload's id, may write to the bucket.
+        """
         caplog.set_level(logging.INFO)
         data = random_bytes(1000, 1)
         hooks.write("key", data)
