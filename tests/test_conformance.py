@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import msgspec
 import pytest
+from azurite import Azurite
 from gcs import Emulator, GcsServer
 from servers import Store
 
@@ -177,6 +178,55 @@ class TestGcsEmulator(_OnGcs):
     @pytest.fixture
     def inspector(self, emulator: Emulator, environment: Mapping[str, str]) -> Inspector:
         return _EmulatorInspector(emulator, environment["JOBS_BACKUP_BUCKET"])
+
+
+class _AzureInspector:
+    def __init__(self, server: Azurite, container: str) -> None:
+        self._server = server
+        self._container = container
+
+    def keys(self) -> list[str]:
+        return self._server.keys(self._container)
+
+    def get(self, key: str) -> bytes:
+        return self._server.get(self._container, key)
+
+    def open_uploads(self) -> None:
+        """Azure knows blocks that no object is made of, but not whether anybody still wants to make one of them."""
+        return
+
+
+@pytest.mark.slow
+class TestAzureBlob(ProviderConformance):
+    """On Azurite, with the account's key."""
+
+    provider = "AZURE_BLOB"
+    forbidden_modules = ("azure.core", "azure.storage", "azure.identity", "requests", "urllib3")
+    not_applicable: ClassVar = {
+        "test_abort": "Azure knows no uploads: it discards blocks when the key's object is stored, or after a week",
+        "test_abort_of_an_unknown_upload": "Azure knows no uploads, so none is unknown to it",
+    }
+
+    @pytest.fixture
+    def environment(self, azure: Azurite) -> Mapping[str, str]:
+        return azure.environment(azure.container())
+
+    @pytest.fixture
+    def inspector(self, azure: Azurite, environment: Mapping[str, str]) -> Inspector:
+        return _AzureInspector(azure, environment["JOBS_BACKUP_BUCKET"])
+
+    @pytest.fixture
+    def environment_without_bucket(self, environment: Mapping[str, str]) -> Mapping[str, str]:
+        return {**environment, "JOBS_BACKUP_BUCKET": "no-such-container"}
+
+    @pytest.fixture
+    def environment_without_rights(self, azure: Azurite, environment: Mapping[str, str]) -> Callable[[], Mapping[str, str]]:
+        container = environment["JOBS_BACKUP_BUCKET"]
+        return lambda: azure.environment(container, sas=azure.sas(container, "t"))
+
+    @pytest.fixture
+    def environment_at(self, azure: Azurite, environment: Mapping[str, str]) -> Callable[[str], Mapping[str, str]]:
+        return lambda url: azure.environment(environment["JOBS_BACKUP_BUCKET"], url=url)
 
 
 class _DirectoryInspector:

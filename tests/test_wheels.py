@@ -21,7 +21,7 @@ from gcs import GcsServer
 import jobs_backup
 
 ROOT = Path(__file__).parents[1]
-PROJECTS = sorted(path.parent for one in ("core", "plugins/*", "contrib/azure_blob") for path in ROOT.glob(f"{one}/pyproject.toml"))
+PROJECTS = sorted(path.parent for one in ("core", "plugins/*", "contrib/*") for path in ROOT.glob(f"{one}/pyproject.toml"))
 NAMES = [str(path.relative_to(ROOT)) for path in PROJECTS]
 CORE, S3, GCS = ROOT / "core", ROOT / "plugins" / "s3", ROOT / "plugins" / "gcs"
 
@@ -263,6 +263,32 @@ def test_the_chosen_provider_imports_none_of_the_others(name: str) -> None:
     refusal, imported = json.loads(out)
     assert refusal in ("Unreachable", "BucketNotFound")
     assert {one for one, modules in SDKS.items() if not set(modules).isdisjoint(imported)} == {name}
+
+
+@pytest.mark.slow
+def test_the_wrappers_install_beside_core_alone(wheels: dict[Path, Path], tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "venv")
+    environment.install(wheels[CORE], wheels[ROOT / "contrib/encryption"], wheels[ROOT / "contrib/opentelemetry"])
+    packages = environment.packages()
+    assert packages >= {"jobs-backup", "jobs-backup-encryption", "jobs-backup-opentelemetry", "cryptography", "opentelemetry-api"}
+    assert not {name for name in packages if name.startswith(("boto", "google", "azure", "opentelemetry-sdk"))}
+    key, bucket = "A" * 43 + "=", tmp_path / "bucket"
+    bucket.mkdir()
+    variables = {
+        "JOBS_BACKUP_STORAGE_PROVIDER": "FILE",
+        "JOBS_BACKUP_BUCKET": str(bucket),
+        "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"),
+        "JOBS_BACKUP_WRAPPERS": "opentelemetry,encryption",
+        "JOBS_BACKUP_ENCRYPTION_KEY": key,
+    }
+    command = environment.bin / "jobs-backup"
+    run(command, "run", "--source-id", "web", env=clean_environment(**variables), input='{"a":1}\n')
+    assert run(command, "replay", "--payload-only", env=clean_environment(**variables)) == '{"a":1}\n'
+    (path,) = bucket.rglob("*.json.gz.enc")
+    decrypt = [str(environment.bin / "jobs-backup-decrypt"), str(path)]
+    only_the_key = clean_environment(JOBS_BACKUP_ENCRYPTION_KEY=key)
+    content = subprocess.run(decrypt, env=only_the_key, capture_output=True, check=True).stdout
+    assert b'"payload":{"a":1}' in gzip.decompress(content)
 
 
 @pytest.mark.slow

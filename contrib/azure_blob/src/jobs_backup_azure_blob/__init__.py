@@ -1,0 +1,1 @@
+"""Azure Blob Storage for jobs-backup, on azure-storage-blob."""

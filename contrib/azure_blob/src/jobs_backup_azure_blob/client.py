@@ -1,0 +1,142 @@
+"""Builds what talks to Azure Blob Storage: one for each process, without retries, without anything that was not asked for."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup_azure_blob.errors import token_refused
+from jobs_backup_azure_blob.settings import AzureBlobSettings
+
+_API_VERSION: Final = "2026-02-06"
+"""Of the service: the first one that lists from a key on. Fixed, so that a newer SDK does not ask more of the store."""
+_SCOPE: Final = "https://storage.azure.com/.default"
+_POOL: Final = 64
+"""Connections that are kept open for further requests; more threads than these open their own."""
+
+
+class _HideSecrets(logging.Filter):
+    """The HTTP library logs URLs, and in those stand the signature of a SAS and an upload's id."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "sig=" in text or "blockid=" in text:
+            record.msg, record.args = re.sub(r"(?<=sig=|kid=)[^&\s\"']+", "****", text), None
+        return True
+
+
+_HIDE_SECRETS: Final = _HideSecrets()
+
+
+class Azure(NamedTuple):
+    """The SDK's container, and what puts a token into a request, if there has to be one."""
+
+    container: Any
+    authorize: Callable[[Any], None]
+
+
+class Clients:
+    """Safe to use from many threads; a fork gets its own."""
+
+    def __init__(self, settings: AzureBlobSettings) -> None:
+        self._settings = settings
+        self._of_process = _OfProcess(settings)
+
+    def renew(self) -> None:
+        """Make everything anew at the next request: a token that was refused is kept by whoever gave it until it runs out."""
+        self._of_process = _OfProcess(self._settings)
+
+    def get(self) -> Azure:
+        """What this process talks with."""
+        if self._of_process.pid != os.getpid():
+            # The parent's sockets are not ours to use or to close, and its lock may be held by a thread that is not here.
+            self._of_process = _OfProcess(self._settings)
+        return self._of_process.get()
+
+
+class _OfProcess:
+    def __init__(self, settings: AzureBlobSettings) -> None:
+        self.pid = os.getpid()
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._made: Azure | None = None
+
+    def get(self) -> Azure:
+        if self._made is not None:
+            return self._made
+        with self._lock:
+            if self._made is None:
+                self._made = _make(self._settings)
+            return self._made
+
+
+def _make(settings: AzureBlobSettings) -> Azure:
+    # The SDK is imported when it is first used.
+    blob: Any = importlib.import_module("azure.storage.blob")
+    transport: Any = importlib.import_module("azure.core.pipeline.transport")
+    credentials: Any = importlib.import_module("azure.core.credentials")
+    requests: Any = importlib.import_module("requests")
+    adapters: Any = importlib.import_module("requests.adapters")
+    for name in ("urllib3.connection", "urllib3.connectionpool", "azure.storage.blob._shared.policies"):
+        logging.getLogger(name).addFilter(_HIDE_SECRETS)
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=0))
+    connection = settings.connection()
+    credential: Any = None
+    authorize: Callable[[Any], None] = _nothing
+    if connection.key is not None:
+        credential = credentials.AzureNamedKeyCredential(connection.account, connection.key.reveal())
+    elif connection.sas is not None:
+        credential = credentials.AzureSasCredential(connection.sas.reveal())
+    else:
+        authorize = _bearer(settings)
+    container = blob.ContainerClient(
+        connection.base,
+        settings.bucket,
+        credential=credential,
+        api_version=_API_VERSION,
+        transport=transport.RequestsTransport(session=session, session_owner=False),
+        retry_total=0,
+        permit_redirects=False,
+        max_single_get_size=1 << 62,  # one request reads as much as it is asked to
+    )
+    return Azure(container, authorize)
+
+
+def _nothing(_: Any) -> None:
+    """The SDK signs the request."""
+
+
+def _bearer(settings: AzureBlobSettings) -> Callable[[Any], None]:
+    """Puts a token into each request, as the SDK would; but the SDK would also send a request whose token was refused again, with a
+    body that is half read by then."""
+    connection = settings.connection()
+    if not connection.base.startswith("https:"):
+        raise ConfigurationError(
+            f"a token must not be sent to {connection.base}, which is not https",
+            hint="set AZURE_STORAGE_ACCESS_KEY or AZURE_STORAGE_SAS_TOKEN, or an https endpoint",
+        )
+    try:
+        identity: Any = importlib.import_module("azure.identity")
+    except ImportError:
+        raise ConfigurationError(
+            "there is no key, no SAS and no connection string, and azure-identity, which finds other credentials, is not installed",
+            hint="pip install 'jobs-backup-azure-blob[identity]', or set AZURE_STORAGE_SAS_TOKEN",
+        ) from None
+    credential = identity.DefaultAzureCredential()
+
+    def authorize(request: Any) -> None:
+        try:
+            token = credential.get_token(_SCOPE).token
+        except Exception as error:  # noqa: BLE001 - nothing is swallowed
+            raise token_refused(error) from None
+        request.http_request.headers["Authorization"] = f"Bearer {token}"
+
+    return authorize

@@ -1,0 +1,251 @@
+"""Translates the errors of the store and of Azure's libraries into the taxonomy, each with what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from jobs_backup.errors import (
+    AlreadyExists,
+    BucketNotFound,
+    ConfigurationError,
+    CredentialsExpired,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+    StorageError,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+    UploadGone,
+    parse_retry_after,
+)
+from jobs_backup.settings import redacted
+from jobs_backup_azure_blob.settings import AzureBlobSettings
+
+_LONGEST: Final = 300
+_BUCKET: Final = "check JOBS_BACKUP_BUCKET and AZURE_STORAGE_ACCOUNT; the container is never created"
+_ENDPOINT: Final = "check AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_BLOB_ENDPOINT"
+_CREDENTIALS: Final = (
+    "check the key, or the SAS and when it runs out, and this machine's clock (NTP); without both, that there is an identity"
+)
+_IDENTITY: Final = (
+    "run where there is an identity (managed or workload identity, az login), or set AZURE_STORAGE_SAS_TOKEN or"
+    " AZURE_STORAGE_ACCESS_KEY"
+)
+_FIREWALL: Final = "; or the account's firewall, or the SAS, does not admit this address"
+_SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
+_NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
+_FAULT: Final = "a fault of the store; see its status page"
+_CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
+_KEPT: Final = "a policy, a lease or a snapshot of the container's owner keeps it"
+
+PERMISSIONS: Final[Mapping[str, tuple[str, str]]] = {
+    "Put Blob": ("write", "w"),
+    "Put Block": ("write", "w"),
+    "Put Block List": ("write", "w"),
+    "Get Blob": ("read", "r"),
+    "Delete Blob": ("delete", "d"),
+    "List Blobs": ("read", "l"),
+}
+"""Operation -> the action of a role, and the letter in a SAS, that it needs. For Put Blob alone `add/action`, c, would do."""
+
+
+def permission(operation: str) -> str:
+    """The permission that an operation needs, in Azure's words."""
+    action, letter = PERMISSIONS[operation]
+    return f"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/{action} (SAS: {letter})"
+
+
+class _Row(NamedTuple):
+    error: type[JobsBackupError]
+    hint: str = ""
+
+
+# By the code that the store gives with an answer (its header x-ms-error-code).
+_CODES: Final[Mapping[str, _Row]] = {
+    "AccountIsDisabled": _Row(Unauthenticated, "enable the storage account"),
+    "AuthenticationFailed": _Row(Unauthenticated, _CREDENTIALS),
+    "NoAuthenticationInformation": _Row(Unauthenticated, _CREDENTIALS),
+    "KeyBasedAuthenticationNotPermitted": _Row(Unauthenticated, "the account admits no keys: use an identity, or a SAS of one"),
+    "BlobAlreadyExists": _Row(AlreadyExists),
+    # Who may only create is told so instead of "already exists".
+    "UnauthorizedBlobOverwrite": _Row(AlreadyExists),
+    "ContainerNotFound": _Row(BucketNotFound, _BUCKET),
+    "ContainerBeingDeleted": _Row(BucketNotFound, _BUCKET),
+    "ContainerDisabled": _Row(BucketNotFound, _BUCKET),
+    "ResourceNotFound": _Row(BucketNotFound, _BUCKET),
+    "BlobNotFound": _Row(ObjectNotFound),
+    "InvalidBlockList": _Row(UploadGone, "blocks are kept for a week: the upload has to be begun anew"),
+    "InvalidBlobOrBlock": _Row(StorageError, "another program's blocks are under this key; they are gone after a week"),
+    "BlockCountExceedsLimit": _Row(StorageError, "too many blocks were left under this key; they are gone after a week"),
+    "Md5Mismatch": _Row(IntegrityError, _CHECKSUM),
+    "Crc64Mismatch": _Row(IntegrityError, _CHECKSUM),
+    "IncompleteBody": _Row(Unavailable, _NETWORK),
+    "RequestBodyTooLarge": _Row(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
+    "BlobArchived": _Row(NotSupported, "rehydrate it to read it"),
+    "BlobBeingRehydrated": _Row(NotSupported, "wait until it is rehydrated"),
+    "LeaseIdMissing": _Row(StorageError, _KEPT),
+    "SnapshotsPresent": _Row(StorageError, _KEPT),
+    "InvalidResourceName": _Row(NotSupported, "check JOBS_BACKUP_BUCKET and JOBS_BACKUP_PREFIX"),
+    "InvalidHeaderValue": _Row(NotSupported, "check JOBS_BACKUP_AZURE_ACCESS_TIER, and whether the store is new enough"),
+    "FeatureVersionMismatch": _Row(NotSupported, "the account does not have this; check JOBS_BACKUP_AZURE_ACCESS_TIER"),
+}
+_STATUSES: Final[Mapping[int, _Row]] = {
+    401: _Row(Unauthenticated, _CREDENTIALS),
+    404: _Row(BucketNotFound, _ENDPOINT),
+    405: _Row(NotSupported, _ENDPOINT),
+    501: _Row(NotSupported, _ENDPOINT),
+}
+
+# By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
+_NAMES: Final[Mapping[str, _Row]] = {
+    "AzureSigningError": _Row(ConfigurationError, "check AZURE_STORAGE_ACCESS_KEY"),
+    "SSLError": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
+    "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
+    "NewConnectionError": _Row(Unreachable, _NETWORK),
+    "NameResolutionError": _Row(Unreachable, _NETWORK),
+    "ConnectTimeout": _Row(Unreachable, _NETWORK),
+    "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
+    "ConnectionRefusedError": _Row(Unreachable, _NETWORK),
+    "gaierror": _Row(Unreachable, _NETWORK),
+    "ServiceRequestError": _Row(Unavailable, _NETWORK),
+    "ServiceResponseError": _Row(Unavailable, _NETWORK),
+    "IncompleteReadError": _Row(Unavailable, _NETWORK),
+    "RequestException": _Row(Unavailable, _NETWORK),
+    "TimeoutError": _Row(Unavailable, _NETWORK),
+    "HTTPError": _Row(Unavailable, _NETWORK),
+    "DecodeError": _Row(Unavailable, "what answers may not be the store: check endpoint and proxy"),
+    "DeserializationError": _Row(Unavailable, "what answers may not be the store: check endpoint and proxy"),
+}
+
+
+class Call(NamedTuple):
+    """What was tried."""
+
+    operation: str
+    settings: AzureBlobSettings
+    key: str = ""
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.settings.location}" + (f": {self.key}" if self.key else "")
+
+
+@contextlib.contextmanager
+def translated(call: Call) -> Generator[None]:
+    """Whatever is raised within becomes an error of the taxonomy.
+
+    It is raised without the library's error behind it: that one's text has URLs in it, and with them the signature of a SAS.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - nothing is swallowed
+        raise translate(error, call) from None
+
+
+def translate(error: Exception, call: Call) -> JobsBackupError:
+    """The error of the taxonomy for what a request raised."""
+    if isinstance(error, JobsBackupError):
+        return error
+    response: Any = getattr(error, "response", None)
+    if response is not None and getattr(response, "status_code", None):
+        return _answered(error, response, call)
+    text = _cleaned(_reason(error), call)
+    names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
+    for name, row in _NAMES.items():
+        if name in names:
+            return row.error(f"{call}: {text}", hint=row.hint)
+    return StorageError(f"{call}: {type(error).__name__}: {text}")
+
+
+def check_origin(call: Call, response: Any) -> None:
+    """A success must bear the store's mark: a 200 alone can be anybody's. `response` is the SDK's pipeline's.
+
+    Raises:
+        Unavailable: it does not.
+    """
+    answer = response.http_response
+    if answer.status_code < 300 and not answer.headers.get("x-ms-request-id"):
+        raise Unavailable(
+            f"{call}: the answer has no x-ms-request-id", hint="what answers may not be the store: check endpoint and proxy"
+        )
+
+
+def token_refused(error: Exception) -> JobsBackupError:
+    """The error of the taxonomy for a token that could not be had. The request itself was not sent."""
+    names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
+    said = " ".join(re.sub(r"https?://\S+", "****", str(error)).split())[:_LONGEST]
+    if "ClientAuthenticationError" in names:  # also where no kind of credentials is available
+        return Unauthenticated(f"there is no token for Azure: {said}", hint=_IDENTITY)
+    return Unreachable(f"there is no token for Azure: {said}", hint="check the way to the token server, and the metadata server")
+
+
+def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
+    """For an answer that is none of success."""
+    status: int = response.status_code
+    code = str(response.headers.get("x-ms-error-code") or getattr(error.error_code, "value", error.error_code) or "")
+    # The first line is the store's own sentence; below come the request's id, and sometimes what was signed.
+    said = str(error.message).strip().partition("\n")[0]
+    message = f"{call}: {status}" + (f" {code}" if code else "") + f": {_cleaned(said, call)}"
+    retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
+    if status == 429 or code == "ServerBusy":
+        return Throttled(message, hint=_SLOWER, retry_after=retry_after)
+    if code == "BlobImmutableDueToPolicy":
+        return PermissionDenied(message, action=permission(call.operation), resource=call.settings.resource, hint=_KEPT)
+    if code in _CODES:
+        row = _CODES[code]
+    elif status == 412:
+        # The condition of a write is that nothing is there; that of a read, that it still is what it was.
+        row = _Row(IntegrityError, "it was replaced meanwhile") if call.operation == "Get Blob" else _Row(AlreadyExists)
+    elif status == 403:
+        return _denied(message, call)
+    elif status == 401 and call.settings.connection().has_identity:
+        row = _Row(CredentialsExpired, _CREDENTIALS)
+    elif status == 400 and re.search(r"md5|crc64", said, re.IGNORECASE):
+        row = _Row(IntegrityError, _CHECKSUM)
+    elif status < 400:
+        row = _Row(Unavailable, "what answers may not be the store: check endpoint and proxy")
+    elif status == 408 or (status >= 500 and status not in _STATUSES):
+        return Unavailable(message, hint=_FAULT, retry_after=retry_after)
+    else:
+        row = _STATUSES.get(status, _Row(StorageError))
+    return row.error(message, hint=row.hint)
+
+
+def _denied(message: str, call: Call) -> PermissionDenied:
+    action, resource = permission(call.operation), call.settings.resource
+    return PermissionDenied(message, action=action, resource=resource, hint=f"grant {action} on {resource}{_FIREWALL}")
+
+
+def _reason(error: Exception) -> str:
+    """What the system said: the first error in the chain that has no URL in its text; else the error's name."""
+    for one in _chain(error):
+        if type(one).__module__.split(".")[0] in ("builtins", "socket", "ssl", "http"):
+            return getattr(one, "strerror", None) or str(one) or type(one).__name__
+    text = str(error)
+    return text if "://" not in text and "url:" not in text else type(error).__name__
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    found: list[BaseException] = [error]
+    for _ in range(12):
+        if not found:
+            return
+        one = found.pop(0)
+        yield one
+        inner = (one.__cause__, one.__context__, getattr(one, "inner_exception", None), getattr(one, "reason", None), *one.args)
+        found += [other for other in inner if isinstance(other, BaseException) and other is not one]
+
+
+def _cleaned(text: str, call: Call) -> str:
+    text = " ".join(redacted(text, call.settings.secrets()).split())
+    text = re.sub(r"(?<=sig=)[^&\s\"']+", "****", text)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

@@ -1,0 +1,326 @@
+"""The provider AZURE_BLOB: each hook of the contract as one request of the REST API of Azure Blob Storage.
+
+Azure knows no uploads, only blocks: each is sent under a key with an id of its own, and a list of ids makes them the object. What
+an upload is here, its id and what the object will bear, is made up in `create_multipart` and lives in core's journal alone. The
+ids of its blocks begin with the upload's, so that two uploads of one key never mix.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import re
+import secrets
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, ClassVar, Final, NamedTuple, Self
+
+from jobs_backup.bodies import ObjectBody, Source
+from jobs_backup.checksum import crc32c
+from jobs_backup.errors import (
+    CredentialsExpired,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+    Unavailable,
+)
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup_azure_blob import policy as rights
+from jobs_backup_azure_blob.client import Clients
+from jobs_backup_azure_blob.crc import combined
+from jobs_backup_azure_blob.errors import Call, check_origin, translated
+from jobs_backup_azure_blob.settings import AzureBlobSettings
+
+_LARGEST: Final = 5000 << 20
+"""Bytes that Put Blob takes."""
+_BLOCK: Final = 1 << 20
+_DELETES: Final = 8
+"""Objects that are deleted at the same time."""
+_PAGE: Final = 1000
+_TYPE: Final = "content_type"
+_METADATA: Final = "metadata"
+"""Names in `Upload.extra`: what the list of blocks is sent with."""
+
+
+class _Request(NamedTuple):
+    """The SDK's container, and the options of each request. Azure's library is not worth importing for its types."""
+
+    container: Any
+    options: dict[str, Any]
+
+    def streaming(self, source: Source, size: int, md5: bytes) -> dict[str, Any]:
+        """Options with which the request's body is this one. The SDK itself would read all of it into memory, or twice."""
+        authorize = self.options["raw_request_hook"]
+
+        def stream(request: Any) -> None:
+            if size:  # an empty stream would be sent in chunks, which the store refuses
+                request.http_request.data = source
+            request.http_request.headers["Content-Length"] = str(size)
+            request.http_request.headers["Content-MD5"] = base64.b64encode(md5).decode()
+            authorize(request)
+
+        return {**self.options, "raw_request_hook": stream}
+
+
+class AzureBlobProvider:
+    """Azure Blob Storage."""
+
+    API_VERSION: ClassVar[int] = 1
+    settings: ClassVar[type[AzureBlobSettings]] = AzureBlobSettings
+    max_parts: ClassVar[int] = 50_000
+    min_part_size: ClassVar[int] = 1
+    # No `max_write_size`: who sets JOBS_BACKUP_MULTIPART_THRESHOLD high enough never needs more than the right to create.
+
+    def __init__(self, settings: AzureBlobSettings) -> None:
+        self._settings = settings
+        self._clients = Clients(settings)
+
+    @classmethod
+    def from_settings(cls, environment: Mapping[str, str]) -> Self:
+        """Configured by these environment variables. Neither imports the SDK nor opens a connection.
+
+        Raises:
+            ConfigurationError: a variable is missing or wrong, or two contradict each other.
+        """
+        return cls(AzureBlobSettings.from_environment(environment))
+
+    @property
+    def location(self) -> str:
+        """Account and container, and endpoint if it is not Azure's own."""
+        return self._settings.location
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.location}>"
+
+    @hookimpl
+    def write(
+        self,
+        key: str,
+        body: Body,
+        size: int,
+        checksum: int,
+        content_type: str,
+        metadata: Mapping[str, str],
+        if_absent: bool,
+        timeout: float,
+    ) -> WriteReceipt:
+        """Put Blob."""
+        call = Call("Put Blob", self._settings, key)
+        if size > _LARGEST:
+            raise NotSupported(f"{call}: {size:,} bytes in one request", hint="lower JOBS_BACKUP_MULTIPART_THRESHOLD")
+        crc, md5 = _sums(call, body, size)
+        _compare(call, crc, checksum)
+        with Source(body, size) as source, self._request(call, timeout) as request:
+            answer = request.container.get_blob_client(key).upload_blob(
+                b"",
+                length=0,
+                overwrite=not if_absent,
+                **self._bears(content_type, metadata),
+                **request.streaming(source, size, md5),
+            )
+            return _receipt(call, answer)
+
+    @hookimpl
+    def create_multipart(self, key: str, content_type: str, metadata: Mapping[str, str]) -> Upload:
+        """Sends nothing: Azure has no operation that begins an upload."""
+        return Upload(key=key, id=secrets.token_hex(16), extra={_TYPE: content_type, _METADATA: json.dumps(dict(metadata))})
+
+    @hookimpl
+    def write_part(self, upload: Upload, number: int, body: Body, size: int, timeout: float) -> Part:
+        """Put Block."""
+        call = Call("Put Block", self._settings, upload.key)
+        crc, md5 = _sums(call, body, size)
+        with Source(body, size) as source, self._request(call, timeout) as request:
+            blob = request.container.get_blob_client(upload.key)
+            blob.stage_block(_block(upload, number), b"", length=0, **request.streaming(source, size, md5))
+        # Azure gives blocks no tags. What it is told at completion is compared before, and for that their sizes are needed.
+        return Part(number=number, etag=str(size), crc32c=crc)
+
+    @hookimpl
+    def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
+    ) -> WriteReceipt:
+        """Put Block List."""
+        call = Call("Put Block List", self._settings, upload.key)
+        sizes = [int(part.etag) for part in parts]
+        if sum(sizes) != size:
+            raise IntegrityError(f"{call}: the parts have {sum(sizes)} bytes instead of {size}")
+        crcs = ((part.crc32c or 0, size) for part, size in zip(parts, sizes, strict=True))
+        _compare(call, functools.reduce(lambda whole, one: combined(whole, *one), crcs, 0), checksum)
+        blob, core = importlib.import_module("azure.storage.blob"), importlib.import_module("azure.core")
+        condition = {"match_condition": core.MatchConditions.IfMissing} if if_absent else {}
+        with self._request(call, timeout) as request:
+            answer = request.container.get_blob_client(upload.key).commit_block_list(
+                [blob.BlobBlock(_block(upload, part.number)) for part in parts],
+                **self._bears(upload.extra[_TYPE], json.loads(upload.extra[_METADATA])),
+                **condition,
+                **request.options,
+            )
+            return _receipt(call, answer)
+
+    @hookimpl
+    def abort_multipart(self, upload: Upload) -> AbortReceipt:  # noqa: ARG002 - there is nothing to tell the store about it
+        """Sends nothing: Azure has no operation that discards blocks and nothing else.
+
+        They can become part of no object any more, for only this upload lists them. Azure discards them as soon as the key's object
+        is stored, which core goes on trying, in whatever way; if that never happens, a week after the last of them came.
+
+        Deleting the key would discard them at once, but needs a right that backing up does not need, and would delete the object,
+        too, if the completion whose answer was lost has made it. An empty list of blocks would make an empty object, which the next
+        write would take for its own.
+        """
+        return AbortReceipt(Outcome.ABORTED)
+
+    @hookimpl
+    def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
+        """Delete Blob for each key, several at once: so each has its own answer, and the right to delete is all that is needed."""
+
+        def delete(key: str) -> JobsBackupError | None:
+            try:
+                with self._request(Call("Delete Blob", self._settings, key), timeout) as request:
+                    request.container.get_blob_client(key).delete_blob(**request.options)
+            except ObjectNotFound:
+                pass
+            except JobsBackupError as error:
+                return error
+            return None
+
+        if not keys:
+            return DeleteReceipt(deleted=frozenset())
+        first = delete(keys[0])
+        if first is not None and (first.refused or isinstance(first, Unavailable)) and not isinstance(first, PermissionDenied):
+            raise first  # the others would meet it, too, and it may take long to be told
+        with ThreadPoolExecutor(_DELETES) as pool:
+            outcomes = dict(zip(keys, [first, *pool.map(delete, keys[1:])], strict=True))
+        failed: dict[str, Exception] = {key: error for key, error in outcomes.items() if error is not None}
+        return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+    @hookimpl
+    def read(self, key: str, timeout: float) -> Body:
+        """Get Blob Properties for the size, and Get Blob at each opening."""
+        call = Call("Get Blob", self._settings, key)
+        with self._request(call, timeout) as request:
+            found = request.container.get_blob_client(key).get_blob_properties(**request.options)
+        size = int(found.size)
+
+        def get(offset: int) -> Any:
+            same = importlib.import_module("azure.core").MatchConditions.IfNotModified
+            with self._request(call, timeout) as request:
+                blob = request.container.get_blob_client(key)
+                options = request.options | {"raw_response_hook": functools.partial(_take, call)}
+                try:
+                    blob.download_blob(offset, size - offset, etag=found.etag, match_condition=same, **options)
+                except _Taken as taken:
+                    return taken.stream
+            raise Unavailable(f"{call}: there was no answer")
+
+        return ObjectBody(size, get, lambda: translated(call))
+
+    @hookimpl
+    def list(self, prefix: str, after: str, timeout: float) -> Page:
+        """List Blobs. A store that does not know `startFrom` yet lists from the beginning; what was listed before is skipped."""
+        objects: list[Listed] = []
+        with self._request(Call("List Blobs", self._settings), timeout) as request:
+            pages = request.container.list_blobs(
+                name_starts_with=prefix or None, start_from=after or None, results_per_page=_PAGE + 1, **request.options
+            ).by_page()
+            for page in pages:
+                objects += [Listed(key=blob.name, size=int(blob.size)) for blob in page if blob.name > after]
+                if len(objects) > _PAGE:
+                    break
+        return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)
+
+    @hookimpl
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
+        """Commands of az; the role as JSON."""
+        return rights.policy(self.settings.from_environment(settings), delete=delete, replay=replay, format_=format)
+
+    @contextlib.contextmanager
+    def _request(self, call: Call, timeout: float) -> Generator[_Request]:
+        """What sends one request, within a block whose errors are translated."""
+        try:
+            with translated(call):
+                azure = self._clients.get()
+                options = {
+                    "connection_timeout": timeout,
+                    "read_timeout": timeout,
+                    "raw_request_hook": azure.authorize,
+                    "raw_response_hook": functools.partial(check_origin, call),
+                }
+                yield _Request(azure.container, options)
+        except CredentialsExpired:
+            self._clients.renew()
+            raise
+
+    def _bears(self, content_type: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+        """What an object bears besides its bytes. Azure wants names of metadata that could be those of variables."""
+        blob: Any = importlib.import_module("azure.storage.blob")
+        return {
+            "content_settings": blob.ContentSettings(content_type=content_type),
+            "metadata": {re.sub(r"\W", "_", name, flags=re.ASCII): value for name, value in metadata.items()},
+            "standard_blob_tier": blob.StandardBlobTier(self._settings.tier) if self._settings.tier else None,
+        }
+
+
+class _Taken(Exception):
+    """The answer is there: `stream` gives its body."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self.stream = stream
+
+
+def _take(call: Call, response: Any) -> None:
+    """Take the answer away from the SDK, which would hold all of it in memory, and ask again by itself if the connection breaks.
+
+    Raises:
+        _Taken: it is a success.
+    """
+    check_origin(call, response)
+    if response.http_response.status_code in (200, 206):
+        raise _Taken(response.http_response.internal_response.raw)
+
+
+def _block(upload: Upload, number: int) -> str:
+    """A block's id. Under one key, all of them have to have the same length."""
+    return f"{upload.id}-{number:08}"
+
+
+def _sums(call: Call, body: Body, size: int) -> tuple[int, bytes]:
+    """CRC-32C and MD5 of a body, which is read once for both: the first one for us, the second one for the store.
+
+    Raises:
+        IntegrityError: the body has not the size that it should have.
+    """
+    crc, found, md5 = 0, 0, hashlib.md5(usedforsecurity=False)
+    with body.open() as reader:
+        while block := reader.read(_BLOCK):
+            crc = crc32c(block, crc)
+            md5.update(block)
+            found += len(block)
+    if found != size:
+        raise IntegrityError(f"{call}: the body has {found} bytes instead of {size}")
+    return crc, md5.digest()
+
+
+def _compare(call: Call, crc: int, wanted: int) -> None:
+    """Azure can't be asked to check a CRC-32C, so it is done here: bytes that changed on the disk are not to be published."""
+    if crc != wanted:
+        raise IntegrityError(f"{call}: the body's CRC-32C is not the one that it should have", hint="the disk may be faulty")
+
+
+def _receipt(call: Call, answer: Mapping[str, Any]) -> WriteReceipt:
+    if not answer.get("etag"):
+        raise Unavailable(f"{call}: the answer has no ETag", hint="what answers may not be the store: check endpoint and proxy")
+    at: datetime | None = answer.get("date")
+    return WriteReceipt(
+        etag=str(answer["etag"]), version=str(answer.get("version_id") or ""), at=None if at is None else at.timestamp()
+    )

@@ -1,0 +1,184 @@
+"""The environment variables of Azure Blob Storage."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings import Secret, Settings, Variable
+
+_CONTAINER: Final = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+_ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
+_KEY, _SAS, _STRING = "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING"
+_ENDPOINT: Final = "AZURE_STORAGE_BLOB_ENDPOINT"
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the container is, and what opens it: a key, or a SAS, or without both what the environment has.
+
+    Attributes:
+        base: the endpoint's URL, without a slash at its end.
+        is_own: whether that is not Azure's own for this account.
+    """
+
+    account: str
+    base: str
+    is_own: bool
+    key: Secret | None = None
+    sas: Secret | None = None
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether tokens open the container."""
+        return self.key is None and self.sas is None
+
+
+class AzureBlobSettings(Settings, frozen=True, kw_only=True):
+    """What AZURE_BLOB reads from the environment."""
+
+    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The container. It has to exist.", example="my-events")]
+    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
+        ""
+    )
+    account: Annotated[
+        str | None, Variable("AZURE_STORAGE_ACCOUNT", "Name of the storage account.", example="mystorageaccount", basic=True)
+    ] = None
+    key: Annotated[
+        Secret | None,
+        Variable(
+            _KEY,
+            "A key of the account. It may do everything; prefer a SAS or an identity. Without key, SAS and connection string:"
+            " what the environment has (managed identity, workload identity, az login), with `jobs-backup-azure-blob[identity]`.",
+            aliases=("AZURE_STORAGE_KEY",),
+            basic=True,
+        ),
+    ] = None
+    sas: Annotated[
+        Secret | None, Variable(_SAS, "A shared access signature for the container, as in the query of a URL.", basic=True)
+    ] = None
+    connection_string: Annotated[
+        Secret | None, Variable(_STRING, "Account, key or SAS, and endpoint in one, as Azure's portal shows it.")
+    ] = None
+    endpoint: Annotated[
+        str | None,
+        Variable(
+            _ENDPOINT,
+            "Another endpoint than https://ACCOUNT.blob.core.windows.net: of a sovereign cloud, a domain of your own, Azurite.",
+            example="https://mystorageaccount.blob.core.chinacloudapi.cn",
+        ),
+    ] = None
+    tier: Annotated[
+        Literal["Hot", "Cool", "Cold", "Archive"] | None,
+        Variable(
+            "JOBS_BACKUP_AZURE_ACCESS_TIER",
+            "Access tier of the objects. Default: the account's. What is in Archive can't be read back before it is rehydrated.",
+        ),
+    ] = None
+
+    @classmethod
+    def from_environment(cls, environment: Any) -> Self:
+        """See `Settings.from_environment`; also raises where the settings contradict each other."""
+        found = super().from_environment(environment)
+        if not _CONTAINER.fullmatch(found.bucket):
+            raise ConfigurationError(
+                f"JOBS_BACKUP_BUCKET={found.bucket!r} is no name of a container",
+                hint="3 to 63 lower-case letters, digits and single '-'",
+            )
+        given = [name for name, value in ((_KEY, found.key), (_SAS, found.sas), (_STRING, found.connection_string)) if value]
+        if len(given) > 1:
+            raise ConfigurationError(f"{' and '.join(given)} are set: only one of them can count", hint="unset the others")
+        found.connection()
+        return found
+
+    def connection(self) -> Connection:
+        """Account, endpoint and credentials, wherever they were written.
+
+        Raises:
+            ConfigurationError: something is missing or wrong.
+        """
+        if self.connection_string is not None:
+            for name, value in (("AZURE_STORAGE_ACCOUNT", self.account), (_ENDPOINT, self.endpoint)):
+                if value is not None:
+                    raise ConfigurationError(f"{name} and {_STRING} are set: only one of them can count", hint=f"unset {name}")
+            return _parsed(self.connection_string.reveal())
+        if self.account is None:
+            raise ConfigurationError("AZURE_STORAGE_ACCOUNT is not set", hint="set it to the name of the storage account")
+        base = self.endpoint or f"https://{self.account}.blob.core.windows.net"
+        return _connection("AZURE_STORAGE_ACCOUNT", self.account, base, self.key, self.sas)
+
+    @property
+    def location(self) -> str:
+        """As the contract wants it. The names of containers are an account's own, so the account is a part of it."""
+        connection = self.connection()
+        return f"azure://{connection.account}/{self.bucket}" + (f" at {connection.base}" if connection.is_own else "")
+
+    def secrets(self) -> list[str]:
+        """What no message may show: also a SAS's signature alone."""
+        connection = self.connection()
+        texts = [secret.reveal() for secret in (connection.key, connection.sas) if secret]
+        return texts + (parse_qs(connection.sas.reveal())["sig"] if connection.sas else [])
+
+    @property
+    def resource(self) -> str:
+        """What permissions have to be granted on."""
+        return f"storageAccounts/{self.connection().account}/blobServices/default/containers/{self.bucket}"
+
+
+def _connection(named: str, account: str, base: str, key: Secret | None, sas: Secret | None) -> Connection:
+    """`named` is the variable that has the account. Says nothing of the secrets in what it raises."""
+    if not _ACCOUNT.fullmatch(account):
+        raise ConfigurationError(
+            f"{named}: {account!r} is no name of a storage account", hint="3 to 24 lower-case letters and digits"
+        )
+    base = base.rstrip("/")
+    if not _host(base):
+        # Not shown: somebody may have written a SAS or a password into it.
+        name = _ENDPOINT if named != _STRING else f"{_STRING}: BlobEndpoint"
+        raise ConfigurationError(f"{name} is no URL of an endpoint", hint="write it as https://host or http://host:port/account")
+    if key is not None and not _is_base64(key.reveal()):
+        name = _KEY if named != _STRING else f"{_STRING}: AccountKey"
+        raise ConfigurationError(f"{name} is no key of a storage account", hint="copy it from the account's page: it is base64")
+    if sas is not None:
+        sas = Secret(sas.reveal().removeprefix("?"))
+        if not {"sig", "sv"} <= parse_qs(sas.reveal()).keys():
+            name = _SAS if named != _STRING else f"{_STRING}: SharedAccessSignature"
+            raise ConfigurationError(f"{name} is no SAS", hint="write what stands behind the '?' of a URL: sv=...&sp=...&sig=...")
+    is_own = base != f"https://{account}.blob.core.windows.net"
+    return Connection(account=account, base=base, is_own=is_own, key=key, sas=sas)
+
+
+def _parsed(text: str) -> Connection:
+    parts = (part.strip().partition("=") for part in text.split(";"))
+    fields = {name: value for name, _, value in parts}
+    key, sas = fields.get("AccountKey"), fields.get("SharedAccessSignature")
+    base = fields.get("BlobEndpoint", "")
+    account = fields.get("AccountName") or _host(base).partition(".")[0]
+    if bool(key) == bool(sas) or not account:
+        raise ConfigurationError(
+            f"{_STRING} has to have AccountName, and either AccountKey or SharedAccessSignature", hint="copy it from Azure's portal"
+        )
+    suffix = fields.get("EndpointSuffix", "core.windows.net")
+    base = base or f"{fields.get('DefaultEndpointsProtocol', 'https')}://{account}.blob.{suffix}"
+    return _connection(_STRING, account, base, Secret(key) if key else None, Secret(sas) if sas else None)
+
+
+def _host(url: str) -> str:
+    """The host of an endpoint; empty where the URL is none of an endpoint."""
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and not parts.query and "@" not in parts.netloc and parts.port != 0
+    except ValueError:
+        return ""
+    return (parts.hostname or "") if is_one else ""
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        return bool(base64.b64decode(text, validate=True))
+    except ValueError:
+        return False
