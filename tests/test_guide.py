@@ -45,6 +45,8 @@ def test_who_follows_the_guide_has_a_conforming_provider_that_core_uses(tmp_path
     for language, text in BLOCK.findall(GUIDE.read_text()):
         if language == "text":
             shown.append(text)
+        elif language == "sh":
+            assert "copier copy contrib/provider-template" in text, "only these are done elsewhere: test_template.py"
         elif named := re.match(r"# ([\w.]+)(, continued)?\n", text):
             with (here / named[1]).open("a" if named[2] else "w") as file:
                 file.write(text.removeprefix(named[0]) if named[2] else text)
