@@ -203,7 +203,7 @@ class Archiver:
     def _store(self, claimed: Claim) -> None:
         batch, body = self._destination.prepare(claimed.batch)
         try:
-            if self._destination.has_multipart and batch.size > self._threshold:
+            if self._destination.has_multipart and (batch.size > self._threshold or self._is_begun(claimed)):
                 receipt = self._multipart.send(batch, body)
             else:
                 receipt = self._destination.write(batch, body)
@@ -227,6 +227,10 @@ class Archiver:
             ", was there" if receipt.existed else "",
             extra={"key": batch.key, "events": batch.events, "bytes": batch.size, "destination": self._destination.location},
         )
+
+    def _is_begun(self, claimed: Claim) -> bool:
+        """Whether an earlier attempt has begun an upload in parts, which has to be ended by its own means whatever is set now."""
+        return claimed.times > 1 and self._spool.upload_of(claimed.batch) is not None
 
     def _damaged(self, claim: Claim, error: SpoolCorrupt) -> None:
         """What is damaged goes into quarantine; the rest is sent as another object, if it can be."""

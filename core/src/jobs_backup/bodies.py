@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Protocol, Self
 
-from jobs_backup.errors import IntegrityError
+from jobs_backup.errors import IntegrityError, JobsBackupError, SpoolError
 from jobs_backup.model import Body
 
 
@@ -31,18 +31,24 @@ _BLOCK: Final = 1 << 20
 class Source:
     """The reader of a body that the SDK gets.
 
-    The SDK takes an error of the body for one of the network. This one remembers it, and raises it again when the block ends. It
-    also gives exactly the promised number of bytes: with fewer the store would wait for the rest, with more it would see garbage.
+    The SDK takes an error of the body for one of the network. This one remembers it, and raises it again when the block ends; what
+    is none of `jobs_backup.errors`, as a SpoolError. It also gives exactly the promised number of bytes: with fewer the store
+    would wait for the rest, with more it would see garbage.
     """
 
     def __init__(self, body: Body, size: int) -> None:
         self._body = body
         self._size = size
         self._position = 0
-        self._error: Exception | None = None
+        self._error: JobsBackupError | None = None
 
     def __enter__(self) -> Self:
-        self._reader = self._body.open()
+        try:
+            self._reader = self._body.open()
+        except JobsBackupError:
+            raise
+        except Exception as error:
+            raise _unreadable(error) from error
         return self
 
     def __exit__(self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
@@ -57,9 +63,12 @@ class Source:
             block = self._reader.read(wanted) if wanted else b""
             if wanted and not block:
                 raise IntegrityError(f"the body ended after {self._position} of {self._size} bytes")
-        except Exception as error:
+        except JobsBackupError as error:
             self._error = error
             raise
+        except Exception as error:
+            self._error = _unreadable(error)
+            raise self._error from error
         self._position += len(block)
         return block
 
@@ -71,6 +80,10 @@ class Source:
 
     def tell(self) -> int:
         return self._position
+
+
+def _unreadable(error: Exception) -> SpoolError:
+    return SpoolError(f"the body can't be read: {type(error).__name__}: {error}")
 
 
 class ObjectBody(Body):

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Annotated, BinaryIO, ClassVar, Final, Self
 
+from jobs_backup.bodies import Source
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     AlreadyExists,
@@ -286,14 +287,14 @@ def _copy(body: Body, target: BinaryIO, checksum: int | None) -> int:
     Raises:
         IntegrityError: the body is not what `checksum` and its size promise.
     """
-    with body.open() as source:
+    with Source(body, body.size) as source:
         value = _append(source, target, 0)
-    if target.tell() != body.size or (checksum is not None and value != checksum):
+    if checksum is not None and value != checksum:
         raise IntegrityError("the bytes are not those that the checksum was made of")
     return value
 
 
-def _append(source: BinaryIO, target: BinaryIO, value: int) -> int:
+def _append(source: BinaryIO | Source, target: BinaryIO, value: int) -> int:
     while block := source.read(_BLOCK):
         target.write(block)
         value = crc32c(block, value)

@@ -9,8 +9,9 @@ Rules that hold for every hook:
 - It does one attempt and MUST NOT retry; core wraps every call in the retry policy. An SDK's own retries MUST be off.
 - It MUST return a receipt or raise one of `jobs_backup.errors`; it MUST NOT return None, and MUST NOT log a failure and go on.
 - It MUST give up after about `timeout` seconds without progress, with `Unavailable`.
-- It MUST open the body anew for each attempt, and close what it opened. An error that the body raises passes through unchanged; a
-  body that ends before `size` bytes is an `IntegrityError`, and nothing of it may appear.
+- It MUST open the body anew for each attempt, and close what it opened. An error that the body raises passes through as it is (or
+  as a `SpoolError`: `jobs_backup.bodies.Source` makes one); a body that ends before `size` bytes is an `IntegrityError`. In both
+  cases nothing may appear.
 - It MUST NOT call any other operation of the store than the one that its name says: no look at the bucket, no list, no head.
 - It may take fewer arguments than the specification has, by name; new arguments may be added to the specification later.
 - Neither a secret nor an upload's id may be in an error's message, a log line or a `repr`.

@@ -36,6 +36,7 @@ from jobs_backup.errors import (
     JobsBackupError,
     ObjectNotFound,
     SpoolCorrupt,
+    SpoolError,
 )
 from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL
 from jobs_backup.model import Listed
@@ -249,14 +250,15 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert body.unclosed == 0
         assert inspector.get("key") == data
 
-    def test_failing_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
+    @pytest.mark.parametrize("error", [SpoolCorrupt, OSError])
+    def test_failing_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector, error: type[Exception]) -> None:
         """If the body can't be read to its end there is no object, and the error is the body's, not one of the store.
 
         Half an object under its final key would be taken for the whole one by everybody; and core has to know that it is the
         disk.
         """
-        with pytest.raises(SpoolCorrupt, match="bad sector"):
-            hooks.write("key", FailingBody(random_bytes(300_000, 3)), checksum=0)
+        with pytest.raises((error, SpoolError), match="bad sector"):
+            hooks.write("key", FailingBody(random_bytes(300_000, 3), error), checksum=0)
         assert list(inspector.keys()) == []
 
     def test_short_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
@@ -300,7 +302,8 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
     def test_a_fork_gets_its_own(self, environment: Mapping[str, str], inspector: Inspector) -> None:
         """A child of fork(2) can use what it has inherited, and disturbs its parent in nothing.
 
-        Servers fork after they have imported everything. Two processes on one connection mix up their answers.
+        Servers fork after they have imported everything. A lock that another thread held at that moment is never released in the
+        child. (That each has connections of its own can't be seen from here: two processes on one mix up their answers.)
         """
         script = (
             "import os\n"
@@ -316,7 +319,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         self.in_another_process(environment, script)
         assert sorted(inspector.keys()) == ["child", "parent", "parent again"]
 
-    def test_bucket_that_does_not_exist(self, environment_without_bucket: Mapping[str, str] | None) -> None:
+    def test_bucket_that_does_not_exist(
+        self, environment: Mapping[str, str], environment_without_bucket: Mapping[str, str] | None
+    ) -> None:
         """It is an error with a hint, and the bucket is not made.
 
         A bucket made by accident is somebody's bill, or somebody else's data.
@@ -324,6 +329,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         if environment_without_bucket is None:
             pytest.skip("no bucket that does not exist was given")
         hooks = self.open(environment_without_bucket)
+        assert hooks.loaded.provider.location != self.open(environment).loaded.provider.location
         for _ in range(2):
             with pytest.raises(BucketNotFound) as caught:
                 hooks.write("key", b"data")
@@ -416,7 +422,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         least, most = (hooks.policy(environment, delete=more, replay=more) for more in (False, True))
         texts = [least.text, most.text]
         assert environment["JOBS_BACKUP_BUCKET"] in texts[0]
-        assert {"write", "abort_multipart"} <= least.grants.keys() <= most.grants.keys() <= {*MANDATORY, *MULTIPART, *OPTIONAL}
+        assert {"write"} <= least.grants.keys() <= most.grants.keys() <= {*MANDATORY, *MULTIPART, *OPTIONAL}
         assert {"delete", "read", "list"} <= most.grants.keys()
         assert len(texts[0]) <= len(texts[1])
         assert not [secret for secret in self.secrets(hooks, environment) if secret in texts[1]]

@@ -50,8 +50,10 @@ class Inspector(Protocol):
 class Hooks:
     """A provider's hooks, called as core calls them. Holds the provider to its receipts' types."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, *, timeout: float = TIMEOUT) -> None:
+        """`timeout` is what each call gets, in seconds."""
         self._hook = loaded.manager.hook
+        self._timeout = timeout
         self.loaded = loaded
 
     def write(self, key: str, body: Body | bytes, *, checksum: int | None = None, if_absent: bool = True) -> WriteReceipt:
@@ -64,7 +66,7 @@ class Hooks:
             content_type="application/gzip",
             metadata=_METADATA,
             if_absent=if_absent,
-            timeout=TIMEOUT,
+            timeout=self._timeout,
         )
         return _typed(receipt, WriteReceipt)
 
@@ -82,7 +84,7 @@ class Hooks:
             content_type="application/gzip",
             metadata=_METADATA,
             if_absent=if_absent,
-            timeout=TIMEOUT,
+            timeout=self._timeout,
         )
         return _typed(upload, Upload)
 
@@ -96,7 +98,7 @@ class Hooks:
             body=body,
             size=body.size,
             last=number == len(parts),
-            timeout=TIMEOUT,
+            timeout=self._timeout,
         )
         assert _typed(part, Part).number == number
         return _typed(part, Part)
@@ -110,27 +112,27 @@ class Hooks:
             size=len(whole),
             checksum=crc32c.crc32c(whole) if checksum is None else checksum,
             if_absent=if_absent,
-            timeout=TIMEOUT,
+            timeout=self._timeout,
         )
         return _typed(receipt, WriteReceipt)
 
     def abort(self, upload: Upload) -> Outcome:
-        return _typed(self._hook.abort_multipart(upload=upload, timeout=TIMEOUT), AbortReceipt).outcome
+        return _typed(self._hook.abort_multipart(upload=upload, timeout=self._timeout), AbortReceipt).outcome
 
     def delete(self, keys: Sequence[str]) -> DeleteReceipt:
-        receipt = _typed(self._hook.delete(keys=keys, timeout=TIMEOUT), DeleteReceipt)
+        receipt = _typed(self._hook.delete(keys=keys, timeout=self._timeout), DeleteReceipt)
         assert receipt.deleted | receipt.failed.keys() == set(keys), "an outcome for each key"
         assert not receipt.deleted & receipt.failed.keys()
         return receipt
 
     def read(self, key: str) -> Body:
-        return _typed(self._hook.read(key=key, timeout=TIMEOUT), Body)
+        return _typed(self._hook.read(key=key, timeout=self._timeout), Body)
 
     def policy(self, settings: Mapping[str, str], *, delete: bool, replay: bool, format_: str = "") -> Policy:
         return _typed(self._hook.policy(settings=settings, delete=delete, replay=replay, format=format_), Policy)
 
     def list(self, prefix: str, after: str = "") -> Page:
-        return _typed(self._hook.list(prefix=prefix, after=after, timeout=TIMEOUT), Page)
+        return _typed(self._hook.list(prefix=prefix, after=after, timeout=self._timeout), Page)
 
 
 class CountingBody(BytesBody):
@@ -161,6 +163,10 @@ class FailingBody(CountingBody):
 
     failures = 0
 
+    def __init__(self, data: bytes, error: type[Exception] = SpoolCorrupt) -> None:
+        super().__init__(data)
+        self.error = error
+
     def _reader(self) -> BinaryIO:
         with super()._reader() as whole:
             return _FailingReader(self, whole.read())
@@ -175,7 +181,7 @@ class _FailingReader(io.BytesIO):
         wanted = self._body.size if size is None or size < 0 else size
         if self.tell() + wanted > self._body.size // 2:
             self._body.failures += 1
-            raise SpoolCorrupt("bad sector")
+            raise self._body.error("bad sector")
         return super().read(size)
 
 

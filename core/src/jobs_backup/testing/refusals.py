@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from jobs_backup.hookspecs import MULTIPART
 from jobs_backup.model import Body
 from jobs_backup.settings import redacted
 from jobs_backup.testing.driver import CountingBody, FailingBody, Hooks, Inspector, random_bytes
-from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy
+from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
 
 EnvironmentAt = Callable[[str], Mapping[str, str]]
 
@@ -74,6 +75,7 @@ class RefusalConformance(ABC):
         hooks.write("stands", b"data")
         environment = environment_without_rights()
         denied = self.open(environment)
+        granted = denied.policy(environment, delete=True, replay=True).grants.values() if "policy" in denied.loaded.hooks else ()
         errors: list[JobsBackupError] = []
         for call in _calls(denied, "stands", CountingBody(b"data"), reading=False):
             with pytest.raises((PermissionDenied, Unauthenticated)) as caught:
@@ -84,6 +86,7 @@ class RefusalConformance(ABC):
             if isinstance(error, PermissionDenied):
                 assert error.action
                 assert error.resource
+                assert error.action in granted or not granted, "it is not in the words of the policy"
             errors.append(error)
         assert list(inspector.keys()) == ["stands"]
         assert _leaks(self.secrets(denied, environment), errors) == []
@@ -105,6 +108,40 @@ class RefusalConformance(ABC):
         assert caught.value.retryable
         assert body.unclosed == 0
         assert _leaks(self.secrets(hooks, environment), [caught.value]) == []
+
+    def test_store_that_says_nothing(self, environment_at: EnvironmentAt | None) -> None:
+        """Who gets no answer gives up after about `timeout` seconds.
+
+        A thread that waits for ever sends nothing any more, and nobody sees why.
+        """
+        if environment_at is None:
+            pytest.skip("no store at another URL was given (fixture environment_at)")
+        with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:  # connections are made, and nobody takes them
+            environment = environment_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            hooks = Hooks(self.open(environment).loaded, timeout=0.5)
+            body = CountingBody(b"data")
+            begun = time.monotonic()
+            with pytest.raises(Unavailable):
+                hooks.write("key", body)
+            assert time.monotonic() - begun < 10
+            assert body.unclosed == 0
+
+    def test_secrets_that_the_store_repeats(self, environment_at: EnvironmentAt | None) -> None:
+        """What an answer has of the request, headers and URL, is not told with a secret in it.
+
+        Stores quote requests in their errors, and proxies print them.
+        """
+        if environment_at is None:
+            pytest.skip("no store at another URL was given (fixture environment_at)")
+        with FaultProxy() as server:
+            environment = environment_at(server.url)
+            hooks = self.open(environment)
+            secrets = self.secrets(hooks, environment)
+            for status in (400, 403, 500):
+                server.fail(_repeating(status))
+                with pytest.raises(StorageError) as caught:
+                    hooks.write("key", b"data")
+                assert _leaks(secrets, [caught.value]) == []
 
     @pytest.mark.parametrize("status", [429, 500, 503])
     def test_fault_of_the_store_is_one_request(self, scripted: tuple[FaultProxy, Hooks], status: int) -> None:
@@ -184,6 +221,11 @@ class RefusalConformance(ABC):
         assert _leaks(secrets, errors, caplog.text) == []
 
 
+def _repeating(status: int) -> Callable[[Request], Answer]:
+    """What a store answers that quotes the request."""
+    return lambda request: Answer(status, f"{request.target} {request.headers}".encode())
+
+
 def _calls(hooks: Hooks, key: str, body: Body, *, reading: bool = True) -> list[Callable[[], object]]:
     """A call of each hook that needs nothing but a key; where it fails, it raises."""
 
@@ -195,7 +237,8 @@ def _calls(hooks: Hooks, key: str, body: Body, *, reading: bool = True) -> list[
     calls: dict[str, Callable[[], object]] = {
         "write": lambda: hooks.write("another", body),
         "delete": delete,
-        "create_multipart": lambda: hooks.create("another", b"data"),
+        # Where an upload begins without a request, its first part is the first to be refused.
+        "create_multipart": lambda: hooks.part(hooks.create("another", b"data"), [b"data"], 1),
     }
     if reading:
         calls |= {"read": lambda: hooks.read(key), "list": lambda: hooks.list("")}

@@ -69,8 +69,9 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
                 f"JOBS_BACKUP_BUCKET={found.bucket!r} is no name of a bucket", hint="lower-case letters, digits, '-', '_' and '.'"
             )
         for name, url in (("JOBS_BACKUP_GCS_ENDPOINT", found.endpoint), ("STORAGE_EMULATOR_HOST", found.emulator)):
-            if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
-                raise ConfigurationError(f"{name}={url!r} is no URL", hint="write it as https://host or http://host:port")
+            if url is not None and not _is_endpoint(url):
+                # Not shown: somebody may have written a password into it.
+                raise ConfigurationError(f"{name} is no URL of a server", hint="write it as https://host or http://host:port")
         if found.credentials is not None and found.emulator is None:
             _check(found.credentials)
         return found
@@ -89,6 +90,14 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
     def resource(self) -> str:
         """What permissions have to be granted on."""
         return f"gs://{self.bucket}"
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _check(path: Path) -> None:

@@ -290,6 +290,8 @@ def region_told(response: Mapping[str, Any]) -> str | None:
 
 def _denied(message: str, said: str, call: Call) -> PermissionDenied:
     connection = call.connection
+    if connection.permission:
+        return PermissionDenied(message, action=connection.permission, resource=connection.bucket)
     named = re.search(r"\b((?:s3|kms|sts):[A-Za-z]+)\b", said)
     action = named[1] if named else _ACTIONS.get(call.operation, f"s3:{call.operation}")
     if action.startswith("kms:"):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from jobs_backup.errors import NotSupported
 from jobs_backup.model import Policy
-from jobs_backup_s3.settings import Connection
+from jobs_backup_s3.settings import SPACES_PERMISSION, Connection
 
 _WRITES: Final = ("write", "create_multipart", "write_part", "complete_multipart")
 _DAYS: Final = 7
@@ -61,7 +61,9 @@ resource "digitalocean_spaces_key" "jobs_backup" {{
     else:
         format_ = "commands"
         text = f"doctl spaces keys create jobs-backup --grants 'bucket={connection.bucket};permission=readwrite'\n"
-    grants: dict[str, str] = dict.fromkeys((*_WRITES, "abort_multipart", "delete", "read", "list"), "readwrite")
+    grants: dict[str, str] = dict.fromkeys(
+        (*_WRITES, "abort_multipart", "delete", "read", "list"), SPACES_PERMISSION
+    )
     return Policy(format=format_, text=text, grants=grants, resource=connection.bucket)
 
 

@@ -195,8 +195,9 @@ class _Provider:
         kind: str,
         crc: int | None,
     ) -> Answer:
+        sums = _sums(call, kind, body, crc)
+
         def send(client: Any) -> Answer:
-            sums = _sums(call, kind, body, crc)
             with Source(body, size) as source:
                 answer: Answer = getattr(client, method)(Body=source, ContentLength=size, **sums, **request)
                 return answer

@@ -19,6 +19,8 @@ Encryption = Literal["AES256", "aws:kms"]
 Checksum = Literal["crc32c", "md5", "none"]
 
 _AWS_HOSTS: Final = (".amazonaws.com", ".amazonaws.com.cn")
+SPACES_PERMISSION: Final = "readwrite"
+"""The one that a key of Spaces needs: there are none for single operations (the API of DigitalOcean, spaces keys)."""
 _SPACES_HOST: Final = ".digitaloceanspaces.com"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]+")
@@ -42,6 +44,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         endpoint: None for AWS itself.
         keys: None for the SDK's default chain.
         checksum: which one is sent with every object and part.
+        permission: the one that there is, on whole buckets; None for a store that has one for each operation.
     """
 
     bucket: str
@@ -62,6 +65,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     proxy: Secret | None = None
     ca_bundle: Path | None = None
     verify_tls: bool = True
+    permission: str | None = None
 
     @property
     def location(self) -> str:
@@ -288,9 +292,9 @@ class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
                 raise _wrong("DO_SPACES_ENDPOINT", f"is {self.endpoint}, another bucket's", f"set it to {region}{_SPACES_HOST}")
             # As the control panel shows it, the endpoint has the bucket before it.
             parts = parts._replace(netloc=parts.netloc.removeprefix(f"{self.bucket}.") if bucket else parts.netloc)
-        return self._connection(
-            endpoint=parts.geturl(), region=region, keys=Keys(access_key=self.access_key, secret_key=self.secret_key)
-        )
+        keys = Keys(access_key=self.access_key, secret_key=self.secret_key)
+        connection = self._connection(endpoint=parts.geturl(), region=region, keys=keys)
+        return msgspec.structs.replace(connection, permission=SPACES_PERMISSION)
 
 
 def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
