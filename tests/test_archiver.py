@@ -165,3 +165,25 @@ def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
         assert wait_for(lambda: len(objects(tmp_path)) == 2)
         release.set()
     assert len(events(tmp_path)) == 2
+
+
+def test_an_upload_that_was_begun_is_ended_in_parts_whatever_is_set_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At some stores the parts that wait would be in the way of a write in one request."""
+    original = FileProvider.complete_multipart
+
+    def refuse(self: FileProvider) -> WriteReceipt:
+        raise PermissionDenied("no", action="complete", resource="r")
+
+    monkeypatch.setattr(FileProvider, "complete_multipart", hookimpl(refuse))
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1")) as backup:
+        backup.record({"n": 1}, source_id="web")
+        with pytest.raises(DestinationPaused):
+            backup.flush(timeout=10)
+    monkeypatch.setattr(FileProvider, "complete_multipart", original)
+    with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1GB")) as backup:
+        assert backup.archiver is not None
+        assert backup.archiver.drain(10)
+        assert backup.destination.attempts == {("complete_multipart", "ok"): 1}
+    assert len(events(tmp_path)) == 1

@@ -279,6 +279,18 @@ TRIES_AGAIN = [
 ]
 IMPORTS_THE_SDK = [("client.py", "if TYPE_CHECKING:\n    from", "if True:\n    from")]
 
+WAITS_FOR_EVER = [("provider.py", "timeout=timeout,\n                redirect", "timeout=None,\n                redirect")]
+REPEATS_SECRETS = [("errors.py", "redacted(text, secrets)", "text")]
+USES_OTHER_WORDS = [("errors.py", "action=PERMISSIONS[call.hook]", 'action="write access"')]
+SAYS_DELETED = [
+    (
+        "provider.py",
+        "except JobsBackupError as error:\n                return error",
+        "except JobsBackupError:\n                pass",
+    )
+]
+IS_ONE_FOR_ALL = [("provider.py", "return self._settings.location", 'return "acme://store"')]
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -289,8 +301,24 @@ IMPORTS_THE_SDK = [("client.py", "if TYPE_CHECKING:\n    from", "if True:\n    f
         (PUBLISHES_WHAT_IT_GETS, "test_wrong_checksum_publishes_nothing"),
         (TRIES_AGAIN, "test_fault_of_the_store_is_one_request[503]"),
         (IMPORTS_THE_SDK, "test_configuring_imports_no_sdk"),
+        (WAITS_FOR_EVER, "test_store_that_says_nothing"),
+        (REPEATS_SECRETS, "test_secrets_that_the_store_repeats"),
+        (USES_OTHER_WORDS, "test_without_rights"),
+        (SAYS_DELETED, "test_without_rights"),
+        (IS_ONE_FOR_ALL, "test_bucket_that_does_not_exist"),
     ],
-    ids=["ignores if_absent", "publishes short bodies", "sends no checksum", "tries again", "imports the SDK"],
+    ids=[
+        "ignores if_absent",
+        "publishes short bodies",
+        "sends no checksum",
+        "tries again",
+        "imports the SDK",
+        "waits for ever",
+        "repeats secrets",
+        "uses other words",
+        "says deleted",
+        "is one for all",
+    ],
 )
 @pytest.mark.parametrize("project", ["parts"], indirect=True)
 def test_its_tests_find_what_is_wrong(project: Project, changes: list[tuple[str, str, str]], caught: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 import crc32c
 
-from jobs_backup.errors import AlreadyExists, BucketNotFound, ObjectNotFound, SpoolCorrupt, UploadGone
+from jobs_backup.errors import AlreadyExists, BucketNotFound, ObjectNotFound, SpoolCorrupt, Unavailable, UploadGone
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Outcome, Part, Upload, WriteReceipt
 from jobs_backup.testing.memory import MemoryProvider, MemorySettings
@@ -217,6 +217,21 @@ class ReadsAgainWhatFailed(MemoryProvider):
             return super().write(key, body, size, checksum, if_absent)
 
 
+class TakesTheDiskForTheStore(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        try:
+            return super().write(key, body, size, checksum, if_absent)
+        except OSError as error:
+            raise Unavailable(f"{key}: {error}", hint="check the network") from error
+
+
+class IsWhereverYouLook(MemoryProvider):
+    def __init__(self, settings: MemorySettings) -> None:
+        super().__init__(settings)
+        self.location = "memory://"
+
+
 EXPECTED: Final[dict[type[MemoryProvider], set[str]]] = {
     AbortsNothing: {"test_abort", "test_abort_twice", "test_abort_of_an_unknown_upload"},
     LosesTheLastPart: {"test_multipart", "test_multipart_of_one_part"},
@@ -243,4 +258,6 @@ EXPECTED: Final[dict[type[MemoryProvider], set[str]]] = {
     LeaksInALog: {"test_secrets_are_in_no_error_and_no_log"},
     ReadsTheBodyOnce: {"test_body_is_opened_anew_and_closed"},
     ReadsAgainWhatFailed: {"test_a_call_is_one_attempt"},
+    TakesTheDiskForTheStore: {"test_failing_body_publishes_nothing"},
+    IsWhereverYouLook: {"test_bucket_that_does_not_exist"},
 }
