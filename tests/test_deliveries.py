@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
@@ -732,8 +733,8 @@ class TestDoubt:
         write = Destination._attempt
         lost = [True]
 
-        def attempt(self: Destination, hook: str, arguments: object, expected: type) -> object:
-            result: object = write(self, hook, arguments, expected)  # type: ignore[arg-type]
+        def attempt(self: Destination, hook: str, *others: Any) -> object:
+            result: object = write(self, hook, *others)
             if hook == "write" and lost and lost.pop():
                 raise Unavailable("the answer is lost")
             return result

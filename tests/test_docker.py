@@ -93,6 +93,8 @@ def test_what_the_image_is_made_of_is_there_and_is_sent_to_the_builder() -> None
     assert all((ROOT / source).exists() for source in copied)
     providers = next(rest for name, rest in instructions() if name == "ARG" and rest.startswith("PROVIDERS="))
     assert {path.name for path in (ROOT / "plugins").iterdir()} == set(shlex.split(providers)[0].partition("=")[2].split())
+    contrib = {str(path.parent.name) for path in (ROOT / "contrib").glob("*/pyproject.toml")}
+    assert {source.removeprefix("contrib/") for source in copied if source.startswith("contrib/")} == contrib
     assert any(fnmatch.fnmatch("core/.venv", line) for line in lines if not line.startswith("!"))
 
 

@@ -29,6 +29,7 @@ from jobs_backup.errors import (
     WrapperMissing,
     WrapperNotFound,
 )
+from jobs_backup.model import Body
 from jobs_backup.settings import CoreSettings
 from jobs_backup.testing.memory import MemoryProvider
 from jobs_backup.wrappers import Wrappers, load
@@ -186,10 +187,10 @@ def test_status_tells_why_a_batch_waits(tmp_path: Path) -> None:
 def test_reading_what_was_made_by_a_wrapper_that_is_not_there(tmp_path: Path) -> None:
     record(environment(tmp_path, "inner,outer"), {"n": 1})
     (key,) = objects()
-    with pytest.raises(ConfigurationError, match=r"was sent through the wrapper of \.xa, which is not active") as caught:
+    with pytest.raises(WrapperMissing, match=r"was sent through the wrapper of \.xa, which is not active") as caught:
         read(environment(tmp_path, "outer"), key, tmp_path)
     assert caught.value.hint == "add it to JOBS_BACKUP_WRAPPERS"
-    with pytest.raises(ConfigurationError, match="in this order"):
+    with pytest.raises(WrapperMissing, match="in this order"):
         read(environment(tmp_path, "outer,inner"), key, tmp_path)
 
 
@@ -404,3 +405,41 @@ def test_only_those_that_are_named_are_imported(install: Install, tmp_path: Path
     assert destination(environment(tmp_path, "first")).wrappers == ()
     with pytest.raises(WrapperNotFound, match=r"wrapper BOMB \(bomb-backup .* can't be imported: RuntimeError: imported"):
         destination(environment(tmp_path, "bomb"))
+
+
+def test_settings_of_a_wrapper_that_is_not_named_are_an_error(tmp_path: Path) -> None:
+    """Who has set a key believes that objects are encrypted."""
+    with pytest.raises(ConfigurationError) as caught:
+        destination(environment(tmp_path, "first", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
+    assert (
+        caught.value.message
+        == "JOBS_BACKUP_INNER_KEY is set, and JOBS_BACKUP_WRAPPERS does not name inner: it would have no effect"
+    )
+    assert caught.value.hint == "add inner to JOBS_BACKUP_WRAPPERS, or unset JOBS_BACKUP_INNER_KEY"
+    destination(environment(tmp_path, "first,inner", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
+    destination(environment(tmp_path, "first", JOBS_BACKUP_INNER_KEY=" ", JOBS_BACKUP_INNERMOST="x", JOBS_BACKUP_S3_SSE="AES256"))
+
+
+def test_each_secret_of_a_list_is_hidden(tmp_path: Path) -> None:
+    variables = environment(tmp_path, "failing", MEMORY_TOKEN="canary-one, canary-two", JOBS_BACKUP_RETRY_ATTEMPTS="1")
+    Failing.before[:] = [RuntimeError("with canary-two")]
+    record(variables, {"n": 1}, archive=False)
+    with Backup.from_env(variables, archive=False) as backup:
+        claim = backup.spool.claim()
+        assert claim is not None
+        with pytest.raises(StorageError, match=r"write failed: RuntimeError: with \*\*\*\*$"):
+            backup.destination.write(*backup.destination.prepare(claim.batch))
+
+
+def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(environment(tmp_path, "inner", MEMORY_TOKEN="canary-7f3a"), {"n": 1}, archive=False)
+    with Backup.from_env(environment(tmp_path, "inner", MEMORY_TOKEN="canary-7f3a"), archive=False) as backup:
+        claim = backup.spool.claim()
+        assert claim is not None
+
+        def fail(self: Body) -> int:
+            raise RuntimeError("with canary-7f3a")
+
+        monkeypatch.setattr(Body, "crc32c", fail)
+        with pytest.raises(StorageError, match=r"^MEMORY within INNER: open_body failed: RuntimeError: with \*\*\*\*$"):
+            backup.destination.prepare(claim.batch)

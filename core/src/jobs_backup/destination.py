@@ -121,13 +121,19 @@ class Destination:
         """
         hook = self._wrappers.opening(self._bodies, batch)
         self._tell_left_out(batch)
+        made = batch
+
+        def opened(batch: Batch) -> object:
+            nonlocal made
+            body: object = hook(batch=batch)
+            if batch.wrappers and isinstance(body, Body):
+                # What the wrappers make is known nowhere but here: it is made once for its checksum, and again to be sent.
+                made = msgspec.structs.replace(batch, size=body.size, crc32c=body.crc32c(), content_type="application/octet-stream")
+            return body
+
         try:
-            body = self._attempt("open_body", hook, {"batch": batch}, Body)
-            if not batch.wrappers:
-                return batch, body
-            # What the wrappers make is known nowhere but here: it is made once to know its checksum, and again to be sent.
-            made = msgspec.structs.replace(batch, size=body.size, crc32c=body.crc32c(), content_type="application/octet-stream")
-        except ConfigurationError as error:
+            body = self._attempt("open_body", opened, {"batch": batch}, Body)
+        except (ConfigurationError, WrapperMissing) as error:
             raise WrapperMissing(f"{batch.key} can't be made: {error}", hint=error.hint) from error
         return made, body
 
@@ -205,7 +211,7 @@ class Destination:
             size, crc: what they have to be, and their CRC-32C, where they are known.
 
         Raises:
-            ConfigurationError: a wrapper that the object was made by is not active.
+            WrapperMissing: a wrapper that the object was made by, or a key of one, is not there.
             ObjectNotFound: there is no such object.
             IntegrityError: it has other bytes.
             NotSupported: the provider can't read back.

@@ -200,7 +200,10 @@ class SpoolCorrupt(SpoolError):
 
 
 class WrapperMissing(SpoolError):
-    """A batch was sealed with a wrapper, or with a key of one, that is not there now. It waits until it is."""
+    """A wrapper, or a key of one, is not there that a batch is to be made by, or that an object was made by.
+
+    The batch waits until it is there again.
+    """
 
 
 class BackupClosed(JobsBackupError):

@@ -218,7 +218,9 @@ class ObjectHooks(Protocol):
 class Wrapper(Protocol):
     """What stands between core and the store. It is not a base class: just have these.
 
-    It is named by an entry point of the group `jobs_backup.wrappers`, and active if JOBS_BACKUP_WRAPPERS names it. It implements
+    It is named by an entry point of the group `jobs_backup.wrappers`, and active if JOBS_BACKUP_WRAPPERS names it. Its variables
+    begin with `JOBS_BACKUP_` and its name, as in JOBS_BACKUP_ENCRYPTION_KEY: if one is set and it is not active, that is an error.
+    It implements
     any of the hooks as a wrapper: `@hookimpl(wrapper=True)` on a generator that yields once, gets there what the hook returned (or
     has its error raised there), and returns what core shall get. It takes the arguments that it needs, by name, and can't replace
     them.
@@ -234,7 +236,8 @@ class Wrapper(Protocol):
     ending of a key: lower-case letters and digits, for example `enc`), and, if its bytes depend on something that may change, such
     as a key, `parameter: str` (what that is now: letters, digits, `-`, `_` and `.`). Both are kept with each batch when it is
     opened, as `FORMAT=PARAMETER` in `batch.wrappers`. `open_body` passes through it for batches that were opened with it, and it
-    has to go by `batch.parameter_of(format)`, whatever its present one is; `read` for objects whose keys end in the format.
+    has to go by `batch.parameter_of(format)`, whatever its present one is; `read` passes through it for objects whose keys end in
+    the format. Where it lacks what that takes, such as an older key, it raises `WrapperMissing`: only that batch waits.
     """
 
     API_VERSION: ClassVar[int]

@@ -149,11 +149,12 @@ def settings_of(class_: type[Any]) -> type[Settings] | None:
 
 
 def secrets_of(class_: type[Any], environment: Mapping[str, str]) -> tuple[Secret, ...]:
-    """The values of its secret settings that are set."""
+    """The values of its secret settings that are set; of a list, separated by commas, also each of its values."""
     settings = settings_of(class_)
     variables = [setting.variable for setting in settings.describe() if setting.secret] if settings else []
     texts = [environment.get(name, "").strip() for variable in variables for name in (variable.name, *variable.aliases)]
-    return tuple(Secret(text) for text in texts if text)
+    # Of a list, such as one of keys, each is a secret of its own.
+    return tuple(Secret(one) for text in texts for one in dict.fromkeys((text, *map(str.strip, text.split(",")))) if one)
 
 
 def _entry_points(group: str) -> Iterable[importlib.metadata.EntryPoint]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Self
 
 import msgspec
@@ -15,7 +15,7 @@ from jobs_backup.layout import FORMAT, MAX_FORMATS_BYTES, formats_of
 from jobs_backup.model import Batch
 from jobs_backup.plugins import Installed, Kind, secrets_of
 from jobs_backup.providers import HOOKS, implementations
-from jobs_backup.settings import Secret
+from jobs_backup.settings import CoreSettings, Secret
 
 KIND: Final = Kind(
     noun="wrapper",
@@ -26,6 +26,7 @@ KIND: Final = Kind(
 _HOOKS: Final = (*HOOKS, "open_body")
 _PARAMETER: Final = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 _VARIABLE: Final = "JOBS_BACKUP_WRAPPERS"
+_PREFIX: Final = "JOBS_BACKUP_"
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +56,10 @@ class Wrappers:
 
         Raises:
             WrapperNotFound: one is not installed, or breaks the contract's form; the message names the distribution.
-            ConfigurationError: the list, or the settings of one, are wrong.
+            ConfigurationError: the list, or the settings of one, are wrong; or one has settings and is not named.
         """
         loaded = [load(name, environment) for name in names_in(text)]
+        _refuse_idle(environment, {one.installed.name for one in loaded})
         formats = [one.format for one in loaded if one.format]
         if len(set(formats)) < len(formats):
             raise ConfigurationError(f"two of {_VARIABLE}={text!r} make the same format", hint="leave one of them out")
@@ -96,11 +98,11 @@ class Wrappers:
         """The hook `read` of a provider's manager, through those wrappers that made the object, as its key tells.
 
         Raises:
-            ConfigurationError: one of them is not active, or they are in another order.
+            WrapperMissing: one of them is not active, or they are in another order.
         """
         formats = formats_of(key)
         if (problem := self._problem(formats)) is not None:
-            raise ConfigurationError(f"{key} was sent {problem[0]}", hint=problem[1])
+            raise WrapperMissing(f"{key} was sent {problem[0]}", hint=problem[1])
         return manager.subset_hook_caller("read", self._others(formats))
 
     def left_out(self, batch: Batch) -> list[str]:
@@ -129,6 +131,20 @@ def names_in(text: str) -> list[str]:
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigurationError(f"{_VARIABLE}={text!r} has {', '.join(sorted(twice))} twice", hint="name each of them once")
     return names
+
+
+def _refuse_idle(environment: Mapping[str, str], active: Collection[str]) -> None:
+    """Who has set a key and forgotten to name the wrapper believes that objects are encrypted. Raises ConfigurationError."""
+    unknown = [name for name, text in environment.items() if name.startswith(_PREFIX) and text.strip()]
+    core = {setting.variable.name for setting in CoreSettings.describe()} if unknown else set[str]()
+    unknown = [name for name in unknown if name not in core]
+    for one in KIND.installed() if unknown else ():
+        idle = [name for name in unknown if name.startswith(f"{_PREFIX}{one.name}_")]
+        if idle and one.name not in active:
+            raise ConfigurationError(
+                f"{idle[0]} is set, and {_VARIABLE} does not name {one.name.lower()}: it would have no effect",
+                hint=f"add {one.name.lower()} to {_VARIABLE}, or unset {idle[0]}",
+            )
 
 
 def load(name: str, environment: Mapping[str, str]) -> Loaded:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final, NoReturn
 
 import click
 
@@ -15,7 +15,9 @@ from jobs_backup.model import Body
 from jobs_backup_encryption.format import DecryptedBody
 from jobs_backup_encryption.keys import Keys
 
-_BLOCK = 1 << 20
+_BLOCK: Final = 1 << 20
+_NOT_DONE: Final = 1
+_MISUSED: Final = 2
 
 
 class _FileBody(Body):
@@ -30,7 +32,8 @@ class _FileBody(Body):
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(file: Path) -> None:
-    """Decrypt FILE, an object whose key ends in .enc, to standard output: all of it, or an error where it was changed.
+    """Decrypt FILE, an object whose key ends in .enc, to standard output. All of it is verified before any of it is given: of an
+    object that was changed nothing is (exit code 1).
 
     The key is that of JOBS_BACKUP_ENCRYPTION_KEY, or of the file JOBS_BACKUP_ENCRYPTION_KEY_FILE.
 
@@ -38,9 +41,22 @@ def main(file: Path) -> None:
     Example:
       jobs-backup-decrypt 1772600767_1772600776_ws_0b1f6a0e.json.gz.enc | zcat
     """
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - another file may have its number
+        _end("standard output is closed", _MISUSED)
     try:
-        with DecryptedBody(_FileBody(file), Keys.from_environment(os.environ), str(file)).open() as reader:
-            shutil.copyfileobj(reader, sys.stdout.buffer, _BLOCK)
+        content = DecryptedBody(_FileBody(file), Keys.from_environment(os.environ), str(file))
+        content.crc32c()  # reads, and so verifies, all of it
+        # Not through sys.stdout: Python would try at its end to write what is left in there.
+        with content.open() as reader, open(1, "wb", closefd=False) as output:
+            shutil.copyfileobj(reader, output, _BLOCK)
     except JobsBackupError as error:
-        click.echo(f"jobs-backup-decrypt: {error.one_line()}", err=True)
-        sys.exit(2)
+        _end(error.one_line(), _NOT_DONE if error.retryable else _MISUSED)
+    except BrokenPipeError:
+        sys.exit(_NOT_DONE)  # its reader has enough
+    except OSError as error:
+        _end(f"{error.strerror}", _NOT_DONE)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    click.echo(f"jobs-backup-decrypt: {message}", err=True)
+    sys.exit(code)

@@ -51,15 +51,16 @@ class EncryptedBody(Body):
 class DecryptedBody(Body):
     """The content of an object. What was changed of it is an IntegrityError where it is read."""
 
-    def __init__(self, encrypted: Body, keys: Keys, name: str) -> None:
-        """`name` is the object's, for messages.
+    def __init__(self, encrypted: Body, keys: Keys, name: str, *, has_its_key: bool = False) -> None:
+        """`name` is the object's, for messages. `has_its_key`: it is the key that it was stored under, which has the batch's uuid.
 
         Raises:
-            IntegrityError: it is too short to be one.
+            IntegrityError: it has as many bytes as no object has.
         """
         self._encrypted = encrypted
         self._keys = keys
         self._name = name
+        self._has_its_key = has_its_key
         sealed = encrypted.size - HEADER_BYTES
         chunks = max(1, -(-sealed // _SEALED_BYTES))
         self.size = sealed - TAG_BYTES * chunks
@@ -69,9 +70,12 @@ class DecryptedBody(Body):
     def open(self) -> BinaryIO:
         reader = self._encrypted.open()
         try:
-            header = reader.read(HEADER_BYTES)
+            header = _exactly(reader, HEADER_BYTES)
             if not header.startswith(MAGIC):
                 raise IntegrityError(f"{self._name} does not begin as an encrypted object does")
+            batch = str(uuid.UUID(bytes=header[-16:]))
+            if self._has_its_key and batch not in self._name:
+                raise IntegrityError(f"{self._name} has the content of another object, that of the batch {batch}")
             key = self._keys.find(header[len(MAGIC) : len(MAGIC) + 8].hex(), self._name)
             decrypting = _Decrypting(reader, self.size, _cipher(key, header), self._name)
         except BaseException:
@@ -111,18 +115,16 @@ class _ByChunks(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        filled = 0
-        while filled < len(buffer) and self._position < self._size:
-            offset = self._position - self._held_at
-            if not 0 <= offset < len(self._held):
-                self._held_at, piece = self._make(self._position)
-                self._held = memoryview(piece)
-                offset = self._position - self._held_at
-            block = self._held[offset : offset + len(buffer) - filled]
-            buffer[filled : filled + len(block)] = block
-            filled += len(block)
-            self._position += len(block)
-        return filled
+        if self._position >= self._size:
+            return 0
+        if not 0 <= self._position - self._held_at < len(self._held):
+            self._held_at, piece = self._make(self._position)
+            self._held = memoryview(piece)
+        offset = self._position - self._held_at
+        block = self._held[offset : offset + len(buffer)]
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
 
     def close(self) -> None:
         if not self.closed:
@@ -133,10 +135,9 @@ class _ByChunks(io.RawIOBase):
         """So many bytes of the source."""
         if self._source_at != at:
             self._source.seek(at)
-        data = self._source.read(size)
-        self._source_at = at + len(data)
-        if len(data) != size:
-            raise IntegrityError(f"the content ended after {self._source_at:,} bytes, in the middle of a chunk")
+        self._source_at = -1  # should reading fail, nobody knows where it is
+        data = _exactly(self._source, size)
+        self._source_at = at + size
         return data
 
 
@@ -178,6 +179,17 @@ class _Decrypting(_ByChunks):
             raise IntegrityError(
                 f"{self._name}: the bytes from {at:,} on are not those that were encrypted", hint="the object was changed, or cut"
             ) from None
+
+
+def _exactly(source: BinaryIO, size: int) -> bytes:
+    """So many bytes; a source may give less of them at a time."""
+    data = source.read(size)
+    while len(data) < size:
+        more = source.read(size - len(data))
+        if not more:
+            raise IntegrityError(f"the content ended {size - len(data):,} bytes too early")
+        data += more
+    return data
 
 
 def _chunks(size: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from jobs_backup.errors import ConfigurationError
+from jobs_backup.errors import ConfigurationError, WrapperMissing
 from jobs_backup.settings import Secret, Settings, Variable
 
 KEY_BYTES: Final = 32
@@ -76,14 +76,14 @@ class Keys:
         """The key with this id.
 
         Raises:
-            ConfigurationError: it is not among them. `what` is what needs it, for the message.
+            WrapperMissing: it is not among them. `what` is what needs it, for the message.
         """
         try:
             return bytes.fromhex(self._keys[id_].reveal())
         except KeyError:
             known = ", ".join(self._keys)
-            raise ConfigurationError(
-                f"{what} was encrypted with the key {id_}, which is not there (there are: {known})",
+            raise WrapperMissing(
+                f"{what} needs the encryption key {id_}, which is not there (there are: {known})",
                 hint="add it behind the others in JOBS_BACKUP_ENCRYPTION_KEY, or in the file",
             ) from None
 
@@ -95,7 +95,8 @@ def key_id(key: bytes) -> str:
 
 def _key(text: str, what: str) -> bytes:
     try:
-        key = base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+        padded = text + "=" * (-len(text) % 4)  # some that make base64 for URLs leave that away
+        key = base64.b64decode(padded.replace("-", "+").replace("_", "/"), validate=True)
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:

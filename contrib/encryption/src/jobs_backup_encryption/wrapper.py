@@ -34,10 +34,10 @@ class EncryptionWrapper:
         """The batch's bytes, encrypted with the key that was the current one when it was opened."""
         content = yield
         id_ = batch.parameter_of(FORMAT)
-        return EncryptedBody(content, self._keys.find(id_, batch.key), id_, batch.uuid)
+        return EncryptedBody(content, self._keys.find(id_, "it"), id_, batch.uuid)
 
     @hookimpl(wrapper=True)
     def read(self, key: str) -> Generator[None, Body, Body]:
-        """The object's content. Which key it needs stands at its beginning."""
+        """The object's content. Which key it needs stands at its beginning, and whose object it is."""
         encrypted = yield
-        return DecryptedBody(encrypted, self._keys, key)
+        return DecryptedBody(encrypted, self._keys, key, has_its_key=True)

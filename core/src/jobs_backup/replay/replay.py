@@ -15,7 +15,14 @@ from typing import BinaryIO, Final, NamedTuple, cast
 import msgspec
 
 from jobs_backup.destination import Destination
-from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError, ObjectNotFound, PermissionDenied
+from jobs_backup.errors import (
+    ConfigurationError,
+    IntegrityError,
+    JobsBackupError,
+    ObjectNotFound,
+    PermissionDenied,
+    WrapperMissing,
+)
 from jobs_backup.replay.lines import opened, picker
 from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
 
@@ -74,12 +81,13 @@ class Replay:
         """
         key, lines = split_cursor(after)
         self.cursor = after
-        refused: list[PermissionDenied] = []
+        refused: list[JobsBackupError] = []
         for found, file, error in self._fetched(selection.objects(key, behind=lines is None)):
             if error is not None:
                 self.damaged.append(Damaged(found.key, error))
-                # S3 answers so for a missing object, too, unless one may list. Once something was read, it is that.
-                if isinstance(error, PermissionDenied) and not self.objects:
+                # S3 denies a missing object, too, unless one may list; and a single object may need a wrapper, or a key, that is
+                # not there. Once something was read, it is that.
+                if isinstance(error, PermissionDenied | WrapperMissing) and not self.objects:
                     refused.append(error)
                     if len(refused) >= self._window:
                         break
@@ -117,7 +125,7 @@ class Replay:
                     found, file, future = window.popleft()
                     try:
                         future.result()
-                    except (IntegrityError, ObjectNotFound, PermissionDenied) as error:
+                    except (IntegrityError, ObjectNotFound, PermissionDenied, WrapperMissing) as error:
                         _close(file)
                         yield found, file, error
                     except BaseException:

@@ -61,9 +61,7 @@ resource "digitalocean_spaces_key" "jobs_backup" {{
     else:
         format_ = "commands"
         text = f"doctl spaces keys create jobs-backup --grants 'bucket={connection.bucket};permission=readwrite'\n"
-    grants: dict[str, str] = dict.fromkeys(
-        (*_WRITES, "abort_multipart", "delete", "read", "list"), SPACES_PERMISSION
-    )
+    grants: dict[str, str] = dict.fromkeys((*_WRITES, "abort_multipart", "delete", "read", "list"), SPACES_PERMISSION)
     return Policy(format=format_, text=text, grants=grants, resource=connection.bucket)
 
 
