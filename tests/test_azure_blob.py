@@ -37,6 +37,7 @@ from jobs_backup.errors import (
     NotSupported,
     ObjectNotFound,
     PermissionDenied,
+    SpoolError,
     StorageError,
     Throttled,
     Unauthenticated,
@@ -338,7 +339,7 @@ def test_an_error_of_the_body_stays_what_it_is(azure: Azurite, container: str) -
             return super()._reader()
 
     of = hooks(azure.environment(container))
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(SpoolError, match="Input/output"):
         of.write("key", Failing(b"data"), checksum=crc32c.crc32c(b"data"))
     assert azure.keys(container) == []
 

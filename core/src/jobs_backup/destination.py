@@ -123,9 +123,9 @@ class Destination:
         self._tell_left_out(batch)
         made = batch
 
-        def opened(batch: Batch) -> object:
+        def opened(**arguments: Any) -> object:
             nonlocal made
-            body: object = hook(batch=batch)
+            body: object = hook(**arguments)
             if batch.wrappers and isinstance(body, Body):
                 # What the wrappers make is known nowhere but here: it is made once for its checksum, and again to be sent.
                 made = msgspec.structs.replace(batch, size=body.size, crc32c=body.crc32c(), content_type="application/octet-stream")
