@@ -54,10 +54,12 @@ def _described(value: Any) -> Any:
         if issubclass(value, Exception):
             described["flags"] = {name: getattr(value, name) for name in ("retryable", "refused") if hasattr(value, name)}
             described["bases"] = [base.__name__ for base in value.__mro__[1:] if issubclass(base, Exception)]
+        # What comes from Python itself is Python's to promise, and differs from version to version.
+        ours = {name for base in value.__mro__ if base.__module__.startswith("jobs_backup") for name in vars(base)}
         described["members"] = {
             name: _parameters(member) if callable(member) and not inspect.isclass(member) else "attribute"
             for name, member in inspect.getmembers(value)
-            if not name.startswith("_") and not (issubclass(value, BaseException) and hasattr(Exception, name))
+            if not name.startswith("_") and name in ours
         }
         return described
     if callable(value) and not hasattr(value, "__supertype__"):
