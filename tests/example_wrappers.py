@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from jobs_backup.errors import IntegrityError
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, BytesBody
+from jobs_backup.settings import Secret, Settings, Variable
 
 SEEN: list[str] = []
 """What happened, in order: `NAME HOOK begin`, `NAME HOOK end` or `NAME HOOK ErrorName`."""
@@ -96,8 +97,13 @@ class Changing:
         return f"</{self.format}>".encode()
 
 
+class InnerSettings(Settings, frozen=True, kw_only=True):
+    key: Annotated[Secret | None, Variable("JOBS_BACKUP_INNER_KEY", "A key.")] = None
+
+
 class Inner(Changing):
     format = "xa"
+    settings = InnerSettings
 
 
 class Outer(Changing):
@@ -120,7 +126,7 @@ class Meddling:
 
 
 class Failing:
-    """Raises what `before` and `after` have, one a call of `write`; then `opening` at `open_body`."""
+    """Raises what `before` and `after` (of `create_multipart`, too) have, one a call of `write`; `opening` at `open_body`."""
 
     API_VERSION: ClassVar[int] = 1
     before: ClassVar[list[Exception]] = []
@@ -135,6 +141,13 @@ class Failing:
     def write(self) -> Generator[None, Any, Any]:
         if self.before:
             raise self.before.pop(0)
+        receipt = yield
+        if self.after:
+            raise self.after.pop(0)
+        return receipt
+
+    @hookimpl(wrapper=True)
+    def create_multipart(self) -> Generator[None, Any, Any]:
         receipt = yield
         if self.after:
             raise self.after.pop(0)

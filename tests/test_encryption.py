@@ -833,7 +833,11 @@ class TestDecrypt:
         assert self.decrypt(file, KEY, shell='"$0" "$1" >&-') == (2, b"", "jobs-backup-decrypt: standard output is closed\n")
 
     def test_a_full_disk(self, file: Path) -> None:
-        assert self.decrypt(file, KEY, shell='"$0" "$1" >/dev/full') == (1, b"", "jobs-backup-decrypt: No space left on device\n")
+        assert self.decrypt(file, KEY, shell='"$0" "$1" >/dev/full') == (
+            1,
+            b"",
+            "jobs-backup-decrypt: standard output: No space left on device\n",
+        )
 
     def test_no_such_file(self, tmp_path: Path) -> None:
         assert self.decrypt(tmp_path / "none", KEY)[0] == 2

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, BinaryIO
 
 import example_wrappers
 import pytest
@@ -16,7 +17,8 @@ from commands import run
 from distributions import Install
 from example_wrappers import SEEN, Failing
 
-from jobs_backup import Backup
+from jobs_backup import Backup, plugins
+from jobs_backup.checksum import crc32c
 from jobs_backup.destination import Destination
 from jobs_backup.errors import (
     ConfigurationError,
@@ -29,7 +31,7 @@ from jobs_backup.errors import (
     WrapperMissing,
     WrapperNotFound,
 )
-from jobs_backup.model import Body
+from jobs_backup.model import Body, BytesBody
 from jobs_backup.settings import CoreSettings
 from jobs_backup.testing.memory import MemoryProvider
 from jobs_backup.wrappers import Wrappers, load
@@ -140,7 +142,7 @@ def test_what_was_recorded_before_is_sent_as_it_was_and_this_is_told_once(tmp_pa
     suffixes = sorted(key.partition(".")[2] for key in objects())
     assert suffixes == ["json.gz", "json.gz", "json.gz", "json.gz.xa"]
     (line,) = [message for message in caplog.messages if "JOBS_BACKUP_WRAPPERS" in message]
-    assert "recorded before JOBS_BACKUP_WRAPPERS made .xa, is sent without it" in line
+    assert "is sent without .xa, and so is what else was recorded without it" in line
 
 
 @pytest.mark.parametrize(
@@ -421,8 +423,10 @@ def test_settings_of_a_wrapper_that_is_not_named_are_an_error(tmp_path: Path) ->
 
 
 def test_each_secret_of_a_list_is_hidden(tmp_path: Path) -> None:
-    variables = environment(tmp_path, "failing", MEMORY_TOKEN="canary-one, canary-two", JOBS_BACKUP_RETRY_ATTEMPTS="1")
-    Failing.before[:] = [RuntimeError("with canary-two")]
+    variables = environment(
+        tmp_path, "failing", MEMORY_TOKEN="canary-one-0123456789, canary-two-0123456789", JOBS_BACKUP_RETRY_ATTEMPTS="1"
+    )
+    Failing.before[:] = [RuntimeError("with canary-two-0123456789")]
     record(variables, {"n": 1}, archive=False)
     with Backup.from_env(variables, archive=False) as backup:
         claim = backup.spool.claim()
@@ -443,3 +447,110 @@ def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_pa
         monkeypatch.setattr(Body, "crc32c", fail)
         with pytest.raises(StorageError, match=r"^MEMORY within INNER: open_body failed: RuntimeError: with \*\*\*\*$"):
             backup.destination.prepare(claim.batch)
+
+
+def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) -> None:
+    """Behind the wrappers nothing tells any more; and a key must not be used for two contents."""
+    record(environment(tmp_path, "inner"), {"n": 1}, archive=False)
+    (file,) = (tmp_path / "spool" / "blobs").glob("*.db")
+    with sqlite3.connect(file) as db:
+        ((job, size),) = db.execute("SELECT job, length(data) FROM chunks").fetchall()
+        db.execute("UPDATE chunks SET data=?, crc32c=? WHERE job=?", (bytes(size), crc32c(bytes(size)), job))
+    db.close()
+    with Backup.from_env(environment(tmp_path, "inner")) as backup:
+        assert backup.archiver is not None
+        backup.archiver.drain(5)
+        (waiting,) = backup.spool.waiting()
+        assert "what comes to the wrappers is not what was sealed" in waiting.error
+    assert objects() == {}
+
+
+def test_a_wrapper_without_a_format_changes_nothing_before_one_that_has_one(tmp_path: Path) -> None:
+    record(environment(tmp_path, "inner"), {"n": 1}, archive=False)
+    with Backup.from_env(environment(tmp_path, "meddling,inner"), archive=False) as backup:
+        claim = backup.spool.claim()
+        assert claim is not None
+        with pytest.raises(IntegrityError, match="not what was sealed") as caught:
+            backup.destination.prepare(claim.batch)
+    assert "a wrapper that has no format" in caught.value.hint
+
+
+def test_a_refusal_behind_the_call_does_not_mean_that_nothing_arrived(tmp_path: Path) -> None:
+    """Else what waits would follow a new setting, and stand in both buckets."""
+    error = PermissionDenied("no", action="a", resource="r")
+    Failing.after[:] = [error]
+    record(environment(tmp_path, "failing"), {"n": 1}, archive=False)
+    with Backup.from_env(environment(tmp_path, "failing"), archive=False) as backup:
+        claim = backup.spool.claim()
+        assert claim is not None
+        with pytest.raises(PermissionDenied):
+            backup.destination.write(*backup.destination.prepare(claim.batch))
+        assert backup.destination.may_have_accepted
+        assert backup.destination.may_land_until(sent_before=False) > 0
+    assert PermissionDenied.refused, "of others it still means that"
+    assert len(objects()) == 1
+
+
+def test_an_upload_that_a_wrapper_loses_is_aborted(tmp_path: Path) -> None:
+    Failing.after[:] = [RuntimeError("lost my notes"), RuntimeError("again")]
+    MemoryProvider.uploads.clear()
+    with Backup.from_env(environment(tmp_path, "failing", JOBS_BACKUP_MULTIPART_THRESHOLD="1")) as backup:
+        backup.record({"n": 1}, source_id="web")
+        backup.flush(timeout=20)
+    assert len(objects()) == 1
+    assert MemoryProvider.uploads == {}
+
+
+def test_a_provider_and_a_wrapper_may_have_the_same_name(install: Install, tmp_path: Path) -> None:
+    install("from example_wrappers import First", name="MEMORY", target="First", group=GROUP, distribution="memory-wrapper")
+    record(environment(tmp_path, "memory"), {"n": 1})
+    assert len(objects()) == 1
+    assert "first write end" in SEEN
+
+
+@pytest.mark.parametrize("variable", ["JOBS_BACKUP_ENCRYPTION_KEY", "JOBS_BACKUP_ENCRYPTION_KEY_FILE"])
+def test_a_key_of_encryption_that_is_not_installed_is_an_error(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = plugins._entry_points
+    monkeypatch.setattr(plugins, "_entry_points", lambda group: [one for one in points(group) if one.name != "ENCRYPTION"])
+    with pytest.raises(ConfigurationError, match=f"{variable} is set, and JOBS_BACKUP_WRAPPERS does not name encryption"):
+        destination(environment(tmp_path, "", **{variable: "x"}))
+    with pytest.raises(WrapperNotFound) as caught:
+        destination(environment(tmp_path, "encryption", **{variable: "x"}))
+    assert caught.value.hint == "pip install jobs-backup-encryption"
+
+
+def test_what_is_none_of_a_wrappers_variables_may_look_like_one(install: Install, tmp_path: Path) -> None:
+    more = {"JOBS_BACKUP_INNER_SERVICE_HOST": "10.0.0.1", "JOBS_BACKUP_INNER_OTHER": "x"}
+    assert destination(environment(tmp_path, "", **more)).wrappers == ()
+
+
+def test_a_body_that_fails_while_it_is_read_back_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = environment(tmp_path, "inner", MEMORY_TOKEN="canary-7f3a", JOBS_BACKUP_RETRY_ATTEMPTS="1")
+    record(variables, {"n": 1})
+    (key,) = objects()
+
+    class Bad(BytesBody):
+        def open(self) -> BinaryIO:
+            raise ValueError("with canary-7f3a")
+
+    monkeypatch.setattr(example_wrappers, "BytesBody", Bad)
+    with pytest.raises(StorageError, match=r"MEMORY within INNER: read failed: ValueError: with \*\*\*\*"):
+        read(variables, key, tmp_path)
+
+
+def test_replay_goes_on_behind_many_objects_whose_wrapper_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    variables = environment(tmp_path, "inner", JOBS_BACKUP_STORAGE_PROVIDER="FILE", JOBS_BACKUP_BUCKET=str(tmp_path / "bucket"))
+    variables["PYTHONPATH"] = f"{os.environ['PYTHONPATH']}{os.pathsep}{Path(__file__).parent}"
+    for number in range(6):
+        record(variables, {"n": number})
+    variables["JOBS_BACKUP_WRAPPERS"] = ""
+    code, stdout, stderr = run("replay", "--payload-only", env=variables)
+    assert (code, stdout) == (2, "")
+    assert stderr.count("[WrapperMissing]") == 1
+    record(variables, {"n": 6})
+    code, stdout, stderr = run("replay", "--payload-only", env=variables)
+    assert (code, stdout) == (1, '{"n":6}\n')
+    assert stderr.count("[DamagedObject]") == 6

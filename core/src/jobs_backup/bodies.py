@@ -83,7 +83,9 @@ class Source:
 
 
 def _unreadable(error: Exception) -> SpoolError:
-    return SpoolError(f"the body can't be read: {type(error).__name__}: {error}")
+    # What the system says is told; other errors' texts may have anything in them.
+    said = f": {error}" if isinstance(error, OSError) else ""
+    return SpoolError(f"the body can't be read: {type(error).__name__}{said}")
 
 
 class ObjectBody(Body):

@@ -7,7 +7,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Final, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ from jobs_backup.errors import (
     StorageError,
     WrapperMissing,
 )
-from jobs_backup.hookspecs import MULTIPART
+from jobs_backup.hookspecs import MULTIPART, hookimpl
 from jobs_backup.measures import ATTEMPT_SECONDS, Histogram
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.retry import Attempted, Retry, RetryPolicy
@@ -56,6 +57,9 @@ class Destination:
         if_absent: bool = True,
     ) -> None:
         """`timeout` is for one attempt, in seconds."""
+        self._arrived = _Arrived()
+        if wrappers.names:
+            loaded.manager.register(self._arrived, name="arrived")  # the innermost
         wrappers.wrap(loaded.manager)
         self._manager = loaded.manager
         self._wrappers = wrappers
@@ -142,7 +146,10 @@ class Destination:
             if one not in self._left_out:
                 self._left_out.add(one)
                 log.warning(
-                    "%s, and what else was recorded before JOBS_BACKUP_WRAPPERS made .%s, is sent without it", batch.key, one
+                    "%s is sent without .%s, and so is what else was recorded without it: before JOBS_BACKUP_WRAPPERS had it, or by"
+                    " a process that lacks it",
+                    batch.key,
+                    one,
                 )
 
     def write(self, batch: Batch, body: Body) -> WriteReceipt:
@@ -224,8 +231,10 @@ class Destination:
             target.seek(0)
             target.truncate()
             got = checksum = 0
-            with body.open() as reader:
-                while block := reader.read(_BLOCK):
+            with self._translated("read"):
+                reader = body.open()
+            with reader:
+                while block := self._block(reader):
                     target.write(block)
                     checksum = crc32c(block, checksum)
                     got += len(block)
@@ -236,6 +245,10 @@ class Destination:
 
         fields = {"hook": "read", "destination": self.location, "key": key}
         return self._retry.call(f"{self._name} read {key}", get, self._counted("read"), fields=fields)
+
+    def _block(self, reader: BinaryIO) -> bytes:
+        with self._translated("read"):
+            return reader.read(_BLOCK)
 
     def list(self, prefix: str, after: str) -> Page:
         """Objects whose keys begin with `prefix`, from the first one behind `after`.
@@ -296,27 +309,71 @@ class Destination:
         return attempted
 
     def _attempt(self, hook: str, call: Callable[..., object], arguments: Mapping[str, Any], expected: type[T]) -> T:
+        upload = arguments.get("upload")
+        self._arrived.begin()
         try:
-            result = call(**arguments)
-        except JobsBackupError:
+            with self._translated(hook, *([upload.id] if isinstance(upload, Upload) else [])):
+                result = call(**arguments)
+        except JobsBackupError as error:
+            if (receipt := self._arrived.receipt) is not None:
+                # The provider has done its work, and a wrapper has failed behind it.
+                setattr(error, "refused", False)  # noqa: B010 - of this one; as a class, it may be
+                if isinstance(receipt, Upload):
+                    with suppress(Exception):  # nobody knows of this upload: now or never
+                        self._manager.hook.abort_multipart(upload=receipt, timeout=self._timeout)
             raise
-        except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
-            # What a provider or a wrapper did not foresee may carry anything, secrets and the upload's id included; then it is not
-            # even shown as the cause.
-            upload = arguments.get("upload")
-            secrets = [secret.reveal() for secret in self._secrets]
-            if isinstance(upload, Upload):
-                secrets.append(upload.id)
-            whole = "".join(traceback.format_exception(error))
-            cause = error if redacted(whole, secrets) == whole else None
-            text = redacted(str(error), secrets)
-            raise StorageError(f"{self._name}: {hook} failed: {type(error).__name__}: {text}") from cause
         if not isinstance(result, expected):
             raise ContractViolation(
                 f"{self._name}: {hook} returned {type(result).__name__} instead of {expected.__name__}",
                 hint="update the provider's distribution, or report it to its maintainers",
             )
         return result
+
+    @contextmanager
+    def _translated(self, hook: str, *secrets: str) -> Generator[None]:
+        """What is raised within is of the taxonomy, and shows no secret."""
+        try:
+            yield
+        except JobsBackupError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
+            # What a provider or a wrapper did not foresee may carry anything, secrets and the upload's id included; then it is not
+            # even shown as the cause.
+            hidden = [*(secret.reveal() for secret in self._secrets), *secrets]
+            whole = "".join(traceback.format_exception(error))
+            cause = error if redacted(whole, hidden) == whole else None
+            text = redacted(str(error), hidden)
+            raise StorageError(f"{self._name}: {hook} failed: {type(error).__name__}: {text}") from cause
+
+
+class _Arrived(threading.local):
+    """Beside the provider, within all wrappers: what the provider has returned in this thread's call, None if it has not."""
+
+    receipt: object = None
+
+    def begin(self) -> None:
+        """Another call begins."""
+        self.receipt = None
+
+    @hookimpl(wrapper=True)
+    def write(self) -> Generator[None, object, object]:
+        return (yield from self._noted())
+
+    @hookimpl(wrapper=True)
+    def create_multipart(self) -> Generator[None, object, object]:
+        return (yield from self._noted())
+
+    @hookimpl(wrapper=True)
+    def write_part(self) -> Generator[None, object, object]:
+        return (yield from self._noted())
+
+    @hookimpl(wrapper=True)
+    def complete_multipart(self) -> Generator[None, object, object]:
+        return (yield from self._noted())
+
+    def _noted(self) -> Generator[None, object, object]:
+        self.receipt = yield
+        return self.receipt
 
 
 def _key(arguments: Mapping[str, Any]) -> str:

@@ -22,7 +22,9 @@ from jobs_backup.providers import HOOKS, KIND, Loaded, load, load_class, registe
 from jobs_backup.settings import Setting, redacted
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]*")
-_SECRET_NAME: Final = re.compile(r"SECRET|TOKEN|PASSWORD|PASSPHRASE|PRIVATE|ACCESS_KEY$|API_KEY|SAS|CONNECTION_STRING")
+_SECRET_NAME: Final = re.compile(
+    r"(?:^|_)(?:SECRET|TOKEN|PASSWORD|PASSPHRASE|PRIVATE_KEY|SECRET_\w*KEY|ACCESS_KEY|API_KEY|SAS|CONNECTION_STRING)$"
+)
 _NUMBERS: Final = ("max_parts", "part_multiple", "min_part_size", "max_write_size")
 _FORMATS: Final = ("", "json", "terraform", "commands")
 _IMPORTED: Final = (
@@ -106,7 +108,8 @@ def _requirement(one: Installed) -> str:
     if one.distribution == "jobs-backup":
         return "a part of jobs-backup"
     found = _distribution(one)
-    for requirement in (found.requires or []) if found else []:
+    for text in (found.requires or []) if found else []:
+        requirement = text.partition(";")[0].strip()
         if re.match(r"jobs[-_.]backup(?![\w.-])", requirement, re.IGNORECASE):
             if "<" not in requirement and "==" not in requirement and "~=" not in requirement:
                 raise _Wrong(f"{requirement} has no upper bound: a new version of the contract would break it")
@@ -119,7 +122,7 @@ def _imports(one: Installed) -> str:
     command = [sys.executable, "-c", _IMPORTED, one.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - all of it is ours, or installed
     if done.returncode:
-        raise _Wrong(f"a new process can't import it: {done.stderr.strip().splitlines()[-1]}")
+        raise _Wrong(f"a new process can't import it: {(done.stderr.strip().splitlines() or ['it ended'])[-1]}")
     found, distributions = _distribution(one), packages_distributions()
     required = {_normal(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in (found.requires or [])} if found else set[str]()
     core = {_normal(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in distribution("jobs-backup").requires or []}

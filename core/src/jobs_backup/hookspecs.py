@@ -218,26 +218,29 @@ class ObjectHooks(Protocol):
 class Wrapper(Protocol):
     """What stands between core and the store. It is not a base class: just have these.
 
-    It is named by an entry point of the group `jobs_backup.wrappers`, and active if JOBS_BACKUP_WRAPPERS names it. Its variables
-    begin with `JOBS_BACKUP_` and its name, as in JOBS_BACKUP_ENCRYPTION_KEY: if one is set and it is not active, that is an error.
-    It implements
-    any of the hooks as a wrapper: `@hookimpl(wrapper=True)` on a generator that yields once, gets there what the hook returned (or
-    has its error raised there), and returns what core shall get. It takes the arguments that it needs, by name, and can't replace
-    them.
+    It is named by an entry point of the group `jobs_backup.wrappers`, and active if JOBS_BACKUP_WRAPPERS names it. A class
+    attribute `settings` names the Struct of its settings, as a provider's does; its variables MUST begin with
+    `JOBS_BACKUP_` and its name, as in JOBS_BACKUP_ENCRYPTION_KEY: if one is set and it is not active, that is an error.
 
-    JOBS_BACKUP_WRAPPERS goes from core to the store. Of every call the first one is the outermost; bytes pass through the list
-    forwards on their way out (`open_body`), backwards on their way back (`read`).
+    It implements any of the hooks as a wrapper: `@hookimpl(wrapper=True)`, without `tryfirst` or `trylast`, on a generator
+    that yields once, gets there what the hook returned (or has its error raised there), and returns what core shall get. It
+    takes the arguments that it needs, by name, and can't replace them. It is called from many threads at once, and MUST be
+    hashable.
 
-    What it raises counts as the hook's error, before the `yield` (the provider is not called then) or behind it (the provider may
-    have done its work: core calls again, which every hook has to stand). It MUST NOT make a receipt of an error, and MUST NOT take
-    long. What it does not foresee becomes a StorageError that names it.
+    JOBS_BACKUP_WRAPPERS goes from core to the store. Of every call the first one is the outermost; bytes pass through the
+    list forwards on their way out (`open_body`), backwards on their way back (`read`).
 
-    One that changes bytes wraps both `open_body` and `read`, and has two attributes more: `format: str` (what it makes, as the
-    ending of a key: lower-case letters and digits, for example `enc`), and, if its bytes depend on something that may change, such
-    as a key, `parameter: str` (what that is now: letters, digits, `-`, `_` and `.`). Both are kept with each batch when it is
-    opened, as `FORMAT=PARAMETER` in `batch.wrappers`. `open_body` passes through it for batches that were opened with it, and it
-    has to go by `batch.parameter_of(format)`, whatever its present one is; `read` passes through it for objects whose keys end in
-    the format. Where it lacks what that takes, such as an older key, it raises `WrapperMissing`: only that batch waits.
+    What it raises counts as the hook's error, before the `yield` (the provider is not called then) or behind it (the
+    provider may have done its work: core calls again, and aborts an upload that was lost so). It MUST NOT make a receipt of
+    an error, and MUST NOT take long. What it does not foresee becomes a StorageError that names it.
+
+    One that changes bytes wraps both `open_body` and `read`, and has two attributes more: `format: str` (what it makes, as
+    the ending of a key: lower-case letters and digits, for example `enc`), and, if its bytes depend on something that may
+    change, such as a key, `parameter: str` (what that is now: letters, digits, `-`, `_` and `.`). Both are kept with each
+    batch when it is opened, as `FORMAT=PARAMETER` in `batch.wrappers`. `open_body` passes through it for batches that were
+    opened with it, and it has to go by `batch.parameter_of(format)`, whatever its present one is; `read` passes through it
+    for objects whose keys end in the format, and gives back exactly the bytes that came to `open_body`. Where it lacks what
+    that takes, such as an older key, it raises `WrapperMissing`: only that batch waits.
     """
 
     API_VERSION: ClassVar[int]

@@ -17,6 +17,7 @@ from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION
 from jobs_backup.settings import Secret, Settings
 
 log: Final = logging.getLogger(__name__)
+_SHORTEST: Final = 16
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,8 +154,9 @@ def secrets_of(class_: type[Any], environment: Mapping[str, str]) -> tuple[Secre
     settings = settings_of(class_)
     variables = [setting.variable for setting in settings.describe() if setting.secret] if settings else []
     texts = [environment.get(name, "").strip() for variable in variables for name in (variable.name, *variable.aliases)]
-    # Of a list, such as one of keys, each is a secret of its own.
-    return tuple(Secret(one) for text in texts for one in dict.fromkeys((text, *map(str.strip, text.split(",")))) if one)
+    # Of a list, such as one of keys, each is a secret of its own; what is short is no key, and would hide half of a message.
+    listed = [one.strip() for text in texts for one in text.split(",") if len(one.strip()) >= _SHORTEST]
+    return tuple(Secret(one) for one in dict.fromkeys((*texts, *listed)) if one)
 
 
 def _entry_points(group: str) -> Iterable[importlib.metadata.EntryPoint]:

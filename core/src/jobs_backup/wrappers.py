@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Final, Self
 
 import msgspec
 import pluggy
 
-from jobs_backup.errors import ConfigurationError, WrapperMissing, WrapperNotFound
-from jobs_backup.hookspecs import PROJECT, ObjectHooks, StorageProvider, Wrapper
+from jobs_backup.errors import ConfigurationError, IntegrityError, WrapperMissing, WrapperNotFound
+from jobs_backup.hookspecs import PROJECT, ObjectHooks, StorageProvider, Wrapper, hookimpl
 from jobs_backup.layout import FORMAT, MAX_FORMATS_BYTES, formats_of
-from jobs_backup.model import Batch
-from jobs_backup.plugins import Installed, Kind, secrets_of
+from jobs_backup.model import Batch, Body
+from jobs_backup.plugins import Installed, Kind, secrets_of, settings_of
 from jobs_backup.providers import HOOKS, implementations
 from jobs_backup.settings import CoreSettings, Secret
 
@@ -27,6 +27,8 @@ _HOOKS: Final = (*HOOKS, "open_body")
 _PARAMETER: Final = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 _VARIABLE: Final = "JOBS_BACKUP_WRAPPERS"
 _PREFIX: Final = "JOBS_BACKUP_"
+_VARIABLES: Final = {"ENCRYPTION": {"JOBS_BACKUP_ENCRYPTION_KEY", "JOBS_BACKUP_ENCRYPTION_KEY_FILE"}}
+"""Of a wrapper that may not be installed, and whose absence nobody may overlook."""
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,11 @@ class Wrappers:
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(ObjectHooks)
         manager.register(core)
+        is_checked = False
         for one in self._loaded:
+            if one.format and not is_checked:
+                manager.register(_Check(), name="check")
+                is_checked = True
             _register(manager, one.wrapper, one.installed)
         return manager
 
@@ -133,17 +139,38 @@ def names_in(text: str) -> list[str]:
     return names
 
 
+class _Check:
+    """What comes to the first wrapper that changes bytes has to be what was sealed: behind it nothing tells any more."""
+
+    @hookimpl(wrapper=True)
+    def open_body(self, batch: Batch) -> Generator[None, Body, Body]:
+        body = yield
+        if batch.wrappers and (body.size != batch.size or body.crc32c() != batch.crc32c):
+            raise IntegrityError(
+                f"{batch.key}: what comes to the wrappers is not what was sealed",
+                hint="look at the disk; or a wrapper that has no format changes bytes",
+            )
+        return body
+
+
 def _refuse_idle(environment: Mapping[str, str], active: Collection[str]) -> None:
     """Who has set a key and forgotten to name the wrapper believes that objects are encrypted. Raises ConfigurationError."""
     unknown = [name for name, text in environment.items() if name.startswith(_PREFIX) and text.strip()]
     core = {setting.variable.name for setting in CoreSettings.describe()} if unknown else set[str]()
     unknown = [name for name in unknown if name not in core]
-    for one in KIND.installed() if unknown else ():
-        idle = [name for name in unknown if name.startswith(f"{_PREFIX}{one.name}_")]
-        if idle and one.name not in active:
+    for wrapper in {*KIND.names(), *_VARIABLES} - set(active) if unknown else ():
+        likely = [name for name in unknown if name.startswith(f"{_PREFIX}{wrapper}_")]
+        if likely and wrapper in KIND.names():
+            settings = settings_of(KIND.load_class(wrapper)[1])
+            own = (
+                {name for one in settings.describe() for name in (one.variable.name, *one.variable.aliases)} if settings else set()
+            )
+        else:
+            own = _VARIABLES.get(wrapper, set[str]())
+        if idle := own.intersection(likely):
             raise ConfigurationError(
-                f"{idle[0]} is set, and {_VARIABLE} does not name {one.name.lower()}: it would have no effect",
-                hint=f"add {one.name.lower()} to {_VARIABLE}, or unset {idle[0]}",
+                f"{min(idle)} is set, and {_VARIABLE} does not name {wrapper.lower()}: it would have no effect",
+                hint=f"add {wrapper.lower()} to {_VARIABLE}, or unset {min(idle)}",
             )
 
 
@@ -191,4 +218,4 @@ def _check(one: Installed, wrapper: Wrapper, format_: object, parameter: object)
 
 
 def _register(manager: pluggy.PluginManager, wrapper: Wrapper, one: Installed) -> None:
-    manager.register(wrapper, name=one.name)
+    manager.register(wrapper, name=f"wrapper {one.name}")  # a provider may have the same name

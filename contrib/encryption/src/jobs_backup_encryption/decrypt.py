@@ -54,7 +54,7 @@ def main(file: Path) -> None:
     except BrokenPipeError:
         sys.exit(_NOT_DONE)  # its reader has enough
     except OSError as error:
-        _end(f"{error.strerror}", _NOT_DONE)
+        _end(f"{error.filename or 'standard output'}: {error.strerror}", _NOT_DONE)
 
 
 def _end(message: str, code: int) -> NoReturn:

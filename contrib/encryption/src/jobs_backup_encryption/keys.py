@@ -84,7 +84,8 @@ class Keys:
             known = ", ".join(self._keys)
             raise WrapperMissing(
                 f"{what} needs the encryption key {id_}, which is not there (there are: {known})",
-                hint="add it behind the others in JOBS_BACKUP_ENCRYPTION_KEY, or in the file",
+                hint="add it behind the others in JOBS_BACKUP_ENCRYPTION_KEY, or in the file; an object whose first bytes were"
+                " changed names a key that never was",
             ) from None
 
 

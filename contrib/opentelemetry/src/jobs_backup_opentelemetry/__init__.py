@@ -23,7 +23,7 @@ Wrapped = Generator[None, T, T]
 
 
 class OpenTelemetryWrapper:
-    """Each attempt is a span `jobs_backup HOOK`. With `read` and `open_body` it lasts until the first byte could be read."""
+    """Each attempt is a span `jobs_backup HOOK`. With `read` and `open_body` it ends when the body is there to be read."""
 
     API_VERSION: ClassVar[int] = 1
 

@@ -68,4 +68,5 @@ def _lines(setting: Setting) -> Iterator[str]:
     required = "Required. " if setting.default is None else ""
     yield from textwrap.wrap(required + variable.help, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     value = setting.default or variable.example
-    yield f"{variable.name}={value}" if _is_active(setting) else f"#{variable.name}={value}"
+    given = os.environ.get(_WRAPPERS, "").strip() if variable.name == _WRAPPERS else ""  # what is printed here hangs on it
+    yield f"{variable.name}={given or value}" if given or _is_active(setting) else f"#{variable.name}={value}"

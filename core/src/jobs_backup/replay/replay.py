@@ -89,7 +89,7 @@ class Replay:
                 # not there. Once something was read, it is that.
                 if isinstance(error, PermissionDenied | WrapperMissing) and not self.objects:
                     refused.append(error)
-                    if len(refused) >= self._window:
+                    if isinstance(error, PermissionDenied) and len(refused) >= self._window:
                         break
                 continue
             with file:
