@@ -162,9 +162,7 @@ def _refuse_idle(environment: Mapping[str, str], active: Collection[str]) -> Non
         likely = [name for name in unknown if name.startswith(f"{_PREFIX}{wrapper}_")]
         if likely and wrapper in KIND.names():
             settings = settings_of(KIND.load_class(wrapper)[1])
-            own = (
-                {name for one in settings.describe() for name in (one.variable.name, *one.variable.aliases)} if settings else set()
-            )
+            own = {one.variable.name for one in settings.describe()} if settings else set[str]()
         else:
             own = _VARIABLES.get(wrapper, set[str]())
         if idle := own.intersection(likely):
