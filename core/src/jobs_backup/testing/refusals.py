@@ -121,7 +121,7 @@ class RefusalConformance(ABC):
             environment = environment_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
             hooks = Hooks(self.open(environment).loaded, timeout=0.5)
             body = CountingBody(b"data")
-            end = threading.Timer(10, lambda: listener.shutdown(socket.SHUT_RDWR))  # of a provider that would wait for ever
+            end = threading.Timer(12, lambda: listener.shutdown(socket.SHUT_RDWR))  # of a provider that would wait for ever
             end.start()
             begun = time.monotonic()
             with pytest.raises(Unavailable):
