@@ -121,7 +121,7 @@ class Destination:
 
         Raises:
             WrapperMissing: a wrapper that it was opened with, or a key of one, is not there.
-            SpoolCorrupt: its bytes are not those that were sealed.
+            SpoolCorrupt, IntegrityError: its bytes are not those that were sealed.
         """
         hook = self._wrappers.opening(self._bodies, batch)
         self._tell_left_out(batch)

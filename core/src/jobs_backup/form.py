@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError, NotSupported, ProviderNotFound
-from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL, PROJECT
+from jobs_backup.hookspecs import PROJECT
 from jobs_backup.model import Policy
 from jobs_backup.plugins import Installed, secrets_of, settings_of
 from jobs_backup.providers import HOOKS, KIND, Loaded, load, load_class, register
@@ -150,7 +150,7 @@ def _hooks(one: Installed, class_: type[Any]) -> str:
     }
     stand_in: Any = type(class_.__name__, (), {**functions, "location": ""})()
     _, hooks = register(stand_in, one)
-    return ", ".join(hook for hook in (*MANDATORY, *MULTIPART, *OPTIONAL) if hook in hooks)
+    return ", ".join(hook for hook in HOOKS if hook in hooks)
 
 
 def _attributes(class_: type[Any]) -> str:

@@ -9,8 +9,9 @@ import click
 import msgspec
 
 from jobs_backup.cli.options import MISUSED
-from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL, PROJECT
+from jobs_backup.hookspecs import PROJECT
 from jobs_backup.plugins import Installed, Kind, settings_of
+from jobs_backup.providers import HOOKS
 from jobs_backup.settings import Setting
 
 
@@ -47,7 +48,7 @@ def _describe(kind: Kind, one: Installed) -> dict[str, Any]:
         described["error"] = error.one_line()
         return described
     marker = f"{PROJECT}_impl"
-    hooks = (*MANDATORY, *MULTIPART, *OPTIONAL, "open_body")
+    hooks = (*HOOKS, "open_body")
     described["hooks"] = [hook for hook in hooks if hasattr(getattr(class_, hook, None), marker)]
     if (settings := settings_of(class_)) is not None:
         described["settings"] = [_setting(setting) for setting in settings.describe()]
