@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,14 @@ def realistic(count: int, seed: int = 1) -> list[bytes]:
 
 
 def objects(directory: Path) -> dict[str, bytes]:
-    """Key -> bytes of every object in a directory that is a bucket."""
+    """Key -> bytes of every object in a directory that is a bucket. One that is deleted while this looks is none."""
     bucket = directory / "bucket"
-    return {
-        path.relative_to(bucket).as_posix(): path.read_bytes()
-        for path in sorted(bucket.rglob("*"))
-        if path.is_file() and ".jobs-backup" not in path.parts
-    }
+    found: dict[str, bytes] = {}
+    for place, _, names in os.walk(bucket):
+        for path in (Path(place, name) for name in names if ".jobs-backup" not in Path(place).parts):
+            with suppress(FileNotFoundError):
+                found[path.relative_to(bucket).as_posix()] = path.read_bytes()
+    return dict(sorted(found.items()))
 
 
 def lines(contents: Iterable[bytes]) -> Iterator[bytes]:

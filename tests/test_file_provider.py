@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,7 +12,7 @@ import crc32c
 import pytest
 
 from jobs_backup import file_provider
-from jobs_backup.errors import AlreadyExists
+from jobs_backup.errors import AlreadyExists, PermissionDenied
 from jobs_backup.file_provider import FileProvider
 from jobs_backup.model import Body, BytesBody
 
@@ -68,3 +70,68 @@ def test_every_way_to_write_gives_whole_files_and_no_others(
     assert files(tmp_path) == ["key", "new", "parts"]
     assert (tmp_path / "bucket" / "parts").read_bytes() == DATA * 2
     assert (tmp_path / "bucket" / "new").read_bytes() == DATA
+
+
+def listed(store: Any, prefix: str = "", after: str = "") -> Iterator[str]:
+    """The keys of all pages."""
+    page = store.list(prefix, after)
+    yield from (one.key for one in page.objects)
+    if page.after is not None:
+        yield from listed(store, prefix, page.after)
+
+
+def test_keys_are_listed_in_their_order_whatever_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_provider, "_PAGE", 2)
+    store = provider(tmp_path)
+    keys = ["a.b", "a/b", "a/b.c", "a/b0", "a/c/d", "a0", "b/a", "b/a!/c", "b/a.b/c", "b/a0", "z/\ufffd", "z/\U0001f600", "é"]
+    assert keys == sorted(keys)
+    for key in keys:
+        store.write(key, BytesBody(b""), 0, True)
+    store.create_multipart("a/upload")
+    (tmp_path / "bucket" / "link").symlink_to(tmp_path / "bucket" / "a0")
+    (tmp_path / "bucket" / "circle").symlink_to(tmp_path / "bucket")
+    assert keys != sorted(keys, key=lambda key: key.split("/"))
+    for prefix in ["", "a", "a/", "a/b", "a/c/d", "b", "b/a", "none", "z/"]:
+        for after in ["", "a", "a/", "a/b", "a/b.", "a/c/d", "a/c/d/e", "a0", "b/a.b/c", "zz"]:
+            assert [*listed(store, prefix, after)] == [key for key in keys if key.startswith(prefix) and key > after]
+
+
+def test_what_goes_while_it_is_listed_is_no_error(tmp_path: Path) -> None:
+    store = provider(tmp_path)
+    stays = [f"stays/{number}" for number in range(10)]
+    for key in stays:
+        store.write(key, BytesBody(b""), 0, True)
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            keys = [f"goes/{number}" for number in range(20)]
+            for key in keys:
+                store.write(key, BytesBody(b""), 0, True)
+            store.abort_multipart(store.create_multipart("upload"))
+            store.delete(keys)
+            (tmp_path / "bucket" / "goes").rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert [key for key in listed(store) if not key.startswith("goes/")] == stays
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_directory_that_cannot_be_looked_into_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = provider(tmp_path)
+    store.write("a/key", BytesBody(b""), 0, True)
+    scan = os.scandir
+
+    def refused(path: Path) -> object:
+        if path.name == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionDenied):
+        store.list("", "")

@@ -7,6 +7,7 @@ import secrets
 import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Annotated, BinaryIO, ClassVar, Final, Self
@@ -135,10 +136,10 @@ class FileProvider:
     @hookimpl
     def list(self, prefix: str, after: str) -> Page:
         with self._errors("list", prefix):
-            found = sorted(self._walk(), key=lambda one: one.key)
-        objects = [one for one in found if one.key.startswith(prefix) and one.key > after]
-        more = len(objects) > _PAGE
-        return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if more else None)
+            self._bucket()
+            found = [*islice(self._walk("", prefix, after), _PAGE + 1)]
+        objects = found[:_PAGE]
+        return Page(objects=objects, after=objects[-1].key if len(found) > _PAGE else None)
 
     @hookimpl
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002, ARG002
@@ -150,11 +151,22 @@ class FileProvider:
         text = f'install --directory --owner="$(id -un)" --mode=700 {shlex.quote(str(root))}\n'
         return Policy(format="commands", text=text, grants=grants, resource=str(root))
 
-    def _walk(self) -> Iterator[Listed]:
-        for path in self._bucket().rglob("*"):
-            key = path.relative_to(self._root).as_posix()
-            if path.is_file() and not path.is_symlink() and not key.startswith(_WORK + "/"):
-                yield Listed(key=key, size=path.stat().st_size)
+    def _walk(self, below: str, prefix: str, after: str) -> Iterator[Listed]:
+        """Objects whose keys begin with `below` (a directory or empty), in the order of their keys. What goes meanwhile is none."""
+        try:
+            with os.scandir(self._root / below) as entries:
+                # With its slash a directory stands where its objects do: "a.b" before "a/b", though "a" is before "a.b".
+                found = {f"{below}{one.name}{'/' * one.is_dir(follow_symlinks=False)}": one for one in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for key in sorted(found):
+            if key.endswith("/"):
+                may_match = key.startswith(prefix) or prefix.startswith(key)
+                if may_match and (key > after or after.startswith(key)) and key != f"{_WORK}/":
+                    yield from self._walk(key, prefix, after)
+            elif key.startswith(prefix) and key > after and found[key].is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    yield Listed(key=key, size=found[key].stat(follow_symlinks=False).st_size)
 
     def _bucket(self) -> Path:
         if not self._root.is_dir():
@@ -229,7 +241,7 @@ class FileProvider:
                 f"{action} {key!r}: permission denied",
                 action="writing",
                 resource=str(self._root),
-                hint=f"let this user write to {self._root}",
+                hint=f"let this user read and write {self._root}",
             ) from error
         except FileNotFoundError as error:
             raise ObjectNotFound(f"{action} {key!r}: no such file") from error
