@@ -399,12 +399,12 @@ def test_two_of_one_format_and_too_many_of_them(install: Install, monkeypatch: p
 
 @pytest.mark.parametrize("wrappers", ["", " , "])
 def test_none_is_the_default(tmp_path: Path, wrappers: str) -> None:
-    assert destination(environment(tmp_path, wrappers)).wrappers == ()
+    assert destination(environment(tmp_path, wrappers)).wrappers.applied == ()
 
 
 def test_only_those_that_are_named_are_imported(install: Install, tmp_path: Path) -> None:
     install("raise RuntimeError('imported')", name="BOMB", group=GROUP, distribution="bomb-backup")
-    assert destination(environment(tmp_path, "first")).wrappers == ()
+    assert destination(environment(tmp_path, "first")).wrappers.applied == ()
     with pytest.raises(WrapperNotFound, match=r"wrapper BOMB \(bomb-backup .* can't be imported: RuntimeError: imported"):
         destination(environment(tmp_path, "bomb"))
 
@@ -523,7 +523,7 @@ def test_a_key_of_encryption_that_is_not_installed_is_an_error(
 
 def test_what_is_none_of_a_wrappers_variables_may_look_like_one(install: Install, tmp_path: Path) -> None:
     more = {"JOBS_BACKUP_INNER_SERVICE_HOST": "10.0.0.1", "JOBS_BACKUP_INNER_OTHER": "x"}
-    assert destination(environment(tmp_path, "", **more)).wrappers == ()
+    assert destination(environment(tmp_path, "", **more)).wrappers.applied == ()
 
 
 def test_a_body_that_fails_while_it_is_read_back_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

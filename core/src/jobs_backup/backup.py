@@ -87,7 +87,7 @@ class Backup:
             ),
             durability=settings.spool_durability,
             compression=settings.compression,
-            wrappers=destination.wrappers,
+            wrappers=destination.wrappers.applied,
             archives=archive,
             delete_after=settings.delete_after,
         )

@@ -62,8 +62,7 @@ class Destination:
             loaded.manager.register(self._arrived, name="arrived")  # the innermost
         wrappers.wrap(loaded.manager)
         self._manager = loaded.manager
-        self._wrappers = wrappers
-        self.wrappers = wrappers.applied
+        self.wrappers = wrappers
         self._left_out: set[str] = set()
         self._provider_name = loaded.installed.name
         self._name = " within ".join((loaded.installed.name, *reversed(wrappers.names)))
@@ -114,7 +113,7 @@ class Destination:
 
     def use_bodies(self, bodies: object) -> None:
         """`bodies` implements the hook `open_body`: it knows where the bytes of batches are."""
-        self._bodies = self._wrappers.around(bodies)
+        self._bodies = self.wrappers.around(bodies)
 
     def prepare(self, batch: Batch) -> tuple[Batch, Body]:
         """What becomes the batch's object: the batch as the store gets to see it, behind the wrappers; and the bytes.
@@ -123,26 +122,21 @@ class Destination:
             WrapperMissing: a wrapper that it was opened with, or a key of one, is not there.
             SpoolCorrupt, IntegrityError: its bytes are not those that were sealed.
         """
-        hook = self._wrappers.opening(self._bodies, batch)
+        hook = self.wrappers.opening(self._bodies, batch)
         self._tell_left_out(batch)
-        made = batch
-
-        def opened(**arguments: Any) -> object:
-            nonlocal made
-            body: object = hook(**arguments)
-            if batch.wrappers and isinstance(body, Body):
-                # What the wrappers make is known nowhere but here: it is made once for its checksum, and again to be sent.
-                made = msgspec.structs.replace(batch, size=body.size, crc32c=body.crc32c(), content_type="application/octet-stream")
-            return body
-
         try:
-            body = self._attempt("open_body", opened, {"batch": batch}, Body)
+            body = self._attempt("open_body", hook, {"batch": batch}, Body)
+            if not batch.wrappers:
+                return batch, body
+            with self._translated("open_body"):
+                # What the wrappers make is known nowhere but here: it is made once for its checksum, and again to be sent.
+                size, checksum = body.size, body.crc32c()
         except (ConfigurationError, WrapperMissing) as error:
             raise WrapperMissing(f"{batch.key} can't be made: {error}", hint=error.hint) from error
-        return made, body
+        return msgspec.structs.replace(batch, size=size, crc32c=checksum, content_type="application/octet-stream"), body
 
     def _tell_left_out(self, batch: Batch) -> None:
-        for one in self._wrappers.left_out(batch):
+        for one in self.wrappers.left_out(batch):
             if one not in self._left_out:
                 self._left_out.add(one)
                 log.warning(
@@ -224,7 +218,7 @@ class Destination:
             NotSupported: the provider can't read back.
         """
         self._need("read")
-        hook = self._wrappers.reading(self._manager, key)
+        hook = self.wrappers.reading(self._manager, key)
 
         def get() -> int:
             body = self._attempt("read", hook, {"key": key, "timeout": self._timeout}, Body)

@@ -255,6 +255,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     wrappers: tuple[str, ...]
     blobs: str
 
+    @property
+    def formats(self) -> list[str]:
+        """What the wrappers make that it was opened with, in this order."""
+        return [one.partition("=")[0] for one in self.wrappers]
+
     def parameter_of(self, format_: str) -> str:
         """The parameter of the wrapper that makes this format.
 

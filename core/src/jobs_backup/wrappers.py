@@ -95,10 +95,9 @@ class Wrappers:
         Raises:
             WrapperMissing: one of them is not active, or they are in another order.
         """
-        formats = [one.partition("=")[0] for one in batch.wrappers]
-        if (problem := self._problem(formats)) is not None:
+        if (problem := self._problem(batch.formats)) is not None:
             raise WrapperMissing(f"{batch.key} was recorded to be sent {problem[0]}", hint=problem[1])
-        return manager.subset_hook_caller("open_body", self._others(formats))
+        return manager.subset_hook_caller("open_body", self._others(batch.formats))
 
     def reading(self, manager: pluggy.PluginManager, key: str) -> pluggy.HookCaller:
         """The hook `read` of a provider's manager, through those wrappers that made the object, as its key tells.
@@ -113,8 +112,7 @@ class Wrappers:
 
     def left_out(self, batch: Batch) -> list[str]:
         """Active formats that a batch was not opened with."""
-        formats = {one.partition("=")[0] for one in batch.wrappers}
-        return [one for one in self._changing if one not in formats]
+        return [one for one in self._changing if one not in batch.formats]
 
     def _problem(self, formats: Sequence[str]) -> tuple[str, str] | None:
         if missing := [one for one in formats if one not in self._changing]:
