@@ -12,7 +12,7 @@ from jobs_backup import providers, wrappers
 from jobs_backup.compression import Compression
 from jobs_backup.plugins import Kind, settings_of
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import CoreSettings, Duration, Secret, Setting, Settings, Size
+from jobs_backup.settings import CoreSettings, Duration, Endpoint, Secret, Setting, Settings, Size
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ begins with `JOBS_BACKUP_` and is no setting is reported, with the nearest name 
 
 TYPES: Final = {
     str: "text", int: "whole number", float: "number", bool: "switch", Path: "path", Duration: "duration", Size: "size",
-    Secret: "secret", Compression: "compression",
+    Endpoint: "URL", Secret: "secret", Compression: "compression",
 }  # fmt: skip
 
 

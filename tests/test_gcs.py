@@ -550,11 +550,11 @@ def test_a_file_of_credentials_that_can_not_be_used_is_told_at_once(tmp_path: Pa
     [
         ({"JOBS_BACKUP_BUCKET": "Upper"}, "is no name of a bucket"),
         ({"JOBS_BACKUP_BUCKET": "a/b"}, "is no name of a bucket"),
-        ({"JOBS_BACKUP_GCS_ENDPOINT": "storage.example"}, "is no URL"),
-        ({"JOBS_BACKUP_GCS_ENDPOINT": "http://["}, "is no URL"),
-        ({"JOBS_BACKUP_GCS_ENDPOINT": "https://host:notaport"}, "is no URL"),
-        ({"JOBS_BACKUP_GCS_ENDPOINT": "https://me:canary-7f3a@storage.example"}, "is no URL"),
-        ({"STORAGE_EMULATOR_HOST": "localhost:4443"}, "is no URL"),
+        ({"JOBS_BACKUP_GCS_ENDPOINT": "storage.example"}, "expected a URL"),
+        ({"JOBS_BACKUP_GCS_ENDPOINT": "http://["}, "expected a URL"),
+        ({"JOBS_BACKUP_GCS_ENDPOINT": "https://host:notaport"}, "expected a URL"),
+        ({"JOBS_BACKUP_GCS_ENDPOINT": "https://me:canary-7f3a@storage.example"}, "expected a URL"),
+        ({"STORAGE_EMULATOR_HOST": "localhost:4443"}, "expected a URL"),
     ],
 )
 def test_settings_that_make_no_sense(variables: dict[str, str], why: str) -> None:

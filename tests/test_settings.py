@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import CoreSettings, Duration, Secret, Settings, Size, Variable, report_unknown
+from jobs_backup.settings import CoreSettings, Duration, Endpoint, Secret, Settings, Size, Variable, report_unknown
 
 CANARY = "canary-7f3a"
 
@@ -30,6 +30,7 @@ class Example(Settings, frozen=True, kw_only=True):
     wait: Annotated[Duration, Variable("EX_WAIT", "A time.")] = Duration(90)
     size: Annotated[Size | None, Variable("EX_SIZE", "A size.")] = None
     path: Annotated[Path | None, Variable("EX_PATH", "A path.")] = None
+    url: Annotated[Endpoint | None, Variable("EX_URL", "A server.")] = None
     mode: Annotated[Literal["fast", "safe"], Variable("EX_MODE", "Which way.")] = "safe"
 
 
@@ -54,11 +55,12 @@ def test_defaults_and_values() -> None:
         EX_WAIT="1.5m",
         EX_SIZE="64MiB",
         EX_PATH="/p/q",
+        EX_URL="https://h:1/p/",
         EX_MODE="fast",
     )
     assert everything == Example(
         name="n", key=Secret("k"), flag=True, maybe=False, count=9, ratio=0.25, wait=Duration(90), size=Size(67108864),
-        path=Path("/p/q"), mode="fast",
+        path=Path("/p/q"), url=Endpoint("https://h:1/p"), mode="fast",
     )  # fmt: skip
 
 
@@ -119,6 +121,43 @@ def test_a_wrong_value_is_named_with_what_was_expected(variable: str, text: str,
     assert "`" not in message.replace("`int`", "").replace("`~`", "")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("host:9000", "expected a URL such as https://host"),
+        ("//host", "expected a URL such as https://host"),
+        ("ftp://host", "expected a URL such as https://host"),
+        ("https://", "expected a URL such as https://host"),
+        ("https://host:0", "expected a URL such as https://host"),
+        ("https://host:99999", "expected a URL such as https://host"),
+        ("https://[", "expected a URL such as https://host"),
+        ("https://a canary", "expected a URL such as https://host"),
+        ("https://me:canary@host", "nothing but host, port and path"),
+        ("https://@host", "nothing but host, port and path"),
+        ("https://host?sig=canary", "nothing but host, port and path"),
+        ("https://host/#canary", "nothing but host, port and path"),
+    ],
+)
+def test_what_is_no_endpoint_is_not_shown(text: str, expected: str) -> None:
+    message = error_of(lambda: read(EX_URL=text))
+    assert message.startswith("EX_URL: ")
+    assert expected in message
+    assert "canary" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://host/", "https://host"),
+        ("HTTP://Host:80//", "http://Host:80"),
+        ("http://[::1]:8333/a/b/", "http://[::1]:8333/a/b"),
+        ("https://host?", "https://host"),
+    ],
+)
+def test_endpoints_are_the_same_however_they_end(text: str, url: str) -> None:
+    assert read(EX_URL=text).url == url
+
+
 def test_everything_wrong_is_told_at_once() -> None:
     message = error_of(lambda: Example.from_environment({"EX_COUNT": "x", "EX_MODE": "y"}))
     assert [part.split(":")[0].split(" ")[0] for part in message.split("; ")] == ["EX_NAME", "EX_COUNT='x'", "EX_MODE='y'"]
@@ -145,7 +184,7 @@ def test_the_name_wins_over_an_old_name(caplog: pytest.LogCaptureFixture) -> Non
 def test_describe_tells_every_setting_in_order() -> None:
     settings = list(Example.describe())
     assert [setting.variable.name for setting in settings] == [
-        "EX_NAME", "EX_KEY", "EX_FLAG", "EX_MAYBE", "EX_COUNT", "EX_RATIO", "EX_WAIT", "EX_SIZE", "EX_PATH", "EX_MODE",
+        "EX_NAME", "EX_KEY", "EX_FLAG", "EX_MAYBE", "EX_COUNT", "EX_RATIO", "EX_WAIT", "EX_SIZE", "EX_PATH", "EX_URL", "EX_MODE",
     ]  # fmt: skip
     assert {setting.field for setting in settings if setting.secret} == {"key"}
     assert {setting.field for setting in settings if setting.default is None} == {"name"}

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, urlsplit
 
 import msgspec
 
@@ -116,6 +116,31 @@ class Size(int):
         return str(int(self))
 
 
+class Endpoint(str):
+    """The URL of a server: `http` or `https`, host, port and path, without a slash at its end.
+
+    What is none is shown nowhere: people write credentials into URLs.
+    """
+
+    __slots__ = ()
+    _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]+")
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Raises ValueError."""
+        wrong = ValueError("expected a URL such as https://host or http://host:port")
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:
+            raise wrong from None
+        if parts.scheme not in ("http", "https") or port == 0 or not cls._HOST.fullmatch(parts.hostname or ""):
+            raise wrong
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("expected a URL with nothing but host, port and path")
+        return cls(parts.geturl().rstrip("/"))
+
+
 def _quantity(text: str, units: Mapping[str, float], expected: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].lower() not in units:
@@ -162,8 +187,8 @@ class Setting(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Base of settings: a field `Annotated[type, Variable("NAME", "help")]` is read from the environment variable NAME.
 
-    Types: str, int, float, bool, Duration, Size, Secret, Path, Literal, and these or None. `msgspec.Meta` adds bounds. An empty
-    variable counts as not set.
+    Types: str, int, float, bool, Duration, Size, Endpoint, Secret, Path, Literal, and these or None. `msgspec.Meta` adds bounds. An
+    empty variable counts as not set.
     """
 
     @classmethod
@@ -210,7 +235,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             except UnicodeEncodeError:
                 wrong.append(f"{name} is not UTF-8")
             except ValueError as error:
-                shown = "" if setting.secret else f"={text!r}"
+                shown = "" if {Secret, Endpoint}.intersection(_alternatives(setting.type)) else f"={text!r}"
                 wrong.append(f"{name}{shown}: {error}")
         if wrong:
             raise ConfigurationError("; ".join(wrong), hint="correct the environment or the --env-file")
@@ -268,7 +293,7 @@ def _plain(type_: Any) -> Any:
 
 
 def _decode(type_: type[Any], value: Any) -> Any:
-    if type_ in (Compression, Duration, Size):
+    if type_ in (Compression, Duration, Endpoint, Size):
         return type_.parse(value)
     if type_ is Secret:
         return Secret(value)

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Secret, Settings, Variable
+from jobs_backup.settings import Endpoint, Secret, Settings, Variable
 
 _CONTAINER: Final = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
@@ -65,7 +65,7 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
         Secret | None, Variable(_STRING, "Account, key or SAS, and endpoint in one, as Azure's portal shows it.")
     ] = None
     endpoint: Annotated[
-        str | None,
+        Endpoint | None,
         Variable(
             _ENDPOINT,
             "Another endpoint than https://ACCOUNT.blob.core.windows.net: of a sovereign cloud, a domain of your own, Azurite.",
@@ -135,11 +135,6 @@ def _connection(named: str, account: str, base: str, key: Secret | None, sas: Se
         raise ConfigurationError(
             f"{named}: {account!r} is no name of a storage account", hint="3 to 24 lower-case letters and digits"
         )
-    base = base.rstrip("/")
-    if not _host(base):
-        # Not shown: somebody may have written a SAS or a password into it.
-        name = _ENDPOINT if named != _STRING else f"{_STRING}: BlobEndpoint"
-        raise ConfigurationError(f"{name} is no URL of an endpoint", hint="write it as https://host or http://host:port/account")
     if key is not None and not _is_base64(key.reveal()):
         name = _KEY if named != _STRING else f"{_STRING}: AccountKey"
         raise ConfigurationError(f"{name} is no key of a storage account", hint="copy it from the account's page: it is base64")
@@ -156,25 +151,18 @@ def _parsed(text: str) -> Connection:
     parts = (part.strip().partition("=") for part in text.split(";"))
     fields = {name: value for name, _, value in parts}
     key, sas = fields.get("AccountKey"), fields.get("SharedAccessSignature")
-    base = fields.get("BlobEndpoint", "")
-    account = fields.get("AccountName") or _host(base).partition(".")[0]
-    if bool(key) == bool(sas) or not account:
+    account, base = fields.get("AccountName"), fields.get("BlobEndpoint")
+    if bool(key) == bool(sas) or not (account or base):
         raise ConfigurationError(
             f"{_STRING} has to have AccountName, and either AccountKey or SharedAccessSignature", hint="copy it from Azure's portal"
         )
-    suffix = fields.get("EndpointSuffix", "core.windows.net")
-    base = base or f"{fields.get('DefaultEndpointsProtocol', 'https')}://{account}.blob.{suffix}"
-    return _connection(_STRING, account, base, Secret(key) if key else None, Secret(sas) if sas else None)
-
-
-def _host(url: str) -> str:
-    """The host of an endpoint; empty where the URL is none of an endpoint."""
+    protocol, suffix = fields.get("DefaultEndpointsProtocol", "https"), fields.get("EndpointSuffix", "core.windows.net")
     try:
-        parts = urlsplit(url)
-        is_one = parts.scheme in ("http", "https") and not parts.query and "@" not in parts.netloc and parts.port != 0
-    except ValueError:
-        return ""
-    return (parts.hostname or "") if is_one else ""
+        base = Endpoint.parse(base or f"{protocol}://{account}.blob.{suffix}")
+    except ValueError as error:
+        raise ConfigurationError(f"{_STRING}: its endpoint: {error}", hint="copy it from Azure's portal") from None
+    account = account or (urlsplit(base).hostname or "").partition(".")[0]
+    return _connection(_STRING, account, base, Secret(key) if key else None, Secret(sas) if sas else None)
 
 
 def _is_base64(text: str) -> bool:

@@ -6,10 +6,9 @@ import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, cast
-from urllib.parse import urlsplit
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Settings, Variable
+from jobs_backup.settings import Endpoint, Settings, Variable
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _TYPES: Final = (
@@ -52,11 +51,11 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
         Variable("JOBS_BACKUP_GCS_STORAGE_CLASS", "Storage class of the objects, for example NEARLINE. Default: the bucket's."),
     ] = None
     endpoint: Annotated[
-        str | None,
+        Endpoint | None,
         Variable("JOBS_BACKUP_GCS_ENDPOINT", "Another endpoint than https://storage.googleapis.com, for example a private one."),
     ] = None
     emulator: Annotated[
-        str | None,
+        Endpoint | None,
         Variable("STORAGE_EMULATOR_HOST", "URL of an emulator instead of Google's service. No credentials are used then."),
     ] = None
 
@@ -68,10 +67,6 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
             raise ConfigurationError(
                 f"JOBS_BACKUP_BUCKET={found.bucket!r} is no name of a bucket", hint="lower-case letters, digits, '-', '_' and '.'"
             )
-        for name, url in (("JOBS_BACKUP_GCS_ENDPOINT", found.endpoint), ("STORAGE_EMULATOR_HOST", found.emulator)):
-            if url is not None and not _is_endpoint(url):
-                # Not shown: somebody may have written a password into it.
-                raise ConfigurationError(f"{name} is no URL of a server", hint="write it as https://host or http://host:port")
         if found.credentials is not None and found.emulator is None:
             _check(found.credentials)
         return found
@@ -79,7 +74,7 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
     @property
     def base(self) -> str:
         """The service's URL, without a slash at its end."""
-        return (self.emulator or self.endpoint or "https://storage.googleapis.com").rstrip("/")
+        return self.emulator or self.endpoint or "https://storage.googleapis.com"
 
     @property
     def location(self) -> str:
@@ -90,14 +85,6 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
     def resource(self) -> str:
         """What permissions have to be granted on."""
         return f"gs://{self.bucket}"
-
-
-def _is_endpoint(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
-    except ValueError:
-        return False
 
 
 def _check(path: Path) -> None:

@@ -6,12 +6,12 @@ import logging
 import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Secret, Settings, Variable
+from jobs_backup.settings import Endpoint, Secret, Settings, Variable
 
 log: Final = logging.getLogger(__name__)
 
@@ -23,7 +23,6 @@ SPACES_PERMISSION: Final = "readwrite"
 """The one that a key of Spaces needs: there are none for single operations (the API of DigitalOcean, spaces keys)."""
 _SPACES_HOST: Final = ".digitaloceanspaces.com"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
-_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]+")
 _REGION: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
@@ -298,28 +297,15 @@ class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
 
 
 def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
-    """The endpoint as a URL without a slash at its end; `scheme` is for one that has none.
+    """The endpoint as a URL; `scheme` is for one that has none, which AWS's tools refuse and other stores' users are used to.
 
     Raises:
         ConfigurationError: it is no endpoint. The message names the variable.
     """
     try:
-        parts = urlsplit(text if "://" in text else f"{scheme}://{text}")
-        good = parts.port != 0 and _HOST.fullmatch(parts.hostname or "") is not None
-    except ValueError:
-        raise _no_endpoint(variable, "its host or port") from None
-    if parts.scheme not in ("http", "https"):
-        raise _no_endpoint(variable, f"the scheme {parts.scheme}")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise _no_endpoint(variable, "more than host, port and path")
-    if not good:
-        raise _no_endpoint(variable, "its host or port")
-    return SplitResult(parts.scheme, parts.netloc, parts.path.rstrip("/"), "", "").geturl()
-
-
-def _no_endpoint(variable: str, why: str) -> ConfigurationError:
-    # Its value is not shown: people put credentials into URLs.
-    return _wrong(variable, f"is no endpoint because of {why}", "write it as https://host:port or host:port")
+        return Endpoint.parse(text if "://" in text else f"{scheme}://{text}")
+    except ValueError as error:
+        raise _wrong(variable, f"is no endpoint: {error}", "write it as https://host:port or host:port") from None
 
 
 def _bucket(name: str) -> str:
