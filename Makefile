@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= --durations=10
-# Each worker starts its own servers, when a test asks for them.
-WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# Each worker starts its own servers, when a test asks for them. They wait as often as they compute.
+WORKERS ?= --numprocesses=3 --dist=worksteal
 CAMPAIGN_ARGS ?=
 LOAD_ARGS ?=
 BENCH_ARGS ?=
@@ -13,6 +13,9 @@ bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 sources := core/src plugins/s3/src plugins/gcs/src contrib/azure_blob/src contrib/encryption/src contrib/opentelemetry/src
 projects := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
+
+# The tests start some thousand processes: each compiles what those before it have not kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo environment test conformance campaign load bench bench-quick lint style types types-strict docs helm azurite clean
 
