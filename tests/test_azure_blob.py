@@ -219,7 +219,7 @@ def test_a_connection_string_has_what_the_other_variables_have() -> None:
             "AZURE_STORAGE_CONNECTION_STRING: its endpoint: expected a URL",
         ),
         (
-            {"AZURE_STORAGE_ACCOUNT": "", "AZURE_STORAGE_CONNECTION_STRING": f"AccountName=a1b;AccountKey={KEY};EndpointSuffix=a b"},
+            {"AZURE_STORAGE_ACCOUNT": "", "AZURE_STORAGE_CONNECTION_STRING": f"AccountName=ab1;AccountKey={KEY};EndpointSuffix=%"},
             "AZURE_STORAGE_CONNECTION_STRING: its endpoint: expected a URL",
         ),
         ({"JOBS_BACKUP_AZURE_ACCESS_TIER": "Lukewarm"}, "JOBS_BACKUP_AZURE_ACCESS_TIER='Lukewarm'"),
