@@ -229,6 +229,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
     assert left_over(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_interrupted_on_a_file_it_goes_on_with_the_same_command(tmp_path: Path) -> None:
     env = file_environment(tmp_path)
     file = tmp_path / "in.ndjson"

@@ -546,6 +546,7 @@ IN_PARTS = {
 
 
 class TestInTheBucket:
+    @pytest.mark.slow
     @pytest.mark.parametrize("compression", ["gzip", "zstd"])
     def test_without_the_key_nothing_is_readable(
         self, store: Store, bucket: str, env: dict[str, str], tmp_path: Path, compression: str

@@ -172,6 +172,7 @@ def test_events_that_are_recorded_out_of_their_order_are_found_by_time(together:
     assert "/gw/2026-01-02/1/" in next(iter(objects(tmp_path))), "its key tells the earliest"
 
 
+@pytest.mark.slow
 def test_many_objects_of_one_second_stay_in_order_and_can_be_continued(tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="3")
     payloads = [b'{"n":%d}' % number for number in range(100)]
