@@ -75,7 +75,10 @@ class Chunk:
             if recording is None:
                 recording = of[key] = Recording(raw_stream(*key), [], first_at=at, last_at=at)
             recording.lines.append(line)
-            recording.first_at, recording.last_at = min(recording.first_at, at), max(recording.last_at, at)
+            if at > recording.last_at:  # for each event: `min` and `max` would be calls
+                recording.last_at = at
+            elif at < recording.first_at:
+                recording.first_at = at
             order.append(recording)
             self._bytes += len(line)
             if self._bytes >= _STREAM_BYTES and self._bytes >= _STREAM_BYTES * min(len(of), _MAX_STREAMS):
