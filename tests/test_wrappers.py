@@ -540,10 +540,29 @@ def test_a_body_that_fails_while_it_is_read_back_shows_no_secret(tmp_path: Path,
         read(variables, key, tmp_path)
 
 
-def test_replay_goes_on_behind_many_objects_whose_wrapper_is_missing(tmp_path: Path) -> None:
+def for_the_command(tmp_path: Path, wrappers: str) -> dict[str, str]:
     (tmp_path / "bucket").mkdir()
-    variables = environment(tmp_path, "inner", JOBS_BACKUP_STORAGE_PROVIDER="FILE", JOBS_BACKUP_BUCKET=str(tmp_path / "bucket"))
-    variables["PYTHONPATH"] = f"{os.environ['PYTHONPATH']}{os.pathsep}{Path(__file__).parent}"
+    variables = environment(tmp_path, wrappers, JOBS_BACKUP_STORAGE_PROVIDER="FILE", JOBS_BACKUP_BUCKET=str(tmp_path / "bucket"))
+    return variables | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{Path(__file__).parent}"}
+
+
+@pytest.mark.parametrize("lists", [[], ["--list"]])
+def test_replay_tells_of_objects_that_were_made_without_a_wrapper(tmp_path: Path, lists: list[str]) -> None:
+    variables = for_the_command(tmp_path, "")
+    for number in range(3):
+        record(variables, {"n": number})
+    variables["JOBS_BACKUP_WRAPPERS"] = "inner"
+    record(variables, {"n": 3})
+    code, out, err = run("replay", "--json", "--output", str(tmp_path / "back"), *lists, env=variables)
+    told = json.loads(out)
+    assert (code, told["objects"], told["unwrapped"]) == (0, 4, {"xa": 3})
+    assert "3 of the objects have no .xa: they were recorded without it, or somebody else has written them" in err
+    code, out, _ = run("replay", "--json", "--output", str(tmp_path / "again"), "--source-id", "other", *lists, env=variables)
+    assert (code, json.loads(out)["unwrapped"]) == (0, {})
+
+
+def test_replay_goes_on_behind_many_objects_whose_wrapper_is_missing(tmp_path: Path) -> None:
+    variables = for_the_command(tmp_path, "inner")
     for number in range(6):
         record(variables, {"n": number})
     variables["JOBS_BACKUP_WRAPPERS"] = ""

@@ -136,7 +136,7 @@ class Destination:
         return msgspec.structs.replace(batch, size=size, crc32c=checksum, content_type="application/octet-stream"), body
 
     def _tell_left_out(self, batch: Batch) -> None:
-        for one in self.wrappers.left_out(batch):
+        for one in self.wrappers.left_out(batch.formats):
             if one not in self._left_out:
                 self._left_out.add(one)
                 log.warning(

@@ -110,9 +110,9 @@ class Wrappers:
             raise WrapperMissing(f"{key} was sent {problem[0]}", hint=problem[1])
         return manager.subset_hook_caller("read", self._others(formats))
 
-    def left_out(self, batch: Batch) -> list[str]:
-        """Active formats that a batch was not opened with."""
-        return [one for one in self._changing if one not in batch.formats]
+    def left_out(self, formats: Collection[str]) -> list[str]:
+        """Active formats that are none of these."""
+        return [one for one in self._changing if one not in formats]
 
     def _problem(self, formats: Sequence[str]) -> tuple[str, str] | None:
         if missing := [one for one in formats if one not in self._changing]:

@@ -173,6 +173,7 @@ def _tell_json(found: Replay, seconds: float, *, complete: bool) -> None:
         "bytes": found.bytes,
         "after": found.cursor,
         "damaged": [one.key for one in found.damaged],
+        "unwrapped": found.unwrapped,
         "seconds": round(seconds, 3),
     }
     click.echo(msgspec.json.encode(told))
@@ -185,6 +186,8 @@ def _report(found: Replay, location: str, seconds: float, error: JobsBackupError
         say(f"and {len(found.damaged) - _REPORTED:,} more objects", "DamagedObject")
     if error is not None:
         say(error.one_line(), error.code)
+    for format_, count in found.unwrapped.items():
+        say(f"{count:,} of the objects have no .{format_}: they were recorded without it, or somebody else has written them")
     say(f"{found.events:,} events of {found.objects:,} objects ({found.bytes:,} bytes) from {location}; {seconds:.1f} s")
     if goes_on and not found.finished:
         say("this was not all: the same command goes on", "Incomplete")

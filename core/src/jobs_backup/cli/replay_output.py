@@ -71,6 +71,7 @@ class _Position(msgspec.Struct):
     Attributes:
         events: in these bytes.
         damaged: objects up to there that could not be given: key -> why.
+        unwrapped: see `Replay`.
     """
 
     asked: str
@@ -79,6 +80,7 @@ class _Position(msgspec.Struct):
     size: int
     events: int = 0
     damaged: dict[str, str] = {}
+    unwrapped: dict[str, int] = {}
 
 
 class OutputFile:
@@ -122,6 +124,7 @@ class OutputFile:
         if self._position is not None:
             replay.events = self._position.events
             replay.damaged = [Damaged(key, IntegrityError(why)) for key, why in self._position.damaged.items()]
+            replay.unwrapped.update(self._position.unwrapped)
 
     def write(self, data: bytes) -> None:
         self._keep(lambda: self._file.write(data))
@@ -137,7 +140,7 @@ class OutputFile:
         os.fsync(self._file.fileno())
         new = self._note.with_name(self._note.name + ".new")
         damaged = {one.key: one.error.one_line() for one in replay.damaged}
-        position = _Position(self._asked, self.query, replay.cursor, self._file.tell(), replay.events, damaged)
+        position = _Position(self._asked, self.query, replay.cursor, self._file.tell(), replay.events, damaged, replay.unwrapped)
         new.write_bytes(msgspec.json.encode(position))
         new.replace(self._note)
 

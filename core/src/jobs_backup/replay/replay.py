@@ -6,7 +6,7 @@ import errno
 import functools
 import tempfile
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +23,7 @@ from jobs_backup.errors import (
     PermissionDenied,
     WrapperMissing,
 )
+from jobs_backup.layout import formats_of
 from jobs_backup.replay.lines import opened, picker
 from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
 
@@ -44,6 +45,7 @@ class Replay:
         objects, bytes: that were read.
         cursor: where to go on, as `KEY` or `KEY:LINES`: everything up to there was given. Empty at the beginning.
         damaged: what could not be given.
+        unwrapped: format of an active wrapper -> how many of the objects were made without it.
         finished: whether all was given that was asked for.
         limited: whether there is more, behind the limit.
     """
@@ -62,6 +64,7 @@ class Replay:
         self.bytes = 0
         self.cursor = ""
         self.damaged: list[Damaged] = []
+        self.unwrapped: Counter[str] = Counter()
         self.finished = False
         self.limited = False
 
@@ -96,6 +99,7 @@ class Replay:
                 if stop.is_set():
                     return
                 self.objects += 1
+                self.unwrapped.update(self._destination.wrappers.left_out(formats_of(found.key)))
                 self.bytes += found.size
                 skipped = lines or 0 if found.key == key else 0
                 try:
