@@ -306,6 +306,26 @@ def test_an_upload_of_a_batch_that_was_stored_otherwise_is_aborted(tmp_path: Pat
     spool.close()
 
 
+def test_who_aborts_an_upload_late_does_not_forget_the_next_one(tmp_path: Path) -> None:
+    """Two processes abort the same upload: one is quick, begins another upload, and then the slow one has ended, too."""
+    spool, slow = open_spool(tmp_path), open_spool(tmp_path)
+    record(spool, [b"{}\n"])
+    spool.seal()
+    batch = claim(spool)
+    spool.abandon_upload(spool.journal_upload(batch, Upload(key=batch.key, id="first"), 5 << 20))
+    (seen,) = slow.abandoned_uploads()
+    spool.forget_upload(seen)
+    following = spool.journal_upload(batch, Upload(key=batch.key, id="next"), 5 << 20)
+    slow.postpone_abort(seen, Unavailable("too late"), retry_at=time.time() + 60)
+    slow.forget_upload(seen)
+    spool.journal_part(following, Part(number=1, etag="one"))
+    found = spool.upload_of(batch)
+    assert found is not None
+    assert (found[0].upload.id, found[0].failures, len(found[1])) == ("next", 0, 1)
+    spool.close()
+    slow.close()
+
+
 def test_a_busy_recorder_does_not_keep_sealing_waiting(tmp_path: Path) -> None:
     spool = open_spool(tmp_path, limits=BatchLimits(events=1 << 20, bytes=1 << 30, age=300))
     stop = threading.Event()

@@ -68,7 +68,8 @@ CREATE INDEX delivered_batches ON batches (destination, retry_at) WHERE state = 
 CREATE INDEX settled_batches ON batches (destination, retry_at) WHERE state = 'stored' AND jobs <= delivered + settled;
 CREATE INDEX claimed_batches ON batches (claimed_by) WHERE claimed_by IS NOT NULL;
 CREATE TABLE uploads (
-    id INTEGER PRIMARY KEY,
+    -- Never given again: another process that aborts an upload, too, forgets it by its id when this one has begun the next.
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     batch INTEGER NOT NULL REFERENCES batches,
     destination INTEGER NOT NULL REFERENCES destinations,
     upload BLOB NOT NULL,         -- as the provider returned it, as JSON; a secret
@@ -128,7 +129,7 @@ WHEN new.state!=old.state AND new.blobs!='' AND (new.state!='sealed' OR old.stat
     WHERE kind=new.kind AND state=iif(new.state='deleted' AND old.state!='stored', 'skipped', new.state); END
 """
 
-VERSION: Final = 5
+VERSION: Final = 6
 # How many ids were given in a batch was not written down, and damage may have taken the last ones: as many as there can be, so that
 # its object is never deleted before all were delivered.
 _GIVEN_IDS: Final = "UPDATE batches SET jobs=1<<21 WHERE state IN ('sealed', 'stored')"
@@ -138,4 +139,5 @@ UPGRADES: Final = {
     2: (_GIVEN_IDS,),
     3: (),
     4: (),
+    5: (),
 }
