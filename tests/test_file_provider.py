@@ -12,9 +12,9 @@ import crc32c
 import pytest
 
 from jobs_backup import file_provider
-from jobs_backup.errors import AlreadyExists, PermissionDenied
+from jobs_backup.errors import AlreadyExists, PermissionDenied, Unavailable
 from jobs_backup.file_provider import FileProvider
-from jobs_backup.model import Body, BytesBody
+from jobs_backup.model import Body, BytesBody, Outcome
 
 DATA = b"data" * 100_000
 
@@ -33,6 +33,10 @@ class Watched(Body):
 
 def provider(directory: Path) -> FileProvider:
     (directory / "bucket").mkdir()
+    return provider_again(directory)
+
+
+def provider_again(directory: Path) -> FileProvider:
     return FileProvider.from_settings({"JOBS_BACKUP_BUCKET": str(directory / "bucket")})
 
 
@@ -135,3 +139,42 @@ def test_a_directory_that_cannot_be_looked_into_is_an_error(tmp_path: Path, monk
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(PermissionDenied):
         store.list("", "")
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_what_stands_was_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_parts: bool) -> None:
+    """In a directory that may be written and not read, an object gets its name, and then its directory can't be synced."""
+    store = provider(tmp_path)
+    body, checksum = BytesBody(DATA), crc32c.crc32c(DATA)
+    upload = store.create_multipart("key")
+    parts = [store.write_part(upload, 1, body)]
+
+    def refused(directory: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(directory))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_provider, "sync_directory", refused)
+        with pytest.raises(Unavailable, match="stands") as caught:  # noqa: PT012 - one of two
+            if in_parts:
+                store.complete_multipart(upload, parts, len(DATA), checksum, True)
+            else:
+                store.write("key", body, checksum, True)
+    assert not caught.value.refused
+    assert (tmp_path / "bucket" / "key").read_bytes() == DATA
+
+
+def test_two_abort_the_same_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = provider(tmp_path)
+    upload = store.create_multipart("key")
+    store.write_part(upload, 1, BytesBody(DATA))
+    parts, other = store._parts, provider_again(tmp_path)
+
+    def slow(of: Any) -> Path | None:
+        found = parts(of)
+        assert other.abort_multipart(upload).outcome is Outcome.ABORTED
+        return found
+
+    monkeypatch.setattr(store, "_parts", slow)
+    store.abort_multipart(upload)
+    assert other.abort_multipart(upload).outcome is Outcome.GONE
+    assert files(tmp_path) == []

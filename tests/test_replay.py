@@ -18,6 +18,9 @@ from gcs import LEAST, GcsServer
 from servers import Moto, Store, policy
 
 from jobs_backup import Backup, Event
+from jobs_backup.cli.replay_output import OutputFile
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.replay import Query
 from jobs_backup.testing.events import events as generated
 
 PAYLOADS = [
@@ -341,6 +344,20 @@ def test_an_unreachable_store_may_pass(tmp_path: Path) -> None:
 
 def cursor(err: str) -> str:
     return err.split("--after '")[1].split("'", maxsplit=1)[0]
+
+
+def test_two_do_not_write_the_same_file(tmp_path: Path) -> None:
+    file = tmp_path / "out.ndjson"
+    first = OutputFile(file, "asked", Query())
+    first.write(b"1\n")
+    with pytest.raises(ConfigurationError, match="another process is writing it"):
+        OutputFile(file, "asked", Query())
+    first.write(b"2\n")
+    first.finish()
+    assert file.read_bytes() == b"1\n2\n"
+    with pytest.raises(ConfigurationError, match="exists"):
+        OutputFile(file, "asked", Query())
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ndjson"]
 
 
 @pytest.mark.parametrize("lists", [[], ["--list"]])

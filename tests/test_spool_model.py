@@ -28,6 +28,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from spools import position
 
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
@@ -696,8 +697,7 @@ class Model(RuleBasedStateMachine):
 
     def positions_are_as_late_as_what_was_recorded(self) -> None:
         if self.live:
-            position = self.live[-1].spool.position("input")
-            at = int(position or 0)
+            at = int(position(self.live[-1].spool, "input") or 0)
             assert at == self.at or at in {one[2] for one in self.doubtful if one[2] > self.at}, (at, self.at)
 
     def teardown(self) -> None:
@@ -730,7 +730,7 @@ class Model(RuleBasedStateMachine):
             for one in process.spool.abandoned_uploads():
                 process.spool.forget_upload(one)
                 del self.uploads[one.upload.id]
-            position = int(process.spool.position("input") or 0)
+            reached = int(position(process.spool, "input") or 0)
             assert process.spool.quarantined() == []
             for number in range(len(self.before.batches)):
                 self.deliver(len(self.live) - 1, number, None, unknown=False, fault=None)
@@ -753,9 +753,7 @@ class Model(RuleBasedStateMachine):
             doubted = {line for some in unknown.values() for line in some}
             assert doubted <= lines or not doubted & lines, "a commit is there in part"
             if doubted and at:
-                assert doubted <= lines if position == at else not doubted <= lines or position > at, (
-                    "a position without its events"
-                )
+                assert doubted <= lines if reached == at else not doubted <= lines or reached > at, "a position without its events"
             rest -= doubted
         assert not rest, "nobody recorded that, or its caller was told that it failed"
         assert self.files() == []

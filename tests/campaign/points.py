@@ -148,7 +148,7 @@ KILLS: Final = (
     # Going on in another file
     Point("another file made, not entered", f"{_CATALOG}.change_file", "before", "record", 2),
     Point("another file entered", f"{_CATALOG}.change_file", "after", "record", 2),
-    Point("before a drained file is removed", f"{_SPOOL}._remove_if_drained", "before", "any", 3),
+    Point("before a drained file is removed", f"{_SPOOL}._clean_up", "before", "any", 3),
     # Sending
     Point("claimed", f"{_CATALOG}.claim", "after", "send", 5),
     Point("object written, receipt not stored", f"{_DESTINATION}.write", "after", "send", 4),

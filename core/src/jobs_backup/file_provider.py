@@ -104,7 +104,8 @@ class FileProvider:
                 if draft.file.tell() != size or value != checksum:
                     raise IntegrityError(f"the parts of {upload.key} are not the bytes that its checksum was made of")
                 receipt = self._publish(draft, upload.key, if_absent)
-            self._remove(upload)
+            with _stands(upload.key):
+                self._remove(upload)
             return receipt
 
     @hookimpl
@@ -217,17 +218,19 @@ class FileProvider:
                 raise AlreadyExists(f"{key} exists") from error
         else:
             draft.replace(target)
-        for directory in (target.parent, *(parent.parent for parent in missing)):
-            sync_directory(directory)
+        with _stands(key):
+            for directory in (target.parent, *(parent.parent for parent in missing)):
+                sync_directory(directory)
         return WriteReceipt()
 
     def _remove(self, upload: Upload) -> bool:
         directory = self._parts(upload)
         if directory is None:
             return False
-        for file in directory.iterdir():
-            file.unlink(missing_ok=True)
-        directory.rmdir()
+        with suppress(FileNotFoundError):  # another process may be removing it, too
+            for file in directory.iterdir():
+                file.unlink(missing_ok=True)
+            directory.rmdir()
         sync_directory(directory.parent)
         return True
 
@@ -247,6 +250,16 @@ class FileProvider:
             raise ObjectNotFound(f"{action} {key!r}: no such file") from error
         except OSError as error:
             raise Unavailable(f"{action} {key!r}: {error.strerror}", hint=f"look at the file system of {self._root}") from error
+
+
+@contextmanager
+def _stands(key: str) -> Generator[None]:
+    """Behind the moment in which an object has got its name: no error may say any more that the store has refused it, or core would
+    take it elsewhere, too."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"{key!r} stands, but may not outlive a power loss: {error.strerror}", hint="tried again") from error
 
 
 class _Draft:

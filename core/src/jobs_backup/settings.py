@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus
 
 import msgspec
 
@@ -123,22 +123,22 @@ class Endpoint(str):
     """
 
     __slots__ = ()
-    _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]+")
+    _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+    _FORM: Final = re.compile(
+        rf"(https?)://({_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::([0-9]{{1,5}}))?(/[a-z0-9._~!$&'()*+,;=:%/-]*)?",
+        re.IGNORECASE | re.ASCII,
+    )
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         """Raises ValueError."""
-        wrong = ValueError("expected a URL such as https://host or http://host:port")
-        try:
-            parts = urlsplit(text)
-            port = parts.port
-        except ValueError:
-            raise wrong from None
-        if parts.scheme not in ("http", "https") or port == 0 or not cls._HOST.fullmatch(parts.hostname or ""):
-            raise wrong
-        if "@" in parts.netloc or parts.query or parts.fragment:
+        if not {"@", "?", "#"}.isdisjoint(text):
             raise ValueError("expected a URL with nothing but host, port and path")
-        return cls(parts.geturl().rstrip("/"))
+        match = cls._FORM.fullmatch(text)
+        if match is None or not 0 < int(match[3] or 1) <= 65_535:
+            raise ValueError("expected a URL such as https://host or http://host:port")
+        port = f":{match[3]}" if match[3] else ""
+        return cls(f"{match[1].lower()}://{match[2]}{port}{(match[4] or '').rstrip('/')}")
 
 
 def _quantity(text: str, units: Mapping[str, float], expected: str) -> float:

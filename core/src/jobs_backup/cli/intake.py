@@ -124,6 +124,7 @@ class Intake(Generic[T]):
         name = f"{os.path.realpath(source.name)}\0{handler.job}"
         self._id = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self._keeps_position = source.size is not None and handler.job is not None
+        self._position_at = 0
 
     def take(self, *, again: bool) -> None:
         """Take in what was not taken in yet.
@@ -142,7 +143,9 @@ class Intake(Generic[T]):
 
     def _read(self, *, again: bool) -> None:
         with self._input.open() as reader:
-            position = None if again else self._go_on(reader)
+            known = self._backup.spool.position(self._id) if self._keeps_position else None
+            self._position_at = known.at if known else 0
+            position = None if again or known is None else self._go_on(reader, known.position)
             path = self._backup.spool.directory / "rejects" / _rejects_name(self._input, self._id)
             with closing(Rejects(path, position.rejects if position else None)) as rejects:
                 for part in reader.parts(self._stop):
@@ -151,10 +154,7 @@ class Intake(Generic[T]):
                     else:
                         self._take(part, reader, rejects)
 
-    def _go_on(self, reader: Reader) -> Position | None:
-        known = self._backup.spool.position(self._id) if self._keeps_position else None
-        if known is None:
-            return None
+    def _go_on(self, reader: Reader, known: bytes) -> Position | None:
         try:
             position = msgspec.json.decode(known, type=Position)
         except msgspec.DecodeError as error:
@@ -200,7 +200,9 @@ class Intake(Generic[T]):
     def _keep(self, found: Sequence[T | None], reader: Reader, rejects: Rejects) -> None:
         """Keep what was found together with the position that was reached, and the rejects before both."""
         reached = reader.position(rejects.sync())
-        position = InputPosition(self._id, encoding.now(), msgspec.json.encode(reached)) if self._keeps_position else None
+        # The latest is the one that counts, also where the clock was set back.
+        self._position_at = max(encoding.now(), self._position_at + 1)
+        position = InputPosition(self._id, self._position_at, msgspec.json.encode(reached)) if self._keeps_position else None
         waits = True
         while True:
             try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -93,21 +95,31 @@ class OutputFile:
         self._part = path.with_name(path.name + ".part")
         self._note = path.with_name(path.name + ".position")
         self.begin = ""
-        if path.exists():
-            raise ConfigurationError(f"{path} exists", hint="remove it, or give another --output")
+        self._refuse_to_replace()
         try:
-            position = self._position = self._known()
-            self._file: BinaryIO = self._part.open("r+b" if position else "wb")
+            with ExitStack() as opened:
+                descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._file: BinaryIO = opened.enter_context(os.fdopen(descriptor, "r+b"))
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._refuse_to_replace()  # again: another process may just have finished it
+                position = self._position = self._known()
+                self._file.truncate(position.size if position else 0)
+                self._file.seek(0, os.SEEK_END)
+                opened.pop_all()
             if position is not None:
                 self.begin = position.after
                 self.query = position.query  # "two hours ago" is what it was at the first run
-                self._file.truncate(position.size)
-                self._file.seek(position.size)
+        except BlockingIOError:
+            raise ConfigurationError(f"{self._part}: another process is writing it", hint="wait for its end") from None
         except OSError as error:
             raise ConfigurationError(f"{self._part}: {error.strerror}", hint="give another --output") from error
 
+    def _refuse_to_replace(self) -> None:
+        if self._path.exists():
+            raise ConfigurationError(f"{self._path} exists", hint="remove it, or give another --output")
+
     def _known(self) -> _Position | None:
-        if not self._note.exists() or not self._part.exists():
+        if not self._note.exists():
             return None
         try:
             position = msgspec.json.decode(self._note.read_bytes(), type=_Position)
@@ -147,8 +159,8 @@ class OutputFile:
     def _finish(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._part.replace(self._path)  # before others may have the lock
         self._file.close()
-        self._part.replace(self._path)
         self._note.unlink(missing_ok=True)
         sync_directory(self._path.absolute().parent)
 

@@ -7,7 +7,7 @@ import io
 import itertools
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -250,7 +250,8 @@ class BlobFiles:
     def remove(self, name: str) -> None:
         """Remove a file."""
         for path in self._paths(name):
-            path.unlink(missing_ok=True)
+            with database_errors(path):
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def ends(self) -> Generator[Callable[[int, str], int]]:
@@ -278,9 +279,9 @@ class BlobFiles:
             yield end_of
 
     def move(self, name: str, directory: Path) -> None:
-        """Take a file away that nobody uses."""
+        """Take a file away that nobody uses, unless another process has just done so."""
         for path in self._paths(name):
-            if path.exists():
+            with database_errors(path), suppress(FileNotFoundError):
                 path.rename(directory / path.name)
 
     def _paths(self, name: str) -> list[Path]:

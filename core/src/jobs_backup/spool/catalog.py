@@ -174,15 +174,18 @@ class Catalog:
             )
             return found.fetchone() is not None
 
-    def release(self, batch: int, *, error: str, hint: str, retry_at: float, standing: str | None) -> None:
-        """Give a claimed batch back: it was not stored. `standing` is what its failure tells of the destination, if anything.
+    def release(self, batch: int, session: str, *, error: str, hint: str, retry_at: float, standing: str | None) -> None:
+        """Give a batch back that `session` has claimed: it was not stored. One that is not its own any more is left as it is.
+
+        `standing` is what its failure tells of the destination, if anything.
 
         A destination counts as refusing only while no other batch is on its way there.
         """
         with self._database.transaction() as db:
             db.execute(
-                "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
-                (writable(error), writable(hint), retry_at, batch),
+                "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?"
+                " AND state='sealed' AND claimed_by=?",
+                (writable(error), writable(hint), retry_at, batch, session),
             )
             if standing is not None:
                 db.execute(

@@ -12,6 +12,7 @@ from jobs_backup.fsync import sync_directory
 from jobs_backup.model import Batch
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, Form
 from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.database import database_errors
 from jobs_backup.spool.open_batch import OpenBatch
 from jobs_backup.spool.rows import BatchRow, Damage
 
@@ -73,11 +74,21 @@ class Quarantine:
 
     def reports(self, *, only_reads: bool = False) -> list[Damage]:
         """What is set aside. What somebody has removed is forgotten, unless this `only_reads`."""
-        found = self._catalog.damages()
-        gone = {one.file for one in found if not (self._directory.parent / one.file).exists()}
+        found: list[Damage] = []
+        gone: set[str] = set()
+        for one in self._catalog.damages():
+            # `retire` moves a file and then notes it: who is in between, or was killed there, has not removed it.
+            moved = f"quarantine/{Path(one.file).name}"
+            place = next((file for file in (one.file, moved) if (self._directory.parent / file).exists()), None)
+            if place is None:
+                gone.add(one.file)
+                continue
+            if place != one.file and not only_reads:
+                self._catalog.moved(one.file, place)
+            found.append(one._replace(file=place))
         if not only_reads:
             self._catalog.forget_damages(gone)
-        return [one for one in found if one.file not in gone]
+        return found
 
     def _set_chunks_aside(self, row: BatchRow, blobs: BlobFile, *, good_too: bool = False) -> None:
         for chunk in blobs.chunks(row.id):
@@ -95,8 +106,9 @@ class Quarantine:
 
     def _write(self, name: str, data: bytes) -> None:
         path = self._directory / name
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_directory(self._directory)
+        with database_errors(path):
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_directory(self._directory)

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -120,7 +120,7 @@ class Spool:
                 limits=limits,
                 room=Room(directory, self._catalog, self._ballast, self.session, room),
                 quarantine=self._quarantine,
-                retire=self._remove_if_drained,
+                retire=self._clean_up,
             )
         except BaseException:
             self._catalog.close()
@@ -184,16 +184,25 @@ class Spool:
             if lock is not None:
                 lock.release(remove=True)
 
-    def position(self, source: str) -> bytes | None:
-        """How far an input was read, by any process; None if it never was."""
+    def position(self, source: str) -> InputPosition | None:
+        """How far an input was read, by any process; None if it never was.
+
+        Raises:
+            SpoolError: a file can't be read now, for example because too many are open. What is damaged tells no position.
+        """
         found = [self._catalog.position(source)]
         for name in self._catalog.blob_files().values():  # those of files that are not written any more are in the catalog
-            with suppress(SpoolError), self._files.open(name) as blobs:
-                found += [position for position in blobs.positions() if position.input == source]
+            try:
+                with self._files.open(name) as blobs:
+                    found += [position for position in blobs.positions() if position.input == source]
+            except SpoolCorrupt:
+                continue
+            except SpoolError:
+                if self._files.path(name).exists():
+                    raise
         # The catalog again: a file may have been left between the two.
         found.append(self._catalog.position(source))
-        known = [position for position in found if position is not None]
-        return max(known, key=lambda position: position.at).position if known else None
+        return max((position for position in found if position is not None), key=lambda position: position.at, default=None)
 
     # Deliveries
 
@@ -275,12 +284,12 @@ class Spool:
         It is not deleted before `deletable_at` (seconds since 1970): an earlier attempt may still arrive, and would bring it back.
         """
         self._catalog.stored(batch.id, deletable_at=deletable_at)
-        self._remove_if_left(batch.blobs)
+        self._clean_up(batch.blobs)
 
     def skip(self, batch: Batch) -> None:
         """A batch that was never tried to be sent will not be: all of it was delivered."""
         self._catalog.skipped(batch.id)
-        self._remove_if_left(batch.blobs)
+        self._clean_up(batch.blobs)
 
     def set_aside(self, claim: Claim, error: SpoolCorrupt) -> None:
         """A claimed batch turned out to be damaged, while it was sent or before.
@@ -288,15 +297,15 @@ class Spool:
         What is damaged goes into quarantine. The rest is sealed anew, unless an earlier attempt may have stored the whole.
         """
         self._quarantine.set_aside(claim.batch, whole=claim.times > 1 or error.attempts > 1)
-        self._remove_if_left(claim.batch.blobs)
+        self._clean_up(claim.batch.blobs)
 
     def release(self, batch: Batch, error: JobsBackupError, *, retry_at: float, standing: str | None = None) -> None:
-        """Sending the batch failed; from `retry_at` (seconds since 1970) on it may be claimed again.
+        """Sending a batch that this process has claimed failed; from `retry_at` (seconds since 1970) on it may be claimed again.
 
         `standing` is what is known of the destination now: it has `refused` everything, or it is `proven`: it may have got
         something.
         """
-        self._catalog.release(batch.id, error=str(error), hint=error.hint, retry_at=retry_at, standing=standing)
+        self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, retry_at=retry_at, standing=standing)
 
     def waiting(self) -> list[Waiting]:
         """What is sealed and not stored, for each destination."""
@@ -407,7 +416,7 @@ class Spool:
         for name in names:  # who should have removed it was killed
             session = name.partition("-")[0]
             if session not in written or file_number(name) < file_number(written[session]):
-                self._remove_if_drained(name)
+                self._clean_up(name)
         self._remove_left_locks()
 
     def keep_ballast(self) -> None:
@@ -473,29 +482,34 @@ class Spool:
     def _remove_left_locks(self) -> None:
         """Locks of those that were killed before they were a session, or when they no longer were one."""
         for path in (self.directory / "locks").glob("*.lock"):
-            if path.stem not in self._catalog.sessions() and (lock := self._try_lock(path.stem)) is not None:
-                lock.release(remove=path.stem not in self._catalog.sessions())
+            if path.stem in self._catalog.sessions() or (lock := self._try_lock(path.stem)) is None:
+                continue
+            # That of an input is not held while the catalog is asked: who wants to read it meanwhile would be refused.
+            lock.release(remove=path.stem.startswith("input-") or path.stem not in self._catalog.sessions())
 
     def _remove_drained_of(self, session: str, names: Sequence[str]) -> None:
         for name in names:
             if name.partition("-")[0] == session:
-                self._remove_if_drained(name)
+                self._clean_up(name)
 
-    def _remove_if_left(self, name: str) -> None:
-        """Remove a drained file, unless somebody still writes it."""
-        if name not in self._catalog.blob_files().values():
-            self._remove_if_drained(name)
+    def _clean_up(self, name: str) -> None:
+        """Remove a file that nobody writes any more, once everything in it is stored; or retire it, if it is damaged.
 
-    def _remove_if_drained(self, name: str) -> None:
-        """Remove a file that nobody writes any more, once everything in it is stored."""
-        if not self._catalog.is_needed(name) and not self._quarantine.retire(name):
-            self._files.remove(name)
+        It comes behind what was to be done, which must not count as failed now: who starts to send next tries it again.
+        """
+        try:
+            is_left = name not in self._catalog.blob_files().values()
+            if is_left and not self._catalog.is_needed(name) and not self._quarantine.retire(name):
+                self._files.remove(name)
+        except SpoolError as error:
+            log.warning("a file of the spool that is not needed any more can't be removed yet: %s", error.one_line())
 
     def _refuse_to_upgrade_in_use(self) -> None:
         if not Catalog.is_older(self.directory / "catalog.db"):
             return
         for path in (self.directory / "locks").glob("*.lock"):
-            if self._is_alive(path.stem):
+            # Again: another one that has just started may have upgraded it.
+            if self._is_alive(path.stem) and Catalog.is_older(self.directory / "catalog.db"):
                 raise SpoolError(
                     f"{self.directory} is used by a process with an earlier version of jobs-backup",
                     hint="stop it first: what it has recorded is kept",

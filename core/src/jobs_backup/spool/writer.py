@@ -341,10 +341,12 @@ class Writer:
         after = self._files.create(f"{self._session}-{number}")
         try:
             self._catalog.change_file(self._session, after.name, before.positions())
-        except BaseException:
-            after.close()
-            self._files.remove(after.name)
-            raise
-        self._blobs, self._file_number = after, number
-        before.close()
+        finally:
+            # An interrupt may come right behind the commit: then the other one is ours, and the old one may be removed by others.
+            if self._catalog.blob_files().get(self._session) == after.name:
+                self._blobs, self._file_number = after, number
+                before.close()
+            else:
+                after.close()
+                self._files.remove(after.name)
         self._retire(before.name)
