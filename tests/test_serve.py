@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import select
 import signal
 import socket
 import ssl
@@ -62,7 +64,7 @@ class TestRecord:
         assert b'{"\\u00e9":"\xc3\xa9"}' in content
 
     @pytest.mark.parametrize(
-        ("body", "index"), [(b'[{"a":1},3]', 1), (b"nothing", 0), (b"", 0), (b'{"a":"\xff"}', 0), (b'[{"a":1},{"b":1]', None)]
+        ("body", "index"), [(b'[{"a":1},3]', 1), (b"nothing", 0), (b" ", 0), (b'{"a":"\xff"}', 0), (b'[{"a":1},{"b":1]', None)]
     )
     def test_what_is_wrong_is_refused_whole(self, sidecar: Sidecar, tmp_path: Path, body: bytes, index: int | None) -> None:
         answer = sidecar.post("/v1/events?source_id=web", body)
@@ -142,6 +144,7 @@ class TestAccess:
         assert sidecar.post("/v1/events", {}, write_key="2abcKEY").status == 200
         assert sidecar.post("/v1/events?source_id=web", {}, write_key="2abcKEY").status == 200
         assert sidecar.post("/v1/events?source_id=ios", {}, write_key="2abcKEY").status == 403
+        assert sidecar.post("/v1/events?workspace_id=other", {}, write_key="2abcKEY").status == 403
         assert sidecar.post("/v1/delivered", [], write_key="2abcKEY").status == 403
         assert sidecar.get("/status", write_key="2abcKEY").status == 403
 
@@ -258,6 +261,130 @@ class TestBounds:
                 for _ in range(1000):
                     connection.sendall(b"X-Filler: " + b"x" * 10_000 + b"\r\n")
                     time.sleep(0.001)
+
+
+def exchange(sidecar: Sidecar, *pieces: bytes) -> bytes:
+    """All that is answered to what is sent, a piece at a time."""
+    url = urlsplit(sidecar.url)
+    with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.05)
+        answered = b""
+        try:
+            while data := connection.recv(1 << 16):
+                answered += data
+        except ConnectionResetError:
+            pass  # it was cut
+        return answered
+
+
+OFFER = (
+    b"POST /v1/events?source_id=web HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\nContent-Type: application/x-ndjson\r\n"
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n" % TOKEN.encode()
+)
+"""As Java's HttpClient sends it, unless it is told to speak HTTP/1.1."""
+LAST = b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+LINE = b'{"messageId":"a"}\n'
+
+
+class TestUpgrade:
+    """Who offers to upgrade the connection is answered without: a server may ignore it, RFC 9110, 7.8."""
+
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            [OFFER + b"Content-Length: 18\r\n\r\n" + LINE, LAST],
+            [OFFER.replace(b"h2c", b"websocket") + b"Content-Length: 18\r\n\r\n", LINE, LAST],
+            [OFFER[:150], OFFER[150:] + b"Content-Length: 18\r\n\r", b"\n" + LINE[:3], LINE[3:], LAST],
+            [OFFER + b"Transfer-Encoding: chunked\r\n\r\n12\r\n" + LINE + b"\r\n", b"0\r\n\r\n", LAST],
+            [OFFER + b"Content-Length: 18\r\n\r\n" + LINE + LAST],
+        ],
+        ids=["at once", "websocket", "split", "chunked", "pipelined"],
+    )
+    def test_its_body_is_recorded(self, sidecar: Sidecar, tmp_path: Path, pieces: list[bytes]) -> None:
+        answered = exchange(sidecar, *pieces)
+        assert answered.count(b"HTTP/1.1 200 OK") == 2, answered
+        assert answered.count(b'{"jobs":["') == 1
+        sidecar.end()
+        assert recorded(tmp_path) == ["a"]
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n" + OFFER + b"Content-Length: 18\r\n\r\n" + LINE,
+            b"CONNECT example:443 HTTP/1.1\r\nHost: example\r\n\r\n",
+        ],
+        ids=["behind another", "CONNECT"],
+    )
+    def test_what_can_not_be_told_apart_is_refused(self, sidecar: Sidecar, tmp_path: Path, sent: bytes) -> None:
+        assert b"HTTP/1.1 400 Bad Request" in exchange(sidecar, sent)
+        sidecar.end()
+        assert events(tmp_path) == []
+
+
+class TestConnections:
+    def test_a_trailer_takes_no_memory(self, sidecar: Sidecar) -> None:
+        url = urlsplit(sidecar.url)
+        with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
+            connection.sendall(b"POST /v1/events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+            with pytest.raises(OSError, match=r"reset|pipe|Broken"):  # noqa: PT012 - until it is cut
+                for number in range(1000):
+                    connection.sendall(b"x-%d: %b\r\n" % (number, b"y" * 10_000))
+
+    def test_a_small_trailer_is_ignored(self, sidecar: Sidecar, tmp_path: Path) -> None:
+        head = OFFER.partition(b"Connection:")[0]
+        body = b"Transfer-Encoding: chunked\r\n\r\n12\r\n" + LINE + b"\r\n0\r\nX-Checksum: 1\r\n\r\n"
+        assert exchange(sidecar, head + body, LAST).count(b"HTTP/1.1 200 OK") == 2
+        sidecar.end()
+        assert recorded(tmp_path) == ["a"]
+
+    def test_those_that_ask_for_nothing_are_bounded(self, env: dict[str, str]) -> None:
+        with serve(env, JOBS_BACKUP_SERVER_MAX_CONNECTIONS="5") as sidecar, contextlib.ExitStack() as stack:
+            url = urlsplit(sidecar.url)
+            place = (url.hostname, url.port)
+            opened = [stack.enter_context(socket.create_connection(place, timeout=5)) for _ in range(200)]
+            left, deadline = set(opened), time.monotonic() + 20
+            while len(left) > 5 + 64 and time.monotonic() < deadline:
+                time.sleep(0.1)
+                left -= set(select.select([*left], [], [], 0)[0])  # there is an end to be read
+            time.sleep(0.2)
+            left -= set(select.select([*left], [], [], 0)[0])
+            assert len(left) == 5 + 64
+
+    def test_a_body_that_is_not_whole_is_refused(self, sidecar: Sidecar, tmp_path: Path) -> None:
+        head = OFFER.partition(b"Connection:")[0]
+        answered = exchange(sidecar, head.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n")
+        assert b" 400 Bad Request" in answered
+        assert b"the body is empty" in answered
+
+
+class TestMany:
+    @pytest.mark.parametrize("path", ["/v1/events?source_id=web", "/v1/batch", "/v1/delivered"])
+    def test_far_too_many_are_refused_before_they_are_taken_apart(self, env: dict[str, str], path: str) -> None:
+        with serve(env, JOBS_BACKUP_SERVER_MAX_EVENTS="100", JOBS_BACKUP_SERVER_WRITE_KEYS="plain") as sidecar:
+            many = b"[" + b"1," * 3_000_000 + b"1]"
+            key = "plain" if path == "/v1/batch" else None
+            body = b'{"batch":' + many + b"}" if path == "/v1/batch" else many
+            answer = sidecar.post(path, gzip.compress(body), Content_Encoding="gzip", write_key=key)
+            assert (answer.status, answer.code) == (413, "TooLarge")
+            status = Path(f"/proc/{sidecar.process.pid}/status").read_text()
+            peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+            assert peak < 120, "MiB; taken apart they would be 300"
+
+    def test_events_with_many_commas_are_taken(self, env: dict[str, str], tmp_path: Path) -> None:
+        with serve(env, JOBS_BACKUP_SERVER_MAX_EVENTS="3") as sidecar:
+            one = {"messageId": "a", "list": list(range(300)), "text": '],[ \\" ,'}
+            assert sidecar.post("/v1/events?source_id=web", [one, one, one]).status == 200
+            answer = sidecar.post("/v1/events?source_id=web", [one, one, one, one])
+            assert (answer.status, answer.code) == (413, "TooLarge")
+            sidecar.end()
+        assert recorded(tmp_path) == ["a"] * 3
+
+    def test_an_id_that_is_told_twice_counts_once(self, sidecar: Sidecar) -> None:
+        (known,) = sidecar.post("/v1/events?source_id=web", {"messageId": "a"}).json["jobs"]
+        answer = sidecar.post("/v1/delivered", ["99", known, "99", known]).json
+        assert (answer["acknowledged"], answer["unknown_count"], answer["unknown"]) == (1, 1, ["99"])
 
 
 class TestTls:

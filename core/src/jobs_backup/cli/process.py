@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import logging
@@ -64,9 +65,10 @@ def stopping() -> Generator[threading.Event]:
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: object) -> None:
-        stop.set()
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_DFL)
+        # In another thread: this one may have been interrupted within `stop.wait`, which holds the event's lock.
+        _thread.start_new_thread(stop.set, ())
 
     before = {one: signal.signal(one, on_signal) for one in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -120,9 +120,9 @@ def _listed(secret: Secret | None) -> Iterator[str]:
 
 def _tokens(secret: Secret | None) -> Iterator[str]:
     for number, token in enumerate(_listed(secret), 1):
-        if len(token) < _MIN_TOKEN:
+        if len(token) < _MIN_TOKEN or not token.isascii():  # what a header has of others nobody agrees upon
             raise ConfigurationError(
-                f"token {number} of JOBS_BACKUP_SERVER_TOKEN has fewer than {_MIN_TOKEN} characters",
+                f"token {number} of JOBS_BACKUP_SERVER_TOKEN has fewer than {_MIN_TOKEN} characters, or others than those of ASCII",
                 hint="make one with `openssl rand -hex 32`",
             )
         yield token

@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -42,6 +43,7 @@ _LARGE: Final = 64 << 10
 """Bytes. To go through more takes long enough to be left to a thread."""
 _ANSWER_SECONDS: Final = 60.0
 """For committing, and for the answer to be taken; who does not read it must not keep a connection for ever."""
+_REPORTING_THREADS: Final = 2
 _PATHS: Final = frozenset(openapi.PATHS)
 _AS_STRING: Final = "send ids as recording has answered them, as strings: many languages can't hold such numbers exactly"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -61,6 +63,8 @@ class App:
         self._is_stopping = is_stopping
         self._timeout = settings.read_timeout + _ANSWER_SECONDS
         self._document = openapi.document(settings)
+        # Of their own: many failures take long, and probes share the other threads.
+        self._reporting = ThreadPoolExecutor(_REPORTING_THREADS, thread_name_prefix="jobs-backup-failures")
 
     async def __aenter__(self) -> ASGIApp:
         """The ASGI application, for as long as the block runs. What it counts is among the metrics of the Backup."""
@@ -91,6 +95,7 @@ class App:
         return _Answering(inner, requests, timeout=self._timeout)
 
     async def __aexit__(self, *_: object) -> None:
+        self._reporting.shutdown(wait=False)
         await self._async.close()
 
     async def _events(self, request: Request) -> Response:
@@ -102,16 +107,22 @@ class App:
         elif given not in ("", caller.source_id):
             hint = "leave source_id out, or authenticate with a bearer token"
             raise Refused(403, "Forbidden", "the write key is that of another source", hint=hint)
+        elif workspace_id:
+            hint = "leave workspace_id out, or authenticate with a bearer token"
+            raise Refused(403, "Forbidden", "a write key is of no workspace", hint=hint)
         type_ = payloads.media_type(request.headers.get("content-type", ""))
         async with self._bodies.read(request) as body:
-            events = await self._work(body, lambda: payloads.parts(body, type_))
+            events = await self._work(body, lambda: payloads.parts(body, type_, self._max_events))
             return answers.json(await self._record(caller, caller.source_id or given, workspace_id, events, len(body)))
 
     async def _rudder(self, request: Request, type_: str) -> Response:
         caller = self._access.source(request.headers)
         payloads.media_type(request.headers.get("content-type", payloads.JSON))
         async with self._bodies.read(request) as body:
-            events = await self._work(body, lambda: payloads.batch(body) if type_ == "batch" else [payloads.typed(body, type_)])
+            events = await self._work(
+                body,
+                lambda: payloads.batch(body, self._max_events) if type_ == "batch" else [payloads.typed(body, type_)],
+            )
             return answers.json(await self._record(caller, caller.source_id or "", "", events, len(body)))
 
     async def _record(self, caller: Caller, source_id: str, workspace_id: str, events: list[bytes], size: int) -> Recorded:
@@ -131,8 +142,9 @@ class App:
         caller = self._access.everything(request.headers)
         type_ = payloads.media_type(request.headers.get("content-type", ""))
         async with self._bodies.read(request) as body:
-            ids = await self._work(body, lambda: _each(payloads.parts(body, type_), _job))
+            ids = await self._work(body, lambda: _each(payloads.parts(body, type_, self._max_events), _job))
             self._check_count(caller, ids, "job ids")
+            ids = list(dict.fromkeys(ids))  # one that is told twice counts once
         try:
             await self._async.delivered(ids)
         except UnknownJob as error:
@@ -151,9 +163,9 @@ class App:
         caller = self._access.everything(request.headers)
         type_ = payloads.media_type(request.headers.get("content-type", ""))
         async with self._bodies.read(request) as body:
-            told = await self._work(body, lambda: payloads.parts(body, type_))
+            told = await self._work(body, lambda: payloads.parts(body, type_, self._max_events))
             self._check_count(caller, told, "failures")
-            await asyncio.to_thread(self._report, told)
+            await asyncio.get_running_loop().run_in_executor(self._reporting, self._report, told)
         return answers.json(Reported(failures=len(told)))
 
     def _report(self, told: Sequence[bytes]) -> None:
@@ -236,6 +248,7 @@ class _Answering:
         finally:
             seconds = time.monotonic() - begun
             path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is asked for
+            status = 0 if "is_gone" in scope["state"] else status
             self._requests.add(path, status, seconds)
             fields = {"request_id": request_id, "method": scope["method"], "path": path, "status": status, "seconds": seconds}
             log.info("%(method)s %(path)s: %(status)d in %(seconds).4f s, request %(request_id)s", fields, extra=fields)
@@ -261,8 +274,9 @@ async def _of_http_exception(request: Request, error: HTTPException) -> Response
     return answers.of_error(refused, _request_id(request))
 
 
-async def _of_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # nobody reads it; nothing was taken
+async def _of_disconnect(request: Request, _error: ClientDisconnect) -> Response:
+    request.state.is_gone = True  # nobody reads what follows; nothing was taken
+    return Response(status_code=400)
 
 
 def _as_text(trouble: str) -> Response:

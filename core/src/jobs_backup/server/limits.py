@@ -110,8 +110,12 @@ class _Body:
 
     def whole(self) -> bytes:
         """All of it. Raises Refused."""
+        if self._received < self._announced:
+            raise Refused(400, "BadRequest", f"the body has {self._received:,} of {self._announced:,} bytes", hint="send it whole")
         if self._unpacker is not None and not self._unpacker.eof:
             raise Refused(400, "BadRequest", "the body ends within its gzip data", hint="send it whole")
+        if not self._pieces:  # more likely lost on its way than meant
+            raise Refused(400, "BadRequest", "the body is empty", hint="send it with a Content-Length, or chunked")
         return bytes(self._pieces)
 
     def _unpacked(self, piece: bytes) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,9 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 _TYPES: Final = {JSON: JSON, NDJSON: NDJSON, "application/ndjson": NDJSON, "application/jsonl": NDJSON}
 _SPACE: Final = b" \t\r\n"
+_SURPLUS: Final = 64
+"""Commas (or lines) for each event that is allowed; a body with more is counted before it is taken apart."""
+_TOKENS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
 
 _array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -27,7 +31,7 @@ class _Batch(msgspec.Struct):
 
 
 class _Typed(msgspec.Struct):
-    type: Any = msgspec.UNSET
+    type: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _batch: Final = msgspec.json.Decoder(_Batch).decode
@@ -43,18 +47,48 @@ def media_type(header: str) -> str:
     return _TYPES[name]
 
 
-def parts(body: bytes, type_: str) -> list[bytes]:
-    """The members of an array, or the only object; of NDJSON, its lines but those that are empty. Raises InvalidEvent."""
+def parts(body: bytes, type_: str, most: int) -> list[bytes]:
+    """The members of an array, or the only object; of NDJSON, its lines but those that are empty.
+
+    Raises:
+        InvalidEvent: it is neither.
+        Refused: 413: there are so many more than `most` that taking them apart would take a multiple of the body's memory.
+    """
     if type_ == NDJSON:
+        if body.count(b"\n") > _SURPLUS * most:
+            raise _too_many(most)
         return [line for line in body.split(b"\n") if line.strip(_SPACE)]
     if body.lstrip(_SPACE)[:1] == b"[":
+        _check_members(body, most, depth=1)
         return [bytes(one) for one in _decoded(_array, body)]
     return [body]
 
 
-def batch(body: bytes) -> list[bytes]:
-    """The events of RudderStack's `/v1/batch`. Raises InvalidEvent."""
+def batch(body: bytes, most: int) -> list[bytes]:
+    """The events of RudderStack's `/v1/batch`. Raises as `parts`."""
+    _check_members(body, most, depth=2)
     return [bytes(one) for one in _decoded(_batch, body).batch]
+
+
+def _check_members(body: bytes, most: int, *, depth: int) -> None:
+    """Count the members of an array so many brackets deep, in a body whose commas make it look as if there were far too many."""
+    if body.count(b",") <= _SURPLUS * most:
+        return
+    members, level = 1, 0
+    for token in _TOKENS.finditer(body):
+        if token[0] in (b"[", b"{"):
+            level += 1
+        elif token[0] in (b"]", b"}"):
+            level -= 1
+        elif token[0] == b"," and level == depth:
+            members += 1
+            if members > most:
+                raise _too_many(most)
+
+
+def _too_many(most: int) -> Refused:
+    hint = "send fewer at once; the server's JOBS_BACKUP_SERVER_MAX_EVENTS"
+    return Refused(413, "TooLarge", f"a request may have {most:,} events, and this one has more", hint=hint)
 
 
 def typed(event: bytes, type_: str) -> bytes:
