@@ -173,6 +173,10 @@ class Forgetting:
     def write(self) -> Generator[None, Any, None]:
         yield
 
+    @hookimpl(wrapper=True)
+    def create_multipart(self) -> Generator[None, Any, None]:
+        yield
+
 
 def _bytes(body: Body) -> bytes:
     with body.open() as reader:

@@ -16,6 +16,8 @@ from jobs_backup.errors import (
     StorageError,
     Throttled,
     Unavailable,
+    parse_date,
+    parse_retry_after,
 )
 
 EVERY = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobsBackupError)]
@@ -80,3 +82,9 @@ def test_an_invalid_event_is_a_value_error_that_tells_which_one() -> None:
     error = InvalidEvent("no JSON object", index=17)
     assert isinstance(error, ValueError)
     assert error.index == 17
+
+
+@pytest.mark.parametrize("text", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "tomorrow", "", "-5", "1e3"])
+def test_a_date_that_is_none_raises_nothing(text: str) -> None:
+    assert parse_date(text) is None
+    assert parse_retry_after(text) is None

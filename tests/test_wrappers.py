@@ -290,6 +290,17 @@ def test_a_receipt_that_a_wrapper_loses_is_no_success(tmp_path: Path) -> None:
             backup.destination.write(*backup.destination.prepare(claim.batch))
 
 
+def test_an_upload_whose_receipt_a_wrapper_loses_is_aborted(tmp_path: Path) -> None:
+    MemoryProvider.uploads.clear()
+    record(environment(tmp_path, ""), {"n": 1}, archive=False)
+    with Backup.from_env(environment(tmp_path, "forgetting"), archive=False) as backup:
+        claim = backup.spool.claim()
+        assert claim is not None
+        with pytest.raises(ContractViolation, match="create_multipart returned NoneType"):
+            backup.destination.create_multipart(claim.batch)
+    assert MemoryProvider.uploads == {}
+
+
 def test_bytes_that_are_changed_without_a_format_are_not_stored(tmp_path: Path) -> None:
     record(environment(tmp_path, ""), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "meddling", JOBS_BACKUP_RETRY_ATTEMPTS="1"), archive=False) as backup:

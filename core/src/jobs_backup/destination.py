@@ -309,19 +309,24 @@ class Destination:
             with self._translated(hook, *([upload.id] if isinstance(upload, Upload) else [])):
                 result = call(**arguments)
         except JobsBackupError as error:
-            if (receipt := self._arrived.receipt) is not None:
+            if self._arrived.receipt is not None:
                 # The provider has done its work, and a wrapper has failed behind it.
                 setattr(error, "refused", False)  # noqa: B010 - of this one; as a class, it may be
-                if isinstance(receipt, Upload):
-                    with suppress(Exception):  # nobody knows of this upload: now or never
-                        self._manager.hook.abort_multipart(upload=receipt, timeout=self._timeout)
+                self._abort_arrived()
             raise
         if not isinstance(result, expected):
+            self._abort_arrived()
             raise ContractViolation(
                 f"{self._name}: {hook} returned {type(result).__name__} instead of {expected.__name__}",
                 hint="update the provider's distribution, or report it to its maintainers",
             )
         return result
+
+    def _abort_arrived(self) -> None:
+        """An upload that the provider has begun, and a wrapper has lost: nobody will know of it, now or never."""
+        if isinstance(self._arrived.receipt, Upload):
+            with suppress(Exception):
+                self._manager.hook.abort_multipart(upload=self._arrived.receipt, timeout=self._timeout)
 
     @contextmanager
     def _translated(self, hook: str, *secrets: str) -> Generator[None]:

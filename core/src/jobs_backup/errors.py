@@ -251,6 +251,6 @@ def parse_date(value: str) -> float | None:
     """The date of an HTTP header (RFC 9110, 5.6.7) in seconds since 1970. None if it is none, or empty."""
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return when.replace(tzinfo=when.tzinfo or UTC).timestamp()

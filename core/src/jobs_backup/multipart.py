@@ -13,7 +13,15 @@ from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 from jobs_backup.destination import Destination
-from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, SpoolError, UploadGone
+from jobs_backup.errors import (
+    AlreadyExists,
+    ConfigurationError,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    SpoolError,
+    UploadGone,
+)
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
 from jobs_backup.spool import Spool
 from jobs_backup.spool.uploads import JournaledUpload
@@ -50,17 +58,19 @@ class Multipart:
     def send(self, batch: Batch, body: Body) -> WriteReceipt:
         """Store the batch's object: continue the upload that is in the journal, or begin one.
 
-        After an error the upload stays in the journal, and the next call goes on with it.
+        After an error the upload stays in the journal, and the next call goes on with it, but for these.
 
         Raises:
             AlreadyExists: the object stands. The upload is left to `abort_abandoned`.
+            NotSupported, ConfigurationError: settings have to be changed. So is it then, and the next call begins another one.
         """
         for beginning in range(_BEGINNINGS):
             found = self._spool.upload_of(batch)
             journaled, parts = found or (self._begin(batch), [])
             try:
                 return self._finish(journaled, parts, batch, body)
-            except AlreadyExists:
+            except (AlreadyExists, NotSupported, ConfigurationError):
+                # Its parts, and what it was begun with, are those of the settings that may have to be changed.
                 self._spool.abandon_upload(journaled)
                 raise
             except UploadGone as error:
@@ -116,12 +126,16 @@ class Multipart:
     def _finish(self, journaled: JournaledUpload, sent: list[Part], batch: Batch, body: Body) -> WriteReceipt:
         parts = {part.number: part for part in sent}
         ranges = _ranges(batch.size, journaled.part_size)
-        self._send_parts(journaled, [one for one in ranges if one.number not in parts], body, parts)
-        if len(parts) < len(ranges):
-            raise Stopped(f"{batch.key}: stopped after {len(parts)} of {len(ranges)} parts; the next start continues")
+        completes = self._destination.sequential_parts  # where parts are, the last one may complete the object
         try:
+            self._send_parts(journaled, [one for one in ranges if one.number not in parts], body, parts)
+            if len(parts) < len(ranges):
+                raise Stopped(f"{batch.key}: stopped after {len(parts)} of {len(ranges)} parts; the next start continues")
+            completes = True
             receipt = self._destination.complete_multipart(journaled.upload, [parts[one.number] for one in ranges], batch)
         except IntegrityError as error:
+            if not completes:
+                raise
             # A part is stored with other bytes than it was sent with: completing the same parts again can't help.
             raise UploadGone(f"{batch.key}: the parts that were stored are not those that were sent") from error
         self._spool.forget_upload(journaled)

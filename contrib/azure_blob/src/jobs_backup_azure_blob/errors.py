@@ -106,7 +106,6 @@ _STATUSES: Final[Mapping[int, _Row]] = {
 # By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
 _NAMES: Final[Mapping[str, _Row]] = {
     "AzureSigningError": _Row(ConfigurationError, "check AZURE_STORAGE_ACCESS_KEY"),
-    "SSLError": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
     "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
     "NewConnectionError": _Row(Unreachable, _NETWORK),
     "NameResolutionError": _Row(Unreachable, _NETWORK),
@@ -120,9 +119,19 @@ _NAMES: Final[Mapping[str, _Row]] = {
     "RequestException": _Row(Unavailable, _NETWORK),
     "TimeoutError": _Row(Unavailable, _NETWORK),
     "HTTPError": _Row(Unavailable, _NETWORK),
+    "SSLError": _Row(Unavailable, _NETWORK),
     "DecodeError": _Row(Unavailable, "what answers may not be the store: check endpoint and proxy"),
     "DeserializationError": _Row(Unavailable, "what answers may not be the store: check endpoint and proxy"),
 }
+_BUNDLE: Final = "REQUESTS_CA_BUNDLE does not name a readable file of PEM certificates"
+_TLS: Final[Mapping[str, _Row]] = {
+    "CERTIFICATE_VERIFY_FAILED": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
+    "doesn't match": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
+    "WRONG_VERSION_NUMBER": _Row(ConfigurationError, "the endpoint speaks no TLS: write http:// before it, or correct the port"),
+    "NO_CERTIFICATE_OR_CRL_FOUND": _Row(ConfigurationError, _BUNDLE),
+    "PEM lib": _Row(ConfigurationError, _BUNDLE),
+}
+"""By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
 
 
 class Call(NamedTuple):
@@ -160,10 +169,16 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
         return _answered(error, response, call)
     text = _cleaned(_reason(error), call)
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
-    for name, row in _NAMES.items():
-        if name in names:
-            return row.error(f"{call}: {text}", hint=row.hint)
-    return StorageError(f"{call}: {type(error).__name__}: {text}")
+    row = next((row for name, row in _NAMES.items() if name in names), None)
+    if "SSLError" in names:
+        said = " ".join(map(str, _chain(error)))
+        row = next((row for part, row in _TLS.items() if part in said), row)
+    if row is None:
+        return StorageError(f"{call}: {type(error).__name__}: {text}")
+    found = row.error(f"{call}: {text}", hint=row.hint)
+    if row is _TLS["WRONG_VERSION_NUMBER"]:
+        setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
+    return found
 
 
 def check_origin(call: Call, response: Any) -> None:

@@ -72,7 +72,6 @@ _OF_AUTH: Final[Mapping[str, _Row]] = {
     "GoogleAuthError": _Row(Unauthenticated, _CREDENTIALS),  # an InvalidOperation, where anonymous ones were refused
 }
 _OF_REQUESTS: Final[Mapping[str, _Row]] = {
-    "SSLError": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
     "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
     "NewConnectionError": _Row(Unreachable, _NETWORK),
     "NameResolutionError": _Row(Unreachable, _NETWORK),
@@ -84,7 +83,17 @@ _OF_REQUESTS: Final[Mapping[str, _Row]] = {
     "ConnectionError": _Row(Unavailable, _NETWORK),
     "TimeoutError": _Row(Unavailable, _NETWORK),
     "HTTPError": _Row(Unavailable, _NETWORK),
+    "SSLError": _Row(Unavailable, _NETWORK),
 }
+_BUNDLE: Final = "REQUESTS_CA_BUNDLE does not name a readable file of PEM certificates"
+_TLS: Final[Mapping[str, _Row]] = {
+    "CERTIFICATE_VERIFY_FAILED": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
+    "doesn't match": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
+    "WRONG_VERSION_NUMBER": _Row(ConfigurationError, "the endpoint speaks no TLS: write http:// before it, or correct the port"),
+    "NO_CERTIFICATE_OR_CRL_FOUND": _Row(ConfigurationError, _BUNDLE),
+    "PEM lib": _Row(ConfigurationError, _BUNDLE),
+}
+"""By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
 _LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "slowDown")
 
 
@@ -127,10 +136,16 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     auth = type(error).__module__.startswith("google.auth")
     if auth and getattr(error, "retryable", False):
         names.add("TransportError")
-    for name, row in (_OF_AUTH if auth else _OF_REQUESTS).items():
-        if name in names:
-            return row.error(f"{call}: {text}", hint=row.hint)
-    return StorageError(f"{call}: {type(error).__name__}: {text}")
+    row = next((row for name, row in (_OF_AUTH if auth else _OF_REQUESTS).items() if name in names), None)
+    if "SSLError" in names and not auth:
+        said = " ".join(map(str, _chain(error)))
+        row = next((row for part, row in _TLS.items() if part in said), row)
+    if row is None:
+        return StorageError(f"{call}: {type(error).__name__}: {text}")
+    found = row.error(f"{call}: {text}", hint=row.hint)
+    if row is _TLS["WRONG_VERSION_NUMBER"]:
+        setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
+    return found
 
 
 def answered(response: Any, call: Call) -> JobsBackupError:

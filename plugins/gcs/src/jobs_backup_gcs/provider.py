@@ -34,6 +34,7 @@ from jobs_backup_gcs.client import Clients, Gcs
 from jobs_backup_gcs.errors import Call, answered, translated
 from jobs_backup_gcs.settings import GcsSettings
 
+_LONG_AGO: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - as google-auth has it
 _DELETES: Final = 8
 """Objects that are deleted at the same time; there is no request that deletes several."""
 _PAGE: Final = 1000
@@ -316,7 +317,8 @@ class GcsProvider:
                 yield gcs
         except CredentialsExpired:
             if gcs is not None:
-                gcs.credentials.token = None
+                # Not taken away: another thread may be about to send it.
+                gcs.credentials.expiry = _LONG_AGO
             raise
 
     def _blob(self, gcs: Gcs, key: str, checksum: int, metadata: Mapping[str, str]) -> Any:

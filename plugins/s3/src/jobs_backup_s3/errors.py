@@ -234,7 +234,10 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
         row = next((row for part, row in _TLS if part in text), row)
     if row is None:
         return StorageError(f"{call}: {names[0]}: {text}")
-    return row.error(f"{call}: {_where(error)}{text}", hint=row.hint)
+    found = row.error(f"{call}: {_where(error)}{text}", hint=row.hint)
+    if "WRONG_VERSION_NUMBER" in text:
+        setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
+    return found
 
 
 def response_of(error: Exception) -> Mapping[str, Any] | None:

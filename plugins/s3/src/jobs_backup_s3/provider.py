@@ -180,8 +180,11 @@ class _Provider:
     def list(self, prefix: str, after: str, timeout: float) -> Page:
         """ListObjectsV2."""
         request = {"Bucket": self._connection.bucket, "Prefix": prefix} | ({"StartAfter": after} if after else {})
-        answer = self._send(self._tried("ListObjectsV2"), timeout, lambda client: client.list_objects_v2(**request))
+        call = self._tried("ListObjectsV2")
+        answer = self._send(call, timeout, lambda client: client.list_objects_v2(**request))
         objects = [Listed(key=item["Key"], size=item["Size"]) for item in answer.get("Contents", ())]
+        if answer.get("IsTruncated") and not objects:
+            raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
         return Page(objects=objects, after=objects[-1].key if answer.get("IsTruncated") and objects else None)
 
     def _put(
