@@ -175,6 +175,7 @@ class TestHealth:
         with monitored_backup(tmp_path) as (backup, url):
             assert get(f"{url}/healthz")[0] == 200
             assert backup.archiver is not None
+            assert backup.archiver.drain(10)  # else the end would wait for what that thread was about to do
 
             def end() -> None:
                 raise SystemExit
