@@ -10,9 +10,10 @@ from typing import Final, Literal
 
 from jobs_backup import providers, wrappers
 from jobs_backup.compression import Compression
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.plugins import Kind, settings_of
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import CoreSettings, Duration, Endpoint, Secret, Setting, Settings, Size
+from jobs_backup.settings import Duration, Endpoint, Secret, Setting, Settings, Size
 
 ROOT: Final = Path(__file__).parents[1]
 

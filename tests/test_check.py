@@ -20,8 +20,8 @@ from servers import Moto, Store, operations, policy, weed
 import jobs_backup.check as engine
 from jobs_backup import providers
 from jobs_backup.check import Report, check
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import disk
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Delay, FaultProxy, Swallow
 from jobs_backup.testing.memory import MemoryProvider, loaded

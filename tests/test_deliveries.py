@@ -22,11 +22,11 @@ from buckets import FAST_RETRY, events, file_environment, left_over, lines, obje
 from spools import LIMITS, claim, claimed, content, die, open_spool, record
 
 from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob, deleter
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, Throttled, Unavailable
 from jobs_backup.jobs import job_sets
 from jobs_backup.model import DeleteReceipt, Kind, Stream
-from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Spool, StoredObject, numbering
 from jobs_backup.spool.deliveries import Added
 from jobs_backup.spool.status import DestinationStatus, read_status

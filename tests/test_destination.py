@@ -10,6 +10,7 @@ from typing import ClassVar, Self, TypeVar, cast
 
 import pytest
 
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.errors import ContractViolation, PermissionDenied, StorageError, Throttled, Unavailable
 from jobs_backup.hookspecs import hookimpl
@@ -29,7 +30,6 @@ from jobs_backup.model import (
 from jobs_backup.plugins import Installed
 from jobs_backup.providers import Loaded, register
 from jobs_backup.retry import Retry, RetryPolicy
-from jobs_backup.settings import CoreSettings
 
 T = TypeVar("T")
 POLICY = RetryPolicy(attempts=4, deadline=1000.0)

@@ -21,9 +21,10 @@ from buckets import events, file_environment
 from commands import run, start
 from generated import command
 
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.env_file import read_env_file
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import CoreSettings, Duration, report_unknown
+from jobs_backup.settings import Duration, report_unknown
 from jobs_backup_s3.settings import S3Settings
 
 ROOT: Final = Path(__file__).parents[1]

@@ -37,13 +37,14 @@ from memory import peak_memory
 
 from jobs_backup import Backup, ConfigurationError, InvalidEvent, encoding
 from jobs_backup.cli import cli
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.env_file import read_env_file
 from jobs_backup.file_provider import FileProvider
 from jobs_backup.layout import MAX_KEY_BYTES, clean_prefix, object_key
 from jobs_backup.model import BytesBody, Kind, Stream
 from jobs_backup.plugins import settings_of
 from jobs_backup.providers import load_class
-from jobs_backup.settings import CoreSettings, Settings
+from jobs_backup.settings import Settings
 
 CAMPAIGN: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"
 pytestmark = [

@@ -19,12 +19,12 @@ from scrapes import Samples, parse, scrape, scrape_file, value
 from spools import APP, LIMITS, WEB, claim, claimed, die, open_spool, record
 
 from jobs_backup import Backup, metrics
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import BucketNotFound, DestinationPaused, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.jobs import Event
 from jobs_backup.measures import Histogram
 from jobs_backup.metrics import HELP, Metrics, registry
 from jobs_backup.model import Kind, Stream, Upload
-from jobs_backup.settings import CoreSettings
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.job_set import JobSet
 from jobs_backup.spool.overview import Total

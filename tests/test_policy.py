@@ -15,11 +15,12 @@ from botocore import xform_name
 from commands import run
 from servers import Moto, client
 
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.env_file import read_env_file
 from jobs_backup.plugins import settings_of
 from jobs_backup.providers import KIND, load_class
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import CoreSettings, report_unknown
+from jobs_backup.settings import report_unknown
 
 BUCKET = {"JOBS_BACKUP_BUCKET": "my-events"}
 

@@ -13,9 +13,10 @@ import pytest
 from distributions import Install
 
 from jobs_backup import plugins, providers
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, JobsBackupError, ProviderNotFound
 from jobs_backup.hookspecs import API_VERSION
-from jobs_backup.settings import CoreSettings, Settings
+from jobs_backup.settings import Settings
 
 HEAD = """
 from jobs_backup.errors import ConfigurationError

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import CoreSettings, Duration, Endpoint, Secret, Settings, Size, Variable, report_unknown
+from jobs_backup.settings import Duration, Endpoint, Secret, Settings, Size, Variable, report_unknown
 
 CANARY = "canary-7f3a"
 

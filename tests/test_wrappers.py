@@ -19,6 +19,7 @@ from example_wrappers import SEEN, Failing
 
 from jobs_backup import Backup, plugins
 from jobs_backup.checksum import crc32c
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.errors import (
     ConfigurationError,
@@ -32,7 +33,6 @@ from jobs_backup.errors import (
     WrapperNotFound,
 )
 from jobs_backup.model import Body, BytesBody
-from jobs_backup.settings import CoreSettings
 from jobs_backup.testing.memory import MemoryProvider
 from jobs_backup.wrappers import Wrappers, load
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jobs_backup.async_backup import AsyncBackup
     from jobs_backup.backup import Backup
+    from jobs_backup.core_settings import CoreSettings
     from jobs_backup.errors import (
         BackupClosed,
         ConfigurationError,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         UnknownJob,
     )
     from jobs_backup.jobs import Event, Job, Jobs
-    from jobs_backup.settings import CoreSettings
 
 __version__ = "0.1.0"  # also the distribution's, whose metadata would take longer to read than all of `--version`
 
@@ -54,7 +54,7 @@ __all__ = [
 _MODULES = {
     "AsyncBackup": "async_backup",
     "Backup": "backup",
-    "CoreSettings": "settings",
+    "CoreSettings": "core_settings",
     "Event": "jobs",
     "Job": "jobs",
     "Jobs": "jobs",

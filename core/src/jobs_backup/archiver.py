@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.deleter import Deleter
 from jobs_backup.destination import Destination
 from jobs_backup.errors import (
@@ -23,7 +24,6 @@ from jobs_backup.errors import (
 )
 from jobs_backup.model import Batch, WriteReceipt
 from jobs_backup.multipart import Multipart, Stopped
-from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Claim, Spool
 
 T = TypeVar("T")

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast, overload
 
 from jobs_backup.backup import Backup
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.encoding import Payload
 from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError
 from jobs_backup.jobs import Event, Job, Jobs
-from jobs_backup.settings import CoreSettings
 from jobs_backup.spool.writer import Recording
 
 P = ParamSpec("P")

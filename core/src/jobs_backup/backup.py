@@ -14,6 +14,7 @@ from typing import Final, Self, overload
 
 from jobs_backup import encoding, failures
 from jobs_backup.archiver import TICK, Archiver, stalled
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import FinalPayload, Payload
 from jobs_backup.errors import (
@@ -31,7 +32,6 @@ from jobs_backup.jobs import Event, Job, Jobs, job_sets
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind, Stream
 from jobs_backup.recordings import Chunk, raw_stream
-from jobs_backup.settings import CoreSettings
 from jobs_backup.spool import Spool
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.room import RoomLimits

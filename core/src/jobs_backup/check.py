@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from jobs_backup import providers
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.errors import (
     AlreadyExists,
@@ -33,7 +34,6 @@ from jobs_backup.errors import (
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Batch, BytesBody, Kind, Policy, Stream, Upload
 from jobs_backup.retry import Retry, RetryPolicy
-from jobs_backup.settings import CoreSettings
 from jobs_backup.spool.disk import free_bytes, refuse_network
 from jobs_backup.wrappers import Wrappers
 

@@ -15,6 +15,7 @@ import msgspec
 
 from jobs_backup import providers
 from jobs_backup.checksum import crc32c
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import (
     ConfigurationError,
     ContractViolation,
@@ -28,7 +29,7 @@ from jobs_backup.hookspecs import MULTIPART, hookimpl
 from jobs_backup.measures import ATTEMPT_SECONDS, Histogram
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.retry import Attempted, Retry, RetryPolicy
-from jobs_backup.settings import CoreSettings, redacted
+from jobs_backup.values import redacted
 from jobs_backup.wrappers import Wrappers
 
 T = TypeVar("T")

@@ -19,7 +19,8 @@ from jobs_backup.hookspecs import PROJECT
 from jobs_backup.model import Policy
 from jobs_backup.plugins import Installed, secrets_of, settings_of
 from jobs_backup.providers import HOOKS, KIND, Loaded, load, load_class, register
-from jobs_backup.settings import Setting, redacted
+from jobs_backup.settings import Setting
+from jobs_backup.values import redacted
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]*")
 _SECRET_NAME: Final = re.compile(

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs_backup.backup import Backup
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, JobsBackupError
-from jobs_backup.settings import CoreSettings
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -14,7 +14,8 @@ import pluggy
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION
-from jobs_backup.settings import Secret, Settings
+from jobs_backup.settings import Settings
+from jobs_backup.values import Secret
 
 log: Final = logging.getLogger(__name__)
 _SHORTEST: Final = 16

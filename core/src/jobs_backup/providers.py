@@ -11,7 +11,7 @@ import pluggy
 from jobs_backup.errors import ProviderNotFound
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL, PROJECT, Provider, StorageProvider
 from jobs_backup.plugins import Installed, Kind, secrets_of, settings_of
-from jobs_backup.settings import Secret
+from jobs_backup.values import Secret
 
 KIND: Final = Kind(
     noun="provider",

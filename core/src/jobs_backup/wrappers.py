@@ -9,13 +9,14 @@ from typing import Final, Self
 import msgspec
 import pluggy
 
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, IntegrityError, WrapperMissing, WrapperNotFound
 from jobs_backup.hookspecs import PROJECT, ObjectHooks, StorageProvider, Wrapper, hookimpl
 from jobs_backup.layout import FORMAT, MAX_FORMATS_BYTES, formats_of
 from jobs_backup.model import Batch, Body
 from jobs_backup.plugins import Installed, Kind, secrets_of, settings_of
 from jobs_backup.providers import HOOKS, implementations
-from jobs_backup.settings import CoreSettings, Secret
+from jobs_backup.values import Secret
 
 KIND: Final = Kind(
     noun="wrapper",

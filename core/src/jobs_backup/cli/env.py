@@ -11,11 +11,12 @@ import click
 
 from jobs_backup import wrappers
 from jobs_backup.cli.options import fail
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.plugins import settings_of
 from jobs_backup.providers import KIND, load_class
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import CoreSettings, Setting
+from jobs_backup.settings import Setting
 
 _WRAPPERS: Final = "JOBS_BACKUP_WRAPPERS"
 _WIDTH: Final = 110

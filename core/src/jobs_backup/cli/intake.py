@@ -21,9 +21,10 @@ from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopp
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.rejects import Rejects
 from jobs_backup.cli.summary import Counted, Summary
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError, SpoolCorrupt, SpoolFull, UnknownJob
-from jobs_backup.settings import CoreSettings, Duration
 from jobs_backup.spool.blobs import InputPosition
+from jobs_backup.values import Duration
 
 T = TypeVar("T")
 _REPORTED: Final = 20

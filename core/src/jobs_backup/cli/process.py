@@ -17,11 +17,12 @@ from typing import Final, NoReturn
 from jobs_backup import providers, wrappers
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import say
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.monitoring import monitored
 from jobs_backup.plugins import settings_of
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import CoreSettings, report_unknown
+from jobs_backup.settings import report_unknown
 
 _M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
 

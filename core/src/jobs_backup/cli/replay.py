@@ -18,13 +18,14 @@ import msgspec
 from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, say, with_environment
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
 from jobs_backup.cli.replay_output import OutputFile, Stdout
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind
 from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known, listed
-from jobs_backup.settings import CoreSettings, Duration
+from jobs_backup.values import Duration
 
 _REPORTED: Final = 20
 _LOOK: Final = 0.2

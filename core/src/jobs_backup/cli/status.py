@@ -10,8 +10,9 @@ import click
 import msgspec
 
 from jobs_backup.cli.options import printable, with_environment
-from jobs_backup.settings import CoreSettings, Duration
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.spool.status import DestinationStatus, ProcessStatus, Status, StreamStatus, read_status
+from jobs_backup.values import Duration
 
 _HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")
 

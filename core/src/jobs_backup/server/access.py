@@ -15,7 +15,7 @@ import msgspec
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.server.answers import Refused
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import Secret
+from jobs_backup.values import Secret
 
 _MIN_TOKEN: Final = 16
 

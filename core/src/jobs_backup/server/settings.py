@@ -7,7 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from jobs_backup.settings import Count, Duration, Secret, Settings, Size, Variable
+from jobs_backup.settings import Count, Settings, Variable
+from jobs_backup.values import Duration, Secret, Size
 
 
 class ServerSettings(Settings, frozen=True, kw_only=True):

@@ -26,9 +26,9 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import MULTIPART
 from jobs_backup.model import Body
-from jobs_backup.settings import redacted
 from jobs_backup.testing.driver import CountingBody, FailingBody, Hooks, Inspector, random_bytes
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
+from jobs_backup.values import redacted
 
 EnvironmentAt = Callable[[str], Mapping[str, str]]
 
