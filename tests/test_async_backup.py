@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, objects
@@ -140,6 +140,23 @@ async def test_an_invalid_payload_is_named_and_those_before_it_are_recorded(tmp_
         assert (caught.value.index, len(caught.value.recorded)) == (2600, 2600)
         await backup.delivered(caught.value.recorded)
     assert len(events(tmp_path)) in (0, 2600)
+
+
+@asynchronous
+async def test_what_is_no_payload_is_named(tmp_path: Path) -> None:
+    async def payloads() -> AsyncIterator[Any]:
+        yield b"{}"
+        yield 7
+
+    wrong: list[Any] = [None, 7, ["x"]]
+    async with AsyncBackup.from_env(file_environment(tmp_path)) as backup:
+        for one in wrong:
+            with pytest.raises(InvalidEvent):
+                await backup.record(one, source_id="web")
+        for many in (payloads(), iter([b"{}", 7])):
+            with pytest.raises(InvalidEvent) as caught:
+                await backup.record_many(cast(Any, many), source_id="web")
+            assert (caught.value.index, len(caught.value.recorded)) == (1, 1)
 
 
 @asynchronous

@@ -24,7 +24,7 @@ from spools import LIMITS, claim, claimed, content, die, open_spool, record
 from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob, deleter
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
-from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, Throttled, Unavailable
+from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable
 from jobs_backup.jobs import job_sets
 from jobs_backup.model import DeleteReceipt, Kind, Stream
 from jobs_backup.spool import Spool, StoredObject, numbering
@@ -625,7 +625,7 @@ class TestDeleting:
         denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
         store = _Store(calls=[denied] * 4)
         self.work(spool, store, lambda: len(store.deleted) == 5)
-        assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 4], "probes are of one object"
+        assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 2, 2], "probes are of one object"
         (told,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
         assert "grant s3:DeleteObject on arn:aws:s3:::b/*" in told.getMessage()
         assert spool.waiting_deletes() == []
@@ -634,7 +634,7 @@ class TestDeleting:
         denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
         store = _Store(each=[denied] * 4)
         self.work(spool, store, lambda: len(store.deleted) == 5)
-        assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 4]
+        assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 2, 2]
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
     def test_a_key_that_may_not_be_deleted_keeps_no_other_from_it(self, spool: Spool) -> None:
@@ -644,6 +644,25 @@ class TestDeleting:
         store = _Store(calls=[Unavailable("SlowDown")], keys={stuck: [denied] * 1000})
         self.work(spool, store, lambda: len(store.deleted) == 4)
         assert stuck not in store.deleted
+
+    @pytest.mark.parametrize("place", range(5))
+    def test_a_key_for_which_the_call_is_refused_keeps_no_other_from_it(
+        self, spool: Spool, place: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A store may find fault with one key, and refuse the call: S3's DeleteObjects is XML, which can't have each character."""
+
+        class Choosy(_Store):
+            def delete(self, keys: Sequence[str]) -> DeleteReceipt:
+                if stuck in keys:
+                    self.calls.append(list(keys))
+                    raise StorageError("MalformedXML")
+                return super().delete(keys)
+
+        monkeypatch.setattr(deleter, "_FIRST_PROBE", 60)
+        stuck = _peek(spool)[place].key
+        store = Choosy()
+        self.work(spool, store, lambda: len(store.deleted) == 4)
+        assert len(store.calls) < 10
 
     def test_keys_that_are_all_throttled_are_a_store_that_is(self, spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
         slow = Throttled("SlowDown", retry_after=0.4)

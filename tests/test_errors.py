@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
+from collections.abc import Callable
 
 import pytest
 
@@ -32,6 +35,18 @@ def make(kind: type[JobsBackupError]) -> JobsBackupError:
     if issubclass(kind, DestinationPaused):
         return kind("paused", cause=Unavailable("down", hint="look at the network"))
     return kind("it failed")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copied", "pickled"])
+@pytest.mark.parametrize("kind", EVERY)
+def test_it_gets_out_of_another_process(kind: type[JobsBackupError], copied: Callable[[JobsBackupError], JobsBackupError]) -> None:
+    """An error that can't be pickled leaves a `multiprocessing.Pool` waiting for ever."""
+    error = make(kind)
+    error.attempts = 3
+    found = copied(error)
+    assert type(found) is kind
+    assert (str(found), found.hint, found.attempts, found.args) == (str(error), error.hint, 3, error.args)
+    assert vars(found).keys() == vars(error).keys()
 
 
 @pytest.mark.parametrize("kind", EVERY)

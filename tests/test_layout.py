@@ -55,6 +55,7 @@ def test_without_a_prefix_the_key_begins_with_the_source() -> None:
         ("a\\b", "a%5Cb"),
         ("mañana 🎉", "mañana 🎉"),
         ("\ud800", "%ED%A0%80"),
+        ("a\uffff", "a%EF%BF%BF"),
     ],
 )
 def test_ids_are_made_safe(text: str, safe: str) -> None:
@@ -89,7 +90,7 @@ def test_slashes_around_a_prefix_are_trimmed(prefix: str, clean: str) -> None:
     assert clean_prefix(prefix) == clean
 
 
-@pytest.mark.parametrize("prefix", ["a//b", "..", "a/../b", "./a", "a\nb", "a\\b", "x" * 513])
+@pytest.mark.parametrize("prefix", ["a//b", "..", "a/../b", "./a", "a\nb", "a\ufffe", "a\\b", "x" * 513])
 def test_a_prefix_that_leaves_its_place_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigurationError, match="JOBS_BACKUP_PREFIX"):
         clean_prefix(prefix)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -416,6 +419,48 @@ def test_what_stands_in_another_bucket_is_told(tmp_path: Path) -> None:
     assert (code, out.encode().splitlines()) == (0, PAYLOADS[:1])
     assert "1 objects are left out that stand in other buckets" in err
     assert "left out" not in run("replay", "--source-id", "ios", env=other)[2]
+
+
+@pytest.mark.parametrize("since", ["20991124", "4102444800", "2099-11-24", "10"])
+def test_a_time_is_a_date_or_has_a_unit(since: str, tmp_path: Path) -> None:
+    """Without a unit it would be so many seconds ago, though a date or seconds since 1970 were meant."""
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    assert replay(env, "--payload-only", "--since", "10s") == PAYLOADS
+    code, out, err = run("replay", "--payload-only", "--since", since, env=env)
+    assert out == ""
+    assert (code, "is no time" in err) in ((0, False), (2, True)), err
+    assert code == (0 if since.startswith("2099") else 2)
+
+
+def test_a_pipe_that_somebody_else_fills(tmp_path: Path) -> None:
+    """It may be one that does not block, and that another process writes to, too."""
+    env = file_environment(tmp_path)
+    payloads = realistic(5_000)
+    record(env, payloads)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    filling = threading.Event()
+
+    def fill() -> None:
+        while not filling.is_set():
+            with contextlib.suppress(BlockingIOError):
+                os.write(writer, b"\n" * 512)
+
+    with subprocess.Popen([*COMMAND, "replay", "--payload-only"], env=env, stdout=writer, stderr=subprocess.PIPE) as process:
+        other = threading.Thread(target=fill)
+        other.start()
+        found = bytearray()
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            while process.poll() is None:
+                found += pipe.read(1 << 16)
+            filling.set()
+            other.join()
+            os.close(writer)
+            found += pipe.read()
+        assert process.stderr is not None
+        assert process.returncode == 0, process.stderr.read()
+    assert bytes(found).replace(b"\n", b"") == b"".join(payloads)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -457,6 +457,14 @@ class TestEnd:
         assert sidecar.process.returncode == 0, stderr
         assert recorded(tmp_path) == ["late"]
 
+    def test_failures_are_no_events_in_its_summary(self, sidecar: Sidecar) -> None:
+        assert sidecar.post("/v1/events?source_id=web", {}).status == 200
+        for _ in range(3):
+            assert sidecar.post("/v1/failures", {"sourceId": "web", "payload": {}, "error": "no"}).status == 200
+        sidecar.process.send_signal(signal.SIGTERM)
+        _, stderr = sidecar.process.communicate(timeout=30)
+        assert "1 events recorded; 4 events in 2 objects" in stderr
+
     def test_killed_it_has_what_it_answered(self, env: dict[str, str], tmp_path: Path) -> None:
         acknowledged = []
         for number in range(3):

@@ -611,6 +611,17 @@ def test_refusals_have_the_words_of_the_error(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_a_refusal_is_told_with_its_own_hint(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"{}\n"])
+    record(spool, [b"{}\n"], stream=APP)
+    spool.seal()
+    for one, error in ((claim(spool), Unavailable("b", hint="1")), (claim(spool), Unavailable("a", hint="2"))):
+        spool.release(one, error, retry_at=0)
+    assert [(waiting.error, waiting.hint) for waiting in spool.waiting()] == [("b", "1")]
+    spool.close()
+
+
 def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> None:
     earlier = Path(__file__).parent / "data" / "spool-v1"
     (tmp_path / "blobs").mkdir()

@@ -7,7 +7,7 @@ import copy
 import functools
 import os
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from types import TracebackType
@@ -96,7 +96,7 @@ class AsyncBackup:
             message_id=message_id,
             created_at=created_at,
         )
-        is_small = not isinstance(payload, dict) and len(payload) <= _LARGE
+        is_small = not isinstance(payload, dict) and _length(payload) <= _LARGE
         recording = backup.recording(event) if is_small else await self._call(Backup.recording, event)
         await commits.add(recording)
         return Job(recording.jobs[0][0])
@@ -141,8 +141,7 @@ class AsyncBackup:
 
         async for one in payloads:
             chunk.append(one)
-            payload = one.payload if isinstance(one, Event) else one
-            size += 0 if isinstance(payload, dict) else len(payload)
+            size += _length(one.payload if isinstance(one, Event) else one)
             if len(chunk) >= _CHUNK_EVENTS or size >= _CHUNK_BYTES:
                 await record_chunk()
                 chunk, size = [], 0
@@ -256,6 +255,11 @@ class _Commits:
                 future.set_result(None)
             else:
                 future.set_exception(copy.copy(error))  # each task may add to its own
+
+
+def _length(payload: object) -> int:
+    """Of JSON text; 0 of a dict, and of what is no payload, which `Backup` tells."""
+    return len(payload) if isinstance(payload, Sized) and not isinstance(payload, dict) else 0
 
 
 def _nothing() -> None:

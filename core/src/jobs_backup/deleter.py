@@ -15,7 +15,7 @@ from jobs_backup.spool import Spool, StoredObject
 log: Final = logging.getLogger(__name__)
 
 DELETED_AT_ONCE: Final = 1000
-"""Keys in a call; no store takes more of them (S3's DeleteObjects)."""
+"""Keys in a call at most; no store takes more of them (S3's DeleteObjects)."""
 
 _TICK: Final = 1.0
 _FIRST_PAUSE: Final = 5.0
@@ -38,6 +38,8 @@ class Deleter:
         self._is_busy = True  # until it has looked for the first time
         self._pauses = 0
         self._paused_until = 0.0
+        self._is_denied = False  # what it is paused for
+        self._at_once = DELETED_AT_ONCE
         self._told = ""  # the code of the error that was reported; empty since a call in which nothing failed
         self.deleted = 0
         """Objects, since the start."""
@@ -72,7 +74,7 @@ class Deleter:
             if self._is_paused or not self._spool.has_deletes():
                 return False
             self._is_busy = True
-            objects = self._spool.claim_deletes(1 if self._pauses else DELETED_AT_ONCE)  # one is enough to see whether it works
+            objects = self._spool.claim_deletes(self._at_once)
             if objects:
                 self._delete(objects)
             return bool(objects)
@@ -99,16 +101,20 @@ class Deleter:
             for one in gone:
                 fields = {"key": one.key, "destination": self._destination.location}
                 log.info("deleted %s: all of its events were delivered", one.key, extra=fields)
-            if self._pauses:
-                self._note(self._spool.retry_deletes)  # what else was refused may work by now
-            self._pauses = 0
+            if self._is_denied:
+                self._note(self._spool.retry_deletes)  # it was granted: what else was refused may work by now
+            self._pauses, self._is_denied = 0, False
+            self._at_once = min(2 * self._at_once, DELETED_AT_ONCE)
         if refused:
             self._give_back(refused, len(objects), is_of_call=is_of_call)
         else:
             self._told = ""
 
     def _give_back(self, refused: Sequence[tuple[StoredObject, JobsBackupError]], tried: int, *, is_of_call: bool) -> None:
-        """Some could not be deleted. If none could, all wait, and then one is tried; another one, where it may be its own fault."""
+        """Some could not be deleted. If none could, all wait, and then one is tried, and more of them as long as that works.
+
+        A single one that could not waits for longer, since it may be its own fault, also where the store refuses the call for it.
+        """
         error = refused[0][1]
         first, longest = (_FIRST_PROBE, _MAX_PROBE) if isinstance(error, PermissionDenied) else (_FIRST_PAUSE, _MAX_PAUSE)
         until = 0.0
@@ -116,9 +122,11 @@ class Deleter:
             asked: float = getattr(error, "retry_after", None) or 0.0
             pause = min(longest, max(asked, first * 2 ** min(self._pauses, 16)))
             self._pauses += 1
+            self._is_denied = isinstance(error, PermissionDenied)
+            self._at_once = 1
             self._paused_until, until = time.monotonic() + pause, time.time() + pause
         retries = [
-            (one, None if is_of_call else time.time() + min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16)))
+            (one, None if is_of_call and tried > 1 else time.time() + min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16)))
             for one, _ in refused
         ]
         self._note(lambda: self._spool.give_back_deletes(retries, error, paused_until=until))

@@ -7,6 +7,7 @@ secret, a session URI or an event's payload.
 
 from __future__ import annotations
 
+import copyreg
 import time
 from collections.abc import Sequence
 from datetime import UTC
@@ -36,6 +37,10 @@ class JobsBackupError(Exception):
         self.attempts = 0
         self.elapsed = 0.0
         self.recorded: Sequence[int] = ()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # To be copied, and to get out of another process: Exception would call the class again, with the message alone.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     @property
     def code(self) -> str:

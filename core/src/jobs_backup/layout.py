@@ -20,8 +20,10 @@ _MAX_ID_BYTES: Final = 96
 _MAX_INSTANCE_BYTES: Final = 44
 _MAX_PREFIX_BYTES: Final = 512
 
+# What XML can't have (S3 deletes by XML), and C1 controls, with which tools have trouble.
+_CONTROL: Final = r"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff"
 # What could leave its place in a key, or break a tool that reads keys line by line; `%` and `~` because they mark what was changed.
-_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff/\\%~]")
+_UNSAFE: Final = re.compile(rf"[{_CONTROL}\u2028\u2029/\\%~]")
 
 
 def clean_prefix(prefix: str) -> str:
@@ -32,7 +34,7 @@ def clean_prefix(prefix: str) -> str:
     """
     prefix = prefix.strip("/")
     parts = prefix.split("/") if prefix else []
-    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]", prefix):
+    if any(part in ("", ".", "..") for part in parts) or re.search(rf"[{_CONTROL}\\]", prefix):
         raise ConfigurationError(
             f"JOBS_BACKUP_PREFIX={prefix!r} has an empty part, '.', '..' or a control character",
             hint="use a prefix such as backups/events",
@@ -45,9 +47,9 @@ def clean_prefix(prefix: str) -> str:
 def safe_id(text: str, max_bytes: int = _MAX_ID_BYTES) -> str:
     """An id from outside as one part of a key. Different ids give different parts.
 
-    Slashes, backslashes, control characters, `%` and `~` are percent-encoded, and so is a dot at the beginning: it would hide
-    the object from many tools, or lead out of its place. What is longer than `max_bytes` of UTF-8 is cut, and ends in `~` and a
-    hash of the whole.
+    Slashes, backslashes, control characters, what XML can't have, `%` and `~` are percent-encoded, and so is a dot at the
+    beginning: it would hide the object from many tools, or lead out of its place. What is longer than `max_bytes` of UTF-8 is
+    cut, and ends in `~` and a hash of the whole.
     """
     safe = _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass")), text)
     if safe.startswith("."):

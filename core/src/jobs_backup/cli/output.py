@@ -4,51 +4,50 @@ from __future__ import annotations
 
 import os
 import select
-import sys
+import stat
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
-from jobs_backup.errors import JobsBackupError
-
-_AT_ONCE: Final = select.PIPE_BUF
-"""Bytes. So much is taken without waiting where `select` says that something can be written (pipe(7))."""
+_STANDARD_OUTPUT: Final = 1
+_FILE_BLOCK: Final = 1 << 20
 _LOOK: Final = 0.2
 
 
-class LineWriter:
-    """Writes whole, whatever buffers Python has. Once `stop` is set, it waits at most `grace` seconds for its reader."""
+class Output:
+    """Writes whole, whatever buffers Python has. Once `stop` is set, it goes on for at most `grace` seconds."""
 
-    def __init__(self, stop: threading.Event, grace: float) -> None:
+    def __init__(self, stop: threading.Event, grace: float, unwritten: Callable[[str], Exception]) -> None:
+        """`unwritten` makes the error, of the reason."""
         self._stop = stop
         self._grace = grace
         self._until = float("inf")
-        self._descriptor = sys.stdout.fileno()
+        self._unwritten = unwritten
+        # Of a pipe, so much is taken without waiting where `select` says that something can be written (pipe(7)).
+        self._at_once = _FILE_BLOCK if _is_file(_STANDARD_OUTPUT) else select.PIPE_BUF
 
     def write(self, data: bytes) -> None:
-        """Write all of it.
-
-        Raises:
-            JobsBackupError: it can't be written, or is not read in time.
-        """
+        """Write all of it. Raises what `unwritten` makes where it can't be written, or is not read in time."""
         left = memoryview(data)
         while left:
             if self._stop.is_set():
                 self._until = min(self._until, time.monotonic() + self._grace)
             if time.monotonic() > self._until:
-                raise _unread("they are not read fast enough")
+                raise self._unwritten("they are not read fast enough")
             try:
-                if select.select([], [self._descriptor], [], _LOOK)[1]:
-                    left = left[os.write(self._descriptor, left[:_AT_ONCE]) :]
+                if select.select([], [_STANDARD_OUTPUT], [], _LOOK)[1]:
+                    left = left[os.write(_STANDARD_OUTPUT, left[: self._at_once]) :]
             except BlockingIOError:
                 continue  # somebody else has filled it
             except BrokenPipeError:
-                raise _unread("nobody reads them any more") from None
+                raise self._unwritten("nobody reads them any more") from None
             except OSError as error:
-                raise _unread(error.strerror or type(error).__name__) from None
+                raise self._unwritten(error.strerror or type(error).__name__) from None
 
 
-def _unread(why: str) -> JobsBackupError:
-    return JobsBackupError(
-        f"not all job ids were printed: {why}", hint="what was recorded until then is safe, and its object stays"
-    )
+def _is_file(descriptor: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False  # it is closed: writing tells

@@ -28,16 +28,15 @@ from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known
 from jobs_backup.values import Duration
 
 _REPORTED: Final = 20
-_LOOK: Final = 0.2
-_FILE_BLOCK: Final = 1 << 20
 
 
 def _time(option: str, text: str | None) -> int | None:
     """Microseconds since 1970."""
     if text is None:
         return None
-    with suppress(ValueError):
-        return int((time.time() - Duration.parse(text)) * 1_000_000)
+    if text[-1:].isalpha() and not text.endswith("Z"):  # without a unit it may be meant as a date, or as seconds since 1970
+        with suppress(ValueError):
+            return int((time.time() - Duration.parse(text)) * 1_000_000)
     try:
         when = datetime.fromisoformat(text)
         return microseconds(when if when.tzinfo else when.replace(tzinfo=UTC))

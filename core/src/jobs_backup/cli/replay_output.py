@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
-import stat
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,12 +12,12 @@ from typing import BinaryIO, Final
 
 import msgspec
 
+from jobs_backup.cli.output import Output
 from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError
 from jobs_backup.fsync import sync_directory
 from jobs_backup.replay import Damaged, Query, Replay
 
-_LOOK: Final = 0.2
-_FILE_BLOCK: Final = 1 << 20
+_GRACE_SECONDS: Final = 1.0
 
 
 class Incomplete(JobsBackupError):
@@ -28,11 +26,8 @@ class Incomplete(JobsBackupError):
     retryable = True
 
 
-def _is_file(descriptor: int) -> bool:
-    try:
-        return stat.S_ISREG(os.fstat(descriptor).st_mode)
-    except OSError:
-        return False  # it is closed: writing tells
+def _unwritten(why: str) -> Incomplete:
+    return Incomplete(f"not all events were written: {why}", hint="go on with --after")
 
 
 class Stdout:
@@ -42,20 +37,7 @@ class Stdout:
 
     def __init__(self, query: Query, stop: threading.Event) -> None:
         self.query = query
-        self._stop = stop
-        # Of a pipe, so much is taken without waiting (pipe(7)), however slow its reader is.
-        self._at_once = _FILE_BLOCK if _is_file(1) else select.PIPE_BUF
-
-    def write(self, data: bytes) -> None:
-        left = memoryview(data)
-        try:
-            while left:
-                if select.select([], [1], [], _LOOK)[1]:
-                    left = left[os.write(1, left[: self._at_once]) :]
-                elif self._stop.is_set():
-                    raise Incomplete("not all events were written: they are not read", hint="go on with --after")
-        except OSError as error:
-            raise Incomplete(f"not all events were written: {error.strerror}", hint="go on with --after") from None
+        self.write = Output(stop, _GRACE_SECONDS, _unwritten).write
 
     def restore(self, replay: Replay) -> None:
         """Nothing was kept."""

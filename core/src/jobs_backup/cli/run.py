@@ -13,9 +13,9 @@ from jobs_backup import encoding
 from jobs_backup.backup import Backup
 from jobs_backup.cli.intake import inputs_of, take_in
 from jobs_backup.cli.options import check_text, with_environment
-from jobs_backup.cli.output import LineWriter
+from jobs_backup.cli.output import Output
 from jobs_backup.cli.process import read_settings, summarize_failures
-from jobs_backup.errors import ConfigurationError
+from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
 
@@ -56,7 +56,7 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         inputs,
         settings,
         "events",
-        lambda backup, _, stop: _Events(backup, stream, ids=LineWriter(stop, backup.grace) if emit_ids else None),
+        lambda backup, _, stop: _Events(backup, stream, ids=Output(stop, backup.grace, _unprinted) if emit_ids else None),
         again=again,
         as_json=as_json,
         is_measured=True,
@@ -66,7 +66,7 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
 class _Events:
     """See `Handler`: an event's payload a line."""
 
-    def __init__(self, backup: Backup, stream: Stream, *, ids: LineWriter | None) -> None:
+    def __init__(self, backup: Backup, stream: Stream, *, ids: Output | None) -> None:
         self._backup = backup
         self._stream = stream
         self._ids = ids
@@ -85,3 +85,8 @@ class _Events:
             ids = iter(jobs)
             # As JSON strings, since a job's id exceeds 2^53.
             self._ids.write(b"".join(b"null\n" if line is None else b'"%d"\n' % next(ids) for line in found))
+
+
+def _unprinted(why: str) -> JobsBackupError:
+    hint = "what was recorded until then is safe, and its object stays"
+    return JobsBackupError(f"not all job ids were printed: {why}", hint=hint)

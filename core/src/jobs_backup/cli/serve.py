@@ -12,6 +12,7 @@ from jobs_backup.cli.process import bound_memory, leave, monitored_backup, read_
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.model import Kind
 from jobs_backup.server.settings import ServerSettings
 
 
@@ -56,7 +57,7 @@ def serve(host: str | None, port: int | None, metrics_port: int | None, as_json:
             summary = Summary(backup, "events")
             say(f"listening on {server.url}")
             server.serve(backup, stop)
-            summary.count = sum(backup.spool.recorded.events.values())
+            summary.count = backup.spool.recorded.events[Kind.RAW]
             with progress(backup, [], "events") as shown:
                 summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=False)

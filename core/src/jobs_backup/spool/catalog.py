@@ -241,7 +241,7 @@ class Catalog:
         """What is sealed and not stored, for each destination."""
         with self._database.reading() as db:
             rows = db.execute(
-                "SELECT location, count(*), sum(events), sum(size), max(b.error), max(b.hint) FROM destinations d"
+                "SELECT location, count(*), sum(events), sum(size), max(b.error), b.hint FROM destinations d"
                 " JOIN batches b ON b.destination=d.id AND b.state='sealed' GROUP BY d.id ORDER BY d.id"
             )
             return [Waiting(*row) for row in rows]
