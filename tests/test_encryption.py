@@ -24,6 +24,7 @@ import pytest
 from buckets import FAST_RETRY, file_environment, objects
 from commands import run, start, summary
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from distributions import Install
 from generated import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ from memory import peak_memory
 from servers import Store, operation, operations
 
 from jobs_backup import Backup
-from jobs_backup.errors import ConfigurationError, IntegrityError, WrapperMissing
+from jobs_backup.errors import ConfigurationError, DestinationPaused, IntegrityError, WrapperMissing
 from jobs_backup.model import Body, BytesBody
 from jobs_backup.testing.fault_proxy import Answer, FaultProxy
 from jobs_backup_encryption.format import CHUNK_BYTES, HEADER_BYTES, DecryptedBody, EncryptedBody
@@ -424,10 +425,11 @@ class TestKeys:
         ({"JOBS_BACKUP_ENCRYPTION_KEY": "ü" + SECRET}, "key 1 is not 32 bytes"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY": SECRET + "\x07"}, "it has a control character"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY": ","}, "key 1 is not 32 bytes"),
-        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "none"}, "none can't be read: No such file or directory"),
+        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "none"}, "the file that it names can't be read: No such file or directory"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "."}, "can't be read: Is a directory"),
+        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": SECRET}, "can't be read: No such file or directory"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "empty"}, "empty: key 1 is not 32 bytes"),
-        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "binary"}, "binary can't be read: it is no text"),
+        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "binary"}, "the file that it names can't be read: it is no text"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "wrong"}, "wrong: key 2 is not 32 bytes"),
     )
 
@@ -887,3 +889,121 @@ def test_memory_does_not_grow_with_the_object(tmp_path: Path) -> None:
     print(f"peak memory, KiB: {peaks}")  # noqa: T201
     assert max(peaks.values()) < 80 * 1024
     assert peaks[5_000_000_000] < peaks[50_000_000] + 4 * 1024
+
+
+SQUEEZE = """
+import os, zlib
+from jobs_backup.errors import IntegrityError
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import BytesBody
+
+def content(body):
+    with body.open() as reader:
+        return reader.read()
+
+class Squeeze:
+    # A wrapper that compresses; LEVEL stands for the version of its library, which another version need not agree with.
+    API_VERSION = 1
+    format = "sq"
+    parameter = ""
+    @classmethod
+    def from_settings(cls, environment):
+        return cls()
+    @hookimpl(wrapper=True)
+    def open_body(self, batch):
+        body = yield
+        return BytesBody(zlib.compress(content(body), int(os.environ.get("LEVEL", "1"))))
+    @hookimpl(wrapper=True)
+    def read(self, key):
+        body = yield
+        try:
+            return BytesBody(zlib.decompress(content(body)))
+        except zlib.error as error:
+            raise IntegrityError(f"{key}: {error}") from None
+"""
+
+
+class TestBehindAnotherWrapper:
+    """What it is given is encrypted with the batch's nonces: they may never be used for other bytes."""
+
+    @pytest.fixture(autouse=True)
+    def squeeze(self, install: Install) -> None:
+        install(SQUEEZE, name="SQUEEZE", target="Squeeze", group="jobs_backup.wrappers", distribution="squeeze")
+
+    def test_another_version_of_it_is_not_believed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        env = encrypting(file_environment(tmp_path), KEY) | FAST_RETRY | {"JOBS_BACKUP_WRAPPERS": "squeeze,encryption"}
+        payloads = bulky(3)
+        (tmp_path / "bucket").rename(tmp_path / "away")
+        with Backup.from_env(env) as backup:
+            backup.record_many(payloads, source_id="web")
+            with pytest.raises(DestinationPaused, match="there is no directory"):
+                backup.flush(20)
+        (tmp_path / "away").rename(tmp_path / "bucket")
+        monkeypatch.setenv("LEVEL", "9")
+        with Backup.from_env(env) as backup:
+            assert backup.archiver is not None
+            assert backup.archiver.drain(20)
+            (waiting,) = backup.spool.waiting()
+            assert "would not have the bytes of the first attempt" in waiting.error
+        assert objects(tmp_path) == {}
+        monkeypatch.setenv("LEVEL", "1")
+        with Backup.from_env(env) as backup:
+            assert backup.archiver is not None
+            assert backup.archiver.drain(20)
+        assert replay(env | {"PYTHONPATH": os.environ["PYTHONPATH"]}) == payloads
+
+    def test_an_upload_is_not_continued_with_other_bytes(
+        self, store: Store, bucket: str, env: dict[str, str], tmp_path: Path
+    ) -> None:
+        payloads = bulky(12)
+        file = tmp_path / "in"
+        file.write_bytes(b"".join(one + b"\n" for one in payloads))
+        with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
+            env |= IN_PARTS | {"AWS_ENDPOINT_URL_S3": proxy.url, "JOBS_BACKUP_WRAPPERS": "squeeze,encryption"}
+            env |= {"PYTHONPATH": os.environ["PYTHONPATH"]}
+            with start("run", file, "--source-id", "web", env=env) as process:
+
+                def kill(_: Any) -> Answer:
+                    process.kill()
+                    return Answer(503)
+
+                proxy.fail(kill, target="partNumber=2")
+                process.communicate()
+            assert process.returncode == -9
+            proxy.clear()
+            code, _, err = run("run", file, "--source-id", "web", env=env | {"LEVEL": "9"})
+            assert (code, "would not have the bytes of the first attempt" in err) == (1, True), err
+            assert run("run", file, "--source-id", "web", env=env)[0] == 0
+            assert operations(proxy.requests)["CreateMultipartUpload"] == 0
+            assert replay(may_read(env, store, bucket)) == payloads
+
+
+def test_a_name_that_is_almost_that_of_the_key_is_an_error(tmp_path: Path) -> None:
+    """With a warning alone events would be in the bucket as they are."""
+    key = text_of(OTHER)
+    for name in ("JOBS_BACKUP_ENCRYPTION_KEYS", "JOBS_BACKUP_ENCRYPT_KEY", "JOBS_BACKUP_ENCRYPTION_KEYFILE"):
+        code, _, err = run("run", "--source-id", "web", env=file_environment(tmp_path) | {name: key}, stdin="{}\n")
+        assert (code, f"{name} is set, and JOBS_BACKUP_WRAPPERS does not name encryption" in err) == (2, True), err
+        without_key(err, key)
+    (tmp_path / "docker.env").write_text(f"JOBS_BACKUP_ENCRYPTION_KEY:{key}\n")
+    code, _, err = run("archive", "--once", "--env-file", tmp_path / "docker.env", env=file_environment(tmp_path))
+    assert code == 2
+    assert "JOBS_BACKUP_ENCRYPTION_KEY... is set" in err
+    without_key(err, key.rstrip("="))
+    # Kubernetes sets these for a Service that is called jobs-backup-encryption.
+    links = {"JOBS_BACKUP_ENCRYPTION_SERVICE_HOST": "10.0.0.1", "JOBS_BACKUP_ENCRYPTION_PORT_80_TCP": "tcp://10.0.0.1:80"}
+    assert run("archive", "--once", env=file_environment(tmp_path) | links)[0] == 0
+
+
+def test_nothing_of_what_somebody_else_has_put_there(tmp_path: Path) -> None:
+    env = encrypting(file_environment(tmp_path), KEY)
+    record(env, [b'{"n":1}'])
+    (key,) = objects(tmp_path)
+    forged = tmp_path / "bucket" / key.removesuffix(".enc")
+    forged.write_bytes(gzip.compress(b'{"payload":{"n":2},"createdAt":"2026-11-26T00:00:00Z"}\n'))
+    assert replay(env, "--list") == [b'{"n":2}', b'{"n":1}']
+    code, out, err = run("replay", "--list", "--payload-only", "--wrapped-only", env=env)
+    assert (code, out) == (1, '{"n":1}\n')
+    assert f"{forged.relative_to(tmp_path / 'bucket')} has no .enc" in err
+    code, _, err = run("replay", "--list", "--wrapped-only", env=file_environment(tmp_path))
+    assert (code, "JOBS_BACKUP_WRAPPERS names none" in err) == (2, True)

@@ -18,6 +18,7 @@ import pytest
 from buckets import file_environment, objects, realistic
 from commands import COMMAND, run, start
 from gcs import LEAST, GcsServer
+from memory import peak_memory
 from servers import Moto, Store, policy
 
 from jobs_backup import Backup, Event
@@ -234,6 +235,31 @@ def test_what_is_damaged_is_named_and_the_rest_goes_on(damage: str, compression:
         assert [json.loads(line)["n"] for line in out.splitlines()] == [0, 2]
         assert file.name in err
         assert "[DamagedObject]" in err
+
+
+def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
+    """Whoever may write to the bucket can make an object of a few MB that unpacks to any size."""
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    (key,) = objects(tmp_path)
+    bomb = tmp_path / "bucket" / Path(key).with_name("1_2__0b1f6a0e-6e0e-4c58-9d3a-2f0c8f2f7b11.json.gz")
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        for _ in range(600):
+            file.write(bytes(1 << 20))
+    code, out, err = run("replay", "--list", "--payload-only", env=env)
+    assert (code, out.encode().splitlines()) == (1, PAYLOADS)
+    assert f"{bomb.name} has a line of more than 512 MiB" in err
+    assert peak_memory(["sh", "-c", '"$@" || true', "sh", *COMMAND, "replay", "--list"], env) < 150 * 1024
+
+
+def test_what_is_damaged_in_the_store_is_read_twice(tmp_path: Path) -> None:
+    """On its way it may have been damaged once; the third time would be no other."""
+    env = file_environment(tmp_path)
+    record(env, PAYLOADS)
+    (key,) = objects(tmp_path)
+    (tmp_path / "bucket" / key).write_bytes(b"something else")
+    _, _, err = run("replay", env=env)
+    assert "(2 attempts in " in err
 
 
 def test_dry_run_and_json(tmp_path: Path) -> None:

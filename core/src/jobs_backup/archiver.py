@@ -202,6 +202,8 @@ class Archiver:
 
     def _store(self, claimed: Claim) -> None:
         batch, body = self._destination.prepare(claimed.batch)
+        if batch.wrappers:
+            self._spool.hold_to(batch)
         try:
             if self._destination.has_multipart and (batch.size > self._threshold or self._is_begun(claimed)):
                 receipt = self._multipart.send(batch, body)

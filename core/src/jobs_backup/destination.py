@@ -220,8 +220,18 @@ class Destination:
         """
         self._need("read")
         hook = self.wrappers.reading(self._manager, key)
+        damages: list[IntegrityError] = []
 
         def get() -> int:
+            try:
+                return attempt()
+            except IntegrityError as error:
+                # Damaged twice, it is damaged in the store, and not on its way.
+                setattr(error, "retryable", not damages)  # noqa: B010 - of this one; as a class, it is
+                damages.append(error)
+                raise
+
+        def attempt() -> int:
             body = self._attempt("read", hook, {"key": key, "timeout": self._timeout}, Body)
             target.seek(0)
             target.truncate()

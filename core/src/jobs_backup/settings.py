@@ -210,9 +210,16 @@ def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> li
     for name in sorted(environment):
         if name in names | IGNORED or _SERVICE_LINK.fullmatch(name):
             continue
+        shown = shown_name(name)
         if name.startswith(_PREFIX):
-            near = difflib.get_close_matches(name.removeprefix(_PREFIX), tails, n=1)
-            lines.append(f"{name} is no setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
+            near = difflib.get_close_matches(shown.removeprefix(_PREFIX), tails, n=1)
+            lines.append(f"{shown} is no setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
         elif near := difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9):
-            lines.append(f"{name} is no setting: did you mean {near[0]}?")
+            lines.append(f"{shown} is no setting: did you mean {near[0]}?")
     return lines
+
+
+def shown_name(name: str) -> str:
+    """A variable's name, as far as it looks like one: what follows a `:` in the place of a `=` may be a secret."""
+    end = re.search(r"[^A-Za-z0-9_]", name)
+    return f"{name[: end.start()]}..." if end else name

@@ -16,6 +16,7 @@ from jobs_backup.layout import FORMAT, MAX_FORMATS_BYTES, formats_of
 from jobs_backup.model import Batch, Body
 from jobs_backup.plugins import Installed, Kind, secrets_of, settings_of
 from jobs_backup.providers import HOOKS, implementations
+from jobs_backup.settings import shown_name
 from jobs_backup.values import Secret
 
 KIND: Final = Kind(
@@ -28,8 +29,9 @@ _HOOKS: Final = (*HOOKS, "open_body")
 _PARAMETER: Final = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 _VARIABLE: Final = "JOBS_BACKUP_WRAPPERS"
 _PREFIX: Final = "JOBS_BACKUP_"
-_VARIABLES: Final = {"ENCRYPTION": {"JOBS_BACKUP_ENCRYPTION_KEY", "JOBS_BACKUP_ENCRYPTION_KEY_FILE"}}
-"""Of a wrapper that may not be installed, and whose absence nobody may overlook."""
+_VARIABLES: Final = {"ENCRYPTION": re.compile(r"JOBS_BACKUP_ENCRYPT(?!ION_(?:SERVICE|PORT)).*", re.DOTALL)}
+"""Of a wrapper whose absence nobody may overlook: what can only be meant for it, also where it is not installed, or the name is
+wrong. (Not what Kubernetes sets for a Service that is called jobs-backup-encryption.)"""
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,20 +156,22 @@ class _Check:
 
 def _refuse_idle(environment: Mapping[str, str], active: Collection[str]) -> None:
     """Who has set a key and forgotten to name the wrapper believes that objects are encrypted. Raises ConfigurationError."""
-    unknown = [name for name, text in environment.items() if name.startswith(_PREFIX) and text.strip()]
+    unknown = [name for name in environment if name.startswith(_PREFIX)]
+    # With a `:` in the place of the `=` there is no value, and yet somebody has set it.
+    unknown = [name for name in unknown if environment[name].strip() or shown_name(name) != name]
     core = {setting.variable.name for setting in CoreSettings.describe()} if unknown else set[str]()
     unknown = [name for name in unknown if name not in core]
     for wrapper in {*KIND.names(), *_VARIABLES} - set(active) if unknown else ():
-        likely = [name for name in unknown if name.startswith(f"{_PREFIX}{wrapper}_")]
-        if likely and wrapper in KIND.names():
+        idle = [name for name in unknown if wrapper in _VARIABLES and _VARIABLES[wrapper].fullmatch(name)]
+        if not idle and wrapper in KIND.names() and any(name.startswith(f"{_PREFIX}{wrapper}_") for name in unknown):
             settings = settings_of(KIND.load_class(wrapper)[1])
             own = {one.variable.name for one in settings.describe()} if settings else set[str]()
-        else:
-            own = _VARIABLES.get(wrapper, set[str]())
-        if idle := own.intersection(likely):
+            idle = [name for name in unknown if name in own]
+        if idle:
+            name = shown_name(min(idle))
             raise ConfigurationError(
-                f"{min(idle)} is set, and {_VARIABLE} does not name {wrapper.lower()}: it would have no effect",
-                hint=f"add {wrapper.lower()} to {_VARIABLE}, or unset {min(idle)}",
+                f"{name} is set, and {_VARIABLE} does not name {wrapper.lower()}: it would have no effect",
+                hint=f"add {wrapper.lower()} to {_VARIABLE}, or unset {name}",
             )
 
 

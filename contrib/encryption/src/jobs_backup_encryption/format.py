@@ -74,7 +74,7 @@ class DecryptedBody(Body):
             if not header.startswith(MAGIC):
                 raise IntegrityError(f"{self._name} does not begin as an encrypted object does")
             batch = str(uuid.UUID(bytes=header[-16:]))
-            if self._has_its_key and batch not in self._name:
+            if self._has_its_key and batch not in self._name.rpartition("/")[2]:
                 raise IntegrityError(f"{self._name} has the content of another object, that of the batch {batch}")
             key = self._keys.find(header[len(MAGIC) : len(MAGIC) + 8].hex(), self._name)
             decrypting = _Decrypting(reader, self.size, _cipher(key, header), self._name)

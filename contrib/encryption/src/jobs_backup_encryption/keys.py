@@ -67,7 +67,8 @@ class Keys:
             except (OSError, UnicodeDecodeError) as error:
                 why = error.strerror if isinstance(error, OSError) else "it is no text"
                 raise ConfigurationError(
-                    f"JOBS_BACKUP_ENCRYPTION_KEY_FILE: {where} can't be read: {why}", hint="correct the path, or its owner"
+                    f"JOBS_BACKUP_ENCRYPTION_KEY_FILE: the file that it names can't be read: {why}",
+                    hint="correct the path, or the file's owner; it is not shown here, since it may be a key, by mistake",
                 ) from None
         words = re.split(r"[\s,]+", re.sub(r"(?m)^\s*#.*$", "", text).strip(" \t\r\n,"))
         return cls([_key(word, f"{where}: key {number}") for number, word in enumerate(words, 1)])

@@ -57,6 +57,7 @@ def _time(option: str, text: str | None) -> int | None:
 @click.option("--limit", type=click.IntRange(min=1), help="End after so many events.")
 @click.option("--payload-only", is_flag=True, help="Only the payloads, byte for byte as they were recorded.")
 @click.option("--list", "lists", is_flag=True, help="Find the objects by listing the bucket instead of in the spool's catalog.")
+@click.option("--wrapped-only", is_flag=True, help="Nothing of objects that a wrapper of JOBS_BACKUP_WRAPPERS has not made.")
 @click.option("--after", default="", help="Go on behind this place, which an earlier run has told.", metavar="CURSOR")
 @click.option("--output", type=click.Path(path_type=Path), help="Into this file. Killed, the same command goes on.")
 @click.option("--dry-run", is_flag=True, help="Only tell how many objects and bytes there are.")
@@ -71,6 +72,7 @@ def replay(
     limit: int | None,
     payload_only: bool,
     lists: bool,
+    wrapped_only: bool,
     after: str,
     output: Path | None,
     dry_run: bool,
@@ -105,12 +107,22 @@ def replay(
     problem: JobsBackupError | None = None
     with stopping() as stop:
         destination = Destination.from_settings(settings, os.environ, stop=stop)
-        asked = msgspec.json.encode([*map(str, (kind, since, until, source_id, workspace_id)), payload_only, limit, after, lists])
+        if wrapped_only and not destination.wrappers.applied:
+            raise ConfigurationError("--wrapped-only, and JOBS_BACKUP_WRAPPERS names none that makes objects", hint="name it there")
+        chosen = map(str, (kind, since, until, source_id, workspace_id))
+        asked = msgspec.json.encode([*chosen, payload_only, limit, after, lists, wrapped_only])
         target = (
             OutputFile(output, f"{destination.location} {asked.decode()}", query) if output and not dry_run else Stdout(query, stop)
         )
         query = target.query
-        found = Replay(destination, query, payload_only=payload_only, limit=limit, window=settings.upload_concurrency)
+        found = Replay(
+            destination,
+            query,
+            payload_only=payload_only,
+            wrapped_only=wrapped_only,
+            limit=limit,
+            window=settings.upload_concurrency,
+        )
         target.restore(found)
         try:
             begin = "" if dry_run else target.begin or after

@@ -15,6 +15,7 @@ from typing import BinaryIO, Final, NamedTuple, cast
 import msgspec
 
 from jobs_backup.destination import Destination
+from jobs_backup.encoding import MAX_PAYLOAD
 from jobs_backup.errors import (
     ConfigurationError,
     IntegrityError,
@@ -28,6 +29,8 @@ from jobs_backup.replay.lines import opened, picker
 from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
 
 _BLOCK: Final = 1 << 20
+_MAX_LINE: Final = 2 * MAX_PAYLOAD
+"""Bytes: a payload, and what stands around it."""
 
 
 class Damaged(NamedTuple):
@@ -51,12 +54,23 @@ class Replay:
     """
 
     def __init__(
-        self, destination: Destination, query: Query, *, payload_only: bool = False, limit: int | None = None, window: int = 4
+        self,
+        destination: Destination,
+        query: Query,
+        *,
+        payload_only: bool = False,
+        wrapped_only: bool = False,
+        limit: int | None = None,
+        window: int = 4,
     ) -> None:
-        """`window` is the number of objects that are fetched at the same time, each into a file without a name."""
+        """`window` is the number of objects that are fetched at the same time, each into a file without a name.
+
+        With `wrapped_only` an object that was made without an active wrapper counts as damaged.
+        """
         self._destination = destination
         self._query = query
         self._payload_only = payload_only
+        self._wrapped_only = wrapped_only
         self._limit = limit
         self._window = window
         self.events = 0
@@ -112,7 +126,7 @@ class Replay:
                 self.cursor = found.key
                 done()
         if refused and not self.objects:
-            self.damaged = [one for one in self.damaged if one.error not in refused]
+            self.damaged = [one for one in self.damaged if not isinstance(one.error, PermissionDenied | WrapperMissing)]
             raise refused[0]
         self.finished = not stop.is_set()
 
@@ -147,6 +161,8 @@ class Replay:
 
     def _fetch(self, found: Found, file: BinaryIO) -> None:
         known = found.crc32c is not None
+        if self._wrapped_only and (missing := self._destination.wrappers.left_out(formats_of(found.key))):
+            raise IntegrityError(f"{found.key} has no .{missing[0]}: it was recorded without it, or somebody else has written it")
         try:
             self._destination.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
         except OSError as error:
@@ -156,8 +172,7 @@ class Replay:
         if not known:
             # Its format's own checksums stand at the ends of its pieces: nothing of it is given before all were seen.
             with opened(found.key, file) as lines:
-                while lines.read(_BLOCK):
-                    pass
+                _check_lines(found.key, lines)
             file.seek(0)
 
     def _give(self, found: Found, file: BinaryIO, skip: int, write: Callable[[bytes], object], stop: threading.Event) -> bool:
@@ -196,6 +211,16 @@ class Replay:
                         return False
         flush()
         return goes_on and not stop.is_set()
+
+
+def _check_lines(key: str, lines: BinaryIO) -> None:
+    """Read all of them, in constant memory, since anybody may have made the object. Raises IntegrityError."""
+    length = 0
+    while block := lines.read(_BLOCK):
+        newline = block.rfind(b"\n")
+        length = len(block) - newline if newline >= 0 else length + len(block)
+        if length > _MAX_LINE:
+            raise IntegrityError(f"{key} has a line of more than {_MAX_LINE >> 20} MiB, which is none of ours")
 
 
 def _temporary() -> BinaryIO:

@@ -23,7 +23,7 @@ _SELECT_ROW: Final = (
 )
 _SEAL: Final = (
     "UPDATE batches SET state='sealed', jobs=max(jobs, ?), events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?,"
-    " key=?"
+    " key=?, made=''"
 )
 
 
@@ -210,6 +210,12 @@ class Catalog:
                 " WHERE id=(SELECT destination FROM batches WHERE id=?) AND (standing!='proven' OR error!='')",
                 (batch,),
             )
+
+    def hold_to(self, batch: int, made: str) -> bool:
+        """Note what the wrappers make of a batch, at the first time. False if it was something else then."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE batches SET made=? WHERE id=? AND made=''", (made, batch))
+            return bool(db.execute("SELECT made=? FROM batches WHERE id=?", (made, batch)).fetchone()[0])
 
     def skipped(self, batch: int) -> None:
         """The batch is not sent, since all of it was delivered."""

@@ -51,6 +51,7 @@ CREATE TABLE batches (
     crc32c INTEGER,
     uuid TEXT,
     key TEXT,
+    made TEXT NOT NULL DEFAULT '',          -- size and CRC-32C of what its wrappers made of it at the first attempt
     stored_at REAL,
     claimed_by TEXT,              -- the session that is sending or deleting it
     claims INTEGER NOT NULL DEFAULT 0,      -- how often it was claimed to be sent
@@ -129,7 +130,7 @@ WHEN new.state!=old.state AND new.blobs!='' AND (new.state!='sealed' OR old.stat
     WHERE kind=new.kind AND state=iif(new.state='deleted' AND old.state!='stored', 'skipped', new.state); END
 """
 
-VERSION: Final = 6
+VERSION: Final = 7
 # How many ids were given in a batch was not written down, and damage may have taken the last ones: as many as there can be, so that
 # its object is never deleted before all were delivered.
 _GIVEN_IDS: Final = "UPDATE batches SET jobs=1<<21 WHERE state IN ('sealed', 'stored')"
@@ -140,4 +141,5 @@ UPGRADES: Final = {
     3: (),
     4: (),
     5: (),
+    6: (),
 }

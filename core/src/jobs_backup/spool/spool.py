@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from jobs_backup.compression import GZIP, Compression
-from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
+from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.measures import Recorded
 from jobs_backup.model import Batch, Body, Part, Stream, Upload
@@ -285,6 +285,23 @@ class Spool:
         """
         self._catalog.stored(batch.id, deletable_at=deletable_at)
         self._clean_up(batch.blobs)
+
+    def hold_to(self, made: Batch) -> None:
+        """Hold a batch to what its wrappers have made of it at the first attempt.
+
+        An upload would be continued with other bytes, and encryption with the same key and nonce would give both contents away.
+
+        Args:
+            made: as `Destination.prepare` gives it.
+
+        Raises:
+            WrapperMissing: they make something else of it now.
+        """
+        if not self._catalog.hold_to(made.id, f"{made.size}:{made.crc32c:08x}"):
+            raise WrapperMissing(
+                f"{made.key} would not have the bytes of the first attempt: a wrapper makes something else of its batch now",
+                hint="put back the version of the wrapper, and its settings, until the object is stored",
+            )
 
     def skip(self, batch: Batch) -> None:
         """A batch that was never tried to be sent will not be: all of it was delivered."""
