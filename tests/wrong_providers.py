@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import crc32c
+import msgspec
 
-from jobs_backup.errors import AlreadyExists, BucketNotFound, ObjectNotFound, SpoolCorrupt, Unavailable, UploadGone
+from jobs_backup.errors import AlreadyExists, BucketNotFound, IntegrityError, ObjectNotFound, SpoolCorrupt, Unavailable, UploadGone
 from jobs_backup.hookspecs import hookimpl
-from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Outcome, Part, Upload, WriteReceipt
+from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Outcome, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.testing.memory import MemoryProvider, MemorySettings
 
 
@@ -188,6 +190,53 @@ class LeaksBehindAnError(MemoryProvider):
             raise error from OSError(f"404 for http://store/{upload.key}?uploadId={upload.id}")
 
 
+class LeaksInBase64(MemoryProvider):
+    """As HTTP Basic has user and password, and as a store quotes it."""
+
+    def __init__(self, settings: MemorySettings) -> None:
+        super().__init__(settings)
+        self._header = settings.token
+
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        try:
+            return super().write(key, body, size, checksum, if_absent)
+        except AlreadyExists as error:
+            header = base64.b64encode(f"user:{self._header.reveal() if self._header else ''}".encode()).decode()
+            raise AlreadyExists(f"{key} exists: Authorization: Basic {header}") from error
+
+
+class ListsForEver(MemoryProvider):
+    @hookimpl
+    def list(self, prefix: str) -> Page:
+        return super().list(prefix, "")
+
+
+class ShowsTheBeginning(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        if key in self.objects and if_absent:
+            raise AlreadyExists(f"{key} exists")
+        data = self.objects[key] = b""
+        try:
+            with body.open() as reader:
+                while block := reader.read(1 << 16):
+                    data = self.objects[key] = data + block
+            if len(data) != size:
+                raise IntegrityError(f"the body has {len(data)} bytes instead of {size}")
+            return self.publish(key, data, checksum, if_absent=False)
+        except Exception:
+            del self.objects[key]
+            raise
+
+
+class AlwaysAsksForTheSame(MemoryProvider):
+    @hookimpl
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool) -> Policy:
+        found = super().policy(settings, delete, replay)
+        return msgspec.structs.replace(found, text=f"everything on {found.resource}")
+
+
 class LeaksInALog(MemoryProvider):
     @hookimpl
     def create_multipart(self, key: str) -> Upload:
@@ -255,6 +304,10 @@ EXPECTED: Final[dict[type[MemoryProvider], set[str]]] = {
     SaysNotWhatToDo: {"test_bucket_that_does_not_exist"},
     NamesNoSetting: {"test_missing_settings_are_named"},
     LeaksBehindAnError: {"test_secrets_are_in_no_error_and_no_log"},
+    LeaksInBase64: {"test_secrets_are_in_no_error_and_no_log"},
+    ListsForEver: {"test_list_in_pages"},
+    ShowsTheBeginning: {"test_it_appears_whole"},
+    AlwaysAsksForTheSame: {"test_policy"},
     LeaksInALog: {"test_secrets_are_in_no_error_and_no_log"},
     ReadsTheBodyOnce: {"test_body_is_opened_anew_and_closed"},
     ReadsAgainWhatFailed: {"test_a_call_is_one_attempt"},

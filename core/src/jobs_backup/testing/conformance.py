@@ -41,9 +41,19 @@ from jobs_backup.errors import (
 from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL
 from jobs_backup.model import Listed
 from jobs_backup.plugins import settings_of
-from jobs_backup.testing.driver import ODD_KEYS, TIMEOUT, CountingBody, FailingBody, Hooks, Inspector, ShortBody, random_bytes
+from jobs_backup.testing.driver import (
+    ODD_KEYS,
+    TIMEOUT,
+    CountingBody,
+    FailingBody,
+    Hooks,
+    Inspector,
+    ShortBody,
+    WatchedBody,
+    random_bytes,
+)
 from jobs_backup.testing.multipart import MultipartConformance
-from jobs_backup.testing.refusals import RefusalConformance
+from jobs_backup.testing.refusals import RefusalConformance, check_no_secret
 
 __all__ = ["Hooks", "Inspector", "ProviderConformance"]
 
@@ -250,6 +260,20 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         assert body.unclosed == 0
         assert inspector.get("key") == data
 
+    def test_it_appears_whole(self, hooks: Hooks, inspector: Inspector) -> None:
+        """While bytes are still arriving there is no object under the key, or the one that was there before.
+
+        Whoever lists, or reads back, at that moment would take the beginning for the whole.
+        """
+        data = random_bytes((1 << 20) + 1, 8)
+        checksum = crc32c.crc32c(data)  # told, because to compute it opens the body, too
+        seen: list[object] = []
+        hooks.write("key", WatchedBody(data, lambda: seen.append(list(inspector.keys()))), checksum=checksum)
+        assert seen == [[]], "an object stood there, while bytes of it were still to come"
+        again = WatchedBody(data, lambda: seen.append(inspector.get("key") == data))
+        hooks.write("key", again, checksum=checksum, if_absent=False)
+        assert seen == [[], True], "the object that stood there was gone, or changed, while bytes of the new one were still to come"
+
     @pytest.mark.parametrize("error", [SpoolCorrupt, OSError])
     def test_failing_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector, error: type[Exception]) -> None:
         """If the body can't be read to its end there is no object, and the error is the body's, not one of the store.
@@ -266,9 +290,11 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
 
         As above; a store that waits for the rest must not be taken for one that is slow.
         """
-        with pytest.raises(JobsBackupError):
-            hooks.write("key", ShortBody(random_bytes(300_000, 4)), checksum=0)
-        assert list(inspector.keys()) == []
+        body = ShortBody(random_bytes(300_000, 4))
+        for checksum in (body.crc32c(), 0):
+            with pytest.raises(JobsBackupError):
+                hooks.write("key", body, checksum=checksum)
+            assert list(inspector.keys()) == []
 
     def test_wrong_checksum_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
         """If the bytes are not those of the checksum there is no object.
@@ -407,6 +433,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         while after is not None:
             page = hooks.list("in/", after)
             found += page.objects
+            assert page.after is None or page.after > after, (
+                f"the page behind {after!r} says that the next is behind {page.after!r}"
+            )
+            assert len(found) <= len(keys), f"the page behind {after!r} has objects that were given before"
             after = page.after
         assert [one.key for one in found] == keys
         assert [one.size for one in found] == [len(key.encode()) for key in keys]
@@ -419,13 +449,16 @@ class ProviderConformance(MultipartConformance, RefusalConformance):
         It is what the owner pastes into their cloud: too little stops the backup, too much is a risk that nobody asked for.
         """
         _need(hooks, "policy")
-        least, most = (hooks.policy(environment, delete=more, replay=more) for more in (False, True))
-        texts = [least.text, most.text]
-        assert environment["JOBS_BACKUP_BUCKET"] in texts[0]
+        least = hooks.policy(environment, delete=False, replay=False)
+        most = hooks.policy(environment, delete=True, replay=True)
+        assert environment["JOBS_BACKUP_BUCKET"] in least.text
         assert {"write"} <= least.grants.keys() <= most.grants.keys() <= {*MANDATORY, *MULTIPART, *OPTIONAL}
-        assert {"delete", "read", "list"} <= most.grants.keys()
-        assert len(texts[0]) <= len(texts[1])
-        assert not [secret for secret in self.secrets(hooks, environment) if secret in texts[1]]
+        for one, needed in (("delete", {"delete"}), ("replay", {"read", "list"})):
+            more = hooks.policy(environment, delete=one == "delete", replay=one == "replay")
+            assert needed <= more.grants.keys(), f"its grants do not tell what {one} needs"
+            if set(more.grants.values()) != set(least.grants.values()):
+                assert more.text != least.text, f"{one} needs permissions more, and the text is the same"
+        check_no_secret(self.secrets(hooks, environment), [], most.text)
 
     def secrets(self, hooks: Hooks, environment: Mapping[str, str]) -> list[str]:
         """The values of the secret settings that are set."""

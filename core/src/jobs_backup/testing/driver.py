@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import BinaryIO, Final, Protocol, TypeVar
@@ -182,6 +182,35 @@ class _FailingReader(io.BytesIO):
         if self.tell() + wanted > self._body.size // 2:
             self._body.failures += 1
             raise self._body.error("bad sector")
+        return super().read(size)
+
+
+class WatchedBody(CountingBody):
+    """Calls `look` once, when somebody reads beyond its middle."""
+
+    def __init__(self, data: bytes, look: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._look: Callable[[], None] | None = look
+
+    def look(self) -> None:
+        look, self._look = self._look, None
+        if look is not None:
+            look()
+
+    def _reader(self) -> BinaryIO:
+        with super()._reader() as whole:
+            return _WatchedReader(self, whole.read())
+
+
+class _WatchedReader(io.BytesIO):
+    def __init__(self, body: WatchedBody, data: bytes) -> None:
+        super().__init__(data)
+        self._body = body
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = self._body.size if size is None or size < 0 else size
+        if self.tell() + wanted > self._body.size // 2:
+            self._body.look()
         return super().read(size)
 
 

@@ -182,6 +182,8 @@ class _Provider:
         request = {"Bucket": self._connection.bucket, "Prefix": prefix} | ({"StartAfter": after} if after else {})
         call = self._tried("ListObjectsV2")
         answer = self._send(call, timeout, lambda client: client.list_objects_v2(**request))
+        if answer.keys().isdisjoint(("Name", "IsTruncated")):
+            raise StorageError(f"{call}: the answer is no list of a bucket", hint="look what answers at the endpoint")
         objects = [Listed(key=item["Key"], size=item["Size"]) for item in answer.get("Contents", ())]
         if answer.get("IsTruncated") and not objects:
             raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
