@@ -6,18 +6,23 @@ import inspect
 import json
 import re
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import click
+import msgspec
 import settings_reference
 from click.testing import CliRunner
 
-from jobs_backup import hookspecs
+from jobs_backup import bodies, checksum, errors, hookspecs, model, settings
 from jobs_backup.cli import cli
+from jobs_backup.errors import JobsBackupError
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL
 from jobs_backup.server import openapi
 from jobs_backup.server.settings import ServerSettings
+from jobs_backup.settings import Settings
 from jobs_backup.testing.conformance import ProviderConformance
 from jobs_backup.testing.multipart import MultipartConformance
 from jobs_backup.testing.refusals import RefusalConformance
@@ -87,6 +92,65 @@ def conformance() -> str:
     return "\n".join(parts)
 
 
+def library() -> str:
+    """The reference of what providers and wrappers import, beside the hooks."""
+    parts = [
+        "# Library\n\n<!-- Made of the docstrings: change those, then run `python tests/generated.py`. -->\n",
+        "What providers and wrappers import, beside [the hooks](hooks.md). [Compatibility](../compatibility.md) tells how it may"
+        " change.\n",
+    ]
+    for module in (model, bodies, errors, settings, checksum):
+        names = getattr(module, "__all__", None) or [name for name in vars(module) if _is_own(module, name)]
+        parts.append(f"## {module.__name__}\n\n{_text(inspect.getdoc(module))}")
+        classes = [value for value in map(vars(module).get, names) if inspect.isclass(value)]
+        parts += [_class(value) for value in classes if not issubclass(value, JobsBackupError)]
+        if rows := [_error(value) for value in classes if issubclass(value, JobsBackupError)]:
+            parts.append(f"| error | is a | retried | refused | |\n|---|---|---|---|---|\n{''.join(rows)}")
+        parts += [
+            _called(f"### {value.__name__}\n\n", value) for value in map(vars(module).get, names) if inspect.isfunction(value)
+        ]
+    return "\n".join(parts)
+
+
+def _is_own(module: ModuleType, name: str) -> bool:
+    return not name.startswith("_") and getattr(getattr(module, name), "__module__", "") == module.__name__
+
+
+def _class(value: type[Any]) -> str:
+    members = {name: one.__func__ if isinstance(one, classmethod) else one for name, one in vars(value).items()}
+    text = f"### {value.__name__}\n\n"
+    if issubclass(value, Enum):
+        text += f"{', '.join(f'`{one.name}`' for one in value)}\n\n"
+    elif issubclass(value, msgspec.Struct) and value is not Settings:
+        text += f"```text\n{value.__name__}{_arguments(value)}\n```\n\n"
+    text += _text(inspect.getdoc(value))
+    if (made := members.get("__init__")) and not getattr(value, "_is_protocol", False):
+        text += f"\n{_called('', made, value.__name__)}"
+    methods = [one for name, one in members.items() if inspect.isfunction(one) and not name.startswith("_") and one.__doc__]
+    return text + "".join(f"\n{_called('', one)}" for one in methods)
+
+
+def _error(value: type[JobsBackupError]) -> str:
+    doc = " ".join((inspect.getdoc(value) or "").split()).replace("Attributes: ", "")
+    more = [name for name in inspect.signature(value).parameters if name not in ("message", "hint")]
+    base = value.__base__.__name__ if value.__base__ else ""
+    flags = " | ".join("yes" if flag else "" for flag in (value.retryable, value.refused))
+    return f"| `{value.__name__}`{' with ' if more else ''}{', '.join(f'`{one}`' for one in more)} | `{base}` | {flags} | {doc} |\n"
+
+
+def _called(heading: str, function: Callable[..., Any], name: str = "") -> str:
+    returns = "" if name else f" -> {inspect.signature(function).return_annotation}"
+    doc = f"\n{_text(inspect.getdoc(function))}" if function.__doc__ else ""
+    return f"{heading}```text\n{name or function.__name__}{_arguments(function)}{returns}\n```\n{doc}"
+
+
+def _arguments(called: Callable[..., Any]) -> str:
+    parameters = [one for one in inspect.signature(called).parameters.values() if one.name not in ("self", "cls")]
+    text = str(inspect.Signature(parameters)).replace("<factory>", "{}")
+    # Annotations are texts where a module has them so.
+    return re.sub(r"jobs_backup\.\w+\.", "", re.sub(r": '([^']*)'", r": \1", text))
+
+
 def _hook(name: str, function: Callable[..., Any]) -> str:
     signature = inspect.signature(function)
     arguments = ", ".join(
@@ -97,7 +161,8 @@ def _hook(name: str, function: Callable[..., Any]) -> str:
 
 def _text(doc: str | None) -> str:
     """A docstring as Markdown: its sections become lists."""
-    text = re.sub(r"^(Args|Raises):\n", r"**\1**\n\n", doc or "", flags=re.MULTILINE)
+    text = re.sub(r"^(Args|Raises|Attributes):\n", r"**\1**\n\n", doc or "", flags=re.MULTILINE)
+    text = re.sub(r"\n {8}(?=\S)", " ", text)  # what goes on in the next line
     return re.sub(r"^    (\w+(?:, \w+)*): ", r"- `\1`: ", text, flags=re.MULTILINE) + "\n"
 
 
@@ -126,6 +191,7 @@ FILES: Final[dict[str, Callable[[], str]]] = {
     "docs/settings.md": settings_reference.render,
     "docs/reference/commands.md": commands,
     "docs/reference/hooks.md": hooks,
+    "docs/reference/library.md": library,
     "docs/reference/http.md": http,
     "docs/reference/conformance.md": conformance,
     "docs/reference/openapi.json": lambda: json.dumps(openapi.document(ServerSettings()), indent=1) + "\n",

@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 from textwrap import dedent, indent
+from typing import Annotated, Any, cast
 
 import pytest
 from distributions import Install
@@ -16,7 +17,7 @@ from jobs_backup import plugins, providers
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, JobsBackupError, ProviderNotFound
 from jobs_backup.hookspecs import API_VERSION
-from jobs_backup.settings import Settings
+from jobs_backup.settings import Secret, Settings, Variable
 
 HEAD = """
 from jobs_backup.errors import ConfigurationError
@@ -352,3 +353,19 @@ def test_a_broken_provider_does_not_disturb_the_others(install: Install) -> None
     for name in ("BOMB", "EMPTY"):
         with pytest.raises(JobsBackupError):
             providers.load(name, {})
+
+
+class Named(Settings, frozen=True, kw_only=True):
+    user: Annotated[str, Variable("ACME_USER", "Who.", credential=True)]
+    key: Annotated[str | None, Variable("ACME_KEY_ID", "Which.", credential=True)] = None
+    token: Annotated[Secret, Variable("ACME_TOKEN", "A secret.")]
+
+
+def test_a_policy_is_made_for_the_user_that_is_named() -> None:
+    class Provider:
+        settings = Named
+
+    given = {"ACME_USER": "alice", "ACME_KEY_ID": "id", "ACME_TOKEN": "secret", "OTHER": "stays"}
+    told = providers.without_credentials(cast(Any, Provider), given)
+    assert told == {"ACME_USER": "alice", "ACME_TOKEN": "to-be-made", "OTHER": "stays"}
+    assert providers.without_credentials(cast(Any, Provider), {})["ACME_USER"] == "to-be-made"

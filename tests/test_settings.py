@@ -459,3 +459,15 @@ def test_values_of_unknown_names_are_not_shown() -> None:
 def test_a_size_or_duration_that_makes_no_sense_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name}='0': expected at least 1"):
         CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", name: "0"})
+
+
+class Store(Settings, frozen=True, kw_only=True):
+    url: Annotated[str, Variable("DAVBOX_URL", "Where.")]
+    user: Annotated[str, Variable("DAVBOX_USER", "Who.")]
+
+
+def test_another_setting_is_no_typing_error() -> None:
+    with pytest.raises(ConfigurationError, match=r"DAVBOX_USER is not set$"):
+        Store.from_environment({"DAVBOX_URL": "http://host"})
+    with pytest.raises(ConfigurationError, match=r"DAVBOX_USER is not set \(but DAVBOX_USSER is: a typing error\?\)"):
+        Store.from_environment({"DAVBOX_URL": "http://host", "DAVBOX_USSER": "alice"})

@@ -25,11 +25,12 @@ class Stream(Protocol):
 
 
 Translated = Callable[[], AbstractContextManager[None]]
+"""Gives a context manager that makes the SDK's errors within it those of `jobs_backup.errors`."""
 _BLOCK: Final = 1 << 20
 
 
 class Source:
-    """The reader of a body that the SDK gets.
+    """The reader of a body that the SDK gets: a context manager, with `read`, `seek` and `tell`.
 
     The SDK takes an error of the body for one of the network. This one remembers it, and raises it again when the block ends; what
     is none of `jobs_backup.errors`, as a SpoolError. It also gives exactly the promised number of bytes: with fewer the store
@@ -89,10 +90,16 @@ def _unreadable(error: Exception) -> SpoolError:
 
 
 class ObjectBody(Body):
-    """An object in the bucket. Each reader gets it from the store anew, from where it is read."""
+    """An object in the bucket, for `read`. Each reader gets it from the store anew, from where it is read."""
 
     def __init__(self, size: int, get: Callable[[int], Stream], translated: Translated) -> None:
-        """`get` gives the object's bytes from an offset on; `translated` is what has to be around reading them."""
+        """`get` gives the object's bytes from an offset on.
+
+        Args:
+            size: of the object, in bytes.
+            get: makes a request; what it raises passes through as it is.
+            translated: what is put around each read of what `get` has given.
+        """
         self.size = size
         self._get = get
         self._translated = translated

@@ -7,7 +7,8 @@ its own, and calls its hooks from many threads at once.
 Rules that hold for every hook:
 
 - It does one attempt and MUST NOT retry; core wraps every call in the retry policy. An SDK's own retries MUST be off.
-- It MUST return a receipt or raise one of `jobs_backup.errors`; it MUST NOT return None, and MUST NOT log a failure and go on.
+- It MUST return a receipt or raise; it MUST NOT return None, and MUST NOT log a failure and go on. What can be foreseen MUST be one
+  of `jobs_backup.errors`, with a `hint` where somebody can do something; anything else counts as a `StorageError`.
 - It MUST give up after about `timeout` seconds without progress, with `Unavailable`.
 - It MUST open the body anew for each attempt, and close what it opened. An error that the body raises passes through as it is (or
   as a `SpoolError`: `jobs_backup.bodies.Source` makes one); a body that ends before `size` bytes is an `IntegrityError`. In both

@@ -18,11 +18,14 @@ _BLOCK = 1 << 17
 class Body(ABC):
     """The bytes of an object or of a part: of fixed size, and to be opened as often as needed.
 
-    Every attempt MUST open its own reader and close it. Opening again gives the same bytes again.
+    Every attempt MUST open its own reader and close it. Opening again gives the same bytes again. Whoever makes one sets `size` and
+    implements `open`; the rest goes by these two.
+
+    Attributes:
+        size: in bytes.
     """
 
     size: int
-    """Bytes."""
 
     @abstractmethod
     def open(self) -> BinaryIO:

@@ -95,14 +95,16 @@ def implementations(manager: pluggy.PluginManager, name: str) -> list[pluggy.Hoo
 def without_credentials(class_: type[Provider], environment: Mapping[str, str]) -> dict[str, str]:
     """The environment as it is before there are credentials: for what calls no store, such as printing the policy for them.
 
-    Those that have to be set get a text that is none.
+    Those that have to be set get a text that is none, where they are secret or not set.
     """
     changed = dict(environment)
     settings = settings_of(class_)
     for setting in settings.describe() if settings else ():
-        if setting.secret or setting.variable.credential:
-            for name in (setting.variable.name, *setting.variable.aliases):
+        names = (setting.variable.name, *setting.variable.aliases)
+        is_needed = setting.default is None
+        if setting.secret or (setting.variable.credential and not (is_needed and any(map(changed.get, names)))):
+            for name in names:
                 changed.pop(name, None)
-            if setting.default is None:
+            if is_needed:
                 changed[setting.variable.name] = "to-be-made"
     return changed

@@ -90,6 +90,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def _read(cls, environment: Mapping[str, str], settings: Iterable[Setting]) -> dict[str, Any]:
         """Field -> value, of those that are set. Raises as `from_environment` does."""
         hints = typing.get_type_hints(cls, include_extras=True)
+        known = {name for setting in cls.describe() for name in (setting.variable.name, *setting.variable.aliases)}
         values: dict[str, Any] = {}
         wrong: list[str] = []
         for setting in settings:
@@ -103,10 +104,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                         raise ValueError(f"expected at most {type(value)(setting.variable.maximum)}")
                     _check_characters(text, value)
                 elif setting.default is None:
-                    near = difflib.get_close_matches(setting.variable.name, environment, n=1, cutoff=0.85)
-                    wrong.append(
-                        f"{name} is not set" + (f" (but {near[0]} is: a typing error?)" if near and near[0] != name else "")
-                    )
+                    near = difflib.get_close_matches(setting.variable.name, environment.keys() - known, n=1, cutoff=0.85)
+                    wrong.append(f"{name} is not set" + (f" (but {near[0]} is: a typing error?)" if near else ""))
             except UnicodeEncodeError:
                 wrong.append(f"{name} is not UTF-8")
             except ValueError as error:

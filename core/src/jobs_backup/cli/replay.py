@@ -80,7 +80,8 @@ def replay(
 ) -> None:
     """Read events (or failures) back from the bucket, as NDJSON on standard output.
 
-    Objects come in the order of their first events, lines as they were recorded. Each object is verified before any of it is
+    Objects come in the order of their first events (with --list those of one second in that of their keys), lines as they were
+    recorded. Each object is verified before any of it is
     given; one that is damaged or missing is named, and the rest goes on (exit code 1). Needs the right to read:
     `jobs-backup policy --with-replay`.
 

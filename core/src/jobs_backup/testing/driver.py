@@ -7,13 +7,13 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import BinaryIO, Final, Protocol, TypeVar
+from typing import BinaryIO, Final, Protocol, Self, TypeVar
 
 import crc32c
 
 from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.model import AbortReceipt, Body, BytesBody, DeleteReceipt, Outcome, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.providers import Loaded
+from jobs_backup.providers import Loaded, load
 
 T = TypeVar("T")
 TIMEOUT: Final = 30.0
@@ -55,6 +55,11 @@ class Hooks:
         self._hook = loaded.manager.hook
         self._timeout = timeout
         self.loaded = loaded
+
+    @classmethod
+    def of(cls, provider: str, environment: Mapping[str, str], *, timeout: float = TIMEOUT) -> Self:
+        """Those of the provider with this name, loaded as core loads it."""
+        return cls(load(provider, environment), timeout=timeout)
 
     def write(self, key: str, body: Body | bytes, *, checksum: int | None = None, if_absent: bool = True) -> WriteReceipt:
         body = BytesBody(body) if isinstance(body, bytes) else body
