@@ -176,8 +176,8 @@ class TestOfTheSpool:
                 record(spool, [b"{}\n"])
                 spool.seal()
             one, other = claim(spool), claim(spool)
-            spool.journal_upload(one, Upload(key=one.key, id="a secret"), 5 << 20)
-            spool.abandon_upload(spool.journal_upload(other, Upload(key=other.key, id="a secret"), 5 << 20))
+            spool.uploads.begin(one, Upload(key=one.key, id="a secret"), 5 << 20)
+            spool.uploads.abandon(spool.uploads.begin(other, Upload(key=other.key, id="a secret"), 5 << 20))
             spool.pause(BucketNotFound("no bucket"), until=time.time() + 90)
             found, location = scrape(backup), backup.location
             assert value(found, "open_uploads", state="sending") == value(found, "open_uploads", state="to_abort") == 1

@@ -42,9 +42,9 @@ def send(env: dict[str, str]) -> bool:
 
 def aborted(backup: Backup) -> bool:
     deadline = time.monotonic() + 20
-    while backup.spool.open_uploads() and time.monotonic() < deadline:
+    while backup.spool.uploads.waiting() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not backup.spool.open_uploads()
+    return not backup.spool.uploads.waiting()
 
 
 @pytest.mark.parametrize(

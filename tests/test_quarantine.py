@@ -78,14 +78,14 @@ def test_a_sealed_batch_that_nobody_tried_to_send_goes_on_without_what_is_damage
     first = claimed(spool)
     with pytest.raises(SpoolCorrupt) as caught:
         content(spool, first.batch)
-    spool.journal_upload(first.batch, Upload(key=first.batch.key, id="secret"), 5 << 20)
+    spool.uploads.begin(first.batch, Upload(key=first.batch.key, id="secret"), 5 << 20)
     spool.set_aside(first, caught.value)
     second = claim(spool)
     assert (second.id, second.events) == (first.batch.id, 2)
     assert second.key != first.batch.key, "other bytes, so another key"
     assert second.uuid != first.batch.uuid
     assert spool.open_body(second).crc32c() == second.crc32c
-    assert [upload.upload.key for upload in spool.abandoned_uploads()] == [first.batch.key]
+    assert [upload.upload.key for upload in spool.uploads.abandoned()] == [first.batch.key]
     assert [damage.job for damage in spool.quarantined()] == [jobs[1]]
     spool.close()
 

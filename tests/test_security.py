@@ -200,7 +200,8 @@ def use(backup: Backup, heard: Heard) -> None:
     spool = backup.spool
     shown: list[object] = [
         backup, vars(backup), job, event, spool, vars(spool), backup.archiver, vars(backup.archiver), destination,
-        vars(destination), backup.location, spool.waiting(), spool.open_uploads(), spool.abandoned_uploads(), destination.attempts,
+        vars(destination), backup.location, spool.waiting(), spool.uploads.waiting(), spool.uploads.abandoned(),
+        destination.attempts,
         Upload(key="k", id=UPLOAD_ID),
     ]  # fmt: skip
     heard.said += [text for one in shown for text in (repr(one), str(one), f"{one}")]

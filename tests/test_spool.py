@@ -302,9 +302,9 @@ def test_an_upload_of_a_batch_that_was_stored_otherwise_is_aborted(tmp_path: Pat
     record(spool, [b"{}\n"])
     spool.seal()
     batch = claim(spool)
-    spool.journal_upload(batch, Upload(key=batch.key, id="secret"), 5 << 20)
+    spool.uploads.begin(batch, Upload(key=batch.key, id="secret"), 5 << 20)
     spool.stored(batch)
-    assert [one.upload.id for one in spool.abandoned_uploads()] == ["secret"]
+    assert [one.upload.id for one in spool.uploads.abandoned()] == ["secret"]
     spool.close()
 
 
@@ -314,14 +314,14 @@ def test_who_aborts_an_upload_late_does_not_forget_the_next_one(tmp_path: Path) 
     record(spool, [b"{}\n"])
     spool.seal()
     batch = claim(spool)
-    spool.abandon_upload(spool.journal_upload(batch, Upload(key=batch.key, id="first"), 5 << 20))
-    (seen,) = slow.abandoned_uploads()
-    spool.forget_upload(seen)
-    following = spool.journal_upload(batch, Upload(key=batch.key, id="next"), 5 << 20)
-    slow.postpone_abort(seen, Unavailable("too late"), retry_at=time.time() + 60)
-    slow.forget_upload(seen)
-    spool.journal_part(following, Part(number=1, etag="one"))
-    found = spool.upload_of(batch)
+    spool.uploads.abandon(spool.uploads.begin(batch, Upload(key=batch.key, id="first"), 5 << 20))
+    (seen,) = slow.uploads.abandoned()
+    spool.uploads.forget(seen)
+    following = spool.uploads.begin(batch, Upload(key=batch.key, id="next"), 5 << 20)
+    slow.uploads.postpone(seen, Unavailable("too late"), retry_at=time.time() + 60)
+    slow.uploads.forget(seen)
+    spool.uploads.add_part(following, Part(number=1, etag="one"))
+    found = spool.uploads.of(batch)
     assert found is not None
     assert (found[0].upload.id, found[0].failures, len(found[1])) == ("next", 0, 1)
     spool.close()
@@ -445,27 +445,27 @@ def test_an_upload_and_its_parts_are_in_the_journal(tmp_path: Path) -> None:
     record(spool, [b"{}\n"])
     spool.seal()
     batch = claim(spool)
-    assert spool.upload_of(batch) is None
-    journaled = spool.journal_upload(batch, Upload(key=batch.key, id="secret", extra={"region": "x"}), 5 << 20)
-    spool.journal_part(journaled, Part(number=2, etag="two"))
-    spool.journal_part(journaled, Part(number=1, etag="one", crc32c=7))
-    spool.journal_part(journaled, Part(number=2, etag="two again"))
+    assert spool.uploads.of(batch) is None
+    journaled = spool.uploads.begin(batch, Upload(key=batch.key, id="secret", extra={"region": "x"}), 5 << 20)
+    spool.uploads.add_part(journaled, Part(number=2, etag="two"))
+    spool.uploads.add_part(journaled, Part(number=1, etag="one", crc32c=7))
+    spool.uploads.add_part(journaled, Part(number=2, etag="two again"))
     die(spool)
     other = open_spool(tmp_path)
     other.recover()
-    found = other.upload_of(claim(other))
+    found = other.uploads.of(claim(other))
     assert found is not None
     assert found[0].upload == Upload(key=batch.key, id="secret", extra={"region": "x"})
     assert found[0].part_size == 5 << 20
     assert found[1] == [Part(number=1, etag="one", crc32c=7), Part(number=2, etag="two again")]
-    other.abandon_upload(found[0])
-    assert other.upload_of(batch) is None
-    assert [one.upload.id for one in other.abandoned_uploads()] == ["secret"]
-    other.postpone_abort(found[0], AlreadyExists("no"), retry_at=time.time() + 60)
-    assert other.abandoned_uploads() == []
-    assert [key for key, _, _ in other.open_uploads()] == [batch.key]
-    other.forget_upload(found[0])
-    assert other.open_uploads() == []
+    other.uploads.abandon(found[0])
+    assert other.uploads.of(batch) is None
+    assert [one.upload.id for one in other.uploads.abandoned()] == ["secret"]
+    other.uploads.postpone(found[0], AlreadyExists("no"), retry_at=time.time() + 60)
+    assert other.uploads.abandoned() == []
+    assert [key for key, _, _ in other.uploads.waiting()] == [batch.key]
+    other.uploads.forget(found[0])
+    assert other.uploads.waiting() == []
     other.close()
 
 
@@ -575,11 +575,11 @@ def test_a_damaged_journal_of_uploads_is_a_clear_error(tmp_path: Path) -> None:
     record(spool, [b"{}\n"])
     spool.seal()
     batch = claim(spool)
-    spool.abandon_upload(spool.journal_upload(batch, Upload(key=batch.key, id="secret"), 5 << 20))
+    spool.uploads.abandon(spool.uploads.begin(batch, Upload(key=batch.key, id="secret"), 5 << 20))
     with spool._catalog._database.transaction() as connection:
         connection.execute("UPDATE uploads SET upload=x'7b7b'")
     with pytest.raises(SpoolCorrupt, match="the journal of uploads"):
-        spool.abandoned_uploads()
+        spool.uploads.abandoned()
     spool.close()
 
 
@@ -637,7 +637,7 @@ def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> N
     assert [line.count(b"\n") for line in found] == [5, 3]
     assert b'"messageId":"w0"' in found[0]
     assert b'"messageId":"o0"' in found[1]
-    journaled = spool.upload_of(batches[0])
+    journaled = spool.uploads.of(batches[0])
     assert journaled is not None
     assert (journaled[0].upload.id, [part.etag for part in journaled[1]]) == ("an-upload", ["one"])
     assert position(spool, "input") == b"{}"

@@ -525,7 +525,7 @@ class Model(RuleBasedStateMachine):
         self.accept(process, batch)
 
         def step() -> None:
-            process.uploads[name] = process.spool.journal_upload(batch, Upload(key=batch.key, id=name), 5 << 20)
+            process.uploads[name] = process.spool.uploads.begin(batch, Upload(key=batch.key, id=name), 5 << 20)
 
         self.journal(process, fault, step, {**self.uploads, name: (batch.id, False, {})})
 
@@ -537,7 +537,7 @@ class Model(RuleBasedStateMachine):
         batch, abandoned, parts = self.uploads[name]
         part = Part(number=number, etag=str(self.number))
         after = {**self.uploads, name: (batch, abandoned, {**parts, number: part.etag})}
-        self.journal(process, fault, lambda: process.spool.journal_part(process.uploads[name], part), after)
+        self.journal(process, fault, lambda: process.spool.uploads.add_part(process.uploads[name], part), after)
 
     @precondition(lambda self: self.uploading())
     @rule(pick=PICK, fault=FAULT)
@@ -545,13 +545,13 @@ class Model(RuleBasedStateMachine):
         process, name = self.upload(pick)
         batch, _, parts = self.uploads[name]
         after = {**self.uploads, name: (batch, True, parts)}
-        self.journal(process, fault, lambda: process.spool.abandon_upload(process.uploads[name]), after)
+        self.journal(process, fault, lambda: process.spool.uploads.abandon(process.uploads[name]), after)
 
     @precondition(lambda self: self.live and any(abandoned for _, abandoned, _ in self.uploads.values()))
     @rule(pick=PICK, refused=st.booleans(), fault=FAULT)
     def abort(self, pick: int, refused: bool, fault: Fault) -> None:
         process = self.process(pick)
-        abandoned = process.spool.abandoned_uploads()
+        abandoned = process.spool.uploads.abandoned()
         assert {one.upload.id for one in abandoned} <= {name for name, (_, gone, _) in self.uploads.items() if gone}
         if not abandoned:
             return
@@ -559,17 +559,17 @@ class Model(RuleBasedStateMachine):
         after = dict(self.uploads)
         if refused:
             retry_at = time.time() + LATER
-            self.journal(process, fault, lambda: process.spool.postpone_abort(one, Unavailable("no"), retry_at=retry_at), after)
+            self.journal(process, fault, lambda: process.spool.uploads.postpone(one, Unavailable("no"), retry_at=retry_at), after)
         else:
             del after[one.upload.id]
-            self.journal(process, fault, lambda: process.spool.forget_upload(one), after)
+            self.journal(process, fault, lambda: process.spool.uploads.forget(one), after)
 
     @precondition(lambda self: self.sending())
     @rule(pick=PICK)
     def continue_upload(self, pick: int) -> None:
         process, batch = self.claimed(pick)
         going_on = [name for name, (id_, abandoned, _) in self.uploads.items() if id_ == batch.id and not abandoned]
-        found = process.spool.upload_of(batch)
+        found = process.spool.uploads.of(batch)
         assert (found is not None) == bool(going_on)
         if found is not None:
             assert found[0].upload == Upload(key=batch.key, id=going_on[-1])
@@ -727,8 +727,8 @@ class Model(RuleBasedStateMachine):
                 self.claim(len(self.live) - 1, None)
                 self.store(0, None)
                 self.every_event_is_in_one_place()
-            for one in process.spool.abandoned_uploads():
-                process.spool.forget_upload(one)
+            for one in process.spool.uploads.abandoned():
+                process.spool.uploads.forget(one)
                 del self.uploads[one.upload.id]
             reached = int(position(process.spool, "input") or 0)
             assert process.spool.quarantined() == []

@@ -232,7 +232,7 @@ class Archiver:
 
     def _is_begun(self, claimed: Claim) -> bool:
         """Whether an earlier attempt has begun an upload in parts, which has to be ended by its own means whatever is set now."""
-        return claimed.times > 1 and self._spool.upload_of(claimed.batch) is not None
+        return claimed.times > 1 and self._spool.uploads.of(claimed.batch) is not None
 
     def _damaged(self, claim: Claim, error: SpoolCorrupt) -> None:
         """What is damaged goes into quarantine; the rest is sent as another object, if it can be."""

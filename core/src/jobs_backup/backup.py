@@ -68,10 +68,6 @@ class Backup:
         self._closed = False
         self._looked_at = time.monotonic()
         self.settings = settings
-        self.grace: float = settings.shutdown_grace
-        self.keeps_raw: bool = settings.raw
-        self.keeps_failed: bool = settings.failed
-        self._settles = settings.delete_after == "settled"
         prefix = clean_prefix(settings.prefix)
         destination = Destination.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
         self.destination = destination
@@ -310,7 +306,7 @@ class Backup:
             self.spool.seal()
             if self.archiver is not None:
                 self.archiver.wake()
-                self.archiver.drain(self.grace if grace is None else grace)
+                self.archiver.drain(self.settings.shutdown_grace if grace is None else grace)
         finally:
             self._stop.set()
             if self.archiver is not None:
@@ -354,24 +350,11 @@ class Backup:
     def keep(self, recordings: Sequence[Recording]) -> None:
         """Record raw events that are encoded, in one commit; fills in their jobs. Raises as `record` does."""
         self._check_usable()
-        if self.keeps_raw:
+        if self.settings.raw:
             self.spool.append(recordings)
         else:
             for recording in recordings:
                 recording.jobs = self.spool.number(recording.stream, len(recording.lines))
-
-    def record_lines(self, stream: Stream, lines: list[bytes], *, at: int, position: InputPosition | None = None) -> Jobs:
-        """For the command: record encoded lines together with the position of the input that they were read up to.
-
-        `at` is their createdAt in microseconds since 1970.
-        """
-        self._check_usable()
-        recording = Recording(stream, lines, first_at=at, last_at=at, position=position)
-        self.spool.append([recording])
-        jobs = Jobs()
-        for first, count in recording.jobs:
-            jobs.add_run(first, count)
-        return jobs
 
     def failure_record(self, failure: Failure) -> FailureRecord:
         """What `failed` records. Raises as it does."""
@@ -384,7 +367,7 @@ class Backup:
             SpoolError: as `record` does; also if all are recorded, but not noted as what settles their jobs.
         """
         self._check_usable()
-        if not self.keeps_failed:
+        if not self.settings.failed:
             return
         made = failures.recordings(records)
         recordings = [recording for recording, _ in made]
@@ -392,7 +375,7 @@ class Backup:
             recordings.append(Recording(_NO_STREAM, [], first_at=0, last_at=0, position=position))
         if recordings:
             self.spool.append(recordings)
-        if self._settles:
+        if self.settings.delete_after == "settled":
             try:
                 self.spool.settle(failures.settled(made))
             except SpoolError as error:

@@ -367,23 +367,10 @@ class _Arrived(threading.local):
 
     @hookimpl(wrapper=True)
     def write(self) -> Generator[None, object, object]:
-        return (yield from self._noted())
-
-    @hookimpl(wrapper=True)
-    def create_multipart(self) -> Generator[None, object, object]:
-        return (yield from self._noted())
-
-    @hookimpl(wrapper=True)
-    def write_part(self) -> Generator[None, object, object]:
-        return (yield from self._noted())
-
-    @hookimpl(wrapper=True)
-    def complete_multipart(self) -> Generator[None, object, object]:
-        return (yield from self._noted())
-
-    def _noted(self) -> Generator[None, object, object]:
         self.receipt = yield
         return self.receipt
+
+    create_multipart = write_part = complete_multipart = write
 
 
 def _key(arguments: Mapping[str, Any]) -> str:

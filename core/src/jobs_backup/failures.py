@@ -159,6 +159,5 @@ def settled(made: Iterable[tuple[Recording, list[int | None]]]) -> list[tuple[in
     """(job, id of its failure's record) of what `recordings` has made, once it is recorded; of those that have a job."""
     found: list[tuple[int, int]] = []
     for recording, jobs in made:
-        ids = (id_ for first, count in recording.jobs for id_ in range(first, first + count))
-        found += [(job, id_) for job, id_ in zip(jobs, ids, strict=True) if job is not None]
+        found += [(job, id_) for job, id_ in zip(jobs, recording.ids(), strict=True) if job is not None]
     return found

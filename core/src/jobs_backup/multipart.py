@@ -65,16 +65,16 @@ class Multipart:
             NotSupported, ConfigurationError: settings have to be changed. So is it then, and the next call begins another one.
         """
         for beginning in range(_BEGINNINGS):
-            found = self._spool.upload_of(batch)
+            found = self._spool.uploads.of(batch)
             journaled, parts = found or (self._begin(batch), [])
             try:
                 return self._finish(journaled, parts, batch, body)
             except (AlreadyExists, NotSupported, ConfigurationError):
                 # Its parts, and what it was begun with, are those of the settings that may have to be changed.
-                self._spool.abandon_upload(journaled)
+                self._spool.uploads.abandon(journaled)
                 raise
             except UploadGone as error:
-                self._spool.abandon_upload(journaled)
+                self._spool.uploads.abandon(journaled)
                 if beginning == _BEGINNINGS - 1:
                     raise
                 fields = {"key": batch.key, "code": error.code, "destination": self._destination.location}
@@ -84,7 +84,7 @@ class Multipart:
     def abort_abandoned(self) -> list[JobsBackupError]:
         """Abort what will not be continued. What is refused stays in the journal and is tried again later. Returns the refusals."""
         with self._aborting:
-            errors = (self._abort(journaled) for journaled in self._spool.abandoned_uploads())
+            errors = (self._abort(journaled) for journaled in self._spool.uploads.abandoned())
             return [error for error in errors if error is not None]
 
     def _abort(self, journaled: JournaledUpload) -> JobsBackupError | None:
@@ -93,7 +93,7 @@ class Multipart:
             receipt = self._destination.abort_multipart(journaled.upload)
         except JobsBackupError as error:
             delay = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
-            self._spool.postpone_abort(journaled, error, retry_at=time.time() + delay)
+            self._spool.uploads.postpone(journaled, error, retry_at=time.time() + delay)
             log.warning(
                 "an upload of %s could not be aborted, tried again later: %s",
                 journaled.upload.key,
@@ -101,7 +101,7 @@ class Multipart:
                 extra={**fields, "code": error.code, "wait_seconds": delay},
             )
             return error
-        self._spool.forget_upload(journaled)
+        self._spool.uploads.forget(journaled)
         if receipt.outcome is Outcome.ABORTED:
             log.info("an upload of %s was aborted", journaled.upload.key, extra=fields)
         return None
@@ -116,7 +116,7 @@ class Multipart:
         part_size = -(-smallest // destination.part_multiple) * destination.part_multiple
         upload = destination.create_multipart(batch)
         try:
-            return self._spool.journal_upload(batch, upload, part_size)
+            return self._spool.uploads.begin(batch, upload, part_size)
         except SpoolError:
             # Nobody will know of it: now or never.
             with suppress(JobsBackupError):
@@ -138,7 +138,7 @@ class Multipart:
                 raise
             # A part is stored with other bytes than it was sent with: completing the same parts again can't help.
             raise UploadGone(f"{batch.key}: the parts that were stored are not those that were sent") from error
-        self._spool.forget_upload(journaled)
+        self._spool.uploads.forget(journaled)
         return receipt
 
     def _send_parts(self, journaled: JournaledUpload, missing: list[_Range], body: Body, parts: dict[int, Part]) -> None:
@@ -161,7 +161,7 @@ class Multipart:
         if self._stop.is_set():
             raise Stopped(f"{journaled.upload.key}: stopped before part {one.number}; the next start continues")
         part = self._destination.write_part(journaled.upload, one.number, one.offset, body.slice(one.offset, one.size), one.last)
-        self._spool.journal_part(journaled, part)
+        self._spool.uploads.add_part(journaled, part)
         return part
 
 

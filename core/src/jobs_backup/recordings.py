@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -91,9 +90,5 @@ class Chunk:
             for first, count in self.recordings[0].jobs:
                 jobs.add_run(first, count)
             return
-        ids = {id(recording): _ids(recording) for recording in self._of.values()}
+        ids = {id(recording): recording.ids() for recording in self._of.values()}
         jobs.add(next(ids[id(recording)]) for recording in self._order)
-
-
-def _ids(recording: Recording) -> Iterator[int]:
-    return itertools.chain.from_iterable(range(first, first + count) for first, count in recording.jobs)

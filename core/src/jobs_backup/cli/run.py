@@ -18,6 +18,7 @@ from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
+from jobs_backup.spool.writer import Recording
 
 
 @click.command()
@@ -56,7 +57,9 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         inputs,
         settings,
         "events",
-        lambda backup, _, stop: _Events(backup, stream, ids=Output(stop, backup.grace, _unprinted) if emit_ids else None),
+        lambda backup, _, stop: _Events(
+            backup, stream, ids=Output(stop, backup.settings.shutdown_grace, _unprinted) if emit_ids else None
+        ),
         again=again,
         as_json=as_json,
         is_measured=True,
@@ -80,9 +83,10 @@ class _Events:
 
     def keep(self, found: Sequence[bytes | None], position: InputPosition | None) -> None:
         lines = [line for line in found if line is not None]
-        jobs = self._backup.record_lines(self._stream, lines, at=self._at, position=position)
+        recording = Recording(self._stream, lines, first_at=self._at, last_at=self._at, position=position)
+        self._backup.keep([recording])
         if self._ids is not None:
-            ids = iter(jobs)
+            ids = recording.ids()
             # As JSON strings, since a job's id exceeds 2^53.
             self._ids.write(b"".join(b"null\n" if line is None else b'"%d"\n' % next(ids) for line in found))
 

@@ -37,7 +37,7 @@ class Summary:
         self.rejected = 0
         self.rejects: list[Path] = []
         self.resumed = False
-        self.problems: list[str] = []
+        self.problems: list[JobsBackupError] = []
         self._unknown = 0
         self._waiting: list[Waiting] = []
         self._deletes: list[WaitingDeletes] = []
@@ -45,8 +45,8 @@ class Summary:
 
     def problem(self, error: JobsBackupError) -> None:
         """Something that was asked for could not be done."""
-        if (line := f"{error.one_line()} [{error.code}]") not in self.problems:
-            self.problems.append(line)
+        if error.one_line() not in (one.one_line() for one in self.problems):
+            self.problems.append(error)
 
     def unknown(self, error: UnknownJob) -> None:
         """Jobs were acknowledged that nobody knows."""
@@ -74,7 +74,7 @@ class Summary:
         while not archiver.drain(_LOOK):
             shown.look()
             if until is None and stop.is_set():
-                until = time.monotonic() + self._backup.grace
+                until = time.monotonic() + self._backup.settings.shutdown_grace
             if until is not None and time.monotonic() > until:
                 break
         archiver.abort_abandoned()
@@ -95,7 +95,7 @@ class Summary:
                     hint="`jobs-backup status` tells which; look at the disk; remove the files there when you have seen to them",
                 )
             )
-        self._open_uploads = self._backup.spool.open_uploads()
+        self._open_uploads = self._backup.spool.uploads.waiting()
 
     def show(self, *, as_json: bool, interrupted: bool) -> int:
         """Print it. Returns the exit code."""
@@ -127,7 +127,7 @@ class Summary:
             "waiting": self._waiting,
             "waiting_deletes": self._deletes,
             "open_uploads": [{"key": key, "error": error, "hint": hint} for key, error, hint in self._open_uploads],
-            "problems": [printable(problem) for problem in self.problems],
+            "problems": [printable(f"{one.one_line()} [{one.code}]") for one in self.problems],
         }
 
     def _print(self, *, interrupted: bool) -> None:
@@ -144,8 +144,7 @@ class Summary:
         if self.rejected:
             say(f"{self.rejected:,} lines can't be used and were put aside: {', '.join(map(str, self.rejects))}", "Rejected")
         for problem in self.problems:
-            message, _, code = problem.removesuffix("]").rpartition(" [")
-            say(message, code)
+            say(problem.one_line(), problem.code)
         if interrupted:
             rest = f"{self._go_on} to go on" if self._go_on else "what was read until then is recorded"
             say(f"interrupted: {rest}", "Interrupted")

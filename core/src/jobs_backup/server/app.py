@@ -25,7 +25,7 @@ from jobs_backup.async_backup import AsyncBackup
 from jobs_backup.backup import Backup
 from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError, StorageError, UnknownJob
 from jobs_backup.failures import FailureRecord, parse_failure
-from jobs_backup.jobs import Jobs, job_id
+from jobs_backup.jobs import job_id
 from jobs_backup.recordings import raw_stream
 from jobs_backup.server import answers, openapi, payloads
 from jobs_backup.server.access import Access, Caller
@@ -133,10 +133,7 @@ class App:
         if not recording.lines:
             return Recorded(jobs=[])
         await self._async.keep(recording)
-        jobs = Jobs()
-        for first, count in recording.jobs:
-            jobs.add_run(first, count)
-        return Recorded(jobs=list(map(str, jobs)))
+        return Recorded(jobs=list(map(str, recording.ids())))
 
     async def _delivered(self, request: Request) -> Response:
         caller = self._access.everything(request.headers)

@@ -31,14 +31,12 @@ class Catalog:
     """`catalog.db`. Every method is one transaction.
 
     Attributes:
-        uploads: the journal of multipart uploads.
         deliveries: what was delivered, and what is to be deleted.
         overview: what is going on.
     """
 
     def __init__(self, path: Path, *, durability: Durability, only_reads: bool = False) -> None:
         self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
-        self.uploads = UploadJournal(self._database)
         self.deliveries = Deliveries(self._database)
         self.overview = Overview(self._database)
 
@@ -50,6 +48,10 @@ class Catalog:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def uploads(self, destination: int) -> UploadJournal:
+        """The journal of multipart uploads to a destination."""
+        return UploadJournal(self._database, destination)
 
     # Sessions
 

@@ -14,7 +14,7 @@ from jobs_backup.compression import GZIP, Compression
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.measures import Recorded
-from jobs_backup.model import Batch, Body, Part, Stream, Upload
+from jobs_backup.model import Batch, Body, Stream
 from jobs_backup.spool.blobs import INDEX_BITS, BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.database import Durability
@@ -27,7 +27,6 @@ from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room, RoomLimits
 from jobs_backup.spool.rows import BatchRow, Damage, Placement, Waiting
-from jobs_backup.spool.uploads import JournaledUpload
 from jobs_backup.spool.writer import BatchLimits, Recording, Writer
 
 log: Final = logging.getLogger(__name__)
@@ -56,6 +55,9 @@ class Spool:
 
     Bytes are committed in the writer's file, then sealed in the catalog, then stored in the catalog; at last their file is
     removed. Each step may be repeated, so that no transaction spans two files.
+
+    Attributes:
+        uploads: the journal of multipart uploads to its destination.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Spool:
                 self.session = secrets.token_hex(8)  # somebody looks whether it was left over
             self._lock = lock
             self.destination = self._catalog.destination(location)
+            self.uploads = self._catalog.uploads(self.destination)
             self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
             placement = Placement(
                 destination=self.destination,
@@ -356,40 +359,6 @@ class Spool:
     def has_archiver(self) -> bool:
         """Whether a process that sends is alive."""
         return any(session == self.session or self._is_alive(session) for session in self._catalog.sessions(archives=True))
-
-    # Multipart uploads
-
-    def upload_of(self, batch: Batch) -> tuple[JournaledUpload, list[Part]] | None:
-        """The upload to be continued for a batch, with the parts that the store has."""
-        return self._catalog.uploads.of(batch.id)
-
-    def journal_upload(self, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
-        """Remember an upload; before its first part is sent."""
-        return self._catalog.uploads.begin(batch.id, self.destination, upload, part_size)
-
-    def journal_part(self, upload: JournaledUpload, part: Part) -> None:
-        """Remember the receipt of a part."""
-        self._catalog.uploads.add_part(upload.id, part)
-
-    def abandon_upload(self, upload: JournaledUpload) -> None:
-        """It will not be continued: it has to be aborted."""
-        self._catalog.uploads.abandon(upload.id)
-
-    def forget_upload(self, upload: JournaledUpload) -> None:
-        """It was completed or aborted."""
-        self._catalog.uploads.forget(upload.id)
-
-    def abandoned_uploads(self) -> list[JournaledUpload]:
-        """The uploads to this destination that have to be aborted and whose time has come."""
-        return self._catalog.uploads.abandoned(self.destination)
-
-    def postpone_abort(self, upload: JournaledUpload, error: JobsBackupError, *, retry_at: float) -> None:
-        """Aborting it failed; from `retry_at` (seconds since 1970) on it is tried again."""
-        self._catalog.uploads.postpone(upload.id, error=str(error), hint=error.hint, retry_at=retry_at)
-
-    def open_uploads(self) -> list[tuple[str, str, str]]:
-        """(key, error, hint) of every upload that still has to be aborted."""
-        return self._catalog.uploads.waiting()
 
     # Life and death
 

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from jobs_backup.errors import SpoolCorrupt
-from jobs_backup.model import Part, Upload
+from jobs_backup.errors import JobsBackupError, SpoolCorrupt
+from jobs_backup.model import Batch, Part, Upload
 from jobs_backup.spool.database import Database
 
 T = TypeVar("T")
@@ -29,67 +29,69 @@ class JournaledUpload(NamedTuple):
 class UploadJournal:
     """The tables `uploads` and `parts` of the catalog. Every method is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, destination: int) -> None:
+        """`destination` is where its uploads go to."""
         self._database = database
+        self._destination = destination
 
-    def begin(self, batch: int, destination: int, upload: Upload, part_size: int) -> JournaledUpload:
+    def begin(self, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
         """Remember an upload; before its first part is sent."""
         with self._database.transaction() as db:
             id_ = db.execute(
                 "INSERT INTO uploads (batch, destination, upload, part_size) VALUES (?, ?, ?, ?)",
-                (batch, destination, msgspec.json.encode(upload), part_size),
+                (batch.id, self._destination, msgspec.json.encode(upload), part_size),
             ).lastrowid
         assert id_ is not None
-        return JournaledUpload(id_, batch, upload, part_size, 0)
+        return JournaledUpload(id_, batch.id, upload, part_size, 0)
 
-    def of(self, batch: int) -> tuple[JournaledUpload, list[Part]] | None:
+    def of(self, batch: Batch) -> tuple[JournaledUpload, list[Part]] | None:
         """The upload to be continued for a batch, with the parts that the store has."""
         with self._database.reading() as db:
             row = db.execute(
                 "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned"
                 " ORDER BY id DESC LIMIT 1",
-                (batch,),
+                (batch.id,),
             ).fetchone()
             if row is None:
                 return None
             parts = db.execute("SELECT part FROM parts WHERE upload=? ORDER BY number", (row[0],))
             return _upload(row), [_decode(part, Part) for (part,) in parts]
 
-    def add_part(self, upload: int, part: Part) -> None:
+    def add_part(self, upload: JournaledUpload, part: Part) -> None:
         """Remember the receipt of a part."""
         with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload, part.number, msgspec.json.encode(part)))
+            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload.id, part.number, msgspec.json.encode(part)))
 
-    def abandon(self, upload: int) -> None:
+    def abandon(self, upload: JournaledUpload) -> None:
         """It will not be continued: it has to be aborted."""
         with self._database.transaction() as db:
-            db.execute("UPDATE uploads SET abandoned=1 WHERE id=?", (upload,))
+            db.execute("UPDATE uploads SET abandoned=1 WHERE id=?", (upload.id,))
 
-    def forget(self, upload: int) -> None:
+    def forget(self, upload: JournaledUpload) -> None:
         """It was completed or aborted."""
         with self._database.transaction() as db:
-            db.execute("DELETE FROM uploads WHERE id=?", (upload,))
+            db.execute("DELETE FROM uploads WHERE id=?", (upload.id,))
 
-    def abandoned(self, destination: int) -> list[JournaledUpload]:
-        """The uploads that have to be aborted and whose time has come."""
+    def abandoned(self) -> list[JournaledUpload]:
+        """The uploads to this destination that have to be aborted and whose time has come."""
         with self._database.reading() as db:
             rows = db.execute(
                 "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
                 " AND (retry_at<=? OR retry_at>?) ORDER BY id",
-                (destination, time.time(), time.time() + MAX_DELAY),
+                (self._destination, time.time(), time.time() + MAX_DELAY),
             ).fetchall()
         return [_upload(row) for row in rows]
 
-    def postpone(self, upload: int, *, error: str, hint: str, retry_at: float) -> None:
-        """Aborting it failed."""
+    def postpone(self, upload: JournaledUpload, error: JobsBackupError, *, retry_at: float) -> None:
+        """Aborting it failed; from `retry_at` (seconds since 1970) on it is tried again."""
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
-                (writable(error), writable(hint), retry_at, upload),
+                (writable(str(error)), writable(error.hint), retry_at, upload.id),
             )
 
     def waiting(self) -> list[tuple[str, str, str]]:
-        """(key, error, hint) of every upload that is to be aborted and was not yet."""
+        """(key, error, hint) of every upload that is to be aborted and was not yet, wherever it goes to."""
         with self._database.reading() as db:
             rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
         return [(_decode(upload, Upload).key, error, hint) for upload, error, hint in rows]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -66,6 +67,10 @@ class Recording:
         self.last_at = last_at
         self.position = position
         self.jobs: list[tuple[int, int]] = []
+
+    def ids(self) -> Iterator[int]:
+        """The ids of the jobs, in the order of the lines."""
+        return itertools.chain.from_iterable(range(first, first + count) for first, count in self.jobs)
 
 
 class _Addition:
