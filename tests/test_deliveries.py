@@ -27,7 +27,7 @@ from jobs_backup.destination import Destination
 from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable
 from jobs_backup.jobs import job_sets
 from jobs_backup.model import DeleteReceipt, Kind, Stream
-from jobs_backup.spool import Spool, StoredObject, numbering
+from jobs_backup.spool import DueObject, Spool, numbering
 from jobs_backup.spool.deliveries import Added
 from jobs_backup.spool.status import DestinationStatus, read_status
 
@@ -686,7 +686,7 @@ class TestDeleting:
         errors = [SpoolError("disk full")] * 3
         deleted, has = Spool.deleted, Spool.has_deletes
 
-        def failing(self: Spool, objects: Sequence[StoredObject]) -> None:
+        def failing(self: Spool, objects: Sequence[DueObject]) -> None:
             if errors:
                 raise errors.pop()
             deleted(self, objects)
@@ -840,7 +840,7 @@ class _Store:
         return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
 
-def _peek(spool: Spool) -> list[StoredObject]:
+def _peek(spool: Spool) -> list[DueObject]:
     """What is to be deleted."""
     found = spool.claim_deletes(10)
     spool.give_back_deletes([(one, None) for one in found], Unavailable(""), paused_until=0)

@@ -32,7 +32,7 @@ from spools import position
 
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
-from jobs_backup.spool import Spool, StoredObject
+from jobs_backup.spool import DueObject, Spool
 from jobs_backup.spool.blobs import INDEX_BITS, Form, InputPosition
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.disk import Ballast
@@ -89,7 +89,7 @@ class Process:
     databases: list[Database] = field(default_factory=list)
     locks: list[ProcessLock] = field(default_factory=list)
     claims: dict[int, Batch] = field(default_factory=dict)
-    deletes: dict[int, StoredObject] = field(default_factory=dict)
+    deletes: dict[int, DueObject] = field(default_factory=dict)
     uploads: dict[str, JournaledUpload] = field(default_factory=dict)
     last_job: dict[Stream, int] = field(default_factory=dict)
     accepted: bool = False  # its destination has taken something from it
@@ -409,7 +409,7 @@ class Model(RuleBasedStateMachine):
             and self.known(id_) <= self.delivered
         }
         assert process.spool.has_deletes() == bool(due) or self.later
-        got: list[StoredObject] = []
+        got: list[DueObject] = []
         outcome = self.run(process, fault, lambda: got.extend(process.spool.claim_deletes(limit)))
         claimed = {one.batch for one in got}
         assert claimed <= due, "an event of it was not delivered, or another process deletes it"

@@ -10,7 +10,7 @@ from typing import Final
 
 from jobs_backup.destination import Destination
 from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError
-from jobs_backup.spool import Spool, StoredObject
+from jobs_backup.spool import DueObject, Spool
 
 log: Final = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Deleter:
             log.exception("deleting failed unexpectedly")
         return False
 
-    def _delete(self, objects: Sequence[StoredObject]) -> None:
+    def _delete(self, objects: Sequence[DueObject]) -> None:
         failed: Mapping[str, Exception]
         is_of_call = False
         try:
@@ -110,7 +110,7 @@ class Deleter:
         else:
             self._told = ""
 
-    def _give_back(self, refused: Sequence[tuple[StoredObject, JobsBackupError]], tried: int, *, is_of_call: bool) -> None:
+    def _give_back(self, refused: Sequence[tuple[DueObject, JobsBackupError]], tried: int, *, is_of_call: bool) -> None:
         """Some could not be deleted. If none could, all wait, and then one is tried, and more of them as long as that works.
 
         A single one that could not waits for longer, since it may be its own fault, also where the store refuses the call for it.

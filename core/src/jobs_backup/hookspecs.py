@@ -228,8 +228,9 @@ class Wrapper(Protocol):
     takes the arguments that it needs, by name, and can't replace them. It is called from many threads at once, and MUST be
     hashable.
 
-    JOBS_BACKUP_WRAPPERS goes from core to the store. Of every call the first one is the outermost; bytes pass through the
-    list forwards on their way out (`open_body`), backwards on their way back (`read`).
+    JOBS_BACKUP_WRAPPERS goes from core to the store. Of every call to the provider the first one is the outermost; bytes pass
+    through the list forwards on their way out (`open_body`, whose result the first one gets from core), backwards on their way
+    back (`read`).
 
     What it raises counts as the hook's error, before the `yield` (the provider is not called then) or behind it (the
     provider may have done its work: core calls again, and aborts an upload that was lost so). It MUST NOT make a receipt of

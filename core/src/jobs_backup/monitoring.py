@@ -8,6 +8,7 @@ import io
 import logging
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -213,7 +214,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's
-        log.debug("a request to the monitoring port failed", exc_info=True)
+        of_network = isinstance(sys.exception(), OSError)
+        log.log(logging.DEBUG if of_network else logging.ERROR, "a request to the monitoring port failed", exc_info=True)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -39,7 +39,7 @@ _TO_DELETE: Final = {
 _DUE: Final = "AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?)"
 
 
-class StoredObject(NamedTuple):
+class DueObject(NamedTuple):
     """An object that is to be deleted, which this process alone does now. `failures`: how often that has failed."""
 
     batch: int
@@ -124,12 +124,12 @@ class Deliveries:
             failed = db.execute(f"{_TO_DELETE[delete_after]} AND failures>0 AND retry_at>0", (destination,)).fetchall()
             db.executemany("UPDATE batches SET retry_at=0 WHERE id=?", [(id_,) for id_, _, _ in failed])
 
-    def claim(self, destination: int, session: str, delete_after: DeleteAfter, limit: int) -> list[StoredObject]:
+    def claim(self, destination: int, session: str, delete_after: DeleteAfter, limit: int) -> list[DueObject]:
         """Objects that can be deleted now and that nobody is deleting. From now on `session` is."""
         with self._database.transaction() as db:
             due = db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (destination, *_now(), limit)).fetchall()
             db.executemany("UPDATE batches SET claimed_by=? WHERE id=?", [(session, id_) for id_, _, _ in due])
-        return [StoredObject(*row) for row in due]
+        return [DueObject(*row) for row in due]
 
     def has_due(self, destination: int, delete_after: DeleteAfter) -> bool:
         """Whether `claim` would give any."""

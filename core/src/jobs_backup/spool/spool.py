@@ -18,7 +18,7 @@ from jobs_backup.model import Batch, Body, Stream
 from jobs_backup.spool.blobs import INDEX_BITS, BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.database import Durability
-from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, StoredObject, WaitingDeletes
+from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, DueObject, WaitingDeletes
 from jobs_backup.spool.disk import Ballast, make_directories, refuse_network
 from jobs_backup.spool.job_set import JobSet
 from jobs_backup.spool.locks import ProcessLock
@@ -221,7 +221,7 @@ class Spool:
         """Each job has a failure record: (job, id of that). It is settled once that is stored."""
         self._catalog.deliveries.settle([(failure >> INDEX_BITS, job) for job, failure in failures])
 
-    def claim_deletes(self, limit: int) -> list[StoredObject]:
+    def claim_deletes(self, limit: int) -> list[DueObject]:
         """Objects that only this process may delete now, since all of their jobs were delivered."""
         return self._catalog.deliveries.claim(self.destination, self.session, self._delete_after, limit)
 
@@ -233,12 +233,12 @@ class Spool:
         """What is to be deleted and was not yet, for each destination."""
         return self._catalog.deliveries.waiting()
 
-    def deleted(self, objects: Sequence[StoredObject]) -> None:
+    def deleted(self, objects: Sequence[DueObject]) -> None:
         """These are gone."""
         self._catalog.deliveries.deleted(self.destination, [one.batch for one in objects])
 
     def give_back_deletes(
-        self, retries: Sequence[tuple[StoredObject, float | None]], error: JobsBackupError, *, paused_until: float
+        self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, paused_until: float
     ) -> None:
         """Deleting these failed; from then on (seconds since 1970) each may be claimed again, at any time where it is None.
 
@@ -259,7 +259,7 @@ class Spool:
     # Sending
 
     def claim(self) -> Claim | None:
-        """The oldest batch for this destination that can be sent now; None if there is none."""
+        """A batch for this destination that can be sent now, the one that has waited for the longest; None if there is none."""
         claimed = self._catalog.claim(self.destination, self.session)
         return None if claimed is None else Claim(*claimed)
 
