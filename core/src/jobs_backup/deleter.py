@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from jobs_backup.destination import Destination
-from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError
+from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError, Throttled, Unavailable
 from jobs_backup.spool import DueObject, Spool
 
 log: Final = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Deleter:
     def _give_back(self, refused: Sequence[tuple[DueObject, JobsBackupError]], tried: int, *, is_of_call: bool) -> None:
         """Some could not be deleted. If none could, all wait, and then one is tried, and more of them as long as that works.
 
-        A single one that could not waits for longer, since it may be its own fault, also where the store refuses the call for it.
+        One whose own fault it may be waits for longer: also the only one of a call that the store refused.
         """
         error = refused[0][1]
         first, longest = (_FIRST_PROBE, _MAX_PROBE) if isinstance(error, PermissionDenied) else (_FIRST_PAUSE, _MAX_PAUSE)
@@ -125,8 +125,9 @@ class Deleter:
             self._is_denied = isinstance(error, PermissionDenied)
             self._at_once = 1
             self._paused_until, until = time.monotonic() + pause, time.time() + pause
+        of_store = is_of_call and (tried > 1 or isinstance(error, Throttled | Unavailable))
         retries = [
-            (one, None if is_of_call and tried > 1 else time.time() + min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16)))
+            (one, None if of_store else time.time() + min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16)))
             for one, _ in refused
         ]
         self._note(lambda: self._spool.give_back_deletes(retries, error, paused_until=until))
