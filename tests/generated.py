@@ -16,7 +16,7 @@ import msgspec
 import settings_reference
 from click.testing import CliRunner
 
-from jobs_backup import bodies, checksum, errors, hookspecs, model, settings
+from jobs_backup import bodies, checksum, errors, hookspecs, model, sdk, settings
 from jobs_backup.cli import cli
 from jobs_backup.errors import JobsBackupError
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL
@@ -99,7 +99,7 @@ def library() -> str:
         "What providers and wrappers import, beside [the hooks](hooks.md). [Compatibility](../compatibility.md) tells how it may"
         " change.\n",
     ]
-    for module in (model, bodies, errors, settings, checksum):
+    for module in (model, bodies, sdk, errors, settings, checksum):
         names = getattr(module, "__all__", None) or [name for name in vars(module) if _is_own(module, name)]
         parts.append(f"## {module.__name__}\n\n{_text(inspect.getdoc(module))}")
         classes = [value for value in map(vars(module).get, names) if inspect.isclass(value)]

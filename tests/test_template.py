@@ -285,8 +285,8 @@ USES_OTHER_WORDS = [("errors.py", "action=PERMISSIONS[call.hook]", 'action="writ
 SAYS_DELETED = [
     (
         "provider.py",
-        "except JobsBackupError as error:\n                return error",
-        "except JobsBackupError:\n                pass",
+        "return delete_each(keys, delete)",
+        "delete_each(keys, delete)\n        return DeleteReceipt(deleted=frozenset(keys))",
     )
 ]
 IS_ONE_FOR_ALL = [("provider.py", "return self._settings.location", 'return "acme://store"')]

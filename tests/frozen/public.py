@@ -19,6 +19,7 @@ MODULES: Final = (
     "jobs_backup.model",
     "jobs_backup.errors",
     "jobs_backup.bodies",
+    "jobs_backup.sdk",
     "jobs_backup.settings",
     "jobs_backup.checksum",
     "jobs_backup.testing.conformance",

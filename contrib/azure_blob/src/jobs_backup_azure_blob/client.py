@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import os
-import re
-import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.sdk import hide_in_logs
 from jobs_backup_azure_blob.errors import token_refused
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
@@ -21,19 +18,6 @@ _POOL: Final = 64
 """Connections that are kept open for further requests; more threads than these open their own."""
 
 
-class _HideSecrets(logging.Filter):
-    """The HTTP library logs URLs, and in those stand the signature of a SAS and an upload's id."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if "sig=" in text or "blockid=" in text:
-            record.msg, record.args = re.sub(r"(?<=sig=|kid=)[^&\s\"']+", "****", text), None
-        return True
-
-
-_HIDE_SECRETS: Final = _HideSecrets()
-
-
 class Azure(NamedTuple):
     """The SDK's container, and what puts a token into a request, if there has to be one."""
 
@@ -41,50 +25,16 @@ class Azure(NamedTuple):
     authorize: Callable[[Any], None]
 
 
-class Clients:
-    """Safe to use from many threads; a fork gets its own."""
-
-    def __init__(self, settings: AzureBlobSettings) -> None:
-        self._settings = settings
-        self._of_process = _OfProcess(settings)
-
-    def renew(self) -> None:
-        """Make everything anew at the next request: a token that was refused is kept by whoever gave it until it runs out."""
-        self._of_process = _OfProcess(self._settings)
-
-    def get(self) -> Azure:
-        """What this process talks with."""
-        if self._of_process.pid != os.getpid():
-            # The parent's sockets are not ours to use or to close, and its lock may be held by a thread that is not here.
-            self._of_process = _OfProcess(self._settings)
-        return self._of_process.get()
-
-
-class _OfProcess:
-    def __init__(self, settings: AzureBlobSettings) -> None:
-        self.pid = os.getpid()
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._made: Azure | None = None
-
-    def get(self) -> Azure:
-        if self._made is not None:
-            return self._made
-        with self._lock:
-            if self._made is None:
-                self._made = _make(self._settings)
-            return self._made
-
-
-def _make(settings: AzureBlobSettings) -> Azure:
+def connect(settings: AzureBlobSettings) -> Azure:
+    """For each process anew."""
     # The SDK is imported when it is first used.
     blob: Any = importlib.import_module("azure.storage.blob")
     transport: Any = importlib.import_module("azure.core.pipeline.transport")
     credentials: Any = importlib.import_module("azure.core.credentials")
     requests: Any = importlib.import_module("requests")
     adapters: Any = importlib.import_module("requests.adapters")
-    for name in ("urllib3.connection", "urllib3.connectionpool", "azure.storage.blob._shared.policies"):
-        logging.getLogger(name).addFilter(_HIDE_SECRETS)
+    loggers = ("urllib3.connection", "urllib3.connectionpool", "azure.storage.blob._shared.policies")
+    hide_in_logs(r"(?<=sig=|kid=)[^&\s\"']+", *loggers)  # of a SAS the signature; an upload's id is in those of its blocks
     session = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=0))

@@ -16,7 +16,6 @@ import json
 import re
 import secrets
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
@@ -25,16 +24,14 @@ from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     CredentialsExpired,
     IntegrityError,
-    JobsBackupError,
     NotSupported,
-    ObjectNotFound,
-    PermissionDenied,
     Unavailable,
 )
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup.sdk import PerProcess, delete_each
 from jobs_backup_azure_blob import policy as rights
-from jobs_backup_azure_blob.client import Clients
+from jobs_backup_azure_blob.client import connect
 from jobs_backup_azure_blob.crc import combined
 from jobs_backup_azure_blob.errors import Call, check_origin, translated
 from jobs_backup_azure_blob.settings import AzureBlobSettings
@@ -42,8 +39,6 @@ from jobs_backup_azure_blob.settings import AzureBlobSettings
 _LARGEST: Final = 5000 << 20
 """Bytes that Put Blob takes."""
 _BLOCK: Final = 1 << 20
-_DELETES: Final = 8
-"""Objects that are deleted at the same time."""
 _PAGE: Final = 1000
 _TYPE: Final = "content_type"
 _METADATA: Final = "metadata"
@@ -81,7 +76,7 @@ class AzureBlobProvider:
 
     def __init__(self, settings: AzureBlobSettings) -> None:
         self._settings = settings
-        self._clients = Clients(settings)
+        self._clients = PerProcess(functools.partial(connect, settings))
 
     @classmethod
     def from_settings(cls, environment: Mapping[str, str]) -> Self:
@@ -183,25 +178,11 @@ class AzureBlobProvider:
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
         """Delete Blob for each key, several at once: so each has its own answer, and the right to delete is all that is needed."""
 
-        def delete(key: str) -> JobsBackupError | None:
-            try:
-                with self._request(Call("Delete Blob", self._settings, key), timeout) as request:
-                    request.container.get_blob_client(key).delete_blob(**request.options)
-            except ObjectNotFound:
-                pass
-            except JobsBackupError as error:
-                return error
-            return None
+        def delete(key: str) -> None:
+            with self._request(Call("Delete Blob", self._settings, key), timeout) as request:
+                request.container.get_blob_client(key).delete_blob(**request.options)
 
-        if not keys:
-            return DeleteReceipt(deleted=frozenset())
-        first = delete(keys[0])
-        if first is not None and (first.refused or isinstance(first, Unavailable)) and not isinstance(first, PermissionDenied):
-            raise first  # the others would meet it, too, and it may take long to be told
-        with ThreadPoolExecutor(_DELETES) as pool:
-            outcomes = dict(zip(keys, [first, *pool.map(delete, keys[1:])], strict=True))
-        failed: dict[str, Exception] = {key: error for key, error in outcomes.items() if error is not None}
-        return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+        return delete_each(keys, delete)
 
     @hookimpl
     def read(self, key: str, timeout: float) -> Body:

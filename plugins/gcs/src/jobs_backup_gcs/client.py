@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
-import os
-import re
-import threading
 from typing import Any, Final, NamedTuple
 
+from jobs_backup.sdk import hide_in_logs
 from jobs_backup_gcs.settings import GcsSettings
 
 _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
@@ -30,19 +27,6 @@ _KINDS: Final = {
 for the project, which nobody needs and few may."""
 
 
-class _HideUploads(logging.Filter):
-    """The HTTP library logs URLs, and in that of a session stands its id, a secret."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if "upload_id=" in text:
-            record.msg, record.args = re.sub(r"(?<=upload_id=)[^&\s\"]+", "****", text), None
-        return True
-
-
-_HIDE_UPLOADS: Final = _HideUploads()
-
-
 class Gcs(NamedTuple):
     """The SDK's bucket, and the session that it uses: for the requests of resumable uploads, which the SDK has no methods for.
 
@@ -54,44 +38,13 @@ class Gcs(NamedTuple):
     credentials: Any
 
 
-class Clients:
-    """Safe to use from many threads; a fork gets its own."""
-
-    def __init__(self, settings: GcsSettings) -> None:
-        self._settings = settings
-        self._of_process = _OfProcess(settings)
-
-    def get(self) -> Gcs:
-        """What this process talks with."""
-        if self._of_process.pid != os.getpid():
-            # The parent's sockets are not ours to use or to close, and its lock may be held by a thread that is not here.
-            self._of_process = _OfProcess(self._settings)
-        return self._of_process.get()
-
-
-class _OfProcess:
-    def __init__(self, settings: GcsSettings) -> None:
-        self.pid = os.getpid()
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._made: Gcs | None = None
-
-    def get(self) -> Gcs:
-        if self._made is not None:
-            return self._made
-        with self._lock:
-            if self._made is None:
-                self._made = _make(self._settings)
-            return self._made
-
-
-def _make(settings: GcsSettings) -> Gcs:
+def connect(settings: GcsSettings) -> Gcs:
+    """For each process anew."""
     # The SDK is imported when it is first used.
     requests: Any = importlib.import_module("google.auth.transport.requests")
     storage: Any = importlib.import_module("google.cloud.storage")
     adapters: Any = importlib.import_module("requests.adapters")
-    for name in ("urllib3.connection", "urllib3.connectionpool"):
-        logging.getLogger(name).addFilter(_HIDE_UPLOADS)
+    hide_in_logs(r"(?<=upload_id=)[^&\s\"]+", "urllib3.connection", "urllib3.connectionpool")
     credentials = _credentials(settings)
     # A refused token must not be answered by sending the request again: its body is half read by then.
     session = requests.AuthorizedSession(credentials, refresh_status_codes=(), max_refresh_attempts=0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import re
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import quote
@@ -20,7 +20,6 @@ from jobs_backup.errors import (
     AlreadyExists,
     CredentialsExpired,
     IntegrityError,
-    JobsBackupError,
     NotSupported,
     ObjectNotFound,
     PermissionDenied,
@@ -29,14 +28,13 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup.sdk import PerProcess, delete_each
 from jobs_backup_gcs import policy as rights
-from jobs_backup_gcs.client import Clients, Gcs
+from jobs_backup_gcs.client import Gcs, connect
 from jobs_backup_gcs.errors import Call, answered, translated
 from jobs_backup_gcs.settings import GcsSettings
 
 _LONG_AGO: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - as google-auth has it
-_DELETES: Final = 8
-"""Objects that are deleted at the same time; there is no request that deletes several."""
 _PAGE: Final = 1000
 _SIZE: Final = "size"
 _CRC: Final = "crc32c"
@@ -57,7 +55,7 @@ class GcsProvider:
 
     def __init__(self, settings: GcsSettings) -> None:
         self._settings = settings
-        self._clients = Clients(settings)
+        self._clients = PerProcess(functools.partial(connect, settings))
         self._reached: dict[str, int] = {}  # session -> bytes that the store has, where that is known
 
     @classmethod
@@ -191,25 +189,11 @@ class GcsProvider:
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
         """objects.delete for each key, several at once."""
 
-        def delete(key: str) -> Exception | None:
-            try:
-                with self._requests(self._tried("delete", key)) as gcs:
-                    gcs.bucket.blob(key).delete(timeout=timeout, retry=None)
-            except ObjectNotFound:
-                pass
-            except JobsBackupError as error:
-                return error
-            return None
+        def delete(key: str) -> None:
+            with self._requests(self._tried("delete", key)) as gcs:
+                gcs.bucket.blob(key).delete(timeout=timeout, retry=None)
 
-        if not keys:
-            return DeleteReceipt(deleted=frozenset())
-        first = delete(keys[0])
-        if first is not None and not isinstance(first, PermissionDenied):
-            raise first  # the others would meet it, too, and it may take long to be told
-        with ThreadPoolExecutor(_DELETES) as pool:
-            outcomes = dict(zip(keys, [first, *pool.map(delete, keys[1:])], strict=True))
-        failed = {key: error for key, error in outcomes.items() if error is not None}
-        return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+        return delete_each(keys, delete)
 
     @hookimpl
     def read(self, key: str, timeout: float) -> Body:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import logging
-import os
-import re
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from jobs_backup.sdk import PerProcess, hide_in_logs
 from jobs_backup_s3.errors import region_told, response_of
 from jobs_backup_s3.settings import Connection
 
@@ -21,17 +18,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-class _HideUploads(logging.Filter):
-    """The HTTP library logs the URL of an answer that it can't make sense of, and in that of an upload stands its id, a secret."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if "uploadId=" in text:
-            record.msg, record.args = re.sub(r"(?<=uploadId=)[^&\s\"]+", "****", text), None
-        return True
-
-
-_HIDE_UPLOADS: Final = _HideUploads()
 _POOL: Final = 64
 """Connections that are kept open for further requests; more threads than these open their own."""
 
@@ -46,14 +32,15 @@ class Clients:
     def __init__(self, connection: Connection) -> None:
         self.region = connection.region
         self._connection = connection
-        self._of_process = _OfProcess(connection)
+        self._sessions = PerProcess(functools.partial(_session, connection))
+        self._clients = PerProcess(self._make)
 
     def get(self, region: str, timeout: float) -> S3Client:
         """A client for the region. `timeout` is for connecting, and for each wait for the store, in seconds."""
-        if self._of_process.pid != os.getpid():
-            # The parent's sockets are not ours to use or to close, and its lock may be held by a thread that is not here.
-            self._of_process = _OfProcess(self._connection)
-        return self._of_process.get(region, timeout)
+        return self._clients.get(region, timeout)
+
+    def _make(self, region: str, timeout: float) -> S3Client:
+        return _client(self._sessions.get(timeout), self._connection, region, timeout)
 
     def follow(self, error: Exception, region: str) -> bool:
         """Whether the same request has to be sent again because the bucket is in another region than `region`, as `error` says."""
@@ -63,28 +50,6 @@ class Clients:
             return False
         self.region = told
         return True
-
-
-class _OfProcess:
-    """What must not be shared with a forked process."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.pid = os.getpid()
-        self._connection = connection
-        self._lock = threading.Lock()
-        self._session: boto3.session.Session | None = None
-        self._clients: dict[tuple[str, float], S3Client] = {}
-
-    def get(self, region: str, timeout: float) -> S3Client:
-        found = self._clients.get((region, timeout))
-        if found is not None:
-            return found
-        with self._lock:
-            if (region, timeout) not in self._clients:
-                if self._session is None:
-                    self._session = _session(self._connection, timeout)
-                self._clients[region, timeout] = _client(self._session, self._connection, region, timeout)
-            return self._clients[region, timeout]
 
 
 def _client(session: Any, connection: Connection, region: str, timeout: float) -> S3Client:
@@ -141,8 +106,7 @@ def _session(connection: Connection, timeout: float) -> boto3.session.Session:
     import boto3.session  # noqa: PLC0415
     import botocore.session  # noqa: PLC0415
 
-    for name in ("urllib3.connection", "urllib3.connectionpool"):
-        logging.getLogger(name).addFilter(_HIDE_UPLOADS)
+    hide_in_logs(r"(?<=uploadId=)[^&\s\"]+", "urllib3.connection", "urllib3.connectionpool")
     session = botocore.session.Session()
     if connection.role_arn:
         session.register_component("credential_provider", _RoleCredentials(connection, connection.role_arn, timeout))

@@ -1,0 +1,103 @@
+"""For providers that stand on an SDK: what each of them would write again, and what is easily written wrong."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Generic, TypeVar
+
+from jobs_backup.errors import JobsBackupError, ObjectNotFound, PermissionDenied, Throttled, Unavailable
+from jobs_backup.model import DeleteReceipt
+
+T = TypeVar("T")
+_DELETES: Final = 8
+"""Requests at once."""
+_OF_THE_STORE: Final = (Throttled, Unavailable)
+
+
+class PerProcess(Generic[T]):
+    """Something that is made at its first use, once for each process and key, such as an SDK's client.
+
+    Any number of threads may ask for it. A fork makes its own: the parent's sockets are not its to use or to close, and the
+    parent's lock may be held by a thread that the fork does not have.
+    """
+
+    def __init__(self, make: Callable[..., T]) -> None:
+        """`make` gets the key. What it raises passes through, and it is called again the next time."""
+        self._make = make
+        self.renew()
+
+    def get(self, *key: Hashable) -> T:
+        """The one for this key."""
+        pid, lock, made = self._of_process
+        if pid != os.getpid():
+            self.renew()
+            _, lock, made = self._of_process
+        if key in made:
+            return made[key]
+        with lock:
+            if key not in made:
+                made[key] = self._make(*key)
+            return made[key]
+
+    def renew(self) -> None:
+        """Forget what was made: the next call makes it anew."""
+        self._of_process: tuple[int, threading.Lock, dict[tuple[Hashable, ...], T]] = (os.getpid(), threading.Lock(), {})
+
+
+def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteReceipt:
+    """For the hook `delete`, where the store has no delete in bulk: a request for each key, several at once.
+
+    Args:
+        delete: deletes one object. ObjectNotFound counts as deleted, another error of jobs-backup is the key's outcome.
+
+    Raises:
+        JobsBackupError: the first key's error, where all others would meet it, too.
+    """
+
+    def outcome(key: str) -> JobsBackupError | None:
+        try:
+            delete(key)
+        except ObjectNotFound:
+            return None
+        except JobsBackupError as error:
+            return error
+        return None
+
+    if not keys:
+        return DeleteReceipt(deleted=frozenset())
+    first = outcome(keys[0])
+    if first is not None and (first.refused or isinstance(first, _OF_THE_STORE)) and not isinstance(first, PermissionDenied):
+        raise first  # a right may be missing for one key alone
+    with ThreadPoolExecutor(_DELETES) as pool:
+        outcomes = dict(zip(keys, [first, *pool.map(outcome, keys[1:])], strict=True))
+    failed: dict[str, Exception] = {key: error for key, error in outcomes.items() if error is not None}
+    return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+
+@functools.cache
+def hide_in_logs(pattern: str, *loggers: str) -> None:
+    """Have these loggers, an SDK's or its HTTP library's, write `****` in the place of what the regular expression matches.
+
+    They log URLs, in which uploads' ids and signatures stand. To ask for it again does nothing.
+    """
+    hide = _Hide(re.compile(pattern))
+    for name in loggers:
+        logging.getLogger(name).addFilter(hide)
+
+
+class _Hide(logging.Filter):
+    def __init__(self, secret: re.Pattern[str]) -> None:
+        super().__init__()
+        self._secret = secret
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if self._secret.search(text):
+            record.msg, record.args = self._secret.sub("****", text), None
+        return True

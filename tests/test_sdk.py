@@ -1,0 +1,133 @@
+"""What providers have for their SDKs: one client for each process, deletes one by one, and no secrets in logs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jobs_backup.errors import (
+    BucketNotFound,
+    IntegrityError,
+    JobsBackupError,
+    ObjectNotFound,
+    PermissionDenied,
+    Throttled,
+    Unavailable,
+)
+from jobs_backup.sdk import PerProcess, delete_each, hide_in_logs
+
+DENIED = PermissionDenied("denied", action="delete", resource="bucket")
+
+
+class TestPerProcess:
+    def test_many_threads_get_the_same_one(self) -> None:
+        made: list[object] = []
+
+        def make(_: str) -> object:
+            time.sleep(0.05)
+            made.append(object())
+            return made[-1]
+
+        clients = PerProcess(make)
+        start = threading.Barrier(16)
+
+        def get(number: int) -> object:
+            start.wait(10)
+            return clients.get("key" if number % 2 else "other key")
+
+        with ThreadPoolExecutor(16) as pool:
+            found = set(pool.map(get, range(16)))
+        assert found == set(made)
+        assert len(made) == 2
+
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_a_fork_makes_its_own_though_the_lock_is_held(self) -> None:
+        entered, end = threading.Event(), threading.Event()
+
+        def make(slow: bool) -> int:
+            if slow:
+                entered.set()
+                end.wait(10)
+            return os.getpid()
+
+        clients = PerProcess(make)
+        assert clients.get(False) == os.getpid()
+        thread = threading.Thread(target=clients.get, args=(True,))
+        thread.start()
+        entered.wait(10)
+        if not (child := os.fork()):
+            end.set()
+            os._exit(0 if {clients.get(False), clients.get(True)} == {os.getpid()} else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        end.set()
+        thread.join()
+        assert clients.get(True) == os.getpid()
+
+    def test_what_could_not_be_made_is_tried_again_and_what_was_made_may_be_forgotten(self) -> None:
+        errors = [OSError("not now")]
+        numbers = iter(range(10))
+
+        def make() -> int:
+            if errors:
+                raise errors.pop()
+            return next(numbers)
+
+        clients = PerProcess(make)
+        with pytest.raises(OSError, match="not now"):
+            clients.get()
+        assert (clients.get(), clients.get()) == (0, 0)
+        clients.renew()
+        assert clients.get() == 1
+
+
+class TestDeleteEach:
+    def test_each_key_has_its_outcome(self) -> None:
+        errors: dict[str, JobsBackupError] = {"gone": ObjectNotFound("no"), "kept": DENIED, "odd": IntegrityError("?")}
+        tried: list[str] = []
+
+        def delete(key: str) -> None:
+            tried.append(key)
+            if key in errors:
+                raise errors[key]
+
+        keys = ["kept", "one", "gone", "odd", *map(str, range(50))]
+        receipt = delete_each(keys, delete)
+        assert receipt.failed == {"kept": DENIED, "odd": errors["odd"]}
+        assert receipt.deleted == set(keys) - {"kept", "odd"}
+        assert sorted(tried) == sorted(keys)
+        assert delete_each([], delete).deleted == frozenset()
+
+    @pytest.mark.parametrize("error", [Unavailable("down"), Throttled("slow down"), BucketNotFound("no")])
+    def test_what_all_would_meet_is_tried_once(self, error: JobsBackupError) -> None:
+        tried: list[str] = []
+
+        def delete(key: str) -> None:
+            tried.append(key)
+            raise error
+
+        with pytest.raises(type(error)):
+            delete_each(["one", "two", "three"], delete)
+        assert tried == ["one"]
+
+    def test_a_bug_is_none_of_their_outcomes(self) -> None:
+        def delete(key: str) -> None:
+            if key == "two":
+                raise TypeError("a bug")
+
+        with pytest.raises(TypeError):
+            delete_each(["one", "two"], delete)
+
+
+def test_secrets_in_urls_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        hide_in_logs(r"(?<=sig=)[^&\s]+", "some.sdk", "its.http")
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("some.sdk").info("GET %s", "https://host/?sig=canary&x=1")
+    logging.getLogger("its.http").info("nothing %d of it", 1)
+    assert caplog.messages == ["GET https://host/?sig=****&x=1", "nothing 1 of it"]
+    assert len(logging.getLogger("some.sdk").filters) == 1
