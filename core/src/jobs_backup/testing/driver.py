@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -163,7 +164,31 @@ class CountingBody(BytesBody):
         return super().open()
 
 
-class FailingBody(CountingBody):
+class _MiddleBody(CountingBody, ABC):
+    """Knows when somebody reads beyond its middle."""
+
+    @abstractmethod
+    def beyond_middle(self) -> None:
+        """Called before the read that goes beyond it, and before those behind it."""
+
+    def _reader(self) -> BinaryIO:
+        with super()._reader() as whole:
+            return _MiddleReader(self, whole.read())
+
+
+class _MiddleReader(io.BytesIO):
+    def __init__(self, body: _MiddleBody, data: bytes) -> None:
+        super().__init__(data)
+        self._body = body
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = self._body.size if size is None or size < 0 else size
+        if self.tell() + wanted > self._body.size // 2:
+            self._body.beyond_middle()
+        return super().read(size)
+
+
+class FailingBody(_MiddleBody):
     """Fails in its middle, as a damaged disk does, whoever reads it. `failures` is how often."""
 
     failures = 0
@@ -172,51 +197,22 @@ class FailingBody(CountingBody):
         super().__init__(data)
         self.error = error
 
-    def _reader(self) -> BinaryIO:
-        with super()._reader() as whole:
-            return _FailingReader(self, whole.read())
+    def beyond_middle(self) -> None:
+        self.failures += 1
+        raise self.error("bad sector")
 
 
-class _FailingReader(io.BytesIO):
-    def __init__(self, body: FailingBody, data: bytes) -> None:
-        super().__init__(data)
-        self._body = body
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = self._body.size if size is None or size < 0 else size
-        if self.tell() + wanted > self._body.size // 2:
-            self._body.failures += 1
-            raise self._body.error("bad sector")
-        return super().read(size)
-
-
-class WatchedBody(CountingBody):
+class WatchedBody(_MiddleBody):
     """Calls `look` once, when somebody reads beyond its middle."""
 
     def __init__(self, data: bytes, look: Callable[[], None]) -> None:
         super().__init__(data)
         self._look: Callable[[], None] | None = look
 
-    def look(self) -> None:
+    def beyond_middle(self) -> None:
         look, self._look = self._look, None
         if look is not None:
             look()
-
-    def _reader(self) -> BinaryIO:
-        with super()._reader() as whole:
-            return _WatchedReader(self, whole.read())
-
-
-class _WatchedReader(io.BytesIO):
-    def __init__(self, body: WatchedBody, data: bytes) -> None:
-        super().__init__(data)
-        self._body = body
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = self._body.size if size is None or size < 0 else size
-        if self.tell() + wanted > self._body.size // 2:
-            self._body.look()
-        return super().read(size)
 
 
 class ShortBody(BytesBody):
