@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -466,27 +464,22 @@ def test_a_pipe_that_somebody_else_fills(tmp_path: Path) -> None:
     record(env, payloads)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    filling = threading.Event()
-
-    def fill() -> None:
-        while not filling.is_set():
-            with contextlib.suppress(BlockingIOError):
-                os.write(writer, b"\n" * 512)
-
-    with subprocess.Popen([*COMMAND, "replay", "--payload-only"], env=env, stdout=writer, stderr=subprocess.PIPE) as process:
-        other = threading.Thread(target=fill)
-        other.start()
+    # In a process of its own, so that it is quick enough to come between a look at the pipe and the write behind it.
+    fills = "import os\nwhile True:\n try: os.write(1, bytes(4096))\n except BlockingIOError: pass\n except BrokenPipeError: break"
+    with (
+        subprocess.Popen([sys.executable, "-c", fills], stdout=writer) as other,
+        subprocess.Popen([*COMMAND, "replay", "--payload-only"], env=env, stdout=writer, stderr=subprocess.PIPE) as process,
+        os.fdopen(reader, "rb", buffering=0) as pipe,
+    ):
+        os.close(writer)
         found = bytearray()
-        with os.fdopen(reader, "rb", buffering=0) as pipe:
-            while process.poll() is None:
-                found += pipe.read(1 << 16)
-            filling.set()
-            other.join()
-            os.close(writer)
-            found += pipe.read()
+        while process.poll() is None:
+            found += pipe.read(1 << 16).replace(b"\0", b"")
+        other.kill()
+        found += pipe.read().replace(b"\0", b"")
         assert process.stderr is not None
         assert process.returncode == 0, process.stderr.read()
-    assert bytes(found).replace(b"\n", b"") == b"".join(payloads)
+    assert bytes(found).splitlines() == payloads
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
