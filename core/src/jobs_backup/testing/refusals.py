@@ -131,9 +131,8 @@ class RefusalConformance(ABC):
             environment = environment_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
             hooks = Hooks(self.open(environment).loaded, timeout=0.5)
             body = CountingBody(b"data")
-            with contextlib.suppress(Unavailable):
-                hooks.write("key", b"")  # makes the client, which may take long where much else runs
-            for call in _calls(hooks, "key", body):
+            write, *others = _calls(hooks, "key", body)
+            for number, call in enumerate((write, write, *others)):
                 end = threading.Timer(12, lambda: listener.shutdown(socket.SHUT_RDWR))  # of a provider that would wait for ever
                 end.start()
                 begun = time.monotonic()
@@ -141,7 +140,9 @@ class RefusalConformance(ABC):
                     call()
                 end.cancel()
                 took = time.monotonic() - begun
-                assert took < _PATIENCE, f"{caught.value.message}: gave up after {took:.1f} s, with a timeout of 0.5 s"
+                # The first one also makes the client, which may take long where much else runs.
+                patience = _PATIENCE if number else 10.0
+                assert took < patience, f"{caught.value.message}: gave up after {took:.1f} s, with a timeout of 0.5 s"
             assert body.unclosed == 0
 
     def test_secrets_that_the_store_repeats(self, environment_at: EnvironmentAt | None, caplog: pytest.LogCaptureFixture) -> None:
