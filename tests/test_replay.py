@@ -235,6 +235,7 @@ def test_what_is_damaged_is_named_and_the_rest_goes_on(damage: str, compression:
         assert "[DamagedObject]" in err
 
 
+@pytest.mark.slow
 def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
     """Whoever may write to the bucket can make an object of a few MB that unpacks to any size."""
     env = file_environment(tmp_path)
@@ -482,6 +483,7 @@ def test_a_pipe_that_somebody_else_fills(tmp_path: Path) -> None:
     assert bytes(found).splitlines() == payloads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_nobody_reads_it_tells_where_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="4000")
