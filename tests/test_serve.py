@@ -228,7 +228,9 @@ class TestBounds:
             sidecar.post("/v1/events?source_id=web", [{"a": "x" * 100}] * 50)
             answer = sidecar.post("/v1/events?source_id=web", {})
             assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "SpoolFull", "5")
-            time.sleep(0.3)  # what was sealed meanwhile is counted at the next look
+            until = time.monotonic() + 20
+            while sidecar.get("/readyz").status != 503 and time.monotonic() < until:
+                time.sleep(0.1)  # what was sealed meanwhile is counted at the next look
             assert sidecar.get("/readyz").status == 503
             assert sidecar.get("/healthz").status == 200
 
