@@ -1,0 +1,106 @@
+"""`python -m faults`: let one call after another fail, and print what came of it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import msgspec
+from faults.injector import build, why_not
+from faults.runner import Violation
+from faults.scenarios import SCENARIOS
+from faults.sweep import ERRORS, KINDS, Figures, Plan, sweep
+
+_HEAD = ("command", "kind", "counted", "places", "runs", "reached", "cautious", "violations")
+
+
+@click.command()
+@click.option("--command", "commands", multiple=True, type=click.Choice([*SCENARIOS]), help="Only of these.")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only these kinds of faults.")
+@click.option("--errno", "errors", multiple=True, help="EIO, for example: only these, for system calls.")
+@click.option("--count", default=1, show_default=True, help="So many calls in a row fail.")
+@click.option("--sample", type=int, help="Only so many runs of each command.")
+@click.option("--everywhere", is_flag=True, help="Each error at each system call: takes some hours.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--workers", default=os.cpu_count() or 1, show_default=True)
+@click.option("--limit", default=90.0, show_default=True, help="Seconds after which a command hangs.")
+@click.option("--root", type=click.Path(path_type=Path), help="Directory for the spools.  [default: /dev/shm, or a temporary one]")
+@click.option("--report", type=click.Path(path_type=Path), help="Each violation as JSON, a line each, into this file.")
+def main(
+    *,
+    commands: tuple[str, ...],
+    kinds: tuple[str, ...],
+    errors: tuple[str, ...],
+    count: int,
+    sample: int | None,
+    everywhere: bool,
+    seed: int,
+    workers: int,
+    limit: float,
+    root: Path | None,
+    report: Path | None,
+) -> None:
+    """Let calls fail, one in each run, and see that the command says what is so, and that nothing is lost or twice."""
+    if reason := why_not():
+        click.echo(f"skipped: {reason}")
+        return
+    plan = Plan(
+        seed=seed,
+        kinds=kinds or KINDS,
+        errors=[getattr(errno, name) for name in errors] or ERRORS,
+        count=count,
+        sample=sample,
+        everywhere=everywhere,
+    )
+    memory = Path("/dev/shm")  # noqa: S108 - a new directory in it: no disk has to be waited for
+    directory = Path(tempfile.mkdtemp(prefix="faults-", dir=root or (memory if memory.is_dir() else None)))
+    click.echo(f"seed {seed}, in {directory}")
+    found: list[Figures] = []
+    began = time.monotonic()
+    library = build(directory)
+    for name in commands or SCENARIOS:
+        found += sweep(directory, library, SCENARIOS[name], plan, workers=workers, limit=limit, tell=click.echo)
+        if report is not None:
+            _write(report, found)
+    shutil.rmtree(directory)
+    _show(found, time.monotonic() - began)
+    sys.exit(int(any(figures.violations for figures in found)))
+
+
+def _write(report: Path, found: Iterable[Figures]) -> None:
+    with report.open("w") as file:
+        for figures in found:
+            for one in figures.violations:
+                file.write(json.dumps(msgspec.to_builtins(one)) + "\n")
+
+
+def _show(found: Iterable[Figures], seconds: float) -> None:
+    places: dict[tuple[str, str], list[Violation]] = defaultdict(list)
+    for figures in found:
+        for one in figures.violations:
+            where = f"{one.calls[0].name} at {' < '.join(one.calls[0].site[:2])}" if one.calls else "nothing failed"
+            places[one.kind, where].append(one)
+    click.echo()
+    for (kind, where), violations in sorted(places.items(), key=lambda item: (item[0][0], -len(item[1]))):
+        click.echo(f"{len(violations):>5} {kind}: {where}")
+    click.echo()
+    rows = [_HEAD, *(figures.row() for figures in found)]
+    for row in rows:
+        click.echo(f"{row[0]:<12} {row[1]:<8}" + "".join(f"{value:>10}" for value in row[2:-1]) + f"  {row[-1]}")
+    for figures in found:
+        for text, times in figures.cautious.most_common(5):
+            click.echo(f"cautious, {figures.scenario} {figures.kind}, {times} times: {text}")
+    click.echo(f"{sum(figures.runs for figures in found):,} runs in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The library that makes calls fail: builds it, and drives it in the process that has preloaded it."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import msgspec
+
+import jobs_backup
+
+_SOURCE: Final = Path(__file__).with_name("inject.c")
+_PACKAGE: Final = str(Path(jobs_backup.__file__).parent)
+_PR_SET_PDEATHSIG: Final = 1
+_EVERY: Final = 101
+"""Of Python's allocations a survey reports one in so many: there are too many for a stack each time."""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to fail: `count` calls from number `first` on, counted from 0. None of them: a survey, which reports all.
+
+    Attributes:
+        kind: `calls`: system calls; `sqlite`, `python`: their allocations; `lines`: a MemoryError at a line of our package.
+        error: for calls, an errno.
+    """
+
+    kind: str
+    first: int | None = None
+    count: int = 1
+    error: int = 0
+    network: bool = False
+
+
+def why_not() -> str:
+    """Why nothing can be injected here; empty if it can."""
+    if not sys.platform.startswith("linux"):
+        return "LD_PRELOAD as it is used here needs Linux"
+    if not os.confstr("CS_GNU_LIBC_VERSION"):
+        return "the C library is not glibc"
+    return "" if shutil.which("cc") else "there is no C compiler (cc)"
+
+
+def build(directory: Path) -> Path:
+    """Compile the library into a directory."""
+    library = directory / "inject.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(library), str(_SOURCE), "-ldl", "-lpthread"]
+    subprocess.run(command, check=True)
+    return library
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def arm(fault: Fault, root: str, report: int) -> None:
+    """From now on, count; and fail what is to fail. `report` is a descriptor. For the process that has the library preloaded."""
+    is_survey = fault.first is None
+    if fault.kind == "lines":
+        _Lines(fault, report).install()
+        return
+    library = ctypes.PyDLL(None)
+    faulthandler.register(signal.SIGUSR2, file=report, all_threads=False)
+    if fault.kind == "calls":
+        library.faults_network(int(fault.network))
+        library.faults_root(root.encode())
+        for standard in (1, 2):
+            library.faults_watch(standard)
+    elif fault.kind == "sqlite":
+        if not any(library.faults_library(name) for name in (b"libsqlite3", b"_sqlite3")):
+            raise LookupError("SQLite is not a library of its own here")
+    elif not library.faults_python():
+        raise LookupError("Python's allocators can't be replaced")
+    library.faults_report_to(report, (_EVERY if fault.kind == "python" else 1) if is_survey else 0)
+    if fault.first is None:
+        return
+    if fault.kind == "calls":
+        library.faults_fail_calls(ctypes.c_long(fault.first), ctypes.c_long(fault.count), fault.error)
+    else:
+        library.faults_fail_allocations(ctypes.c_long(fault.first), ctypes.c_long(fault.count))
+
+
+class _Lines:
+    """Counts the lines of our package that are executed, in all threads, and raises MemoryError at one of them."""
+
+    def __init__(self, fault: Fault, report: int) -> None:
+        self._wanted = fault.first
+        self._report = report
+        self._numbers = itertools.count()
+
+    def install(self) -> None:
+        threading.settrace(self._on_call)
+        sys.settrace(self._on_call)
+
+    def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        return self._on_line if frame.f_code.co_filename.startswith(_PACKAGE) else None
+
+    def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event != "line":
+            return self._on_line
+        number = next(self._numbers)
+        if self._wanted is None:
+            os.write(self._report, f"@{number} line {frame.f_code.co_filename}:{frame.f_lineno}\n".encode())
+        elif number == self._wanted:
+            stack = [f'  File "{one.filename}", line {one.lineno} in {one.name}\n' for one in traceback.extract_stack(frame)]
+            os.write(self._report, f"@{number} line {frame.f_code.co_filename}:{frame.f_lineno}\n{''.join(reversed(stack))}".encode())
+            raise MemoryError
+        return self._on_line

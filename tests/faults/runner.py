@@ -1,0 +1,293 @@
+"""One worker of a sweep: runs a command with a fault, then without, and judges what came of it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+from faults.injector import Fault
+from faults.scenarios import Running, Scenario, World
+from faults.zygote import Task
+
+_STACK_SECONDS: Final = 2.0
+_TESTS: Final = Path(__file__).parent.parent
+_FRAME: Final = re.compile(r'File "[^"]*/(?:jobs_backup|jobs_backup_\w+)/([^"]+)", line (\d+) in (\S+)')
+_SHOWN: Final = 1500
+
+
+@dataclass(frozen=True)
+class Call:
+    """One that was counted: its number, what it was, on which path, and from where in our package, innermost first."""
+
+    number: int
+    name: str
+    path: str
+    site: tuple[str, ...]
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """What tells its place in the code, whatever its number."""
+        return (self.name, *(self.site or (self.path,)))
+
+
+@dataclass
+class Ended:
+    """How a command has ended; `code` is None if it did not, and was killed."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+    calls: list[Call]
+    stacks: str = ""
+
+
+@dataclass
+class Violation:
+    """What a fault has led to that must not be."""
+
+    scenario: str
+    fault: Fault
+    kind: str
+    text: str
+    calls: list[Call] = field(default_factory=list)
+    stderr: str = ""
+
+    def line(self) -> str:
+        error = errno.errorcode.get(self.fault.error, "") if self.fault.kind == "calls" else "MemoryError"
+        what = "; ".join(f"{one.name} {one.path} at {' < '.join(one.site[:4]) or '?'}" for one in self.calls[:2]) or "nothing failed"
+        return f"{self.scenario} {self.kind}: {self.fault.kind} {self.fault.first} {error}: {what}: {self.text}"
+
+
+@dataclass
+class Verdict:
+    """`cautious`: why it said that not all is well although it was, which is allowed where it says so."""
+
+    reached: bool
+    violations: list[Violation]
+    cautious: str = ""
+
+
+class Crash(Exception):
+    """The process that forks the others has ended."""
+
+
+class Worker:
+    """Has one scenario in a directory of its own, which is made anew for each run."""
+
+    def __init__(self, directory: Path, library: Path, scenario: Scenario, *, limit: float, extra_path: str = "") -> None:
+        """`limit` is how many seconds a command may take. `extra_path` comes first where Python looks for modules."""
+        self.scenario = scenario
+        self._limit = limit
+        self._world = World(directory / "world")
+        self._kept = directory / "kept"
+        self._report = directory / "report"
+        self._log = directory / "log"
+        path = os.pathsep.join(filter(None, (extra_path, str(_TESTS))))
+        self._environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": path, "LD_PRELOAD": str(library)}
+        self._world.directory.mkdir(parents=True)
+        with self._log.open("ab") as log:
+            self._zygote = subprocess.Popen(
+                [sys.executable, "-m", "faults.zygote"],
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+            )
+
+    def __enter__(self) -> Self:
+        self.scenario.prepare(self._world, self._prepare)
+        self._world.directory.rename(self._kept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._zygote.stdin is not None
+        assert self._zygote.stdout is not None
+        with suppress(BrokenPipeError):
+            self._zygote.stdin.close()
+        self._zygote.stdout.close()
+        self._zygote.wait()
+
+    def survey(self, kind: str) -> list[Call]:
+        """What a healthy run does, call by call. Raises RuntimeError if it is not as it should be."""
+        fault = Fault(kind=kind, network=self.scenario.network)
+        ended, verdict = self._judge(fault)
+        if ended.code != 0 or verdict.violations or verdict.cautious:
+            texts = [one.line() for one in verdict.violations]
+            raise RuntimeError(f"{self.scenario.name}, without a fault: {ended.code} {texts} {ended.stderr}")
+        return ended.calls
+
+    def run(self, fault: Fault) -> Verdict:
+        """One run with this fault, and then one without."""
+        return self._judge(msgspec.structs.replace(fault, network=self.scenario.network))[1]
+
+    def _judge(self, fault: Fault) -> tuple[Ended, Verdict]:
+        world = self._new_world()
+        ended = self._execute(world, self.scenario.arguments(world), fault)
+        failures: list[tuple[str, str]] = list(_of_end(ended))
+
+        def heal(arguments: Sequence[str]) -> None:
+            healthy = self._execute(world, arguments, None)
+            if healthy.code != 0 or list(_of_end(healthy)):
+                failures.append(("not healed", f"{arguments[0]} ended with {healthy.code}: {healthy.stdout}{healthy.stderr}"[:_SHOWN]))
+
+        cautious = ""
+        if ended.code == 0:
+            if untrue := self.scenario.untrue(world, heal):
+                failures.append(("false success", untrue))
+        elif ended.code is not None and not _has_said_why(ended):
+            failures.append(("silent failure", f"exit code {ended.code}, and no reason is given: {ended.stdout}"))
+        elif self.scenario.is_done(world):
+            cautious = f"exit code {ended.code}: {ended.stderr.strip()[-300:]}"
+        self.scenario.heal(world, heal, ended.code)
+        failures += self.scenario.wrong(world)
+        calls = ended.calls if fault.first is not None else []
+        violations = [Violation(self.scenario.name, fault, kind, text, calls, ended.stderr[-_SHOWN:]) for kind, text in failures]
+        return ended, Verdict(bool(ended.calls), violations, cautious)
+
+    def _new_world(self) -> World:
+        world = self._world
+        shutil.rmtree(world.directory, ignore_errors=True)
+        shutil.copytree(self._kept, world.directory)
+        return World(world.directory, set(world.must), set(world.may))
+
+    def _prepare(self, arguments: Sequence[str]) -> None:
+        ended = self._execute(self._world, arguments, None)
+        if ended.code != 0:
+            raise RuntimeError(f"{arguments[0]} ended with {ended.code}: {ended.stderr}")
+
+    def _execute(self, world: World, arguments: Sequence[str], fault: Fault | None) -> Ended:
+        stdout, stderr = world.directory / "stdout", world.directory / "stderr"
+        for path in (stdout, stderr, self._report):
+            path.write_bytes(b"")
+        task = Task(
+            arguments=tuple(arguments),
+            environment={**self._environment, **world.environment},
+            root=str(world.directory),
+            stdout=str(stdout),
+            stderr=str(stderr),
+            report=str(self._report),
+            fault=fault,
+        )
+        running = _Process(self._zygote, task, world, stderr)
+        if fault is not None:
+            self.scenario.drive(running)
+        code, stacks = running.wait(self._limit), ""
+        if code is None:
+            stacks = running.stacks(self._report)
+            running.signal(signal.SIGKILL)
+            running.wait(self._limit)
+        calls = parse(self._report.read_text(errors="replace"), world.directory)
+        return Ended(code, stdout.read_text(errors="replace"), stderr.read_text(errors="replace"), calls, stacks)
+
+
+class _Process(Running):
+    """A command that the zygote has forked."""
+
+    def __init__(self, zygote: subprocess.Popen[bytes], task: Task, world: World, stderr: Path) -> None:
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+        self.world = world
+        self._stderr = stderr
+        self._answers = zygote.stdout
+        zygote.stdin.write(msgspec.json.encode(task) + b"\n")
+        self._pid = self._answer()
+        self._code: int | None = None
+
+    def stderr(self) -> str:
+        return self._stderr.read_text(errors="replace")
+
+    def has_ended(self) -> bool:
+        return self.wait(0) is not None
+
+    def signal(self, number: int) -> None:
+        if not self.has_ended():
+            os.kill(self._pid, number)
+
+    def wait(self, seconds: float) -> int | None:
+        if self._code is None and select.select([self._answers], [], [], seconds)[0]:
+            self._code = self._answer()
+        return self._code
+
+    def stacks(self, report: Path) -> str:
+        """Where its threads are."""
+        before = report.stat().st_size
+        self.signal(signal.SIGUSR1)
+        until = time.monotonic() + _STACK_SECONDS
+        while report.stat().st_size == before and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.1)
+        return report.read_bytes()[before:].decode(errors="replace")
+
+    def _answer(self) -> int:
+        line = self._answers.readline()
+        if not line:
+            raise Crash("the process that forks the commands has ended: see its log")
+        return int(line)
+
+
+def _has_said_why(ended: Ended) -> bool:
+    """On standard error, or in the summary; or it could not, since just that has failed."""
+    with suppress(ValueError, KeyError, TypeError):
+        summary = json.loads(ended.stdout)
+        if summary["problems"] or any(one["error"] for one in summary["waiting"]):
+            return True
+    return bool(ended.stderr.strip()) or any(call.path in {"stdout", "stderr"} for call in ended.calls)
+
+
+def _of_end(ended: Ended) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if ended.code is None:
+        found.append(("hang", f"it did not end: {' | '.join(_sites(ended.stacks)[:12])}"))
+    elif ended.code < 0:
+        found.append(("crash", f"{signal.Signals(-ended.code).name}"))
+    for mark in ("Traceback (most recent call last)", "Exception ignored in", "Fatal Python error"):
+        if mark in ended.stderr:
+            found.append(("traceback", _in_short(ended.stderr[ended.stderr.index(mark) :])))
+            break
+    with suppress(ValueError, KeyError, TypeError):
+        if json.loads(ended.stdout)["complete"] != (ended.code == 0):
+            found.append(("contradiction", f"exit code {ended.code}, and says {ended.stdout.strip()}"))
+    return found
+
+
+def _in_short(traceback: str) -> str:
+    """Its error, and from where in our package, innermost first."""
+    error = next((line for line in traceback.splitlines()[1:] if line and not line.startswith(" ")), "")
+    return f"{error[:200]}: {' < '.join(reversed(_sites(traceback)[-6:]))}"
+
+
+def parse(report: str, root: Path) -> list[Call]:
+    """The calls of a report: a line that begins with an @ each, and a Python stack."""
+    calls = []
+    for part in re.split(r"^@", report, flags=re.MULTILINE)[1:]:
+        head, _, stack = part.partition("\n")
+        fields = [*head.split(" ", 2), "", ""]
+        if fields[0].isdigit():
+            path = fields[2].removeprefix(str(root)).lstrip("/")
+            site = tuple(_sites(stack))
+            calls.append(Call(int(fields[0]), fields[1], _general(path), site))
+    return calls
+
+
+def _sites(stack: str) -> list[str]:
+    return [f"{file}:{line} {function}" for file, line, function in _FRAME.findall(stack)]
+
+
+def _general(path: str) -> str:
+    """Without what differs from run to run."""
+    return re.sub(r"[0-9a-f]{16,}|\d{6,}[\w-]*|#\d+", "*", path)

@@ -1,0 +1,163 @@
+"""Sweeps commands: which faults, several at a time, and the figures of what came of them."""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final
+
+from faults.injector import Fault
+from faults.runner import Call, Verdict, Violation, Worker
+from faults.scenarios import Scenario
+
+KINDS: Final = ("calls", "lines", "sqlite", "python")
+ERRORS: Final = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EINTR, errno.ENOMEM)
+_PYTHON_RUNS: Final = 600
+"""Python allocates some 200,000 times in each command: so many of them are drawn, spread evenly."""
+_SHARES: Final = {"calls": 0.55, "lines": 0.25, "sqlite": 0.1, "python": 0.1}
+"""Of a sample."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which faults: of `kinds`, with `errors` for system calls, `count` in a row; `sample` of them for each command, None: all.
+
+    `everywhere` takes each error at each call; else each is met at each place in the code, and each call meets one.
+    """
+
+    seed: int = 1
+    kinds: Sequence[str] = KINDS
+    errors: Sequence[int] = ERRORS
+    count: int = 1
+    sample: int | None = None
+    everywhere: bool = False
+
+    def faults(self, kind: str, calls: Sequence[Call]) -> list[Fault]:
+        """Those of one kind, of what a survey has found."""
+        rng = random.Random(f"{self.seed} {kind}")
+        places: dict[tuple[str, ...], list[int]] = {}
+        for call in calls:
+            places.setdefault(call.where, []).append(call.number)
+        if self.sample is not None:
+            share = sum(_SHARES[one] for one in self.kinds)
+            return self._sampled(kind, places, rng, max(1, round(self.sample * _SHARES[kind] / share)))
+        if kind == "calls":
+            return self._all_calls(calls, places)
+        if kind == "python":
+            numbers = [call.number for call in calls]
+            return [self._fault(kind, rng.randrange(numbers[-1])) for _ in range(min(_PYTHON_RUNS, len(numbers)))]
+        # The first, the last, and one between: allocations and lines are many, and most are the same again.
+        chosen = {number for all_ in places.values() for number in (all_[0], all_[-1], rng.choice(all_))}
+        return [self._fault(kind, number) for number in sorted(chosen)]
+
+    def _all_calls(self, calls: Sequence[Call], places: dict[tuple[str, ...], list[int]]) -> list[Fault]:
+        if self.everywhere:
+            return [self._fault("calls", call.number, error) for call in calls for error in self.errors]
+        turns = len(self.errors)
+        chosen = {(call.number, self.errors[(call.number + self.seed) % turns]) for call in calls}
+        chosen |= {(all_[turn % len(all_)], error) for all_ in places.values() for turn, error in enumerate(self.errors)}
+        return [self._fault("calls", number, error) for number, error in sorted(chosen)]
+
+    def _sampled(self, kind: str, places: dict[tuple[str, ...], list[int]], rng: random.Random, size: int) -> list[Fault]:
+        """As many places as there can be, and each by chance."""
+        names = sorted(places)
+        chosen = rng.sample(names, min(size, len(names))) + rng.choices(names, k=max(0, size - len(names)))
+        return [self._fault(kind, rng.choice(places[name]), rng.choice(self.errors)) for name in chosen]
+
+    def _fault(self, kind: str, number: int, error: int = 0) -> Fault:
+        return Fault(kind=kind, first=number, count=self.count, error=error if kind == "calls" else 0)
+
+
+@dataclass
+class Figures:
+    """What came of one kind of faults in one command.
+
+    Attributes:
+        counted: what a healthy run has done so often.
+        places: in the code, at which it did so.
+        reached: runs in which something did fail; in the others the command was done before.
+        cautious: runs in which all was in the bucket, and the command said that something had failed.
+    """
+
+    scenario: str
+    kind: str
+    counted: int = 0
+    places: int = 0
+    runs: int = 0
+    reached: int = 0
+    cautious: Counter[str] = field(default_factory=Counter)
+    violations: list[Violation] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def row(self) -> tuple[object, ...]:
+        kinds = Counter(one.kind for one in self.violations)
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "0"
+        return (self.scenario, self.kind, self.counted, self.places, self.runs, self.reached, self.cautious.total(), found)
+
+
+Tell = Callable[[str], None]
+
+
+def sweep(
+    directory: Path,
+    library: Path,
+    scenario: Scenario,
+    plan: Plan,
+    *,
+    workers: int = 1,
+    limit: float = 60.0,
+    extra_path: str = "",
+    tell: Tell = lambda _: None,
+) -> list[Figures]:
+    """Sweep a command. Each violation is told as it is found."""
+    found = []
+    with ExitStack() as stack:
+        crew: SimpleQueue[Worker] = SimpleQueue()
+        for number in range(workers):
+            place = directory / f"{scenario.name}-{number}"
+            crew.put(stack.enter_context(Worker(place, library, scenario, limit=limit, extra_path=extra_path)))
+        for kind in plan.kinds:
+            worker = crew.get()
+            calls = worker.survey(kind)
+            crew.put(worker)
+            figures = Figures(scenario.name, kind, counted=calls[-1].number + 1, places=len({call.where for call in calls}))
+            found.append(figures)
+            _run(crew, plan.faults(kind, calls), figures, workers, tell)
+    return found
+
+
+def _run(crew: SimpleQueue[Worker], faults: Iterable[Fault], figures: Figures, workers: int, tell: Tell) -> None:
+    lock, began = threading.Lock(), time.monotonic()
+
+    def run(fault: Fault) -> None:
+        worker = crew.get()
+        try:
+            verdict = worker.run(fault)
+        finally:
+            crew.put(worker)
+        with lock:
+            _add(figures, verdict, tell)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(run, fault) for fault in faults]:
+            done.result()
+    figures.seconds = time.monotonic() - began
+
+
+def _add(figures: Figures, verdict: Verdict, tell: Tell) -> None:
+    figures.runs += 1
+    figures.reached += verdict.reached
+    figures.violations += verdict.violations
+    if verdict.cautious:
+        figures.cautious[verdict.cautious] += 1
+    for violation in verdict.violations:
+        tell(violation.line())
