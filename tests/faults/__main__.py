@@ -17,6 +17,7 @@ import click
 import msgspec
 from faults.injector import build, why_not
 from faults.runner import Violation
+from faults.sabotage import ALL, Sabotage, find
 from faults.scenarios import SCENARIOS
 from faults.sweep import ERRORS, KINDS, Figures, Plan, sweep
 
@@ -34,6 +35,8 @@ _HEAD = ("command", "kind", "counted", "places", "runs", "reached", "cautious", 
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True)
 @click.option("--limit", default=90.0, show_default=True, help="Seconds after which a command hangs.")
 @click.option("--root", type=click.Path(path_type=Path), help="Directory for the spools.  [default: /dev/shm, or a temporary one]")
+@click.option("--sabotage", "is_sabotaged", is_flag=True, help="Remove guards of the code, one at a time, and see that it is found.")
+@click.option("--only", default="", help="Only guards that have this in their name.")
 @click.option("--report", type=click.Path(path_type=Path), help="Each violation as JSON, a line each, into this file.")
 def main(
     *,
@@ -47,6 +50,8 @@ def main(
     workers: int,
     limit: float,
     root: Path | None,
+    is_sabotaged: bool,
+    only: str,
     report: Path | None,
 ) -> None:
     """Let calls fail, one in each run, and see that the command says what is so, and that nothing is lost or twice."""
@@ -64,6 +69,8 @@ def main(
     memory = Path("/dev/shm")  # noqa: S108 - a new directory in it: no disk has to be waited for
     directory = Path(tempfile.mkdtemp(prefix="faults-", dir=root or (memory if memory.is_dir() else None)))
     click.echo(f"seed {seed}, in {directory}")
+    if is_sabotaged:
+        sys.exit(_sabotage(directory, [one for one in ALL.values() if only in one.name], limit))
     found: list[Figures] = []
     began = time.monotonic()
     library = build(directory)
@@ -74,6 +81,14 @@ def main(
     shutil.rmtree(directory)
     _show(found, time.monotonic() - began)
     sys.exit(int(any(figures.violations for figures in found)))
+
+
+def _sabotage(directory: Path, chosen: Iterable[Sabotage], limit: float) -> int:
+    library = build(directory)
+    found = [find(one, directory / str(number), library, limit=limit, tell=click.echo) for number, one in enumerate(chosen)]
+    shutil.rmtree(directory)
+    click.echo(f"{sum(one is not None for one in found)} of {len(found)} were found")
+    return int(None in found)
 
 
 def _write(report: Path, found: Iterable[Figures]) -> None:

@@ -35,7 +35,7 @@ struct counter {
 
 static struct counter calls = {0, -1, -1}, allocations = {0, -1, -1};
 static int failure = EIO, every, has_network, report_to = -1;
-static char root[PATH];
+static char root[PATH], only_name[64], only_path[PATH];
 static size_t root_length;
 static atomic_uchar below_root[DESCRIPTORS];
 static uintptr_t library_begin, library_end;
@@ -46,6 +46,12 @@ static atomic_flag reporting = ATOMIC_FLAG_INIT;
 void faults_root(const char *path) {
     snprintf(root, sizeof root, "%s", path);
     root_length = strlen(root);
+}
+
+/* Count only calls of this name, on paths that have this part below the root; empty: all. */
+void faults_only(const char *name, const char *path) {
+    snprintf(only_name, sizeof only_name, "%s", name);
+    snprintf(only_path, sizeof only_path, "%s", path);
 }
 
 void faults_watch(int descriptor) { below_root[descriptor] = 1; }
@@ -108,12 +114,25 @@ static void path_of(int descriptor, char *path) {
     path[length < 0 ? 0 : length] = 0;
 }
 
+static int is_wanted(const char *name, const char *path, int descriptor) {
+    char found[PATH];
+    if (only_name[0] && strcmp(name, only_name) != 0) return 0;
+    if (!only_path[0]) return 1;
+    if (path == NULL) {
+        path_of(descriptor, found);
+        path = found;
+    }
+    return strncmp(path, root, root_length) == 0 && strstr(path + root_length, only_path) != NULL;
+}
+
 /* Whether this one has to fail. */
 static int counted(struct counter *counter, const char *name, const char *path, int descriptor) {
+    int before = errno, wanted = is_wanted(name, path, descriptor);
+    errno = before;
+    if (!wanted) return 0;
     long number = counter->seen++;
     int hit = counter->first >= 0 && number >= counter->first && number <= counter->last;
     if ((hit || (every && number % every == 0)) && report_to >= 0) {
-        int before = errno;
         char found[PATH];
         if (path == NULL) path_of(descriptor, found);
         report(name, number, path ? path : found);
@@ -254,8 +273,35 @@ BY_DESCRIPTOR(off_t, lseek, (int fd, off_t at, int from), (fd, at, from))
 BY_DESCRIPTOR(off64_t, lseek64, (int fd, off64_t at, int from), (fd, at, from))
 BY_DESCRIPTOR(int, ftruncate, (int fd, off_t size), (fd, size))
 BY_DESCRIPTOR(int, ftruncate64, (int fd, off64_t size), (fd, size))
-BY_DESCRIPTOR(int, fsync, (int fd), (fd))
-BY_DESCRIPTOR(int, fdatasync, (int fd), (fd))
+/* What could not be synced is not durable before it was synced again: that is reported, too. */
+static char unsynced[PATH];
+
+static int sync_by(int (*real)(int), const char *name, int fd) {
+    if (!is_watched(fd)) return real(fd);
+    if (counted(&calls, name, NULL, fd)) {
+        path_of(fd, unsynced);
+        errno = failure;
+        return -1;
+    }
+    int result = real(fd);
+    if (result == 0 && unsynced[0]) {
+        char path[PATH];
+        path_of(fd, path);
+        if (strcmp(path, unsynced) == 0) report("synced", calls.seen, path);
+    }
+    return result;
+}
+
+int fsync(int fd) {
+    REAL(fsync);
+    return sync_by(real_, "fsync", fd);
+}
+
+int fdatasync(int fd) {
+    REAL(fdatasync);
+    return sync_by(real_, "fdatasync", fd);
+}
+
 BY_DESCRIPTOR(int, fstat, (int fd, struct stat *to), (fd, to))
 BY_DESCRIPTOR(int, fstat64, (int fd, struct stat64 *to), (fd, to))
 BY_DESCRIPTOR(int, fstatvfs, (int fd, struct statvfs *to), (fd, to))
@@ -281,7 +327,13 @@ REPLACE(void *, MAP_FAILED, mmap, (void *to, size_t size, int access, int flags,
 REPLACE(void *, MAP_FAILED, mmap64, (void *to, size_t size, int access, int flags, int fd, off64_t at),
         (to, size, access, flags, fd, at), fails_on("mmap64", fd))
 
-/* Only locks: to read a descriptor's flags does not fail. */
+/* Only taking locks: to read a descriptor's flags does not fail, nor does it to give up a lock of a local file. */
+static int takes_lock(int command, void *argument) {
+    int gets = command == F_GETLK || command == F_OFD_GETLK;
+    int sets = command == F_SETLK || command == F_SETLKW || command == F_OFD_SETLK || command == F_OFD_SETLKW;
+    return gets || (sets && ((struct flock *)argument)->l_type != F_UNLCK);
+}
+
 #define FCNTL(name)                                                                                      \
     int name(int fd, int command, ...) {                                                                 \
         REAL(name);                                                                                      \
@@ -289,9 +341,7 @@ REPLACE(void *, MAP_FAILED, mmap64, (void *to, size_t size, int access, int flag
         va_start(rest, command);                                                                         \
         void *argument = va_arg(rest, void *);                                                           \
         va_end(rest);                                                                                    \
-        int locks = command == F_SETLK || command == F_SETLKW || command == F_OFD_SETLK ||               \
-                    command == F_OFD_SETLKW || command == F_GETLK || command == F_OFD_GETLK;             \
-        if (locks && fails_on("fcntl", fd)) {                                                            \
+        if (takes_lock(command, argument) && fails_on("fcntl", fd)) {                                    \
             errno = failure;                                                                             \
             return -1;                                                                                   \
         }                                                                                                \

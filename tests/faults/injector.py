@@ -33,12 +33,16 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: `calls`: system calls; `sqlite`, `python`: their allocations; `lines`: a MemoryError at a line of our package.
         error: for calls, an errno.
+        name, path: only calls of this name are counted, on paths that have this part; all others pass. With threads, calls of one
+            kind keep their order rather than all together.
     """
 
     kind: str
     first: int | None = None
     count: int = 1
     error: int = 0
+    name: str = ""
+    path: str = ""
     network: bool = False
 
 
@@ -74,6 +78,7 @@ def arm(fault: Fault, root: str, report: int) -> None:
     if fault.kind == "calls":
         library.faults_network(int(fault.network))
         library.faults_root(root.encode())
+        library.faults_only(fault.name.encode(), fault.path.encode())
         for standard in (1, 2):
             library.faults_watch(standard)
     elif fault.kind == "sqlite":

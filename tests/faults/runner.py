@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -31,12 +32,32 @@ _SHOWN: Final = 1500
 
 @dataclass(frozen=True)
 class Call:
-    """One that was counted: its number, what it was, on which path, and from where in our package, innermost first."""
+    """One that was counted.
+
+    Attributes:
+        number: among all.
+        path: below the world's directory, without what differs from run to run.
+        site: from where in our package, innermost first.
+        index: among those of its name and part of the world.
+    """
 
     number: int
     name: str
     path: str
     site: tuple[str, ...]
+    index: int = 0
+
+    @property
+    def part(self) -> str:
+        """The part of the world that the path is in: a source's objects, the blobs, the catalog."""
+        parts = [part for part in self.path.split("/")[:2] if "*" not in part]
+        return "/".join(parts).removesuffix("-wal").removesuffix("-shm")
+
+    def fault(self, kind: str) -> Fault:
+        """The one that fails just this."""
+        if kind != "calls":
+            return Fault(kind=kind, first=self.number)
+        return Fault(kind=kind, first=self.index, name=self.name, path=self.part)
 
     @property
     def where(self) -> tuple[str, ...]:
@@ -69,7 +90,7 @@ class Violation:
     def line(self) -> str:
         error = errno.errorcode.get(self.fault.error, "") if self.fault.kind == "calls" else "MemoryError"
         what = "; ".join(f"{one.name} {one.path} at {' < '.join(one.site[:4]) or '?'}" for one in self.calls[:2]) or "nothing failed"
-        return f"{self.scenario} {self.kind}: {self.fault.kind} {self.fault.first} {error}: {what}: {self.text}"
+        return f"{self.scenario} {self.kind}: {self.fault.kind} {self.fault.first} {self.fault.name} {error}: {what}: {self.text}"
 
 
 @dataclass
@@ -88,20 +109,24 @@ class Crash(Exception):
 class Worker:
     """Has one scenario in a directory of its own, which is made anew for each run."""
 
-    def __init__(self, directory: Path, library: Path, scenario: Scenario, *, limit: float, extra_path: str = "") -> None:
-        """`limit` is how many seconds a command may take. `extra_path` comes first where Python looks for modules."""
+    def __init__(self, directory: Path, library: Path, scenario: Scenario, *, limit: float, sabotage: str = "") -> None:
+        """`limit` is how many seconds a command may take; `sabotage` names a guard that is removed in all of its commands."""
         self.scenario = scenario
         self._limit = limit
         self._world = World(directory / "world")
         self._kept = directory / "kept"
         self._report = directory / "report"
         self._log = directory / "log"
-        path = os.pathsep.join(filter(None, (extra_path, str(_TESTS))))
-        self._environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": path, "LD_PRELOAD": str(library)}
-        self._world.directory.mkdir(parents=True)
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            "PYTHONPATH": str(_TESTS),
+            "LD_PRELOAD": str(library),
+        }
+        (self._world.directory / "tmp").mkdir(parents=True)
         with self._log.open("ab") as log:
             self._zygote = subprocess.Popen(
-                [sys.executable, "-m", "faults.zygote"],
+                [sys.executable, "-m", "faults.zygote", *([sabotage] if sabotage else [])],
                 env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -147,6 +172,7 @@ class Worker:
 
         cautious = ""
         if ended.code == 0:
+            failures += _unsynced(ended, world)
             if untrue := self.scenario.untrue(world, heal):
                 failures.append(("false success", untrue))
         elif ended.code is not None and not _has_said_why(ended):
@@ -249,6 +275,16 @@ def _has_said_why(ended: Ended) -> bool:
     return bool(ended.stderr.strip()) or any(call.path in {"stdout", "stderr"} for call in ended.calls)
 
 
+def _unsynced(ended: Ended, world: World) -> list[tuple[str, str]]:
+    """Where an object is, or was given its name, that could not be synced, and was not afterwards either."""
+    names = {call.name for call in ended.calls}
+    path = next((call.path for call in ended.calls if call.name in {"fsync", "fdatasync"}), "")
+    is_of_object = path.startswith("bucket") and not path.startswith("bucket/.jobs-backup")
+    if not is_of_object or "synced" in names or not (world.directory / path).exists():
+        return []
+    return [("unsynced", f"{path} may not outlive a power loss")]
+
+
 def _of_end(ended: Ended) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if ended.code is None:
@@ -273,14 +309,16 @@ def _in_short(traceback: str) -> str:
 
 def parse(report: str, root: Path) -> list[Call]:
     """The calls of a report: a line that begins with an @ each, and a Python stack."""
-    calls = []
+    calls: list[Call] = []
+    seen: Counter[tuple[str, str]] = Counter()
     for part in re.split(r"^@", report, flags=re.MULTILINE)[1:]:
         head, _, stack = part.partition("\n")
         fields = [*head.split(" ", 2), "", ""]
         if fields[0].isdigit():
             path = fields[2].removeprefix(str(root)).lstrip("/")
-            site = tuple(_sites(stack))
-            calls.append(Call(int(fields[0]), fields[1], _general(path), site))
+            call = Call(int(fields[0]), fields[1], _general(path), tuple(_sites(stack)))
+            calls.append(replace(call, index=seen[call.name, call.part]))
+            seen.update({(call.name, part) for part in (call.part, call.part.partition("/")[0], "")})
     return calls
 
 

@@ -83,7 +83,7 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        home = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+        home = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "TMPDIR": str(self.directory / "tmp")}
         return {**home, **file_environment(self.directory), **_SETTINGS}
 
     def found(self) -> Counter[str]:

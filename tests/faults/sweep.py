@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
+import msgspec
 from faults.injector import Fault
 from faults.runner import Call, Verdict, Violation, Worker
 from faults.scenarios import Scenario
@@ -44,37 +46,41 @@ class Plan:
     def faults(self, kind: str, calls: Sequence[Call]) -> list[Fault]:
         """Those of one kind, of what a survey has found."""
         rng = random.Random(f"{self.seed} {kind}")
-        places: dict[tuple[str, ...], list[int]] = {}
+        places: dict[tuple[str, ...], list[Call]] = {}
         for call in calls:
-            places.setdefault(call.where, []).append(call.number)
+            places.setdefault(call.where, []).append(call)
         if self.sample is not None:
             share = sum(_SHARES[one] for one in self.kinds)
             return self._sampled(kind, places, rng, max(1, round(self.sample * _SHARES[kind] / share)))
         if kind == "calls":
             return self._all_calls(calls, places)
         if kind == "python":
-            numbers = [call.number for call in calls]
-            return [self._fault(kind, rng.randrange(numbers[-1])) for _ in range(min(_PYTHON_RUNS, len(numbers)))]
+            spread = [msgspec.structs.replace(call.fault(kind), first=rng.randrange(calls[-1].number)) for call in calls]
+            return rng.sample(spread, min(_PYTHON_RUNS, len(spread)))
         # The first, the last, and one between: allocations and lines are many, and most are the same again.
-        chosen = {number for all_ in places.values() for number in (all_[0], all_[-1], rng.choice(all_))}
-        return [self._fault(kind, number) for number in sorted(chosen)]
+        chosen = {call.number: call for all_ in places.values() for call in (all_[0], all_[-1], rng.choice(all_))}
+        return [self._fault(kind, call) for _, call in sorted(chosen.items())]
 
-    def _all_calls(self, calls: Sequence[Call], places: dict[tuple[str, ...], list[int]]) -> list[Fault]:
+    def _all_calls(self, calls: Sequence[Call], places: dict[tuple[str, ...], list[Call]]) -> list[Fault]:
         if self.everywhere:
-            return [self._fault("calls", call.number, error) for call in calls for error in self.errors]
+            return [self._fault("calls", call, error) for call in calls for error in self.errors]
         turns = len(self.errors)
-        chosen = {(call.number, self.errors[(call.number + self.seed) % turns]) for call in calls}
-        chosen |= {(all_[turn % len(all_)], error) for all_ in places.values() for turn, error in enumerate(self.errors)}
-        return [self._fault("calls", number, error) for number, error in sorted(chosen)]
+        chosen = {(call.number, self.errors[(call.number + self.seed) % turns]): call for call in calls}
+        chosen |= {
+            (call.number, error): call
+            for all_ in places.values()
+            for call, error in zip(itertools.cycle(all_), self.errors, strict=False)
+        }
+        return [self._fault("calls", call, error) for (_, error), call in sorted(chosen.items())]
 
-    def _sampled(self, kind: str, places: dict[tuple[str, ...], list[int]], rng: random.Random, size: int) -> list[Fault]:
+    def _sampled(self, kind: str, places: dict[tuple[str, ...], list[Call]], rng: random.Random, size: int) -> list[Fault]:
         """As many places as there can be, and each by chance."""
         names = sorted(places)
         chosen = rng.sample(names, min(size, len(names))) + rng.choices(names, k=max(0, size - len(names)))
         return [self._fault(kind, rng.choice(places[name]), rng.choice(self.errors)) for name in chosen]
 
-    def _fault(self, kind: str, number: int, error: int = 0) -> Fault:
-        return Fault(kind=kind, first=number, count=self.count, error=error if kind == "calls" else 0)
+    def _fault(self, kind: str, call: Call, error: int = 0) -> Fault:
+        return msgspec.structs.replace(call.fault(kind), count=self.count, error=error if kind == "calls" else 0)
 
 
 @dataclass
@@ -115,7 +121,6 @@ def sweep(
     *,
     workers: int = 1,
     limit: float = 60.0,
-    extra_path: str = "",
     tell: Tell = lambda _: None,
 ) -> list[Figures]:
     """Sweep a command. Each violation is told as it is found."""
@@ -124,7 +129,7 @@ def sweep(
         crew: SimpleQueue[Worker] = SimpleQueue()
         for number in range(workers):
             place = directory / f"{scenario.name}-{number}"
-            crew.put(stack.enter_context(Worker(place, library, scenario, limit=limit, extra_path=extra_path)))
+            crew.put(stack.enter_context(Worker(place, library, scenario, limit=limit)))
         for kind in plan.kinds:
             worker = crew.get()
             calls = worker.survey(kind)
