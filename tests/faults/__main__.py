@@ -1,13 +1,11 @@
-"""`python -m faults`: let one call after another fail, and print what came of it."""
+"""`python -m faults`: make one call after another fail, and print the violations."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import click
 import msgspec
-from faults.injector import build, why_not
+from faults.injector import build, temporary_directory, why_not
 from faults.runner import Violation
 from faults.sabotage import ALL, Sabotage, find
 from faults.scenarios import SCENARIOS
@@ -25,19 +23,25 @@ _HEAD = ("command", "kind", "counted", "places", "runs", "reached", "cautious", 
 
 
 @click.command()
-@click.option("--command", "commands", multiple=True, type=click.Choice([*SCENARIOS]), help="Only of these.")
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only these kinds of faults.")
-@click.option("--errno", "errors", multiple=True, help="EIO, for example: only these, for system calls.")
-@click.option("--count", default=1, show_default=True, help="So many calls in a row fail.")
-@click.option("--sample", type=int, help="Only so many runs of each command.")
-@click.option("--everywhere", is_flag=True, help="Each error at each system call: takes some hours.")
+@click.option(
+    "--command",
+    "commands",
+    multiple=True,
+    type=click.Choice([*SCENARIOS]),
+    help="Command to sweep; may be repeated.  [default: all]",
+)
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Kind of faults; may be repeated.  [default: all]")
+@click.option("--errno", "errors", multiple=True, help="Error of system calls, such as EIO; may be repeated.  [default: six]")
+@click.option("--count", default=1, show_default=True, help="Calls that fail in a row.")
+@click.option("--sample", type=int, help="Runs of each command.  [default: the whole sweep]")
+@click.option("--everywhere", is_flag=True, help="Try every error at every system call. Takes hours.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True)
-@click.option("--limit", default=90.0, show_default=True, help="Seconds after which a command hangs.")
-@click.option("--root", type=click.Path(path_type=Path), help="Directory for the spools.  [default: /dev/shm, or a temporary one]")
-@click.option("--sabotage", "is_sabotaged", is_flag=True, help="Remove guards of the code, one at a time, and see that it is found.")
-@click.option("--only", default="", help="Only guards that have this in their name.")
-@click.option("--report", type=click.Path(path_type=Path), help="Each violation as JSON, a line each, into this file.")
+@click.option("--limit", default=90.0, show_default=True, help="Seconds after which a command counts as hanging.")
+@click.option("--root", type=click.Path(path_type=Path), help="Directory for the spools.  [default: /dev/shm if it exists]")
+@click.option("--sabotage", "is_sabotaged", is_flag=True, help="Remove one guard of the code at a time: the sweep must find each.")
+@click.option("--only", default="", help="With --sabotage: part of the names of the guards.")
+@click.option("--report", type=click.Path(path_type=Path), help="File for the violations, as NDJSON.")
 def main(
     *,
     commands: tuple[str, ...],
@@ -54,7 +58,7 @@ def main(
     only: str,
     report: Path | None,
 ) -> None:
-    """Let calls fail, one in each run, and see that the command says what is so, and that nothing is lost or twice."""
+    """Make one call fail in each run, and check that the exit code is true and that nothing is lost or duplicated."""
     if reason := why_not():
         click.echo(f"skipped: {reason}")
         return
@@ -66,19 +70,17 @@ def main(
         sample=sample,
         everywhere=everywhere,
     )
-    memory = Path("/dev/shm")  # noqa: S108 - a new directory in it: no disk has to be waited for
-    directory = Path(tempfile.mkdtemp(prefix="faults-", dir=root or (memory if memory.is_dir() else None)))
-    click.echo(f"seed {seed}, in {directory}")
-    if is_sabotaged:
-        sys.exit(_sabotage(directory, [one for one in ALL.values() if only in one.name], limit))
-    found: list[Figures] = []
-    began = time.monotonic()
-    library = build(directory)
-    for name in commands or SCENARIOS:
-        found += sweep(directory, library, SCENARIOS[name], plan, workers=workers, limit=limit, tell=click.echo)
-        if report is not None:
-            _write(report, found)
-    shutil.rmtree(directory)
+    with temporary_directory(root) as directory:
+        click.echo(f"seed {seed}, in {directory}")
+        if is_sabotaged:
+            sys.exit(_sabotage(directory, [one for one in ALL.values() if only in one.name], limit))
+        found: list[Figures] = []
+        began = time.monotonic()
+        library = build(directory)
+        for name in commands or SCENARIOS:
+            found += sweep(directory, library, SCENARIOS[name], plan, workers=workers, limit=limit, tell=click.echo)
+            if report is not None:
+                _write(report, found)
     _show(found, time.monotonic() - began)
     sys.exit(int(any(figures.violations for figures in found)))
 
@@ -86,7 +88,6 @@ def main(
 def _sabotage(directory: Path, chosen: Iterable[Sabotage], limit: float) -> int:
     library = build(directory)
     found = [find(one, directory / str(number), library, limit=limit, tell=click.echo) for number, one in enumerate(chosen)]
-    shutil.rmtree(directory)
     click.echo(f"{sum(one is not None for one in found)} of {len(found)} were found")
     return int(None in found)
 

@@ -1,8 +1,8 @@
-/* Fails chosen calls of the process that preloads it: system calls on files below a root, on sockets, the start of a thread,
- * and the allocations of one library. Python drives it through ctypes: see injector.py.
+/* Makes chosen calls fail in the process that preloads it: system calls on files below a root and on sockets, the start of a
+ * thread, and allocations of one library or of Python. injector.py drives it through ctypes.
  *
- * Two counters, since each sweep walks through one of them: calls, and allocations (of one library, or of Python). What fails,
- * or in a survey what is counted, is reported as a line, followed by the Python stack, which faulthandler writes on SIGUSR2. */
+ * A sweep walks through one of two counters: calls or allocations. Each call that fails, and in a survey each one counted, is
+ * reported as a line, followed by the Python stack, which faulthandler writes on SIGUSR2. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -48,7 +48,7 @@ void faults_root(const char *path) {
     root_length = strlen(root);
 }
 
-/* Count only calls of this name, on paths that have this part below the root; empty: all. */
+/* Counts only calls of this name, on paths that contain this below the root; empty for all. */
 void faults_only(const char *name, const char *path) {
     snprintf(only_name, sizeof only_name, "%s", name);
     snprintf(only_path, sizeof only_path, "%s", path);
@@ -57,7 +57,7 @@ void faults_only(const char *name, const char *path) {
 void faults_watch(int descriptor) { below_root[descriptor] = 1; }
 void faults_network(int on) { has_network = on; }
 
-/* What fails is reported there; and in a survey, each of `each` that are counted. */
+/* Reports the calls that fail; in a survey, also every `each`-th call that is counted. */
 void faults_report_to(int descriptor, int each) {
     report_to = descriptor;
     every = each;
@@ -91,7 +91,7 @@ static int find_library(struct dl_phdr_info *info, size_t size, void *name) {
     return 0;
 }
 
-/* Count what the code of this library allocates. Returns whether it is loaded. */
+/* Counts the allocations of this library's code. Returns whether it is loaded. */
 int faults_library(const char *name) { return dl_iterate_phdr(find_library, (void *)name); }
 
 /* Counting and failing */
@@ -125,7 +125,7 @@ static int is_wanted(const char *name, const char *path, int descriptor) {
     return strncmp(path, root, root_length) == 0 && strstr(path + root_length, only_path) != NULL;
 }
 
-/* Whether this one has to fail. */
+/* Whether this call has to fail. */
 static int counted(struct counter *counter, const char *name, const char *path, int descriptor) {
     int before = errno, wanted = is_wanted(name, path, descriptor);
     errno = before;
@@ -160,7 +160,7 @@ static int fails_on_socket(const char *name, int descriptor) {
     return has_network && counted(&calls, name, NULL, descriptor);
 }
 
-/* NAME(...) is replaced by what calls the C library's after asking whether it has to fail. */
+/* Each replacement asks whether the call has to fail, then calls the C library's function. */
 #define REAL(name)                                                    \
     static __typeof__(&name) real_;                                   \
     if (real_ == NULL) real_ = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
@@ -273,7 +273,7 @@ BY_DESCRIPTOR(off_t, lseek, (int fd, off_t at, int from), (fd, at, from))
 BY_DESCRIPTOR(off64_t, lseek64, (int fd, off64_t at, int from), (fd, at, from))
 BY_DESCRIPTOR(int, ftruncate, (int fd, off_t size), (fd, size))
 BY_DESCRIPTOR(int, ftruncate64, (int fd, off64_t size), (fd, size))
-/* What could not be synced is not durable before it was synced again: that is reported, too. */
+/* A file whose sync failed is not durable until it is synced again: report that, too. */
 static char unsynced[PATH];
 
 static int sync_by(int (*real)(int), const char *name, int fd) {
@@ -327,7 +327,7 @@ REPLACE(void *, MAP_FAILED, mmap, (void *to, size_t size, int access, int flags,
 REPLACE(void *, MAP_FAILED, mmap64, (void *to, size_t size, int access, int flags, int fd, off64_t at),
         (to, size, access, flags, fd, at), fails_on("mmap64", fd))
 
-/* Only taking locks: to read a descriptor's flags does not fail, nor does it to give up a lock of a local file. */
+/* Only taking a lock fails: reading a descriptor's flags never does, nor does unlocking a local file. */
 static int takes_lock(int command, void *argument) {
     int gets = command == F_GETLK || command == F_OFD_GETLK;
     int sets = command == F_SETLK || command == F_SETLKW || command == F_OFD_SETLK || command == F_OFD_SETLKW;
@@ -363,14 +363,14 @@ BY_SOCKET(ssize_t, recv, (int fd, void *to, size_t size, int flags), (fd, to, si
 BY_SOCKET(ssize_t, send, (int fd, const void *from, size_t size, int flags), (fd, from, size, flags))
 BY_SOCKET(int, shutdown, (int fd, int how), (fd, how))
 
-/* As the kernel has it at the limit of processes, whatever error is asked for. */
+/* The kernel's error at the limit of processes, whatever error was chosen. */
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*begin)(void *), void *argument) {
     REAL(pthread_create);
     if (root_length && counted(&calls, "pthread_create", "", -1)) return EAGAIN;
     return real_(thread, attributes, begin, argument);
 }
 
-/* Memory: only of the library that was named. */
+/* Memory: only allocations of the chosen library. */
 extern void *__libc_malloc(size_t);
 extern void *__libc_calloc(size_t, size_t);
 extern void *__libc_realloc(void *, size_t);
@@ -421,7 +421,7 @@ static void python_free(void *own, void *old) {
     real->free(real->context, old);
 }
 
-/* Count what Python allocates for objects and buffers, with the interpreter's lock held. Call it through ctypes.PyDLL. */
+/* Counts Python's allocations for objects and buffers. The caller holds the interpreter's lock (ctypes.PyDLL). */
 int faults_python(void) {
     void (*get)(int, struct allocator *) = (void (*)(int, struct allocator *))dlsym(RTLD_DEFAULT, "PyMem_GetAllocator");
     void (*set)(int, struct allocator *) = (void (*)(int, struct allocator *))dlsym(RTLD_DEFAULT, "PyMem_SetAllocator");

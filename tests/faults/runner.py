@@ -1,4 +1,4 @@
-"""One worker of a sweep: runs a command with a fault, then without, and judges what came of it."""
+"""One worker of a sweep: runs a command with a fault, then without one, and judges the result."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ class Call:
 
     @property
     def part(self) -> str:
-        """The part of the world that the path is in: a source's objects, the blobs, the catalog."""
+        """The part of the world that the path belongs to: one source's objects, the blobs, the catalog, ..."""
         parts = [part for part in self.path.split("/")[:2] if "*" not in part]
         return "/".join(parts).removesuffix("-wal").removesuffix("-shm")
 
     def fault(self, kind: str) -> Fault:
-        """The one that fails just this."""
+        """The fault that fails this call."""
         if kind != "calls":
             return Fault(kind=kind, first=self.number)
         return Fault(kind=kind, first=self.index, name=self.name, path=self.part)
 
     @property
     def where(self) -> tuple[str, ...]:
-        """What tells its place in the code, whatever its number."""
+        """Its place in the code."""
         return (self.name, *(self.site or (self.path,)))
 
 
 @dataclass
 class Ended:
-    """How a command has ended; `code` is None if it did not, and was killed."""
+    """How a command ended. `code` is None if it hung and was killed."""
 
     code: int | None
     stdout: str
@@ -78,7 +78,7 @@ class Ended:
 
 @dataclass
 class Violation:
-    """What a fault has led to that must not be."""
+    """A broken promise, and the fault that broke it."""
 
     scenario: str
     fault: Fault
@@ -89,13 +89,15 @@ class Violation:
 
     def line(self) -> str:
         error = errno.errorcode.get(self.fault.error, "") if self.fault.kind == "calls" else "MemoryError"
-        what = "; ".join(f"{one.name} {one.path} at {' < '.join(one.site[:4]) or '?'}" for one in self.calls[:2]) or "nothing failed"
+        what = (
+            "; ".join(f"{one.name} {one.path} at {' < '.join(one.site[:4]) or '?'}" for one in self.calls[:2]) or "no fault was hit"
+        )
         return f"{self.scenario} {self.kind}: {self.fault.kind} {self.fault.first} {self.fault.name} {error}: {what}: {self.text}"
 
 
 @dataclass
 class Verdict:
-    """`cautious`: why it said that not all is well although it was, which is allowed where it says so."""
+    """`cautious`: the reason a command gave for exit code 1 although everything was done. That is allowed."""
 
     reached: bool
     violations: list[Violation]
@@ -103,11 +105,11 @@ class Verdict:
 
 
 class Crash(Exception):
-    """The process that forks the others has ended."""
+    """The zygote has ended."""
 
 
 class Worker:
-    """Has one scenario in a directory of its own, which is made anew for each run."""
+    """Runs one scenario in its own directory, which is restored before each run."""
 
     def __init__(self, directory: Path, library: Path, scenario: Scenario, *, limit: float, sabotage: str = "") -> None:
         """`limit` is how many seconds a command may take; `sabotage` names a guard that is removed in all of its commands."""
@@ -148,7 +150,7 @@ class Worker:
         self._zygote.wait()
 
     def survey(self, kind: str) -> list[Call]:
-        """What a healthy run does, call by call. Raises RuntimeError if it is not as it should be."""
+        """The calls of a healthy run. Raises RuntimeError if that breaks a promise."""
         fault = Fault(kind=kind, network=self.scenario.network)
         ended, verdict = self._judge(fault)
         if ended.code != 0 or verdict.violations or verdict.cautious:
@@ -157,18 +159,22 @@ class Worker:
         return ended.calls
 
     def run(self, fault: Fault) -> Verdict:
-        """One run with this fault, and then one without."""
+        """Run with this fault, then without it."""
         return self._judge(msgspec.structs.replace(fault, network=self.scenario.network))[1]
 
     def _judge(self, fault: Fault) -> tuple[Ended, Verdict]:
         world = self._new_world()
         ended = self._execute(world, self.scenario.arguments(world), fault)
         failures: list[tuple[str, str]] = list(_of_end(ended))
+        if ended.code is not None and not _tells(ended):
+            failures.append(("contradiction", f"exit code {ended.code}, and says {ended.stdout.strip()}"))
 
         def heal(arguments: Sequence[str]) -> None:
             healthy = self._execute(world, arguments, None)
             if healthy.code != 0 or list(_of_end(healthy)):
-                failures.append(("not healed", f"{arguments[0]} ended with {healthy.code}: {healthy.stdout}{healthy.stderr}"[:_SHOWN]))
+                failures.append(
+                    ("not healed", f"{arguments[0]} ended with {healthy.code}: {healthy.stdout}{healthy.stderr}"[:_SHOWN])
+                )
 
         cautious = ""
         if ended.code == 0:
@@ -178,7 +184,7 @@ class Worker:
         elif ended.code is not None and not _has_said_why(ended):
             failures.append(("silent failure", f"exit code {ended.code}, and no reason is given: {ended.stdout}"))
         elif self.scenario.is_done(world):
-            cautious = f"exit code {ended.code}: {ended.stderr.strip()[-300:]}"
+            cautious = f"exit code {ended.code}: {(ended.stderr.strip() or ended.stdout.strip())[-300:]}"
         self.scenario.heal(world, heal, ended.code)
         failures += self.scenario.wrong(world)
         calls = ended.calls if fault.first is not None else []
@@ -222,7 +228,7 @@ class Worker:
 
 
 class _Process(Running):
-    """A command that the zygote has forked."""
+    """A command that the zygote forked."""
 
     def __init__(self, zygote: subprocess.Popen[bytes], task: Task, world: World, stderr: Path) -> None:
         assert zygote.stdin is not None
@@ -250,7 +256,7 @@ class _Process(Running):
         return self._code
 
     def stacks(self, report: Path) -> str:
-        """Where its threads are."""
+        """The stacks of its threads."""
         before = report.stat().st_size
         self.signal(signal.SIGUSR1)
         until = time.monotonic() + _STACK_SECONDS
@@ -262,21 +268,32 @@ class _Process(Running):
     def _answer(self) -> int:
         line = self._answers.readline()
         if not line:
-            raise Crash("the process that forks the commands has ended: see its log")
+            raise Crash("the zygote has ended: see its log")
         return int(line)
 
 
+def _tells(ended: Ended) -> bool:
+    """Whether the summary agrees with the exit code, if it could be written."""
+    with suppress(ValueError, KeyError, TypeError):
+        return json.loads(ended.stdout)["complete"] == (ended.code == 0) or _is_mute(ended)
+    return True
+
+
+def _is_mute(ended: Ended) -> bool:
+    return any(call.path in {"stdout", "stderr"} for call in ended.calls)
+
+
 def _has_said_why(ended: Ended) -> bool:
-    """On standard error, or in the summary; or it could not, since just that has failed."""
+    """Whether standard error or the summary gives a reason for the exit code, if they could be written."""
     with suppress(ValueError, KeyError, TypeError):
         summary = json.loads(ended.stdout)
         if summary["problems"] or any(one["error"] for one in summary["waiting"]):
             return True
-    return bool(ended.stderr.strip()) or any(call.path in {"stdout", "stderr"} for call in ended.calls)
+    return bool(ended.stderr.strip()) or _is_mute(ended)
 
 
 def _unsynced(ended: Ended, world: World) -> list[tuple[str, str]]:
-    """Where an object is, or was given its name, that could not be synced, and was not afterwards either."""
+    """An object, or a directory of one, whose sync failed and was not repeated before exit code 0."""
     names = {call.name for call in ended.calls}
     path = next((call.path for call in ended.calls if call.name in {"fsync", "fdatasync"}), "")
     is_of_object = path.startswith("bucket") and not path.startswith("bucket/.jobs-backup")
@@ -295,20 +312,17 @@ def _of_end(ended: Ended) -> list[tuple[str, str]]:
         if mark in ended.stderr:
             found.append(("traceback", _in_short(ended.stderr[ended.stderr.index(mark) :])))
             break
-    with suppress(ValueError, KeyError, TypeError):
-        if json.loads(ended.stdout)["complete"] != (ended.code == 0):
-            found.append(("contradiction", f"exit code {ended.code}, and says {ended.stdout.strip()}"))
     return found
 
 
 def _in_short(traceback: str) -> str:
-    """Its error, and from where in our package, innermost first."""
+    """The error, and its stack in our package, innermost first."""
     error = next((line for line in traceback.splitlines()[1:] if line and not line.startswith(" ")), "")
     return f"{error[:200]}: {' < '.join(reversed(_sites(traceback)[-6:]))}"
 
 
 def parse(report: str, root: Path) -> list[Call]:
-    """The calls of a report: a line that begins with an @ each, and a Python stack."""
+    """The calls of a report: for each, a line that begins with @, then a Python stack."""
     calls: list[Call] = []
     seen: Counter[tuple[str, str]] = Counter()
     for part in re.split(r"^@", report, flags=re.MULTILINE)[1:]:
@@ -327,5 +341,5 @@ def _sites(stack: str) -> list[str]:
 
 
 def _general(path: str) -> str:
-    """Without what differs from run to run."""
+    """The path without ids and numbers that differ from run to run."""
     return re.sub(r"[0-9a-f]{16,}|\d{6,}[\w-]*|#\d+", "*", path)

@@ -1,8 +1,8 @@
-"""Proof that the sweep finds what it looks for: guards of the code that are removed, one at a time."""
+"""Proof that the sweep finds faults: it removes one guard of the code at a time, and a violation must follow."""
 
 from __future__ import annotations
-
 import __future__
+
 import importlib
 import inspect
 import re
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from faults.injector import Fault
@@ -22,7 +22,7 @@ from faults.sweep import ERRORS
 
 _RUNS: Final = 60
 _ALL: Final = 1000
-"""Faults in a row: whatever is tried again fails again."""
+"""Faults in a row, so that retries fail, too."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Sabotage:
     """A guard that is removed.
 
     Attributes:
-        place: of the function, as module:qualified.name.
-        guard, instead: what is replaced in its source, and by what; indented as in a function at the margin.
-        scenario, calls: where faults are tried: a regular expression for a call's name, a space, and its path or place.
-        found: kinds of violations, one of which has to come of it.
-        kind, count: of the faults.
+        place: module:qualified.name of the function.
+        guard, instead: text in its source, dedented, and the replacement.
+        scenario, calls: which calls to fail. `calls` is a regular expression, matched against "name path site".
+        found: kinds of violations, at least one of which must follow.
+        kind, count: see `Fault`.
     """
 
     name: str
@@ -49,35 +49,45 @@ class Sabotage:
 
 
 class GuardIsGone(LookupError):
-    """The code has changed: the sabotage has to be written anew."""
+    """The code has changed: rewrite the sabotage."""
 
 
 def commit(sabotage: Sabotage) -> None:
-    """Remove the guard in this process, in all modules that have the function.
+    """Remove the guard in this process, wherever the function is imported.
 
     Raises:
-        GuardIsGone: the source does not have it, exactly once.
+        GuardIsGone: the guard is missing, or not unique.
     """
-    module, _, name = sabotage.place.partition(":")
-    try:
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = inspect.getattr_static(found, part)
-    except (ImportError, AttributeError) as error:
-        raise GuardIsGone(f"{sabotage.name}: {sabotage.place} is gone") from error
-    function = inspect.unwrap(getattr(found, "__func__", getattr(found, "fget", None) or found))
-    assert isinstance(function, FunctionType)
-    source = textwrap.dedent(inspect.getsource(function))
-    if source.count(sabotage.guard) != 1:
-        raise GuardIsGone(f"{sabotage.name}: {sabotage.place} has {sabotage.guard!r} {source.count(sabotage.guard)} times")
+    function, source = guarded(sabotage)
     flags = __future__.annotations.compiler_flag
-    compiled = compile(source.replace(sabotage.guard, sabotage.instead), function.__code__.co_filename, "exec", flags, True)
+    changed = source.replace(sabotage.guard, sabotage.instead)
+    compiled = compile(changed, function.__code__.co_filename, "exec", flags, dont_inherit=True)
     codes = [one for one in compiled.co_consts if isinstance(one, CodeType) and one.co_name == function.__name__]
     function.__code__ = codes[0]
 
 
+def guarded(sabotage: Sabotage) -> tuple[FunctionType, str]:
+    """The function that has the guard, and its source.
+
+    Raises:
+        GuardIsGone: the guard is missing, or not unique.
+    """
+    module, _, name = sabotage.place.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = inspect.getattr_static(found, part)
+    except (ImportError, AttributeError) as error:
+        raise GuardIsGone(f"{sabotage.name}: {sabotage.place} does not exist") from error
+    function = inspect.unwrap(found)
+    source = textwrap.dedent(inspect.getsource(function))
+    if not isinstance(function, FunctionType) or source.count(sabotage.guard) != 1:
+        raise GuardIsGone(f"{sabotage.name}: {sabotage.place} has {sabotage.guard!r} {source.count(sabotage.guard)} times")
+    return function, source
+
+
 def find(sabotage: Sabotage, directory: Path, library: Path, *, limit: float, tell: Callable[[str], None]) -> Violation | None:
-    """The first violation that comes of it, where the same fault does no harm without it. None: it is not found."""
+    """The first violation that follows, and does not without the sabotage; None if there is none."""
     with ExitStack() as stack:
         scenario = SCENARIOS[sabotage.scenario]
         spoiled = stack.enter_context(Worker(directory / "spoiled", library, scenario, limit=limit, sabotage=sabotage.name))
@@ -88,7 +98,7 @@ def find(sabotage: Sabotage, directory: Path, library: Path, *, limit: float, te
                 if violation.kind not in sabotage.found:
                     continue
                 if violation.kind in {one.kind for one in sound.run(fault).violations}:
-                    tell(f"{sabotage.name}: the same without it: {violation.line()}")
+                    tell(f"{sabotage.name}: not counted, since the sound code fails as well: {violation.line()}")
                     continue
                 tell(f"{sabotage.name}: found by run {number}: {violation.line()}")
                 return violation
@@ -97,11 +107,15 @@ def find(sabotage: Sabotage, directory: Path, library: Path, *, limit: float, te
 
 
 def _chosen(sabotage: Sabotage, calls: list[Call]) -> list[Fault]:
-    """Each place once with one error, then with the next."""
+    """Every place with the first error, then every place with the next."""
     matching = [call for call in calls if re.search(sabotage.calls, f"{call.name} {call.path} {' < '.join(call.site)}")]
     places = {(call.where, call.part): call for call in reversed(matching)}
     errors = ERRORS if sabotage.kind == "calls" else (0,)
-    return [msgspec.structs.replace(call.fault(sabotage.kind), error=error, count=sabotage.count) for error in errors for call in reversed(places.values())]
+    return [
+        msgspec.structs.replace(call.fault(sabotage.kind), error=error, count=sabotage.count)
+        for error in errors
+        for call in reversed(places.values())
+    ]
 
 
 def _suppressed(statement: str, errors: str, *, indent: int) -> str:

@@ -1,4 +1,4 @@
-"""What is swept: for each command a small spool and bucket, what the command is asked for, and what has to be true behind it."""
+"""The commands that are swept, each with a small spool and bucket, and the promises that it has to keep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from buckets import FAST_RETRY, events, file_environment
 
 ARCHIVE: Final = ("archive", "--once", "--json")
-_TOKEN: Final = "token-of-the-fault-sweep"  # noqa: S105 - it lets nobody in
+_TOKEN: Final = "token-of-the-fault-sweep"
 _SETTINGS: Final = {
     **FAST_RETRY,
     "JOBS_BACKUP_UPLOAD_CONCURRENCY": "2",
@@ -61,6 +61,11 @@ _OPEN_AND_SEALED: Final = """
     record(backup, "ios", 2)
     os.kill(os.getpid(), signal.SIGKILL)
 """
+_OPEN: Final = """
+    record(backup, "web", 3)
+    record(backup, "ios", 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 _CLAIMED: Final = """
     record(backup, "ios", 2)
     record(backup, "backend", 2)
@@ -73,13 +78,13 @@ _CLAIMED: Final = """
 
 @dataclass
 class World:
-    """A directory with a spool, a bucket, inputs (`in`) and outputs (`out`), and what is known of it."""
+    """A directory with a spool, a bucket, inputs (`in`) and outputs (`out`), and the events that belong into the bucket."""
 
     directory: Path
     must: set[str] = field(default_factory=set)
-    """Events that were acknowledged: each has to be in the bucket, once everything is well."""
+    """Acknowledged events: after a healthy run, each is in the bucket once."""
     may: set[str] = field(default_factory=set)
-    """Events that were sent and not acknowledged."""
+    """Events that were sent but not acknowledged: each is in the bucket once or not at all."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -101,7 +106,7 @@ class World:
         return sorted((self.directory / "bucket" / source).rglob("*.json.gz"))
 
     def die(self, name: str, script: str) -> str:
-        """A process that records, and is killed. Gives what it has printed."""
+        """Run a process that records and is killed. Returns its output."""
         environment = {**self.environment, "NAME": name, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         command = [sys.executable, "-c", textwrap.dedent(_DEAD) + textwrap.dedent(script)]
         done = subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, text=True, timeout=120)
@@ -111,7 +116,7 @@ class World:
 
 
 class Running(ABC):
-    """A command that runs, as a scenario that has something to say to it sees it."""
+    """A running command, as `Scenario.drive` sees it."""
 
     world: World
 
@@ -126,7 +131,7 @@ class Running(ABC):
 
 
 Heal = Callable[[Sequence[str]], None]
-"""Runs a command without a fault. It has to succeed."""
+"""Runs a command without a fault. It must succeed."""
 
 
 class Scenario(ABC):
@@ -137,30 +142,30 @@ class Scenario(ABC):
 
     @abstractmethod
     def prepare(self, world: World, run: Heal) -> None:
-        """Make it, in an empty directory."""
+        """Set it up, in an empty directory."""
 
     @abstractmethod
     def arguments(self, world: World) -> tuple[str, ...]:
         """The command that is swept."""
 
-    def drive(self, running: Running) -> None:
-        """What others do while it runs. World.must grows by what is acknowledged."""
+    def drive(self, running: Running) -> None:  # noqa: B027 - most commands run by themselves
+        """What clients do while it runs. They add acknowledged events to `World.must`."""
 
     def untrue(self, world: World, run: Heal) -> str:
-        """What exit code 0 says and is not so; empty if all of it is so."""
+        """Which claim of exit code 0 is false; empty if all are true."""
         missing = world.missing()
         return f"{len(missing)} of {len(world.must)} events are not in the bucket: {missing}" if missing else ""
 
     def is_done(self, world: World) -> bool:
-        """Whether all is so that exit code 0 says; False where nobody can tell without changing it."""
+        """Whether exit code 0 would have been true; False if that cannot be known."""
         return not world.missing()
 
     def heal(self, world: World, run: Heal, code: int | None) -> None:
-        """What an operator does, once all is well again."""
+        """What an operator does once the fault is gone."""
         run(ARCHIVE)
 
     def wrong(self, world: World) -> Iterable[tuple[str, str]]:
-        """What is wrong in the end, as kinds and texts."""
+        """The promises that are broken in the end, as kinds and texts."""
         found = world.found()
         if missing := world.missing():
             yield "lost", f"{len(missing)} of {len(world.must)}: {missing}"
@@ -173,7 +178,7 @@ class Scenario(ABC):
 
 
 def dead(world: World) -> None:
-    """What two dead processes left: open and sealed batches, one that is large, one that was claimed to be sent."""
+    """Two killed processes: open and sealed batches, a large one (multipart), and one that was claimed for sending."""
     world.die("a", _OPEN_AND_SEALED)
     world.die("b", _CLAIMED)
     world.must |= {f"a{number}" for number in range(8)} | {f"b{number}" for number in range(7)}
@@ -189,8 +194,19 @@ class Archive(Scenario):
         return ARCHIVE
 
 
+class ArchiveOpen(Archive):
+    """All events are in open batches of dead processes: the catalog counts none of them."""
+
+    name = "archive-open"
+
+    def prepare(self, world: World, run: Heal) -> None:
+        for name in ("a", "b"):
+            world.die(name, _OPEN)
+        world.must |= {f"{name}{number}" for name in "ab" for number in range(5)}
+
+
 class Run(Scenario):
-    """Two files, one of them compressed, and what the dead left."""
+    """Two files, one of them compressed, and the batches of dead processes."""
 
     name = "run"
 
@@ -216,7 +232,7 @@ class Run(Scenario):
 
 
 class Serve(Scenario):
-    """Three requests, then SIGTERM. A request is not sent again: its events may be there, unless it was answered with 200."""
+    """Three requests, each sent once, then SIGTERM."""
 
     name = "serve"
     network = True
@@ -251,13 +267,13 @@ class Serve(Scenario):
                 world.must |= ids
                 world.may -= ids
         except (OSError, http.client.HTTPException):
-            return  # it is gone, or has not answered: then nothing is promised
+            return  # without an answer nothing is promised
         finally:
             connection.close()
 
 
 class Delivered(Scenario):
-    """All ids of source `all`, whose object is in the bucket, some of `some`, and some of what a dead process has open."""
+    """All ids of source `all`, and some of sources `some` (in the bucket) and `open` (in a dead process's open batch)."""
 
     name = "delivered"
 
@@ -288,10 +304,10 @@ class Delivered(Scenario):
     def wrong(self, world: World) -> Iterable[tuple[str, str]]:
         yield from super().wrong(world)
         if world.objects("all"):
-            yield "undeleted", "all events of source 'all' were acknowledged, and its object stays"
+            yield "undeleted", "all events of source 'all' were acknowledged, but its object remains"
 
     def _until_deleted(self, world: World, run: Heal) -> None:
-        """An attempt whose end is not known may arrive for some time, in which nothing is deleted."""
+        """An object is kept while an unclear attempt to write it may still arrive."""
         until = time.monotonic() + _DELETED_SECONDS
         run(ARCHIVE)
         while world.objects("all") and time.monotonic() < until:
@@ -300,7 +316,7 @@ class Delivered(Scenario):
 
 
 class Replay(Scenario):
-    """Everything back from the bucket, into a file."""
+    """All events, read back into a file. The catalog knows the objects."""
 
     name = "replay"
 
@@ -308,13 +324,12 @@ class Replay(Scenario):
         dead(world)
         run(ARCHIVE)
         (world.directory / "out").mkdir()
-        # What comes back is compared with what a healthy run gives, and that with what was recorded.
         run(self.arguments(world))
         self.result(world).rename(world.directory / "expected")
         lines = (world.directory / "expected").read_bytes().splitlines()
         given = Counter(json.loads(line)["payload"]["messageId"] for line in lines)
         if given != Counter(world.must):
-            raise RuntimeError(f"without a fault replay gives {given}")
+            raise RuntimeError(f"a healthy replay returned {given}")
 
     def arguments(self, world: World) -> tuple[str, ...]:
         return ("replay", "--output", str(self.result(world)), "--json")
@@ -346,7 +361,7 @@ class Replay(Scenario):
 
 
 class ReplayList(Replay):
-    """The same to standard output, of what a listing of the bucket finds."""
+    """All events, to standard output. A listing of the bucket finds the objects."""
 
     name = "replay-list"
 
@@ -357,4 +372,4 @@ class ReplayList(Replay):
         return world.directory / "stdout"
 
 
-SCENARIOS: Final = {one.name: one for one in (Archive(), Run(), Serve(), Delivered(), Replay(), ReplayList())}
+SCENARIOS: Final = {one.name: one for one in (Archive(), ArchiveOpen(), Run(), Serve(), Delivered(), Replay(), ReplayList())}

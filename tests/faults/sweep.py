@@ -1,4 +1,4 @@
-"""Sweeps commands: which faults, several at a time, and the figures of what came of them."""
+"""Sweeps a command: chooses the faults, runs them in several workers, and counts the results."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ from faults.scenarios import Scenario
 KINDS: Final = ("calls", "lines", "sqlite", "python")
 ERRORS: Final = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EINTR, errno.ENOMEM)
 _PYTHON_RUNS: Final = 600
-"""Python allocates some 200,000 times in each command: so many of them are drawn, spread evenly."""
+"""Python allocates some 200,000 times in each command: the whole sweep fails this many of them."""
 _SHARES: Final = {"calls": 0.55, "lines": 0.25, "sqlite": 0.1, "python": 0.1}
-"""Of a sample."""
+"""Of a sample, by kind."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which faults: of `kinds`, with `errors` for system calls, `count` in a row; `sample` of them for each command, None: all.
+    """Which faults to inject.
 
-    `everywhere` takes each error at each call; else each is met at each place in the code, and each call meets one.
+    Attributes:
+        count: calls that fail in a row.
+        sample: runs of each command; None for the whole sweep.
+        everywhere: fail every system call with every error. Otherwise every call fails with one error, and every place in the
+            code with each of them.
     """
 
     seed: int = 1
@@ -44,7 +48,7 @@ class Plan:
     everywhere: bool = False
 
     def faults(self, kind: str, calls: Sequence[Call]) -> list[Fault]:
-        """Those of one kind, of what a survey has found."""
+        """The faults of one kind, given the calls of a survey."""
         rng = random.Random(f"{self.seed} {kind}")
         places: dict[tuple[str, ...], list[Call]] = {}
         for call in calls:
@@ -57,7 +61,7 @@ class Plan:
         if kind == "python":
             spread = [msgspec.structs.replace(call.fault(kind), first=rng.randrange(calls[-1].number)) for call in calls]
             return rng.sample(spread, min(_PYTHON_RUNS, len(spread)))
-        # The first, the last, and one between: allocations and lines are many, and most are the same again.
+        # The first, the last, and one between: most passes through the same line, or allocation, are alike.
         chosen = {call.number: call for all_ in places.values() for call in (all_[0], all_[-1], rng.choice(all_))}
         return [self._fault(kind, call) for _, call in sorted(chosen.items())]
 
@@ -74,7 +78,7 @@ class Plan:
         return [self._fault("calls", call, error) for (_, error), call in sorted(chosen.items())]
 
     def _sampled(self, kind: str, places: dict[tuple[str, ...], list[Call]], rng: random.Random, size: int) -> list[Fault]:
-        """As many places as there can be, and each by chance."""
+        """As many different places as possible."""
         names = sorted(places)
         chosen = rng.sample(names, min(size, len(names))) + rng.choices(names, k=max(0, size - len(names)))
         return [self._fault(kind, rng.choice(places[name]), rng.choice(self.errors)) for name in chosen]
@@ -85,13 +89,13 @@ class Plan:
 
 @dataclass
 class Figures:
-    """What came of one kind of faults in one command.
+    """The results of one kind of faults in one command.
 
     Attributes:
-        counted: what a healthy run has done so often.
-        places: in the code, at which it did so.
-        reached: runs in which something did fail; in the others the command was done before.
-        cautious: runs in which all was in the bucket, and the command said that something had failed.
+        counted: calls, lines or allocations of a healthy run.
+        places: different places in the code that they come from.
+        reached: runs in which the fault was hit. In the others the command ended before.
+        cautious: runs in which everything was done but the command reported a failure, by its reason.
     """
 
     scenario: str
@@ -123,7 +127,7 @@ def sweep(
     limit: float = 60.0,
     tell: Tell = lambda _: None,
 ) -> list[Figures]:
-    """Sweep a command. Each violation is told as it is found."""
+    """Sweep a command. `tell` is called with each violation."""
     found = []
     with ExitStack() as stack:
         crew: SimpleQueue[Worker] = SimpleQueue()

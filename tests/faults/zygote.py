@@ -1,7 +1,7 @@
-"""`python -m faults.zygote`: has everything imported, and forks a process for each command that it reads, as JSON, a line each.
+"""`python -m faults.zygote`: imports the package once, then forks a process for each command it reads (JSON, one per line).
 
-To import takes many times as long as what a sweep is about. The process that is forked has one thread, and has opened nothing.
-It answers with the process's id, and with its exit status when it has ended.
+Importing takes many times as long as the command itself. At the fork there is one thread, and nothing of ours is open.
+It answers with the child's process id, and with its exit status once it has ended.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import jobs_backup
 import jobs_backup.destination
 
 LANDING_SECONDS: Final = 0.2
-"""What a delete waits for an attempt to write that may still arrive, beyond its time-out; a minute would take too long."""
+"""How long a delete waits, beyond the time-out, for a write that may still arrive. A minute would slow the sweep down."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """A command, where its output goes (`stdout`, `stderr`), and where what failed is reported."""
+    """A command, the files for its output, and the file (`report`) for the calls that failed."""
 
     arguments: tuple[str, ...]
     environment: dict[str, str]
@@ -38,16 +38,16 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main() -> None:
-    from faults.sabotage import ALL, commit  # which imports what starts this process
+    from faults.sabotage import ALL, commit  # it imports the module that starts this process
 
     die_with_parent()
-    for name in sys.argv[1:]:  # before others make decorators of it
+    for name in sys.argv[1:]:  # before modules that are imported later copy the function, as decorators do
         commit(ALL[name])
     for module in pkgutil.walk_packages(jobs_backup.__path__, "jobs_backup."):
         if not module.name.startswith("jobs_backup.testing"):
             importlib.import_module(module.name)
-    jobs_backup.destination._LANDING_MARGIN = LANDING_SECONDS
-    gc.freeze()  # else each child would copy and clear all of it
+    vars(jobs_backup.destination)["_LANDING_MARGIN"] = LANDING_SECONDS
+    gc.freeze()  # or each child would copy and free every imported object
     answers = os.dup(1)
     os.dup2(2, 1)
     for line in iter(sys.stdin.buffer.readline, b""):
@@ -78,7 +78,7 @@ def _run(task: Task) -> NoReturn:
         sys.exit(0)
     try:
         command()
-    except SystemExit as end:  # Python's own end takes as long as all the rest, and matters only where something fails
+    except SystemExit as end:  # Python's shutdown takes as long as the rest, and is tested only where a call fails
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 0)
