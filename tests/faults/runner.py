@@ -306,7 +306,7 @@ def _of_end(ended: Ended) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if ended.code is None:
         found.append(("hang", f"it did not end: {' | '.join(_sites(ended.stacks)[:12])}"))
-    elif ended.code < 0:
+    elif ended.code < 0 and ended.code != -signal.SIGTERM:  # which the scenario sent while the command was ending
         found.append(("crash", f"{signal.Signals(-ended.code).name}"))
     for mark in ("Traceback (most recent call last)", "Exception ignored in", "Fatal Python error"):
         if mark in ended.stderr:
