@@ -47,8 +47,9 @@ class Answering:
         answer = _Answer(send, connection, id_, awaits_continue=b"expect" in headers)
 
         async def take() -> Message:
+            connection.wants()
             message = await receive()
-            connection.took()
+            connection.took(is_all=not message.get("more_body", False))
             answer.awaits_continue = False
             return message
 
@@ -61,11 +62,14 @@ class Answering:
                     error = Refused(400, "BadRequest", "the body has a transfer coding besides chunked", headers={"Connection": "close"})
                     await answers.of_error(error, id_)(scope, take, answer.send)
         except TimeoutError:
-            if answer.status:
-                raise  # somebody does not read the answer: the connection is cut
-            hint = "send it again: it may have been recorded, or not"
-            error = Refused(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
-            await answers.of_error(error, id_)(scope, receive, answer.send)
+            if answer.status:  # nobody reads the answer
+                await _cut(connection)
+            else:
+                hint = "send it again: it may have been recorded, or not"
+                error = Refused(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
+                await answers.of_error(error, id_)(scope, receive, answer.send)
+        except asyncio.CancelledError:  # uvicorn's, of what has not ended in time
+            await _cut(connection)
         finally:
             share.release()
             connection.end()
@@ -105,7 +109,12 @@ class _Answer:
         try:
             await self._send(message)
         except UnicodeDecodeError:  # of the next request's path: uvicorn begins with that one at the end of this
-            self._connection.abort()
+            self._connection.refuse()
+
+
+async def _cut(connection: Connection) -> None:
+    connection.abort()
+    await asyncio.sleep(0)  # uvicorn learns of it, and says nothing of an answer that is not whole
 
 
 def request_id(scope: Mapping[str, Any]) -> str:

@@ -84,22 +84,20 @@ async def receive(request: Request, share: Share, settings: ServerSettings) -> B
     check_size(announced, settings.max_body)
     copies = 1 if is_packed else _COPIES
     share.need(copies * announced)
-    pieces: list[bytes] = []
-    received = 0
+    data = bytearray()
     try:
         async with asyncio.timeout(settings.read_timeout):
             async for piece in request.stream():
-                received += len(piece)
-                check_size(received, settings.max_body)
-                share.need(copies * received)
-                pieces.append(piece)
+                check_size(len(data) + len(piece), settings.max_body)
+                share.need(copies * (len(data) + len(piece)))
+                data += piece  # pieces may be of one byte: a list of them would take forty times as much
     except TimeoutError:
         hint = "send faster, or less at once; the server's JOBS_BACKUP_SERVER_READ_TIMEOUT"
         message = f"the body did not arrive within {settings.read_timeout:g} s"
         raise Refused(408, "TooSlow", message, hint=hint, headers={"Connection": "close"}) from None
-    if received < announced:
-        raise Refused(400, "BadRequest", f"the body has {received:,} of {announced:,} bytes", hint="send it whole")
-    return Body(b"".join(pieces), share, settings.max_body, is_packed=is_packed)
+    if len(data) < announced:
+        raise Refused(400, "BadRequest", f"the body has {len(data):,} of {announced:,} bytes", hint="send it whole")
+    return Body(bytes(data), share, settings.max_body, is_packed=is_packed)
 
 
 def check_size(size: int, most: int) -> None:

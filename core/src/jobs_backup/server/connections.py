@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 KEEP_ALIVE_SECONDS: Final = 75
 _STATE: Final = "jobs_backup.connection"
 _MAX_AHEAD: Final = 128 << 10
-"""Bytes received while the application takes none: the parser would hold them all."""
+"""Bytes that may arrive behind a request before it is answered: the parser would hold them all."""
 _FLUSH_SECONDS: Final = 5
 """How long uvicorn, which closes idle connections, may take to write what is left."""
 _BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -47,8 +47,8 @@ class Connections:
 class Connection(asyncio.Protocol):
     """Passes everything on to uvicorn's protocol, unchanged: its parser alone reads what arrives.
 
-    The application calls `begin`, `took` and `end`; so whatever a client does, one of two clocks runs: that of the connection, or
-    that of the application.
+    The application calls `begin`, `wants` and `took` (of the body), and `end`. So whatever a client does, one of two clocks runs:
+    that of the connection, or that of the application; and what the client sends ahead is left in the socket.
     """
 
     inner: asyncio.Protocol
@@ -60,26 +60,38 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._until = 0.0  # of the loop's clock: then it is closed
         self._is_arriving = False  # a request has begun to arrive, and is not with the application yet
-        self._is_busy = False  # the application has it
+        self._requests = 0  # that the application has: of those that are pipelined the next one begins before this one ends
         self._ahead = 0
         self._is_paused = False
+        self._is_wanted = False
 
     def begin(self) -> None:
         """A request has reached the application, which bounds the time from now on."""
-        self._is_busy, self._is_arriving = True, False
-        self._ahead = 0
+        self._requests += 1
+        self._is_arriving = False
         self._until = math.inf
 
-    def took(self) -> None:
-        """The application has taken what had arrived."""
-        self._ahead = 0
-        self._resume()
+    def wants(self) -> None:
+        """The application asks for a piece of the body."""
+        if self._is_paused:
+            self._is_wanted = True
+            self._loop.call_soon(self._read_what_is_wanted)
+
+    def took(self, *, is_all: bool) -> None:
+        """The application has got a piece of the body: all of it that has arrived."""
+        self._is_wanted = False
+        if not is_all:  # so there is nothing behind it
+            self._read_on()
 
     def end(self) -> None:
         """The application is done with the request."""
-        self._is_busy = False
-        self._resume()
-        self._expire_in(KEEP_ALIVE_SECONDS + _FLUSH_SECONDS)
+        self._loop.call_soon(self._ended)  # by then the next request has begun, if it has arrived
+
+    def refuse(self) -> None:
+        """Answer a request that uvicorn can't pass on, and close."""
+        if self._transport is not None:
+            self._transport.write(_BAD_REQUEST)
+            self._transport.close()
 
     def abort(self) -> None:
         """Close it, whatever is still to be written."""
@@ -104,7 +116,7 @@ class Connection(asyncio.Protocol):
         self.inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_busy:
+        if self._requests:
             self._ahead += len(data)
             if self._ahead > _MAX_AHEAD and self._transport is not None:
                 self._is_paused = True
@@ -115,9 +127,7 @@ class Connection(asyncio.Protocol):
         try:
             self.inner.data_received(data)
         except UnicodeDecodeError:  # uvicorn takes a path for ASCII
-            if self._transport is not None:
-                self._transport.write(_BAD_REQUEST)
-                self._transport.close()
+            self.refuse()
 
     def eof_received(self) -> bool | None:
         return self.inner.eof_received()
@@ -128,7 +138,18 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.inner.resume_writing()
 
-    def _resume(self) -> None:
+    def _read_what_is_wanted(self) -> None:
+        if self._is_wanted:
+            self._read_on()
+
+    def _ended(self) -> None:
+        self._requests -= 1
+        if not self._requests:
+            self._expire_in(KEEP_ALIVE_SECONDS + _FLUSH_SECONDS)
+            self._read_on()
+
+    def _read_on(self) -> None:
+        self._ahead = 0
         if self._is_paused and self._transport is not None:
             self._is_paused = False
             self._transport.resume_reading()

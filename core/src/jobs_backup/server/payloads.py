@@ -21,6 +21,7 @@ NDJSON: Final = "application/x-ndjson"
 _TYPES: Final = {JSON: JSON, NDJSON: NDJSON, "application/ndjson": NDJSON, "application/jsonl": NDJSON}
 _SPACE: Final = b" \t\r\n"
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*")
+_ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
 _CHARGED_AT_ONCE: Final = 1 << 20
 _counted: Final = threading.local()
 
@@ -74,7 +75,7 @@ def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
     """
     if type_ == NDJSON:
         yield from _lines(body, most, share)
-    elif body.lstrip(_SPACE)[:1] == b"[":
+    elif _ARRAY.match(body):
         _check_count(_count_array, body, most, share)
         yield from map(bytes, _decoded(_array, body))
     else:
