@@ -1,4 +1,4 @@
-"""HTTP: what comes of a request does not depend on where it was cut on its way; and nothing that follows it is taken for a part of it."""
+"""HTTP: what comes of a request does not depend on where it is cut on its way, and no part of it is taken for another request."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ class Kind(NamedTuple):
     path: str
     body: Callable[[], bytes]
     statuses: set[int]
-    headers: dict[str, str] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 def _many(one: bytes, count: int) -> bytes:
@@ -62,7 +63,13 @@ KINDS: Final = [
     Kind("spaces, packed", EVENTS, lambda: gzip.compress(b"{}" + b" " * 15 * MIB), {200}, GZIP),
     Kind("a bomb", EVENTS, lambda: zlib.compress(bytes(500 * MIB), 9, 31), {413}, GZIP),
     Kind("empty gzip members", EVENTS, lambda: gzip.compress(b"") * 700_000, {413}, GZIP),
-    Kind("tiny gzip members before a large one", EVENTS, lambda: gzip.compress(b" ") * 9_000 + gzip.compress(os.urandom(12 * MIB), 0), {400}, GZIP),
+    Kind(
+        "tiny gzip members before a large one",
+        EVENTS,
+        lambda: gzip.compress(b" ") * 9_000 + gzip.compress(os.urandom(12 * MIB), 0),
+        {400},
+        GZIP,
+    ),
     Kind("tiny acknowledgements", "/v1/delivered", lambda: _many(b'"1"', 639_000), {413}),
     Kind("unknown ids", "/v1/delivered", lambda: json.dumps([str(n) for n in range(10_000)]).encode(), {200}),
     Kind("tiny failures", "/v1/failures", lambda: _many(b"{}", 639_000), {413}),
@@ -129,7 +136,7 @@ def test_requests_that_are_sent_ahead_are_left_in_the_socket(tmp_path: Path) -> 
         with _connect(sidecar) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(2)
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError):  # noqa: PT012 - when the kernel's buffers are full
                 for _ in range(10_000):
                     connection.sendall(one * 1000)
             assert sidecar.get("/healthz").status == 200
@@ -139,7 +146,9 @@ def test_requests_that_are_sent_ahead_are_left_in_the_socket(tmp_path: Path) -> 
 def test_a_large_answer_that_nobody_reads_counts_until_the_client_is_gone(tmp_path: Path) -> None:
     """Its request counts as being in memory; so others are refused, and taken again when it is gone."""
     body = _many(b"{}", 10_000)
-    head = b"POST %b HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"POST %b HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    )
     with serve(file_environment(tmp_path), JOBS_BACKUP_SERVER_MAX_PENDING="4MiB") as sidecar:
         connection = _connect(sidecar)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

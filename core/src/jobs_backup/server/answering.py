@@ -59,7 +59,9 @@ class Answering:
                 if headers.get(b"transfer-encoding", b"chunked").strip().lower() == b"chunked":
                     await self._app(scope, take, answer.send)
                 else:
-                    error = Refused(400, "BadRequest", "the body has a transfer coding besides chunked", headers={"Connection": "close"})
+                    error = Refused(
+                        400, "BadRequest", "the body has a transfer coding besides chunked", headers={"Connection": "close"}
+                    )
                     await answers.of_error(error, id_)(scope, take, answer.send)
         except TimeoutError:
             if answer.status:  # nobody reads the answer

@@ -34,7 +34,11 @@ class Body:
         self.is_large = len(data) > (_LARGE_PACKED if is_packed else _LARGE)
 
     def read(self) -> bytes:
-        """All of it, unpacked; once. Raises Refused: 400: it can't be unpacked, or is empty; 413: it is too large; 503: no memory."""
+        """All of it, unpacked; once.
+
+        Raises:
+            Refused: 400: it cannot be unpacked, or is empty; 413: it is too large; 503: too much is in memory.
+        """
         data, self._data = self._data, b""
         if self._is_packed:
             data = self._unpacked(data)

@@ -24,7 +24,13 @@ class Connections:
     """The open connections of a server: the `http` of `uvicorn.Config`."""
 
     def __init__(self, *, most: int, arrival_seconds: float, protocol: type[asyncio.Protocol] = ZttpProtocol) -> None:
-        """`most`: connections beyond it are closed at once. `arrival_seconds`: how long a request may take to get to the application."""
+        """Prepare for any number of them.
+
+        Args:
+            most: connections beyond these are closed at once.
+            arrival_seconds: maximum time for a request to reach the application.
+            protocol: uvicorn's, for one parser or another.
+        """
         self.most = most
         self.arrival_seconds = arrival_seconds
         self.protocol = protocol

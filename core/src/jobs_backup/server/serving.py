@@ -59,7 +59,7 @@ class Server:
             connections = Connections(most=most, arrival_seconds=settings.read_timeout)
             config = uvicorn.Config(
                 app,
-                http=connections,  # type: ignore[arg-type] - anything that makes protocols
+                http=connections,  # type: ignore[arg-type] # it is called to make a protocol
                 ws="none",
                 lifespan="off",
                 log_config=None,
