@@ -47,7 +47,8 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
         Size,
         Variable(
             "JOBS_BACKUP_SERVER_MAX_PENDING",
-            "Memory for requests in flight: bodies, what is made of them, and answers. Requests beyond it are told to come again (503).",
+            "Memory for requests in flight: bodies, what is made of them, and answers. Requests beyond it are told to come again"
+            " (503).",
             minimum=1,
         ),
     ] = Size.parse("128MiB")
