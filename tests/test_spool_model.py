@@ -34,10 +34,9 @@ from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
 from jobs_backup.spool import DueObject, Spool
 from jobs_backup.spool.blobs import Form, InputPosition
-from jobs_backup.spool.job_set import INDEX_BITS
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.disk import Ballast
-from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet
+from jobs_backup.spool.job_set import INDEX_BITS, SEGMENT_BITS, JobSet
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.uploads import JournaledUpload
 from jobs_backup.spool.writer import BatchLimits, Recording
