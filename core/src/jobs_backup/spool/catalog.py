@@ -26,6 +26,9 @@ _SEAL: Final = (
     " key=?, made=''"
 )
 
+_DOUBT: Final = "?"
+"""At the end of `made`: an attempt ended with a mismatch of checksums."""
+
 
 class Catalog:
     """`catalog.db`. Every method is one transaction.
@@ -217,7 +220,18 @@ class Catalog:
         """Note what the wrappers make of a batch, at the first time. False if it was something else then."""
         with self._database.transaction() as db:
             db.execute("UPDATE batches SET made=? WHERE id=? AND made=''", (made, batch))
-            return bool(db.execute("SELECT made=? FROM batches WHERE id=?", (made, batch)).fetchone()[0])
+            return bool(db.execute("SELECT rtrim(made, ?)=? FROM batches WHERE id=?", (_DOUBT, made, batch)).fetchone()[0])
+
+    def doubt(self, key: str) -> None:
+        """Note that the store may hold other bytes under the key of a sealed batch. Sealing it anew, under another key, ends it."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE batches SET made=rtrim(made, ?)||? WHERE key=? AND state='sealed'", (_DOUBT, _DOUBT, key))
+
+    def is_doubted(self, key: str) -> bool:
+        """Whether that was noted."""
+        with self._database.reading() as db:
+            found = db.execute("SELECT made LIKE '%'||? FROM batches WHERE key=? AND state='sealed'", (_DOUBT, key)).fetchone()
+            return found is not None and bool(found[0])
 
     def skipped(self, batch: int) -> None:
         """The batch is not sent, since all of it was delivered."""

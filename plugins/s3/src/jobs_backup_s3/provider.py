@@ -15,6 +15,7 @@ from jobs_backup.errors import (
     ObjectNotFound,
     PermissionDenied,
     StorageError,
+    Unauthenticated,
     UploadGone,
     parse_date,
 )
@@ -92,7 +93,7 @@ class _Provider:
         timeout: float,
     ) -> WriteReceipt:
         """PutObject."""
-        call = self._tried("PutObject", key)
+        call = self._tried("PutObject", key)._replace(if_absent=if_absent)
         request = self._object(key, content_type, metadata) | _condition(if_absent)
         answer = self._put(call, timeout, "put_object", body, size, request, self._connection.checksum, checksum)
         return _receipt(call, answer, checksum)
@@ -123,7 +124,7 @@ class _Provider:
         self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
     ) -> WriteReceipt:
         """CompleteMultipartUpload."""
-        call = self._tried("CompleteMultipartUpload", upload.key, upload.id)
+        call = self._tried("CompleteMultipartUpload", upload.key, upload.id)._replace(if_absent=if_absent)
         listed = [{"PartNumber": part.number, "ETag": part.etag} | _crc(part.crc32c) for part in parts]
         request = self._upload(upload) | {"MultipartUpload": {"Parts": listed}} | _condition(if_absent)
         if upload.extra.get(_CHECKSUM) == "crc32c":
@@ -211,14 +212,21 @@ class _Provider:
 
     def _send(self, call: Call, timeout: float, send: Callable[[Any], T]) -> T:
         """One request; a second one at once if the first was told that the bucket is in another region."""
-        region = self._clients.region
-        with translated(call):
-            try:
-                return send(self._clients.get(region, timeout))
-            except Exception as error:
-                if not self._clients.follow(error, region):
-                    raise
-            return send(self._clients.get(self._clients.region, timeout))
+        region, client = self._clients.region, None
+        try:
+            with translated(call):
+                client = self._clients.get(region, timeout)
+                try:
+                    return send(client)
+                except Exception as error:
+                    if not self._clients.follow(error, region):
+                        raise
+                client = self._clients.get(self._clients.region, timeout)
+                return send(client)
+        except (Unauthenticated, PermissionDenied):
+            if call.operation != "DeleteObject":  # a right may be missing for many keys, one after the other
+                self._clients.renew(client)
+            raise
 
     def _delete_together(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
         call = self._tried("DeleteObjects")
