@@ -36,6 +36,7 @@ _CREDENTIALS: Final = (
 _KEY: Final = "check that the service account and its key exist, and this machine's clock (NTP)"
 _SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
+_STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
 _FAULT: Final = "a fault of the store; see its status page"
 _CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
 
@@ -58,7 +59,6 @@ class _Row(NamedTuple):
 _STATUSES: Final[Mapping[int, _Row]] = {
     401: _Row(CredentialsExpired, _KEY),
     405: _Row(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
-    412: _Row(AlreadyExists),
     501: _Row(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
 }
 
@@ -98,12 +98,13 @@ _LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded",
 
 
 class Call(NamedTuple):
-    """What was tried. `upload` is the URI that no message may show."""
+    """What was tried. `upload` is the URI that no message may show; `if_absent`, whether that is the request's, or upload's, condition."""
 
     operation: str
     settings: GcsSettings
     key: str = ""
     upload: str = ""
+    if_absent: bool = False
 
     def __repr__(self) -> str:
         return f"<{self}>"
@@ -157,8 +158,12 @@ def answered(response: Any, call: Call) -> JobsBackupError:
         return Throttled(message, hint=_SLOWER, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
     if status == 403:
         return _denied(message, said, call)
+    if not is_googles(response) and status < 500 and status not in _STATUSES:
+        return StorageError(message, hint=_STRANGER)
     if status in (404, 410):
         return _missing(message, said, call)
+    if status == 412:
+        return _exists(message, call)
     if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
         return IntegrityError(message, hint=_CHECKSUM)
     if status == 408 or (status >= 500 and status not in _STATUSES):
@@ -172,6 +177,36 @@ def _denied(message: str, said: str, call: Call) -> PermissionDenied:
     action = named[1] if named else _PERMISSIONS[call.operation]
     resource = (call.settings.kms_key or "the bucket's key") if action.startswith("cloudkms") else call.settings.resource
     return PermissionDenied(message, action=action, resource=resource)
+
+
+def _exists(message: str, call: Call) -> JobsBackupError:
+    if call.if_absent and call.operation in ("write", "create", "part"):
+        return AlreadyExists(message)
+    return StorageError(message, hint=f"the request has no such condition; {_STRANGER}")
+
+
+def is_googles(response: Any) -> bool:
+    """Whether an answer is the store's own: it has the header that Google's service sends always, or is an error in its words.
+
+    A status alone can be a proxy's.
+    """
+    if response.headers.get("X-GUploader-UploadID"):
+        return True
+    try:
+        return bool(response.json()["error"]["code"] == response.status_code)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def check_bare(response: Any, call: Call) -> None:
+    """A success that is a status and nothing else. Google's service marks it; of an emulator, it has at least no page as its body.
+
+    Raises:
+        StorageError: it is not the store's.
+    """
+    is_marked = bool(response.headers.get("X-GUploader-UploadID"))
+    if not (is_marked or (call.settings.is_own and not response.content.strip())):
+        raise StorageError(f"{call}: the answer, {response.status_code}, is not the store's", hint=_STRANGER)
 
 
 def _missing(message: str, said: str, call: Call) -> JobsBackupError:

@@ -152,8 +152,7 @@ _STATUSES: Final[Mapping[int, _Row]] = {
     429: _Row(Throttled, _SLOWER),
     501: _Row(NotSupported),
 }
-"""By the HTTP status, for codes that are in no table. Other 5xx are Unavailable, and so is what is not in the store's words; the rest
-is a StorageError."""
+"""By the HTTP status, for codes that are in no table. Other 5xx are Unavailable, the rest is a StorageError."""
 
 _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "NoCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
@@ -172,7 +171,7 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "HTTPClientError": _Row(Unavailable, _NETWORK),
     "IncompleteReadError": _Row(Unavailable, _NETWORK),
     "ResponseParserError": _Row(Unavailable, _STRANGER),
-    "NotTheStore": _Row(Unavailable, _STRANGER),
+    "NotTheStore": _Row(StorageError, _STRANGER),
     "FlexibleChecksumError": _Row(IntegrityError, _CHECKSUM),
 }
 """By the name of the SDK's exception or of a base of it: the SDK need not be imported for this."""
@@ -280,14 +279,14 @@ def _row(call: Call, own: str, status: int) -> _Row:
     """`own` is the code that the answer has in the store's words; the SDK puts the status there if it has none."""
     row = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
     if row is not None and row.error is AlreadyExists and not call.if_absent:
-        row = _Row(Unavailable, f"the request has no condition; {_STRANGER}")
+        row = _Row(StorageError, f"the request has no such condition; {_STRANGER}")
     if row is None and own.startswith("KMS."):
         row = _Row(ConfigurationError, _KMS)
     if row is None:
         row = _STATUSES.get(status)
     if row is None and status >= 500:
         row = _Row(Unavailable, _FAULT)
-    return row or (_Row(Unavailable, _STRANGER) if own in ("", str(status)) else _Row(StorageError))
+    return row or _Row(StorageError, _STRANGER if own in ("", str(status)) else "")
 
 
 def region_told(response: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,8 @@
 """Whether an answer is the store's own, and not that of a proxy, a login page or another server at the endpoint.
 
-A status alone can be anybody's. Errors count by the code in their XML: see `errors`. This looks at what is left: successes that have no
-body to tell by, and the header `x-amz-request-id`. AWS sends that one always; what has sent it once is held to it from then on.
+A status alone can be anybody's. Errors count by the code in their XML: see `errors`. This looks at what is left: successes that
+have nothing to tell by, and on what somebody forgets something. AWS sends `x-amz-request-id` with each answer; another store that has
+sent it once is held to it from then on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import re
 from typing import Any, Final
 
 _MARK: Final = "x-amz-request-id"
-_NO_BODY: Final = frozenset({"PutObject", "UploadPart", "AbortMultipartUpload", "DeleteObject"})
+_BARE: Final = frozenset({"AbortMultipartUpload", "DeleteObject"})
+"""Operations whose success is a status and nothing else."""
+_NO_BODY: Final = _BARE | {"PutObject", "UploadPart"}
 """Operations whose success has an empty body."""
 _CLAIMS: Final = frozenset({"PreconditionFailed", "NoSuchUpload", "NoSuchKey"})
 """Codes on which somebody forgets something: the object is there already, the upload or the object is gone."""
@@ -36,7 +39,7 @@ class Origin:
         """
         status: int = http_response.status_code
         is_marked = bool(http_response.headers.get(_MARK))
-        is_claim = status < 300 or parsed.get("Error", {}).get("Code") in _CLAIMS
+        is_claim = model.name in _BARE if status < 300 else parsed.get("Error", {}).get("Code") in _CLAIMS
         if is_claim and self._is_marked and not is_marked:
             raise NotTheStore(f"the answer, {status}, has no {_MARK}")
         if status < 300 and model.name in _NO_BODY and _PAGE.match(http_response.content):

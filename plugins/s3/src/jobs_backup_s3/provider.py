@@ -223,8 +223,9 @@ class _Provider:
                         raise
                 client = self._clients.get(self._clients.region, timeout)
                 return send(client)
-        except (Unauthenticated, PermissionDenied):
-            if call.operation != "DeleteObject":  # a right may be missing for many keys, one after the other
+        except (Unauthenticated, PermissionDenied) as error:
+            # The right to delete may be missing on purpose, and for many keys, one after the other.
+            if isinstance(error, Unauthenticated) or call.operation != "DeleteObject":
                 self._clients.renew(client)
             raise
 
