@@ -199,13 +199,12 @@ def is_googles(response: Any) -> bool:
 
 
 def check_bare(response: Any, call: Call) -> None:
-    """A success that is a status and nothing else. Google's service marks it; of an emulator, it has at least no page as its body.
+    """A success that is a status and nothing else. Google's service marks it; an emulator at least has nothing to say.
 
     Raises:
         StorageError: it is not the store's.
     """
-    is_marked = bool(response.headers.get("X-GUploader-UploadID"))
-    if not (is_marked or (call.settings.is_own and not response.content.strip())):
+    if not is_googles(response) and not (call.settings.is_own and response.content.strip() in (b"", b"null")):
         raise StorageError(f"{call}: the answer, {response.status_code}, is not the store's", hint=_STRANGER)
 
 
