@@ -105,8 +105,8 @@ _STATUSES: Final[Mapping[int, _Row]] = {
     501: _Row(NotSupported, _ENDPOINT),
 }
 
-_CLAIMS: Final = (404, 409, 410, 412)
-"""Statuses by which a store says what is so."""
+_ANYBODYS: Final = (401, 403, 405, 407, 408, 429)
+"""Statuses that are believed to be a refusal whoever gives them. Faults, from 500 on, are, too."""
 
 # By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
 _NAMES: Final[Mapping[str, _Row]] = {
@@ -193,16 +193,14 @@ def is_azures(response: Any) -> bool:
 
 
 def check_origin(call: Call, response: Any) -> None:
-    """A success must bear the store's mark. `response` is the SDK's pipeline's.
+    """What is done, or is so, only the store can say. `response` is the SDK's pipeline's.
 
     Raises:
-        Unavailable: it does not.
+        Unavailable: the answer says something of the kind, and does not bear the store's mark.
     """
     answer = response.http_response
-    if answer.status_code < 300 and not is_azures(answer):
-        raise Unavailable(
-            f"{call}: the answer has no x-ms-request-id", hint=_STRANGER
-        )
+    if answer.status_code < 500 and answer.status_code not in _ANYBODYS and not is_azures(answer):
+        raise Unavailable(f"{call}: the answer, {answer.status_code}, has no x-ms-request-id", hint=_STRANGER)
 
 
 def _code(error: Any, response: Any) -> str:
@@ -246,8 +244,6 @@ def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
         row = _Row(CredentialsExpired, _CREDENTIALS)
     elif status == 400 and re.search(r"md5|crc64", said, re.IGNORECASE):
         row = _Row(IntegrityError, _CHECKSUM)
-    elif status < 400 or (status in _CLAIMS and not is_azures(response)):
-        row = _Row(Unavailable, _STRANGER)
     elif status == 408 or (status >= 500 and status not in _STATUSES):
         return Unavailable(message, hint=_FAULT, retry_after=retry_after)
     else:

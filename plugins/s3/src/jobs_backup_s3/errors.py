@@ -72,7 +72,7 @@ _CHECKSUM: Final = (
 _KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
 _CERTIFICATE: Final = "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use a name that stands in its certificate"
 _BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it is to name a file with certificates in PEM form"
-_STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
+STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 
 _CODES: Final[Mapping[str, _Row]] = {
@@ -170,8 +170,8 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "ConnectionError": _Row(Unavailable, _NETWORK),
     "HTTPClientError": _Row(Unavailable, _NETWORK),
     "IncompleteReadError": _Row(Unavailable, _NETWORK),
-    "ResponseParserError": _Row(Unavailable, _STRANGER),
-    "NotTheStore": _Row(StorageError, _STRANGER),
+    "ResponseParserError": _Row(Unavailable, STRANGER),
+    "NotTheStore": _Row(StorageError, STRANGER),
     "FlexibleChecksumError": _Row(IntegrityError, _CHECKSUM),
 }
 """By the name of the SDK's exception or of a base of it: the SDK need not be imported for this."""
@@ -279,14 +279,14 @@ def _row(call: Call, own: str, status: int) -> _Row:
     """`own` is the code that the answer has in the store's words; the SDK puts the status there if it has none."""
     row = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
     if row is not None and row.error is AlreadyExists and not call.if_absent:
-        row = _Row(StorageError, f"the request has no such condition; {_STRANGER}")
+        row = _Row(StorageError, f"the request has no such condition; {STRANGER}")
     if row is None and own.startswith("KMS."):
         row = _Row(ConfigurationError, _KMS)
     if row is None:
         row = _STATUSES.get(status)
     if row is None and status >= 500:
         row = _Row(Unavailable, _FAULT)
-    return row or _Row(StorageError, _STRANGER if own in ("", str(status)) else "")
+    return row or _Row(StorageError, STRANGER if own in ("", str(status)) else "")
 
 
 def region_told(response: Mapping[str, Any]) -> str | None:

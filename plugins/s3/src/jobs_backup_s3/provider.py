@@ -34,7 +34,7 @@ from jobs_backup.model import (
     WriteReceipt,
 )
 from jobs_backup_s3.client import Clients
-from jobs_backup_s3.errors import Call, NothingThere, answered, translated
+from jobs_backup_s3.errors import STRANGER, Call, NothingThere, answered, translated
 from jobs_backup_s3.policy import aws_policy, minio_policy, spaces_policy
 from jobs_backup_s3.settings import BucketSettings, Connection, MinioSettings, S3Settings, SpacesSettings
 
@@ -184,7 +184,7 @@ class _Provider:
         call = self._tried("ListObjectsV2")
         answer = self._send(call, timeout, lambda client: client.list_objects_v2(**request))
         if answer.keys().isdisjoint(("Name", "IsTruncated")):
-            raise StorageError(f"{call}: the answer is no list of a bucket", hint="look what answers at the endpoint")
+            raise StorageError(f"{call}: the answer is no list of a bucket", hint=STRANGER)
         objects = [Listed(key=item["Key"], size=item["Size"]) for item in answer.get("Contents", ())]
         if answer.get("IsTruncated") and not objects:
             raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
@@ -243,7 +243,7 @@ class _Provider:
             else:
                 failed[key] = error
         for key in set(keys) - deleted - failed.keys():
-            failed[key] = StorageError(f"{call._replace(key=key)}: the answer does not say whether it was deleted")
+            failed[key] = StorageError(f"{call._replace(key=key)}: the answer does not say whether it was deleted", hint=STRANGER)
         return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
     def _delete_one_by_one(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
@@ -344,7 +344,7 @@ def _receipt(call: Call, answer: Answer, crc: int) -> WriteReceipt:
 def _field(call: Call, answer: Answer, name: str) -> str:
     """What an answer must have to be a success: a 200 alone can be anybody's."""
     if not answer.get(name):
-        raise StorageError(f"{call}: the answer has no {name}", hint="what answers may not be the store: check endpoint and proxy")
+        raise StorageError(f"{call}: the answer has no {name}", hint=STRANGER)
     return str(answer[name])
 
 
