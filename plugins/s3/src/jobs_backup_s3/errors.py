@@ -97,6 +97,7 @@ _CODES: Final[Mapping[str, _Row]] = {
     "InvalidBucketName": _Row(ConfigurationError, "check JOBS_BACKUP_BUCKET"),
     "NoSuchKey": _Row(ObjectNotFound),
     "NoSuchUpload": _Row(UploadGone, "it was completed or aborted before: another one has to be begun"),
+    "PreconditionFailed": _Row(StorageError, f"the request has no such condition; {STRANGER}"),
     "ConditionalRequestConflict": _Row(Unavailable, "another request for the same key is under way"),
     "OperationAborted": _Row(Unavailable, "another request for the same key is under way"),
     "PermanentRedirect": _Row(ConfigurationError, _REDIRECTED),
@@ -279,7 +280,7 @@ def _row(call: Call, own: str, status: int) -> _Row:
     """`own` is the code that the answer has in the store's words; the SDK puts the status there if it has none."""
     row = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
     if row is not None and row.error is AlreadyExists and not call.if_absent:
-        row = _Row(StorageError, f"the request has no such condition; {STRANGER}")
+        row = _CODES["PreconditionFailed"]
     if row is None and own.startswith("KMS."):
         row = _Row(ConfigurationError, _KMS)
     if row is None:
