@@ -240,7 +240,7 @@ def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
             row = _Row(StorageError, f"the request has no such condition; {_STRANGER}")
     elif status == 403:
         return _denied(message, call)
-    elif status == 401 and call.settings.connection().has_identity:
+    elif status == 401 and call.settings.has_identity:
         row = _Row(CredentialsExpired, _CREDENTIALS)
     elif status == 400 and re.search(r"md5|crc64", said, re.IGNORECASE):
         row = _Row(IntegrityError, _CHECKSUM)
