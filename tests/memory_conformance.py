@@ -82,7 +82,9 @@ class OnlyStrangers(OnTheWeb):
     """For wrong ones: what else they do is right, and would be tried once for each of them."""
 
     not_applicable: ClassVar = {
-        name: "it is right in this" for name in dir(Right) if name.startswith("test_") and not name.endswith("_is_the_stores_to_say")
+        name: "it is right in this"
+        for name in dir(Right)
+        if name.startswith("test_") and not name.endswith("_is_the_stores_to_say")
     }
 
 

@@ -1,4 +1,4 @@
-""""Exists already" and its like count only if they are proven: every hook of every provider, with real stores behind a scripted network.
+"""A negative answer counts only if it is proven: every hook of every provider, with real stores behind a scripted network.
 
 Whatever a stranger says: nothing counts as stored, the bytes stay in the spool, the error says what to look at; and once the store
 itself answers again, the object is there, once.
@@ -9,7 +9,6 @@ itself answers again, the object is there, once.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from servers import Store
 
 from jobs_backup import Backup, DestinationPaused
 from jobs_backup.destination import Destination
-from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, StorageError, Unavailable, Unproven
+from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, Unavailable, Unproven
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, BytesBody, Kind, Part, Stream, Upload, WriteReceipt
 from jobs_backup.retry import Retry, RetryPolicy
@@ -76,7 +75,9 @@ class Bucket:
 
 @pytest.fixture
 def s3(store: Store, bucket: str) -> Iterator[Bucket]:
-    refused = Answer(412, f"{XML}<Error><Code>PreconditionFailed</Code><Message>no</Message></Error>".encode(), {"x-amz-request-id": "1"})
+    refused = Answer(
+        412, f"{XML}<Error><Code>PreconditionFailed</Code><Message>no</Message></Error>".encode(), {"x-amz-request-id": "1"}
+    )
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
         yield Bucket(
             proxy,
@@ -257,7 +258,8 @@ def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Buck
 @pytest.mark.slow
 def test_the_same_in_parts(s3: Bucket, tmp_path: Any) -> None:
     """The completion tells another checksum; then another upload meets the object."""
-    told = f"{XML}<CompleteMultipartUploadResult><ETag>1</ETag><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C></CompleteMultipartUploadResult>"
+    result = "CompleteMultipartUploadResult"
+    told = f"{XML}<{result}><ETag>1</ETag><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C></{result}>"
     s3.fail("complete_multipart", Answer(200, told.encode(), {"x-amz-request-id": "1"}), times=1)
     s3.fail("complete_multipart", s3.exists)
     with opened(s3, tmp_path, **IN_PARTS) as backup:
@@ -399,12 +401,17 @@ def test_a_receipt_that_says_so_is_no_better_than_an_error() -> None:
         to.write(BATCH, BODY)
 
 
-@pytest.mark.parametrize("before", [[MISMATCH], [MISMATCH, Unavailable("?")], [MISMATCH] * 3], ids=["at once", "later", "next call"])
+@pytest.mark.parametrize(
+    "before", [[MISMATCH], [MISMATCH, Unavailable("?")], [MISMATCH] * 3], ids=["at once", "later", "next call"]
+)
 @pytest.mark.parametrize("hook", ["write", "complete_multipart", "write_part"])
 def test_a_mismatch_of_whichever_attempt_is_not_forgotten(hook: str, before: list[Exception]) -> None:
     """Of another batch, nothing is known."""
     to, provider = destination(Says)
-    call = (lambda: to.write(BATCH, BODY)) if hook == "write" else (lambda: parts_of(to))
+
+    def call() -> WriteReceipt:
+        return to.write(BATCH, BODY) if hook == "write" else parts_of(to)
+
     publishing = "write" if hook == "write" else "complete_multipart"
     provider.errors = {hook: list(before)}
     provider.errors.setdefault(publishing, []).append(EXISTS)

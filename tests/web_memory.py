@@ -115,8 +115,8 @@ class WebMemory(MemoryProvider):
                 raise Throttled("429", retry_after=wait, hint="wait")
             case status if status >= 500:
                 raise Unavailable(str(status), retry_after=wait, hint="wait")
-        if (error := self.said(hook, answer.status, body)) is not None:
-            raise error
+        if (said := self.said(hook, answer.status, body)) is not None:
+            raise said
 
     def said(self, hook: str, status: int, body: bytes) -> JobsBackupError | None:
         """The error for an answer, None for success."""

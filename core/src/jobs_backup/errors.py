@@ -137,8 +137,8 @@ class ObjectNotFound(StorageError):
 class AlreadyExists(StorageError):
     """A conditional write found an object under its key.
 
-    The key carries a uuid that was minted together with the bytes, so core takes this as "stored". A provider MUST raise it only for
-    the store's own refusal, in the store's own words, of a request that carried the condition.
+    The key carries a uuid that was minted together with the bytes, so core takes this as "stored". A provider MUST raise it only
+    for the store's own refusal, in the store's own words, of a request that carried the condition.
     """
 
     retryable = False

@@ -234,8 +234,8 @@ class AzureBlobProvider:
                 }
                 yield _Request(azure.container, options)
         except (Unauthenticated, PermissionDenied) as error:
-            # The next request reads the credentials again: their file may have been replaced. The rights to read and to delete may be
-            # missing on purpose, and for many keys, one after the other.
+            # The next request reads the credentials again: their file may have been replaced. The permissions to read and to delete
+            # may be missing on purpose, and for many keys, one after the other.
             if isinstance(error, Unauthenticated) or call.operation not in ("Get Blob", "Delete Blob"):
                 self._clients.renew(azure)
             raise

@@ -196,7 +196,9 @@ def _read(name: str, path: Path) -> Secret:
         return Secret(path.read_text("ascii").strip())
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigurationError(f"{name}: the file that it names can't be read: {why}", hint="correct the path, or the file's owner") from None
+        raise ConfigurationError(
+            f"{name}: the file that it names can't be read: {why}", hint="correct the path, or the file's owner"
+        ) from None
 
 
 def _parsed(text: str) -> Connection:

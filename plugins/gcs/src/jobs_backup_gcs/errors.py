@@ -98,7 +98,7 @@ _LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded",
 
 
 class Call(NamedTuple):
-    """What was tried. `upload` is the URI that no message may show; `if_absent`, whether that is the request's, or upload's, condition."""
+    """What was tried. `upload` is the URI that no message may show; `if_absent`, whether the request or upload has that condition."""
 
     operation: str
     settings: GcsSettings
@@ -154,22 +154,31 @@ def answered(response: Any, call: Call) -> JobsBackupError:
     status: int = response.status_code
     reason, said = _told(response)
     message = f"{call}: {status}" + (f" {reason}" if reason else "") + (f": {_cleaned(said, call)}" if said else "")
+    wait = parse_retry_after(response.headers.get("Retry-After", ""))
     if status == 429 or reason in _LIMITS:
-        return Throttled(message, hint=_SLOWER, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
+        return Throttled(message, hint=_SLOWER, retry_after=wait)
+    if status == 408 or (status >= 500 and status not in _STATUSES):
+        return Unavailable(message, hint=_FAULT, retry_after=wait)
     if status == 403:
         return _denied(message, said, call)
-    if not is_googles(response) and status < 500 and status not in _STATUSES:
-        return StorageError(message, hint=_STRANGER)
-    if status in (404, 410):
-        return _missing(message, said, call)
-    if status == 412:
-        return _exists(message, call)
-    if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
-        return IntegrityError(message, hint=_CHECKSUM)
-    if status == 408 or (status >= 500 and status not in _STATUSES):
-        return Unavailable(message, hint=_FAULT, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
-    row = _STATUSES.get(status, _Row(StorageError))
+    row = _STATUSES.get(status) or (_claimed(status, said, call) if is_googles(response) else _Row(StorageError, _STRANGER))
     return row.error(message, hint=row.hint)
+
+
+def _claimed(status: int, said: str, call: Call) -> _Row:
+    """What is so, because the store itself says it."""
+    if status == 412 and call.if_absent and call.operation in ("write", "create", "part"):
+        return _Row(AlreadyExists)
+    if status == 412:
+        return _Row(StorageError, f"the request has no such condition; {_STRANGER}")
+    if status in (404, 410) and call.upload:
+        return _Row(UploadGone, "it was completed, cancelled, or is older than a week: another one has to be begun")
+    if status in (404, 410):
+        is_object = call.operation in ("get", "delete") and "bucket" not in said.lower()
+        return _Row(ObjectNotFound) if is_object else _Row(BucketNotFound, _BUCKET)
+    if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
+        return _Row(IntegrityError, _CHECKSUM)
+    return _Row(StorageError)
 
 
 def _denied(message: str, said: str, call: Call) -> PermissionDenied:
@@ -177,12 +186,6 @@ def _denied(message: str, said: str, call: Call) -> PermissionDenied:
     action = named[1] if named else _PERMISSIONS[call.operation]
     resource = (call.settings.kms_key or "the bucket's key") if action.startswith("cloudkms") else call.settings.resource
     return PermissionDenied(message, action=action, resource=resource)
-
-
-def _exists(message: str, call: Call) -> JobsBackupError:
-    if call.if_absent and call.operation in ("write", "create", "part"):
-        return AlreadyExists(message)
-    return StorageError(message, hint=f"the request has no such condition; {_STRANGER}")
 
 
 def is_googles(response: Any) -> bool:
@@ -206,14 +209,6 @@ def check_bare(response: Any, call: Call) -> None:
     """
     if not is_googles(response) and not (call.settings.is_own and response.content.strip() in (b"", b"null")):
         raise StorageError(f"{call}: the answer, {response.status_code}, is not the store's", hint=_STRANGER)
-
-
-def _missing(message: str, said: str, call: Call) -> JobsBackupError:
-    if call.upload:
-        return UploadGone(message, hint="it was completed, cancelled, or is older than a week: another one has to be begun")
-    if call.operation in ("get", "delete") and "bucket" not in said.lower():
-        return ObjectNotFound(message)
-    return BucketNotFound(message, hint=_BUCKET)
 
 
 def _told(response: Any) -> tuple[str, str]:

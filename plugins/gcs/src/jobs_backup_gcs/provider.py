@@ -207,6 +207,7 @@ class GcsProvider:
         with self._requests(call) as gcs:
             blob = gcs.bucket.blob(key)
             blob.reload(timeout=timeout, retry=None)
+
         def get(offset: int) -> Any:
             with self._requests(call) as gcs:
                 answer = gcs.session.request(

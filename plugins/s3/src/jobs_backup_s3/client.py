@@ -47,9 +47,9 @@ class Clients:
         return client
 
     def renew(self, refused: S3Client | None) -> None:
-        """Have the next request read the credentials again, where they can change: this client's were refused; None: there are none.
+        """Have the next request read the credentials again, where they can change. This client's were refused; None: it has none.
 
-        Files, roles and web identities are looked at when a client is made, and what the SDK makes of a file it never reads again.
+        The SDK looks for credentials when a client is made, and never reads a file again.
         """
         if (self._connection.keys is None or self._connection.role_arn) and self._clients.renew(refused):
             self._sessions.renew()

@@ -1,8 +1,8 @@
 """Whether an answer is the store's own, and not that of a proxy, a login page or another server at the endpoint.
 
 A status alone can be anybody's. Errors count by the code in their XML: see `errors`. This looks at what is left: successes that
-have nothing to tell by, and on what somebody forgets something. AWS sends `x-amz-request-id` with each answer; another store that has
-sent it once is held to it from then on.
+have nothing else to tell by, and codes on which somebody forgets something. AWS sends `x-amz-request-id` with each answer; another
+store that has sent it once is held to it from then on.
 """
 
 from __future__ import annotations
