@@ -15,8 +15,8 @@ Rules that hold for every hook:
   cases nothing may appear.
 - What it claims MUST be the store's own word. A success, "exists already" (`AlreadyExists`) and "gone" (`UploadGone`,
   `ObjectNotFound`, `Outcome.GONE`, a deleted key) each need proof: the store's own code in its own XML or JSON, an ETag or a
-  checksum, or a header that it always sends. A status alone, a page or an empty body may come from a proxy: that is a `StorageError`
-  or `Unavailable`, with a hint to look at what answers.
+  checksum, or a header that it always sends. A status alone, a page or an empty body may come from a proxy: raise a
+  `StorageError` or `Unavailable`, with a hint to look at what answers.
 - Credentials rotate. After the store refuses them (`Unauthenticated`, `CredentialsExpired`), the next call MUST read again whatever
   can change under a running process: files, tokens, roles. `jobs_backup.sdk.PerProcess.renew` forgets the client.
 - It MUST NOT call any other operation of the store than the one that its name says: no look at the bucket, no list, no head.

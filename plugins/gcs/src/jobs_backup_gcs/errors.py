@@ -98,7 +98,7 @@ _LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded",
 
 
 class Call(NamedTuple):
-    """What was tried. `upload` is the URI that no message may show; `if_absent`, whether the request or upload has that condition."""
+    """What was tried. `upload` is the URI that no message may show; `if_absent`: the request or upload has that condition."""
 
     operation: str
     settings: GcsSettings
