@@ -88,6 +88,7 @@ class Backup:
             delete_after=settings.delete_after,
         )
         destination.use_bodies(self.spool)
+        destination.remember_doubts_in(self.spool)
         self.archiver = Archiver(self.spool, destination, settings, stop=self._stop) if archive else None
         self._sealer = threading.Thread(target=self._seal_by_age, name="jobs-backup-seal", daemon=True)
         try:

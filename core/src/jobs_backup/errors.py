@@ -137,8 +137,15 @@ class ObjectNotFound(StorageError):
 class AlreadyExists(StorageError):
     """A conditional write found an object under its key.
 
-    The key carries a uuid that was minted together with the bytes, so core takes this as "stored".
+    The key carries a uuid that was minted together with the bytes, so core takes this as "stored". A provider MUST raise it only
+    for the store's own refusal, in the store's own words, of a request that carried the condition.
     """
+
+    retryable = False
+
+
+class Unproven(StorageError):
+    """The store says that the object exists already, and that does not prove that it is stored. Its batch waits."""
 
     retryable = False
 

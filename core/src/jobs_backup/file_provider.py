@@ -215,6 +215,10 @@ class FileProvider:
             try:
                 draft.link(target)  # unlike a rename, a link never replaces
             except FileExistsError as error:
+                if not draft.is_same_as(target):
+                    raise IntegrityError(
+                        f"{target} exists, and is not the file that was to be written", hint="look who writes there, and remove it"
+                    ) from error
                 raise AlreadyExists(f"{key} exists") from error
         else:
             draft.replace(target)
@@ -289,6 +293,17 @@ class _Draft:
         """Give it a name that is not taken yet."""
         # With a descriptor, which an absolute path makes meaningless, Python follows the link to the file, see linkat(2).
         os.link(self._path, target, src_dir_fd=self.file.fileno(), follow_symlinks=True)
+
+    def is_same_as(self, target: Path) -> bool:
+        """Whether the file that has the name has these bytes, too."""
+        if not target.is_file() or target.stat().st_size != os.fstat(self.file.fileno()).st_size:
+            return False
+        self.file.seek(0)
+        with target.open("rb") as there:
+            while block := there.read(_BLOCK):
+                if block != self.file.read(_BLOCK):
+                    return False
+        return True
 
     def replace(self, target: Path) -> None:
         """Give it a name, whatever had that before."""

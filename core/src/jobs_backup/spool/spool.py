@@ -333,6 +333,14 @@ class Spool:
                 hint="put back the version of the wrapper, and its settings, until the object is stored",
             )
 
+    def doubt(self, key: str) -> None:
+        """Note that the store may hold other bytes under the key of a batch that waits."""
+        self._catalog.doubt(key)
+
+    def is_doubted(self, key: str) -> bool:
+        """Whether that was noted, by whichever process."""
+        return self._catalog.is_doubted(key)
+
     def skip(self, batch: Batch) -> None:
         """A batch that was never tried to be sent will not be: all of it was delivered."""
         self._catalog.skipped(batch.id)
