@@ -177,6 +177,29 @@ def test_events_that_are_recorded_out_of_their_order_are_found_by_time(together:
     assert "/gw/2026-01-02/1/" in next(iter(objects(tmp_path))), "its key tells the earliest"
 
 
+def test_every_time_that_can_be_recorded_comes_back(tmp_path: Path) -> None:
+    """Go's zero time among them, alone and in one object with today's; and ids that look like parts of a key."""
+    env = file_environment(tmp_path, JOBS_BACKUP_PREFIX="a/gw", INSTANCE_ID="pod-1.x")
+    days = [datetime(1, 1, 1, tzinfo=UTC), datetime(1969, 12, 31, 23, 59, 59, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+    sources = ["web", "rudder-proc-err-logs", "1-2.0b1f6a0e-6e0e-4c58-9d3a-2f0c8f2f7b11/\n"]
+    with Backup.from_env(env) as backup:
+        for source in sources:
+            backup.record_many(
+                Event(payload={"n": number}, source_id=source, workspace_id=source, created_at=at)
+                for number, at in enumerate([None, *days])
+            )
+        backup.record_many(Event(payload={"n": number}, source_id="old", created_at=days[0]) for number in range(3))
+        backup.flush(60)
+    for lists in ([], ["--list"]):
+        assert len(replay(env, *lists)) == 4 * len(sources) + 3
+        for source in sources:
+            one = ["--payload-only", "--source-id", source, "--workspace-id", source, *lists]
+            assert sorted(replay(env, *one)) == [b'{"n":0}', b'{"n":1}', b'{"n":2}', b'{"n":3}']
+            assert replay(env, *one, "--since", "1h", "--until", "9999-01-01") == [b'{"n":0}']
+            assert sorted(replay(env, *one, "--until", "1970-01-01")) == [b'{"n":1}', b'{"n":2}']
+            assert replay(env, *one, "--since", "9999-01-01") == [b'{"n":3}']
+
+
 @pytest.mark.slow
 def test_many_objects_of_one_second_stay_in_order_and_can_be_continued(tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="3")
