@@ -192,9 +192,7 @@ STORES: Final[dict[str, Callable[[], Callable[[Any], None]]]] = {
 @pytest.mark.parametrize("nameless", [True, False], ids=["without a name", "with a name"])
 @pytest.mark.parametrize("layout", ["empty", "half a path", "link"])
 @pytest.mark.parametrize("name", STORES)
-def test_a_fault_at_each_step(
-    name: str, layout: str, nameless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_at_each_step(name: str, layout: str, nameless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not nameless:
         monkeypatch.setattr("jobs_backup.file_provider._NAMELESS", 0)
     disk = Disk()
@@ -225,7 +223,9 @@ def test_faults_in_a_row(name: str, layout: str, faults: list[tuple[int, str]], 
     assert attempt(disk, bucket, store, None)
 
 
-@pytest.mark.parametrize("there", [b"other bytes", DATA[:-1], DATA + b"x", b"", None], ids=["other", "less", "more", "empty", "directory"])
+@pytest.mark.parametrize(
+    "there", [b"other bytes", DATA[:-1], DATA + b"x", b"", None], ids=["other", "less", "more", "empty", "directory"]
+)
 def test_what_has_other_bytes_is_not_this_object(there: bytes | None, tmp_path: Path) -> None:
     """Nothing is overwritten, and nothing counts as stored."""
     bucket = prepared(tmp_path, Disk(), "empty")

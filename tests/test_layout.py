@@ -103,7 +103,21 @@ def test_a_prefix_that_leaves_its_place_is_refused(prefix: str) -> None:
 
 
 # What looks like other parts of a key.
-PARTS: Final = ["1-2", UUID, UUID.replace("-", ""), "json", "json.gz", "gz", "zst", "enc", "gw", "rudder-proc-err-logs", "_", "-", "."]
+PARTS: Final = [
+    "1-2",
+    UUID,
+    UUID.replace("-", ""),
+    "json",
+    "json.gz",
+    "gz",
+    "zst",
+    "enc",
+    "gw",
+    "rudder-proc-err-logs",
+    "_",
+    "-",
+    ".",
+]
 odd_ids = st.one_of(
     st.text(),
     st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map(".".join),
@@ -136,7 +150,9 @@ suffixes = st.tuples(
 )
 @example("", "a.10-12." + UUID, Kind.FAILED, "b", "s", (0, 0), (1, 2), Uuid(UUID), ".json.gz")
 @example("", "a", Kind.FAILED, "1-2." + UUID + ".b", "s", (0, 0), (1, 2), Uuid(UUID), ".json.gz")
-@example("", "x" * 50, Kind.FAILED, "x" * 99, "s", (-62135596800_000000, 0), (1 << 62, 1 << 62), Uuid(UUID), ".json.zst.0123456789abcde")
+@example(
+    "", "x" * 50, Kind.FAILED, "x" * 99, "s", (-62135596800_000000, 0), (1 << 62, 1 << 62), Uuid(UUID), ".json.zst.0123456789abcde"
+)
 def test_what_a_key_was_made_of_is_parsed_back(
     prefix: str,
     instance_id: str,
@@ -196,7 +212,9 @@ def test_keys_that_rudderstack_wrote() -> None:
     assert (failed.first, failed.first_job, failed.last_job, failed.suffix) == (1714554100, 7, 9, ".json.gz")
 
 
-@pytest.mark.parametrize("name", ["", "web/gw", "jobs-backup-check/1", "backups/web/gw/2026-11-24/9/1/1_2_ws_id.json.gz", "x" * 1024])
+@pytest.mark.parametrize(
+    "name", ["", "web/gw", "jobs-backup-check/1", "backups/web/gw/2026-11-24/9/1/1_2_ws_id.json.gz", "x" * 1024]
+)
 def test_other_keys_are_not_parsed(name: str) -> None:
     assert parse_key(name) is None
     assert parse_key("web/gw/2026-11-24/9/1/1_2_ws_id.json.gz", "backups") is None
