@@ -630,25 +630,56 @@ def test_stopped_while_nobody_reads_it_tells_where_to_go_on(number: signal.Signa
     assert given[: len(payloads) - len(rest)] + rest == payloads
 
 
-def test_an_interrupted_file_keeps_its_limit_and_what_was_damaged(tmp_path: Path) -> None:
+def test_an_interrupted_file_keeps_its_limit(tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2000", JOBS_BACKUP_UPLOAD_CONCURRENCY="1")
     payloads = realistic(20_000)
     record(env, payloads)
-    env["JOBS_BACKUP_RETRY_ATTEMPTS"] = "1"
-    (damaged,) = (key for key, data in objects(tmp_path).items() if payloads[2000] in gzip.decompress(data))
-    (tmp_path / "bucket" / damaged).write_bytes(b"something else")
     output, position = tmp_path / "back", tmp_path / "back.position"
     arguments = ("replay", "--payload-only", "--limit", "15000", "--output", output)
     with start(*arguments, env=env) as process:
-        while damaged not in (position.read_text() if position.exists() else ""):
+        while not position.exists():
             assert process.poll() is None, "it has ended before it was killed"
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
     assert not output.exists()
-    code, _, err = run(*arguments, env=env)
-    assert code == 1
-    assert damaged in err
-    assert output.read_bytes().splitlines() == payloads[:2000] + payloads[4000:17_000]
+    assert run(*arguments, env=env)[0] == 0
+    assert output.read_bytes().splitlines() == payloads[:15_000]
+
+
+@pytest.mark.parametrize("options", [[], ["--list"], ["--limit", "5"]], ids=" ".join)
+@pytest.mark.parametrize("bad", [[0], [2], [5], [1, 3], [0, 1, 2, 3, 4, 5]], ids=str)
+def test_a_file_that_lacks_objects_does_not_get_its_name(bad: list[int], options: list[str], tmp_path: Path) -> None:
+    """The same command tries them again, and gives the final name once nothing is missing: everything in its order, once."""
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_RETRY_ATTEMPTS="1")
+    first = datetime(2026, 1, 1, tzinfo=UTC)
+    with Backup.from_env(env) as backup:
+        for number in range(6):
+            backup.record({"n": number}, source_id="web", created_at=first + timedelta(minutes=number))
+        backup.flush(60)
+    limit = 5 if options == ["--limit", "5"] else 6
+    healthy = objects(tmp_path)
+    keys = list(healthy)
+    output, part = tmp_path / "back", tmp_path / "back.part"
+    arguments = ("replay", "--payload-only", "--output", output, *options)
+    if limit == 5 and bad == [5]:
+        return  # it lies behind the limit
+    for number in bad:
+        (tmp_path / "bucket" / keys[number]).write_bytes(b"something else")
+    rest = [b'{"n":%d}' % number for number in range(6) if number not in bad][:limit]
+    for _ in range(2):
+        code, _, err = run(*arguments, env=env)
+        assert (code, output.exists()) == (1, False), err
+        assert f"back.part lacks {len(bad)} objects" in err
+        assert all(keys[number] in err for number in bad)
+        assert part.read_bytes().splitlines() == rest
+    for number in bad[:-1]:
+        (tmp_path / "bucket" / keys[number]).write_bytes(healthy[keys[number]])
+        assert run(*arguments, env=env)[0] == 1
+        assert not output.exists()
+    (tmp_path / "bucket" / keys[bad[-1]]).write_bytes(healthy[keys[bad[-1]]])
+    assert run(*arguments, env=env)[0] == 0
+    assert output.read_bytes().splitlines() == [b'{"n":%d}' % number for number in range(limit)]
+    assert sorted(path.name for path in tmp_path.glob("back*")) == ["back"]
 
 
 def test_standard_output_is_closed(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def _time(option: str, text: str | None) -> int | None:
 @click.option(
     "--after", default="", help="Resume after this cursor, which an earlier run of the same selection printed.", metavar="CURSOR"
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Into this file. Killed, the same command goes on.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write. It gets its name once complete; the same command resumes it.")
 @click.option("--dry-run", is_flag=True, help="Only tell how many objects and bytes there are.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; with --dry-run or --output.")
 @with_environment
@@ -143,14 +143,16 @@ def replay(
         except JobsBackupError as error:
             problem = error
         objects.close()
-    complete = found.finished and problem is None
-    if complete:
-        target.finish()
+    complete = found.finished and problem is None and not found.damaged
+    try:
+        (target.finish if complete else target.leave)()
+    except JobsBackupError as error:
+        problem, complete = problem or error, False
     seconds = time.monotonic() - began
     cursor = write_cursor(found.cursor, selection, query) if found.cursor else ""
     if as_json:
-        _tell_json(found, cursor, seconds, complete=complete and not found.damaged)
-    _report(found, cursor, destination.location, seconds, problem, goes_on=output is not None)
+        _tell_json(found, cursor, seconds, complete=complete)
+    _report(found, cursor, destination.location, seconds, problem, target.part)
     if problem is not None:
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
     if found.damaged or stop.is_set():
@@ -195,7 +197,7 @@ def _tell_json(found: Replay, cursor: str, seconds: float, *, complete: bool) ->
     click.echo(msgspec.json.encode(told))
 
 
-def _report(found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, *, goes_on: bool) -> None:
+def _report(found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, part: Path | None) -> None:
     for one in found.damaged[:_REPORTED]:
         say(one.error.one_line(), "DamagedObject")
     if len(found.damaged) > _REPORTED:
@@ -205,7 +207,10 @@ def _report(found: Replay, cursor: str, location: str, seconds: float, error: Jo
     for format_, count in found.unwrapped.items():
         say(f"{count:,} of the objects have no .{format_}: they were recorded without it, or somebody else has written them")
     say(f"{found.events:,} events of {found.objects:,} objects ({found.bytes:,} bytes) from {location}; {seconds:.1f} s")
-    if goes_on and not found.finished:
-        say("this was not all: the same command goes on", "Incomplete")
+    if part is not None and found.damaged:
+        lacks = f"{part} lacks {len(found.damaged):,} objects"
+        say(f"{lacks}: repair them and run the same command again, or use the file as it is", "Incomplete")
+    elif part is not None and not found.finished:
+        say("this was not all: the same command resumes it", "Incomplete")
     elif (found.limited or not found.finished) and cursor:
         say(f"this was not all: resume with the same options and --after '{cursor}'", "Incomplete")
