@@ -1,4 +1,4 @@
-"""FILE: once a call says "stored", neither a kill nor a failed fsync before it can have left a name on the object's path unsynced."""
+"""FILE: once a call says "stored", no earlier kill and no failed fsync has left a name on the object's path unsynced."""
 
 from __future__ import annotations
 

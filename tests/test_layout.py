@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import uuid as uuids
 from datetime import UTC, datetime
 from typing import Final
-from uuid import UUID as Uuid
 
 import pytest
 from hypothesis import example, given
@@ -148,10 +148,18 @@ suffixes = st.tuples(
     uuid=st.uuids(),
     suffix=suffixes,
 )
-@example("", "a.10-12." + UUID, Kind.FAILED, "b", "s", (0, 0), (1, 2), Uuid(UUID), ".json.gz")
-@example("", "a", Kind.FAILED, "1-2." + UUID + ".b", "s", (0, 0), (1, 2), Uuid(UUID), ".json.gz")
+@example("", "a.10-12." + UUID, Kind.FAILED, "b", "s", (0, 0), (1, 2), uuids.UUID(UUID), ".json.gz")
+@example("", "a", Kind.FAILED, "1-2." + UUID + ".b", "s", (0, 0), (1, 2), uuids.UUID(UUID), ".json.gz")
 @example(
-    "", "x" * 50, Kind.FAILED, "x" * 99, "s", (-62135596800_000000, 0), (1 << 62, 1 << 62), Uuid(UUID), ".json.zst.0123456789abcde"
+    "",
+    "x" * 50,
+    Kind.FAILED,
+    "x" * 99,
+    "s",
+    (-62135596800_000000, 0),
+    (1 << 62, 1 << 62),
+    uuids.UUID(UUID),
+    ".json.zst.0123456789abcde",
 )
 def test_what_a_key_was_made_of_is_parsed_back(
     prefix: str,
@@ -161,7 +169,7 @@ def test_what_a_key_was_made_of_is_parsed_back(
     source: str,
     times: tuple[int, int],
     jobs: tuple[int, int],
-    uuid: Uuid,
+    uuid: uuids.UUID,
     suffix: str,
 ) -> None:
     """Every time that `record()` takes, before 1970 too, and every id: what is written is what `replay --list` finds."""

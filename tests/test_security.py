@@ -28,9 +28,9 @@ from test_fuzz import CAMPAIGN
 
 from jobs_backup import Backup, DestinationPaused, Event, InvalidEvent
 from jobs_backup.cli import cli
-from jobs_backup.cli.options import printable
 from jobs_backup.errors import ConfigurationError, JobsBackupError, UploadGone
 from jobs_backup.file_provider import FileProvider
+from jobs_backup.logs import printable
 from jobs_backup.model import BytesBody, Outcome, Upload
 from jobs_backup.settings import redacted
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, Fault, FaultProxy

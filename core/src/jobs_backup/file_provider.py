@@ -279,7 +279,7 @@ class FileProvider:
 
 @contextmanager
 def _written(key: str) -> Generator[None]:
-    """After an object got its name: no error may say any more that the store has refused it, or core would take it elsewhere, too."""
+    """After an object got its name, no error may say that the store has refused it: core would take it elsewhere, too."""
     try:
         yield
     except OSError as error:

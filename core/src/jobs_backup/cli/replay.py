@@ -18,11 +18,13 @@ import msgspec
 from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, say, with_environment
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
 from jobs_backup.cli.replay_output import OutputFile, Stdout
+from jobs_backup.cli.streams import can_output, print_json
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
+from jobs_backup.logs import printable
 from jobs_backup.model import Kind
 from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known, listed, read_cursor, write_cursor
 from jobs_backup.values import Duration
@@ -61,7 +63,11 @@ def _time(option: str, text: str | None) -> int | None:
 @click.option(
     "--after", default="", help="Resume after this cursor, which an earlier run of the same selection printed.", metavar="CURSOR"
 )
-@click.option("--output", type=click.Path(path_type=Path), help="File to write. It gets its name once complete; the same command resumes it.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write. It gets its name once complete; the same command resumes it.",
+)
 @click.option("--dry-run", is_flag=True, help="Only tell how many objects and bytes there are.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; with --dry-run or --output.")
 @with_environment
@@ -93,10 +99,7 @@ def replay(
     """
     for option, text in (("--source-id", source_id), ("--workspace-id", workspace_id), ("--after", after)):
         check_text(option, text or "")
-    if as_json and not (dry_run or output):
-        raise ConfigurationError("--json prints to standard output, as the events do", hint="give --dry-run or --output, too")
-    if sys.stdout is None and not output:  # pyright: ignore[reportUnnecessaryComparison] - another file may have its number
-        raise ConfigurationError("events go to standard output, which is closed", hint="open it, or give --output")
+    _check_output(as_json=as_json, to_stdout=not (dry_run or output))
     summarize_failures()
     settings = read_settings()
     query = Query(
@@ -159,6 +162,13 @@ def replay(
         sys.exit(INCOMPLETE)
 
 
+def _check_output(*, as_json: bool, to_stdout: bool) -> None:
+    if as_json and to_stdout:
+        raise ConfigurationError("--json prints to standard output, as the events do", hint="give --dry-run or --output, too")
+    if to_stdout and not can_output():
+        raise ConfigurationError("events go to standard output, which is closed", hint="open it, or give --output")
+
+
 def _listed(settings: CoreSettings, destination: Destination, query: Query, begin: str) -> Iterator[Found]:
     return listed(destination, clean_prefix(settings.prefix), query, begin)
 
@@ -177,10 +187,10 @@ def _stop(error: JobsBackupError) -> NoReturn:
 def _tell_totals(selection: Selection, location: str, *, as_json: bool) -> None:
     objects, size, events = selection.totals()
     if as_json:
-        click.echo(msgspec.json.encode({"objects": objects, "bytes": size, "events": events}))
+        print_json({"objects": objects, "bytes": size, "events": events})
     else:
         known_events = "" if events is None else f", with up to {events:,} events"
-        click.echo(f"{objects:,} objects ({size:,} bytes{known_events}) in {location}")
+        click.echo(printable(f"{objects:,} objects ({size:,} bytes{known_events}) in {location}"))
 
 
 def _tell_json(found: Replay, cursor: str, seconds: float, *, complete: bool) -> None:
@@ -194,7 +204,7 @@ def _tell_json(found: Replay, cursor: str, seconds: float, *, complete: bool) ->
         "unwrapped": found.unwrapped,
         "seconds": round(seconds, 3),
     }
-    click.echo(msgspec.json.encode(told))
+    print_json(told)
 
 
 def _report(found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, part: Path | None) -> None:

@@ -34,7 +34,7 @@ def read_cursor(cursor: str, selection: bytes, query: Query) -> tuple[str, Query
         ConfigurationError: it is damaged, or belongs to another selection.
     """
     body, check = cursor[:-_DIGITS], cursor[-_DIGITS:]
-    if _digest(body.encode()) != check or body.count(":") < 3:  # noqa: PLR2004 - its parts
+    if _digest(body.encode()) != check or body.count(":") < 3:
         raise ConfigurationError(
             f"--after {cursor!r} is not a cursor, or not a whole one", hint="copy what the earlier run printed, in quotes"
         )
