@@ -660,7 +660,7 @@ def test_a_file_that_lacks_objects_does_not_get_its_name(bad: list[int], options
     healthy = objects(tmp_path)
     keys = list(healthy)
     output, part = tmp_path / "back", tmp_path / "back.part"
-    arguments = ("replay", "--payload-only", "--output", output, *options)
+    arguments: list[str | Path] = ["replay", "--payload-only", "--output", output, *options]
     if limit == 5 and bad == [5]:
         return  # it lies behind the limit
     for number in bad:

@@ -1,4 +1,5 @@
-"""Log lines: as text, or as JSON objects with names of fields that stay. What comes from outside is escaped in both."""
+"""Log lines: as text, or as JSON objects with names of fields that stay. What comes from outside is escaped in both, in JSON by
+its own rules."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
+from unicodedata import category
 
 FIELDS: Final = {
     "time": "when, in UTC, as RFC 3339 with milliseconds",
@@ -40,11 +42,11 @@ def printable(text: str) -> str:
     """A text as one line for a terminal or a log, whoever has chosen what is in it.
 
     Everything is escaped that ends a line, moves a cursor, changes the direction of text, or cannot be seen: what
-    `str.isprintable` does not take. So nothing from outside can forge a line, or hide one.
+    `str.isprintable` does not take, but for spaces of other widths. So nothing from outside can forge a line, or hide one.
     """
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return "".join(one if one.isprintable() or category(one) == "Zs" else ascii(one)[1:-1] for one in text)
 
 
 class TextFormatter(logging.Formatter):
@@ -76,9 +78,9 @@ class JsonFormatter(logging.Formatter):
 
 def json_line(at: float, level: str, logger: str, message: str, added: Mapping[str, object]) -> str:
     """The line, without its end. `at` is in seconds since 1970; what is None or empty in `added` is left out."""
-    line: dict[str, object] = {"time": _time(at), "level": level, "logger": logger, "message": printable(message)}
+    line: dict[str, object] = {"time": _time(at), "level": level, "logger": logger, "message": message}
     line |= {name: value for name, value in added.items() if value is not None and value != ""}
-    # The name of a file may be no UTF-8, which a reader of JSON need not take.
+    # In ASCII. The name of a file may be no UTF-8, which a reader of JSON need not take.
     line = {
         name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
         for name, value in line.items()
