@@ -12,7 +12,7 @@ import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 import msgspec
@@ -55,19 +55,15 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(_encodable(msgspec.to_builtins(value, str_keys=True)), separators=(",", ":")))
 
 
-def _encodable(value: Any) -> Any:
+def _encodable(value: object) -> object:
     """As every reader of JSON takes it: the name of a file may not be UTF-8, and JSON has no infinity."""
-    match value:
-        case str():
-            return value.encode("utf-8", "backslashreplace").decode()
-        case dict():
-            return {_encodable(name): _encodable(one) for name, one in value.items()}
-        case float() if not math.isfinite(value):
-            return None
-        case list() | tuple():
-            return [_encodable(one) for one in value]
-        case _:
-            return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(name): _encodable(one) for name, one in cast(dict[str, object], value).items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(one) for one in cast(list[object], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _reserve(descriptor: int, mode: int) -> None:
