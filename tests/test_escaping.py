@@ -24,6 +24,7 @@ from serving import serve
 from test_security import store_environment
 
 from jobs_backup import Backup
+from jobs_backup.errors import Unavailable
 from jobs_backup.logs import TextFormatter, printable
 from jobs_backup.testing.fault_proxy import ALWAYS, FaultProxy
 
@@ -155,6 +156,11 @@ def test_a_traceback_cannot_pass_for_a_record() -> None:
     for line in rest:
         assert line.startswith("    ")
         assert line.isprintable()
+
+
+def test_an_error_on_one_line() -> None:
+    """As an application logs it, with a formatter of its own."""
+    assert Unavailable(CANARY, hint=CANARY).one_line().isprintable()
 
 
 def test_labels_of_metrics(tmp_path: Path) -> None:
