@@ -334,3 +334,50 @@ def test_a_source_that_is_no_text_is_told_and_what_came_before_is_recorded(tmp_p
         with pytest.raises(InvalidEvent) as caught:
             backup.record_many([Event(payload=b"{}", source_id="web"), Event(payload=b"{}", source_id=wrong)])
         assert (caught.value.index, len(caught.value.recorded)) == (1, 1)
+
+
+LATE = """
+import json, sys
+from jobs_backup import Backup
+
+def suspended():
+    with Backup.from_env(json.loads(sys.argv[1]), archive=sys.argv[3] == "archive") as backup:
+        backup.record({"n": 1}, source_id="web")
+        yield backup
+
+class Holder:
+    def __init__(self):
+        self.how = sys.argv[2]
+        self.generator = suspended()
+        self.backup = next(self.generator)
+    def __del__(self):
+        if self.how == "record":
+            self.backup.record({"n": 2}, source_id="web")
+        self.backup.close()
+
+if sys.argv[2] == "generator":
+    kept = suspended()
+    next(kept)
+else:
+    kept = [Holder()]
+    kept.append(kept)
+"""
+
+
+@pytest.mark.parametrize("archive", ["archive", "record only"])
+@pytest.mark.parametrize("how", ["generator", "close", "record"])
+def test_a_backup_that_is_collected_while_the_interpreter_shuts_down(tmp_path: Path, how: str, archive: str) -> None:
+    """It ends without a word; who records then hears why not. What was recorded before is safe."""
+    environment = file_environment(tmp_path)
+    arguments = [sys.executable, "-c", LATE, json.dumps(environment), how, archive]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    if how == "record":
+        assert "BackupClosed: the interpreter is shutting down" in done.stderr
+        assert "ImportError" not in done.stderr
+    else:
+        assert done.stderr == ""
+    with Backup.from_env(environment) as backup:
+        assert backup.archiver is not None
+        assert backup.archiver.drain(30)
+    assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]

@@ -14,6 +14,8 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import ClassVar
 
+from jobs_backup.logs import printable
+
 
 class JobsBackupError(Exception):
     """Base of all errors of jobs-backup.
@@ -52,9 +54,9 @@ class JobsBackupError(Exception):
         return self.message + tried
 
     def one_line(self) -> str:
-        """The message and the hint, as the command prints them."""
+        """The message and the hint on one line, with nothing in it that could steer a terminal."""
         text = f"{self}: {self.hint}" if self.hint else str(self)
-        return " ".join(text.split())
+        return printable(" ".join(text.split()))
 
 
 class ConfigurationError(JobsBackupError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 import sqlite3
 import sys
 import time
@@ -17,18 +16,10 @@ import click
 
 from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, SpoolFull
-from jobs_backup.logs import configure, is_json, json_line
+from jobs_backup.logs import configure, is_json, json_line, printable
 
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
-
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    """A text that may hold the name of a file, which may be no UTF-8, or what a store has said, as one line for a terminal."""
-    shown = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
-    return shown.encode("utf-8", "backslashreplace").decode()
 
 
 def say(text: str, code: str = "", *, level: int | None = None) -> None:
@@ -41,6 +32,17 @@ def say(text: str, code: str = "", *, level: int | None = None) -> None:
         click.echo(json_line(time.time(), logging.getLevelName(level), "jobs_backup.cli", text, {"code": code}), err=True)
         return
     click.echo(f"jobs-backup: {printable(text)}" + (f" [{code}]" if code else ""), err=True)
+
+
+def show_usage(error: click.ClickException) -> None:
+    """What is wrong with the command line. The shell may have put names of files into it that others have chosen."""
+    if is_json(os.environ):
+        say(error.format_message(), "Usage", level=logging.ERROR)
+        return
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
+    click.echo(f"Error: {printable(error.format_message())}", err=True)
+    click.echo("See `--help`, and the section Usage of docs/messages.md. [Usage]", err=True)
 
 
 def check_text(name: str, text: str) -> None:

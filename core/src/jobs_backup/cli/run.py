@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jobs_backup.cli.intake import inputs_of, take_in
 from jobs_backup.cli.options import check_text, with_environment
 from jobs_backup.cli.output import Output
 from jobs_backup.cli.process import read_settings, summarize_failures
+from jobs_backup.cli.streams import can_output
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
@@ -45,7 +45,7 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         raise ConfigurationError("--source-id is empty", hint="say which source the events come from")
     if emit_ids and as_json:
         raise ConfigurationError("--emit-ids and --json both print to standard output", hint="give one of them")
-    if emit_ids and sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
+    if emit_ids and not can_output():
         raise ConfigurationError("--emit-ids prints to standard output, which is closed", hint="open it")
     inputs = inputs_of(files)
     summarize_failures()

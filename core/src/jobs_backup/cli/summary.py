@@ -7,12 +7,10 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import click
-import msgspec
-
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import INCOMPLETE, printable, say
+from jobs_backup.cli.options import INCOMPLETE, say
 from jobs_backup.cli.progress import Progress
+from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.spool import Waiting, WaitingDeletes
 
@@ -118,7 +116,11 @@ class Summary:
         waits = bool(self._waiting) and self._counted != "ids"
         complete = not waits and not self.problems and not interrupted
         if as_json:
-            click.echo(msgspec.json.encode(self._as_dict(complete=complete)))
+            try:
+                print_json(self._as_dict(complete=complete))
+            except JobsBackupError as error:
+                say(error.one_line(), error.code)
+                return INCOMPLETE
         else:
             self._print(interrupted=interrupted)
         return 0 if complete else INCOMPLETE
@@ -133,7 +135,7 @@ class Summary:
             **({"unknown": self._unknown} if self._counted == "ids" else {}),
             "resumed": self.resumed,
             "rejected": self.rejected,
-            "rejects": [printable(str(path)) for path in self.rejects],
+            "rejects": [str(path) for path in self.rejects],
             "objects": sent.objects if sent else 0,
             "stored_events": sent.events if sent else 0,
             "stored_bytes": sent.bytes if sent else 0,
@@ -143,7 +145,7 @@ class Summary:
             "open_elsewhere": self._open_elsewhere,
             "waiting_deletes": self._deletes,
             "open_uploads": [{"key": key, "error": error, "hint": hint} for key, error, hint in self._open_uploads],
-            "problems": [printable(f"{one.one_line()} [{one.code}]") for one in self.problems],
+            "problems": [f"{one.one_line()} [{one.code}]" for one in self.problems],
         }
 
     def _print(self, *, interrupted: bool) -> None:
