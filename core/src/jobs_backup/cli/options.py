@@ -20,6 +20,8 @@ from jobs_backup.logs import configure, is_json, json_line
 
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
+REJECTED: Final = 3
+"""All that could be used is in the bucket, and some lines could not."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -58,6 +60,24 @@ def fail(error: JobsBackupError) -> NoReturn:
     """End with an error that keeps the command from starting."""
     say(error.one_line(), error.code, level=logging.ERROR)
     sys.exit(MISUSED)
+
+
+_INPUT_OPTIONS: Final = (
+    click.option("--allow-rejects", is_flag=True, help="Exit code 0 instead of 3 where lines were rejected."),
+    click.option(
+        "--append-only",
+        is_flag=True,
+        help="Files are rotated by rename and never emptied: resume after lines that repeat, which prove nothing otherwise.",
+    ),
+    click.option("--again", is_flag=True, help="Read files from their beginning, also where an earlier run has read them."),
+)
+
+
+def with_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --again, --append-only and --allow-rejects, see `InputOptions`."""
+    for option in _INPUT_OPTIONS:
+        command = option(command)
+    return command
 
 
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import click
 import msgspec
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import INCOMPLETE, printable, say
+from jobs_backup.cli.options import INCOMPLETE, REJECTED, printable, say
 from jobs_backup.cli.progress import Progress
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.spool import Waiting, WaitingDeletes
@@ -22,6 +22,14 @@ Counted = Literal["events", "ids", "failures"]
 _COUNTED: Final = {"events": "events recorded", "ids": "job ids read", "failures": "failures recorded"}
 _LOOK: Final = 0.1
 _REPORTED: Final = 20
+
+
+class Unfinished(NamedTuple):
+    """A last line whose end was not written yet."""
+
+    input: str
+    line: int
+    bytes: int
 
 
 class Summary:
@@ -36,6 +44,7 @@ class Summary:
         self.count = 0
         self.rejected = 0
         self.rejects: list[Path] = []
+        self.unfinished: list[Unfinished] = []
         self.resumed = False
         self.problems: list[JobsBackupError] = []
         self._unknown = 0
@@ -97,7 +106,7 @@ class Summary:
             )
         self._open_uploads = self._backup.spool.uploads.waiting()
 
-    def show(self, *, as_json: bool, interrupted: bool) -> int:
+    def show(self, *, as_json: bool, interrupted: bool, allow_rejects: bool = False) -> int:
         """Print it. Returns the exit code."""
         # What was acknowledged is so, whatever others have still to send.
         waits = bool(self._waiting) and self._counted != "ids"
@@ -106,7 +115,9 @@ class Summary:
             click.echo(msgspec.json.encode(self._as_dict(complete=complete)))
         else:
             self._print(interrupted=interrupted)
-        return 0 if complete else INCOMPLETE
+        if not complete:
+            return INCOMPLETE
+        return REJECTED if self.rejected and not allow_rejects else 0
 
     def _as_dict(self, *, complete: bool) -> dict[str, Any]:
         archiver = self._backup.archiver
@@ -119,6 +130,7 @@ class Summary:
             "resumed": self.resumed,
             "rejected": self.rejected,
             "rejects": [printable(str(path)) for path in self.rejects],
+            "unfinished": [{**one._asdict(), "input": printable(one.input)} for one in self.unfinished],
             "objects": sent.objects if sent else 0,
             "stored_events": sent.events if sent else 0,
             "stored_bytes": sent.bytes if sent else 0,

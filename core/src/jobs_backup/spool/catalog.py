@@ -102,11 +102,13 @@ class Catalog:
             ).fetchone()
         return int(row[0])
 
-    def position(self, source: str) -> InputPosition | None:
-        """How far an input was read by the sessions that have ended."""
+    def positions(self, prefix: str) -> list[InputPosition]:
+        """How far the inputs were read whose ids begin with `prefix`, by the sessions that have ended."""
         with self._database.reading() as db:
-            row = db.execute("SELECT input, at, position FROM positions WHERE input=?", (source,)).fetchone()
-        return InputPosition(*row) if row else None
+            rows = db.execute(
+                "SELECT input, at, position FROM positions WHERE input>=? AND input<?", (prefix, f"{prefix}\U0010ffff")
+            )
+            return [InputPosition(*row) for row in rows]
 
     # Batches
 
