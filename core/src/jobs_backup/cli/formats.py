@@ -45,7 +45,7 @@ _ARRAY: Final = re.compile(rb"\s*\[(?:\s*\{|[ \t]*\r?\n)")
 _SPREAD: Final = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
 
 
-class Stopped(Exception):  # noqa: N818 - nothing failed
+class Stopped(Exception):
     """The command shall end: nothing more is read."""
 
 
@@ -177,6 +177,6 @@ def _refuse(name: str, what: str, command: str) -> None:
 
 def _is_csv(head: bytes) -> bool:
     lines = [line.strip(b"\r") for line in head.split(b"\n", 3)[:3]]
-    if len(lines) < 3 or b"\n{" in head or head.startswith((b"{", b"[")):  # noqa: PLR2004 - two whole lines, and a rest
+    if len(lines) < 3 or b"\n{" in head or head.startswith((b"{", b"[")):
         return False
     return any(lines[0].count(one) == lines[1].count(one) > 0 for one in (b",", b";", b"\t"))

@@ -243,9 +243,8 @@ class Intake(Generic[T]):
             return
         before = known.position.seen
         if before is not None and self._seen is not None and before.path != self._seen.path:
-            say(
-                f"{self._input.name} holds what was read as {known.position.name}: it is read from line {known.position.line + 1:,} on"
-            )
+            line = known.position.line + 1
+            say(f"{self._input.name} holds what was read as {known.position.name}: it is read from line {line:,} on")
         self._summary.resumed = True
         reader.go_to(found.fingerprint, found.sample)
         self._take_all(reader, committed=known.position.rejects)

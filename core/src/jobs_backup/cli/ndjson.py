@@ -150,7 +150,7 @@ class Reader:
                     self._source.seek(fingerprint.offset)
                 else:
                     self._advance(fingerprint.offset)
-            self._fingerprint, self.sample = fingerprint, sample
+            self._fingerprint, self.sample = fingerprint.copy(), sample
             self._continued = not fingerprint.ends_line
 
     def fingerprints(self, offsets: list[int]) -> Iterator[Fingerprint]:

@@ -85,7 +85,8 @@ class Recognition:
             ConfigurationError: the file cannot be read.
             Stopped: the command shall end.
         """
-        matches = self._matches()
+        first = self._first()
+        matches = self._matches(first)
         for known, prefix in reversed(matches):
             if Sample(known.position.sample).proves and self._counted(known, self._following(prefix)).proves:
                 return self._resumed(known, prefix)
@@ -96,16 +97,18 @@ class Recognition:
             return self._in_other_file(*matches[-1])
         if self._at_path is None and self._in_file is None and self._earlier is not None:
             return self._as_earlier(self._earlier)
-        self._refuse_rewritten()
+        self._refuse_rewritten(first)
         return self._new()
 
-    def _matches(self) -> list[tuple[Known, Fingerprint]]:
+    def _first(self) -> str:
+        start = Fingerprint()
+        start.add(self._following(start))
+        return start.first
+
+    def _matches(self, first: str) -> list[tuple[Known, Fingerprint]]:
         """The contents that the file begins with, and its fingerprint up to there, the longest one last."""
-        (start,) = self._reader.fingerprints([0])
-        head = start.copy()
-        head.add(self._reader.look_ahead())
         # Of a first line that had not ended only the beginning is known.
-        known = [one for one in self._known if one.position.first == head.first or not one.position.line]
+        known = [one for one in self._known if one.position.first == first or not one.position.line]
         known.sort(key=lambda one: one.position.offset)
         offsets = sorted({one.position.offset for one in known})
         prefixes = {prefix.offset: prefix for prefix in self._reader.fingerprints(offsets)}
@@ -151,14 +154,18 @@ class Recognition:
             earlier._replace(position=msgspec.structs.replace(earlier.position, sample=sample.kept())), prefix
         )
 
-    def _refuse_rewritten(self) -> None:
-        for known in {one.id: one for one in (self._at_path, self._in_file) if one is not None}.values():
-            before = Sample(known.position.sample)
-            if self._append_only and before.repeats and known != self._in_file:
-                continue  # another file, then, which has nothing to do with that one
-            if before.overlaps(self._reader.sample_of(known.position.offset + _LOOKED_BEHIND)):
+    def _refuse_rewritten(self, first: str) -> None:
+        """Refuse it where lines were read before of its path, of the file, or of a file with the same first line."""
+        related = [one for one in self._known if one in (self._at_path, self._in_file) or one.position.first == first]
+        if self._append_only:  # another file has nothing to do with one whose lines repeat
+            related = [one for one in related if one == self._in_file or not Sample(one.position.sample).repeats]
+        if not related:
+            return
+        now = self._reader.sample_of(max(one.position.offset for one in related) + _LOOKED_BEHIND)
+        for known in related:
+            if Sample(known.position.sample).overlaps(now):
                 raise AmbiguousInput(
-                    f"{self._reader.name} was rewritten: it holds lines that were read before among others, which may be new;"
+                    f"{self._reader.name} has lines that were read as {known.position.name}, among others that may be new;"
                     " nothing of it was read",
                     hint=f"put the new lines into a file of their own; or {_AGAIN}",
                 )
