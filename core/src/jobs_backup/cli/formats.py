@@ -93,7 +93,7 @@ class Source:
             # Before its writer comes a named pipe looks like an empty file.
             if not self._is_file and not select.select([self._file], [], [], _POLL)[0]:
                 continue
-            data: bytes | None = self._file.read(size)
+            data = cast(bytes | None, self._file.read(size))
             if data is not None:  # else standard input was made not to block, and there is nothing just now
                 return data
         raise Stopped

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from isal import isal_zlib
@@ -30,7 +30,7 @@ _NAMED: Final = re.compile(
     rb"|\d{10}"  # or a time as a number, or a long id
 )
 
-_crc32: Any = isal_zlib.crc32  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # ten times zlib's
+_crc32: Callable[..., int] = isal_zlib.crc32  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # ten times zlib's
 
 
 class SeenFile(msgspec.Struct, frozen=True):
