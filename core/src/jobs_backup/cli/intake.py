@@ -250,7 +250,8 @@ class Intake(Generic[T]):
         self._take_all(reader, committed=known.position.rejects)
 
     def _take_all(self, reader: Reader, *, committed: int | None) -> None:
-        path = self._spool.directory / "rejects" / self._reached.rejects_name
+        name = os.fsdecode(self._reached.rejects_name.encode())  # the system's encoding may be another one
+        path = self._spool.directory / "rejects" / name
         with closing(Rejects(path, committed)) as rejects:
             self._reached = self._position(reader, rejects)
             for part in reader.parts():
@@ -391,8 +392,7 @@ def _parsed(parse: Callable[[bytes], T | None], line: bytes) -> T | None:
 
 def _file_name(source: Input) -> str:
     # Cut by bytes, since that is what file systems limit; bytes that are no whole characters of UTF-8 are left out.
-    name = os.fsencode(Path(source.name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
-    return os.fsdecode(name.encode())  # the system's encoding may be another one
+    return os.fsencode(Path(source.name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
 
 
 def _rejects_name(source: Input, unique: str) -> str:
