@@ -65,6 +65,10 @@ class ConfigurationError(JobsBackupError):
     refused = True
 
 
+class AmbiguousInput(JobsBackupError):
+    """Whether a file was read before cannot be told, so that nothing of it was read."""
+
+
 class ProviderNotFound(ConfigurationError):
     """No installed distribution offers the provider that was asked for, or the one that does can't be used."""
 

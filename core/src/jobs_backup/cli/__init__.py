@@ -51,7 +51,8 @@ def cli() -> None:
     """Every event of your pipeline, safe in your own bucket.
 
     Settings come from environment variables, or from a docker.env given with --env-file. Exit codes: 0 done; 1 not everything is
-    in the bucket yet, and nothing is lost; 2 wrong usage or configuration.
+    in the bucket yet, and nothing is lost; 2 wrong usage or configuration; 3 everything that can be used is in the bucket, and some
+    lines of the input were rejected.
     """
 
 

@@ -20,6 +20,8 @@ from jobs_backup.logs import configure, is_json, json_line, printable
 
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
+REJECTED: Final = 3
+"""All that could be used is in the bucket, and some lines could not."""
 
 
 def say(text: str, code: str = "", *, level: int | None = None) -> None:
@@ -62,6 +64,24 @@ def fail(error: JobsBackupError) -> NoReturn:
     say(error.one_line(), error.code, level=logging.ERROR)
     is_of_disk = isinstance(error, SpoolCorrupt | SpoolFull) or isinstance(error.__cause__, sqlite3.Error)
     sys.exit(INCOMPLETE if is_of_disk else MISUSED)
+
+
+_INPUT_OPTIONS: Final = (
+    click.option("--allow-rejects", is_flag=True, help="Exit code 0 instead of 3 where lines were rejected."),
+    click.option(
+        "--append-only",
+        is_flag=True,
+        help="Files are rotated by rename and never emptied: resume after lines that repeat, which prove nothing otherwise.",
+    ),
+    click.option("--again", is_flag=True, help="Read files from their beginning, also where an earlier run has read them."),
+)
+
+
+def with_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --again, --append-only and --allow-rejects, see `InputOptions`."""
+    for option in _INPUT_OPTIONS:
+        command = option(command)
+    return command
 
 
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:

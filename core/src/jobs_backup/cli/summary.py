@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import INCOMPLETE, say
+from jobs_backup.cli.options import INCOMPLETE, REJECTED, say
 from jobs_backup.cli.progress import Progress
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
@@ -20,6 +20,14 @@ Counted = Literal["events", "ids", "failures"]
 _COUNTED: Final = {"events": "events recorded", "ids": "job ids read", "failures": "failures recorded"}
 _LOOK: Final = 0.1
 _REPORTED: Final = 20
+
+
+class Unfinished(NamedTuple):
+    """A last line whose end was not written yet."""
+
+    input: str
+    line: int
+    bytes: int
 
 
 class Summary:
@@ -34,6 +42,7 @@ class Summary:
         self.count = 0
         self.rejected = 0
         self.rejects: list[Path] = []
+        self.unfinished: list[Unfinished] = []
         self.resumed = False
         self.problems: list[JobsBackupError] = []
         self._unknown = 0
@@ -110,7 +119,7 @@ class Summary:
             )
         self._open_uploads = self._backup.spool.uploads.waiting()
 
-    def show(self, *, as_json: bool, interrupted: bool) -> int:
+    def show(self, *, as_json: bool, interrupted: bool, allow_rejects: bool = False) -> int:
         """Print it. Returns the exit code."""
         # What was acknowledged is so, whatever others have still to send.
         waits = bool(self._waiting) and self._counted != "ids"
@@ -123,7 +132,9 @@ class Summary:
                 return INCOMPLETE
         else:
             self._print(interrupted=interrupted)
-        return 0 if complete else INCOMPLETE
+        if not complete:
+            return INCOMPLETE
+        return REJECTED if self.rejected and not allow_rejects else 0
 
     def _as_dict(self, *, complete: bool) -> dict[str, Any]:
         archiver = self._backup.archiver
@@ -136,6 +147,7 @@ class Summary:
             "resumed": self.resumed,
             "rejected": self.rejected,
             "rejects": [str(path) for path in self.rejects],
+            "unfinished": [one._asdict() for one in self.unfinished],
             "objects": sent.objects if sent else 0,
             "stored_events": sent.events if sent else 0,
             "stored_bytes": sent.bytes if sent else 0,

@@ -130,10 +130,10 @@ class Catalog:
         return int(row[0])
 
     @reads
-    def position(self, db: sqlite3.Connection, source: str) -> InputPosition | None:
-        """How far an input was read by the sessions that have ended."""
-        row = db.execute("SELECT input, at, position FROM positions WHERE input=?", (source,)).fetchone()
-        return InputPosition(*row) if row else None
+    def positions(self, db: sqlite3.Connection, prefix: str) -> list[InputPosition]:
+        """How far the inputs were read whose ids begin with `prefix`, by the sessions that have ended."""
+        rows = db.execute("SELECT input, at, position FROM positions WHERE input>=? AND input<?", (prefix, f"{prefix}\U0010ffff"))
+        return [InputPosition(*row) for row in rows]
 
     # Batches
 
