@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from jobs_backup.compression import GZIP, Compression
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool import Claim, Spool
+from jobs_backup.spool.database import Database
 from jobs_backup.spool.room import RoomLimits
 from jobs_backup.spool.writer import BatchLimits, Recording
 
@@ -60,4 +64,19 @@ def die(spool: Spool) -> None:
     """What a killed process leaves: nothing was ended, but its lock is free."""
     spool._writer.close_file()
     spool._catalog.close()
-    spool._lock.drop()
+    spool._writer.session.lock.drop()
+
+
+@contextmanager
+def tampering(database: Database) -> Generator[sqlite3.Connection]:
+    """A transaction of somebody else, who does not know the spool."""
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+        connection.execute("COMMIT")
+
+
+def rows(database: Database, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
+    """What a query finds."""
+    with closing(sqlite3.connect(database.path)) as connection:
+        return connection.execute(statement, parameters).fetchall()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
+from spools import tampering
 
 from jobs_backup import Backup, DestinationPaused
 from jobs_backup.errors import PermissionDenied, StorageError, Throttled, Unavailable, Unreachable
@@ -155,7 +156,7 @@ def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
         backup.record({"n": 1}, source_id="web")
         assert wait_for(lambda: objects(tmp_path))
         batch = backup.spool.last_batch()
-        with backup.spool._catalog._database.transaction() as connection:
+        with tampering(backup.spool._catalog._database) as connection:
             connection.execute(
                 "INSERT INTO uploads (batch, destination, upload, part_size, abandoned) VALUES (?, ?, ?, 1, 1)",
                 (batch, backup.spool.destination, b'{"key":"k","id":"i"}'),

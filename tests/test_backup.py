@@ -256,14 +256,30 @@ def test_a_forked_child_has_to_open_its_own(tmp_path: Path) -> None:
     assert sorted(event["payload"]["from"] for event in events(tmp_path)) == ["child's own", "parent", "parent again"]
 
 
-def test_a_forked_child_never_closes_what_it_has_inherited(tmp_path: Path) -> None:
+def test_a_forked_child_inherits_no_open_connection(tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
         connections = [backup.spool._catalog._database._connection, backup.spool._writer._blobs._database._connection]
-        before = [sys.getrefcount(connection) for connection in connections]
+        assert all(connection.is_open for connection in connections)
         if (child := os.fork()) == 0:
-            os._exit(0 if [sys.getrefcount(connection) for connection in connections] == [count + 1 for count in before] else 1)
+            os._exit(int(any(connection.is_open for connection in connections)))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert [sys.getrefcount(connection) for connection in connections] == before
+        backup.record({"a": 1}, source_id="web")
+
+
+def test_what_was_open_at_a_fork_that_python_did_not_make_is_not_opened_again(tmp_path: Path) -> None:
+    """As of a server in C: nothing was closed before."""
+    environment = file_environment(tmp_path)
+    with Backup.from_env(environment, archive=False) as backup:
+        backup.record({"a": 1}, source_id="web")
+        child = ctypes.CDLL(None).fork()
+        if child == 0:
+            try:
+                Backup.from_env(environment, archive=False)
+            except SpoolError as error:
+                os._exit(3 if "when this process was forked" in str(error) else 4)
+            os._exit(5)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        backup.record({"a": 2}, source_id="web")
 
 
 ORPHAN = """

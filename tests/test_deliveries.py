@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
-from spools import LIMITS, claim, claimed, content, die, open_spool, record
+from spools import LIMITS, claim, claimed, content, die, open_spool, record, rows
 
 from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob, deleter
 from jobs_backup.core_settings import CoreSettings
@@ -316,7 +316,7 @@ class TestUnreadable:
         ((good, _),) = record(spool, [b"{}\n"])
         with pytest.raises(SpoolError):
             spool.delivered(next(job_sets([bad, good, 17])))
-        assert spool._catalog._database._connection.execute("SELECT sum(delivered) FROM batches").fetchone() == (1,)
+        assert rows(spool._catalog._database, "SELECT sum(delivered) FROM batches")[0] == (1,)
         failed: list[Exception] = []
 
         def acknowledge(job: int) -> None:
@@ -462,9 +462,9 @@ class TestForgetting:
                 spool.deleted(spool.claim_deletes(10))
         known = "SELECT id FROM batches"
         assert spool.forget(time.time() - 60, 0) is None
-        assert {row[0] for row in spool._catalog._database._connection.execute(known)} == set(batches.values())
+        assert {row[0] for row in rows(spool._catalog._database, known)} == set(batches.values())
         assert spool.forget(time.time() + 60, 0) is None
-        assert {row[0] for row in spool._catalog._database._connection.execute(known)} == {batches["waits"], batches["sealed"]}
+        assert {row[0] for row in rows(spool._catalog._database, known)} == {batches["waits"], batches["sealed"]}
         assert len(spool.delivered(next(job_sets(batches["part"] << 21)))) == 1, "it is unknown now"
         assert [one.batch for one in spool.claim_deletes(10)] == [batches["waits"]]
         spool.close()
@@ -483,7 +483,7 @@ class TestForgetting:
             after = spool.forget(time.time() + 60, after)
             looks += 1
         assert looks == 3
-        assert spool._catalog._database._connection.execute("SELECT state FROM batches").fetchall() == [("sealed",)] * 2
+        assert rows(spool._catalog._database, "SELECT state FROM batches") == [("sealed",)] * 2
         spool.close()
 
     def test_what_has_waited_for_long_is_not_forgotten_when_it_is_stored(self, tmp_path: Path) -> None:
@@ -710,9 +710,8 @@ class TestDeleting:
         from jobs_backup.spool import deliveries
 
         for rest in (deliveries._DUE, ""):
-            plan = spool._catalog._database._connection.execute(
-                f"EXPLAIN QUERY PLAN {deliveries._TO_DELETE[setting]} {rest}", (1, *((0, 0) if rest else ()))
-            ).fetchall()
+            asked = f"EXPLAIN QUERY PLAN {deliveries._TO_DELETE[setting]} {rest}"
+            plan = rows(spool._catalog._database, asked, (1, *((0, 0) if rest else ())))
             assert f"USING INDEX {setting}_batches (destination=?" in str(plan)
 
     def test_another_process_takes_over_what_a_dead_one_was_deleting(self, spool: Spool, tmp_path: Path) -> None:
@@ -726,7 +725,7 @@ class TestDeleting:
 
     def test_a_new_start_need_not_wait(self, spool: Spool) -> None:
         objects = spool.claim_deletes(10)
-        spool.give_back_deletes([(one, time.time() + 1000) for one in objects], Unavailable("no"), paused_until=0)
+        spool.give_back_deletes([(one, 1000) for one in objects], Unavailable("no"), pause=0)
         assert not spool.has_deletes()
         spool.begin_sending()
         assert spool.has_deletes()
@@ -796,7 +795,7 @@ def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:
             connection.executescript(script.read_text())
     spool = open_spool(tmp_path, location="file:///srv/bucket")
     spool.recover()
-    found = spool._catalog._database._connection.execute("SELECT id, jobs, events, state FROM batches ORDER BY id").fetchall()
+    found = rows(spool._catalog._database, "SELECT id, jobs, events, state FROM batches ORDER BY id")
     assert [(count, state) for _, _, count, state in found] == [(3, "stored"), (5, "sealed"), (4, "sealed")]
     for batch, _, count, _ in found:
         assert not spool.delivered(next(job_sets(range(batch << 21, (batch << 21) + count))))
@@ -843,5 +842,5 @@ class _Store:
 def _peek(spool: Spool) -> list[DueObject]:
     """What is to be deleted."""
     found = spool.claim_deletes(10)
-    spool.give_back_deletes([(one, None) for one in found], Unavailable(""), paused_until=0)
+    spool.give_back_deletes([(one, None) for one in found], Unavailable(""), pause=0)
     return found

@@ -17,7 +17,7 @@ from buckets import FAST_RETRY, file_environment, realistic
 from commands import start
 from prometheus_client import CollectorRegistry, generate_latest
 from scrapes import Samples, parse, scrape, scrape_file, value
-from spools import APP, LIMITS, WEB, claim, claimed, die, open_spool, record
+from spools import APP, LIMITS, WEB, claim, claimed, die, open_spool, record, rows, tampering
 
 from jobs_backup import Backup, metrics
 from jobs_backup.core_settings import CoreSettings
@@ -179,7 +179,7 @@ class TestOfTheSpool:
             one, other = claim(spool), claim(spool)
             spool.uploads.begin(one, Upload(key=one.key, id="a secret"), 5 << 20)
             spool.uploads.abandon(spool.uploads.begin(other, Upload(key=other.key, id="a secret"), 5 << 20))
-            spool.pause(BucketNotFound("no bucket"), until=time.time() + 90)
+            spool.pause(BucketNotFound("no bucket"), seconds=90)
             found, location = scrape(backup), backup.location
             assert value(found, "open_uploads", state="sending") == value(found, "open_uploads", state="to_abort") == 1
             assert value(found, "destination_paused", destination=location) == 1
@@ -190,7 +190,7 @@ class TestOfTheSpool:
             assert value(found, "destination_paused", destination=location) == 0
             path = tmp_path / "spool/quarantine/rotten"
             path.write_bytes(b"")
-            with spool._catalog._database.transaction() as db:
+            with tampering(spool._catalog._database) as db:
                 db.execute("INSERT INTO damages VALUES ('quarantine/rotten', 1, 'raw', 'w', 'web', 0, 0, 'rotten')")
             found = scrape(backup)
             assert (value(found, "quarantined_files"), value(found, "behind")) == (1, 1)
@@ -348,10 +348,8 @@ class TestTotals:
         record(spool, [b"{}\n"] * 3)
         spool.seal()
         batch = claim(spool)
-        row = spool._catalog._database._connection.execute(
-            "SELECT jobs, events-1, raw_bytes-3, first_at, last_at, size, crc32c, uuid, key, id FROM batches"
-        ).fetchone()
-        spool._catalog.reseal(batch.id, row)
+        columns = "jobs, events-1, raw_bytes-3, first_at, last_at, size, crc32c, uuid, key, id"
+        spool._catalog.reseal(batch.id, Seal(*rows(spool._catalog._database, f"SELECT {columns} FROM batches")[0]))
         assert {key: found[:2] for key, found in totals(tmp_path).items()} == {
             ("raw", "sealed"): (1, 3),
             ("raw", "set aside"): (1, 3),
@@ -368,7 +366,7 @@ class TestTotals:
             pass
 
         def seal() -> None:
-            with spool._catalog._database.transaction() as db:
+            with tampering(spool._catalog._database) as db:
                 db.execute("UPDATE batches SET state='sealed' WHERE state='open'")
                 raise Killed
 
@@ -400,7 +398,7 @@ class TestTotals:
         spool.close()
         before = totals(tmp_path)
         later = Database(tmp_path / "catalog.db", SCHEMA, version=VERSION + 1, durability="full", upgrades={VERSION: ()})
-        with later.transaction() as db:
+        with tampering(later) as db:
             db.execute("UPDATE batches SET state='stored', stored_at=7")
             assert db.execute("SELECT count(*) FROM sqlite_schema WHERE type='trigger'").fetchone() == (1,)
         later.close()
@@ -506,8 +504,8 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     record(spool, [b"{}\n"])
     database = Database(tmp_path / "catalog.db", SCHEMA, version=VERSION, durability="full", only_reads=True)
-    with pytest.raises(SpoolError), database.transaction() as db:
-        db.execute("UPDATE counters SET value=0")
+    with pytest.raises(SpoolError):
+        database.write(lambda db: db.execute("UPDATE counters SET value=0"))
     database.close()
     with pytest.raises(SpoolError):
         Database(tmp_path / "none.db", SCHEMA, version=VERSION, durability="full", only_reads=True)

@@ -21,7 +21,7 @@ import pytest
 from buckets import FAST_RETRY, file_environment, realistic
 from commands import run, start
 from scrapes import get, parse, value
-from spools import claim, open_spool, record
+from spools import claim, open_spool, record, tampering
 
 from jobs_backup import Backup, archiver, monitoring
 from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolFull
@@ -320,11 +320,11 @@ class TestBehind:
     def test_a_pause_and_a_failure_while_something_waits(self, tmp_path: Path) -> None:
         spool = open_spool(tmp_path)
         error = PermissionDenied("no\nright", action="s3:PutObject", resource="r")
-        spool.pause(error, until=time.time() + 60)
+        spool.pause(error, seconds=60)
         assert self.behind(tmp_path) == "", "nothing waits"
         record(spool, [b"{}\n"])
         assert self.behind(tmp_path) == "s3://bucket is paused: no right"
-        spool.pause(error, until=time.time() - 60)
+        spool.pause(error, seconds=-60)
         assert self.behind(tmp_path) == "s3://bucket fails: no right"
         spool.seal()
         spool.stored(claim(spool))
@@ -334,7 +334,7 @@ class TestBehind:
     def test_what_waits_for_too_long(self, tmp_path: Path) -> None:
         spool = open_spool(tmp_path)
         record(spool, [b"{}\n"])
-        with spool._catalog._database.transaction() as db:
+        with tampering(spool._catalog._database) as db:
             db.execute("UPDATE batches SET id=id-100000")
         assert self.behind(tmp_path) == "", "its events are in the file under the other number"
         spool.close()
@@ -342,7 +342,7 @@ class TestBehind:
         spool = open_spool(sealed)
         record(spool, [b"{}\n"])
         spool.seal()
-        with spool._catalog._database.transaction() as db:
+        with tampering(spool._catalog._database) as db:
             db.execute("UPDATE batches SET id=id-100000")
         assert self.behind(sealed) == ""
         assert self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="30s") == ""
@@ -355,7 +355,7 @@ class TestBehind:
     def test_damage(self, tmp_path: Path) -> None:
         spool = open_spool(tmp_path)
         (tmp_path / "quarantine/rotten").write_bytes(b"")
-        with spool._catalog._database.transaction() as db:
+        with tampering(spool._catalog._database) as db:
             db.execute("INSERT INTO damages VALUES ('quarantine/rotten', 1, 'raw', 'w', 'web', 0, 0, 'rotten')")
         assert "set aside" in self.behind(tmp_path)
         (tmp_path / "quarantine/rotten").unlink()
@@ -367,7 +367,7 @@ class TestBehind:
         with Backup.from_env(environment, archive=False) as backup:
             backup.record({}, source_id="web")
             backup.seal()
-            with backup.spool._catalog._database.transaction() as db:
+            with tampering(backup.spool._catalog._database) as db:
                 db.execute("UPDATE batches SET id=id-100000")
             assert value(parse(metrics_page(backup, "")[0].decode()), "behind") == 0
         with Backup.from_env({**environment, "JOBS_BACKUP_UPLOAD_FREQUENCY": "10s"}, archive=False) as backup:

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 from buckets import events, file_environment, left_over
-from spools import APP, WEB, claim, claimed, content, die, open_spool, record
+from spools import APP, WEB, claim, claimed, content, die, open_spool, record, tampering
 
 from jobs_backup import Backup
 from jobs_backup.errors import SpoolCorrupt, SpoolFull, Unavailable
 from jobs_backup.model import Upload
 from jobs_backup.spool import Spool
-from jobs_backup.spool.blobs import INDEX_BITS, InputPosition
+from jobs_backup.spool.blobs import InputPosition
+from jobs_backup.spool.job_set import INDEX_BITS
 from jobs_backup.spool.writer import Recording
 
 
 def rot(spool: Spool, job: int) -> None:
     """What a disk does to the bytes of one chunk."""
-    with spool._writer._blobs._database.transaction() as connection:
+    with tampering(spool._writer._blobs._database) as connection:
         changed = connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (job,))
         assert changed.rowcount == 1
 
@@ -95,7 +96,7 @@ def test_what_may_be_in_the_bucket_already_is_not_sent_under_another_key(tmp_pat
     jobs = sealed(spool)
     record(spool, [b"{}\n"], stream=APP)
     spool.seal()
-    spool.release(claim(spool), Unavailable("the answer was lost"), retry_at=0)
+    spool.release(claim(spool), Unavailable("the answer was lost"), delay=0)
     rot(spool, jobs[1])
     again = claimed(spool)
     if again.batch.stream == APP:
@@ -117,7 +118,7 @@ def test_what_may_be_in_the_bucket_already_is_not_sent_under_another_key(tmp_pat
 def test_events_that_are_not_there_any_more_are_never_missed_in_silence(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     jobs = sealed(spool)
-    with spool._writer._blobs._database.transaction() as connection:
+    with tampering(spool._writer._blobs._database) as connection:
         connection.execute("DELETE FROM chunks WHERE job=?", (jobs[1],))
     first = claimed(spool)
     with pytest.raises(SpoolCorrupt, match="instead of") as caught:

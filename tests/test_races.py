@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from buckets import file_environment, objects
 from commands import ndjson, numbers, run
-from spools import APP, WEB, claim, claimed, content, die, open_spool, position, record
+from spools import APP, WEB, claim, claimed, content, die, open_spool, position, record, tampering
 
 from jobs_backup import Backup
 from jobs_backup.errors import SpoolCorrupt, SpoolError, Unavailable
@@ -28,12 +28,12 @@ from jobs_backup.spool.writer import Recording
 
 
 def rows(of: Spool, query: str) -> list[tuple[Any, ...]]:
-    with of._catalog._database.reading() as connection:
+    with tampering(of._catalog._database) as connection:
         return connection.execute(query).fetchall()
 
 
 def rot(of: Spool, job: int) -> None:
-    with of._writer._blobs._database.transaction() as connection:
+    with tampering(of._writer._blobs._database) as connection:
         connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (job,))
 
 
@@ -110,12 +110,12 @@ def test_a_batch_that_is_another_ones_is_not_given_back(tmp_path: Path) -> None:
     record(first, [b"{}\n"])
     first.seal()
     batch = claim(first)
-    first.release(batch, Unavailable("no"), retry_at=0)
+    first.release(batch, Unavailable("no"), delay=0)
     assert claim(second).id == batch.id
-    first.release(batch, Unavailable("no"), retry_at=0)
+    first.release(batch, Unavailable("no"), delay=0)
     assert first.claim() is None
-    second.stored(batch, deletable_at=time.time() + 100)
-    first.release(batch, Unavailable("no"), retry_at=0)
+    second.stored(batch, deletable_after=100)
+    first.release(batch, Unavailable("no"), delay=0)
     assert rows(first, "SELECT state, failures, retry_at > 1 FROM batches") == [("stored", 0, 1)]
     first.close()
     second.close()
@@ -147,7 +147,7 @@ def test_two_processes_retire_the_same_damaged_file(tmp_path: Path, monkeypatch:
     dead = open_spool(tmp_path)
     jobs = [record(dead, [b"{}\n"], stream=stream)[0][0] for stream in (WEB, APP)]
     dead.seal()
-    with dead._writer._blobs._database.transaction() as connection:
+    with tampering(dead._writer._blobs._database) as connection:
         connection.execute("DELETE FROM chunks WHERE job=?", (jobs[0],))
     die(dead)
     slow, quick = open_spool(tmp_path), open_spool(tmp_path)
@@ -179,7 +179,7 @@ def test_a_report_of_damage_outlives_the_move_of_its_file(tmp_path: Path, monkey
     dead = open_spool(tmp_path)
     (job, _) = record(dead, [b"{}\n"])[0]
     dead.seal()
-    with dead._writer._blobs._database.transaction() as connection:
+    with tampering(dead._writer._blobs._database) as connection:
         connection.execute("DELETE FROM chunks WHERE job=?", (job,))
     die(dead)
     of, other = open_spool(tmp_path), open_spool(tmp_path)

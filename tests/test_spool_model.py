@@ -33,7 +33,8 @@ from spools import position
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
 from jobs_backup.spool import DueObject, Spool
-from jobs_backup.spool.blobs import INDEX_BITS, Form, InputPosition
+from jobs_backup.spool.blobs import Form, InputPosition
+from jobs_backup.spool.job_set import INDEX_BITS
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.disk import Ballast
 from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet
@@ -192,7 +193,7 @@ class Machinery:
         """What the system does for a process that ends."""
         for database in process.databases:
             if hasattr(database, "_connection"):
-                database._connection.close()
+                database.close()
         for lock in process.locks:
             lock.drop()
 

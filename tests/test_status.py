@@ -75,11 +75,11 @@ def test_failures_pauses_and_uploads_are_told(tmp_path: Path) -> None:
     journaled = spool.uploads.begin(other, Upload(key=other.key, id="a secret"), 5 << 20)
     spool.uploads.abandon(journaled)
     error = PermissionDenied("s3:PutObject is refused", action="s3:PutObject", resource="arn:aws:s3:::bucket/*")
-    spool.uploads.postpone(journaled, error, retry_at=time.time() + 60)
-    spool.release(one, error, retry_at=0)
+    spool.uploads.postpone(journaled, error, delay=60)
+    spool.release(one, error, delay=0)
     (destination,) = as_json(tmp_path)["destinations"]
     assert (destination["error"], destination["paused"]) == ("s3:PutObject is refused", 0)
-    spool.pause(error, until=time.time() + 90)
+    spool.pause(error, seconds=90)
     text = status(tmp_path)
     (destination,) = as_json(tmp_path)["destinations"]
     assert (destination["uploads"], destination["aborts"], destination["abort_error"]) == (1, 1, "s3:PutObject is refused")

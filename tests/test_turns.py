@@ -43,7 +43,7 @@ def disk() -> Disk:
 
 @pytest.fixture
 def turns(disk: Disk) -> Turns[int]:
-    return Turns(disk.commit, hint="look")
+    return Turns(disk.commit)
 
 
 def wait_for(turns: Turns[int], waiting: int) -> None:
@@ -59,7 +59,7 @@ def start(turns: Turns[int], *items: int, errors: list[BaseException] | None = N
     def work(item: int) -> None:
         try:
             turns.commit(item)
-        except (SpoolError, KeyboardInterrupt) as error:
+        except (SpoolError, KeyboardInterrupt, RecursionError, MemoryError, TypeError) as error:
             assert errors is not None
             errors.append(error)
 
@@ -97,10 +97,12 @@ def test_who_wants_to_be_alone_comes_before_all_that_wait_to_commit(turns: Turns
     threads += start(turns, 1, 2)
 
     def alone() -> None:
-        with turns.alone():
+        def work() -> None:
             disk.groups.append([])
             time.sleep(0.05)
             disk.groups.append([])
+
+        turns.alone(work)
 
     threads.append(threading.Thread(target=alone))
     threads[-1].start()
@@ -126,25 +128,46 @@ def test_an_error_is_everybodys_and_the_next_commit_works(turns: Turns[int], dis
     assert disk.groups == [[3]]
 
 
-def test_a_commit_that_is_interrupted_is_told_to_all_that_share_it(turns: Turns[int], disk: Disk) -> None:
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RecursionError, MemoryError, TypeError])
+def test_what_the_committing_thread_meets_is_its_own(turns: Turns[int], disk: Disk, interruption: type[BaseException]) -> None:
     disk.go_on.clear()
     errors: list[BaseException] = []
     threads = start(turns, 0, errors=errors)
     disk.begun.wait()
-    threads += start(turns, 1, 2, errors=errors)
+    threads += start(turns, 1, 2, 3, errors=errors)
+    leader = threads[1].ident
 
     def interrupt(items: Sequence[int]) -> None:
-        turns._commit = disk.commit
-        raise KeyboardInterrupt
+        if threading.get_ident() == leader:
+            raise interruption
+        disk.commit(items)
 
-    disk.error = None
     turns._commit = interrupt
     disk.go_on.set()
     join(threads)
-    assert sorted(type(error).__name__ for error in errors) == ["KeyboardInterrupt", "SpoolError"]
-    assert {error.hint for error in errors if isinstance(error, SpoolError)} == {"look"}
-    turns.commit(3)
-    assert disk.groups == [[0], [3]]
+    assert [type(error) for error in errors] == [interruption], "it alone"
+    assert sorted(disk.groups) == [[0], [2], [3]], "each alone, since it is not known what became of them"
+    turns.commit(4)
+    assert disk.groups[-1] == [4]
+
+
+@pytest.mark.parametrize("first", ["commit", "alone"])
+@pytest.mark.parametrize("second", ["commit", "alone"])
+def test_a_call_within_a_call_is_refused_at_once(turns: Turns[int], disk: Disk, first: str, second: str) -> None:
+    calls: dict[str, Any] = {"commit": lambda: turns.commit(9), "alone": lambda: turns.alone(lambda: None)}
+
+    def again(*_: object) -> None:
+        with pytest.raises(SpoolError, match="within another call"):
+            calls[second]()
+
+    if first == "commit":
+        turns._commit = again
+        turns.commit(1)
+    else:
+        turns.alone(again)
+    turns._commit = disk.commit
+    turns.commit(2)
+    assert disk.groups == [[2]]
 
 
 @pytest.mark.parametrize("line", range(60))
@@ -181,8 +204,7 @@ def test_who_is_interrupted_while_it_hands_over_keeps_nobody_waiting(turns: Turn
     assert sorted(item for group in disk.groups for item in group) == [0, 1, 2, 3]
     assert len(errors) == (left[0] < 0)
     turns.commit(4)
-    with turns.alone():
-        pass
+    turns.alone(lambda: None)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["who would commit", "one in the middle", "the last one"])
@@ -209,7 +231,7 @@ def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: Turns[int
 def test_where_commits_take_long_all_threads_share_them() -> None:
     """Without a short wait they would be two groups, half of them each: whoever was just committed misses the next."""
     disk = Disk(0.02)
-    turns = Turns(disk.commit, hint="")
+    turns = Turns(disk.commit)
 
     def work() -> None:
         for item in range(10):
@@ -225,7 +247,7 @@ def test_where_commits_take_long_all_threads_share_them() -> None:
 
 def test_a_single_thread_never_waits_for_others() -> None:
     disk = Disk(0.01)
-    turns = Turns(disk.commit, hint="")
+    turns = Turns(disk.commit)
     slept: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jobs_backup.spool.turns.time.sleep", slept.append)

@@ -330,7 +330,7 @@ def test_a_body_that_can_not_be_opened(tmp_path: Path, raised: Exception, expect
         assert type(caught.value) is expected
     Failing.opening[:] = [raised]  # and the next attempt gets it through
     with Backup.from_env(environment(tmp_path, "inner,failing")) as backup:
-        backup.spool.release(claim.batch, StorageError("x"), retry_at=0)
+        backup.spool.release(claim.batch, StorageError("x"), delay=0)
         backup.flush(timeout=20)
 
 

@@ -17,7 +17,7 @@ import msgspec
 from campaign.targets import Target
 from campaign.worker import EventId
 
-from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.job_set import INDEX_BITS
 from jobs_backup.spool.disk import Ballast
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]

@@ -26,7 +26,7 @@ from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
 from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task, is_delivered
 from servers import Store
 
-from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.job_set import INDEX_BITS
 from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TESTS: Final = Path(__file__).parent.parent

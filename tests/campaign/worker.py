@@ -23,7 +23,7 @@ from campaign import points
 
 from jobs_backup import Backup, Event
 from jobs_backup.errors import DestinationPaused, NoArchiver, SpoolFull
-from jobs_backup.spool.blobs import INDEX_BITS
+from jobs_backup.spool.job_set import INDEX_BITS
 
 SOURCES: Final = ("web", "ios", "android")
 LANDING_MARGIN: Final = "jobs_backup.destination:_LANDING_MARGIN"

@@ -42,6 +42,8 @@ _STALLED_SECONDS: Final = 300.0
 _FORGET_SECONDS: Final = 3600.0
 _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 300.0
+_CLAIM_SECONDS: Final = 5.0
+"""After so long a spool that gives nothing is not waited for."""
 _MAX_ASKED: Final = 3600.0
 """Seconds; a store that asks for a longer pause is not believed."""
 
@@ -71,13 +73,17 @@ class Archiver:
         self._multipart = Multipart(
             spool, destination, part_size=settings.part_size, concurrency=settings.upload_concurrency, stop=stop
         )
-        self._changed = threading.Condition()
+        # Entered as a lock: an interrupt within the condition's own entry, which is Python's, would leave it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._sending = 0
         self._pause: JobsBackupError | None = None
         self._pauses = 0
         self._paused_until = 0.0
         self._has_begun = False
-        self._claim_error = ""
+        self._claim_error: SpoolError | None = None
+        self._claims_fail_since = math.inf
+        self._unreleased: list[Callable[[], None]] = []
         self.deleter = Deleter(spool, destination, stop=stop, on_change=self.wake)
         self.sent = Sent()
         self.failure: JobsBackupError | None = None
@@ -101,7 +107,7 @@ class Archiver:
 
     def wake(self) -> None:
         """Say that something was sealed, or deleted."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     @property
@@ -118,18 +124,20 @@ class Archiver:
     @property
     def paused(self) -> JobsBackupError | None:
         """Why nothing is being sent, None if something may be."""
-        with self._changed:
+        with self._lock:
             return self._pause if time.monotonic() < self._paused_until else None
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left that could be sent or deleted now: it is done, or paused. False at a time-out."""
-        with self._changed:
+        with self._lock:
             return self._changed.wait_for(lambda: self._stop.is_set() or (self._is_drained() and self.deleter.is_idle), timeout)
 
     @property
     def stuck(self) -> JobsBackupError | None:
         """Why nothing more can be sent for the time being, None if something can be or nothing has failed."""
-        with self._changed:
+        with self._lock:
+            if (failure := self.claim_failure) is not None:
+                return failure
             return self.failure if self.failure is not None and self._is_drained() else None
 
     def abort_abandoned(self) -> list[JobsBackupError]:
@@ -138,7 +146,7 @@ class Archiver:
 
     def wait(self, timeout: float) -> None:
         """Wait for a change: something stored, sealed, or failed."""
-        with self._changed:
+        with self._lock:
             self._changed.wait(timeout)
 
     def stop(self, timeout: float) -> None:
@@ -153,7 +161,9 @@ class Archiver:
         self._multipart.close()
 
     def _is_drained(self) -> bool:
-        return self._has_begun and not self._sending and (time.monotonic() < self._paused_until or not self._spool.has_claimable())
+        if not self._has_begun or self._sending:
+            return False
+        return time.monotonic() < self._paused_until or self.claim_failure is not None or not self._spool.has_claimable()
 
     def _work(self) -> None:
         while (claimed := self._next()) is not None:
@@ -173,13 +183,13 @@ class Archiver:
                 log.exception("sending %s failed unexpectedly", batch.key, extra={"key": batch.key})
                 self._failed(batch, claimed.failures, SpoolError(f"{batch.key}: {type(error).__name__}: {error}"))
             finally:
-                with self._changed:
+                with self._lock:
                     self._sending -= 1
                     self._changed.notify_all()
 
     def _next(self) -> Claim | None:
         """The next batch to send; waits for one. None at the end."""
-        with self._changed:
+        with self._lock:
             while not self._stop.is_set():
                 wait = self._paused_until - time.monotonic()
                 # After a pause a single batch is sent as a probe; the others follow if it gets through.
@@ -193,12 +203,18 @@ class Archiver:
         try:
             claim = self._spool.claim()
         except SpoolError as error:
-            if error.message != self._claim_error:  # else each worker would say it each second
+            if self._claim_error is None or error.message != self._claim_error.message:  # else each worker would say it each second
                 log.error("%s", error.one_line(), extra={"code": error.code})
-            self._claim_error = error.message
+            self._claims_fail_since = min(self._claims_fail_since, time.monotonic())
+            self._claim_error = error
             return None  # tried again when the thread that looks after things finds that something is to be sent
-        self._claim_error = ""
+        self._claim_error, self._claims_fail_since = None, math.inf
         return claim
+
+    @property
+    def claim_failure(self) -> SpoolError | None:
+        """Why nothing can be taken out of the spool, for some time now; None if it can be."""
+        return self._claim_error if time.monotonic() - self._claims_fail_since >= _CLAIM_SECONDS else None
 
     def _store(self, claimed: Claim) -> None:
         batch, body = self._destination.prepare(claimed.batch)
@@ -213,8 +229,8 @@ class Archiver:
             # The key has a uuid that was made with these bytes: an earlier attempt, whose answer was lost, has stored them.
             receipt = WriteReceipt(existed=True)
         sent_before = claimed.times > 1 or receipt.existed
-        self._spool.stored(batch, deletable_at=self._destination.may_land_until(sent_before=sent_before))
-        with self._changed:
+        self._spool.stored(batch, deletable_after=self._destination.may_land_for(sent_before=sent_before))
+        with self._lock:
             self._pause, self._pauses, self.failure = None, 0, None
             self.sent.objects += 1
             self.sent.events += batch.events
@@ -257,7 +273,7 @@ class Archiver:
         self._release(batch, error, delay)
 
     def _begin_pause(self, error: JobsBackupError) -> None:
-        with self._changed:
+        with self._lock:
             if time.monotonic() >= self._paused_until:  # else others of the same moment have failed, too
                 self._pauses += 1
             asked: float | None = getattr(error, "retry_after", None)
@@ -265,38 +281,44 @@ class Archiver:
             self._paused_until = time.monotonic() + pause
             self._pause = error
         try:
-            self._spool.pause(error, until=time.time() + pause)
+            self._spool.pause(error, seconds=pause)
         except SpoolError as failure:
             log.error("%s", failure.one_line(), extra={"code": failure.code})
         fields = {"code": error.code, "wait_seconds": pause, "destination": self._destination.location}
         log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line(), extra=fields)
 
     def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
-        """Give the batch back. A full disk must not keep it: it is tried until it works, or the process ends.
+        """Give the batch back. A full disk must not keep it: it is tried again at each look, until it works or the session ends.
 
         The others come before it, since what this one met may be its own.
         """
         standing = "proven" if self._destination.may_have_accepted else "refused" if error.refused else None
-        while True:
-            try:
-                self._spool.release(batch, error, retry_at=time.time() + delay, standing=standing)
-            except SpoolError as failure:
-                log.error("%s", failure.one_line(), extra={"code": failure.code})
-                if self._stop.wait(TICK):
-                    return
-            else:
-                return
+
+        def release() -> None:
+            self._spool.release(batch, error, delay=delay, standing=standing)
+
+        try:
+            release()
+        except SpoolError as failure:
+            log.error("%s", failure.one_line(), extra={"code": failure.code})
+            self._unreleased.append(release)
+
+    def _release_again(self) -> None:
+        while self._unreleased:
+            self._unreleased[0]()
+            del self._unreleased[0]
 
     def _look_after(self) -> None:
         """First what dead processes left, which may take a while; then ages, and what other processes do."""
         begun = _guarded(self._begin)
-        with self._changed:
+        with self._lock:
             self._has_begun = True
             self._changed.notify_all()
         while not self._stop.wait(TICK):
             self._looked_at = time.monotonic()
             begun = begun or _guarded(self._begin)
-            self._spool.keep_ballast()
+            _guarded(self._spool.keep_ballast)
+            _guarded(self._release_again)
             _guarded(self._spool.recover)
             _guarded(self._spool.seal_due)
             if _guarded(self._spool.has_claimable):
@@ -306,7 +328,7 @@ class Archiver:
     def _forget(self) -> None:
         """Some of what is old at each look, so that nobody has to wait for it."""
         if self._catalog_seconds and time.monotonic() >= self._forget_at:
-            after = self._spool.forget(time.time() - self._catalog_seconds, self._forgotten)
+            after = self._spool.forget(self._catalog_seconds, self._forgotten)
             self._forgotten = after or 0
             if after is None:
                 self._forget_at = time.monotonic() + _FORGET_SECONDS
@@ -318,7 +340,7 @@ class Archiver:
 
     def _delete(self) -> None:
         """Once what failed before need not wait any longer: see `_begin`."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._has_begun or self._stop.is_set())
         self.deleter.work()
 

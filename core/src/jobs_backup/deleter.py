@@ -17,6 +17,7 @@ log: Final = logging.getLogger(__name__)
 DELETED_AT_ONCE: Final = 1000
 """Keys in a call at most; no store takes more of them (S3's DeleteObjects)."""
 
+_NOTE_SECONDS: Final = 10.0
 _TICK: Final = 1.0
 _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 300.0
@@ -117,20 +118,17 @@ class Deleter:
         """
         error = refused[0][1]
         first, longest = (_FIRST_PROBE, _MAX_PROBE) if isinstance(error, PermissionDenied) else (_FIRST_PAUSE, _MAX_PAUSE)
-        until = 0.0
+        pause = 0.0
         if len(refused) == tried:
             asked: float = getattr(error, "retry_after", None) or 0.0
             pause = min(longest, max(asked, first * 2 ** min(self._pauses, 16)))
             self._pauses += 1
             self._is_denied = isinstance(error, PermissionDenied)
             self._at_once = 1
-            self._paused_until, until = time.monotonic() + pause, time.time() + pause
+            self._paused_until = time.monotonic() + pause
         of_store = is_of_call and (tried > 1 or isinstance(error, Throttled | Unavailable))
-        retries = [
-            (one, None if of_store else time.time() + min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16)))
-            for one, _ in refused
-        ]
-        self._note(lambda: self._spool.give_back_deletes(retries, error, paused_until=until))
+        retries = [(one, None if of_store else min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16))) for one, _ in refused]
+        self._note(lambda: self._spool.give_back_deletes(retries, error, pause=pause))
         # Said once: who has not granted it may mean it so. `status` tells it as long as it is so.
         log.log(
             logging.DEBUG if self._told == error.code else logging.ERROR,
@@ -146,12 +144,13 @@ class Deleter:
         self._told = error.code
 
     def _note(self, write: Callable[[], None]) -> None:
-        """Write down what came of it. A full disk must not keep objects claimed: tried until it works, or the process ends."""
+        """Write down what came of it. A full disk must not keep objects claimed: tried until it works, for some time."""
+        until = time.monotonic() + _NOTE_SECONDS
         while True:
             try:
                 write()
             except SpoolError as error:
-                if self._stop.is_set():
+                if self._stop.is_set() or time.monotonic() >= until:
                     return  # what is claimed is free again when the session has ended
                 log.error("%s", error.one_line(), extra={"code": error.code})
                 self._stop.wait(_TICK)

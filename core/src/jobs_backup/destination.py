@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import traceback
@@ -88,7 +89,7 @@ class Destination:
         """hook -> how long its attempts took, whatever came of them."""
         self.may_have_accepted = False
         """Whether any attempt so far may have left something at the store: it succeeded, or its end is not known."""
-        self._in_doubt_at = 0.0
+        self._in_doubt_at = -math.inf
 
     @classmethod
     def from_settings(
@@ -156,13 +157,14 @@ class Destination:
         arguments = self._object_arguments(batch)
         return self._call("write", WriteReceipt, batch.key, body=body, **arguments)
 
-    def may_land_until(self, *, sent_before: bool) -> float:
-        """Until when (seconds since 1970) an attempt to write whose end is not known may still put an object into the bucket.
+    def may_land_for(self, *, sent_before: bool) -> float:
+        """For how many seconds an attempt to write whose end is not known may still put an object into the bucket.
 
         0 if there was none. `sent_before`: another process, or an earlier start, may have tried as late as now.
         """
-        in_doubt_at = time.time() if sent_before else self._in_doubt_at
-        return in_doubt_at and in_doubt_at + self._timeout + _LANDING_MARGIN
+        now = time.monotonic()
+        in_doubt_at = now if sent_before else self._in_doubt_at
+        return max(0.0, in_doubt_at + self._timeout + _LANDING_MARGIN - now)
 
     def create_multipart(self, batch: Batch) -> Upload:
         """Begin to store the batch's object in parts."""
@@ -304,7 +306,7 @@ class Destination:
             refused = getattr(error, "refused", False)
             self.may_have_accepted |= not refused
             if publishes and error is not None and not refused:
-                self._in_doubt_at = time.time()
+                self._in_doubt_at = time.monotonic()
             with self._counting:
                 self.attempts[hook, "ok" if error is None else type(error).__name__] += 1
                 if hook not in self.attempt_seconds:

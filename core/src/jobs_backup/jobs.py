@@ -14,28 +14,30 @@ import msgspec
 
 from jobs_backup.encoding import Payload
 from jobs_backup.errors import InvalidEvent
-from jobs_backup.spool.blobs import INDEX_BITS
-from jobs_backup.spool.job_set import JobSet
+from jobs_backup.spool.job_set import LOCAL_BITS, MAX_ID, JobSet, job_index, local, origin_of
 
-_DIGITS: Final = re.compile(r"[0-9]{1,19}")
+_DIGITS: Final = re.compile(r"[0-9]{1,38}")  # of MAX_ID
 _SET_SEGMENTS: Final = 8192
 """Of job ids that are acknowledged in one transaction; they take about 5 MB."""
 
 
 class Job(int):
-    """An event that the spool has accepted; it is its id, a 63-bit integer. In JSON write it as a string: it exceeds 2^53."""
+    """An event that the spool has accepted; it is its id, an integer of up to 126 bits. In JSON write it as a string.
+
+    The upper half is drawn at random when a process opens a spool: no other spool gives the same id.
+    """
 
     __slots__ = ()
 
     @property
     def batch(self) -> int:
         """The number of its batch."""
-        return self >> INDEX_BITS
+        return origin_of(self)[1]
 
     @property
     def index(self) -> int:
         """Its place in the batch, from 0."""
-        return self & ((1 << INDEX_BITS) - 1)
+        return job_index(self)
 
     def __repr__(self) -> str:
         return f"Job({int(self)})"
@@ -48,8 +50,10 @@ class Jobs(Sequence[Job]):
     """The jobs of `record_many`, in the order of the payloads; held as runs of consecutive ids."""
 
     def __init__(self) -> None:
+        # Of each run of consecutive ids: both halves of the first one, and how many jobs there are up to its end.
+        self._epoch = array("q")
         self._first = array("q")
-        self._end = array("q")  # how many jobs there are up to the end of each run
+        self._end = array("q")
 
     def __len__(self) -> int:
         return self._end[-1] if self._end else 0
@@ -66,7 +70,7 @@ class Jobs(Sequence[Job]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         run = bisect_right(self._end, index)
-        return Job(self._first[run] + index - (self._end[run - 1] if run else 0))
+        return Job(self._first_of(run) + index - (self._end[run - 1] if run else 0))
 
     def __iter__(self) -> Iterator[Job]:
         for first, count in self.runs():
@@ -75,19 +79,18 @@ class Jobs(Sequence[Job]):
     def runs(self) -> Iterator[tuple[int, int]]:
         """Runs of consecutive ids: (first, how many)."""
         before = 0
-        for first, end in zip(self._first, self._end, strict=True):
-            yield first, end - before
+        for run, end in enumerate(self._end):
+            yield self._first_of(run), end - before
             before = end
 
     def add_run(self, first: int, count: int) -> None:
         """For Backup: consecutive ids, from `first` on."""
         length = len(self)
         before = self._end[-2] if len(self._end) > 1 else 0
-        if length and self._first[-1] + length - before == first:
+        if length and self._first_of(-1) + length - before == first:
             self._end[-1] += count
         else:
-            self._first.append(first)
-            self._end.append(length + count)
+            self._begin_run(first, length + count)
 
     def add(self, ids: Iterable[int]) -> None:
         """For Backup: ids in any order."""
@@ -98,14 +101,21 @@ class Jobs(Sequence[Job]):
             if id_ == following:
                 self._end[-1] = end
             else:
-                self._first.append(id_)
-                self._end.append(end)
+                self._begin_run(id_, end)
             following = id_ + 1
 
     def extend(self, other: Jobs) -> None:
         """Add the jobs of another call behind these."""
         for first, count in other.runs():
             self.add_run(first, count)
+
+    def _first_of(self, run: int) -> int:
+        return self._epoch[run] << LOCAL_BITS | self._first[run]
+
+    def _begin_run(self, first: int, end: int) -> None:
+        self._epoch.append(first >> LOCAL_BITS)
+        self._first.append(local(first))
+        self._end.append(end)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,8 +138,8 @@ def job_id(job: int | str) -> int:
         id_ = int(job) if isinstance(job, str) and _DIGITS.fullmatch(job) else operator.index(job)  # type: ignore[arg-type]
     except TypeError:
         id_ = -1
-    if not 0 <= id_ < 1 << 63:
-        shown = "a number that is too large" if isinstance(job, int) and id_ >= 1 << 63 else repr(str(job)[:40])
+    if not 0 <= id_ <= MAX_ID:
+        shown = "a number that is too large" if isinstance(job, int) and id_ > MAX_ID else repr(str(job)[:40])
         raise InvalidEvent(f"{shown} is no job id", hint="pass what `record` has returned")
     return id_
 

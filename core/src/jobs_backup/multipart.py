@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
@@ -93,7 +92,7 @@ class Multipart:
             receipt = self._destination.abort_multipart(journaled.upload)
         except JobsBackupError as error:
             delay = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
-            self._spool.uploads.postpone(journaled, error, retry_at=time.time() + delay)
+            self._spool.uploads.postpone(journaled, error, delay=delay)
             log.warning(
                 "an upload of %s could not be aborted, tried again later: %s",
                 journaled.upload.key,

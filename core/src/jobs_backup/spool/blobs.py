@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import io
 import itertools
 import sqlite3
@@ -12,13 +13,24 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from jobs_backup.checksum import crc32c
-from jobs_backup.errors import SpoolCorrupt
-from jobs_backup.model import Body
-from jobs_backup.spool.database import Database, Durability, database_errors
+import msgspec
 
-INDEX_BITS: Final = 21
-"""A job's id is its batch's number, shifted by so many bits, plus its index in the batch."""
+from jobs_backup.checksum import crc32c
+from jobs_backup.errors import SpoolCorrupt, SpoolError
+from jobs_backup.fsync import sync_directory, sync_file
+from jobs_backup.model import Body
+from jobs_backup.spool.database import (
+    Connection,
+    Database,
+    Durability,
+    FilesLost,
+    database_errors,
+    read_beside,
+    reads,
+    writes,
+)
+from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.rows import BatchHeader
 
 _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 # Of the sizes that SQLite has it is the fastest both for an event a commit and for chunks of 1 MiB.
@@ -26,9 +38,11 @@ _PAGE_SIZE: Final = 16384
 _CHECKPOINT_BYTES: Final = 8 << 20
 _HELD_BYTES: Final = 4 << 20
 """So much of one thing is held in memory: of what is to be written in a transaction, and of a body while it is sent."""
-_SCHEMA: Final = """
+_READ_SECONDS: Final = 60.0
+_LOOK: Final = "look at the disk; nothing was removed"
+_CHUNKS: Final = """
 CREATE TABLE chunks (
-    job INTEGER PRIMARY KEY,      -- id of its first job: the batch and the order in it
+    job INTEGER PRIMARY KEY,      -- its first job: the batch's number and the index in it
     events INTEGER NOT NULL,
     raw_bytes INTEGER NOT NULL,   -- of its lines
     first_at INTEGER NOT NULL,    -- the earliest and the latest createdAt, microseconds
@@ -39,15 +53,31 @@ CREATE TABLE chunks (
 ) STRICT;
 CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT
 """
+_SINCE_VERSION_2: Final = (
+    """CREATE TABLE batches (
+    id INTEGER PRIMARY KEY,
+    crc32c INTEGER NOT NULL,      -- of header
+    header BLOB NOT NULL          -- all that the catalog knows of the batch when it is opened, as JSON: a BatchHeader
+) STRICT""",
+    "CREATE TABLE owner (is_adopted INTEGER NOT NULL) STRICT",  # 1: another process has taken the place of its writer
+    "INSERT INTO owner VALUES (0)",
+)
+_SCHEMA: Final = ";\n".join((_CHUNKS.strip(), *_SINCE_VERSION_2))
+_VERSION: Final = 2
 _INSERT: Final = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_AS_OWNER: Final = "INSERT INTO chunks SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM owner WHERE NOT is_adopted"
 
 
 class Form(IntEnum):
-    """What the bytes of a chunk are: a member of the object; or lines that wait to become one, compressed or as they are."""
+    """What the bytes of a chunk are: a member of the object; or lines that wait to become one, compressed or as they are.
+
+    LOST has none: it stands where events were damaged, so that a gap that nobody has noticed yet is seen.
+    """
 
     LINES = 0
     MEMBER = 1
     PACKED = 2
+    LOST = 3
 
 
 class Chunk(NamedTuple):
@@ -82,57 +112,123 @@ class BlobFile:
         self._database = Database(
             path,
             _SCHEMA,
-            version=1,
+            version=_VERSION,
             durability=durability,
             page_size=_PAGE_SIZE,
             checkpoint_pages=_CHECKPOINT_BYTES // _PAGE_SIZE,
             create=create,
+            additions={1: _SINCE_VERSION_2},
             only_reads=only_reads,
         )
+        self._is_owner = create
 
     @property
     def size(self) -> int:
         """Bytes on the disk."""
         return self._database.size
 
-    @contextmanager
-    def changing(self) -> Generator[Changes]:
-        """Changes that are made together when the block ends, or not at all."""
-        with ExitStack() as stack:
-            changes = Changes(lambda: stack.enter_context(self._database.transaction()))
-            yield changes
-            if (only := changes.only_chunk) is None:
-                changes.write()
-            else:
-                self._database.execute(_INSERT, only)  # quicker: it waits for the interpreter once
+    def change(self, work: Callable[[Changes], None]) -> int:
+        """Make the changes that `work` makes: together when it returns, or none. Returns the bytes of its chunks.
 
-    def chunks(self, batch: int) -> list[Chunk]:
+        Raises:
+            FilesLost: this process has made the file, and another one has adopted it; or it was removed or replaced.
+        """
+        changes = Changes(self._database.path, is_owner=self._is_owner)
+        self._database.use(functools.partial(changes.make, work))
+        return changes.size
+
+    @writes
+    def adopt(self, db: sqlite3.Connection) -> None:
+        """Keep the process that has made this file from writing into it. What it had committed before is there."""
+        db.execute("UPDATE owner SET is_adopted=1")
+
+    def check(self) -> None:
+        """Look at the whole structure of the file. Raises SpoolCorrupt."""
+        self._database.check()
+
+    def check_files(self) -> None:
+        """Raises FilesLost if the file was removed or replaced."""
+        self._database.check_files()
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the whole file, as this process sees it, into a new one."""
+        self._database.copy_to(path)
+
+    @reads
+    def batches(self, db: sqlite3.Connection) -> list[int]:
+        """The numbers of all batches of which it has something."""
+        if db.execute("SELECT 1 FROM sqlite_schema").fetchone() is None:
+            return []  # whoever made it was killed before there was anything in it
+        found = {row[0] for row in db.execute("SELECT id FROM batches")} if _has_batches(db) else set[int]()
+        following = -1
+        while (row := db.execute("SELECT job FROM chunks WHERE job>? ORDER BY job LIMIT 1", (following,)).fetchone()) is not None:
+            found.add(row[0] >> INDEX_BITS)
+            following = row[0] | _INDEX_MASK
+        return sorted(found)
+
+    @reads
+    def header(self, db: sqlite3.Connection, batch: int) -> BatchHeader | None:
+        """What a batch was bound to when it was opened; None in a file of an earlier version.
+
+        Raises:
+            SpoolCorrupt: it is not what was written.
+        """
+        if not _has_batches(db):
+            return None
+        row = db.execute("SELECT crc32c, header FROM batches WHERE id=?", (batch,)).fetchone()
+        if row is None:
+            return None
+        if crc32c(row[1]) != row[0]:
+            raise SpoolCorrupt(f"{self._database.path}: the header of batch {batch} is not what was written", hint=_LOOK)
+        return msgspec.json.decode(row[1], type=BatchHeader)
+
+    @writes
+    def renumber(self, db: sqlite3.Connection, batch: int, to: int, header: BatchHeader) -> None:
+        """Give a batch another number."""
+        db.execute(
+            "UPDATE chunks SET job=job+? WHERE job BETWEEN ? AND ?",
+            ((to - batch) << INDEX_BITS, *_jobs_of(batch)),
+        )
+        db.execute("DELETE FROM batches WHERE id=?", (batch,))
+        db.execute("INSERT INTO batches VALUES (?, ?, ?)", _header_row(to, header))
+
+    @reads
+    def chunks(self, db: sqlite3.Connection, batch: int) -> list[Chunk]:
         """A batch's chunks in order."""
-        with self._database.reading() as connection:
-            rows = connection.execute(
-                "SELECT job, events, raw_bytes, first_at, last_at, member FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job",
-                _jobs_of(batch),
-            )
-            return [Chunk(job, events, size, first, last, Form(form)) for job, events, size, first, last, form in rows]
+        rows = db.execute(
+            "SELECT job, events, raw_bytes, first_at, last_at, member FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job",
+            _jobs_of(batch),
+        )
+        return [
+            Chunk(job, _natural(events), _natural(size), first, last, Form(form)) for job, events, size, first, last, form in rows
+        ]
 
-    def spooled(self, batch: int) -> tuple[int, int]:
+    @reads
+    def events(self, db: sqlite3.Connection) -> int:
+        """How many events were ever recorded in it."""
+        return _natural(db.execute("SELECT coalesce(sum(events), 0) FROM chunks").fetchone()[0])
+
+    @reads
+    def holds(self, db: sqlite3.Connection, job: int) -> bool:
+        """Whether a job is there."""
+        row = db.execute(
+            "SELECT job+events FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job DESC LIMIT 1", (job & ~_INDEX_MASK, job)
+        ).fetchone()
+        return row is not None and job < row[0]
+
+    @reads
+    def spooled(self, db: sqlite3.Connection, batch: int) -> tuple[int, int]:
         """How many events of a batch there are, and their bytes on the disk."""
-        with self._database.reading() as connection:
-            row = connection.execute(
-                "SELECT coalesce(sum(events), 0), coalesce(sum(length(data)), 0) FROM chunks WHERE job BETWEEN ? AND ?",
-                _jobs_of(batch),
-            ).fetchone()
-        return row[0], row[1]
+        row = db.execute(
+            "SELECT coalesce(sum(events), 0), coalesce(sum(length(data)), 0) FROM chunks WHERE job BETWEEN ? AND ? AND member!=?",
+            (*_jobs_of(batch), Form.LOST),
+        ).fetchone()
+        return _natural(row[0]), _natural(row[1])
 
-    def lines(self, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
+    @reads
+    def lines(self, db: sqlite3.Connection, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
         """The waiting lines of a batch, from `first_job` on; `unpack` is for those that are packed."""
-        with self._database.reading() as connection:
-            rows = connection.execute(
-                "SELECT member, job, crc32c, data FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job",
-                (first_job, first_job | _INDEX_MASK),
-            )
-            chunks = [(form, _checked(self._database.path, *row)) for form, *row in rows]
-        return b"".join(unpack(data) if form == Form.PACKED else data for form, data in chunks)
+        return _lines(db, self._database.path, first_job, unpack)
 
     def data(self, job: int) -> bytes:
         """The bytes of one chunk.
@@ -145,21 +241,22 @@ class BlobFile:
             raise _damaged(self._database.path, job)
         return data
 
-    def examine(self, job: int) -> tuple[bytes, bool]:
+    @reads
+    def examine(self, db: sqlite3.Connection, job: int) -> tuple[bytes, bool]:
         """The bytes of one chunk, and whether they are those that were written."""
-        with self._database.reading() as connection:
-            checksum, data = connection.execute("SELECT crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
+        checksum, data = db.execute("SELECT crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
         return data, crc32c(data) == checksum
 
-    def positions(self) -> list[InputPosition]:
+    @reads
+    def positions(self, db: sqlite3.Connection) -> list[InputPosition]:
         """How far each input was read; committed together with the events read from it."""
-        with self._database.reading() as connection:
-            return [InputPosition(*row) for row in connection.execute("SELECT input, at, position FROM positions")]
+        return [InputPosition(*row) for row in db.execute("SELECT input, at, position FROM positions")]
 
-    def remove(self, job: int) -> None:
-        """Remove one chunk."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM chunks WHERE job=?", (job,))
+    @writes
+    def lose(self, db: sqlite3.Connection, job: int, events: int) -> None:
+        """Leave a gap where events were damaged, or are missing."""
+        db.execute("DELETE FROM chunks WHERE job=?", (job,))
+        db.execute(_INSERT, (job, events, 0, 0, 0, Form.LOST, 0, b""))
 
     def close(self) -> None:
         """Close the file."""
@@ -174,20 +271,36 @@ class Changes:
         size: bytes of all chunks.
     """
 
-    def __init__(self, begin: Callable[[], sqlite3.Connection]) -> None:
-        self._begin = begin
+    def __init__(self, path: Path, *, is_owner: bool) -> None:
+        self._path = path
+        self._is_owner = is_owner
         self._connection: sqlite3.Connection | None = None
         self._chunks: list[tuple[int | bytes, ...]] = []
         self._folded: list[tuple[int, int]] = []
+        self._headers: list[tuple[int, int, bytes]] = []
         self._positions: list[InputPosition] = []
         self._held = 0
         self.size = 0
 
-    @property
-    def only_chunk(self) -> tuple[int | bytes, ...] | None:
-        """The chunk, if it is all that is to be done."""
-        is_all = len(self._chunks) == 1 and self._connection is None and not self._folded and not self._positions
-        return self._chunks[0] if is_all else None
+    def make(self, work: Callable[[Changes], None], connection: sqlite3.Connection) -> None:
+        """For BlobFile: call `work`, and commit."""
+        self._connection = connection
+        try:
+            work(self)
+            if connection.in_transaction or self._folded or self._headers or self._positions or len(self._chunks) != 1:
+                self._write()
+                connection.execute("COMMIT")
+            else:  # in one statement, since it waits for the interpreter once
+                statement = _INSERT_AS_OWNER if self._is_owner else _INSERT
+                if connection.execute(statement, self._chunks[0]).rowcount != 1:
+                    raise self._adopted()
+        except BaseException:
+            connection.rollback()
+            raise
+
+    def describe(self, batch: int, header: BatchHeader) -> None:
+        """Note what a batch is bound to; with its first chunk."""
+        self._headers.append(_header_row(batch, header))
 
     def append(self, chunk: Chunk, data: bytes) -> None:
         """Add a chunk."""
@@ -195,7 +308,12 @@ class Changes:
         self.size += len(data)
         self._held += len(data)
         if self._held >= _HELD_BYTES:
-            self.write()
+            self._write()
+
+    def lines(self, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
+        """The waiting lines of a batch, from `first_job` on; `unpack` is for those that are packed. Nothing of it was changed."""
+        assert self._connection is not None
+        return _lines(self._connection, self._path, first_job, unpack)
 
     def fold(self, chunk: Chunk, member: bytes) -> None:
         """Put one member into the place of all chunks of its batch from its first job on."""
@@ -206,17 +324,22 @@ class Changes:
         """Remember how far an input was read."""
         self._positions.append(position)
 
-    def write(self) -> None:
+    def _write(self) -> None:
         """Write what is held."""
-        self._connection = self._connection or self._begin()
-        self._remove_folded(self._connection)
-        self._connection.executemany(_INSERT, self._chunks)
-        self._connection.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", self._positions)
-        self._chunks, self._positions, self._held = [], [], 0
-
-    def _remove_folded(self, connection: sqlite3.Connection) -> None:
+        connection = self._connection
+        assert connection is not None
+        if not connection.in_transaction:
+            connection.execute("BEGIN IMMEDIATE")
+            if self._is_owner and connection.execute("SELECT is_adopted FROM owner").fetchone()[0]:
+                raise self._adopted()
         connection.executemany("DELETE FROM chunks WHERE job BETWEEN ? AND ?", self._folded)
-        self._folded = []
+        connection.executemany(_INSERT, self._chunks)
+        connection.executemany("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", self._headers)
+        connection.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", self._positions)
+        self._chunks, self._folded, self._headers, self._positions, self._held = [], [], [], [], 0
+
+    def _adopted(self) -> FilesLost:
+        return FilesLost(f"{self._path} was taken over by another process", hint="see `jobs-backup status`")
 
 
 class BlobFiles:
@@ -260,23 +383,65 @@ class BlobFiles:
         Each file is opened once.
         """
         with ExitStack() as opened:
-            connections: dict[str, sqlite3.Connection] = {}
+            connections: dict[str, Connection] = {}
 
             def end_of(batch: int, name: str) -> int:
                 path = self.path(name)
                 with database_errors(path):
                     if name not in connections:
                         connections[name] = opened.enter_context(closing(_connect(path)))
-                    row = (
-                        connections[name]
-                        .execute(
+                    row = connections[name].use(
+                        lambda db: db.execute(
                             "SELECT job, events FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job DESC LIMIT 1", _jobs_of(batch)
-                        )
-                        .fetchone()
+                        ).fetchone()
                     )
                 return 0 if row is None else (row[0] & _INDEX_MASK) + row[1]
 
             yield end_of
+
+    def restore(self, blobs: BlobFile) -> None:
+        """Put a file back that was removed or replaced while this process had it open, as it sees it. It is closed then."""
+        path, copy = self.path(blobs.name), self._directory / f"{blobs.name}.restored"
+        with database_errors(path):
+            copy.unlink(missing_ok=True)
+            blobs.copy_to(copy)
+            blobs.close()  # before the new one stands there: closing may remove the log of this name
+            for left in self._paths(blobs.name):
+                left.unlink(missing_ok=True)
+            copy.chmod(0o600)
+            sync_file(copy)
+            copy.rename(path)
+            sync_directory(self._directory)
+
+    def read_through(self, name: str) -> None:
+        """Read all bytes of a file and of its log.
+
+        SQLite reports what can't be read as damage (it makes EIO a malformed file), so that this has to be asked beside it.
+
+        Raises:
+            SpoolError: the disk does not give them.
+        """
+        for path in (self.path(name), Path(f"{self.path(name)}-wal")):
+            with database_errors(path), suppress(FileNotFoundError):
+                read_beside(path)
+
+    def confirm_damage(self, name: str) -> None:
+        """Look at a damaged file once more, by a new connection.
+
+        Raises:
+            SpoolError: it is not damaged, or can't be read now.
+        """
+        self.read_through(name)
+        try:
+            with self.open(name, only_reads=True) as blobs:
+                blobs.check()
+                for batch in blobs.batches():
+                    blobs.header(batch)
+                    blobs.chunks(batch)
+        except SpoolCorrupt:
+            self.read_through(name)
+            return
+        raise SpoolError(f"{self.path(name)} could not be read, and can be now: it is retried", hint="look at the disk")
 
     def move(self, name: str, directory: Path) -> None:
         """Take a file away that nobody uses, unless another process has just done so."""
@@ -302,12 +467,14 @@ class SpooledBody(Body):
         self._path = path
         self._whole: bytes | None = None
         with database_errors(path), closing(_connect(path)) as connection:
-            rows = connection.execute(
-                "SELECT job, length(data) FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", _jobs_of(batch)
-            ).fetchall()
-            self._jobs: list[int] = [job for job, _ in rows]
-            self._ends: list[int] = list(itertools.accumulate(size for _, size in rows))
-            self.size = self._ends[-1] if rows else 0
+            rows = connection.use(
+                lambda db: db.execute(
+                    "SELECT job, length(data) FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", _jobs_of(batch)
+                ).fetchall()
+            )
+            self._jobs: list[int] = [job for job, size in rows if size]
+            self._ends: list[int] = list(itertools.accumulate(size for _, size in rows if size))
+            self.size = self._ends[-1] if self._ends else 0
             if self.size <= _HELD_BYTES:  # it will be read two or three times: for a checksum, for the signature, and to be sent
                 self._whole = b"".join(_read(connection, path, job) for job in self._jobs)
 
@@ -327,8 +494,7 @@ class _MembersReader(io.RawIOBase):
         self._position = 0
         self._chunk = memoryview(b"")
         self._chunk_start = 0
-        with database_errors(path):
-            self._connection = _connect(path)
+        self._connection = _connect(path)
 
     def readable(self) -> bool:
         return True
@@ -365,22 +531,28 @@ class _MembersReader(io.RawIOBase):
         super().close()
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection of its own for a reader: many uploads and parts read at once, and none shall wait for the writer."""
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=60.0, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA cache_size=1")  # page: every byte is read once, so that a cache would only take memory
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+def _connect(path: Path) -> Connection:
+    """A connection of its own for a reader: many uploads and parts read at once, and none shall wait for the writer.
+
+    It only reads, so that it leaves the log as it is when it is the last to close the file.
+    """
+    # One page, since every byte is read once: a larger cache would only take memory.
+    return Connection(path, timeout=_READ_SECONDS, mode="ro", prepare=("PRAGMA cache_size=1",))
 
 
-def _read(connection: sqlite3.Connection, path: Path, job: int) -> bytes:
-    row = connection.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
+def _read(connection: Connection, path: Path, job: int) -> bytes:
+    row = connection.use(lambda db: db.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone())
     if row is None:
-        raise SpoolCorrupt(f"{path}: the bytes of job {job} are missing")
+        raise SpoolCorrupt(f"{path}: the bytes of job {job} are missing", hint=_LOOK)
     return _checked(path, *row)
+
+
+def _lines(db: sqlite3.Connection, path: Path, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
+    rows = db.execute(
+        "SELECT member, job, crc32c, data FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", (first_job, first_job | _INDEX_MASK)
+    )
+    chunks = [(form, _checked(path, *row)) for form, *row in rows]
+    return b"".join(unpack(data) if form == Form.PACKED else data for form, data in chunks)
 
 
 def _checked(path: Path, job: int, checksum: int, data: bytes) -> bytes:
@@ -390,7 +562,23 @@ def _checked(path: Path, job: int, checksum: int, data: bytes) -> bytes:
 
 
 def _damaged(path: Path, job: int) -> SpoolCorrupt:
-    return SpoolCorrupt(f"{path}: the bytes of job {job} are not those that were written", hint="look at the disk")
+    return SpoolCorrupt(f"{path}: the bytes of job {job} are not those that were written", hint=_LOOK)
+
+
+def _header_row(batch: int, header: BatchHeader) -> tuple[int, int, bytes]:
+    data = msgspec.json.encode(header)
+    return batch, crc32c(data), data
+
+
+def _has_batches(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_schema WHERE name='batches'").fetchone() is not None
+
+
+def _natural(number: int) -> int:
+    """A count of a row. Raises ValueError."""
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number
 
 
 def _jobs_of(batch: int) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,9 +14,20 @@ import msgspec
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.model import Kind, Stream
-from jobs_backup.spool.blobs import INDEX_BITS
-from jobs_backup.spool.database import Database
-from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet, batch_of, first_index, segments_of
+from jobs_backup.spool.clock import Clock
+from jobs_backup.spool.database import Database, reads, writes
+from jobs_backup.spool.job_set import (
+    INDEX_BITS,
+    SEGMENT_BITS,
+    JobSet,
+    batch_of,
+    first_index,
+    local,
+    local_segment,
+    origin_of,
+    origin_of_segment,
+    segments_of,
+)
 from jobs_backup.spool.turns import Turns
 from jobs_backup.spool.uploads import MAX_DELAY, writable
 
@@ -71,17 +81,19 @@ class WaitingDeletes(msgspec.Struct, frozen=True):
 class Deliveries:
     """The tables `acknowledged` and `settling` of the catalog, and batches from stored to deleted. A method is a transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
 
-    def add(self, jobs: JobSet, ends: Ends) -> Added:
+    @writes
+    def add(self, db: sqlite3.Connection, jobs: JobSet, ends: Ends) -> Added:
         """Remember that these jobs were delivered. What is wrong with some of them keeps none of the others from being taken."""
         added = Added(JobSet(), JobSet())
-        with ends() as end_of, self._database.transaction() as db:
-            for batch, some in groupby(sorted(jobs.masks()), lambda one: batch_of(one[0])):
+        with ends() as end_of:
+            for (epoch, batch), some in groupby(sorted(jobs.masks()), lambda one: origin_of_segment(one[0])):
                 segments = list(some)
                 try:
-                    found = _find(db, batch, _end(*segments[-1]), end_of)
+                    found = _find(db, epoch, batch, _end(*segments[-1]), end_of)
                 except SpoolError as error:
                     added.error = error
                     for segment, mask in segments:
@@ -93,111 +105,133 @@ class Deliveries:
                     if given != mask:
                         added.unknown.add_mask(segment, mask & ~given)
                     if given and found is not None and found.state != "deleted":
-                        known.append((segment, given))
+                        known.append((local_segment(segment), given))
                 _mark_delivered(db, batch, known)
         return added
 
-    def stream_of(self, job: int, ends: Ends) -> Stream | None:
+    @writes
+    def stream_of(self, db: sqlite3.Connection, job: int, ends: Ends) -> Stream | None:
         """The stream of a raw event; None if this is none of the spool's."""
         end = (job & ((1 << INDEX_BITS) - 1)) + 1
-        with ends() as end_of, self._database.transaction() as db:
-            found = _find(db, job >> INDEX_BITS, end, end_of)
+        with ends() as end_of:
+            found = _find(db, *origin_of(job), end, end_of)
             return None if found is None or end > found.end else found.stream
 
-    def settle(self, failures: Sequence[tuple[int, int]]) -> None:
+    @writes
+    def settle(self, db: sqlite3.Connection, failures: Sequence[tuple[int, int]]) -> None:
         """The failure record in a batch of a job: (batch, job). The job is settled once that batch is stored."""
-        with self._database.transaction() as db:
-            db.executemany("INSERT OR IGNORE INTO settling VALUES (?, ?)", failures)
-            for batch in {batch for batch, _ in failures}:
-                (state,) = db.execute("SELECT state FROM batches WHERE id=?", (batch,)).fetchone()
-                if state == "stored":
-                    settle_jobs_of(db, batch)
-                elif state == "set aside":
-                    forget_settling(db, batch)
+        db.executemany("INSERT OR IGNORE INTO settling VALUES (?, ?)", [(batch, local(job)) for batch, job in failures])
+        for batch in {batch for batch, _ in failures}:
+            (state,) = db.execute("SELECT state FROM batches WHERE id=?", (batch,)).fetchone()
+            if state == "stored":
+                settle_jobs_of(db, batch)
+            elif state == "set aside":
+                forget_settling(db, batch)
+
+    def _now(self) -> tuple[float, float]:
+        """The parameters of _DUE: nothing is ever made to wait longer than that."""
+        now = self._clock.now()
+        return now, now + MAX_DELAY
 
     # Deleting
 
-    def begin(self, destination: int, delete_after: DeleteAfter) -> None:
+    @writes
+    def begin(self, db: sqlite3.Connection, destination: int, delete_after: DeleteAfter) -> None:
         """Who deletes has started: what failed need not wait any longer. What an attempt may still bring back has to."""
-        with self._database.transaction() as db:
-            db.execute("UPDATE destinations SET delete_after=?, deletes_paused_until=0 WHERE id=?", (delete_after, destination))
-            failed = db.execute(f"{_TO_DELETE[delete_after]} AND failures>0 AND retry_at>0", (destination,)).fetchall()
-            db.executemany("UPDATE batches SET retry_at=0 WHERE id=?", [(id_,) for id_, _, _ in failed])
+        db.execute("UPDATE destinations SET delete_after=?, deletes_paused_until=0 WHERE id=?", (delete_after, destination))
+        failed = db.execute(f"{_TO_DELETE[delete_after]} AND failures>0 AND retry_at>0", (destination,)).fetchall()
+        db.executemany("UPDATE batches SET retry_at=0 WHERE id=?", [(id_,) for id_, _, _ in failed])
 
-    def claim(self, destination: int, session: str, delete_after: DeleteAfter, limit: int) -> list[DueObject]:
+    @writes
+    def claim(
+        self, db: sqlite3.Connection, destination: int, session: str, delete_after: DeleteAfter, limit: int
+    ) -> list[DueObject]:
         """Objects that can be deleted now and that nobody is deleting. From now on `session` is."""
-        with self._database.transaction() as db:
-            due = db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (destination, *_now(), limit)).fetchall()
-            db.executemany("UPDATE batches SET claimed_by=? WHERE id=?", [(session, id_) for id_, _, _ in due])
+        due = [
+            row
+            for row in db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (destination, *self._now(), limit)).fetchall()
+            if _is_complete(db, row[0], delete_after)
+        ]
+        db.executemany("UPDATE batches SET claimed_by=? WHERE id=?", [(session, id_) for id_, _, _ in due])
         return [DueObject(*row) for row in due]
 
-    def has_due(self, destination: int, delete_after: DeleteAfter) -> bool:
+    @reads
+    def has_due(self, db: sqlite3.Connection, destination: int, delete_after: DeleteAfter) -> bool:
         """Whether `claim` would give any."""
-        with self._database.reading() as db:
-            return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (destination, *_now())).fetchone() is not None
+        return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (destination, *self._now())).fetchone() is not None
 
-    def waiting(self) -> list[WaitingDeletes]:
+    @reads
+    def waiting(self, db: sqlite3.Connection) -> list[WaitingDeletes]:
         """What is to be deleted and was not yet, for each destination, by the setting of who sent there last."""
         waiting: list[WaitingDeletes] = []
-        with self._database.reading() as db:
-            for id_, delete_after, *row in db.execute(
-                "SELECT id, delete_after, location, delete_error, delete_hint, deletes_paused_until FROM destinations ORDER BY id"
-            ).fetchall():
-                to_delete = _TO_DELETE[delete_after]
-                (objects,) = db.execute(f"SELECT count(*) FROM ({to_delete})", (id_,)).fetchone()  # noqa: S608 - our own text
-                if objects:
-                    waiting.append(WaitingDeletes(row[0], objects, *row[1:]))
+        for id_, delete_after, *row in db.execute(
+            "SELECT id, delete_after, location, delete_error, delete_hint, deletes_paused_until FROM destinations ORDER BY id"
+        ).fetchall():
+            to_delete = _TO_DELETE[delete_after]
+            (objects,) = db.execute(f"SELECT count(*) FROM ({to_delete})", (id_,)).fetchone()  # noqa: S608 - our own text
+            if objects:
+                waiting.append(WaitingDeletes(row[0], objects, *row[1:]))
         return waiting
 
-    def deleted(self, destination: int, batches: Sequence[int]) -> None:
+    @writes
+    def deleted(self, db: sqlite3.Connection, destination: int, batches: Sequence[int]) -> None:
         """These objects are gone, and deleting works."""
-        with self._database.transaction() as db:
-            for batch in batches:
-                mark_deleted(db, batch)
-            db.execute(
-                "UPDATE destinations SET delete_error='', delete_hint='', deletes_paused_until=0 WHERE id=? AND delete_error!=''",
-                (destination,),
-            )
+        for batch in batches:
+            mark_deleted(db, batch)
+        db.execute(
+            "UPDATE destinations SET delete_error='', delete_hint='', deletes_paused_until=0 WHERE id=? AND delete_error!=''",
+            (destination,),
+        )
 
+    @writes
     def give_back(
-        self, destination: int, retries: Iterable[tuple[int, float | None]], *, error: str, hint: str, paused_until: float
+        self,
+        db: sqlite3.Connection,
+        destination: int,
+        retries: Iterable[tuple[int, float | None]],
+        *,
+        error: str,
+        hint: str,
+        pause: float,
     ) -> None:
-        """Deleting these has failed: (batch, when it is tried again in seconds since 1970, or None where it was not its own fault).
+        """Deleting these has failed: (batch, after how many seconds it is retried, or None where it was not its own fault).
 
-        Nothing is deleted before `paused_until`.
+        Nothing is deleted for `pause` seconds.
         """
-        with self._database.transaction() as db:
-            db.executemany(
-                "UPDATE batches SET claimed_by=NULL, failures=failures+?, retry_at=coalesce(?, retry_at)"
-                " WHERE id=? AND state='stored'",
-                [(retry_at is not None, retry_at, batch) for batch, retry_at in retries],
-            )
-            db.execute(
-                "UPDATE destinations SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
-                (writable(error), writable(hint), paused_until, destination),
-            )
+        now = self._clock.now()
+        db.executemany(
+            "UPDATE batches SET claimed_by=NULL, failures=failures+?, retry_at=coalesce(?, retry_at) WHERE id=? AND state='stored'",
+            [(delay is not None, None if delay is None else now + delay, batch) for batch, delay in retries],
+        )
+        db.execute(
+            "UPDATE destinations SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
+            (writable(error), writable(hint), now + pause, destination),
+        )
 
-    def forget(self, before: float, after: int, limit: int) -> int | None:
-        """Look at `limit` batches behind the number `after`, and forget those that were stored, or at least opened, before (seconds
-        since 1970) and whose objects stay for ever, or are gone.
+    @writes
+    def forget(self, db: sqlite3.Connection, age: float, after: int, limit: int, keep: Sequence[str]) -> int | None:
+        """Look at `limit` batches behind the number `after`, and forget those that were stored, or at least opened, so many seconds
+        ago and whose objects stay for ever, or are gone.
 
-        Those that are to be deleted are kept until they are. Returns the last number that was looked at; None at the end.
+        Those that are to be deleted are kept until they are, and so are those in the blob files `keep`: whoever removes a file asks
+        whether all of it was stored. Returns the last number that was looked at; None at the end.
         """
-        with self._database.transaction() as db:
-            rows = db.execute(
-                "SELECT b.id, coalesce(stored_at, 0)<? AND (state='deleted'"
-                " OR (state='set aside' AND NOT EXISTS (SELECT 1 FROM damages WHERE batch=b.id))"
-                " OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
-                " AND (d.delete_after!='settled' OR delivered+settled<jobs)))"
-                " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id)"
-                " FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.id<? ORDER BY b.id LIMIT ?",
-                (before, after, int(before * 1000), limit),
-            ).fetchall()
-            for batch, is_over in rows:
-                if is_over:
-                    db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
-                    db.execute("DELETE FROM settling WHERE batch=?", (batch,))
-                    db.execute("DELETE FROM batches WHERE id=?", (batch,))
+        before = self._clock.now() - age
+        rows = db.execute(
+            "SELECT b.id, coalesce(stored_at, 0)<? AND (state='deleted'"
+            " OR (state='set aside' AND NOT EXISTS (SELECT 1 FROM damages WHERE batch=b.id))"
+            " OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
+            " AND (d.delete_after!='settled' OR delivered+settled<jobs)))"
+            " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id)"
+            " , blobs FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.opened_at<? ORDER BY b.id LIMIT ?",
+            (before, after, before, limit),
+        ).fetchall()
+        kept = set(keep)
+        for batch, is_over, blobs in rows:
+            if is_over and blobs not in kept:
+                db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
+                db.execute("DELETE FROM settling WHERE batch=?", (batch,))
+                db.execute("DELETE FROM batches WHERE id=?", (batch,))
         return rows[-1][0] if len(rows) == limit else None
 
 
@@ -207,7 +241,7 @@ class Acknowledger:
     def __init__(self, deliveries: Deliveries, ends: Ends) -> None:
         self._deliveries = deliveries
         self._ends = ends
-        self._turns = Turns[_Acknowledgement](self._commit, hint="acknowledge again")
+        self._turns = Turns[_Acknowledgement](self._commit)
         self.acknowledged = 0
         """How many ids were taken, those included that had been taken before."""
 
@@ -266,13 +300,13 @@ class _Found(NamedTuple):
     end: int
 
 
-def _find(db: sqlite3.Connection, batch: int, end: int, end_of: EndOf) -> _Found | None:
+def _find(db: sqlite3.Connection, epoch: int, batch: int, end: int, end_of: EndOf) -> _Found | None:
     """A batch of raw events, and how many ids were given in it: of an open one at least whether `end` were.
 
     Nothing of it changes before the transaction ends.
     """
     row = db.execute(
-        "SELECT state, workspace_id, source_id, jobs, blobs FROM batches WHERE id=? AND kind='raw'", (batch,)
+        "SELECT state, workspace_id, source_id, jobs, blobs FROM batches WHERE id=? AND epoch=? AND kind='raw'", (batch, epoch)
     ).fetchone()
     if row is None:
         return None
@@ -323,6 +357,15 @@ def _mask_below(end: int) -> int:
     return (1 << min(max(end, 0), 1 << SEGMENT_BITS)) - 1
 
 
-def _now() -> tuple[float, float]:
-    """The parameters of _DUE: what is made to wait longer was noted before the clock was set back."""
-    return time.time(), time.time() + MAX_DELAY
+def _is_complete(db: sqlite3.Connection, batch: int, delete_after: DeleteAfter) -> bool:
+    """Whether each job of a batch has its bit: what is counted may have changed on the disk. Then it is counted again."""
+    delivered = settled = 0
+    for row in db.execute("SELECT segment FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch)).fetchall():
+        marks = _marks(db, row[0])
+        delivered += marks[0].bit_count()
+        settled += (marks[1] & ~marks[0]).bit_count()
+    (jobs,) = db.execute("SELECT jobs FROM batches WHERE id=?", (batch,)).fetchone()
+    if delivered + (settled if delete_after == "settled" else 0) >= jobs:
+        return True
+    db.execute("UPDATE batches SET delivered=?, settled=? WHERE id=?", (delivered, settled, batch))
+    return False

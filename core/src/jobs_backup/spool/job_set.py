@@ -1,18 +1,25 @@
-"""Sets of job ids, in a bit each."""
+"""Job ids: what is in one, and sets of them, in a bit each.
+
+An id names the process that gave it: 63 bits drawn at random when that process opened the spool, then 42 bits for the batch and 21
+for the place in it. So no two spools give the same id, whatever their clocks do and wherever their files were copied from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from jobs_backup.spool.blobs import INDEX_BITS
-
+INDEX_BITS: Final = 21
+"""A job's place in its batch. The number of the batch stands above it."""
+LOCAL_BITS: Final = 63
+"""Of an id within its spool: batch and place. SQLite's integers have so many."""
+MAX_ID: Final = (1 << 2 * LOCAL_BITS) - 1
 SEGMENT_BITS: Final = 12
 """A segment is so many low bits of an id: 4,096 consecutive ids. A batch consists of whole segments."""
 
 SEGMENT_MASK: Final = (1 << SEGMENT_BITS) - 1
 _BATCH_SHIFT: Final = INDEX_BITS - SEGMENT_BITS
-_MAX_ID: Final = (1 << 63) - 1
+_LOCAL_MASK: Final = (1 << LOCAL_BITS) - 1
 
 
 class JobSet:
@@ -36,9 +43,9 @@ class JobSet:
         """Add one id.
 
         Raises:
-            ValueError: it is not from 0 to 2^63 - 1.
+            ValueError: it is not from 0 to MAX_ID.
         """
-        if not 0 <= job <= _MAX_ID:
+        if not 0 <= job <= MAX_ID:
             raise ValueError(f"{job} is no job id")
         bits = self._segments.get(job >> SEGMENT_BITS)
         if bits is None:
@@ -85,9 +92,39 @@ class JobSet:
             yield segment, int.from_bytes(bits, "little")
 
 
+def job_id(epoch: int, batch: int, index: int) -> int:
+    """The id of a job. `epoch` is the random number of the process that opened the batch; 0 before ids had one."""
+    return epoch << LOCAL_BITS | batch << INDEX_BITS | index
+
+
+def job_index(job: int) -> int:
+    """The place of a job in its batch."""
+    return job & ((1 << INDEX_BITS) - 1)
+
+
+def local(job: int) -> int:
+    """The part of an id that is unique within its spool."""
+    return job & _LOCAL_MASK
+
+
+def origin_of(job: int) -> tuple[int, int]:
+    """The epoch and the batch of a job."""
+    return job >> LOCAL_BITS, local(job) >> INDEX_BITS
+
+
+def origin_of_segment(segment: int) -> tuple[int, int]:
+    """The epoch and the batch of the jobs of a segment."""
+    return origin_of(segment << SEGMENT_BITS)
+
+
+def local_segment(segment: int) -> int:
+    """A segment, without the epoch of its jobs."""
+    return local(segment << SEGMENT_BITS) >> SEGMENT_BITS
+
+
 def batch_of(segment: int) -> int:
     """The number of the batch that a segment belongs to."""
-    return segment >> _BATCH_SHIFT
+    return origin_of_segment(segment)[1]
 
 
 def first_index(segment: int) -> int:

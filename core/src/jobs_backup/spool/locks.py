@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 import weakref
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
-from jobs_backup.spool.database import database_errors
+from jobs_backup.checksum import crc32c
+from jobs_backup.spool.database import FilesLost, database_errors
 
 _LOOK_SECONDS: Final = 0.005
+_WITNESS: Final = struct.Struct("<IQ")
+
+
+class Witness(NamedTuple):
+    """How many events a process had recorded into the file that it wrote last: `file` is the number of that one."""
+
+    file: int
+    events: int
 
 
 class ProcessLock:
@@ -21,6 +31,7 @@ class ProcessLock:
         self.name = path.stem
         self._path = path
         self._descriptor: int | None = descriptor
+        self._file = os.fstat(descriptor)
         _held.add(self)
 
     @classmethod
@@ -49,6 +60,44 @@ class ProcessLock:
             finally:
                 os.close(descriptor)
         return False
+
+    def check(self) -> None:
+        """Check that others still find it.
+
+        Raises:
+            FilesLost: somebody has removed its file: another process may take this one for dead.
+        """
+        with database_errors(self._path):
+            try:
+                is_there = os.path.samestat(self._path.stat(), self._file)
+            except FileNotFoundError:
+                is_there = False
+        if not is_there:
+            raise FilesLost(
+                f"{self._path} was removed or replaced while it was in use",
+                hint="find out what did it: a cleaner of old files, for example, which has to leave the spool alone",
+            )
+
+    def witness(self, file: int, events: int) -> None:
+        """Note how many events this process has recorded into a file.
+
+        Whoever takes its place compares: it is how a log is noticed that lacks its end. This is not synced, since it need not
+        survive more than the process does.
+        """
+        data = _WITNESS.pack(file, events)
+        with database_errors(self._path):
+            assert self._descriptor is not None
+            os.pwrite(self._descriptor, data + crc32c(data).to_bytes(4, "little"), 0)
+
+    def read_witness(self) -> Witness | None:
+        """What the process that had it before has noted; None if there is nothing, or nothing that can be read."""
+        with database_errors(self._path):
+            assert self._descriptor is not None
+            noted = os.pread(self._descriptor, _WITNESS.size + 4, 0)
+        data = noted[: _WITNESS.size]
+        if len(noted) != _WITNESS.size + 4 or crc32c(data) != int.from_bytes(noted[_WITNESS.size :], "little"):
+            return None
+        return Witness(*_WITNESS.unpack(data))
 
     def release(self, *, remove: bool) -> None:
         """Give the lock up; `remove` also removes its file, where nobody will need it again."""

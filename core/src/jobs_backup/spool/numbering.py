@@ -7,8 +7,8 @@ import time
 from typing import Final, NamedTuple
 
 from jobs_backup.model import Stream
-from jobs_backup.spool.blobs import INDEX_BITS
 from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.job_set import INDEX_BITS, job_id
 from jobs_backup.spool.rows import Placement
 
 _RENEWED_AFTER: Final = 6 * 3600.0
@@ -26,8 +26,9 @@ class _Range(NamedTuple):
 class Numbering:
     """Gives ids from a batch for each stream that has no events. Any number of threads may ask."""
 
-    def __init__(self, catalog: Catalog, placement: Placement) -> None:
+    def __init__(self, catalog: Catalog, placement: Placement, epoch: int) -> None:
         self._catalog = catalog
+        self._epoch = epoch
         self._placement = placement
         self._ranges: dict[Stream, _Range] = {}
         self._lock = threading.Lock()
@@ -50,5 +51,5 @@ class Numbering:
         return runs
 
     def _new(self, stream: Stream) -> _Range:
-        first = self._catalog.number(stream, self._placement, 1 << INDEX_BITS) << INDEX_BITS
+        first = job_id(self._epoch, self._catalog.number(stream, self._placement, self._epoch, 1 << INDEX_BITS), 0)
         return _Range(first, first + (1 << INDEX_BITS), time.monotonic() + _RENEWED_AFTER)

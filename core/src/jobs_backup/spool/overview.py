@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from jobs_backup.model import Kind, Stream
-from jobs_backup.spool.database import Database
+from jobs_backup.spool.database import Database, reads
 
 
 class SealedStream(NamedTuple):
@@ -17,7 +18,7 @@ class SealedStream(NamedTuple):
     batches: int
     events: int
     size: int
-    first_batch: int
+    opened_at: float
     claimed: int
 
 
@@ -41,6 +42,7 @@ class SessionRow(NamedTuple):
     pid: int
     archives: bool
     began_at: float
+    error: str
 
 
 class Total(NamedTuple):
@@ -84,65 +86,67 @@ class Overview:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def stored(self, location: str, kind: Kind, after: int, limit: int) -> list[StoredObject]:
+    @reads
+    def stored(self, db: sqlite3.Connection, location: str, kind: Kind, after: int, limit: int) -> list[StoredObject]:
         """What stands in a bucket, by batch numbers, from behind `after` on."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                f"{_SELECT_OBJECT} WHERE b.id>? AND state='stored' AND kind=? AND location=? ORDER BY b.id LIMIT ?",
-                (after, kind, location, limit),
-            )
-            return [_stored_object(row) for row in rows]
+        rows = db.execute(
+            f"{_SELECT_OBJECT} WHERE b.id>? AND state='stored' AND kind=? AND location=? ORDER BY b.id LIMIT ?",
+            (after, kind, location, limit),
+        )
+        return [_stored_object(row) for row in rows]
 
-    def written(self, location: str, kind: Kind, key: str) -> StoredObject | None:
+    @reads
+    def written(self, db: sqlite3.Connection, location: str, kind: Kind, key: str) -> StoredObject | None:
         """What stands in a bucket under a key, or stood there until it was deleted."""
-        with self._database.reading() as db:
-            row = db.execute(
-                f"{_SELECT_OBJECT} WHERE key=? AND state IN ('stored', 'deleted') AND kind=? AND location=?", (key, kind, location)
-            ).fetchone()
+        row = db.execute(
+            f"{_SELECT_OBJECT} WHERE key=? AND state IN ('stored', 'deleted') AND kind=? AND location=?", (key, kind, location)
+        ).fetchone()
         return _stored_object(row) if row else None
 
-    def stored_elsewhere(self, location: str, kind: Kind, source_id: str | None, workspace_id: str | None) -> int:
+    @reads
+    def stored_elsewhere(
+        self, db: sqlite3.Connection, location: str, kind: Kind, source_id: str | None, workspace_id: str | None
+    ) -> int:
         """How many objects stand in other buckets; of all sources or workspaces where none is given."""
-        with self._database.reading() as db:
-            row = db.execute(
-                "SELECT count(*) FROM batches b JOIN destinations d ON d.id=b.destination WHERE state='stored' AND kind=?"
-                " AND source_id=coalesce(?, source_id) AND workspace_id=coalesce(?, workspace_id) AND location!=?",
-                (kind, source_id, workspace_id, location),
-            ).fetchone()
+        row = db.execute(
+            "SELECT count(*) FROM batches b JOIN destinations d ON d.id=b.destination WHERE state='stored' AND kind=?"
+            " AND source_id=coalesce(?, source_id) AND workspace_id=coalesce(?, workspace_id) AND location!=?",
+            (kind, source_id, workspace_id, location),
+        ).fetchone()
         return int(row[0])
 
-    def sealed_streams(self) -> list[SealedStream]:
+    @reads
+    def sealed_streams(self, db: sqlite3.Connection) -> list[SealedStream]:
         """What is sealed and not stored, for each destination and stream."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                "SELECT destination, kind, workspace_id, source_id, count(*), sum(events), sum(size), min(id),"
-                " sum(claimed_by IS NOT NULL) FROM batches WHERE state='sealed'"
-                " GROUP BY destination, kind, workspace_id, source_id"
-            )
-            return [SealedStream(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
+        rows = db.execute(
+            "SELECT destination, kind, workspace_id, source_id, count(*), sum(events), sum(size), min(opened_at),"
+            " sum(claimed_by IS NOT NULL) FROM batches WHERE state='sealed'"
+            " GROUP BY destination, kind, workspace_id, source_id"
+        )
+        return [SealedStream(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
 
-    def destinations(self) -> list[DestinationRow]:
+    @reads
+    def destinations(self, db: sqlite3.Connection) -> list[DestinationRow]:
         """Every destination there ever was. The error is the last one's of those that delay something."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                "SELECT d.id, d.location, CASE WHEN d.error!='' THEN d.error ELSE coalesce(b.error, '') END,"
-                " CASE WHEN d.error!='' THEN d.hint ELSE coalesce(b.hint, '') END, d.paused_until,"
-                " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND NOT u.abandoned),"
-                " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
-                " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned)"
-                " FROM destinations d LEFT JOIN batches b ON b.id=(SELECT id FROM batches e WHERE e.destination=d.id"
-                " AND e.state='sealed' AND e.error!='' ORDER BY e.retry_at DESC LIMIT 1) ORDER BY d.id"
-            )
-            return [DestinationRow(*row) for row in rows]
+        rows = db.execute(
+            "SELECT d.id, d.location, CASE WHEN d.error!='' THEN d.error ELSE coalesce(b.error, '') END,"
+            " CASE WHEN d.error!='' THEN d.hint ELSE coalesce(b.hint, '') END, d.paused_until,"
+            " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND NOT u.abandoned),"
+            " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
+            " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned)"
+            " FROM destinations d LEFT JOIN batches b ON b.id=(SELECT id FROM batches e WHERE e.destination=d.id"
+            " AND e.state='sealed' AND e.error!='' ORDER BY e.retry_at DESC LIMIT 1) ORDER BY d.id"
+        )
+        return [DestinationRow(*row) for row in rows]
 
-    def totals(self) -> list[Total]:
+    @reads
+    def totals(self, db: sqlite3.Connection) -> list[Total]:
         """What all processes have done since the spool was made. Every state of every kind is there."""
-        with self._database.reading() as db:
-            rows = db.execute("SELECT kind, state, batches, events, raw_bytes, size, stored_at FROM totals")
-            return [Total(*row) for row in rows]
+        rows = db.execute("SELECT kind, state, batches, events, raw_bytes, size, stored_at FROM totals")
+        return [Total(*row) for row in rows]
 
-    def sessions(self) -> list[SessionRow]:
+    @reads
+    def sessions(self, db: sqlite3.Connection) -> list[SessionRow]:
         """All sessions that were not ended."""
-        with self._database.reading() as db:
-            rows = db.execute("SELECT id, pid, archives, began_at FROM sessions ORDER BY began_at")
-            return [SessionRow(row[0], row[1], bool(row[2]), row[3]) for row in rows]
+        rows = db.execute("SELECT id, pid, archives, began_at, error FROM sessions ORDER BY began_at")
+        return [SessionRow(row[0], row[1], bool(row[2]), row[3], row[4]) for row in rows]

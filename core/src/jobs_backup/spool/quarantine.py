@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from jobs_backup.errors import SpoolCorrupt
+from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.fsync import sync_directory
-from jobs_backup.model import Batch
-from jobs_backup.spool.blobs import BlobFile, BlobFiles, Form
+from jobs_backup.model import Batch, Kind, Stream
+from jobs_backup.spool.blobs import BlobFile, BlobFiles, Chunk, Form
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.database import database_errors
+from jobs_backup.spool.job_set import INDEX_BITS
 from jobs_backup.spool.open_batch import OpenBatch
 from jobs_backup.spool.rows import BatchRow, Damage
 
 log: Final = logging.getLogger(__name__)
 
+_NO_STREAM: Final = Stream(Kind.RAW, "", "")
+
 
 class Quarantine:
-    """The directory `quarantine/`. Its reports last as long as the files in it: removing a file ends its report."""
+    """The directory `quarantine/`. Its reports last as long as the files in it: removing a file ends its report.
+
+    A disk that can't be read for a moment is no damage, although SQLite reports it as such: whatever is set aside was read twice.
+    """
 
     def __init__(self, directory: Path, catalog: Catalog, files: BlobFiles) -> None:
         self._directory = directory
@@ -32,11 +39,12 @@ class Quarantine:
 
         Raises:
             SpoolCorrupt: the file itself is damaged.
+            SpoolError: it can't be read now.
         """
         try:
             return OpenBatch.restored(row, blobs), True
         except SpoolCorrupt:
-            self._set_chunks_aside(row, blobs)
+            self._set_chunks_aside(row, blobs.name)
             return OpenBatch.restored(row, blobs), False
 
     def set_aside(self, batch: Batch, *, whole: bool) -> None:
@@ -44,11 +52,14 @@ class Quarantine:
 
         `whole`: an earlier attempt may have stored it under its key, so that no part of it may be sent under another one. Then
         all of it is set aside.
+
+        Raises:
+            SpoolError: it is not damaged, or can't be read now. Nothing has changed.
         """
         row = self._catalog.batch(batch.id)
         try:
+            self._set_chunks_aside(row, batch.blobs, good_too=whole, size=batch.size)
             with self._files.open(batch.blobs) as blobs:
-                self._set_chunks_aside(row, blobs, good_too=whole)
                 rest = OpenBatch.restored(row, blobs)
             set_aside = sum(damage.events for damage in self._catalog.damages() if damage.batch == batch.id)
             if (missing := batch.events - rest.fill.events - set_aside) > 0:
@@ -60,16 +71,35 @@ class Quarantine:
 
     def leave_in_file(self, row: BatchRow, blobs: str, error: SpoolCorrupt) -> None:
         """A batch that can't be taken out of its damaged file. `retire` moves the file."""
-        damage = Damage(row.id, row.stream, 0, 0, f"blobs/{blobs}.db", error.message)
+        damage = Damage(row.id, row.stream, 0, 0, _in_blobs(blobs), error.message)
         log.error("%s: batch %d stays in it: %s", damage.file, row.id, error.one_line())
         self._catalog.set_aside(damage, instead_of_batch=True)
+
+    def report(self, blobs: str, batch: int, why: str, *, events: int = 0, stream: Stream = _NO_STREAM) -> None:
+        """Events that a file should have, and does not, or that nobody knows what to do with. `retire` moves the file."""
+        log.error("%s: %s", _in_blobs(blobs), why)
+        self._catalog.set_aside(Damage(batch, stream, 0, events, _in_blobs(blobs), why))
+
+    def report_missing(self, blobs: str, rows: Sequence[BatchRow], events: int) -> None:
+        """A file is not there, although something was recorded into it, or may have been. A note stands in its place.
+
+        `events` is how many were recorded into it, 0 if that is not known.
+        """
+        why = "the blob file is not there: what was recorded into it is lost"
+        self._write(f"{blobs}.missing", f"blobs/{blobs}.db: {why}\n".encode())
+        for row in rows:
+            log.error("%s: batch %d of source %s: %s", _in_blobs(blobs), row.id, row.stream.source_id, why)
+            self._catalog.set_aside(Damage(row.id, row.stream, 0, 0, f"quarantine/{blobs}.missing", why), instead_of_batch=True)
+        if events:
+            log.error("%s: %d events: %s", _in_blobs(blobs), events, why)
+            self._catalog.set_aside(Damage(0, _NO_STREAM, 0, events, f"quarantine/{blobs}.missing", why))
 
     def retire(self, blobs: str) -> bool:
         """Move a damaged file here that holds nothing else any more. False if it is not damaged."""
         if not self._catalog.is_damaged(blobs):
             return False
         self._files.move(blobs, self._directory)
-        self._catalog.moved(f"blobs/{blobs}.db", f"quarantine/{blobs}.db")
+        self._catalog.moved(_in_blobs(blobs), f"quarantine/{blobs}.db")
         return True
 
     def reports(self, *, only_reads: bool = False) -> list[Damage]:
@@ -86,23 +116,43 @@ class Quarantine:
             if place != one.file and not only_reads:
                 self._catalog.moved(one.file, place)
             found.append(one._replace(file=place))
-        if not only_reads:
+        if gone and not only_reads:
             self._catalog.forget_damages(gone)
         return found
 
-    def _set_chunks_aside(self, row: BatchRow, blobs: BlobFile, *, good_too: bool = False) -> None:
-        for chunk in blobs.chunks(row.id):
-            data, is_good = blobs.examine(chunk.job)
-            if is_good and not good_too:
-                continue
-            why = "its object may be in the bucket already" if is_good else "these are not the bytes that were written"
-            suffix = "" if chunk.form is Form.LINES else Path(row.placement.compression.suffix).suffix
-            name = f"{row.id}-{chunk.start}.ndjson{suffix}"
-            self._write(name, data)
-            damage = Damage(row.id, row.stream, chunk.job, chunk.events, f"quarantine/{name}", why)
-            log.error("%d events of source %s are set aside in %s: %s", chunk.events, row.stream.source_id, damage.file, why)
-            self._catalog.set_aside(damage)
-            blobs.remove(chunk.job)
+    def _set_chunks_aside(self, row: BatchRow, name: str, *, good_too: bool = False, size: int | None = None) -> None:
+        """`size` is what a sealed batch has.
+
+        Raises:
+            SpoolCorrupt: the file itself is damaged.
+            SpoolError: the batch is not damaged, or can't be read now.
+        """
+        with self._files.open(name) as blobs:  # a second look, by a connection that has read nothing yet
+            self._files.read_through(name)
+            chunks = blobs.chunks(row.id)
+            examined = [(chunk, *blobs.examine(chunk.job)) for chunk in chunks if chunk.form is not Form.LOST]
+            self._files.read_through(name)
+            gaps = list(_gaps(row.id, chunks))
+            is_whole = all(is_good for _, _, is_good in examined) and not gaps
+            if is_whole and size in (None, sum(len(data) for _, data, _ in examined)):
+                raise SpoolError(
+                    f"batch {row.id} in {name}.db could not be read, and can be now: it is retried", hint="look at the disk"
+                )
+            if missing := sum(events for _, events in gaps):
+                self.report(name, row.id, f"{missing} events of batch {row.id} are missing", events=missing, stream=row.stream)
+            for job, events in gaps:
+                blobs.lose(job, events)
+            for chunk, data, is_good in examined:
+                if is_good and not good_too:
+                    continue
+                why = "its object may be in the bucket already" if is_good else "these are not the bytes that were written"
+                suffix = "" if chunk.form is Form.LINES else Path(row.placement.compression.suffix).suffix
+                file = f"{row.id}-{chunk.start}.ndjson{suffix}"
+                self._write(file, data)
+                damage = Damage(row.id, row.stream, chunk.job, chunk.events, f"quarantine/{file}", why)
+                log.error("%d events of source %s are set aside in %s: %s", chunk.events, row.stream.source_id, damage.file, why)
+                self._catalog.set_aside(damage)
+                blobs.lose(chunk.job, chunk.events)
 
     def _write(self, name: str, data: bytes) -> None:
         path = self._directory / name
@@ -112,3 +162,22 @@ class Quarantine:
                 file.flush()
                 os.fsync(file.fileno())
             sync_directory(self._directory)
+
+
+def _gaps(batch: int, chunks: Sequence[Chunk]) -> Iterator[tuple[int, int]]:
+    """Where chunks are missing: (job, how many events).
+
+    Raises:
+        SpoolCorrupt: chunks overlap.
+    """
+    end = 0
+    for chunk in chunks:
+        if chunk.start < end:
+            raise SpoolCorrupt(f"the chunks of batch {batch} overlap", hint="look at the disk; nothing was removed")
+        if chunk.start > end:
+            yield (batch << INDEX_BITS) + end, chunk.start - end
+        end = chunk.start + chunk.events
+
+
+def _in_blobs(name: str) -> str:
+    return f"blobs/{name}.db"

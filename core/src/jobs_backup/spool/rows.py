@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from jobs_backup.compression import GZIP, Compression
-from jobs_backup.model import Stream
+from jobs_backup.model import Kind, Stream
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,10 +25,26 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         return self.compression.suffix + "".join(f".{one.partition('=')[0]}" for one in self.wrappers)
 
 
+class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch is bound to when it is opened, as its blob file keeps it: so that the file can do without the catalog."""
+
+    epoch: int
+    kind: Kind
+    workspace_id: str
+    source_id: str
+    location: str
+    prefix: str
+    instance_id: str
+    compression: str
+    wrappers: tuple[str, ...]
+
+
 class BatchRow(NamedTuple):
     """A batch without what sealing fixes."""
 
     id: int
+    epoch: int
+    opened_at: float
     stream: Stream
     placement: Placement
 

@@ -7,6 +7,8 @@ from typing import Final
 SCHEMA: Final = """
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 INSERT INTO counters VALUES ('batch', 0);
+-- What the clocks showed when a process last looked: see clock.py. One row.
+CREATE TABLE clock (boot TEXT NOT NULL, wall REAL NOT NULL, uptime REAL NOT NULL, spool REAL NOT NULL) STRICT;
 CREATE TABLE destinations (
     id INTEGER PRIMARY KEY,
     location TEXT NOT NULL UNIQUE,
@@ -26,11 +28,14 @@ CREATE TABLE sessions (
     archives INTEGER NOT NULL,    -- 1: it sends what is sealed
     began_at REAL NOT NULL,
     blobs TEXT NOT NULL DEFAULT '',         -- the blob file that it writes
+    error TEXT NOT NULL DEFAULT '',         -- it is dead, and this is why nobody can take its place
     spooled INTEGER NOT NULL DEFAULT 0      -- bytes in batches that it has open; about
 ) STRICT;
 CREATE TABLE batches (
     id INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0,       -- of its job ids: see job_set.py
+    opened_at REAL NOT NULL DEFAULT 0,      -- this and all other times by the spool's clock
+    kind TEXT NOT NULL CHECK (kind IN ('raw', 'failed')),
     workspace_id TEXT NOT NULL,
     source_id TEXT NOT NULL,
     state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'stored', 'deleted', 'set aside')),
@@ -117,7 +122,7 @@ CREATE TABLE totals (
     events INTEGER NOT NULL DEFAULT 0,
     raw_bytes INTEGER NOT NULL DEFAULT 0,
     size INTEGER NOT NULL DEFAULT 0,
-    stored_at REAL NOT NULL DEFAULT 0,      -- of the one that was stored last
+    stored_at REAL NOT NULL DEFAULT 0,      -- of the one that was stored last, by the system's clock
     PRIMARY KEY (kind, state)
 ) STRICT, WITHOUT ROWID;
 INSERT INTO totals (kind, state) SELECT kinds.column1, states.column1 FROM (VALUES ('raw'), ('failed')) kinds,
@@ -126,20 +131,19 @@ INSERT INTO totals (kind, state) SELECT kinds.column1, states.column1 FROM (VALU
 CREATE TRIGGER total AFTER UPDATE OF state ON batches
 WHEN new.state!=old.state AND new.blobs!='' AND (new.state!='sealed' OR old.state='open') BEGIN
     UPDATE totals SET batches=batches+1, events=events+new.events, raw_bytes=raw_bytes+new.raw_bytes,
-        size=size+coalesce(new.size, 0), stored_at=max(stored_at, coalesce(new.stored_at, 0))
+        size=size+coalesce(new.size, 0),
+        stored_at=iif(new.state='stored', (julianday('now')-2440587.5)*86400, stored_at)
     WHERE kind=new.kind AND state=iif(new.state='deleted' AND old.state!='stored', 'skipped', new.state); END
 """
 
-VERSION: Final = 7
+VERSION: Final = 8
 # How many ids were given in a batch was not written down, and damage may have taken the last ones: as many as there can be, so that
 # its object is never deleted before all were delivered.
 _GIVEN_IDS: Final = "UPDATE batches SET jobs=1<<21 WHERE state IN ('sealed', 'stored')"
+_OPENED_AT: Final = "UPDATE batches SET opened_at=id/1000.0"  # a batch's number was the time when it was opened
 UPGRADES: Final = {
     # Version 1 did not count claims: whatever it sealed may have been sent.
-    1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'", _GIVEN_IDS),
-    2: (_GIVEN_IDS,),
-    3: (),
-    4: (),
-    5: (),
-    6: (),
+    1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'", _GIVEN_IDS, _OPENED_AT),
+    2: (_GIVEN_IDS, _OPENED_AT),
+    **dict.fromkeys(range(3, VERSION), (_OPENED_AT,)),
 }

@@ -15,19 +15,19 @@ from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError, Wrappe
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.measures import Recorded
 from jobs_backup.model import Batch, Body, Stream
-from jobs_backup.spool.blobs import INDEX_BITS, BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
+from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import Catalog
-from jobs_backup.spool.database import Durability
+from jobs_backup.spool.database import Durability, FilesLost
 from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, DueObject, WaitingDeletes
 from jobs_backup.spool.disk import Ballast, make_directories, refuse_network
-from jobs_backup.spool.job_set import JobSet
-from jobs_backup.spool.locks import ProcessLock
+from jobs_backup.spool.job_set import LOCAL_BITS, JobSet, origin_of
+from jobs_backup.spool.locks import ProcessLock, Witness
 from jobs_backup.spool.numbering import Numbering
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room, RoomLimits
 from jobs_backup.spool.rows import BatchRow, Damage, Placement, Waiting
-from jobs_backup.spool.writer import BatchLimits, Recording, Writer
+from jobs_backup.spool.writer import BatchLimits, Recording, Session, Writer
 
 log: Final = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ class Spool:
             SpoolError: the directory can't be used.
         """
         self.directory = directory
-        self.session = secrets.token_hex(8)
         self._delete_after: DeleteAfter = delete_after
+        self._archives = archives
         self._unreadable: dict[str, SpoolError] = {}
         make_directories(directory)
         refuse_network(directory)
@@ -98,14 +98,14 @@ class Spool:
         self._catalog = Catalog(directory / "catalog.db", durability=durability)
         self._files = BlobFiles(directory / "blobs", durability=durability)
         self._quarantine = Quarantine(directory / "quarantine", self._catalog, self._files)
-        lock: ProcessLock | None = None
+        self._sessions: list[str] = []
+        self._known_files = set[str]()  # of dead sessions, with nothing that the catalog does not know
+        session: Session | None = None
         try:
-            while (lock := self._try_lock(self.session)) is None:
-                self.session = secrets.token_hex(8)  # somebody looks whether it was left over
-            self._lock = lock
+            self._catalog.check()
             self.destination = self._catalog.destination(location)
             self.uploads = self._catalog.uploads(self.destination)
-            self._catalog.begin_session(self.session, os.getpid(), self.destination, archives=archives)
+            session = self._begin_session()
             placement = Placement(
                 destination=self.destination,
                 prefix=prefix,
@@ -113,23 +113,31 @@ class Spool:
                 compression=compression,
                 wrappers=wrappers,
             )
-            self._numbering = Numbering(self._catalog, placement)
+            self._numbering = Numbering(self._catalog, placement, session.epoch)
             self._acknowledger = Acknowledger(self._catalog.deliveries, self._files.ends)
             self._writer = Writer(
                 self._catalog,
                 self._files,
-                session=self.session,
+                session=session,
+                renew=self._renew,
+                location=location,
                 placement=placement,
                 limits=limits,
-                room=Room(directory, self._catalog, self._ballast, self.session, room),
+                room=Room(directory, self._catalog, self._ballast, session.name, room),
                 quarantine=self._quarantine,
                 retire=self._clean_up,
             )
         except BaseException:
             self._catalog.close()
-            if lock is not None:
-                lock.release(remove=False)
+            if session is not None:
+                session.blobs.close()
+                session.lock.release(remove=False)
             raise
+
+    @property
+    def session(self) -> str:
+        """The name of what this process records and sends as."""
+        return self._writer.session.name
 
     # Recording
 
@@ -219,7 +227,7 @@ class Spool:
 
     def settle(self, failures: Sequence[tuple[int, int]]) -> None:
         """Each job has a failure record: (job, id of that). It is settled once that is stored."""
-        self._catalog.deliveries.settle([(failure >> INDEX_BITS, job) for job, failure in failures])
+        self._catalog.deliveries.settle([(origin_of(failure)[1], job) for job, failure in failures])
 
     def claim_deletes(self, limit: int) -> list[DueObject]:
         """Objects that only this process may delete now, since all of their jobs were delivered."""
@@ -237,24 +245,23 @@ class Spool:
         """These are gone."""
         self._catalog.deliveries.deleted(self.destination, [one.batch for one in objects])
 
-    def give_back_deletes(
-        self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, paused_until: float
-    ) -> None:
-        """Deleting these failed; from then on (seconds since 1970) each may be claimed again, at any time where it is None.
+    def give_back_deletes(self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, pause: float) -> None:
+        """Deleting these failed; after so many seconds each may be claimed again, at any time where it is None.
 
-        Nothing is deleted before `paused_until`.
+        Nothing is deleted for `pause` seconds.
         """
-        batches = [(one.batch, retry_at) for one, retry_at in retries]
-        self._catalog.deliveries.give_back(self.destination, batches, error=str(error), hint=error.hint, paused_until=paused_until)
+        batches = [(one.batch, delay) for one, delay in retries]
+        self._catalog.deliveries.give_back(self.destination, batches, error=str(error), hint=error.hint, pause=pause)
 
     def retry_deletes(self) -> None:
         """What could not be deleted need not wait any longer."""
         self._catalog.deliveries.begin(self.destination, self._delete_after)
 
-    def forget(self, before: float, after: int) -> int | None:
-        """Forget batches that were stored, or at least opened, before (seconds since 1970), unless something is still to be done
-        with them. It looks at some behind the number `after`. Returns what to go on behind; None at the end."""
-        return self._catalog.deliveries.forget(before, after, _LOOKED_AT_ONCE)
+    def forget(self, age: float, after: int) -> int | None:
+        """Forget batches that were stored, or at least opened, so many seconds ago, unless something is still to be done with them.
+        It looks at some behind the number `after`. Returns what to go on behind; None at the end."""
+        self._catalog.set_clock()
+        return self._catalog.deliveries.forget(age, after, _LOOKED_AT_ONCE, self._files.names())
 
     # Sending
 
@@ -281,12 +288,12 @@ class Spool:
             )
         return body
 
-    def stored(self, batch: Batch, *, deletable_at: float = 0.0) -> None:
+    def stored(self, batch: Batch, *, deletable_after: float = 0.0) -> None:
         """The batch's object stands in the bucket. Its bytes go with their file, once that is left and nothing in it waits.
 
-        It is not deleted before `deletable_at` (seconds since 1970): an earlier attempt may still arrive, and would bring it back.
+        It is not deleted for `deletable_after` seconds: an earlier attempt may still arrive, and would bring it back.
         """
-        self._catalog.stored(batch.id, deletable_at=deletable_at)
+        self._catalog.stored(batch.id, deletable_after=deletable_after)
         self._clean_up(batch.blobs)
 
     def hold_to(self, made: Batch) -> None:
@@ -319,21 +326,21 @@ class Spool:
         self._quarantine.set_aside(claim.batch, whole=claim.times > 1 or error.attempts > 1)
         self._clean_up(claim.batch.blobs)
 
-    def release(self, batch: Batch, error: JobsBackupError, *, retry_at: float, standing: str | None = None) -> None:
-        """Sending a batch that this process has claimed failed; from `retry_at` (seconds since 1970) on it may be claimed again.
+    def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
+        """Sending a batch that this process has claimed failed; after `delay` seconds it may be claimed again.
 
         `standing` is what is known of the destination now: it has `refused` everything, or it is `proven`: it may have got
         something.
         """
-        self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, retry_at=retry_at, standing=standing)
+        self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, delay=delay, standing=standing)
 
     def waiting(self) -> list[Waiting]:
         """What is sealed and not stored, for each destination."""
         return self._catalog.waiting()
 
-    def pause(self, error: JobsBackupError, *, until: float) -> None:
-        """Note for others that nothing is sent before `until` (seconds since 1970), and why."""
-        self._catalog.pause(self.destination, error=str(error), hint=error.hint, until=until)
+    def pause(self, error: JobsBackupError, *, seconds: float) -> None:
+        """Note for others that nothing is sent for so many seconds, and why."""
+        self._catalog.pause(self.destination, error=str(error), hint=error.hint, seconds=seconds)
 
     @property
     def unreadable(self) -> list[SpoolError]:
@@ -344,7 +351,7 @@ class Spool:
         """What was damaged, and set aside; if `own`, of what this process has recorded."""
         found = self._quarantine.reports()
         if found and own:
-            batches = self._catalog.batches_of(self.session)
+            batches = set[int]().union(*map(self._catalog.batches_of, self._sessions))
             found = [damage for damage in found if damage.batch in batches]
         return found
 
@@ -354,7 +361,10 @@ class Spool:
 
     def is_unsent(self, last: int) -> bool:
         """Whether a sealed batch that this process has recorded, up to the number `last`, is not stored yet."""
-        return self._catalog.is_unsent(self.session, last)
+        left = set(self._sessions[:-1])
+        return any(self._catalog.is_unsent(session, last) for session in self._sessions) or bool(
+            left and left.intersection(self._catalog.sessions())
+        )
 
     def has_archiver(self) -> bool:
         """Whether a process that sends is alive."""
@@ -366,25 +376,38 @@ class Spool:
         """Take the place of processes that died: seal what they had open, free what they were sending. Returns how many.
 
         One whose files can't be read is reported, keeps no other from being recovered, and is tried again: a disk may only be full.
+        Files of which the catalog knows nothing are taken up by what they hold: it may have been lost, or be an older copy.
         """
-        recovered = 0
-        for session in self._catalog.sessions():
-            if session == self.session or (lock := self._try_lock(session)) is None:
-                continue
-            adopted = False
-            try:
-                if (blobs := self._catalog.blob_files().get(session)) is not None:  # else another process was quicker
-                    self._adopt(session, blobs)
-                    recovered += 1
-                adopted = True
-                self._unreadable.pop(session, None)
-            except SpoolError as error:
-                if str(self._unreadable.get(session)) != str(error):  # else it would be said at every look
-                    log.error("what a dead process recorded can't be taken over yet: %s", error.one_line())
-                self._unreadable[session] = error
-            finally:
+        written = self._catalog.blob_files()
+        strangers = {name.partition("-")[0] for name in self._files.names() if name not in self._known_files} - written.keys()
+        return sum(self._recover(session) for session in (*written, *strangers) if session != self.session)
+
+    def _recover(self, session: str) -> bool:
+        adopted = is_recovered = False
+        lock: ProcessLock | None = None
+        try:
+            if (lock := self._try_lock(session)) is None:
+                return False
+            name = self._catalog.blob_files().get(session, "")  # none if another process was quicker
+            is_recovered = bool(name)
+            self._adopt(session, name, lock)
+            adopted = True
+            self._unreadable.pop(session, None)
+        except SpoolError as error:
+            if str(self._unreadable.get(session)) != str(error):  # else it would be said at every look
+                log.error("what a dead process recorded can't be taken over yet: %s", error.one_line())
+            self._unreadable[session] = error
+            self._note_dead(session, error)
+        finally:
+            if lock is not None:
                 lock.release(remove=adopted)
-        return recovered
+        return adopted and is_recovered
+
+    def _note_dead(self, session: str, error: SpoolError) -> None:
+        try:
+            self._catalog.note_dead(session, error.one_line())
+        except SpoolError as failure:
+            log.debug("not noted: %s", failure.one_line())
 
     def begin_sending(self) -> None:
         """What a process does that starts to send: whoever starts it may have changed the settings, or the rights.
@@ -401,7 +424,7 @@ class Spool:
         names, written = self._files.names(), self._catalog.blob_files()
         for name in names:  # who should have removed it was killed
             session = name.partition("-")[0]
-            if session not in written or file_number(name) < file_number(written[session]):
+            if session in written and file_number(name) < file_number(written[session]):
                 self._clean_up(name)
         self._remove_left_locks()
 
@@ -432,23 +455,89 @@ class Spool:
         finally:
             self._writer.close_file()
             self._catalog.close()
-            self._lock.release(remove=ended)
+            self._writer.session.lock.release(remove=ended)
 
-    def _adopt(self, session: str, name: str) -> None:
-        rows = self._catalog.open_batches_of(name)
-        names = self._files.names()
+    def _begin_session(self) -> Session:
+        while (lock := self._try_lock(name := secrets.token_hex(8))) is None:
+            pass  # somebody looks whether it was left over
+        try:
+            self._catalog.begin_session(name, os.getpid(), self.destination, archives=self._archives)
+            blobs = self._files.create(name)
+        except BaseException:
+            lock.release(remove=False)
+            raise
+        self._sessions.append(name)
+        return Session(name, secrets.randbits(LOCAL_BITS - 1) + 1, lock, blobs)
+
+    def _renew(self, lost: Session, blobs: BlobFile) -> Session:
+        """Begin another session, since the lock or the file of this one was lost; the one before is recovered like a dead one."""
+        try:
+            blobs.check_files()
+        except FilesLost:
+            self._files.restore(blobs)
+        finally:
+            blobs.close()
+        lost.lock.release(remove=False)
+        session = self._begin_session()
+        self._recover(lost.name)
+        return session
+
+    def _adopt(self, session: str, name: str, lock: ProcessLock) -> None:
+        """Take the place of a dead session; `name` is its file, empty if the catalog does not know it."""
+        names = [one for one in self._files.names() if one.partition("-")[0] == session]
+        witness = lock.read_witness()
         positions: list[InputPosition] = []
-        if rows or name in names:  # else it died before it had a file, or all of it was sent
-            try:
-                with self._files.open(name) as blobs:
-                    for start in range(0, len(rows), SEALED_AT_ONCE):
-                        self._seal_rows(rows[start : start + SEALED_AT_ONCE], blobs)
-                    positions = blobs.positions()
-            except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
-                for row in self._catalog.open_batches_of(name):
-                    self._quarantine.leave_in_file(row, name, error)
+        if name and name not in names:
+            rows = self._catalog.open_batches_of(name)
+            events = witness.events if witness is not None and witness.file == file_number(name) else 0
+            if rows or events:  # else it died before it had a file
+                self._quarantine.report_missing(name, rows, events)
+        for one in names:
+            # Of the others all is sealed, if the catalog is right.
+            if one == name or self._catalog.unknown(one, self._batches_in(one)):
+                positions += self._take_over(one, witness)
         self._catalog.end_session(session, positions)
-        self._remove_drained_of(session, names)
+        for one in names:
+            self._known_files.add(one)
+            self._clean_up(one)
+
+    def _batches_in(self, name: str) -> list[int]:
+        with self._files.open(name, only_reads=True) as blobs:
+            return blobs.batches()
+
+    def _take_over(self, name: str, witness: Witness | None) -> list[InputPosition]:
+        """Seal what is open in the file of a dead process, which nobody writes any more. Returns its positions."""
+        try:
+            with self._files.open(name) as blobs:
+                blobs.adopt()
+                blobs.check()
+                self._take_up(blobs)
+                rows = self._catalog.open_batches_of(name)
+                for start in range(0, len(rows), SEALED_AT_ONCE):
+                    self._seal_rows(rows[start : start + SEALED_AT_ONCE], blobs)
+                events = blobs.events()
+                if witness is not None and witness.file == file_number(name) and events < witness.events:
+                    missing = witness.events - events
+                    self._quarantine.report(name, 0, f"{missing} events that were recorded last are missing", events=missing)
+                return blobs.positions()
+        except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
+            self._files.confirm_damage(name)
+            rows = self._catalog.open_batches_of(name)
+            for row in rows:
+                self._quarantine.leave_in_file(row, name, error)
+            if not rows:
+                self._quarantine.report(name, 0, error.message)
+            return []
+
+    def _take_up(self, blobs: BlobFile) -> None:
+        """Enter batches of which the catalog knows nothing."""
+        for batch in self._catalog.unknown(blobs.name, blobs.batches()):
+            if (header := blobs.header(batch)) is None:
+                self._quarantine.report(blobs.name, batch, f"the catalog does not know batch {batch}, whose source is not known")
+                continue
+            log.warning("batch %d in %s.db is unknown to the catalog, and is taken up", batch, blobs.name)
+            if (number := self._catalog.adopt(batch, header, blobs.name)) != batch:
+                blobs.renumber(batch, number, header)
 
     def _seal_rows(self, rows: Sequence[BatchRow], blobs: BlobFile) -> None:
         batches: list[OpenBatch] = []
@@ -456,6 +545,7 @@ class Spool:
             try:
                 batches.append(self._quarantine.restore(row, blobs)[0])
             except SpoolCorrupt as error:
+                self._files.confirm_damage(blobs.name)
                 self._quarantine.leave_in_file(row, blobs.name, error)
         seal_batches(self._catalog, blobs, [batch for batch in batches if batch.fill.events])
 
@@ -481,13 +571,26 @@ class Spool:
     def _clean_up(self, name: str) -> None:
         """Remove a file that nobody writes any more, once everything in it is stored; or retire it, if it is damaged.
 
-        It comes behind what was to be done, which must not count as failed now: who starts to send next tries it again.
+        It is removed only if the catalog says of each batch in it that it is stored. It comes behind what was to be done, which must
+        not count as failed now: who starts to send next tries it again.
         """
         try:
             is_left = name not in self._catalog.blob_files().values()
-            if is_left and not self._catalog.is_needed(name) and not self._quarantine.retire(name):
-                self._files.remove(name)
+            if not is_left or self._catalog.is_needed(name):
+                return
+            if self._quarantine.retire(name):
+                return
+            if unsent := self._catalog.unsent_of(self._batches_in(name)):
+                raise SpoolError(
+                    f"blobs/{name}.db holds batches that the catalog does not know to be stored: {unsent[:10]}",
+                    hint="run `jobs-backup archive --once`, which takes them up",
+                )
+            self._files.remove(name)
+            self._known_files.discard(name)
         except SpoolError as error:
+            if not self._files.path(name).exists():
+                return  # another process has removed it
+            self._known_files.discard(name)
             log.warning("a file of the spool that is not needed any more can't be removed yet: %s", error.one_line())
 
     def _refuse_to_upgrade_in_use(self) -> None:

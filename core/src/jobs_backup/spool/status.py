@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,7 +15,7 @@ from jobs_backup.spool.blobs import BlobFiles
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.disk import free_bytes
 from jobs_backup.spool.locks import ProcessLock
-from jobs_backup.spool.overview import Total
+from jobs_backup.spool.overview import SessionRow, Total
 from jobs_backup.spool.quarantine import Quarantine
 
 _LATE_SECONDS: Final = 60.0
@@ -91,12 +90,21 @@ class QuarantineStatus(msgspec.Struct, kw_only=True):
     error: str
 
 
+class UnreadableStatus(msgspec.Struct, kw_only=True):
+    """What a dead process has recorded, and nobody could take over so far: its file or lock, and why."""
+
+    file: str
+    error: str
+
+
 class Status(msgspec.Struct, kw_only=True):
     """The whole spool. `events` wait, in `bytes`; `free` bytes are left on its disk.
 
     Attributes:
         behind: why the backup is behind, in one line; empty if it is not. It is while a destination is paused or failing and
-            something waits for it, something was damaged, or the oldest event that waits is older than it should get.
+            something waits for it, something was damaged or can't be read, or the oldest event that waits is older than it should
+            get.
+        unreadable: its events are not counted.
     """
 
     directory: str
@@ -108,6 +116,7 @@ class Status(msgspec.Struct, kw_only=True):
     destinations: list[DestinationStatus]
     processes: list[ProcessStatus]
     quarantine: list[QuarantineStatus]
+    unreadable: list[UnreadableStatus]
 
 
 def read_status(directory: Path, *, upload_frequency: float = 300.0) -> Status:
@@ -151,15 +160,20 @@ def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
         )
     catalog = Catalog(path, durability="full", only_reads=only_reads)
     try:
+        if not only_reads:
+            catalog.check()
         yield catalog
     finally:
         catalog.close()
 
 
 def _read(directory: Path, catalog: Catalog, upload_frequency: float, *, only_reads: bool) -> Status:
-    now = time.time()
+    now = catalog.clock.now()
     files = BlobFiles(directory / "blobs", durability="full")
-    streams = _streams(catalog, files, now)
+    unreadable: dict[str, str] = {}
+    streams = _streams(catalog, files, now, unreadable)
+    processes = [_process(directory, row, now, unreadable) for row in catalog.overview.sessions()]
+    _find_strangers(directory, catalog, files, unreadable)
     destinations = [
         DestinationStatus(
             location=row.location,
@@ -182,18 +196,13 @@ def _read(directory: Path, catalog: Catalog, upload_frequency: float, *, only_re
     oldest = max((stream.oldest for stream in streams.values()), default=0.0)
     return Status(
         directory=str(directory),
-        behind=_behind(destinations, bool(quarantine), oldest, 2 * upload_frequency + _LATE_SECONDS),
+        behind=_behind(destinations, unreadable, bool(quarantine), oldest, 2 * upload_frequency + _LATE_SECONDS),
         events=sum(stream.events + stream.open_events for stream in streams.values()),
         bytes=sum(stream.bytes for stream in streams.values()),
         free=free_bytes(directory),
         oldest=oldest,
         destinations=[one for one in destinations if one.streams or one.uploads or one.aborts or one.deletes or one.error],
-        processes=[
-            ProcessStatus(
-                pid=row.pid, alive=ProcessLock.is_held(directory / "locks", row.id), sends=row.archives, seconds=now - row.began_at
-            )
-            for row in catalog.overview.sessions()
-        ],
+        processes=processes,
         quarantine=[
             QuarantineStatus(
                 kind=damage.stream.kind,
@@ -205,13 +214,47 @@ def _read(directory: Path, catalog: Catalog, upload_frequency: float, *, only_re
             )
             for damage in quarantine
         ],
+        unreadable=[UnreadableStatus(file=file, error=error) for file, error in unreadable.items()],
     )
 
 
-def _behind(destinations: Sequence[DestinationStatus], is_damaged: bool, oldest: float, longest: float) -> str:
+def _process(directory: Path, row: SessionRow, now: float, unreadable: dict[str, str]) -> ProcessStatus:
+    """A process; what keeps others from taking its place, if it is dead, is added to `unreadable`."""
+    try:
+        alive = ProcessLock.is_held(directory / "locks", row.id)
+        error = row.error
+    except SpoolError as failure:
+        alive, error = False, failure.one_line()
+    if error and not alive:
+        unreadable.setdefault(str(directory / "blobs" / f"{row.id}.db"), error)
+    return ProcessStatus(pid=row.pid, alive=alive, sends=row.archives, seconds=max(0.0, now - row.began_at))
+
+
+def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreadable: dict[str, str]) -> None:
+    """Blob files that nobody writes, and that hold something of which the catalog does not know."""
+    written = catalog.blob_files()
+    for name in files.names():
+        if name in written.values():
+            continue
+        path = files.path(name)
+        try:
+            with files.open(name, only_reads=True) as blobs:
+                unknown = catalog.unknown(name, blobs.batches())
+            if unknown and not ProcessLock.is_held(directory / "locks", name.partition("-")[0]):
+                unreadable[str(path)] = f"it holds {len(unknown)} batches that the catalog does not know"
+        except SpoolError as error:
+            if path.exists():
+                unreadable[str(path)] = error.one_line()
+
+
+def _behind(
+    destinations: Sequence[DestinationStatus], unreadable: Mapping[str, str], is_damaged: bool, oldest: float, longest: float
+) -> str:
     for one in destinations:
         if one.streams and (one.error or one.paused):  # else nothing has to be done there
             return " ".join(f"{one.location} {'is paused' if one.paused else 'fails'}: {one.error}".split())
+    for file, error in unreadable.items():
+        return f"the events in {file} can't be sent yet: {error}"
     if is_damaged:
         return "some events were damaged on the disk, and are set aside"
     if oldest > longest:
@@ -219,19 +262,19 @@ def _behind(destinations: Sequence[DestinationStatus], is_damaged: bool, oldest:
     return ""
 
 
-def _streams(catalog: Catalog, files: BlobFiles, now: float) -> dict[tuple[int, Stream], StreamStatus]:
+def _streams(catalog: Catalog, files: BlobFiles, now: float, unreadable: dict[str, str]) -> dict[tuple[int, Stream], StreamStatus]:
     found: dict[tuple[int, Stream], StreamStatus] = {}
 
-    def of(destination: int, stream: Stream, first_batch: int) -> StreamStatus:
+    def of(destination: int, stream: Stream, opened_at: float) -> StreamStatus:
         status = found.setdefault(
             (destination, stream),
             StreamStatus(kind=stream.kind, workspace_id=stream.workspace_id, source_id=stream.source_id),
         )
-        status.oldest = max(status.oldest, now - first_batch / 1000)  # a batch's number is the time when it was opened
+        status.oldest = max(status.oldest, now - opened_at)
         return status
 
     for row in catalog.overview.sealed_streams():
-        status = of(row.destination, row.stream, row.first_batch)
+        status = of(row.destination, row.stream, row.opened_at)
         status.events, status.objects, status.bytes, status.sending = row.events, row.batches, row.size, row.claimed
     for name in catalog.blob_files().values():
         rows = catalog.open_batches_of(name)
@@ -242,9 +285,10 @@ def _streams(catalog: Catalog, files: BlobFiles, now: float) -> dict[tuple[int, 
                 for batch in rows:
                     events, size = blobs.spooled(batch.id)
                     if events:
-                        status = of(batch.placement.destination, batch.stream, batch.id)
+                        status = of(batch.placement.destination, batch.stream, batch.opened_at)
                         status.open_events += events
                         status.bytes += size
-        except SpoolError:
-            continue  # it is being left just now, or damaged: then the next process that sends reports it
+        except SpoolError as error:
+            if catalog.open_batches_of(name):  # else it was left just now
+                unreadable[str(files.path(name))] = error.one_line()
     return found

@@ -6,13 +6,14 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-from jobs_backup.errors import SpoolError
+from jobs_backup.errors import JobsBackupError
+from jobs_backup.spool.database import reentered
 
 T = TypeVar("T")
+R = TypeVar("R")
 _LONG_SECONDS: Final = 0.0005
 """A commit that took so long is worth a wait for more."""
 _LONGEST_WAIT: Final = 0.01
@@ -23,25 +24,34 @@ class _Waiter(Generic[T]):
     """A thread that wants a turn, or that its item is committed in another's.
 
     Attributes:
-        item: what is to be committed; None if it wants the turn for itself.
+        item: what is to be committed; None if it wants the turn for something else.
+        shares: whether its item may be committed together with others.
         called: released when the turn is its, or when its item was committed.
         group: once the turn is its: those whose items it commits beside its own. None before.
-        error: why its item was not committed, or may not have been.
+        is_settled: whether it is known what became of its item: it was committed, or `error` tells why not.
         following, has_left: to whom it has given the turn, and whether that is done.
         is_out: all that share its turn know.
         interrupt: what came meanwhile.
     """
 
-    __slots__ = ("called", "error", "following", "group", "has_left", "interrupt", "is_out", "item")
+    __slots__ = ("called", "error", "following", "group", "has_left", "interrupt", "is_out", "is_settled", "item", "shares")
 
-    def __init__(self, item: T | None) -> None:
+    def __init__(self, item: T | None, *, shares: bool) -> None:
         self.item = item
+        self.shares = shares
         self.called = threading.Lock()
         self.group: list[_Waiter[T]] | None = None
-        self.error: Exception | None = None
+        self.is_settled = False
+        self.error: JobsBackupError | None = None
         self.has_left = self.is_out = False
         self.interrupt: BaseException | None = None
         self.following: _Waiter[T] | None = None
+
+
+class _Inside(threading.local):
+    """Whether this thread is within a call."""
+
+    value = False
 
 
 class Turns(Generic[T]):
@@ -49,46 +59,68 @@ class Turns(Generic[T]):
 
     Each thread waits for a lock of its own: with a common one, all would wake up to fight for it. And the next turn is handed over
     before those are woken whose items were committed, so that they run while it waits for the disk.
+
+    What a thread meets that commits for others is its own: only a JobsBackupError is the commit's, and so everybody's. After
+    anything else (too deep a recursion, an interrupt) the others' items are committed again, each alone.
     """
 
-    def __init__(self, commit: Callable[[Sequence[T]], None], *, hint: str) -> None:
-        """`commit` makes items durable, all or none; `hint` is for those whose commit was interrupted in another thread."""
+    def __init__(self, commit: Callable[[Sequence[T]], None]) -> None:
+        """`commit` makes items durable, all or none. It gets an item again where it is not known whether it did."""
         self._commit = commit
-        self._hint = hint
         self._mutex = threading.Lock()
         self._is_taken = False
-        self._waiting = deque[_Waiter[T]]()  # before those who commit, those who want to be alone
+        self._waiting = deque[_Waiter[T]]()  # those who want to be alone come first
+        self._inside = _Inside()
         self._took = 0.0  # seconds, the last commit
         self._last = 0  # how many items it had
 
     def commit(self, item: T) -> None:
-        """Make the item durable, alone or together with others'. Raises what that raises."""
-        me = _Waiter[T](item)
+        """Make the item durable, alone or together with others'. Raises what that raises.
+
+        Raises:
+            SpoolError: this thread is within a call already.
+        """
+        if self._inside.value:
+            raise reentered()
         try:
-            self._wait(me)
-            if me.group is not None:
-                self._commit_group(me, me.group)
+            self._inside.value = True
+            me = _Waiter[T](item, shares=True)
+            self._take_part(me, lambda: self._commit_group(me))
+            while not me.is_settled:
+                me = _Waiter[T](item, shares=False)
+                self._take_part(me, lambda: self._commit_group(me))  # noqa: B023 - called at once
         finally:
-            # Whatever interrupts it: otherwise nobody would ever have a turn again. No method: its entry could be interrupted, too.
-            while not me.is_out:
-                try:
-                    self._hand_over(me)
-                except BaseException as error:  # noqa: BLE001 - raised below
-                    me.interrupt = error
-        if me.interrupt is not None:
-            raise me.interrupt
+            self._inside.value = False
         if me.error is not None:
             raise copy.copy(me.error) from me.error  # the threads share it; what callers add to theirs (`recorded`) they don't
 
-    @contextmanager
-    def alone(self) -> Generator[None]:
-        """A turn for something else, before all that wait to commit: else they could keep it waiting for ever."""
-        me = _Waiter[T](None)
+    def alone(self, work: Callable[[], R]) -> R:
+        """A turn for something else, before all that wait to commit: else they could keep it waiting for ever.
+
+        It takes a function and is no context manager: an interrupt between the two halves of one would keep the turn.
+
+        Raises:
+            SpoolError: this thread is within a call already.
+        """
+        if self._inside.value:
+            raise reentered()
+        results: list[R] = []
+        try:
+            self._inside.value = True
+            self._take_part(_Waiter[T](None, shares=False), lambda: results.append(work()))
+        finally:
+            self._inside.value = False
+        return results[0]
+
+    def _take_part(self, me: _Waiter[T], work: Callable[[], None]) -> None:
+        """Wait for the turn, and work then; or until another thread has committed the item."""
         try:
             self._wait(me)
-            yield
+            if me.group is not None:
+                work()
         finally:
-            while not me.is_out:  # as in `commit`
+            # Whatever interrupts it: otherwise nobody would ever have a turn again. No method: its entry could be interrupted, too.
+            while not me.is_out:
                 try:
                     self._hand_over(me)
                 except BaseException as error:  # noqa: BLE001 - raised below
@@ -108,29 +140,34 @@ class Turns(Generic[T]):
                 self._waiting.append(me)
         me.called.acquire()
 
-    def _commit_group(self, me: _Waiter[T], group: list[_Waiter[T]]) -> None:
-        if self._took >= _LONG_SECONDS and self._last + len(group) > 1:
+    def _commit_group(self, me: _Waiter[T]) -> None:
+        group = me.group
+        assert group is not None
+        if me.shares and self._took >= _LONG_SECONDS and self._last + len(group) > 1:
             # Those whose items were committed last may have more already. Else the threads would share in two groups, each of
             # which waits while the other's items are committed.
             time.sleep(min(self._took / 10, _LONGEST_WAIT))
             with self._mutex:
                 self._join(group)
-        error: Exception | None = None
+        error: JobsBackupError | None = None
         begun = time.monotonic()
         try:
             self._commit([one.item for one in (me, *group) if one.item is not None])
-        except Exception as caught:  # noqa: BLE001  # each of the group raises it
+        except JobsBackupError as caught:  # each of the group raises it
             error = caught
+        except Exception:
+            if not group:
+                raise
+            return  # not settled: each is committed alone
         self._took, self._last = time.monotonic() - begun, len(group) + 1
         for one in (me, *group):
-            one.error = error
+            one.error, one.is_settled = error, True
 
     def _join(self, group: list[_Waiter[T]]) -> None:
-        """All that wait to commit, and that come first: those who want to be alone come before. May be repeated."""
-        while self._waiting and self._waiting[0].item is not None:
+        """All that wait to commit together with others, and that come first. May be repeated."""
+        while self._waiting and self._waiting[0].shares:
             one = self._waiting[0]
             if not group or group[-1] is not one:
-                one.error = SpoolError("the commit was interrupted in another thread", hint=self._hint)  # until it is done
                 group.append(one)
             self._waiting.popleft()
 
@@ -159,7 +196,7 @@ class Turns(Generic[T]):
         if self._waiting and self._waiting[0] is following:
             self._waiting.popleft()
         following.group = following.group or []
-        if following.item is not None:
+        if following.shares:
             self._join(following.group)
         _call(following)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
+import sqlite3
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt
 from jobs_backup.model import Batch, Part, Upload
-from jobs_backup.spool.database import Database
+from jobs_backup.spool.clock import Clock
+from jobs_backup.spool.database import Database, reads, writes
 
 T = TypeVar("T")
 MAX_DELAY: Final = 3600.0
@@ -29,71 +30,71 @@ class JournaledUpload(NamedTuple):
 class UploadJournal:
     """The tables `uploads` and `parts` of the catalog. Every method is one transaction."""
 
-    def __init__(self, database: Database, destination: int) -> None:
+    def __init__(self, database: Database, destination: int, clock: Clock) -> None:
         """`destination` is where its uploads go to."""
         self._database = database
         self._destination = destination
+        self._clock = clock
 
-    def begin(self, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
+    @writes
+    def begin(self, db: sqlite3.Connection, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
         """Remember an upload; before its first part is sent."""
-        with self._database.transaction() as db:
-            id_ = db.execute(
-                "INSERT INTO uploads (batch, destination, upload, part_size) VALUES (?, ?, ?, ?)",
-                (batch.id, self._destination, msgspec.json.encode(upload), part_size),
-            ).lastrowid
+        id_ = db.execute(
+            "INSERT INTO uploads (batch, destination, upload, part_size) VALUES (?, ?, ?, ?)",
+            (batch.id, self._destination, msgspec.json.encode(upload), part_size),
+        ).lastrowid
         assert id_ is not None
         return JournaledUpload(id_, batch.id, upload, part_size, 0)
 
-    def of(self, batch: Batch) -> tuple[JournaledUpload, list[Part]] | None:
+    @reads
+    def of(self, db: sqlite3.Connection, batch: Batch) -> tuple[JournaledUpload, list[Part]] | None:
         """The upload to be continued for a batch, with the parts that the store has."""
-        with self._database.reading() as db:
-            row = db.execute(
-                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned"
-                " ORDER BY id DESC LIMIT 1",
-                (batch.id,),
-            ).fetchone()
-            if row is None:
-                return None
-            parts = db.execute("SELECT part FROM parts WHERE upload=? ORDER BY number", (row[0],))
-            return _upload(row), [_decode(part, Part) for (part,) in parts]
+        row = db.execute(
+            "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned ORDER BY id DESC LIMIT 1",
+            (batch.id,),
+        ).fetchone()
+        if row is None:
+            return None
+        parts = db.execute("SELECT part FROM parts WHERE upload=? ORDER BY number", (row[0],))
+        return _upload(row), [_decode(part, Part) for (part,) in parts]
 
-    def add_part(self, upload: JournaledUpload, part: Part) -> None:
+    @writes
+    def add_part(self, db: sqlite3.Connection, upload: JournaledUpload, part: Part) -> None:
         """Remember the receipt of a part."""
-        with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload.id, part.number, msgspec.json.encode(part)))
+        db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload.id, part.number, msgspec.json.encode(part)))
 
-    def abandon(self, upload: JournaledUpload) -> None:
+    @writes
+    def abandon(self, db: sqlite3.Connection, upload: JournaledUpload) -> None:
         """It will not be continued: it has to be aborted."""
-        with self._database.transaction() as db:
-            db.execute("UPDATE uploads SET abandoned=1 WHERE id=?", (upload.id,))
+        db.execute("UPDATE uploads SET abandoned=1 WHERE id=?", (upload.id,))
 
-    def forget(self, upload: JournaledUpload) -> None:
+    @writes
+    def forget(self, db: sqlite3.Connection, upload: JournaledUpload) -> None:
         """It was completed or aborted."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM uploads WHERE id=?", (upload.id,))
+        db.execute("DELETE FROM uploads WHERE id=?", (upload.id,))
 
-    def abandoned(self) -> list[JournaledUpload]:
+    @reads
+    def abandoned(self, db: sqlite3.Connection) -> list[JournaledUpload]:
         """The uploads to this destination that have to be aborted and whose time has come."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
-                " AND (retry_at<=? OR retry_at>?) ORDER BY id",
-                (self._destination, time.time(), time.time() + MAX_DELAY),
-            ).fetchall()
+        rows = db.execute(
+            "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
+            " AND (retry_at<=? OR retry_at>?) ORDER BY id",
+            (self._destination, self._clock.now(), self._clock.now() + MAX_DELAY),
+        ).fetchall()
         return [_upload(row) for row in rows]
 
-    def postpone(self, upload: JournaledUpload, error: JobsBackupError, *, retry_at: float) -> None:
-        """Aborting it failed; from `retry_at` (seconds since 1970) on it is tried again."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
-                (writable(str(error)), writable(error.hint), retry_at, upload.id),
-            )
+    @writes
+    def postpone(self, db: sqlite3.Connection, upload: JournaledUpload, error: JobsBackupError, *, delay: float) -> None:
+        """Aborting it failed; after `delay` seconds it is tried again."""
+        db.execute(
+            "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
+            (writable(str(error)), writable(error.hint), self._clock.now() + delay, upload.id),
+        )
 
-    def waiting(self) -> list[tuple[str, str, str]]:
+    @reads
+    def waiting(self, db: sqlite3.Connection) -> list[tuple[str, str, str]]:
         """(key, error, hint) of every upload that is to be aborted and was not yet, wherever it goes to."""
-        with self._database.reading() as db:
-            rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
+        rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
         return [(_decode(upload, Upload).key, error, hint) for upload, error, hint in rows]
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.measures import Recorded
 from jobs_backup.model import Stream
-from jobs_backup.spool.blobs import INDEX_BITS, BlobFiles, InputPosition
+from jobs_backup.spool.blobs import BlobFile, BlobFiles, Changes, InputPosition
 from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.database import FilesLost
+from jobs_backup.spool.job_set import job_id, job_index, local, origin_of
+from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room
 from jobs_backup.spool.rows import Placement
 from jobs_backup.spool.turns import Turns
 
+R = TypeVar("R")
 log: Final = logging.getLogger(__name__)
 
 _MAX_OPEN: Final = 10_000
@@ -33,6 +36,8 @@ _LOOKS: Final = 6
 _IDLE_FILE_BYTES: Final = 16 << 20
 """The same, of a file in which nothing is open: leaving it seals nothing early."""
 _WAIT_FOR_ROOM: Final = 0.05
+_RENEWALS: Final = 3
+"""How often a call goes on after its file was lost or damaged."""
 _ADDITION_BYTES: Final = 64 << 20
 """Of the lines that many threads add to one batch at the same time, so many become a chunk: SQLite takes 1 GB. Not less than a
 member has, see `_plan`."""
@@ -73,6 +78,22 @@ class Recording:
         return itertools.chain.from_iterable(range(first, first + count) for first, count in self.jobs)
 
 
+class Session(NamedTuple):
+    """What a writer writes as: a name, with a lock that tells that it is alive, and a blob file.
+
+    Attributes:
+        name: of the lock, and the beginning of the names of its files.
+        epoch: of the job ids that are given in it: see job_set.py.
+        lock: held as long as it lasts.
+        blobs: its first file.
+    """
+
+    name: str
+    epoch: int
+    lock: ProcessLock
+    blobs: BlobFile
+
+
 class _Addition:
     """What a commit adds to a batch."""
 
@@ -94,7 +115,7 @@ class _Addition:
             self.first_at, self.last_at = min(self.first_at, recording.first_at), max(self.last_at, recording.last_at)
             self.lines += lines
         self.bytes += sum(map(len, lines))
-        first = (self.batch.id << INDEX_BITS) + self.end
+        first = job_id(self.batch.epoch, self.batch.id, self.end)
         self.end += len(lines)
         return first
 
@@ -107,50 +128,59 @@ class Writer:
         catalog: Catalog,
         files: BlobFiles,
         *,
-        session: str,
+        session: Session,
+        renew: Callable[[Session, BlobFile], Session],
+        location: str,
         placement: Placement,
         limits: BatchLimits,
         room: Room,
         quarantine: Quarantine,
         retire: Callable[[str], None],
     ) -> None:
-        """`retire` removes a file that nobody writes any more, once nothing in it is needed."""
+        """`retire` removes a file that nobody writes any more, once nothing in it is needed.
+
+        Args:
+            renew: gives up a session whose lock or file was lost, and begins another one.
+            location: where what is recorded goes to.
+        """
         self._catalog = catalog
         self._files = files
         self._session = session
+        self._renew = renew
+        self._location = location
         self._placement = placement
         self._limits = limits
         self._room = room
         self._quarantine = quarantine
         self._retire = retire
-        self._blobs = files.create(session)
+        self._blobs = session.blobs
         self._file_number = 0
+        self._events = 0  # that were recorded into this file
         self._open: dict[Stream, OpenBatch] = {}
         self._full: list[OpenBatch] = []  # others of these streams have taken their places; they only wait to be sealed
         self._known = True
         self._since_look = 0  # bytes since the last look at the file's size
-        self._turns = Turns[Sequence[Recording]](self._commit, hint="it may have been recorded")
+        self._turns = Turns[Sequence[Recording]](self._commit)
         self._closed = False
         self.recorded = Recorded()
         self.on_sealed: Callable[[], None] = lambda: None
         """Called when something was sealed."""
 
     def append(self, recordings: Sequence[Recording]) -> None:
-        """Make the recordings durable. They are on the disk when this returns; none of them is if it raises.
+        """Make the recordings durable. They are on the disk when this returns; none of them is if it raises an error of the spool.
 
-        Only where another thread's KeyboardInterrupt ends the commit that they share, they may be. Without room it waits.
+        Without room it waits. Where the lock or the file of this process was lost or damaged, it goes on in another session.
 
         Raises:
             SpoolFull: there was no room in all that time.
-            SpoolCorrupt: the file of this process is damaged.
             SpoolError: the spool can't be written.
             BackupClosed: after `close`.
         """
         until = time.monotonic() + self._room.limits.timeout
-        waits = repaired = False
+        waits = False
         while True:
             try:
-                self._turns.commit(recordings)
+                self._renewing(lambda: self._turns.commit(recordings))
             except SpoolFull:
                 if not waits:
                     self._make_room()
@@ -158,17 +188,12 @@ class Writer:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(_WAIT_FOR_ROOM)
-            except SpoolCorrupt:
-                if repaired:
-                    raise
-                repaired = True  # what is damaged is set aside before the next commit, see `_read_open`
             else:
                 return
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches that were opened so many seconds ago. Returns how many."""
-        with self._sealing():
-            return self._seal_older(older_than)
+        return self._renewing(lambda: self._turns.alone(lambda: self._in_step(lambda: self._seal_older(older_than))))
 
     def seal_due(self) -> int:
         """Seal the batches that have reached the limit of age. Returns how many."""
@@ -179,14 +204,16 @@ class Writer:
 
         Returns how far the inputs were read.
         """
-        with self._sealing():
-            self._seal_older(0.0)
-            self._closed = True
-            return self._blobs.positions()
+        return self._renewing(lambda: self._turns.alone(lambda: self._in_step(self._close)))
 
     def close_file(self) -> None:
         """Close the file, whatever is in it."""
         self._blobs.close()
+
+    @property
+    def session(self) -> Session:
+        """What it writes as now."""
+        return self._session
 
     def check_room(self) -> None:
         """Check that what is recorded now would find room. It waits for no commit, and changes nothing.
@@ -211,6 +238,11 @@ class Writer:
         except SpoolError as error:
             log.warning("sealing failed, tried again later: %s", error)
 
+    def _close(self) -> list[InputPosition]:
+        self._seal_older(0.0)
+        self._closed = True
+        return self._blobs.positions()
+
     def _seal_older(self, age: float) -> int:
         due = time.monotonic() - age
         batches = [batch for batch in self._open.values() if batch.opened <= due and batch.fill.events]
@@ -223,35 +255,57 @@ class Writer:
         if self._closed:
             raise BackupClosed("the Backup is closed", hint="open a new one")
         self._room.check(self._open_bytes)
-        with self._in_step():
-            additions = self._plan(group)
-            begun = time.perf_counter()
-            with self._blobs.changing() as changes:
-                for addition in additions:
-                    addition.batch.add(changes, self._blobs, addition.lines, addition.first_at, addition.last_at)
-                for recordings in group:
-                    for recording in recordings:
-                        if recording.position is not None:
-                            changes.set_position(recording.position)
+        self._session.lock.check()
+        self._seal_full(self._in_step(lambda: self._record(self._new(group))))
+
+    def _record(self, recordings: Sequence[Recording]) -> list[OpenBatch]:
+        """Write recordings into the file. Returns the batches that got some."""
+        additions = self._plan(recordings)
+        begun = time.perf_counter()
+
+        def write(changes: Changes) -> None:
+            for addition in additions:
+                if not addition.batch.fill.end:
+                    changes.describe(addition.batch.id, addition.batch.header(self._location))
+                addition.batch.add(changes, addition.lines, addition.first_at, addition.last_at)
+            for recording in recordings:
+                if recording.position is not None:
+                    changes.set_position(recording.position)
+
+        size = self._blobs.change(write)
+        self._events += sum(len(addition.lines) for addition in additions)
+        self._session.lock.witness(self._file_number, self._events)
         self.recorded.commit_seconds.observe(time.perf_counter() - begun)
         for addition in additions:
             self.recorded.add(addition.batch.stream.kind, len(addition.lines), addition.bytes)
-        self._since_look += changes.size
-        self._seal_full(dict.fromkeys(addition.batch for addition in additions))
+        self._since_look += size
+        return list(dict.fromkeys(addition.batch for addition in additions))
 
-    @contextmanager
-    def _sealing(self) -> Generator[None]:
-        with self._turns.alone(), self._in_step():
-            yield
+    def _new(self, group: Sequence[Sequence[Recording]]) -> list[Recording]:
+        """Those that are not on the disk yet. An earlier commit of some may have ended without anybody knowing how."""
+        return [one for some in group for one in some if not (one.jobs and self._is_recorded(one.jobs[0][0]))]
 
-    @contextmanager
-    def _in_step(self) -> Generator[None]:
+    def _is_recorded(self, job: int) -> bool:
+        epoch, batch = origin_of(job)
+        found = self._catalog.given(epoch, batch)
+        if found is None:
+            return False
+        blobs, jobs = found
+        if jobs is not None:
+            return job_index(job) < jobs
+        if blobs == self._blobs.name:
+            return self._blobs.holds(local(job))
+        with self._files.open(blobs, only_reads=True) as left:
+            return left.holds(local(job))
+
+    def _in_step(self, work: Callable[[], R]) -> R:
         """Keeps what this object knows of its open batches in step with the file: after a failure it is read anew."""
         if not self._known:
             self._read_open()
         self._known = False
-        yield
+        result = work()
         self._known = True
+        return result
 
     def _read_open(self) -> None:
         opened = {batch.id: batch.opened for batch in (*self._open.values(), *self._full)}
@@ -266,10 +320,37 @@ class Writer:
             if (before := self._open.get(row.stream)) is not None and before.fill.events:
                 self._full.append(before)
             self._open[row.stream] = batch
+        self._events = self._blobs.events()
 
-    def _plan(self, group: Sequence[Sequence[Recording]]) -> list[_Addition]:
+    def _renewing(self, work: Callable[[], R]) -> R:
+        """Call `work`, and go on in another session where the lock or the file of this one was lost or damaged."""
+        for renewals in itertools.count():
+            session = self._session
+            try:
+                return work()
+            except (FilesLost, SpoolCorrupt) as error:
+                if renewals == _RENEWALS:
+                    raise
+                # At first only what is damaged is set aside, before the next commit: see `_read_open`.
+                if renewals or isinstance(error, FilesLost):
+                    self._start_over(session, error)
+        raise AssertionError("unreachable")
+
+    def _start_over(self, lost: Session, error: SpoolError) -> None:
+        """Go on in another session, whose lock and file are there, unless another thread has done so."""
+
+        def renew() -> None:
+            if self._session is not lost or self._closed:
+                return
+            log.error("the session is given up, and another one begun; what was recorded is kept: %s", error.one_line())
+            session = self._renew(lost, self._blobs)
+            self._session, self._blobs, self._file_number, self._events = session, session.blobs, 0, 0
+            self._open, self._full, self._known = {}, [], True
+
+        self._turns.alone(renew)
+
+    def _plan(self, recordings: Sequence[Recording]) -> list[_Addition]:
         """Which lines go into which batch, in order, and so the ids of their jobs. Opens the batches that are missing."""
-        recordings = [recording for some in group for recording in some]
         streams = dict.fromkeys(recording.stream for recording in recordings if recording.lines)
         self._open_for([stream for stream in streams if stream not in self._open])
         planned = {stream: _Addition(self._open[stream], self._open[stream].fill.end) for stream in streams}
@@ -297,9 +378,10 @@ class Writer:
         if not streams:
             return
         placement = self._placement
-        numbers = self._catalog.open_batches(streams, placement, blobs=self._blobs.name)
+        epoch = self._session.epoch
+        numbers = self._catalog.open_batches(streams, placement, blobs=self._blobs.name, epoch=epoch)
         for number, stream in zip(numbers, streams, strict=True):
-            self._open[stream] = OpenBatch(number, stream, placement)
+            self._open[stream] = OpenBatch(number, epoch, stream, placement)
 
     def _seal_full(self, changed: Iterable[OpenBatch]) -> None:
         limits = self._limits
@@ -310,12 +392,14 @@ class Writer:
             full = [batch for batch in oldest if batch.fill.events]
         try:
             if full or self._full or self._is_file_large():
-                with self._in_step():
-                    self._seal([*self._full, *full])
-                    self._leave_large_file()
+                self._in_step(lambda: self._seal_and_leave([*self._full, *full]))
         except Exception as error:  # noqa: BLE001 - see below
             # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
             log.warning("sealing failed, tried again later: %s", error)
+
+    def _seal_and_leave(self, batches: Sequence[OpenBatch]) -> None:
+        self._seal(batches)
+        self._leave_large_file()
 
     def _seal(self, batches: Sequence[OpenBatch]) -> None:
         for start in range(0, len(batches), SEALED_AT_ONCE):
@@ -343,13 +427,14 @@ class Writer:
         self._seal(holding)
         self._open.clear()  # these are empty
         before, number = self._blobs, self._file_number + 1
-        after = self._files.create(f"{self._session}-{number}")
+        after = self._files.create(f"{self._session.name}-{number}")
         try:
-            self._catalog.change_file(self._session, after.name, before.positions())
+            self._catalog.change_file(self._session.name, after.name, before.positions())
         finally:
             # An interrupt may come right behind the commit: then the other one is ours, and the old one may be removed by others.
-            if self._catalog.blob_files().get(self._session) == after.name:
-                self._blobs, self._file_number = after, number
+            if self._catalog.blob_files().get(self._session.name) == after.name:
+                self._blobs, self._file_number, self._events = after, number, 0
+                self._session.lock.witness(number, 0)
                 before.close()
             else:
                 after.close()

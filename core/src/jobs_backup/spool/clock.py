@@ -1,0 +1,63 @@
+"""The spool's clock: it measures how long things last, whatever happens to the system's clock."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_LONGEST_GAP: Final = 86_400.0
+"""Seconds. How much a machine that was off may advance the clock: its own clock may be wrong by years when it comes back."""
+
+
+class Reading(NamedTuple):
+    """What the clocks show at one moment.
+
+    Attributes:
+        boot: which start of the machine it is; empty where the system does not say.
+        wall: seconds since 1970, by the system's clock, which may leap.
+        uptime: seconds since the machine was started, the same for all processes.
+        spool: seconds by the spool's clock.
+    """
+
+    boot: str
+    wall: float
+    uptime: float
+    spool: float
+
+
+class Clock:
+    """Seconds since about 1970. It goes on by the machine's uptime; between two boots by the system's clock, by a day at most.
+
+    So a clock that leaps ahead expires nothing, and one that is set back makes nothing wait for ever.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def now(self) -> float:
+        """Seconds."""
+        return self._reading.spool + _uptime() - self._reading.uptime
+
+
+def read_clocks(before: Reading | None) -> Reading:
+    """What the clocks show now; `before` is an earlier reading of the same spool, None if there is none."""
+    boot, wall, uptime = _boot(), time.time(), _uptime()
+    if before is None:
+        return Reading(boot, wall, uptime, wall)
+    if before.boot == boot and before.uptime <= uptime:
+        return Reading(boot, wall, uptime, before.spool + uptime - before.uptime)
+    return Reading(boot, wall, uptime, before.spool + min(max(wall - before.wall, 0.0), _LONGEST_GAP))
+
+
+def _uptime() -> float:
+    # CLOCK_BOOTTIME goes on while the machine sleeps; only Linux has it.
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _boot() -> str:
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return ""
