@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 240.0
@@ -65,10 +65,16 @@ class Program:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def end(self, number: int = signal.SIGTERM) -> None:
-        """Send the signal to the process that was started, and wait for all that it has forked: each holds the pipe."""
+    def end(self, number: int = signal.SIGTERM, *, kills_rest: bool = False) -> None:
+        """Send the signal to the process that was started, and wait for all that it has forked: each holds the pipe.
+
+        `kills_rest` is for workers that outlive a killed parent.
+        """
         self.process.send_signal(number)
         self.process.wait(PATIENCE)
+        if kills_rest:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         os.read(self._reading, 1)
 
     def clean_up(self) -> None:
