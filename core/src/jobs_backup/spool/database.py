@@ -324,8 +324,8 @@ class Database:
     @property
     def size(self) -> int:
         """Bytes on the disk, with those of the log."""
-        with database_errors(self.path):
-            return self.path.stat().st_size + Path(f"{self.path}-wal").stat().st_size
+        # In a read, which opens what a fork has closed: closing it may have removed the log.
+        return self.read(lambda _: self.path.stat().st_size + Path(f"{self.path}-wal").stat().st_size)
 
     def copy_to(self, path: Path) -> None:
         """Copy the whole database, as this connection sees it, into a new file."""
