@@ -5,6 +5,7 @@ This process never opens the spool. It forks the parent, which forks the child, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -53,12 +54,11 @@ class Recorder:
     def __init__(self, backup: Backup, directory: Path, name: str) -> None:
         self._backup = backup
         self._receipts = Receipts(directory)
-        self._name = name
-        self._number = 0
+        self._name = f"{name}-{os.getpid()}"
+        self._numbers = itertools.count()  # which threads may share
 
     def record(self, source: str) -> None:
-        self._number += 1
-        id_ = f"{self._name}-{self._number}"
+        id_ = f"{self._name}-{next(self._numbers)}"
         self._backup.record({"messageId": id_}, source_id=source)
         self._receipts.add(id_)
 
@@ -95,13 +95,16 @@ class Gate:
 
 
 def fork(work: Callable[[], object]) -> int:
-    """A child that does this and then ends as an interpreter does."""
+    """A child that does this and then ends as an interpreter does; at once, if a thread has forked it."""
+    is_thread = threading.current_thread() is not threading.main_thread()
     if (pid := os.fork()) == 0:
         try:
             work()
         except Exception:
             traceback.print_exc()
             os._exit(1)
+        if is_thread:
+            os._exit(0)
         sys.exit(0)
     return pid
 
