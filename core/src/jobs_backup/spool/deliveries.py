@@ -222,8 +222,8 @@ class Deliveries:
             " OR (state='set aside' AND NOT EXISTS (SELECT 1 FROM damages WHERE batch=b.id))"
             " OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
             " AND (d.delete_after!='settled' OR delivered+settled<jobs)))"
-            " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id)"
-            " , blobs FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.opened_at<? ORDER BY b.id LIMIT ?",
+            " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id), blobs"
+            " FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.opened_at<? ORDER BY b.id LIMIT ?",
             (before, after, before, limit),
         ).fetchall()
         kept = set(keep)
