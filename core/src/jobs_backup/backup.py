@@ -361,6 +361,7 @@ class Backup:
 
     def failure_record(self, failure: Failure) -> FailureRecord:
         """What `failed` records. Raises as it does."""
+        self._check_usable()
         return failures.failure_record(failure, self.spool.stream_of)
 
     def record_failures(self, records: Iterable[FailureRecord], *, position: InputPosition | None = None) -> None:
