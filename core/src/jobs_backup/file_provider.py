@@ -328,17 +328,6 @@ class _Draft:
         # With a descriptor, which an absolute path makes meaningless, Python follows the link to the file, see linkat(2).
         os.link(self._path, target, src_dir_fd=self.file.fileno(), follow_symlinks=True)
 
-    def is_same_as(self, target: Path) -> bool:
-        """Whether the file that has the name has these bytes, too."""
-        if not target.is_file() or target.stat().st_size != os.fstat(self.file.fileno()).st_size:
-            return False
-        self.file.seek(0)
-        with target.open("rb") as there:
-            while block := there.read(_BLOCK):
-                if block != self.file.read(_BLOCK):
-                    return False
-        return True
-
     def replace(self, target: Path) -> None:
         """Give it a name, whatever had that before."""
         if self._path != self._named:

@@ -28,7 +28,6 @@ _SEAL: Final = (
 )
 
 
-
 class Catalog:
     """`catalog.db`. Every method is one transaction.
 
