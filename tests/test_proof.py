@@ -203,11 +203,11 @@ def test_what_is_doubted_is_remembered_beside_what_wrappers_have_made(tmp_path: 
             with pytest.raises(WrapperMissing):
                 backup.spool.hold_to(other)
         assert not backup.spool.is_doubted("another/key")
-        backup.spool.release(batch, Unavailable("?"), retry_at=0)
+        backup.spool.release(batch, Unavailable("?"), delay=0)
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
         assert backup.spool.is_doubted(batch.key)
         assert backup.spool.claim() is not None
-        backup.spool.stored(batch, deletable_at=0)
+        backup.spool.stored(batch, deletable_after=0)
         assert not backup.spool.is_doubted(batch.key)
 
 
@@ -220,7 +220,7 @@ def test_a_file_that_exists_is_ours_only_if_it_has_our_bytes(tmp_path: Path, the
         recorder.spool.seal()
         claim = recorder.spool.claim()
         assert claim is not None
-        recorder.spool.release(claim.batch, Unavailable("?"), retry_at=0)
+        recorder.spool.release(claim.batch, Unavailable("?"), delay=0)
     path = tmp_path / "bucket" / claim.batch.key
     path.parent.mkdir(parents=True)
     if there == "a directory":
