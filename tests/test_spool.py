@@ -152,7 +152,7 @@ def test_a_failed_commit_leaves_no_trace_and_the_next_one_works(tmp_path: Path, 
     record(spool, [b'{"a":0}\n'], stream=APP)
     first = record(spool, [b'{"a":1}\n'])
     fail = spool._writer._blobs._database._connection
-    connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[assignment]
+    connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[assignment, arg-type]
     with pytest.raises(SpoolError):
         spool.append([Recording(stream, [b'{"a":2}\n'], first_at=1, last_at=1) for stream in streams])
     fail._connection = connection
@@ -378,7 +378,7 @@ def test_nothing_that_is_acknowledged_slips_through_while_it_closes(tmp_path: Pa
 def test_after_a_failed_commit_no_empty_object_is_made(tmp_path: Path) -> None:
     spool = open_spool(tmp_path, limits=BatchLimits(events=10, bytes=1 << 30, age=300))
     database = spool._writer._blobs._database._connection
-    connection, database._connection = database._connection, _Broken(database._connection)  # type: ignore[assignment]
+    connection, database._connection = database._connection, _Broken(database._connection)  # type: ignore[assignment, arg-type]
     with pytest.raises(SpoolError):
         record(spool, [b"{}\n"] * 45)
     database._connection = connection

@@ -102,8 +102,13 @@ class Archiver:
     def start(self) -> None:
         """Start the threads."""
         self._spool.on_sealed(self.wake)
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            raise SpoolError(
+                f"a thread could not be started: {error}", hint="look at the limits of processes and memory"
+            ) from error
 
     def wake(self) -> None:
         """Say that something was sealed, or deleted."""
@@ -166,7 +171,9 @@ class Archiver:
         return time.monotonic() < self._paused_until or self.claim_failure is not None or not self._spool.has_claimable()
 
     def _work(self) -> None:
-        while (claimed := self._next()) is not None:
+        while not self._stop.is_set():
+            if (claimed := _guarded(self._next)) is None:
+                continue
             batch = claimed.batch
             try:
                 if self._skip_delivered and claimed.is_delivered and claimed.times == 1:
@@ -180,7 +187,8 @@ class Archiver:
             except JobsBackupError as error:
                 self._failed(batch, claimed.failures, error)
             except Exception as error:
-                log.exception("sending %s failed unexpectedly", batch.key, extra={"key": batch.key})
+                if not isinstance(error, OSError | MemoryError | RuntimeError):  # of the machine, not of the program
+                    log.exception("sending %s failed unexpectedly", batch.key, extra={"key": batch.key})
                 self._failed(batch, claimed.failures, SpoolError(f"{batch.key}: {type(error).__name__}: {error}"))
             finally:
                 with self._lock:
@@ -365,6 +373,8 @@ def _guarded(job: Callable[[], T]) -> T | None:
         return job()
     except JobsBackupError as error:
         log.error("%s", error.one_line(), extra={"code": error.code})
+    except (OSError, MemoryError) as error:
+        log.error("looking after the spool failed, tried again: %s: %s", type(error).__name__, error)
     except Exception:
         log.exception("looking after the spool failed unexpectedly")
     return None

@@ -70,6 +70,7 @@ HELP: Final = {
     "destination_failing": "1 if sending there has failed and nothing was stored there since (of the spool).",
     "waiting_deletes": "Objects that are still to be deleted (of the spool).",
     "open_uploads": "Multipart uploads: those that are being sent, and those that are still to be aborted (of the spool).",
+    "unreadable_files": "Files of dead processes whose events nobody can send so far (of the spool).",
     "quarantined_files": "Files with damaged events that nobody has seen to (of the spool).",
 }
 """Every metric, without its prefix and without the suffix of its type."""
@@ -184,6 +185,7 @@ class Metrics(Collector):
             "to_abort": sum(one.aborts for one in status.destinations),
         }
         yield _gauges("open_uploads", "state", uploads)
+        yield _gauge("unreadable_files", len(status.unreadable))
         yield _gauge("quarantined_files", len({one.file for one in status.quarantine}))
 
 

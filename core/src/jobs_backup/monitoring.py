@@ -42,12 +42,17 @@ def health(backup: Backup) -> str:
 
 
 def readiness(backup: Backup) -> str:
-    """Why an event would not be accepted now, in one line: no room, a spool that can't be used, or an end. Empty if it would be."""
+    """Why an event would not be accepted now, or others can't be sent, in one line. Empty if all is well.
+
+    No room; a spool that can't be used; what a dead process has recorded and nobody can take over; or an end.
+    """
+    error: JobsBackupError | None
     try:
         backup.check_room()
-    except JobsBackupError as error:
-        return f"{error.one_line()} [{error.code}]"
-    return ""
+        error = next(iter(backup.spool.unreadable), None)
+    except JobsBackupError as failure:
+        error = failure
+    return "" if error is None else f"{error.one_line()} [{error.code}]"
 
 
 def metrics_page(backup: Backup, accept: str) -> tuple[bytes, str]:

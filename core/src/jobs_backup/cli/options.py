@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from jobs_backup.env_file import read_env_file
-from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolError
+from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.logs import configure, is_json, json_line
 
 INCOMPLETE: Final = 1
@@ -55,9 +56,10 @@ def check_text(name: str, text: str) -> None:
 
 
 def fail(error: JobsBackupError) -> NoReturn:
-    """End with an error that keeps the command from starting."""
+    """End with an error that keeps the command from starting: the settings', or the disk's, and then events may wait there."""
     say(error.one_line(), error.code, level=logging.ERROR)
-    sys.exit(MISUSED)
+    is_of_disk = isinstance(error, SpoolCorrupt | SpoolFull) or isinstance(error.__cause__, sqlite3.Error)
+    sys.exit(INCOMPLETE if is_of_disk else MISUSED)
 
 
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:

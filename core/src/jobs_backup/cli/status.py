@@ -65,6 +65,10 @@ def _lines(found: Status) -> Iterator[str]:
     if found.processes:
         yield ""
         yield from map(_process, found.processes)
+    if found.unreadable:
+        yield ""
+        yield "recorded by processes that have died, and not taken over yet [Unreadable]:"
+        yield from (f"  {one.file}: {one.error}" for one in found.unreadable)
     if found.quarantine:
         yield ""
         yield "damaged, set aside; remove the files when you have seen to them [Quarantine]:"

@@ -42,6 +42,7 @@ class Summary:
         self._waiting: list[Waiting] = []
         self._deletes: list[WaitingDeletes] = []
         self._open_uploads: list[tuple[str, str, str]] = []
+        self._open_elsewhere = 0
 
     def problem(self, error: JobsBackupError) -> None:
         """Something that was asked for could not be done."""
@@ -80,13 +81,27 @@ class Summary:
         archiver.abort_abandoned()
 
     def _look(self) -> None:
+        """Prove that nothing is left: by what each session and file holds, not by the absence of errors."""
+        try:
+            account = self._backup.spool.account()
+        except JobsBackupError:
+            account = None
+        if account is None or account.problems:  # a disk may only have been busy, or another process may just have died
+            self._backup.spool.recover()
+            if self._backup.archiver is not None:
+                self._backup.archiver.wake()
+                self._backup.archiver.drain(self._backup.settings.shutdown_grace)
+            account = self._backup.spool.account()
+        for error in account.problems:
+            self.problem(error)
+        self._open_elsewhere = account.open_elsewhere
+        if self._backup.archiver is not None and (failure := self._backup.archiver.claim_failure) is not None:
+            self.problem(failure)
         self._waiting = self._backup.spool.waiting()
         self._deletes = self._backup.spool.waiting_deletes()
         if self._unknown:
             hint = "acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS"
             self.problem(UnknownJob(f"{self._unknown:,} of the job ids are unknown, all others were taken", hint=hint))
-        for error in self._backup.spool.unreadable:
-            self.problem(error)
         if damages := self._backup.spool.quarantined():
             self.problem(
                 SpoolCorrupt(
@@ -125,6 +140,7 @@ class Summary:
             "deleted": archiver.deleter.deleted if archiver else 0,
             "seconds": round(time.monotonic() - self._began, 3),
             "waiting": self._waiting,
+            "open_elsewhere": self._open_elsewhere,
             "waiting_deletes": self._deletes,
             "open_uploads": [{"key": key, "error": error, "hint": hint} for key, error, hint in self._open_uploads],
             "problems": [printable(f"{one.one_line()} [{one.code}]") for one in self.problems],

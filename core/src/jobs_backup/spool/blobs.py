@@ -6,6 +6,7 @@ import bisect
 import functools
 import io
 import itertools
+import os
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -355,7 +356,8 @@ class BlobFiles:
 
     def names(self) -> list[str]:
         """All files."""
-        return [path.stem for path in self._directory.glob("*.db")]
+        with database_errors(self._directory), os.scandir(self._directory) as entries:  # `glob` takes what it can't read for empty
+            return sorted(Path(entry.name).stem for entry in entries if entry.name.endswith(".db"))
 
     def create(self, name: str) -> BlobFile:
         """A new file."""

@@ -18,7 +18,10 @@ from jobs_backup.spool.rows import BatchHeader, BatchRow, Damage, Placement, Sea
 from jobs_backup.spool.schema import SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.uploads import MAX_DELAY, UploadJournal, writable
 
-_SELECT_ROW: Final = "SELECT id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers FROM batches"
+_SELECT_ROW: Final = (
+    "SELECT id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers"
+    " FROM batches"
+)
 _SEAL: Final = (
     "UPDATE batches SET state='sealed', jobs=max(jobs, ?), events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?,"
     " key=?, made=''"
@@ -33,10 +36,11 @@ class Catalog:
         overview: what is going on.
     """
 
-    def __init__(self, path: Path, *, durability: Durability, only_reads: bool = False) -> None:
+    def __init__(self, path: Path, *, durability: Durability, only_reads: bool = False, notes_clock: bool = True) -> None:
+        """`notes_clock`: this process uses the spool, so that those of later boots can go on from what its clocks show now."""
         self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
         try:
-            self.clock = Clock(self._look_at_clock() if only_reads else self.set_clock())
+            self.clock = Clock(self.set_clock() if notes_clock and not only_reads else self._look_at_clock())
         except BaseException:
             self._database.close()
             raise
@@ -281,17 +285,18 @@ class Catalog:
 
     @writes
     def adopt(self, db: sqlite3.Connection, batch: int, header: BatchHeader, blobs: str) -> int:
-        """Take up an open batch that a blob file has and this catalog does not know. Returns its number, another one if it is taken.
+        """Take up an open batch that a blob file has and this catalog does not know. It may have been sent already.
 
-        An attempt to send it may have been made, and nobody knows.
+        Returns its number, another one if that is taken.
         """
         db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (header.location,))
         if db.execute("SELECT 1 FROM batches WHERE id=?", (batch,)).fetchone() is not None:
             (batch,) = _new_numbers(db, 1)
         db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (batch,))
         db.execute(
-            "INSERT INTO batches (id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id, compression,"
-            " wrappers, blobs, claims) VALUES (?, ?, ?, ?, ?, ?, (SELECT id FROM destinations WHERE location=?), ?, ?, ?, ?, ?, 1)",
+            "INSERT INTO batches (id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id,"
+            " compression, wrappers, blobs, claims)"
+            " VALUES (?, ?, ?, ?, ?, ?, (SELECT id FROM destinations WHERE location=?), ?, ?, ?, ?, ?, 1)",
             (
                 *(batch, header.epoch, self.clock.now(), header.kind, header.workspace_id, header.source_id, header.location),
                 *(header.prefix, header.instance_id, header.compression, ",".join(header.wrappers), blobs),

@@ -220,7 +220,7 @@ def _after_fork_in_child() -> None:
 
 
 def _notice_fork() -> None:
-    """In a child, note which files were open: opening them again would damage them. Where Python forks, `_before_fork` left none."""
+    """In a child, note which files were open: opening them again would damage them. `_before_fork` has left none."""
     if os.getpid() == _process[0]:
         return
     _process[0] = os.getpid()
@@ -324,8 +324,8 @@ class Database:
     @property
     def size(self) -> int:
         """Bytes on the disk, with those of the log."""
-        with database_errors(self.path):
-            return self.path.stat().st_size + Path(f"{self.path}-wal").stat().st_size
+        # In a read, which opens what a fork has closed: closing it may have removed the log.
+        return self.read(lambda _: self.path.stat().st_size + Path(f"{self.path}-wal").stat().st_size)
 
     def copy_to(self, path: Path) -> None:
         """Copy the whole database, as this connection sees it, into a new file."""
@@ -418,12 +418,10 @@ def read_beside(path: Path) -> None:
 
 def file_version(path: Path) -> int:
     """The version of the format that a file has; 0 if there is none yet."""
-    if not path.exists():
-        return 0
     connection = Connection(path, timeout=READER_BUSY_SECONDS)
     try:
         with database_errors(path):
-            return connection.use(_version)
+            return connection.use(_version) if path.exists() else 0
     finally:
         connection.close()
 
@@ -494,7 +492,7 @@ def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[s
 
 def _file_identity(path: str) -> object:
     try:
-        status = os.stat(path)
+        status = os.stat(path)  # noqa: PTH116 - three times for each commit, and a Path would take longer than the call
     except FileNotFoundError:
         return None
     return _identity_of(status)
@@ -515,6 +513,8 @@ def database_errors(path: Path) -> Generator[None]:
         raise SpoolError(
             f"{path}: {error.strerror}", hint="look at the disk and the permissions of the spool's directory"
         ) from error
+    except MemoryError as error:
+        raise SpoolError(f"{path}: out of memory", hint="give the process more memory") from error
 
 
 _DAMAGED: Final = "look at the disk; nothing was removed"

@@ -18,6 +18,7 @@ from jobs_backup.spool.clock import Clock
 from jobs_backup.spool.database import Database, reads, writes
 from jobs_backup.spool.job_set import (
     INDEX_BITS,
+    LOCAL_BITS,
     SEGMENT_BITS,
     JobSet,
     batch_of,
@@ -222,8 +223,8 @@ class Deliveries:
             " OR (state='set aside' AND NOT EXISTS (SELECT 1 FROM damages WHERE batch=b.id))"
             " OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
             " AND (d.delete_after!='settled' OR delivered+settled<jobs)))"
-            " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id)"
-            " , blobs FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.opened_at<? ORDER BY b.id LIMIT ?",
+            " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id), blobs"
+            " FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.opened_at<? ORDER BY b.id LIMIT ?",
             (before, after, before, limit),
         ).fetchall()
         kept = set(keep)
@@ -305,6 +306,8 @@ def _find(db: sqlite3.Connection, epoch: int, batch: int, end: int, end_of: EndO
 
     Nothing of it changes before the transaction ends.
     """
+    if epoch >> LOCAL_BITS:
+        return None  # no spool has ever given such an id
     row = db.execute(
         "SELECT state, workspace_id, source_id, jobs, blobs FROM batches WHERE id=? AND epoch=? AND kind='raw'", (batch, epoch)
     ).fetchone()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 import struct
 import time
@@ -12,6 +14,8 @@ from typing import Final, NamedTuple, Self
 
 from jobs_backup.checksum import crc32c
 from jobs_backup.spool.database import FilesLost, database_errors
+
+log: Final = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 0.005
 _WITNESS: Final = struct.Struct("<IQ")
@@ -42,7 +46,7 @@ class ProcessLock:
             if (descriptor := _try(path)) is None:
                 time.sleep(_LOOK_SECONDS)  # it may have been somebody who only looked
                 descriptor = _try(path)
-        return None if descriptor is None else cls(path, descriptor)
+            return None if descriptor is None else cls(path, descriptor)
 
     @staticmethod
     def is_held(directory: Path, name: str) -> bool:
@@ -102,15 +106,20 @@ class ProcessLock:
     def release(self, *, remove: bool) -> None:
         """Give the lock up; `remove` also removes its file, where nobody will need it again."""
         if self._descriptor is not None:
-            if remove:
-                self._path.unlink(missing_ok=True)
-            self.drop()
+            try:
+                if remove:
+                    self._path.unlink(missing_ok=True)
+            except OSError as error:  # who starts to send next removes it
+                log.warning("%s can't be removed yet: %s", self._path, error.strerror)
+            finally:
+                self.drop()
 
     def drop(self) -> None:
         """Close the descriptor."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+        if (descriptor := self._descriptor) is not None:
             self._descriptor = None
+            with contextlib.suppress(OSError):  # it is closed all the same, close(2), and nothing was written that could be lost
+                os.close(descriptor)
 
 
 def _try(path: Path) -> int | None:

@@ -17,7 +17,7 @@ from jobs_backup.measures import Recorded
 from jobs_backup.model import Batch, Body, Stream
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
 from jobs_backup.spool.catalog import Catalog
-from jobs_backup.spool.database import Durability, FilesLost
+from jobs_backup.spool.database import Durability, FilesLost, read_beside
 from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, DueObject, WaitingDeletes
 from jobs_backup.spool.disk import Ballast, make_directories, refuse_network
 from jobs_backup.spool.job_set import LOCAL_BITS, JobSet, origin_of
@@ -32,6 +32,22 @@ from jobs_backup.spool.writer import BatchLimits, Recording, Session, Writer
 log: Final = logging.getLogger(__name__)
 
 _LOOKED_AT_ONCE: Final = 1000
+_CATALOG_DAMAGED: Final = (
+    "nothing was removed; if the disk is well, move catalog.db, catalog.db-wal and catalog.db-shm away and keep them: the next"
+    " start makes the catalog anew from blobs/"
+)
+
+
+class Account(NamedTuple):
+    """What the spool holds that is not sealed, as its files say.
+
+    Attributes:
+        problems: why some of it can't be said, or nobody seals it.
+        open_elsewhere: events in open batches of other processes that are alive.
+    """
+
+    problems: list[SpoolError]
+    open_elsewhere: int
 
 
 class Claim(NamedTuple):
@@ -94,15 +110,19 @@ class Spool:
         self._ballast = Ballast(directory, min_free=room.min_free)
         if archives:
             self.keep_ballast()  # before the first file is opened, which fails on a full disk
-        self._refuse_to_upgrade_in_use()
-        self._catalog = Catalog(directory / "catalog.db", durability=durability)
+        try:
+            self._refuse_to_upgrade_in_use()
+            self._catalog = Catalog(directory / "catalog.db", durability=durability)
+        except SpoolCorrupt as error:
+            error.hint = _CATALOG_DAMAGED
+            raise
         self._files = BlobFiles(directory / "blobs", durability=durability)
         self._quarantine = Quarantine(directory / "quarantine", self._catalog, self._files)
         self._sessions: list[str] = []
         self._known_files = set[str]()  # of dead sessions, with nothing that the catalog does not know
         session: Session | None = None
         try:
-            self._catalog.check()
+            self._check_catalog()
             self.destination = self._catalog.destination(location)
             self.uploads = self._catalog.uploads(self.destination)
             session = self._begin_session()
@@ -355,6 +375,41 @@ class Spool:
             found = [damage for damage in found if damage.batch in batches]
         return found
 
+    def account(self) -> Account:
+        """Look at each session and each file: what is in none of them, and is not sealed, is in the bucket."""
+        problems: dict[str, SpoolError] = {}
+        open_elsewhere = 0
+        written = self._catalog.blob_files()
+        for session, name in written.items():
+            try:
+                is_alive = session != self.session and self._is_alive(session)
+                events = self._open_events(name)
+                if is_alive:
+                    open_elsewhere += events
+                elif events or session != self.session:
+                    raise SpoolError(f"{events:,} events in blobs/{name}.db are not sealed", hint="run the command again")
+            except SpoolError as error:
+                if session in self._catalog.blob_files():  # else it has ended meanwhile
+                    problems[session] = error
+        for name in self._files.names():
+            if name in written.values():
+                continue
+            try:
+                if unknown := self._catalog.unknown(name, self._batches_in(name)):
+                    why = f"blobs/{name}.db holds {len(unknown)} batches that the catalog does not know"
+                    raise SpoolError(why, hint="run the command again")
+            except SpoolError as error:
+                session = name.partition("-")[0]
+                if self._files.path(name).exists() and session not in self._catalog.blob_files() and not self._is_alive(session):
+                    problems[session] = error
+        return Account([*({**problems, **self._unreadable}).values()], open_elsewhere)
+
+    def _open_events(self, name: str) -> int:
+        if not (rows := self._catalog.open_batches_of(name)):
+            return 0
+        with self._files.open(name, only_reads=True) as blobs:
+            return sum(blobs.spooled(row.id)[0] for row in rows)
+
     def last_batch(self) -> int:
         """The number of the batch that was opened last."""
         return self._catalog.last_batch()
@@ -380,6 +435,8 @@ class Spool:
         """
         written = self._catalog.blob_files()
         strangers = {name.partition("-")[0] for name in self._files.names() if name not in self._known_files} - written.keys()
+        for session in self._unreadable.keys() - written.keys() - strangers:
+            self._unreadable.pop(session, None)  # another process, or thread, has taken its place
         return sum(self._recover(session) for session in (*written, *strangers) if session != self.session)
 
     def _recover(self, session: str) -> bool:
@@ -456,6 +513,19 @@ class Spool:
             self._writer.close_file()
             self._catalog.close()
             self._writer.session.lock.release(remove=ended)
+
+    def _check_catalog(self) -> None:
+        try:
+            self._catalog.check()
+        except SpoolCorrupt:
+            try:
+                read_beside(self.directory / "catalog.db")  # what can't be read is no damage, although SQLite says so
+                self._catalog.check()
+            except SpoolCorrupt as error:
+                error.hint = _CATALOG_DAMAGED
+                raise
+            except OSError as error:
+                raise SpoolError(f"{self.directory / 'catalog.db'}: {error.strerror}", hint="look at the disk") from error
 
     def _begin_session(self) -> Session:
         while (lock := self._try_lock(name := secrets.token_hex(8))) is None:
@@ -571,8 +641,8 @@ class Spool:
     def _clean_up(self, name: str) -> None:
         """Remove a file that nobody writes any more, once everything in it is stored; or retire it, if it is damaged.
 
-        It is removed only if the catalog says of each batch in it that it is stored. It comes behind what was to be done, which must
-        not count as failed now: who starts to send next tries it again.
+        It is removed only if the catalog says of each batch in it that it is stored. It comes behind what was to be done, which
+        must not count as failed now: who starts to send next tries it again.
         """
         try:
             is_left = name not in self._catalog.blob_files().values()
