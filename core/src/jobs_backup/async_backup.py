@@ -1,4 +1,4 @@
-"""`Backup` for asyncio: the same promises, and nothing of it blocks the event loop."""
+"""`Backup` for asyncio: the same promises; never blocks the event loop."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import functools
 import os
 import time
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from datetime import datetime
+from queue import Empty, SimpleQueue
+from threading import Thread
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias, TypeVar, cast, overload
 
 from jobs_backup.backup import Backup
 from jobs_backup.core_settings import CoreSettings
@@ -21,6 +24,8 @@ from jobs_backup.jobs import Event, Job, Jobs
 from jobs_backup.spool.writer import Recording
 
 P = ParamSpec("P")
+Waiting: TypeAlias = "tuple[Recording, asyncio.Future[None]] | None"
+"""What a task wants committed, and its future; None at the end."""
 T = TypeVar("T")
 
 _THREADS: Final = 16
@@ -42,14 +47,16 @@ def _in_thread(method: Callable[Concatenate[Backup, P], T]) -> Callable[Concaten
 
 
 class AsyncBackup:
-    """Use it as an asynchronous context manager; the methods are those of `Backup`, to be awaited.
+    """`Backup` for asyncio; never blocks the event loop. Use it as an asynchronous context manager.
 
-    Calls run in a few threads; events that tasks record at the same time share a commit. A call that is cancelled is not undone:
-    what it was to record or acknowledge may be. Any number of tasks of one event loop may share it.
+    The methods are those of `Backup`, to be awaited. Calls run in a few threads; events that tasks record at the same time share a
+    commit. A cancelled call is not undone: what it was to record or acknowledge may be.
+
+    Tasks of any number of event loops may share it, one loop after another or in several threads. A forked process opens it anew.
     """
 
     def __init__(self, settings: CoreSettings, *, environment: Mapping[str, str] | None = None, archive: bool = True) -> None:
-        """The arguments of `Backup`. It is opened by `async with`, which raises what `Backup` raises."""
+        """Take the arguments of `Backup`. It is opened by `async with`, which raises what `Backup` raises."""
         self._prepare(functools.partial(Backup, settings, environment=environment, archive=archive), is_lent=False)
 
     @classmethod
@@ -60,12 +67,9 @@ class AsyncBackup:
         return made
 
     def _prepare(self, open_: Callable[[], Backup], *, is_lent: bool) -> None:
-        self._open = open_
-        self._is_lent = is_lent
-        self._backup: Backup | None = None
-        self._commits: _Commits | None = None
-        self._threads: ThreadPoolExecutor | None = None
-        self._closing: Future[None] | None = None
+        self._open = functools.partial(_Opening, open_, is_lent=is_lent)
+        self._openings: dict[int, _Opening] = {}  # of this process, and of those that it was forked from
+        self._closing: dict[int, Future[None]] = {}
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, *, archive: bool = True) -> Self:
@@ -87,7 +91,7 @@ class AsyncBackup:
         created_at: datetime | None = None,
     ) -> Job:
         """Record one event: see `Backup.record`."""
-        backup, commits = self._opened()
+        opening = self._opened()
         event = Event(
             payload=payload,
             source_id=source_id,
@@ -97,13 +101,13 @@ class AsyncBackup:
             created_at=created_at,
         )
         is_small = not isinstance(payload, dict) and _length(payload) <= _LARGE
-        recording = backup.recording(event) if is_small else await self._call(Backup.recording, event)
-        await commits.add(recording)
+        recording = opening.backup.recording(event) if is_small else await self._call(Backup.recording, event)
+        await opening.commits.add(recording)
         return Job(recording.jobs[0][0])
 
     async def keep(self, recording: Recording) -> None:
         """Record raw events that are encoded; fills in their jobs: see `Backup.keep`."""
-        await self._opened()[1].add(recording)
+        await self._opened().commits.add(recording)
 
     @overload
     async def record_many(
@@ -160,37 +164,33 @@ class AsyncBackup:
                 raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
 
     async def close(self, grace: float | None = None) -> None:
-        """Seal, send what can be sent within `grace` seconds, and end: see `Backup.close`. It goes on if its caller is cancelled.
+        """Seal, upload what can be uploaded within `grace` seconds, and end: see `Backup.close`. It goes on if its caller is cancelled.
 
-        Calls that have not begun by then raise BackupClosed.
+        Calls that have not begun by then raise BackupClosed. To close it again waits until it is closed.
         """
-        threads, closing = self._threads, self._closing
-        if self._backup is None or threads is None:
+        process = os.getpid()
+        if (opening := self._openings.pop(process, None)) is not None:
+            self._closing[process] = opening.close(grace)
+        if (closing := self._closing.get(process)) is None:
             return
-        if closing is None:
-            closer = ThreadPoolExecutor(1, thread_name_prefix="jobs-backup-close")  # the others may all be at work
-            closing = self._closing = closer.submit(_nothing if self._is_lent else functools.partial(self._backup.close, grace))
-            closer.shutdown(wait=False)
         try:
-            await asyncio.shield(asyncio.wrap_future(closing))
+            await _result(closing)
         finally:
-            if closing.done():
-                threads.shutdown(wait=False)
-                if self._commits is not None:
-                    self._commits.close()
-                self._backup = self._commits = self._threads = self._closing = None
+            if closing.done() and self._closing.get(process) is closing:
+                del self._closing[process]
 
     async def __aenter__(self) -> Self:
-        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-async")
-        opening = threads.submit(self._open)
+        process, opening = os.getpid(), self._open()
+        if self._openings.setdefault(process, opening) is not opening:
+            raise JobsBackupError(
+                "the AsyncBackup is open already", hint="enter it once and share it, or make an AsyncBackup for each event loop"
+            )
         try:
-            self._backup = await asyncio.wrap_future(opening)
+            await _result(opening.begin())
         except BaseException:
-            opening.add_done_callback(_discard)  # cancelled, it may still be opened
-            threads.shutdown(wait=False)
+            if self._openings.pop(process, None) is opening:
+                opening.close(grace=0)  # cancelled, it may be open, or be so soon
             raise
-        self._threads = threads
-        self._commits = _Commits(self._backup)
         return self
 
     async def __aexit__(
@@ -198,63 +198,162 @@ class AsyncBackup:
     ) -> None:
         await self.close()
 
-    def _opened(self) -> tuple[Backup, _Commits]:
-        if self._backup is None or self._commits is None:
+    def _opened(self) -> _Opening:
+        opening = self._openings.get(os.getpid())
+        if opening is None and self._openings:
+            raise BackupClosed(
+                "the AsyncBackup belongs to the process that this one was forked from",
+                hint="open it in each process, after the fork",
+            )
+        if opening is None or not opening.is_open:
             raise BackupClosed("the AsyncBackup is not open", hint="use it as `async with AsyncBackup.from_env() as backup:`")
-        return self._backup, self._commits
+        return opening
 
     async def _call(self, method: Callable[Concatenate[Backup, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        call = functools.partial(method, self._opened()[0], *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        opening = self._opened()
+        call = opening.call(functools.partial(method, opening.backup, *args, **kwargs))
+        try:
+            return await _result(call)
+        finally:
+            call.cancel()  # if nobody waits for it, and no thread has begun with it
+
+
+class _Opening:
+    """One opening of an AsyncBackup, from `async with` to `close`, and its threads. It knows no event loop.
+
+    Attributes:
+        is_open: whether there are `backup`, and `commits`, the group commit of its events.
+    """
+
+    backup: Backup
+    commits: _Commits
+
+    def __init__(self, open_: Callable[[], Backup], *, is_lent: bool) -> None:
+        self._open = open_
+        self._is_lent = is_lent
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-async")
+        self._begun: Future[None] | None = None
+        self.is_open = False
+
+    def begin(self) -> Future[None]:
+        """Open the Backup, in a thread."""
+
+        def begin() -> None:
+            self.backup = self._open()
+            self.commits = _Commits(self.backup)
+            self.is_open = True
+
+        self._begun = self._threads.submit(begin)
+        return self._begun
+
+    def call(self, call: Callable[[], T]) -> Future[T]:
+        """Call something in a thread.
+
+        Raises:
+            BackupClosed: it was closed.
+        """
+        try:
+            return self._threads.submit(call)
+        except RuntimeError as error:  # the threads are shut down
+            raise _closed() from error
+
+    def close(self, grace: float | None) -> Future[None]:
+        """Close the Backup, in a thread of its own, since the others may all be at work. Call it once."""
+
+        def close() -> None:
+            try:
+                if self._begun is not None:
+                    wait([self._begun])  # it may still be opened
+                if self.is_open and not self._is_lent:
+                    self.backup.close(grace)
+            finally:
+                if self.is_open:
+                    self.commits.close()
+                self._threads.shutdown(wait=False)
+
+        closer = ThreadPoolExecutor(1, thread_name_prefix="jobs-backup-close")
+        closing = closer.submit(close)
+        closer.shutdown(wait=False)
+        return closing
 
 
 class _Commits:
-    """Group commit for the tasks of an event loop: what comes while one commit waits for the disk goes into the next one."""
+    """Group commit for the tasks of event loops: what comes while one commit waits for the disk goes into the next one.
+
+    A task puts its recording into a queue and waits for a future of its own loop. Nothing else is shared between loops and the thread
+    that commits, so that a loop may end, and a task be cancelled or interrupted, anywhere.
+    """
 
     def __init__(self, backup: Backup) -> None:
         self._backup = backup
-        self._waiting: list[tuple[Recording, asyncio.Future[None]]] = []
-        self._is_committing = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs-backup-commit")
+        self._waiting = SimpleQueue[Waiting]()
+        self._is_closed = False
+        Thread(target=self._commit_until_closed, name="jobs-backup-commit", daemon=True).start()
 
     async def add(self, recording: Recording) -> None:
         """Returns when it is durable. Raises as `Backup.keep` does."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((recording, future))
-        if not self._is_committing:
-            self._commit()
+        self._waiting.put((recording, future))
+        if self._is_closed:
+            self._refuse_rest()
         await future
 
     def close(self) -> None:
         """No further commit is begun. Who waits for one gets BackupClosed."""
-        self._thread.shutdown(wait=False)
+        self._is_closed = True
+        self._waiting.put(None)
 
-    def _commit(self) -> None:
-        group, self._waiting = self._waiting, []
-        self._is_committing = True
-        recordings = [recording for recording, _ in group]
-        futures = [future for _, future in group]
-        try:
-            commit = asyncio.get_running_loop().run_in_executor(self._thread, self._backup.keep, recordings)
-        except RuntimeError:  # the thread is shut down
-            self._end(futures, BackupClosed("the AsyncBackup is closed", hint="open a new one"))
+    def _commit_until_closed(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group = [first, *self._take()]
+            error: BaseException | None = None
+            try:
+                self._backup.keep([recording for recording, _ in group])
+            except BaseException as caught:  # noqa: BLE001 - each task of the group raises it
+                error = caught
+            _tell([future for _, future in group], error)
+        self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        """After `close`, by the thread and by whoever comes too late for it."""
+        _tell([future for _, future in self._take()], _closed())
+
+    def _take(self) -> list[tuple[Recording, asyncio.Future[None]]]:
+        """All that wait. The end stays in the queue."""
+        taken: list[tuple[Recording, asyncio.Future[None]]] = []
+        with suppress(Empty):
+            while (one := self._waiting.get_nowait()) is not None:
+                taken.append(one)
+            self._waiting.put(None)
+        return taken
+
+
+async def _result(future: Future[T]) -> T:
+    """Wait for what a thread does, in whichever event loop this is. To be cancelled, or the loop's end, does not concern the thread."""
+    done = asyncio.get_running_loop().create_future()
+    future.add_done_callback(lambda _: _tell([done], None))
+    await done
+    return future.result()
+
+
+def _tell(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+    """Settle futures, of any event loops, from any thread."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for future in futures:
+        loops.setdefault(future.get_loop(), []).append(future)
+    for loop, its in loops.items():
+        with suppress(RuntimeError):  # it is closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle, its, error)
+
+
+def _settle(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+    for future in futures:
+        if future.done():  # it was cancelled
+            continue
+        if error is None:
+            future.set_result(None)
         else:
-            commit.add_done_callback(functools.partial(self._committed, futures))
-
-    def _committed(self, futures: Sequence[asyncio.Future[None]], commit: asyncio.Future[None]) -> None:
-        self._end(futures, asyncio.CancelledError() if commit.cancelled() else commit.exception())
-        if self._waiting:
-            self._commit()
-
-    def _end(self, futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
-        self._is_committing = False
-        for future in futures:
-            if future.done():  # it was cancelled
-                continue
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(copy.copy(error))  # each task may add to its own
+            future.set_exception(copy.copy(error) if isinstance(error, JobsBackupError) else error)  # each task may add to its own
 
 
 def _length(payload: object) -> int:
@@ -262,10 +361,5 @@ def _length(payload: object) -> int:
     return len(payload) if isinstance(payload, Sized) and not isinstance(payload, dict) else 0
 
 
-def _nothing() -> None:
-    """In place of closing a Backup that is not ours."""
-
-
-def _discard(opening: Future[Backup]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close(grace=0)
+def _closed() -> BackupClosed:
+    return BackupClosed("the AsyncBackup is closed", hint="open a new one")
