@@ -7,6 +7,7 @@ PYTEST_ARGS ?= --durations=10
 WORKERS ?= --numprocesses=3 --dist=worksteal
 CAMPAIGN_ARGS ?=
 LOAD_ARGS ?=
+FAULTS_ARGS ?=
 BENCH_ARGS ?=
 
 bin := $(VENV)/bin
@@ -17,13 +18,14 @@ projects := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.to
 # The tests start some thousand processes: each compiles what those before it have not kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo environment test conformance campaign load bench bench-quick lint style types types-strict docs helm azurite clean
+.PHONY: help demo environment test conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
 	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
+	@echo 'make faults    make one system call or allocation of each command fail at a time, and check every promise'
 	@echo 'make load    the sidecar for a minute under load, killed three times'
 	@echo 'make bench    measure all, against others that write events into S3; bench-quick: the main ratios, in 3 minutes'
 	@echo 'make lint    check style and types'
@@ -76,6 +78,10 @@ conformance: $(VENV)/test.stamp
 # About 15 minutes. CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50" for example; --help tells all.
 campaign: $(VENV)/test.stamp
 	PYTHONPATH=tests $(bin)/python -m campaign $(CAMPAIGN_ARGS)
+
+# About two hours; needs Linux and a C compiler. FAULTS_ARGS="--command run --errno EIO --sample 200", for example, or --sabotage.
+faults: $(VENV)/test.stamp
+	PYTHONPATH=tests $(bin)/python -m faults $(FAULTS_ARGS)
 
 # A minute. LOAD_ARGS="--kills 0 --connections 256" for example; --help tells all.
 load: $(VENV)/test.stamp

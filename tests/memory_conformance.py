@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import pytest
+import web_memory
 import wrong_providers
 
 from jobs_backup.testing.conformance import Hooks, Inspector, ProviderConformance
@@ -63,5 +64,30 @@ class TestMemory(Right):
     pass
 
 
-for _wrong in wrong_providers.EXPECTED:
-    globals()[f"Test{_wrong.__name__}"] = type(f"Test{_wrong.__name__}", (Right,), {"class_": _wrong})
+class OnTheWeb(Right):
+    """WebMemory, at another URL if the test wants that."""
+
+    class_ = web_memory.WebMemory
+
+    @pytest.fixture
+    def environment_at(self, environment: Mapping[str, str]) -> Callable[[str], Mapping[str, str]]:
+        return lambda url: {**environment, "MEMORY_URL": url}
+
+
+class TestWebMemory(OnTheWeb):
+    pass
+
+
+class OnlyStrangers(OnTheWeb):
+    """For wrong ones: what else they do is right, and would be tried once for each of them."""
+
+    not_applicable: ClassVar = {
+        name: "it is right in this"
+        for name in dir(Right)
+        if name.startswith("test_") and not name.endswith("_is_the_stores_to_say")
+    }
+
+
+for _base, _wrongs in ((Right, wrong_providers.EXPECTED), (OnlyStrangers, web_memory.EXPECTED)):
+    for _wrong in _wrongs:
+        globals()[f"Test{_wrong.__name__}"] = type(f"Test{_wrong.__name__}", (_base,), {"class_": _wrong})

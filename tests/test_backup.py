@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
 import multiprocessing
@@ -21,6 +22,7 @@ from buckets import FAST_RETRY, events, file_environment, left_over, lines, obje
 
 import jobs_backup
 from jobs_backup import Backup, BackupClosed, ConfigurationError, DestinationPaused, Event, InvalidEvent, Job, NoArchiver
+from jobs_backup.errors import SpoolError
 
 
 def test_a_recorded_event_is_in_the_bucket_after_flush(tmp_path: Path) -> None:
@@ -34,15 +36,15 @@ def test_a_recorded_event_is_in_the_bucket_after_flush(tmp_path: Path) -> None:
         backup.flush(timeout=10)
         ((key, content),) = objects(tmp_path).items()
     at = int(datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp())
-    uuid = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+    uuid = "[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
     assert re.fullmatch(rf"backups/web/gw/2026-03-04/5/7/{at}_{at}_ws_{uuid}\.json\.gz", key)
     assert gzip.decompress(content) == (
         b'{"userId":"u1","payload":{"messageId": "m1", "userId": "u1", "n": 12345678901234567890, "f": 1.10},'
         b'"createdAt":"2026-03-04T05:06:07.000089Z","messageId":"m1"}\n'
     )
     assert isinstance(job, Job)
-    assert job.index == 0
-    assert 0 <= time.time() * 1000 - job.batch < 60_000
+    assert (job.batch, job.index) == (1, 0)
+    assert 1 << 63 <= job < 1 << 126, "it names the process that gave it"
 
 
 def test_close_sends_what_was_recorded_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -334,3 +336,50 @@ def test_a_source_that_is_no_text_is_told_and_what_came_before_is_recorded(tmp_p
         with pytest.raises(InvalidEvent) as caught:
             backup.record_many([Event(payload=b"{}", source_id="web"), Event(payload=b"{}", source_id=wrong)])
         assert (caught.value.index, len(caught.value.recorded)) == (1, 1)
+
+
+LATE = """
+import json, sys
+from jobs_backup import Backup
+
+def suspended():
+    with Backup.from_env(json.loads(sys.argv[1]), archive=sys.argv[3] == "archive") as backup:
+        backup.record({"n": 1}, source_id="web")
+        yield backup
+
+class Holder:
+    def __init__(self):
+        self.how = sys.argv[2]
+        self.generator = suspended()
+        self.backup = next(self.generator)
+    def __del__(self):
+        if self.how == "record":
+            self.backup.record({"n": 2}, source_id="web")
+        self.backup.close()
+
+if sys.argv[2] == "generator":
+    kept = suspended()
+    next(kept)
+else:
+    kept = [Holder()]
+    kept.append(kept)
+"""
+
+
+@pytest.mark.parametrize("archive", ["archive", "record only"])
+@pytest.mark.parametrize("how", ["generator", "close", "record"])
+def test_a_backup_that_is_collected_while_the_interpreter_shuts_down(tmp_path: Path, how: str, archive: str) -> None:
+    """It ends without a word; who records then hears why not. What was recorded before is safe."""
+    environment = file_environment(tmp_path)
+    arguments = [sys.executable, "-c", LATE, json.dumps(environment), how, archive]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    if how == "record":
+        assert "BackupClosed: the interpreter is shutting down" in done.stderr
+        assert "ImportError" not in done.stderr
+    else:
+        assert done.stderr == ""
+    with Backup.from_env(environment) as backup:
+        assert backup.archiver is not None
+        assert backup.archiver.drain(30)
+    assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]

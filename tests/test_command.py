@@ -99,9 +99,9 @@ def test_lines_that_are_no_events_are_put_aside_and_the_rest_goes_on(tmp_path: P
     file = tmp_path / f"in.ndjson{suffix}"
     file.write_bytes(gzip.compress(content) if suffix else content)
     code, stdout, stderr = run("run", file, "--source-id", "web", "--json", env=env)
-    assert code == 0
+    assert code == 3
     found = json.loads(stdout)
-    assert (found["events"], found["rejected"]) == (3, 4)
+    assert (found["complete"], found["events"], found["rejected"]) == (True, 3, 4)
     for line in (2, 4, 6, 9):
         assert f"{file}:{line}: not " in stderr
     (rejects,) = found["rejects"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -111,6 +112,9 @@ class _OnGcs(ProviderConformance):
 
     def unknown(self, upload: Upload) -> Upload:
         return msgspec.structs.replace(upload, id=f"{upload.id}x")
+
+    def upload_at(self, upload: Upload, url: str) -> Upload:
+        return msgspec.structs.replace(upload, id=re.sub(r"^https?://[^/]+", url, upload.id))
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from web_memory import EXPECTED as EXPECTED_ON_THE_WEB
 from wrong_providers import EXPECTED
 
 from jobs_backup.testing.memory import MemoryProvider
@@ -32,14 +34,16 @@ def outcomes() -> dict[str, dict[str, set[str]]]:
     return found
 
 
-def test_the_right_one_passes(outcomes: dict[str, dict[str, set[str]]]) -> None:
-    found = outcomes["Memory"]
+@pytest.mark.parametrize("right", ["Memory", "WebMemory"])
+def test_the_right_one_passes(outcomes: dict[str, dict[str, set[str]]], right: str) -> None:
+    found = outcomes[right]
     assert found["FAILED"] | found["ERROR"] == set()
     assert len(found["PASSED"]) > 30
     assert MemoryProvider not in EXPECTED
 
 
-@pytest.mark.parametrize("wrong", EXPECTED, ids=lambda wrong: str(wrong.__name__))
+@pytest.mark.parametrize("wrong", [*EXPECTED, *EXPECTED_ON_THE_WEB], ids=lambda wrong: str(wrong.__name__))
 def test_a_wrong_one_is_caught(outcomes: dict[str, dict[str, set[str]]], wrong: type[MemoryProvider]) -> None:
     found = outcomes[wrong.__name__]
-    assert EXPECTED[wrong] <= found["FAILED"] | found["ERROR"], f"only {sorted(found['FAILED'] | found['ERROR'])} failed"
+    expected: dict[Any, set[str]] = {**EXPECTED, **EXPECTED_ON_THE_WEB}
+    assert expected[wrong] <= found["FAILED"] | found["ERROR"], f"only {sorted(found['FAILED'] | found['ERROR'])} failed"

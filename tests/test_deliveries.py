@@ -29,6 +29,7 @@ from jobs_backup.jobs import job_sets
 from jobs_backup.model import DeleteReceipt, Kind, Stream
 from jobs_backup.spool import DueObject, Spool, numbering
 from jobs_backup.spool.deliveries import Added
+from jobs_backup.spool.job_set import INDEX_BITS, job_id, local, origin_of
 from jobs_backup.spool.status import DestinationStatus, read_status
 
 SMALL = {"JOBS_BACKUP_BATCH_EVENTS": "10"}
@@ -60,7 +61,7 @@ def object_of(directory: Path, message_id: str) -> str:
     return key
 
 
-def rows(directory: Path, statement: str) -> list[tuple[object, ...]]:
+def catalog_rows(directory: Path, statement: str) -> list[tuple[object, ...]]:
     with contextlib.closing(sqlite3.connect(directory / "spool" / "catalog.db")) as connection:
         return connection.execute(statement).fetchall()
 
@@ -86,8 +87,8 @@ class TestAcknowledging:
             backup.delivered(jobs[20])
             assert settled_objects(backup, tmp_path) == set()
         assert left_over(tmp_path) == []
-        assert rows(tmp_path, "SELECT count(*) FROM acknowledged") == [(0,)]
-        assert rows(tmp_path, "SELECT DISTINCT state FROM batches") == [("deleted",)]
+        assert catalog_rows(tmp_path, "SELECT count(*) FROM acknowledged") == [(0,)]
+        assert catalog_rows(tmp_path, "SELECT DISTINCT state FROM batches") == [("deleted",)]
 
     @pytest.mark.parametrize(
         "given",
@@ -221,7 +222,7 @@ class TestAcknowledging:
             for thread in threads:
                 thread.join()
             assert next(commits) <= 320 / 4
-        assert rows(tmp_path, "SELECT sum(delivered), sum(jobs) FROM batches") == [(320, 320)]
+        assert catalog_rows(tmp_path, "SELECT sum(delivered), sum(jobs) FROM batches") == [(320, 320)]
 
     def test_the_unknown_of_one_thread_is_no_other_threads_error(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
@@ -270,7 +271,7 @@ class TestUnknown:
             unknown = [0, 17, next_one, (1 << 63) - 1]
             with pytest.raises(UnknownJob, match="4 job ids are unknown") as caught:
                 backup.delivered([*unknown, *jobs])
-            assert (list(caught.value.jobs), caught.value.count) == (unknown, 4)
+            assert (list(caught.value.jobs), caught.value.count) == (sorted(unknown), 4)
             assert caught.value.hint
             backup.record({}, source_id="web")  # gets the id that was unknown
             backup.flush(20)
@@ -285,24 +286,28 @@ class TestUnknown:
             assert (len(caught.value.jobs), caught.value.count) == (1000, 50_000)
 
     def test_of_a_failure_there_is_nothing_to_acknowledge(self, tmp_path: Path) -> None:
-        """The id in a failure's own key is none of a raw event."""
+        """Neither the id of a failure is one of a raw event, nor the part of it that is in its key."""
         with Backup.from_env(file_environment(tmp_path)) as backup:
             backup.failed(Event(payload={}, source_id="web"), error="no")
             backup.flush(20)
             (key,) = objects(tmp_path)
-            with pytest.raises(UnknownJob):
-                backup.delivered(key.split("/")[-1].split(".")[2].split("-")[0])
+            in_key = int(key.split("/")[-1].split(".")[2].split("-")[0])
+            for id_ in (in_key, job_id(backup.spool._writer.session.epoch, *divmod(in_key, 1 << INDEX_BITS))):
+                with pytest.raises(UnknownJob):
+                    backup.delivered(id_)
             assert settled_objects(backup, tmp_path) == {key}
 
     def test_those_of_another_spool(self, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
         with Backup.from_env(file_environment(tmp_path / "other")) as other:
             foreign = other.record({}, source_id="web")
-        time.sleep(0.002)  # numbers are at least the time in ms
         with Backup.from_env(file_environment(tmp_path)) as backup:
-            backup.record({}, source_id="web")
+            own = backup.record({}, source_id="web")
+            assert (own.batch, own.index) == (foreign.batch, foreign.index), "they differ in nothing else"
             with pytest.raises(UnknownJob):
                 backup.delivered(foreign)
+            backup.flush(20)
+            assert len(settled_objects(backup, tmp_path)) == 1
 
 
 class TestUnreadable:
@@ -371,7 +376,7 @@ class TestWhenObjectsAreDeleted:
                 steps[step]()
             backup.flush(20)
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["rudder-proc-err-logs"]
-        assert rows(tmp_path, "SELECT count(*) FROM settling") == [(0,)]
+        assert catalog_rows(tmp_path, "SELECT count(*) FROM settling") == [(0,)]
 
     def test_settled_not_before_the_failure_is_in_the_bucket(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")
@@ -392,7 +397,7 @@ class TestWhenObjectsAreDeleted:
             backup.failed(one, error="no", payload={})
             backup.flush(20)
             assert "web" in {key.split("/")[0] for key in settled_objects(backup, tmp_path)}
-        assert rows(tmp_path, "SELECT delivered, settled, jobs FROM batches WHERE kind='raw'") == [(1, 0, 2)]
+        assert catalog_rows(tmp_path, "SELECT delivered, settled, jobs FROM batches WHERE kind='raw'") == [(1, 0, 2)]
 
     def test_damaged_failures_settle_nothing(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")
@@ -401,7 +406,7 @@ class TestWhenObjectsAreDeleted:
             backup.failed(job, error="no", payload={})
             backup.spool.seal()
             with contextlib.closing(sqlite3.connect(next((tmp_path / "spool/blobs").glob("*.db")))) as blobs, blobs:
-                (failure,) = rows(tmp_path, "SELECT id << 21 FROM batches WHERE kind='failed'")
+                (failure,) = catalog_rows(tmp_path, "SELECT id << 21 FROM batches WHERE kind='failed'")
                 blobs.execute("UPDATE chunks SET data=x'00' WHERE job=?", failure)
         with Backup.from_env(environment) as backup:
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["web"]
@@ -449,38 +454,46 @@ class TestSwitches:
 class TestForgetting:
     def test_what_nobody_acknowledges_costs_a_row_until_its_days_are_over(self, tmp_path: Path) -> None:
         spool = open_spool(tmp_path)
-        batches = {}
-        for name, delivered in (("kept", 0), ("part", 1), ("gone", 3), ("waits", 3), ("sealed", 0)):
-            (first, _), *_ = record(spool, [b"{}\n"] * 3)
+        first: dict[str, int] = {}
+        for name, delivered in (("kept", 0), ("part", 1), ("gone", 3), ("waits", 3)):
+            ((first[name], _),) = record(spool, [b"{}\n"] * 3)
             spool.seal()
-            if name != "sealed":
-                spool.stored(claim(spool))
-            for jobs in job_sets(range(first, first + delivered)):
+            spool.stored(claim(spool))
+            for jobs in job_sets(range(first[name], first[name] + delivered)):
                 spool.delivered(jobs)
-            batches[name] = first >> 21
             if name == "gone":
                 spool.deleted(spool.claim_deletes(10))
+        batches = {name: origin_of(job)[1] for name, job in first.items()}
         known = "SELECT id FROM batches"
-        assert spool.forget(time.time() - 60, 0) is None
+        assert spool.forget(-60, 0) is None
+        assert {row[0] for row in rows(spool._catalog._database, known)} == set(batches.values()), "their file is still there"
+        spool.close()
+        spool = open_spool(tmp_path)
+        ((sealed, _),) = record(spool, [b"{}\n"] * 3)
+        spool.seal()
+        batches["sealed"] = origin_of(sealed)[1]
+        assert spool.forget(60, 0) is None
         assert {row[0] for row in rows(spool._catalog._database, known)} == set(batches.values())
-        assert spool.forget(time.time() + 60, 0) is None
+        assert spool.forget(-60, 0) is None
         assert {row[0] for row in rows(spool._catalog._database, known)} == {batches["waits"], batches["sealed"]}
-        assert len(spool.delivered(next(job_sets(batches["part"] << 21)))) == 1, "it is unknown now"
+        assert len(spool.delivered(next(job_sets(first["part"])))) == 1, "it is unknown now"
         assert [one.batch for one in spool.claim_deletes(10)] == [batches["waits"]]
         spool.close()
 
     def test_it_goes_on_where_it_was_and_looks_at_a_few_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("jobs_backup.spool.spool._LOOKED_AT_ONCE", 2)
-        spool = open_spool(tmp_path)
-        for _ in range(5):
+        for is_stored in (True, True, True, False, False):
+            spool = open_spool(tmp_path)
             record(spool, [b"{}\n"])
             spool.seal()
-        for _ in range(3):
-            spool.stored(claim(spool))
+            if is_stored:
+                spool.stored(claim(spool))
+            spool.close()
+        spool = open_spool(tmp_path)
         after: int | None = 0
         looks = 0
         while after is not None:
-            after = spool.forget(time.time() + 60, after)
+            after = spool.forget(-60, after)
             looks += 1
         assert looks == 3
         assert rows(spool._catalog._database, "SELECT state FROM batches") == [("sealed",)] * 2
@@ -488,15 +501,19 @@ class TestForgetting:
 
     def test_what_has_waited_for_long_is_not_forgotten_when_it_is_stored(self, tmp_path: Path) -> None:
         spool = open_spool(tmp_path)
-        record(spool, [b"{}\n"])
+        ((job, _),) = record(spool, [b"{}\n"])
         spool.seal()
         time.sleep(0.05)
-        between = time.time()
+        between = spool._catalog.clock.now()
         time.sleep(0.05)
-        batch = claim(spool)
-        spool.stored(batch)
-        assert spool.forget(between, 0) is None
-        assert not spool.delivered(next(job_sets(batch.id << 21))), "it is known"
+        spool.stored(claim(spool))
+        spool.close()
+        spool = open_spool(tmp_path)
+        assert spool.forget(spool._catalog.clock.now() - between, 0) is None
+        assert not spool.delivered(next(job_sets(job))), "it is known"
+        spool.deleted(spool.claim_deletes(10))
+        assert spool.forget(-60, 0) is None
+        assert spool.delivered(next(job_sets(job))), "it is not, later on"
         spool.close()
 
     @pytest.mark.parametrize(("days", "wanted"), [("1", []), ("0", [("stored",)])])
@@ -506,15 +523,15 @@ class TestForgetting:
         environment = file_environment(tmp_path, JOBS_BACKUP_CATALOG_DAYS=days)
         with Backup.from_env(environment) as backup:
             backup.record({}, source_id="web")
-        old = int((time.time() - 2 * 86_400) * 1000)
+        old = time.time() - 2 * 86_400
         with contextlib.closing(sqlite3.connect(tmp_path / "spool/catalog.db")) as catalog, catalog:
-            catalog.execute("UPDATE batches SET id=?, stored_at=?", (old, old / 1000))
+            catalog.execute("UPDATE batches SET opened_at=?, stored_at=?", (old, old))
         monkeypatch.setattr("jobs_backup.archiver.TICK", 0.02)
         with Backup.from_env(environment):
             until = time.monotonic() + (10 if not wanted else 0.5)
-            while rows(tmp_path, "SELECT state FROM batches") != [] and time.monotonic() < until:
+            while catalog_rows(tmp_path, "SELECT state FROM batches") != [] and time.monotonic() < until:
                 time.sleep(0.02)
-        assert rows(tmp_path, "SELECT state FROM batches") == wanted
+        assert catalog_rows(tmp_path, "SELECT state FROM batches") == wanted
 
 
 class TestDamage:
@@ -523,7 +540,7 @@ class TestDamage:
     def spoil(self, spool: Spool, job: int) -> None:
         path = spool.directory / "blobs" / f"{spool.session}.db"
         with contextlib.closing(sqlite3.connect(path)) as blobs, blobs:
-            assert blobs.execute("UPDATE chunks SET data=x'00' WHERE job=?", (job,)).rowcount == 1
+            assert blobs.execute("UPDATE chunks SET data=x'00' WHERE job=?", (local(job),)).rowcount == 1
 
     @pytest.mark.parametrize("sealed", [False, True])
     def test_acknowledged_events_that_are_lost_do_not_stand_for_others(self, tmp_path: Path, sealed: bool) -> None:
@@ -781,7 +798,7 @@ class TestDoubt:
             backup.delivered(job)
             settle(backup)
             assert len(objects(tmp_path)) == 1
-            ((retry_at,),) = rows(tmp_path, "SELECT retry_at FROM batches")
+            ((retry_at,),) = catalog_rows(tmp_path, "SELECT retry_at FROM batches")
             assert isinstance(retry_at, float)
             assert 110 < retry_at - time.time() <= 120, "its time-out of 60 s, and a minute"
 

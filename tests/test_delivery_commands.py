@@ -29,7 +29,7 @@ class TestEmitIds:
         file = tmp_path / "in"
         file.write_text('{"n":1}\n\n[2]\n{"n":3}\n   \n{"n":4}\nnot json\n')
         code, stdout, stderr = run("run", file, "--source-id", "web", "--emit-ids", env=env)
-        assert (code, "3 events recorded" in stderr) == (0, True)
+        assert (code, "3 events recorded" in stderr) == (3, True)
         ids = [json.loads(line) for line in stdout.splitlines()]
         assert [type(id_) for id_ in ids] == [str, type(None), type(None), str, type(None), str, type(None)]
         first = int(ids[0])
@@ -141,7 +141,7 @@ class TestDelivered:
         wrong = ['{"jobId":1}', "1.5", '"x"', "-1", "true", "[1]", "99999999999999999999", "1 2"]
         code, stdout, stderr = run("delivered", "--json", env=env, stdin="\n".join([*wrong, ""]))
         found = json.loads(stdout)
-        assert (code, found["ids"], found["rejected"]) == (0, 0, len(wrong))
+        assert (code, found["ids"], found["rejected"]) == (3, 0, len(wrong))
         assert all(f"standard input:{number}: " in stderr for number in range(1, len(wrong) + 1))
         (rejects,) = found["rejects"]
         assert Path(rejects).read_text().splitlines() == wrong
@@ -232,7 +232,7 @@ class TestFailed:
         good = '{"sourceId":"s","error":"no","payload":{}}'
         code, stdout, stderr = run("failed", "--json", env=env, stdin="\n".join([*wrong, good, ""]))
         found = json.loads(stdout)
-        assert (code, found["failures"], found["rejected"]) == (0, 1, len(wrong))
+        assert (code, found["failures"], found["rejected"]) == (3, 1, len(wrong))
         for why in wrong.values():
             assert why in stderr
         assert Path(found["rejects"][0]).read_text().splitlines() == list(wrong)

@@ -154,7 +154,7 @@ def test_what_stands_was_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(file_provider, "sync_directory", refused)
-        with pytest.raises(Unavailable, match="stands") as caught:  # noqa: PT012 - one of two
+        with pytest.raises(Unavailable, match="not durable yet") as caught:  # noqa: PT012 - one of two
             if in_parts:
                 store.complete_multipart(upload, parts, len(DATA), checksum, True)
             else:

@@ -8,10 +8,28 @@ from hypothesis import strategies as st
 
 from jobs_backup import InvalidEvent
 from jobs_backup.jobs import Jobs, job_id, job_sets
-from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet, batch_of, first_index, segments_of
+from jobs_backup.spool.job_set import (
+    SEGMENT_BITS,
+    JobSet,
+    batch_of,
+    first_index,
+    job_index,
+    local,
+    local_segment,
+    origin_of,
+    origin_of_segment,
+    segments_of,
+)
+from jobs_backup.spool.job_set import job_id as make_id
 
-LARGEST = (1 << 63) - 1
-IDS = st.integers(0, 20_000) | st.integers(LARGEST - 20_000, LARGEST)
+LARGEST = (1 << 126) - 1
+LARGEST_LOCAL = (1 << 63) - 1
+IDS = (
+    st.integers(0, 20_000)
+    | st.integers(LARGEST_LOCAL - 10_000, LARGEST_LOCAL + 10_000)
+    | st.integers(LARGEST - 20_000, LARGEST)
+    | st.integers(0, LARGEST)
+)
 RUNS = st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 10_000)), max_size=5)
 
 
@@ -34,13 +52,34 @@ def test_it_has_what_was_added(ids: set[int], runs: list[tuple[int, int]], other
     assert list(made) == sorted(wanted | others)
 
 
-@given(batch=st.integers(0, (1 << 42) - 1), index=st.integers(0, (1 << 21) - 1))
-def test_a_segment_belongs_to_one_batch(batch: int, index: int) -> None:
-    ((segment, mask),) = job_set({(batch << 21) + index}).masks()
+@given(epoch=st.integers(0, LARGEST_LOCAL), batch=st.integers(0, (1 << 42) - 1), index=st.integers(0, (1 << 21) - 1))
+def test_a_segment_belongs_to_one_batch(epoch: int, batch: int, index: int) -> None:
+    id_ = make_id(epoch, batch, index)
+    assert (origin_of(id_), job_index(id_), local(id_)) == ((epoch, batch), index, (batch << 21) + index)
+    ((segment, mask),) = job_set({id_}).masks()
     first, last = segments_of(batch)
-    assert first <= segment <= last
+    assert first <= local_segment(segment) <= last
     assert batch_of(segment) == batch == batch_of(first) == batch_of(last)
+    assert origin_of_segment(segment) == (epoch, batch)
     assert first_index(segment) + mask.bit_length() - 1 == index
+
+
+@given(ids=st.lists(IDS))
+def test_what_ids_are_kept_as_gives_them_back(ids: list[int]) -> None:
+    jobs = Jobs()
+    jobs.add(ids)
+    assert list(jobs) == ids == [jobs[place] for place in range(len(ids))]
+    again = Jobs()
+    again.extend(jobs)
+    assert list(again) == ids
+
+
+def test_a_run_ends_where_the_epoch_does() -> None:
+    """Else an id would come out as one of another process."""
+    jobs = Jobs()
+    jobs.add_run(LARGEST_LOCAL, 1)
+    jobs.add_run(LARGEST_LOCAL + 2, 2)
+    assert list(jobs) == [LARGEST_LOCAL, LARGEST_LOCAL + 2, LARGEST_LOCAL + 3]
 
 
 @given(runs=RUNS)
@@ -62,7 +101,7 @@ def test_many_ids_come_in_sets_of_bounded_size(as_jobs: bool) -> None:
     assert [id_ for one in found for id_ in one] == ids
 
 
-@pytest.mark.parametrize("id_", [0, 7, LARGEST, "0", "7", "007", str(LARGEST)])
+@pytest.mark.parametrize("id_", [0, 7, LARGEST_LOCAL, LARGEST, "0", "7", "007", str(LARGEST_LOCAL), str(LARGEST)])
 def test_ids(id_: int | str) -> None:
     assert job_id(id_) == int(id_)
 
@@ -83,7 +122,9 @@ def test_ids(id_: int | str) -> None:
         "0x1",
         "\u0661",
         "a",
-        "9" * 20,
+        "9" * 38,
+        "9" * 39,
+        str(LARGEST + 1),
         "9" * 10_000,
         1.0,
         None,

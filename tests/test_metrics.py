@@ -29,6 +29,7 @@ from jobs_backup.model import Kind, Stream, Upload
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.job_set import JobSet
 from jobs_backup.spool.overview import Total
+from jobs_backup.spool.rows import Seal
 from jobs_backup.spool.schema import SCHEMA, VERSION
 from jobs_backup.spool.writer import BatchLimits
 

@@ -15,14 +15,14 @@ from jobs_backup.errors import SpoolCorrupt, SpoolFull, Unavailable
 from jobs_backup.model import Upload
 from jobs_backup.spool import Spool
 from jobs_backup.spool.blobs import InputPosition
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.job_set import local, origin_of
 from jobs_backup.spool.writer import Recording
 
 
 def rot(spool: Spool, job: int) -> None:
     """What a disk does to the bytes of one chunk."""
     with tampering(spool._writer._blobs._database) as connection:
-        changed = connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (job,))
+        changed = connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (local(job),))
         assert changed.rowcount == 1
 
 
@@ -43,7 +43,7 @@ def test_of_what_a_dead_process_recorded_only_the_damaged_rows_are_missing(tmp_p
     assert gzip.decompress(content(alive, batch)).split() == [b'{"n":0}', b'{"n":1}', b'{"n":3}', b'{"n":4}']
     assert batch.events == 4
     (damage,) = alive.quarantined()
-    assert (damage.stream, damage.job, damage.events) == (WEB, jobs[2], 1)
+    assert (damage.stream, damage.job, damage.events) == (WEB, local(jobs[2]), 1)
     assert (tmp_path / damage.file).read_bytes() == bytes(len(b'{"n":2}\n'))
     alive.stored(batch)
     alive.close()
@@ -60,7 +60,7 @@ def test_a_living_process_goes_on_after_damage_and_uses_no_id_again(tmp_path: Pa
     batches = [claim(spool), claim(spool)]
     assert [batch.events for batch in batches] == [2, 1]
     assert gzip.decompress(content(spool, batches[0])) == b'{"n":0}\n{"n":1}\n'
-    assert [(damage.job, damage.events) for damage in spool.quarantined()] == [(jobs[2], 1)]
+    assert [(damage.job, damage.events) for damage in spool.quarantined()] == [(local(jobs[2]), 1)]
     spool.close()
 
 
@@ -87,7 +87,7 @@ def test_a_sealed_batch_that_nobody_tried_to_send_goes_on_without_what_is_damage
     assert second.uuid != first.batch.uuid
     assert spool.open_body(second).crc32c() == second.crc32c
     assert [upload.upload.key for upload in spool.uploads.abandoned()] == [first.batch.key]
-    assert [damage.job for damage in spool.quarantined()] == [jobs[1]]
+    assert [damage.job for damage in spool.quarantined()] == [local(jobs[1])]
     spool.close()
 
 
@@ -104,9 +104,9 @@ def test_what_may_be_in_the_bucket_already_is_not_sent_under_another_key(tmp_pat
     spool.set_aside(again, SpoolCorrupt("rotten"))
     damages = spool.quarantined()
     assert [(damage.job, "in the bucket already" in damage.error) for damage in damages] == [
-        (jobs[0], True),
-        (jobs[1], False),
-        (jobs[2], True),
+        (local(jobs[0]), True),
+        (local(jobs[1]), False),
+        (local(jobs[2]), True),
     ]
     good = gzip.decompress((tmp_path / damages[0].file).read_bytes())
     assert len(good) == (1 << 20) + 3, "what is good of it can be read"
@@ -119,14 +119,18 @@ def test_events_that_are_not_there_any_more_are_never_missed_in_silence(tmp_path
     spool = open_spool(tmp_path)
     jobs = sealed(spool)
     with tampering(spool._writer._blobs._database) as connection:
-        connection.execute("DELETE FROM chunks WHERE job=?", (jobs[1],))
+        connection.execute("DELETE FROM chunks WHERE job=?", (local(jobs[1]),))
     first = claimed(spool)
     with pytest.raises(SpoolCorrupt, match="instead of") as caught:
         spool.open_body(first.batch)
     spool.set_aside(first, caught.value)
     (damage,) = spool.quarantined()
-    assert "1 of its 3 events are not there" in damage.error
-    assert spool.claim() is None
+    assert (damage.stream, damage.batch, damage.events) == (WEB, first.batch.id, 1)
+    assert damage.error == f"1 events of batch {first.batch.id} are missing"
+    second = claim(spool)
+    assert (second.id, second.events, second.key != first.batch.key) == (first.batch.id, 2, True)
+    assert spool.open_body(second).crc32c() == second.crc32c
+    spool.stored(second)
     spool.close()
     assert (tmp_path / "quarantine" / f"{spool.session}.db").exists(), "what is left of it can be looked at"
 
@@ -165,7 +169,7 @@ def test_a_process_that_dies_while_it_sets_aside_loses_nothing_of_it(tmp_path: P
     with pytest.raises(SpoolCorrupt, match="instead of"):
         alive.open_body(again.batch)
     alive.set_aside(again, SpoolCorrupt("rotten"))
-    assert [damage.job for damage in alive.quarantined()] == jobs
+    assert [damage.job for damage in alive.quarantined()] == list(map(local, jobs))
     assert alive.claim() is None
     alive.close()
     assert not list((tmp_path / "blobs").iterdir())
@@ -210,7 +214,7 @@ def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFi
     with Backup.from_env(environment, archive=False) as backup:
         payloads = [{"n": number, "space": " " * (1 << 18)} for number in range(100)]
         jobs = backup.record_many(payloads, source_id="web")
-        chunks = backup.spool._writer._blobs.chunks(jobs[0] >> INDEX_BITS)
+        chunks = backup.spool._writer._blobs.chunks(origin_of(jobs[0])[1])
         backup.spool.seal()
         rot(backup.spool, chunks[1].job)
         lost = range(chunks[1].start, chunks[1].start + chunks[1].events)

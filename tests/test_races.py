@@ -16,25 +16,21 @@ from typing import Any
 import pytest
 from buckets import file_environment, objects
 from commands import ndjson, numbers, run
-from spools import APP, WEB, claim, claimed, content, die, open_spool, position, record, tampering
+from spools import APP, WEB, claim, claimed, content, die, open_spool, position, record, rows, tampering
 
 from jobs_backup import Backup
 from jobs_backup.errors import SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.spool import Spool, writer
 from jobs_backup.spool.blobs import BlobFiles, InputPosition
 from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.job_set import local
 from jobs_backup.spool.schema import VERSION
 from jobs_backup.spool.writer import Recording
 
 
-def rows(of: Spool, query: str) -> list[tuple[Any, ...]]:
-    with tampering(of._catalog._database) as connection:
-        return connection.execute(query).fetchall()
-
-
 def rot(of: Spool, job: int) -> None:
     with tampering(of._writer._blobs._database) as connection:
-        connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (job,))
+        connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (local(job),))
 
 
 # Inputs
@@ -116,7 +112,7 @@ def test_a_batch_that_is_another_ones_is_not_given_back(tmp_path: Path) -> None:
     assert first.claim() is None
     second.stored(batch, deletable_after=100)
     first.release(batch, Unavailable("no"), delay=0)
-    assert rows(first, "SELECT state, failures, retry_at > 1 FROM batches") == [("stored", 0, 1)]
+    assert rows(first._catalog._database, "SELECT state, failures, retry_at > 1 FROM batches") == [("stored", 0, 1)]
     first.close()
     second.close()
 
@@ -148,7 +144,7 @@ def test_two_processes_retire_the_same_damaged_file(tmp_path: Path, monkeypatch:
     jobs = [record(dead, [b"{}\n"], stream=stream)[0][0] for stream in (WEB, APP)]
     dead.seal()
     with tampering(dead._writer._blobs._database) as connection:
-        connection.execute("DELETE FROM chunks WHERE job=?", (jobs[0],))
+        connection.execute("DELETE FROM chunks WHERE job=?", (local(jobs[0]),))
     die(dead)
     slow, quick = open_spool(tmp_path), open_spool(tmp_path)
     slow.recover()
@@ -166,7 +162,7 @@ def test_two_processes_retire_the_same_damaged_file(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(BlobFiles, "move", interleaved)
     slow.stored(batch)
     assert moves == [dead.session] * 2
-    assert [damage.file for damage in slow.quarantined()] == [f"quarantine/{dead.session}.db"]
+    assert {damage.file for damage in slow.quarantined()} == {f"quarantine/{dead.session}.db"}
     slow.close()
     quick.close()
 
@@ -180,17 +176,17 @@ def test_a_report_of_damage_outlives_the_move_of_its_file(tmp_path: Path, monkey
     (job, _) = record(dead, [b"{}\n"])[0]
     dead.seal()
     with tampering(dead._writer._blobs._database) as connection:
-        connection.execute("DELETE FROM chunks WHERE job=?", (job,))
+        connection.execute("DELETE FROM chunks WHERE job=?", (local(job),))
     die(dead)
     of, other = open_spool(tmp_path), open_spool(tmp_path)
     of.recover()
     one = claimed(of)
-    noted, seen = of._catalog.moved, list[str]()
+    noted, seen = of._catalog.moved, set[str]()
 
     def between(file: str, to: str) -> None:
         if killed:
             raise Killed
-        seen.extend(damage.file for damage in other.quarantined())
+        seen.update(damage.file for damage in other.quarantined())
         noted(file, to)
 
     monkeypatch.setattr(of._catalog, "moved", between)
@@ -200,10 +196,10 @@ def test_a_report_of_damage_outlives_the_move_of_its_file(tmp_path: Path, monkey
         die(of)
     else:
         of.set_aside(one, SpoolCorrupt("its bytes are not there"))
-        assert seen == [f"quarantine/{dead.session}.db"]
+        assert seen == {f"quarantine/{dead.session}.db"}
         of.close()
-    assert [damage.file for damage in other.quarantined()] == [f"quarantine/{dead.session}.db"]
-    assert rows(other, "SELECT file FROM damages") == [(f"quarantine/{dead.session}.db",)]
+    assert {damage.file for damage in other.quarantined()} == {f"quarantine/{dead.session}.db"}
+    assert rows(other._catalog._database, "SELECT DISTINCT file FROM damages") == [(f"quarantine/{dead.session}.db",)]
     (tmp_path / "quarantine" / f"{dead.session}.db").unlink()
     assert other.quarantined() == []
     other.close()

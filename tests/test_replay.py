@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -14,15 +15,19 @@ from pathlib import Path
 
 import pytest
 from buckets import file_environment, objects, realistic
+from click.testing import CliRunner
 from commands import COMMAND, run, start
 from gcs import LEAST, GcsServer
+from hypothesis import given
+from hypothesis import strategies as st
 from memory import peak_memory
 from servers import Moto, Store, policy
 
 from jobs_backup import Backup, Event
+from jobs_backup.cli import cli
 from jobs_backup.cli.replay_output import OutputFile
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.replay import Query
+from jobs_backup.replay import Query, read_cursor, write_cursor
 from jobs_backup.testing.events import events as generated
 
 PAYLOADS = [
@@ -177,6 +182,29 @@ def test_events_that_are_recorded_out_of_their_order_are_found_by_time(together:
     assert "/gw/2026-01-02/1/" in next(iter(objects(tmp_path))), "its key tells the earliest"
 
 
+def test_every_time_that_can_be_recorded_comes_back(tmp_path: Path) -> None:
+    """Go's zero time among them, alone and in one object with today's; and ids that look like parts of a key."""
+    env = file_environment(tmp_path, JOBS_BACKUP_PREFIX="a/gw", INSTANCE_ID="pod-1.x")
+    days = [datetime(1, 1, 1, tzinfo=UTC), datetime(1969, 12, 31, 23, 59, 59, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+    sources = ["web", "rudder-proc-err-logs", "1-2.0b1f6a0e-6e0e-4c58-9d3a-2f0c8f2f7b11/\n"]
+    with Backup.from_env(env) as backup:
+        for source in sources:
+            backup.record_many(
+                Event(payload={"n": number}, source_id=source, workspace_id=source, created_at=at)
+                for number, at in enumerate([None, *days])
+            )
+        backup.record_many(Event(payload={"n": number}, source_id="old", created_at=days[0]) for number in range(3))
+        backup.flush(60)
+    for lists in ([], ["--list"]):
+        assert len(replay(env, *lists)) == 4 * len(sources) + 3
+        for source in sources:
+            one = ["--payload-only", "--source-id", source, "--workspace-id", source, *lists]
+            assert sorted(replay(env, *one)) == [b'{"n":0}', b'{"n":1}', b'{"n":2}', b'{"n":3}']
+            assert replay(env, *one, "--since", "1h", "--until", "9999-01-01") == [b'{"n":0}']
+            assert sorted(replay(env, *one, "--until", "1970-01-01")) == [b'{"n":1}', b'{"n":2}']
+            assert replay(env, *one, "--since", "9999-01-01") == [b'{"n":3}']
+
+
 @pytest.mark.slow
 def test_many_objects_of_one_second_stay_in_order_and_can_be_continued(tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="3")
@@ -196,7 +224,7 @@ def test_many_objects_of_one_second_stay_in_order_and_can_be_continued(tmp_path:
     assert found == payloads
     code, _, err = run("replay", "--after", "nowhere:1", env=env)
     assert code == 2
-    assert "correct --after" in err
+    assert "is not a cursor" in err
 
 
 def test_gzip_and_zstd_together(tmp_path: Path) -> None:
@@ -409,15 +437,111 @@ def test_the_object_of_the_cursor_may_have_been_deleted(lists: list[str], tmp_pa
     assert [json.loads(line)["n"] for line in replay(env, "--payload-only", "--after", cursor(err), *lists)] == [4, 5, 6, 7]
 
 
-def test_a_cursor_is_good_while_the_time_that_is_asked_for_moves(tmp_path: Path) -> None:
-    """`--since 2h` is another time an hour later."""
+def test_a_cursor_keeps_the_time_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--since 2h` is another time an hour later: what lay between the two would come in neither run."""
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
     with Backup.from_env(env) as backup:
-        for hours in (5, 3, 1):
-            backup.record({"n": hours}, source_id="web", created_at=datetime.now(UTC) - timedelta(hours=hours))
+        for minutes in (119, 118, 1):
+            backup.record({"n": minutes}, source_id="web", created_at=datetime.now(UTC) - timedelta(minutes=minutes))
         backup.flush(60)
-    err = run("replay", "--since", "6h", "--limit", "1", env=env)[2]
-    assert replay(env, "--payload-only", "--since", "2h", "--after", cursor(err)) == [b'{"n":1}']
+    err = run("replay", "--since", "2h", "--limit", "1", env=env)[2]
+    for name, text in env.items():
+        monkeypatch.setenv(name, text)
+    later = time.time() + 3600
+    monkeypatch.setattr("jobs_backup.cli.replay.time.time", lambda: later)
+    output = tmp_path / "rest"
+    result = CliRunner().invoke(cli, ["replay", "--payload-only", "--since", "2h", "--after", cursor(err), "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    assert output.read_bytes().splitlines() == [b'{"n":118}', b'{"n":1}']
+    result = CliRunner().invoke(cli, ["replay", "--since", "2h", "--dry-run"])
+    assert "1 objects" in result.output, "without the cursor it is another time"
+
+
+def selections(directory: Path) -> list[list[str]]:
+    """Options that choose other objects, or another order of them."""
+    return [
+        [],
+        ["--source-id", "s1"],
+        ["--source-id", "s2"],
+        ["--workspace-id", "w"],
+        ["--kind", "failed"],
+        ["--since", "2h"],
+        ["--since", "3h"],
+        ["--since", "2020-01-01"],
+        ["--until", "2999-01-01"],
+        ["--until", "2999-01-01T00:00:00Z"],
+        ["--list"],
+        ["--list", "--source-id", "s1"],
+        ["--list", "--kind", "failed"],
+        ["--list", "--until", "2999-01-01"],
+        ["--wrapped-only"],
+        ["--env-file", str(directory / "other.env")],
+    ]
+
+
+def test_a_cursor_belongs_to_its_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs: in its own, the two runs give everything once; in any other one it is refused, and nothing is given."""
+    key = "JOBS_BACKUP_ENCRYPTION_KEY"
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_WRAPPERS="ENCRYPTION")
+    env |= {key: base64.b64encode(bytes(range(32))).decode()}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other.env").write_text(f"JOBS_BACKUP_BUCKET={tmp_path / 'other'}\n")
+    for bucket in (env, env | {"JOBS_BACKUP_BUCKET": str(tmp_path / "other")}):
+        with Backup.from_env(bucket) as backup:
+            for number in range(6):
+                job = backup.record({"n": number}, source_id=f"s{number % 2 + 1}", workspace_id="w")
+                backup.failed(job, payload={"n": number}, error="no", destination_id="crm")
+            backup.flush(60)
+    for name, text in env.items():
+        monkeypatch.setenv(name, text)
+
+    def give(*options: str) -> tuple[int, list[bytes], str]:
+        output = tmp_path / "out"
+        with pytest.MonkeyPatch.context() as patch:
+            for name, text in env.items():
+                patch.setenv(name, text)  # what --env-file sets ends with this run
+            result = CliRunner().invoke(cli, ["replay", "--json", "--output", str(output), *options])
+        found = output.read_bytes().splitlines() if output.exists() else []
+        for left in tmp_path.glob("out*"):
+            left.unlink()
+        return result.exit_code, found, result.output
+
+    chosen = selections(tmp_path)
+    cursors: list[str] = []
+    for options in chosen:
+        code, everything, _ = give(*options)
+        assert (code, len(everything) >= 3) == (0, True), options
+        code, first, told = give("--limit", "2", *options)
+        summary = next(line for line in told.splitlines() if line.startswith("{"))
+        cursors.append(json.loads(summary)["after"])
+        code, rest, _ = give("--after", cursors[-1], *options)
+        assert (code, first + rest) == (0, everything), options
+    for own, after in enumerate(cursors):
+        for number, options in enumerate(chosen):
+            if number != own:
+                code, found, told = give("--after", after, *options)
+                assert (code, found) == (2, []), (chosen[own], options, told)
+                assert "belongs to another selection" in told
+    assert after.isascii()
+
+
+@given(st.data())
+def test_a_damaged_cursor_is_refused(data: st.DataObject) -> None:
+    query = Query(since=data.draw(st.none() | st.integers(-(1 << 60), 1 << 60)))
+    place = data.draw(st.text() | st.sampled_from(["a:1", "web/gw/x.json.gz:120", "it's", "a:b:c"]))
+    written = write_cursor(place, b"selection", query)
+    assert read_cursor(written, b"selection", Query()) == (place, query)
+    assert written.isascii()
+    assert written.isprintable()
+    assert not set(written) & set("'\" $\\`")
+    at = data.draw(st.integers(0, len(written) - 1))
+    damages = (written[:at], written[at + 1 :], written[:at] + data.draw(st.characters(codec="utf-8")) + written[at + 1 :])
+    for damaged in damages:
+        if damaged != written:
+            with pytest.raises(ConfigurationError, match="is not a cursor"):
+                read_cursor(damaged, b"selection", Query())
+    with pytest.raises(ConfigurationError, match="another selection"):
+        read_cursor(written, b"other", Query())
 
 
 def test_events_a_little_outside_of_an_objects_times_are_found(tmp_path: Path) -> None:
@@ -506,25 +630,56 @@ def test_stopped_while_nobody_reads_it_tells_where_to_go_on(number: signal.Signa
     assert given[: len(payloads) - len(rest)] + rest == payloads
 
 
-def test_an_interrupted_file_keeps_its_limit_and_what_was_damaged(tmp_path: Path) -> None:
+def test_an_interrupted_file_keeps_its_limit(tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2000", JOBS_BACKUP_UPLOAD_CONCURRENCY="1")
     payloads = realistic(20_000)
     record(env, payloads)
-    env["JOBS_BACKUP_RETRY_ATTEMPTS"] = "1"
-    (damaged,) = (key for key, data in objects(tmp_path).items() if payloads[2000] in gzip.decompress(data))
-    (tmp_path / "bucket" / damaged).write_bytes(b"something else")
     output, position = tmp_path / "back", tmp_path / "back.position"
     arguments = ("replay", "--payload-only", "--limit", "15000", "--output", output)
     with start(*arguments, env=env) as process:
-        while damaged not in (position.read_text() if position.exists() else ""):
+        while not position.exists():
             assert process.poll() is None, "it has ended before it was killed"
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
     assert not output.exists()
-    code, _, err = run(*arguments, env=env)
-    assert code == 1
-    assert damaged in err
-    assert output.read_bytes().splitlines() == payloads[:2000] + payloads[4000:17_000]
+    assert run(*arguments, env=env)[0] == 0
+    assert output.read_bytes().splitlines() == payloads[:15_000]
+
+
+@pytest.mark.parametrize("options", [[], ["--list"], ["--limit", "5"]], ids=" ".join)
+@pytest.mark.parametrize("bad", [[0], [2], [5], [1, 3], [0, 1, 2, 3, 4, 5]], ids=str)
+def test_a_file_that_lacks_objects_does_not_get_its_name(bad: list[int], options: list[str], tmp_path: Path) -> None:
+    """The same command tries them again, and gives the final name once nothing is missing: everything in its order, once."""
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_RETRY_ATTEMPTS="1")
+    first = datetime(2026, 1, 1, tzinfo=UTC)
+    with Backup.from_env(env) as backup:
+        for number in range(6):
+            backup.record({"n": number}, source_id="web", created_at=first + timedelta(minutes=number))
+        backup.flush(60)
+    limit = 5 if options == ["--limit", "5"] else 6
+    healthy = objects(tmp_path)
+    keys = list(healthy)
+    output, part = tmp_path / "back", tmp_path / "back.part"
+    arguments: list[str | Path] = ["replay", "--payload-only", "--output", output, *options]
+    if limit == 5 and bad == [5]:
+        return  # it lies behind the limit
+    for number in bad:
+        (tmp_path / "bucket" / keys[number]).write_bytes(b"something else")
+    rest = [b'{"n":%d}' % number for number in range(6) if number not in bad][:limit]
+    for _ in range(2):
+        code, _, err = run(*arguments, env=env)
+        assert (code, output.exists()) == (1, False), err
+        assert f"back.part lacks {len(bad)} objects" in err
+        assert all(keys[number] in err for number in bad)
+        assert part.read_bytes().splitlines() == rest
+    for number in bad[:-1]:
+        (tmp_path / "bucket" / keys[number]).write_bytes(healthy[keys[number]])
+        assert run(*arguments, env=env)[0] == 1
+        assert not output.exists()
+    (tmp_path / "bucket" / keys[bad[-1]]).write_bytes(healthy[keys[bad[-1]]])
+    assert run(*arguments, env=env)[0] == 0
+    assert output.read_bytes().splitlines() == [b'{"n":%d}' % number for number in range(limit)]
+    assert sorted(path.name for path in tmp_path.glob("back*")) == ["back"]
 
 
 def test_standard_output_is_closed(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ class TestPerProcess:
         clients.renew()
         assert clients.get() == 1
 
+    def test_of_many_that_were_refused_the_first_one_renews(self) -> None:
+        clients = PerProcess(lambda *key: [key])
+        stale, other = clients.get("a"), clients.get("b")
+        assert clients.renew(stale)
+        fresh = clients.get("a")
+        assert fresh is not stale
+        assert not clients.renew(stale)
+        assert not clients.renew(other)
+        assert clients.get("a") is fresh
+        assert clients.renew(fresh)
+
 
 class TestDeleteEach:
     def test_each_key_has_its_outcome(self) -> None:

@@ -28,9 +28,9 @@ from test_fuzz import CAMPAIGN
 
 from jobs_backup import Backup, DestinationPaused, Event, InvalidEvent
 from jobs_backup.cli import cli
-from jobs_backup.cli.options import printable
 from jobs_backup.errors import ConfigurationError, JobsBackupError, UploadGone
 from jobs_backup.file_provider import FileProvider
+from jobs_backup.logs import printable
 from jobs_backup.model import BytesBody, Outcome, Upload
 from jobs_backup.settings import redacted
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, Fault, FaultProxy
@@ -424,6 +424,7 @@ def test_the_command_shows_no_secret(tmp_path: Path, fault: str) -> None:
 def test_what_is_printed_can_not_steer_a_terminal() -> None:
     """Names of files and the words of a store may have anything in them."""
     assert printable("a\x1b]0;title\x07\nb\u202f\x9b31mé🪣\udcff") == "a\\x1b]0;title\\x07\\nb\u202f\\x9b31mé🪣\\udcff"
+    assert printable("\u2028\u2029\x85\u202e\u2066 ") == "\\u2028\\u2029\\x85\\u202e\\u2066 "
 
 
 def test_the_progress_display_shows_an_error_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import sqlite3
 import stat
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, Spoo
 from jobs_backup.model import Part, Stream, Upload
 from jobs_backup.spool import Claim, Spool, writer
 from jobs_backup.spool.blobs import Changes, Chunk, Form, InputPosition
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.job_set import INDEX_BITS, origin_of
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.writer import BatchLimits, Recording
@@ -151,7 +152,7 @@ def test_a_failed_commit_leaves_no_trace_and_the_next_one_works(tmp_path: Path, 
     record(spool, [b'{"a":0}\n'], stream=APP)
     first = record(spool, [b'{"a":1}\n'])
     fail = spool._writer._blobs._database._connection
-    connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[assignment]
+    connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[arg-type, assignment]
     with pytest.raises(SpoolError):
         spool.append([Recording(stream, [b'{"a":2}\n'], first_at=1, last_at=1) for stream in streams])
     fail._connection = connection
@@ -377,7 +378,7 @@ def test_nothing_that_is_acknowledged_slips_through_while_it_closes(tmp_path: Pa
 def test_after_a_failed_commit_no_empty_object_is_made(tmp_path: Path) -> None:
     spool = open_spool(tmp_path, limits=BatchLimits(events=10, bytes=1 << 30, age=300))
     database = spool._writer._blobs._database._connection
-    connection, database._connection = database._connection, _Broken(database._connection)  # type: ignore[assignment]
+    connection, database._connection = database._connection, _Broken(database._connection)  # type: ignore[arg-type, assignment]
     with pytest.raises(SpoolError):
         record(spool, [b"{}\n"] * 45)
     database._connection = connection
@@ -399,19 +400,35 @@ def test_what_cannot_be_read_of_a_dead_process_keeps_no_other_back(tmp_path: Pat
     record(gone, [b"{}\n"])
     die(gone)
     (tmp_path / "blobs" / f"{gone.session}.db").unlink()
+    closed = open_spool(tmp_path)
+    record(closed, [b"{}\n"])
+    die(closed)
+    file = tmp_path / "blobs" / f"{closed.session}.db"
+    file.rename(file.with_suffix(".aside"))
+    file.mkdir()
     alive = open_spool(tmp_path)
     alive.recover()
     assert claim(alive).stream == APP
     assert alive.claim() is None
+    missing = f"quarantine/{gone.session}.missing"
+    damages = [(damage.stream, damage.events, damage.file) for damage in alive.quarantined()]
+    assert [(stream, events) for stream, events, file in damages if file != missing] == [(WEB, 1)]
+    assert (WEB, 0) in [(stream, events) for stream, events, file in damages if file == missing]
+    assert sum(events for _, events, file in damages if file == missing) == 1
+    assert [error.message for error in alive.unreadable] == [f"{file}: unable to open database file"]
+    file.rmdir()
+    file.with_suffix(".aside").rename(file)
+    alive.recover()
+    assert claim(alive).events == 1
+    assert alive.unreadable == []
     assert position(alive, "file") == b"10"
-    assert [damage.stream for damage in alive.quarantined()] == [WEB]
-    assert [error.message for error in alive.unreadable] == [f"{tmp_path}/blobs/{gone.session}.db: unable to open database file"]
     alive.close()
 
 
 def test_a_drained_file_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     (tmp_path / "blobs" / "0123456789abcdef.db").touch()
+    spool.recover()
     spool.begin_sending()
     assert [path.stem for path in (tmp_path / "blobs").glob("*.db")] == [spool.session]
     spool.close()
@@ -592,15 +609,17 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> Non
 
 
 def test_batch_numbers_are_never_used_again(tmp_path: Path) -> None:
-    numbers = []
-    for name in ("one", "two"):
+    jobs: list[int] = []
+    for name in ("one", "two", "one"):
         spool = open_spool(tmp_path / name)
         for _ in range(3):
             ((job, _),) = record(spool, [b"{}\n"])
-            numbers.append(job)
+            jobs.append(job)
             spool.seal()
         spool.close()
-    assert len(numbers) == len(set(numbers))
+    assert len(jobs) == len(set(jobs)), "whatever their batches' numbers, no two spools give the same id"
+    numbers = [origin_of(job)[1] for job in jobs]
+    assert numbers[:3] + numbers[6:] == sorted(set(numbers[:3] + numbers[6:])), "within one they are not used again"
 
 
 def test_refusals_have_the_words_of_the_error(tmp_path: Path) -> None:
@@ -642,7 +661,11 @@ def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> N
     assert journaled is not None
     assert (journaled[0].upload.id, [part.etag for part in journaled[1]]) == ("an-upload", ["one"])
     assert position(spool, "input") == b"{}"
+    (blobs,) = (earlier / "blobs").glob("*.sql")
+    with closing(sqlite3.connect(tmp_path / "blobs" / f"{blobs.stem}.db")) as connection, connection:
+        connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (batches[0].id << INDEX_BITS,))
     spool.set_aside(Claim(batches[0], 0, 2, is_delivered=False), SpoolCorrupt("rotten"))
+    assert {damage.batch for damage in spool.quarantined()} == {batches[0].id}
     spool.close()
     fresh = open_spool(tmp_path / "fresh")
     upgraded = open_spool(tmp_path)

@@ -15,13 +15,12 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import crc32c
 import pytest
@@ -33,11 +32,10 @@ from spools import position
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
 from jobs_backup.spool import DueObject, Spool
-from jobs_backup.spool.blobs import Form, InputPosition
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.blobs import BlobFile, Changes, Form, InputPosition
 from jobs_backup.spool.database import Database
 from jobs_backup.spool.disk import Ballast
-from jobs_backup.spool.job_set import SEGMENT_BITS, JobSet
+from jobs_backup.spool.job_set import INDEX_BITS, LOCAL_BITS, SEGMENT_BITS, JobSet, job_id, job_index, local, origin_of
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.uploads import JournaledUpload
 from jobs_backup.spool.writer import BatchLimits, Recording
@@ -54,6 +52,7 @@ LATER: Final = 3000.0
 PICK: Final = st.integers(0, 11)
 FAULT: Final = st.none() | st.none() | st.tuples(st.sampled_from(["kill", "disk"]), st.integers(0, 15))
 Fault = tuple[str, int] | None
+T = TypeVar("T")
 
 
 class Killed(BaseException):
@@ -70,6 +69,7 @@ class Row(NamedTuple):
     claimed_by: str | None
     kind: str
     delivered: int
+    epoch: int
     seal: tuple[Any, ...]  # events, size, crc32c, uuid, key
 
 
@@ -79,7 +79,7 @@ class Snapshot(NamedTuple):
     batches: dict[int, Row]
     sessions: set[str]
     uploads: dict[str, tuple[int, bool, dict[int, str]]]  # id -> batch, abandoned, parts
-    delivered: set[int]
+    delivered: set[int]  # without their epoch
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Machinery:
         self._fault: Fault = None
         self._dead = False
         machinery = self
-        begin, transaction = Database.__init__, Database.transaction
+        begin, write, change = Database.__init__, Database.write, BlobFile.change
         take, release, unlink = ProcessLock.try_to_take.__func__, ProcessLock.release, Path.unlink  # type: ignore[attr-defined]
 
         def opened(database: Database, *arguments: Any, **options: Any) -> None:
@@ -120,17 +120,26 @@ class Machinery:
                 machinery.current.databases.append(database)
             begin(database, *arguments, **options)
 
-        @contextmanager
-        def bounded(database: Database) -> Generator[sqlite3.Connection]:
-            machinery.boundary()
-            with transaction(database) as connection:
-                yield connection
+        def written(database: Database, work: Callable[[sqlite3.Connection], T]) -> T:
+            def bounded(connection: sqlite3.Connection) -> T:
+                result = work(connection)
                 machinery.boundary(can_fail=True)
-            machinery.boundary()
+                return result
 
-        def executed(database: Database, statement: str, parameters: Sequence[object]) -> None:
-            with bounded(database) as connection:
-                connection.execute(statement, parameters)
+            machinery.boundary()
+            result = write(database, bounded)
+            machinery.boundary()
+            return result
+
+        def changed(blobs: BlobFile, work: Callable[[Changes], None]) -> int:
+            def bounded(changes: Changes) -> None:
+                work(changes)
+                machinery.boundary(can_fail=True)
+
+            machinery.boundary()
+            size = change(blobs, bounded)
+            machinery.boundary()
+            return size
 
         def taken(cls: type[ProcessLock], locks: Path, name: str) -> ProcessLock | None:
             lock: ProcessLock | None = take(cls, locks, name)
@@ -148,8 +157,8 @@ class Machinery:
             unlink(path, missing_ok=missing_ok)
 
         patch.setattr(Database, "__init__", opened)
-        patch.setattr(Database, "transaction", bounded)
-        patch.setattr(Database, "execute", executed)
+        patch.setattr(Database, "write", written)
+        patch.setattr(BlobFile, "change", changed)
         patch.setattr(ProcessLock, "try_to_take", classmethod(taken))
         patch.setattr(ProcessLock, "release", released)
         patch.setattr(Path, "unlink", unlinked)
@@ -288,7 +297,7 @@ class Model(RuleBasedStateMachine):
         outcome = self.run(process, fault, process.spool.seal)
         after = self.look("seal", process)
         if outcome == "done":
-            events = Counter(job >> INDEX_BITS for job in self.acknowledged)
+            events = Counter(batch_of(job) for job in self.acknowledged)
             open_ = {id_ for id_, row in after.batches.items() if row.state == "open" and row.owner == process.spool.session}
             assert not [id_ for id_ in open_ if events[id_]], "seal() left something open"
 
@@ -359,9 +368,9 @@ class Model(RuleBasedStateMachine):
         if arrived:
             self.write(process, batch)
         standing = "proven" if process.accepted else "refused"  # what others got through it does not know
-        retry_at = time.time() + LATER if later else 0.0
+        delay = LATER if later else 0.0
         error = Unavailable("no", hint="wait")
-        outcome = self.run(process, fault, lambda: process.spool.release(batch, error, retry_at=retry_at, standing=standing))
+        outcome = self.run(process, fault, lambda: process.spool.release(batch, error, delay=delay, standing=standing))
         after = self.look("release", process, batch.id)
         if outcome == "done":
             del process.claims[batch.id]
@@ -384,9 +393,11 @@ class Model(RuleBasedStateMachine):
         process = self.process(pick)
         id_ = sorted(self.before.batches)[which % len(self.before.batches)]
         known = self.known(id_)
-        ids = set(known) if indexes is None else {(id_ << INDEX_BITS) + index for index in indexes}
+        epoch = self.before.batches[id_].epoch
+        ids = set(known) if indexes is None else {job_id(epoch, id_, index) for index in indexes}
         if unknown:
-            ids.add((max(self.before.batches) + 1) << INDEX_BITS)
+            ids.add(job_id(epoch, max(self.before.batches) + 1, 0))
+            ids.add(job_id(epoch ^ 1, id_, 0))  # of another spool
         jobs = JobSet()
         for job in ids:
             jobs.add(job)
@@ -394,7 +405,9 @@ class Model(RuleBasedStateMachine):
         outcome = self.run(process, fault, lambda: found.append(process.spool.delivered(jobs)))
         if outcome == "done":
             assert set(found[0]) == ids - known
-        if outcome == "done" or (outcome == "killed" and ids & known <= self.delivered | self.snapshot().delivered):
+        if outcome == "done" or (
+            outcome == "killed" and {*map(local, ids & known)} <= {*map(local, self.delivered)} | self.snapshot().delivered
+        ):
             self.delivered |= ids & known
         self.look("deliver", process, id_)
 
@@ -429,18 +442,15 @@ class Model(RuleBasedStateMachine):
         claimed = list(process.deletes.values())
         if gone or noted:
             self.deleted |= process.deletes.keys()
-        retry_at = time.time() + (LATER if later else -1)
         if noted:
             outcome = self.run(process, fault, lambda: process.spool.deleted(claimed))
         elif later:
-            retries = [(one, retry_at) for one in claimed]
-            outcome = self.run(process, fault, lambda: process.spool.give_back_deletes(retries, Unavailable("no"), paused_until=0))
+            retries = [(one, LATER) for one in claimed]
+            outcome = self.run(process, fault, lambda: process.spool.give_back_deletes(retries, Unavailable("no"), pause=0))
             self.later = True
         else:
             own = [(one, None) for one in claimed]
-            outcome = self.run(
-                process, fault, lambda: process.spool.give_back_deletes(own, Unavailable("no"), paused_until=retry_at)
-            )
+            outcome = self.run(process, fault, lambda: process.spool.give_back_deletes(own, Unavailable("no"), pause=0))
         after = self.look("deleted" if noted else "postpone", process, *process.deletes)
         if outcome == "done" or (outcome == "killed" and after.batches[claimed[0].batch].claimed_by is None):
             if noted:
@@ -559,8 +569,7 @@ class Model(RuleBasedStateMachine):
         one = abandoned[pick % len(abandoned)]
         after = dict(self.uploads)
         if refused:
-            retry_at = time.time() + LATER
-            self.journal(process, fault, lambda: process.spool.uploads.postpone(one, Unavailable("no"), retry_at=retry_at), after)
+            self.journal(process, fault, lambda: process.spool.uploads.postpone(one, Unavailable("no"), delay=LATER), after)
         else:
             del after[one.upload.id]
             self.journal(process, fault, lambda: process.spool.uploads.forget(one), after)
@@ -652,7 +661,7 @@ class Model(RuleBasedStateMachine):
         batches = self.before.batches
         wanted: dict[int, dict[int, bytes]] = {}
         for job, line in self.acknowledged.items():
-            wanted.setdefault(job >> INDEX_BITS, {})[job & ((1 << INDEX_BITS) - 1)] = line
+            wanted.setdefault(batch_of(job), {})[job_index(job)] = line
         for id_, lines in wanted.items():
             row = batches.get(id_)
             if id_ in self.stored:
@@ -679,9 +688,9 @@ class Model(RuleBasedStateMachine):
             assert self.known(id_) <= self.delivered
 
     def what_was_delivered_is_known(self) -> None:
-        kept = {job for job in self.delivered if job >> INDEX_BITS not in self.noted}
+        kept = {local(job) for job in self.delivered if batch_of(job) not in self.noted}
         assert self.before.delivered == kept
-        counts = Counter(job >> INDEX_BITS for job in self.delivered)
+        counts = Counter(batch_of(job) for job in self.delivered)
         for id_, row in self.before.batches.items():
             assert row.delivered == counts[id_]
 
@@ -770,7 +779,7 @@ class Model(RuleBasedStateMachine):
         if row.kind != "raw":
             return set()
         count = len(self.lines(row, id_)) if row.state == "open" else row.seal[0]
-        return {(id_ << INDEX_BITS) + index for index in range(count)}
+        return {job_id(row.epoch, id_, index) for index in range(count)}
 
     def deleting(self) -> list[Process]:
         return [process for process in self.live if process.deletes]
@@ -826,9 +835,10 @@ class Model(RuleBasedStateMachine):
         for job, line in zip(jobs, lines, strict=True):
             assert job not in self.acknowledged, "an id is given twice"
             assert job > last.get(recording.stream, 0), "ids of a stream grow"
+            assert job >> LOCAL_BITS, "it names its process"
             last[recording.stream] = job
             whose = (process.spool.session, recording.stream)
-            assert self.batch_of.setdefault(job >> INDEX_BITS, whose) == whose, "a batch is one process's and one stream's"
+            assert self.batch_of.setdefault(batch_of(job), whose) == whose, "a batch is one process's and one stream's"
             self.acknowledged[job] = line
 
     def accept(self, process: Process, batch: Batch) -> None:
@@ -915,7 +925,7 @@ class Model(RuleBasedStateMachine):
         events, size, checksum, _, _ = row.seal
         assert (len(data), crc32c.crc32c(data), len(split(gzip.decompress(data)))) == (size, checksum, events)
         assert events
-        known = {line for job, line in self.acknowledged.items() if job >> INDEX_BITS == id_}
+        known = {line for job, line in self.acknowledged.items() if batch_of(job) == id_}
         doubted = {
             line for session, unknown, _ in self.doubtful if session == row.owner for some in unknown.values() for line in some
         }
@@ -944,9 +954,9 @@ class Model(RuleBasedStateMachine):
             if not db.execute("PRAGMA user_version").fetchone()[0]:
                 return Snapshot({}, set(), {}, set())
             batches = {
-                row[0]: Row(row[1], row[2], row[3].partition("-")[0], row[3], row[4], row[5], row[6], row[7:])
+                row[0]: Row(row[1], row[2], row[3].partition("-")[0], row[3], row[4], row[5], row[6], row[7], row[8:])
                 for row in db.execute(
-                    "SELECT b.id, state, location, blobs, claimed_by, kind, delivered, events, size, crc32c, uuid, key"
+                    "SELECT b.id, state, location, blobs, claimed_by, kind, delivered, epoch, events, size, crc32c, uuid, key"
                     " FROM batches b JOIN destinations d ON d.id=b.destination"
                 )
             }
@@ -973,6 +983,11 @@ class Model(RuleBasedStateMachine):
             for path in self.directory.rglob("*")
             if path.is_file() and not path.name.startswith(("catalog.db", "ballast"))
         )
+
+
+def batch_of(job: int) -> int:
+    """The number of its batch."""
+    return origin_of(job)[1]
 
 
 def split(data: bytes) -> list[bytes]:

@@ -17,8 +17,8 @@ import msgspec
 from campaign.targets import Target
 from campaign.worker import EventId
 
-from jobs_backup.spool.job_set import INDEX_BITS
 from jobs_backup.spool.disk import Ballast
+from jobs_backup.spool.job_set import INDEX_BITS
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
 _FAILURE_FIELDS: Final = [

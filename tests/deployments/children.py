@@ -15,10 +15,11 @@ from pathlib import Path
 from deployments.counting import Receipts
 from deployments.orders import Recorder, fork
 from deployments.recording import die_with
-
 from jobs_backup import AsyncBackup, Backup, BackupClosed, Event, JobsBackupError
 
-FROM_SHELL = "import os; from jobs_backup import Backup; b = Backup.from_env(); b.record({'messageId': os.environ['ID']}, source_id='s')"
+FROM_SHELL = (
+    "import os; from jobs_backup import Backup; b = Backup.from_env(); b.record({'messageId': os.environ['ID']}, source_id='s')"
+)
 """A program that ends without closing its Backup."""
 
 
@@ -180,8 +181,7 @@ def asynchronous(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 CASES = {
-    one.__name__: one
-    for one in (every_method, with_block, of_forks, many, then_exec, subprocesses, behind_python, asynchronous)
+    one.__name__: one for one in (every_method, with_block, of_forks, many, then_exec, subprocesses, behind_python, asynchronous)
 }
 
 

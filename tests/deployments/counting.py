@@ -56,9 +56,7 @@ def ids_in(contents: Iterable[bytes]) -> Counter[str]:
     return Counter(json.loads(line)["payload"]["messageId"] for line in lines(contents))
 
 
-def outcome(
-    directory: Path, environment: Mapping[str, str], read: Callable[[], Iterable[bytes]] | None = None
-) -> Outcome:
+def outcome(directory: Path, environment: Mapping[str, str], read: Callable[[], Iterable[bytes]] | None = None) -> Outcome:
     """Drain the spool that every process has left, and count.
 
     Args:

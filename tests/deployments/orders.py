@@ -19,7 +19,6 @@ from typing import Literal, NamedTuple
 
 from deployments.counting import Receipts
 from deployments.recording import die_with
-
 from jobs_backup import Backup, BackupClosed
 
 EVENTS = 7

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 from deployments.counting import Receipts
-
 from jobs_backup import Backup, BackupClosed
 
 THREADS = 2

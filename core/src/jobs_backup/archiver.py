@@ -20,6 +20,7 @@ from jobs_backup.errors import (
     SpoolError,
     Throttled,
     Unavailable,
+    Unproven,
     UploadGone,
 )
 from jobs_backup.model import Batch, WriteReceipt
@@ -32,7 +33,7 @@ log: Final = logging.getLogger(__name__)
 TICK: Final = 1.0
 """Seconds between two looks at what other processes did, and at ages."""
 
-_OF_THE_BATCH: Final = (IntegrityError, UploadGone, SpoolError)
+_OF_THE_BATCH: Final = (IntegrityError, Unproven, UploadGone, SpoolError)
 """Errors that another batch need not meet."""
 _OF_THE_DESTINATION: Final = (Throttled, Unavailable)
 """Errors that every batch would meet, beside those that are `refused`. All that are in neither of the two count as both."""
@@ -234,7 +235,7 @@ class Archiver:
             else:
                 receipt = self._destination.write(batch, body)
         except AlreadyExists:
-            # The key has a uuid that was made with these bytes: an earlier attempt, whose answer was lost, has stored them.
+            # It is proven (see proof.py): an earlier attempt, whose answer was lost, has stored these bytes.
             receipt = WriteReceipt(existed=True)
         sent_before = claimed.times > 1 or receipt.existed
         self._spool.stored(batch, deletable_after=self._destination.may_land_for(sent_before=sent_before))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,6 +89,7 @@ class Backup:
             delete_after=settings.delete_after,
         )
         destination.use_bodies(self.spool)
+        destination.remember_doubts_in(self.spool)
         self.archiver = Archiver(self.spool, destination, settings, stop=self._stop) if archive else None
         self._sealer = threading.Thread(target=self._seal_by_age, name="jobs-backup-seal", daemon=True)
         try:
@@ -297,9 +299,10 @@ class Backup:
     def close(self, grace: float | None = None) -> None:
         """Seal, send what can be sent within `grace` seconds (default JOBS_BACKUP_SHUTDOWN_GRACE), and end.
 
-        The rest waits in the spool for the next start. Closing again does nothing.
+        The rest waits in the spool for the next start. Closing again does nothing, and so does closing while the interpreter
+        shuts down: its threads have ended, and modules are cleared.
         """
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self._is_shutting_down() or os.getpid() != self._pid:
             return
         self._closed = True
         try:
@@ -393,7 +396,12 @@ class Backup:
                 raise
             chunk.number(jobs)
 
+    _is_shutting_down = staticmethod(sys.is_finalizing)
+    """An attribute: the module's own names may be cleared by then."""
+
     def _check_usable(self) -> None:
+        if self._is_shutting_down():
+            raise BackupClosed("the interpreter is shutting down", hint="record, and close the Backup, before the program ends")
         if self._closed:
             raise BackupClosed("the Backup is closed", hint="open a new one")
         if os.getpid() != self._pid:

@@ -29,6 +29,7 @@ from jobs_backup.errors import (
 from jobs_backup.hookspecs import MULTIPART, hookimpl
 from jobs_backup.measures import ATTEMPT_SECONDS, Histogram
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup.proof import Doubts, Proof, key_of
 from jobs_backup.retry import Attempted, Retry, RetryPolicy
 from jobs_backup.values import redacted
 from jobs_backup.wrappers import Wrappers
@@ -83,6 +84,7 @@ class Destination:
         self.part_multiple: int = getattr(provider, "part_multiple", 1)
         self.min_part_size: int = getattr(provider, "min_part_size", 1)
         self.max_write_size: int | None = getattr(provider, "max_write_size", None)
+        self._proof = Proof(if_absent=if_absent, sequential_parts=self.sequential_parts)
         self.attempts: Counter[tuple[str, str]] = Counter()
         """(hook, "ok" or the error's code) -> how often."""
         self.attempt_seconds: dict[str, Histogram] = {}
@@ -116,6 +118,10 @@ class Destination:
     def use_bodies(self, bodies: object) -> None:
         """`bodies` implements the hook `open_body`: it knows where the bytes of batches are."""
         self._bodies = self.wrappers.around(bodies)
+
+    def remember_doubts_in(self, doubts: Doubts) -> None:
+        """`doubts` remembers mismatches of checksums for later processes."""
+        self._proof.remember_in(doubts)
 
     def prepare(self, batch: Batch) -> tuple[Batch, Body]:
         """What becomes the batch's object: the batch as the store gets to see it, behind the wrappers; and the bytes.
@@ -152,10 +158,13 @@ class Destination:
         """Store the batch's object in one request.
 
         Raises:
-            AlreadyExists: there is an object under its key.
+            AlreadyExists: the object is stored already: see `Proof`.
+            Unproven: the store says so, and it can't be believed.
         """
         arguments = self._object_arguments(batch)
-        return self._call("write", WriteReceipt, batch.key, body=body, **arguments)
+        receipt = self._call("write", WriteReceipt, batch.key, body=body, **arguments)
+        self._proof.stored(batch.key)
+        return receipt
 
     def may_land_for(self, *, sent_before: bool) -> float:
         """For how many seconds an attempt to write whose end is not known may still put an object into the bucket.
@@ -178,8 +187,8 @@ class Destination:
         )
 
     def complete_multipart(self, upload: Upload, parts: Sequence[Part], batch: Batch) -> WriteReceipt:
-        """Make the parts the batch's object."""
-        return self._call(
+        """Make the parts the batch's object. Errors are those of `write`."""
+        receipt = self._call(
             "complete_multipart",
             WriteReceipt,
             upload.key,
@@ -189,6 +198,8 @@ class Destination:
             checksum=batch.crc32c,
             if_absent=self._if_absent,
         )
+        self._proof.stored(batch.key)
+        return receipt
 
     def abort_multipart(self, upload: Upload) -> AbortReceipt:
         """End an upload."""
@@ -293,11 +304,19 @@ class Destination:
     def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
         publishes = hook in _PUBLISHING or (self.sequential_parts and arguments.get("last", False))
         arguments["timeout"] = self._timeout
-        fields = {"hook": hook, "destination": self.location, "key": _key(arguments)}
+        fields = {"hook": hook, "destination": self.location, "key": key_of(arguments)}
         attempted = self._counted(hook, publishes=publishes)
         what = f"{self._name} {hook} {what}"
         call: Callable[..., object] = getattr(self._manager.hook, hook)
-        return self._retry.call(what, lambda: self._attempt(hook, call, arguments, expected), attempted, fields=fields)
+
+        def attempt() -> T:
+            with self._proof.demanded(hook, arguments):
+                result = self._attempt(hook, call, arguments, expected)
+            if isinstance(result, WriteReceipt) and result.existed:
+                self._proof.check(hook, arguments, f"{self._name}: {key_of(arguments)}")
+            return result
+
+        return self._retry.call(what, attempt, attempted, fields=fields)
 
     def _counted(self, hook: str, *, publishes: bool = False) -> Attempted:
         """What is told of each attempt. `publishes`: the attempt may make an object appear."""
@@ -373,12 +392,6 @@ class _Arrived(threading.local):
         return self.receipt
 
     create_multipart = write_part = complete_multipart = write
-
-
-def _key(arguments: Mapping[str, Any]) -> str:
-    """The object that a call is about, if it is one."""
-    upload = arguments.get("upload")
-    return upload.key if isinstance(upload, Upload) else str(arguments.get("key", ""))
 
 
 def _metadata(batch: Batch) -> dict[str, str]:

@@ -14,6 +14,8 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import ClassVar
 
+from jobs_backup.logs import printable
+
 
 class JobsBackupError(Exception):
     """Base of all errors of jobs-backup.
@@ -52,15 +54,19 @@ class JobsBackupError(Exception):
         return self.message + tried
 
     def one_line(self) -> str:
-        """The message and the hint, as the command prints them."""
+        """The message and the hint on one line, with nothing in it that could steer a terminal."""
         text = f"{self}: {self.hint}" if self.hint else str(self)
-        return " ".join(text.split())
+        return printable(" ".join(text.split()))
 
 
 class ConfigurationError(JobsBackupError):
     """A setting is missing or wrong; nothing works until somebody changes it."""
 
     refused = True
+
+
+class AmbiguousInput(JobsBackupError):
+    """Whether a file was read before cannot be told, so that nothing of it was read."""
 
 
 class ProviderNotFound(ConfigurationError):
@@ -137,8 +143,15 @@ class ObjectNotFound(StorageError):
 class AlreadyExists(StorageError):
     """A conditional write found an object under its key.
 
-    The key carries a uuid that was minted together with the bytes, so core takes this as "stored".
+    The key carries a uuid that was minted together with the bytes, so core takes this as "stored". A provider MUST raise it only
+    for the store's own refusal, in the store's own words, of a request that carried the condition.
     """
+
+    retryable = False
+
+
+class Unproven(StorageError):
+    """The store says that the object exists already, and that does not prove that it is stored. Its batch waits."""
 
     retryable = False
 

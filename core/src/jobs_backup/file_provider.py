@@ -26,7 +26,7 @@ from jobs_backup.errors import (
     Unavailable,
     UploadGone,
 )
-from jobs_backup.fsync import sync_directory
+from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.settings import Settings, Variable
@@ -47,7 +47,12 @@ class FileSettings(Settings, frozen=True, kw_only=True):
 
 
 class FileProvider:
-    """Objects are files below a directory: written beside their place, fsynced, renamed, and the directories fsynced."""
+    """Objects are files below a directory: written without a name, fsynced, linked, and every directory on their path fsynced.
+
+    An object counts as stored only after its bytes and each name on its path were synced by the call that says so. Nothing is
+    taken over from an earlier call: that may have died, or met an error, between making a name and syncing it. Objects are not
+    read back, since the page cache would answer, and not the disk.
+    """
 
     API_VERSION: ClassVar = 1
     settings: ClassVar = FileSettings
@@ -104,7 +109,7 @@ class FileProvider:
                 if draft.file.tell() != size or value != checksum:
                     raise IntegrityError(f"the parts of {upload.key} are not the bytes that its checksum was made of")
                 receipt = self._publish(draft, upload.key, if_absent)
-            with _stands(upload.key):
+            with _written(upload.key):
                 self._remove(upload)
             return receipt
 
@@ -211,17 +216,37 @@ class FileProvider:
         missing = [parent for parent in target.parents if not parent.exists()]
         for directory in reversed(missing):
             directory.mkdir(mode=0o700, exist_ok=True)  # as private as the objects, whatever the umask is
+        exists = False
         if if_absent:
             try:
                 draft.link(target)  # unlike a rename, a link never replaces
-            except FileExistsError as error:
-                raise AlreadyExists(f"{key} exists") from error
+            except FileExistsError:
+                exists = True
         else:
             draft.replace(target)
-        with _stands(key):
-            for directory in (target.parent, *(parent.parent for parent in missing)):
-                sync_directory(directory)
+        with _written(key):
+            if exists:
+                self._renew(draft, target, key)
+            self._sync_path(target.parent)
+        if exists:
+            raise AlreadyExists(f"{key} exists")
         return WriteReceipt()
+
+    def _renew(self, draft: _Draft, target: Path, key: str) -> None:
+        """Put the draft in the place of an object that has the same bytes.
+
+        Whether that one ever reached the disk nobody knows: after a failed fsync the kernel may count bytes as clean that it has
+        lost (fsync(2)), so that neither reading nor syncing them again shows it. The draft has just been synced.
+        """
+        if not target.is_file() or not _are_same(draft.file, target):
+            raise IntegrityError(f"something else has the name of {key!r}", hint="look at what it is, and move it away")
+        draft.replace(target)
+
+    def _sync_path(self, directory: Path) -> None:
+        """Sync the directories from an object's up to the bucket, whoever made them; those behind symbolic links, too."""
+        root = self._root.resolve()
+        for path in dict.fromkeys((*_upwards(directory, self._root), *_upwards(directory.resolve(), root))):
+            sync_directory(path)
 
     def _remove(self, upload: Upload) -> bool:
         directory = self._parts(upload)
@@ -253,13 +278,26 @@ class FileProvider:
 
 
 @contextmanager
-def _stands(key: str) -> Generator[None]:
-    """Behind the moment in which an object has got its name: no error may say any more that the store has refused it, or core would
-    take it elsewhere, too."""
+def _written(key: str) -> Generator[None]:
+    """After an object got its name, no error may say that the store has refused it: core would take it elsewhere, too."""
     try:
         yield
     except OSError as error:
-        raise Unavailable(f"{key!r} stands, but may not outlive a power loss: {error.strerror}", hint="tried again") from error
+        raise Unavailable(f"{key!r} is written, but not durable yet: {error.strerror}", hint="retried") from error
+
+
+def _upwards(directory: Path, root: Path) -> list[Path]:
+    """A directory below `root`, and those that it is in, up to `root`."""
+    return [path for path in (directory, *directory.parents) if path.is_relative_to(root)]
+
+
+def _are_same(draft: BinaryIO, target: Path) -> bool:
+    draft.seek(0)
+    with target.open("rb") as other:
+        while block := draft.read(_BLOCK):
+            if block != other.read(_BLOCK):
+                return False
+        return not other.read(1)
 
 
 class _Draft:
@@ -324,5 +362,5 @@ def _append(source: BinaryIO | Source, target: BinaryIO, value: int) -> int:
         target.write(block)
         value = crc32c(block, value)
     target.flush()
-    os.fsync(target.fileno())
+    sync_file(target.fileno())
     return value

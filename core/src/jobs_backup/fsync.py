@@ -1,24 +1,31 @@
-"""Make names durable: a file's entry in its directory survives a power loss only when the directory was synced, too."""
+"""Make files and their names durable: a name survives a power loss only once its directory was synced, too."""
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from pathlib import Path
+
+
+def sync_file(descriptor: int) -> None:
+    """Wait until an open file, or the entries of an open directory, are on the disk."""
+    if sys.platform == "darwin":
+        import fcntl  # noqa: PLC0415 - needed there alone
+
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync(2) of macOS may leave the bytes in the drive's cache
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL):
+                raise  # else the file system has only the weaker call
+    os.fsync(descriptor)
 
 
 def sync_directory(path: Path) -> None:
     """Wait until the entries of a directory are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Wait until the bytes of a file are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
+        sync_file(descriptor)
     finally:
         os.close(descriptor)

@@ -13,6 +13,12 @@ Rules that hold for every hook:
 - It MUST open the body anew for each attempt, and close what it opened. An error that the body raises passes through as it is (or
   as a `SpoolError`: `jobs_backup.bodies.Source` makes one); a body that ends before `size` bytes is an `IntegrityError`. In both
   cases nothing may appear.
+- What it claims MUST be the store's own word. A success, "exists already" (`AlreadyExists`) and "gone" (`UploadGone`,
+  `ObjectNotFound`, `Outcome.GONE`, a deleted key) each need proof: the store's own code in its own XML or JSON, an ETag or a
+  checksum, or a header that it always sends. A status alone, a page or an empty body may come from a proxy: raise a
+  `StorageError` or `Unavailable`, with a hint to look at what answers.
+- Credentials rotate. After the store refuses them (`Unauthenticated`, `CredentialsExpired`), the next call MUST read again whatever
+  can change under a running process: files, tokens, roles. `jobs_backup.sdk.PerProcess.renew` forgets the client.
 - It MUST NOT call any other operation of the store than the one that its name says: no look at the bucket, no list, no head.
 - It may take fewer arguments than the specification has, by name; new arguments may be added to the specification later.
 - Neither a secret nor an upload's id may be in an error's message, a log line or a `repr`.
@@ -111,7 +117,9 @@ class StorageProvider(Protocol):
             timeout: seconds for this attempt.
 
         Raises:
-            AlreadyExists: `if_absent`, and the key exists.
+            AlreadyExists: `if_absent`, this very request carried that condition, and the store refused it in its own words. Core
+                takes the object as stored, unless an earlier attempt for this key ended with an `IntegrityError`: then the batch
+                waits. The same holds for a receipt with `existed`.
         """
         ...
 
@@ -119,9 +127,9 @@ class StorageProvider(Protocol):
     def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
         """End an upload so that it holds no bytes and costs nothing.
 
-        MUST be idempotent, and MUST work in another process than the one that began the upload. An upload that is unknown is GONE;
-        one that was aborted before or was completed is GONE, or ABORTED where the store can't tell: no error, and a completed
-        object MUST stay. A provider without parts returns GONE.
+        MUST be idempotent, and MUST work in another process than the one that began the upload. An upload that is unknown, by the
+        store's own word, is GONE; one that was aborted before or was completed is GONE, or ABORTED where the store can't tell: no
+        error, and a completed object MUST stay. A provider without parts returns GONE.
         """
         ...
 
@@ -129,8 +137,8 @@ class StorageProvider(Protocol):
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
         """Delete up to 1,000 objects.
 
-        A key that does not exist counts as deleted. The receipt MUST have an outcome for every key. Raise only when none of them
-        could be tried; what is refused for single keys belongs into `failed`.
+        A key that does not exist, by the store's own word, counts as deleted. The receipt MUST have an outcome for every key. Raise
+        only when none of them could be tried; what is refused for single keys belongs into `failed`.
         """
         ...
 
@@ -148,6 +156,9 @@ class StorageProvider(Protocol):
         """Begin an upload of `size` bytes in parts. Core journals what is returned before it sends the first part.
 
         `checksum` is the CRC-32C of the whole object.
+
+        Raises:
+            AlreadyExists: only with `sequential_parts`, where the condition goes with this request; else it is not believed.
         """
         ...
 
@@ -173,7 +184,7 @@ class StorageProvider(Protocol):
         """Make the parts (all of them, in order) the object. MUST NOT take an answer for success that does not say so.
 
         Raises:
-            AlreadyExists: `if_absent`, and the key exists. Core aborts the upload and takes the object as stored.
+            AlreadyExists: as with `write`. Core aborts the upload and takes the object as stored.
             UploadGone, IntegrityError: this upload can't be completed (any more). Core aborts it and begins another one.
         """
         ...

@@ -1,15 +1,17 @@
-"""Object keys: where a batch goes in the bucket, as RudderStack lays its backups out."""
+"""Object keys, written and parsed: where a batch goes in the bucket, as RudderStack lays its backups out."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.model import Kind, Stream
 
+FAILED: Final = "rudder-proc-err-logs"
+"""The directory of the keys of failures."""
 MAX_KEY_BYTES: Final = 1024
 """Of UTF-8; the limit of S3 and of GCS."""
 MAX_FORMATS_BYTES: Final = 16
@@ -17,13 +19,15 @@ MAX_FORMATS_BYTES: Final = 16
 
 # Ids are limited so that every file name stays below 255 bytes (the limit of file systems) and every key below MAX_KEY_BYTES.
 _MAX_ID_BYTES: Final = 96
-_MAX_INSTANCE_BYTES: Final = 44
+_MAX_INSTANCE_BYTES: Final = 43
 _MAX_PREFIX_BYTES: Final = 512
 
 # What XML can't have (S3 deletes by XML), and C1 controls, with which tools have trouble.
 _CONTROL: Final = r"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff"
 # What could leave its place in a key, or break a tool that reads keys line by line; `%` and `~` because they mark what was changed.
 _UNSAFE: Final = re.compile(rf"[{_CONTROL}\u2028\u2029/\\%~]")
+# What looks like the job ids and the uuid in the key of a failure, between which an id stands there. The hyphen marks it.
+_JOBS_HYPHEN: Final = re.compile(r"(?<=[0-9])-(?=[0-9]{1,19}\.[0-9a-f-]{32})")
 
 
 def clean_prefix(prefix: str) -> str:
@@ -48,10 +52,11 @@ def safe_id(text: str, max_bytes: int = _MAX_ID_BYTES) -> str:
     """An id from outside as one part of a key. Different ids give different parts.
 
     Slashes, backslashes, control characters, what XML can't have, `%` and `~` are percent-encoded, and so is a dot at the
-    beginning: it would hide the object from many tools, or lead out of its place. What is longer than `max_bytes` of UTF-8 is
-    cut, and ends in `~` and a hash of the whole.
+    beginning: it would hide the object from many tools, or lead out of its place. So is the hyphen of what looks like job ids
+    before a uuid. What is longer than `max_bytes` of UTF-8 is cut, and ends in `~` and a hash of the whole.
     """
     safe = _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass")), text)
+    safe = _JOBS_HYPHEN.sub("%2D", safe)
     if safe.startswith("."):
         safe = "%2E" + safe[1:]
     encoded = safe.encode()
@@ -89,7 +94,7 @@ def object_key(
         key = f"{safe_id(stream.source_id)}/gw/{day}/{at.tm_hour}/{instance}/{first}_{last}_{workspace}_{uuid}{suffix}"
     else:
         day = f"{at.tm_mon:02}-{at.tm_mday:02}-{at.tm_year:04}"
-        key = f"rudder-proc-err-logs/{day}/{first}.{instance}.{first_job}-{last_job}.{uuid}.{workspace}{suffix}"
+        key = f"{FAILED}/{day}/{first}.{instance}.{first_job}-{last_job}.{uuid}.{workspace}{suffix}"
     return f"{prefix}/{key}" if prefix else key
 
 
@@ -97,6 +102,73 @@ FORMAT: Final = re.compile(r"(?!(json|gz|zst)$)[a-z0-9]+")
 """What a wrapper may call its format."""
 ENDING: Final = r"(?:\.(?!(?:json|gz|zst)\b)[a-z0-9]+)*"
 """A regular expression for the formats at the end of a key that has `.json` before its compression."""
+
+
+_SUFFIX: Final = rf"(?P<suffix>\.json\.(?:gz|zst){ENDING}|\.(?:gz|zst))"
+# Seconds up to the year 9999: what is larger is not a time.
+_TIME: Final = r"-?[0-9]{1,12}"
+_KEYS: Final = {
+    Kind.RAW: re.compile(
+        rf"(?P<source>[^/]+)/gw/[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}/[0-9]{{1,2}}/(?P<instance>[^/]+)/"
+        rf"(?P<first>{_TIME})_(?P<last>{_TIME})_(?P<workspace>[^/]*)_(?P<uuid>[^/_.]+){_SUFFIX}"
+    ),
+    Kind.FAILED: re.compile(
+        rf"{FAILED}/[0-9]{{2}}-[0-9]{{2}}-[0-9]{{4}}/(?P<first>{_TIME})\.(?P<instance>[^/]+)"
+        rf"\.(?P<first_job>[0-9]{{1,19}})-(?P<last_job>[0-9]{{1,19}})\.(?P<uuid>[0-9a-f-]{{32,36}})"
+        rf"(?:\.(?!json\.[a-z]+$)(?P<workspace>[^/]*?))?{_SUFFIX}"
+    ),
+}
+_MAX_JOB: Final = (1 << 63) - 1
+
+
+class ParsedKey(NamedTuple):
+    """What the key of an object tells. Ids are as `safe_id` made them; None is what this kind of key does not tell.
+
+    Attributes:
+        workspace: None in the keys of RudderStack's failures.
+        first, last: seconds since 1970.
+    """
+
+    kind: Kind
+    source: str | None
+    workspace: str | None
+    instance: str
+    first: int
+    last: int | None
+    first_job: int | None
+    last_job: int | None
+    uuid: str
+    suffix: str
+
+
+def parse_key(key: str, prefix: str = "") -> ParsedKey | None:
+    """The inverse of `object_key`, also for RudderStack's own keys. None for the key of anything else."""
+    below = f"{prefix}/" if prefix else ""
+    if not key.startswith(below):
+        return None
+    for kind, pattern in _KEYS.items():
+        if (match := pattern.fullmatch(key, len(below))) is not None:
+            found = match.groupdict()
+            first_job, last_job = (_number(found.get(name)) for name in ("first_job", "last_job"))
+            if max(first_job or 0, last_job or 0) > _MAX_JOB:
+                return None
+            return ParsedKey(
+                kind=kind,
+                source=found.get("source"),
+                workspace=found["workspace"],
+                instance=found["instance"],
+                first=int(found["first"]),
+                last=_number(found.get("last")),
+                first_job=first_job,
+                last_job=last_job,
+                uuid=found["uuid"],
+                suffix=found["suffix"],
+            )
+    return None
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
 
 
 def formats_of(key: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Log lines as JSON objects, one a line, with names of fields that stay."""
+"""Log lines: as text, or as JSON objects with names of fields that stay. What comes from outside is escaped in both, in JSON by
+its own rules."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
+from unicodedata import category
 
 FIELDS: Final = {
     "time": "when, in UTC, as RFC 3339 with milliseconds",
@@ -36,6 +38,34 @@ _ADDED: Final = tuple(name for name in FIELDS if name not in (*_ALWAYS, "excepti
 _TEXT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
+def printable(text: str) -> str:
+    """A text as one line for a terminal or a log, whoever has chosen what is in it.
+
+    Everything is escaped that ends a line, moves a cursor, changes the direction of text, or cannot be seen: what
+    `str.isprintable` does not take, but for spaces of other widths. So nothing from outside can forge a line, or hide one.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or category(one) == "Zs" else ascii(one)[1:-1] for one in text)
+
+
+class TextFormatter(logging.Formatter):
+    """Formats records as text. Each line of a traceback is indented, so that it cannot pass for a record."""
+
+    def __init__(self) -> None:
+        super().__init__(_TEXT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A line, and those of a traceback."""
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        lines = [printable(self.formatMessage(record))]
+        exception = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        for more in (exception, record.stack_info):
+            lines += [f"    {printable(line)}" for line in (more or "").split("\n") if line]
+        return "\n".join(lines)
+
+
 class JsonFormatter(logging.Formatter):
     """Formats records of any logger; beside the message, what was given as `extra=` and is in `FIELDS`."""
 
@@ -50,7 +80,7 @@ def json_line(at: float, level: str, logger: str, message: str, added: Mapping[s
     """The line, without its end. `at` is in seconds since 1970; what is None or empty in `added` is left out."""
     line: dict[str, object] = {"time": _time(at), "level": level, "logger": logger, "message": message}
     line |= {name: value for name, value in added.items() if value is not None and value != ""}
-    # The name of a file may be no UTF-8, which a reader of JSON need not take.
+    # In ASCII. The name of a file may be no UTF-8, which a reader of JSON need not take.
     line = {
         name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
         for name, value in line.items()
@@ -69,7 +99,7 @@ def configure(*, as_json: bool) -> None:
     Of loggers without a level of their own only what is critical is shown.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.CRITICAL)
-    formatter = JsonFormatter() if as_json else logging.Formatter(_TEXT)
+    formatter = JsonFormatter() if as_json else TextFormatter()
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:  # and none that is derived from it
             handler.setFormatter(formatter)

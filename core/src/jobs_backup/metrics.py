@@ -18,6 +18,7 @@ from typing import Final
 from jobs_backup import __version__
 from jobs_backup.backup import Backup
 from jobs_backup.errors import ConfigurationError, JobsBackupError
+from jobs_backup.logs import printable
 from jobs_backup.measures import Histogram
 from jobs_backup.model import Kind
 from jobs_backup.spool.overview import Total
@@ -231,7 +232,7 @@ def _gauge(name: str, value: float) -> Metric:
 def _gauges(name: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(f"jobs_backup_{name}", HELP[name], labels=[label])
     for text, value in values.items():
-        family.add_metric([text], value)
+        family.add_metric([printable(text)], value)
     return family
 
 

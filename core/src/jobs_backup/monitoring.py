@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jobs_backup.backup import Backup
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, JobsBackupError
+from jobs_backup.logs import printable
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -172,7 +173,7 @@ def _listening(backup: Backup, host: str, port: int, is_stopping: Callable[[], b
             trouble, status = health(backup), HTTPStatus.SERVICE_UNAVAILABLE
         elif path == "/readyz":
             trouble, status = "stopping" if is_stopping() else readiness(backup), HTTPStatus.SERVICE_UNAVAILABLE
-        return (status, _TEXT, f"{trouble}\n".encode()) if trouble else (HTTPStatus.OK, _TEXT, b"ok\n")
+        return (status, _TEXT, f"{printable(trouble)}\n".encode()) if trouble else (HTTPStatus.OK, _TEXT, b"ok\n")
 
     class Handler(_Handler):
         respond = staticmethod(answer)

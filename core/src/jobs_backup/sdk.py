@@ -45,9 +45,18 @@ class PerProcess(Generic[T]):
                 made[key] = self._make(*key)
             return made[key]
 
-    def renew(self) -> None:
-        """Forget what was made: the next call makes it anew."""
+    def renew(self, stale: T | None = None) -> bool:
+        """Forget what was made: the next call makes it anew, and reads the files of its credentials again.
+
+        Args:
+            stale: forget only if this was made since the last renewal: of many threads that a store refuses, the first one renews.
+
+        Returns whether anything was forgotten.
+        """
+        if stale is not None and not any(one is stale for one in list(self._of_process[2].values())):
+            return False
         self._of_process: tuple[int, threading.Lock, dict[tuple[Hashable, ...], T]] = (os.getpid(), threading.Lock(), {})
+        return True
 
 
 def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteReceipt:

@@ -38,7 +38,7 @@ def connect(settings: AzureBlobSettings) -> Azure:
     session = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=0))
-    connection = settings.connection()
+    connection = settings.opened()
     credential: Any = None
     authorize: Callable[[Any], None] = _nothing
     if connection.key is not None:

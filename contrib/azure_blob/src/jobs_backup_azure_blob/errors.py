@@ -41,6 +41,7 @@ _IDENTITY: Final = (
 _FIREWALL: Final = "; or the account's firewall, or the SAS, does not admit this address"
 _SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
+_STRANGER: Final = "what answers may not be the store: check endpoint and proxy"
 _FAULT: Final = "a fault of the store; see its status page"
 _CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
 _KEPT: Final = "a policy, a lease or a snapshot of the container's owner keeps it"
@@ -76,6 +77,7 @@ _CODES: Final[Mapping[str, _Row]] = {
     "BlobAlreadyExists": _Row(AlreadyExists),
     # Who may only create is told so instead of "already exists".
     "UnauthorizedBlobOverwrite": _Row(AlreadyExists),
+    "ConditionNotMet": _Row(AlreadyExists),
     "ContainerNotFound": _Row(BucketNotFound, _BUCKET),
     "ContainerBeingDeleted": _Row(BucketNotFound, _BUCKET),
     "ContainerDisabled": _Row(BucketNotFound, _BUCKET),
@@ -103,6 +105,9 @@ _STATUSES: Final[Mapping[int, _Row]] = {
     501: _Row(NotSupported, _ENDPOINT),
 }
 
+_ANYBODYS: Final = (401, 403, 405, 407, 408, 429)
+"""Statuses that are believed to be a refusal whoever gives them. Faults, from 500 on, are, too."""
+
 # By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
 _NAMES: Final[Mapping[str, _Row]] = {
     "AzureSigningError": _Row(ConfigurationError, "check AZURE_STORAGE_ACCESS_KEY"),
@@ -120,8 +125,8 @@ _NAMES: Final[Mapping[str, _Row]] = {
     "TimeoutError": _Row(Unavailable, _NETWORK),
     "HTTPError": _Row(Unavailable, _NETWORK),
     "SSLError": _Row(Unavailable, _NETWORK),
-    "DecodeError": _Row(Unavailable, "what answers may not be the store: check endpoint and proxy"),
-    "DeserializationError": _Row(Unavailable, "what answers may not be the store: check endpoint and proxy"),
+    "DecodeError": _Row(Unavailable, _STRANGER),
+    "DeserializationError": _Row(Unavailable, _STRANGER),
 }
 _BUNDLE: Final = "REQUESTS_CA_BUNDLE does not name a readable file of PEM certificates"
 _TLS: Final[Mapping[str, _Row]] = {
@@ -135,11 +140,12 @@ _TLS: Final[Mapping[str, _Row]] = {
 
 
 class Call(NamedTuple):
-    """What was tried."""
+    """What was tried. `if_absent`: whether the request has that condition."""
 
     operation: str
     settings: AzureBlobSettings
     key: str = ""
+    if_absent: bool = False
 
     def __repr__(self) -> str:
         return f"<{self}>"
@@ -181,17 +187,27 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     return found
 
 
+def is_azures(response: Any) -> bool:
+    """Whether an answer has the store's mark, which it gives to each: a status alone, or a page, can be anybody's."""
+    return bool(response.headers.get("x-ms-request-id"))
+
+
 def check_origin(call: Call, response: Any) -> None:
-    """A success must bear the store's mark: a 200 alone can be anybody's. `response` is the SDK's pipeline's.
+    """What is done, or is so, only the store can say. `response` is the SDK's pipeline's.
 
     Raises:
-        Unavailable: it does not.
+        Unavailable: the answer says something of the kind, and does not bear the store's mark.
     """
     answer = response.http_response
-    if answer.status_code < 300 and not answer.headers.get("x-ms-request-id"):
-        raise Unavailable(
-            f"{call}: the answer has no x-ms-request-id", hint="what answers may not be the store: check endpoint and proxy"
-        )
+    if answer.status_code < 500 and answer.status_code not in _ANYBODYS and not is_azures(answer):
+        raise Unavailable(f"{call}: the answer, {answer.status_code}, has no x-ms-request-id", hint=_STRANGER)
+
+
+def _code(error: Any, response: Any) -> str:
+    """The store's code for an error; empty where the answer is not the store's."""
+    if not is_azures(response):
+        return ""
+    return str(response.headers.get("x-ms-error-code") or getattr(error.error_code, "value", error.error_code) or "")
 
 
 def token_refused(error: Exception) -> JobsBackupError:
@@ -206,7 +222,7 @@ def token_refused(error: Exception) -> JobsBackupError:
 def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
     """For an answer that is none of success."""
     status: int = response.status_code
-    code = str(response.headers.get("x-ms-error-code") or getattr(error.error_code, "value", error.error_code) or "")
+    code = _code(error, response)
     # The first line is the store's own sentence; below come the request's id, and sometimes what was signed.
     said = str(error.message).strip().partition("\n")[0]
     message = f"{call}: {status}" + (f" {code}" if code else "") + f": {_cleaned(said, call)}"
@@ -215,19 +231,19 @@ def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
         return Throttled(message, hint=_SLOWER, retry_after=retry_after)
     if code == "BlobImmutableDueToPolicy":
         return PermissionDenied(message, action=permission(call.operation), resource=call.settings.resource, hint=_KEPT)
-    if code in _CODES:
+    if code == "ConditionNotMet" and call.operation == "Get Blob":
+        # The condition of a read is that it still is what it was; that of a write, that nothing is there.
+        row = _Row(IntegrityError, "it was replaced meanwhile")
+    elif code in _CODES:
         row = _CODES[code]
-    elif status == 412:
-        # The condition of a write is that nothing is there; that of a read, that it still is what it was.
-        row = _Row(IntegrityError, "it was replaced meanwhile") if call.operation == "Get Blob" else _Row(AlreadyExists)
+        if row.error is AlreadyExists and not call.if_absent:
+            row = _Row(StorageError, f"the request has no such condition; {_STRANGER}")
     elif status == 403:
         return _denied(message, call)
-    elif status == 401 and call.settings.connection().has_identity:
+    elif status == 401 and call.settings.has_identity:
         row = _Row(CredentialsExpired, _CREDENTIALS)
     elif status == 400 and re.search(r"md5|crc64", said, re.IGNORECASE):
         row = _Row(IntegrityError, _CHECKSUM)
-    elif status < 400:
-        row = _Row(Unavailable, "what answers may not be the store: check endpoint and proxy")
     elif status == 408 or (status >= 500 and status not in _STATUSES):
         return Unavailable(message, hint=_FAULT, retry_after=retry_after)
     else:

@@ -21,17 +21,12 @@ from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from jobs_backup.bodies import ObjectBody, Source
 from jobs_backup.checksum import crc32c
-from jobs_backup.errors import (
-    CredentialsExpired,
-    IntegrityError,
-    NotSupported,
-    Unavailable,
-)
+from jobs_backup.errors import IntegrityError, NotSupported, PermissionDenied, Unauthenticated, Unavailable
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.sdk import PerProcess, delete_each
 from jobs_backup_azure_blob import policy as rights
-from jobs_backup_azure_blob.client import connect
+from jobs_backup_azure_blob.client import Azure, connect
 from jobs_backup_azure_blob.crc import combined
 from jobs_backup_azure_blob.errors import Call, check_origin, translated
 from jobs_backup_azure_blob.settings import AzureBlobSettings
@@ -108,7 +103,7 @@ class AzureBlobProvider:
         timeout: float,
     ) -> WriteReceipt:
         """Put Blob."""
-        call = Call("Put Blob", self._settings, key)
+        call = Call("Put Blob", self._settings, key, if_absent)
         if size > _LARGEST:
             raise NotSupported(f"{call}: {size:,} bytes in one request", hint="lower JOBS_BACKUP_MULTIPART_THRESHOLD")
         crc, md5 = _sums(call, body, size)
@@ -144,7 +139,7 @@ class AzureBlobProvider:
         self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
     ) -> WriteReceipt:
         """Put Block List."""
-        call = Call("Put Block List", self._settings, upload.key)
+        call = Call("Put Block List", self._settings, upload.key, if_absent)
         sizes = [int(part.etag) for part in parts]
         if sum(sizes) != size:
             raise IntegrityError(f"{call}: the parts have {sum(sizes)} bytes instead of {size}")
@@ -227,6 +222,7 @@ class AzureBlobProvider:
     @contextlib.contextmanager
     def _request(self, call: Call, timeout: float) -> Generator[_Request]:
         """What sends one request, within a block whose errors are translated."""
+        azure: Azure | None = None
         try:
             with translated(call):
                 azure = self._clients.get()
@@ -237,8 +233,11 @@ class AzureBlobProvider:
                     "raw_response_hook": functools.partial(check_origin, call),
                 }
                 yield _Request(azure.container, options)
-        except CredentialsExpired:
-            self._clients.renew()
+        except (Unauthenticated, PermissionDenied) as error:
+            # The next request reads the credentials again: their file may have been replaced. The permissions to read and to delete
+            # may be missing on purpose, and for many keys, one after the other.
+            if isinstance(error, Unauthenticated) or call.operation not in ("Get Blob", "Delete Blob"):
+                self._clients.renew(azure)
             raise
 
     def _bears(self, content_type: str, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,6 +16,7 @@ from jobs_backup.settings import Endpoint, Secret, Settings, Variable
 _CONTAINER: Final = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _KEY, _SAS, _STRING = "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING"
+_KEY_FILE, _SAS_FILE = f"{_KEY}_FILE", f"{_SAS}_FILE"
 _ENDPOINT: Final = "AZURE_STORAGE_BLOB_ENDPOINT"
 
 
@@ -31,11 +33,6 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     is_own: bool
     key: Secret | None = None
     sas: Secret | None = None
-
-    @property
-    def has_identity(self) -> bool:
-        """Whether tokens open the container."""
-        return self.key is None and self.sas is None
 
 
 class AzureBlobSettings(Settings, frozen=True, kw_only=True):
@@ -60,6 +57,14 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
     ] = None
     sas: Annotated[
         Secret | None, Variable(_SAS, "A shared access signature for the container, as in the query of a URL.", basic=True)
+    ] = None
+    key_file: Annotated[
+        Path | None,
+        Variable(_KEY_FILE, "File that holds the key instead. It is read again when the store refuses what it held."),
+    ] = None
+    sas_file: Annotated[
+        Path | None,
+        Variable(_SAS_FILE, "File that holds the SAS instead. It is read again when the store refuses what it held."),
     ] = None
     connection_string: Annotated[
         Secret | None, Variable(_STRING, "Account, key or SAS, and endpoint in one, as Azure's portal shows it.")
@@ -89,14 +94,40 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
                 f"JOBS_BACKUP_BUCKET={found.bucket!r} is no name of a container",
                 hint="3 to 63 lower-case letters, digits and single '-'",
             )
-        given = [name for name, value in ((_KEY, found.key), (_SAS, found.sas), (_STRING, found.connection_string)) if value]
+        credentials = {
+            _KEY: found.key,
+            _SAS: found.sas,
+            _KEY_FILE: found.key_file,
+            _SAS_FILE: found.sas_file,
+            _STRING: found.connection_string,
+        }
+        given = [name for name, value in credentials.items() if value]
         if len(given) > 1:
             raise ConfigurationError(f"{' and '.join(given)} are set: only one of them can count", hint="unset the others")
-        found.connection()
+        found.opened()
         return found
 
+    @property
+    def has_identity(self) -> bool:
+        """Whether tokens open the container."""
+        connection = self.connection()
+        return connection.key is None and connection.sas is None and self.key_file is None and self.sas_file is None
+
+    def opened(self) -> Connection:
+        """The connection with what its files hold now.
+
+        Raises:
+            ConfigurationError: a file can't be read, or holds something else.
+        """
+        connection = self.connection()
+        if self.key_file is not None:
+            return msgspec.structs.replace(connection, key=_checked_key(_KEY_FILE, _read(_KEY_FILE, self.key_file)))
+        if self.sas_file is not None:
+            return msgspec.structs.replace(connection, sas=_checked_sas(_SAS_FILE, _read(_SAS_FILE, self.sas_file)))
+        return connection
+
     def connection(self) -> Connection:
-        """Account, endpoint and credentials, wherever they were written.
+        """Account, endpoint and credentials, wherever they were written, but for those in files: see `opened`.
 
         Raises:
             ConfigurationError: something is missing or wrong.
@@ -119,7 +150,10 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
 
     def secrets(self) -> list[str]:
         """What no message may show: also a SAS's signature alone."""
-        connection = self.connection()
+        try:
+            connection = self.opened()
+        except ConfigurationError:
+            connection = self.connection()  # what a file held before it went is cut out by its form
         texts = [secret.reveal() for secret in (connection.key, connection.sas) if secret]
         return texts + (parse_qs(connection.sas.reveal())["sig"] if connection.sas else [])
 
@@ -135,16 +169,36 @@ def _connection(named: str, account: str, base: str, key: Secret | None, sas: Se
         raise ConfigurationError(
             f"{named}: {account!r} is no name of a storage account", hint="3 to 24 lower-case letters and digits"
         )
-    if key is not None and not _is_base64(key.reveal()):
-        name = _KEY if named != _STRING else f"{_STRING}: AccountKey"
-        raise ConfigurationError(f"{name} is no key of a storage account", hint="copy it from the account's page: it is base64")
+    if key is not None:
+        key = _checked_key(_KEY if named != _STRING else f"{_STRING}: AccountKey", key)
     if sas is not None:
-        sas = Secret(sas.reveal().removeprefix("?"))
-        if not {"sig", "sv"} <= parse_qs(sas.reveal()).keys():
-            name = _SAS if named != _STRING else f"{_STRING}: SharedAccessSignature"
-            raise ConfigurationError(f"{name} is no SAS", hint="write what stands behind the '?' of a URL: sv=...&sp=...&sig=...")
+        sas = _checked_sas(_SAS if named != _STRING else f"{_STRING}: SharedAccessSignature", sas)
     is_own = base != f"https://{account}.blob.core.windows.net"
     return Connection(account=account, base=base, is_own=is_own, key=key, sas=sas)
+
+
+def _checked_key(name: str, key: Secret) -> Secret:
+    if not _is_base64(key.reveal()):
+        raise ConfigurationError(f"{name} is no key of a storage account", hint="copy it from the account's page: it is base64")
+    return key
+
+
+def _checked_sas(name: str, sas: Secret) -> Secret:
+    sas = Secret(sas.reveal().removeprefix("?"))
+    if not {"sig", "sv"} <= parse_qs(sas.reveal()).keys():
+        raise ConfigurationError(f"{name} is no SAS", hint="write what stands behind the '?' of a URL: sv=...&sp=...&sig=...")
+    return sas
+
+
+def _read(name: str, path: Path) -> Secret:
+    """The path is not shown: it may be the secret itself, by mistake."""
+    try:
+        return Secret(path.read_text("ascii").strip())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigurationError(
+            f"{name}: the file that it names can't be read: {why}", hint="correct the path, or the file's owner"
+        ) from None
 
 
 def _parsed(text: str) -> Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ from typing import BinaryIO, Final, NoReturn
 import click
 
 from jobs_backup.errors import JobsBackupError
+from jobs_backup.logs import printable
 from jobs_backup.model import Body
 from jobs_backup_encryption.format import DecryptedBody
 from jobs_backup_encryption.keys import Keys
@@ -60,5 +62,6 @@ def main(file: Path) -> None:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    click.echo(f"jobs-backup-decrypt: {message}", err=True)
+    with contextlib.suppress(OSError):  # a diagnostic that nobody can read
+        click.echo(f"jobs-backup-decrypt: {printable(message)}", err=True)
     sys.exit(code)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import os
 import sys
 from typing import Final
 
@@ -53,23 +51,27 @@ def cli() -> None:
     """Every event of your pipeline, safe in your own bucket.
 
     Settings come from environment variables, or from a docker.env given with --env-file. Exit codes: 0 done; 1 not everything is
-    in the bucket yet, and nothing is lost; 2 wrong usage or configuration.
+    in the bucket yet, and nothing is lost; 2 wrong usage or configuration; 3 everything that can be used is in the bucket, and some
+    lines of the input were rejected.
     """
 
 
 def main() -> None:
     """The entry point."""
-    try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        from jobs_backup.cli.options import say  # noqa: PLC0415 - `--help` need not import them
-        from jobs_backup.logs import is_json  # noqa: PLC0415
+    from jobs_backup.cli import streams  # noqa: PLC0415 - imported by each command all the same
+    from jobs_backup.cli.options import INCOMPLETE, say, show_usage  # noqa: PLC0415
+    from jobs_backup.errors import JobsBackupError  # noqa: PLC0415
 
-        if is_json(os.environ):
-            say(error.format_message(), "Usage", level=logging.ERROR)
-        else:
-            error.show()
-            click.echo("See `--help`, and the section Usage of docs/messages.md. [Usage]", err=True)
-        sys.exit(error.exit_code)
+    streams.prepare()
+    try:
+        code = cli.main(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except click.ClickException as error:
+        show_usage(error)
+        code = error.exit_code
     except click.Abort:
-        sys.exit(130)  # as a shell tells of SIGINT
+        code = 130  # as a shell tells of SIGINT
+    except JobsBackupError as error:
+        say(error.one_line(), error.code)
+        code = INCOMPLETE
+    sys.exit(code)

@@ -12,8 +12,10 @@ import msgspec
 
 from jobs_backup.check import Report, Right, State
 from jobs_backup.check import check as examine
-from jobs_backup.cli.options import INCOMPLETE, MISUSED, printable, with_environment
+from jobs_backup.cli.options import INCOMPLETE, MISUSED, with_environment
 from jobs_backup.cli.process import read_settings, summarize_failures
+from jobs_backup.cli.streams import print_json
+from jobs_backup.logs import printable
 
 _LEFT: Final = {"object": "", "upload": " (an unfinished upload)", "unsure": " (perhaps: its answer was lost)"}
 _GOOD: Final = (State.GRANTED, State.SUPPORTED)
@@ -39,7 +41,7 @@ def check(as_json: bool) -> None:
     summarize_failures()
     report = msgspec.convert(_printable(msgspec.to_builtins(examine(settings, os.environ))), Report)
     if as_json:
-        click.echo(msgspec.json.encode(report))
+        print_json(report)
     else:
         for line in _lines(report):
             click.echo(line)

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.intake import inputs_of, take_in
+from jobs_backup.cli.intake import InputOptions, inputs_of, take_in
 from jobs_backup.cli.options import with_environment
 from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.cli.summary import Summary
@@ -23,9 +23,10 @@ _decode: Final = msgspec.json.Decoder(str | int | None).decode
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
+@click.option("--allow-rejects", is_flag=True, help="Exit code 0 instead of 3 where lines were rejected.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
-def delivered(files: tuple[Path, ...], as_json: bool) -> None:
+def delivered(files: tuple[Path, ...], allow_rejects: bool, as_json: bool) -> None:
     """Say which events were delivered: FILES (or standard input) have a job id a line, as `run --emit-ids` prints them.
 
     Once all events of an object were delivered, it is deleted from the bucket. Saying it again does no harm. Ids that the spool
@@ -37,7 +38,10 @@ def delivered(files: tuple[Path, ...], as_json: bool) -> None:
     """
     inputs = inputs_of(files)
     summarize_failures()
-    take_in(inputs, read_settings(), "ids", lambda backup, summary, _: _Deliveries(backup, summary), as_json=as_json)
+    options = InputOptions(allow_rejects=allow_rejects)
+    take_in(
+        inputs, read_settings(), "ids", lambda backup, summary, _: _Deliveries(backup, summary), options=options, as_json=as_json
+    )
 
 
 class _Deliveries:

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.intake import inputs_of, take_in
-from jobs_backup.cli.options import with_environment
+from jobs_backup.cli.intake import InputOptions, inputs_of, take_in
+from jobs_backup.cli.options import with_environment, with_input_options
 from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.failures import FailureRecord, parse_failure
@@ -18,15 +18,15 @@ from jobs_backup.spool.blobs import InputPosition
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
-@click.option("--again", is_flag=True, help="Read files from their beginning, also where an earlier run has read them.")
+@with_input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
-def failed(files: tuple[Path, ...], again: bool, as_json: bool) -> None:
+def failed(files: tuple[Path, ...], as_json: bool, again: bool, append_only: bool, allow_rejects: bool) -> None:
     """Back up delivery failures: FILES (or standard input) have one a line, a JSON object.
 
     `error` (text or object), `payload` (what was sent in the end), and `jobId`, or for an event that was not recorded
     `sourceId` and `workspaceId`; if you like `destinationId`, `attempts`, `stage`, `code`, `userId`, `messageId`,
-    `createdAt`, `failedAt`. A line that can't be used is put aside.
+    `createdAt`, `failedAt`. A line that cannot be used is rejected (exit code 3).
 
     \b
     Example:
@@ -37,7 +37,8 @@ def failed(files: tuple[Path, ...], again: bool, as_json: bool) -> None:
     settings = read_settings()
     if not settings.failed:
         raise ConfigurationError("JOBS_BACKUP_FAILED is off, so that there is nothing to do", hint="turn it on")
-    take_in(inputs, settings, "failures", lambda backup, _summary, _stop: _Failures(backup), again=again, as_json=as_json)
+    options = InputOptions(again=again, append_only=append_only, allow_rejects=allow_rejects)
+    take_in(inputs, settings, "failures", lambda backup, _summary, _stop: _Failures(backup), options=options, as_json=as_json)
 
 
 class _Failures:

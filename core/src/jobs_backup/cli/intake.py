@@ -7,28 +7,45 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 
 from jobs_backup import encoding
 from jobs_backup.backup import Backup
-from jobs_backup.cli.ndjson import MAX_LINE, Block, Input, LongLine, Position, Reader
+from jobs_backup.cli.formats import BOM, Stopped
+from jobs_backup.cli.identity import Fingerprint, Position, Sample, SeenFile
+from jobs_backup.cli.ndjson import MAX_LINE, Block, Input, LongLine, Reader
 from jobs_backup.cli.options import say
 from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
 from jobs_backup.cli.progress import Progress, progress
+from jobs_backup.cli.recognition import Found, Known, Recognition, new_id
 from jobs_backup.cli.rejects import Rejects
-from jobs_backup.cli.summary import Counted, Summary
+from jobs_backup.cli.summary import Counted, Summary, Unfinished
 from jobs_backup.core_settings import CoreSettings
-from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError, SpoolCorrupt, SpoolFull, UnknownJob
+from jobs_backup.errors import (
+    AmbiguousInput,
+    ConfigurationError,
+    InvalidEvent,
+    JobsBackupError,
+    SpoolCorrupt,
+    SpoolFull,
+    UnknownJob,
+)
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.values import Duration
 
 T = TypeVar("T")
 _REPORTED: Final = 20
 _ROOM_SECONDS: Final = 0.1
+_ENDS_OF_VALUES: Final = b'}]"'
+"""Behind another byte a JSON value may go on: a number."""
+
+_TICK: Final = 2_000_000_000
+"""Nanoseconds within which two writes may leave the same time, on any file system (FAT's are two seconds)."""
+
 _LOOK_SECONDS: Final = Duration(1)
 """So often it looks whether waiting for room in a full spool makes sense."""
 
@@ -55,6 +72,20 @@ class Handler(Protocol[T]):
         ...
 
 
+class InputOptions(NamedTuple):
+    """How inputs are read.
+
+    Attributes:
+        again: read files from their beginning, whatever was read of them.
+        append_only: files only grow, and are never emptied.
+        allow_rejects: rejected lines do not change the exit code.
+    """
+
+    again: bool = False
+    append_only: bool = False
+    allow_rejects: bool = False
+
+
 def inputs_of(files: Sequence[Path]) -> list[Input]:
     """The inputs that were named; standard input, if none was.
 
@@ -70,7 +101,7 @@ def take_in(
     counted: Counted,
     make_handler: Callable[[Backup, Summary, threading.Event], Handler[Any]],
     *,
-    again: bool = False,
+    options: InputOptions,
     as_json: bool = False,
     is_measured: bool = False,
 ) -> NoReturn:
@@ -88,86 +119,176 @@ def take_in(
             metrics_file=settings.metrics_file if is_measured else None,
         )
         with monitored_backup(own, stop) as backup:
-            summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, again=again))
+            summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, options))
             handler = make_handler(backup, summary, stop)
             with progress(backup, inputs, counted) as shown:
                 for one in inputs:
                     try:
-                        Intake(backup, one, handler, summary, shown, stop).take(again=again)
-                    except ConfigurationError as error:
+                        Intake(backup, one, handler, summary, shown, stop, options).take()
+                    except (ConfigurationError, AmbiguousInput) as error:
                         summary.problem(error)
                     except JobsBackupError as error:
                         summary.problem(error)
                         break  # the others would meet it, too
                 summary.finish(stop, shown)
-        code = summary.show(as_json=as_json, interrupted=stop.is_set())
+        code = summary.show(as_json=as_json, interrupted=stop.is_set(), allow_rejects=options.allow_rejects)
     leave(code, backup)
 
 
-def _how_to_go_on(inputs: Sequence[Input], *, again: bool) -> str:
+def _how_to_go_on(inputs: Sequence[Input], options: InputOptions) -> str:
     if any(one.size is None for one in inputs):
         return ""  # what was read from a stream can't be read again
-    return "run the same command without --again" if again else "run the same command again"
+    return "run the same command without --again" if options.again else "run the same command again"
 
 
 class Intake(Generic[T]):
     """Reads one input."""
 
     def __init__(
-        self, backup: Backup, source: Input, handler: Handler[T], summary: Summary, shown: Progress, stop: threading.Event
+        self,
+        backup: Backup,
+        source: Input,
+        handler: Handler[T],
+        summary: Summary,
+        shown: Progress,
+        stop: threading.Event,
+        options: InputOptions,
     ) -> None:
         self._backup = backup
+        self._spool = backup.spool
         self._input = source
         self._handler = handler
         self._summary = summary
         self._shown = shown
         self._stop = stop
-        name = f"{os.path.realpath(source.name)}\0{handler.job}"
-        self._id = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        self._keeps_position = source.size is not None and handler.job is not None
+        self._options = options
+        self._path_id = _hash(f"{os.path.realpath(source.name)}\0{handler.job}")[:32]
+        self._job_id = _hash(str(handler.job))[:16] + "-"
+        self._id: str | None = None
+        """Of the position; None if none is kept."""
         self._position_at = 0
+        self._reached = Position()
+        self._stored: Position | None = None
+        self._opened: SeenFile | None = None
+        self._seen: SeenFile | None = None
+        self._unfinished = False
 
-    def take(self, *, again: bool) -> None:
+    def take(self) -> None:
         """Take in what was not taken in yet.
 
         Raises:
             ConfigurationError: the input can't be read, or another process reads it.
+            AmbiguousInput: whether it was read before can't be told.
             SpoolError: what was read can't be kept.
         """
-        if self._input.path is None:  # standard input is nobody else's
-            self._read(again=again)
-            return
-        with self._backup.spool.reading(self._id) as granted:
-            if not granted:
-                raise ConfigurationError(f"{self._input.name}: another process is reading it", hint="wait for its end")
-            self._read(again=again)
+        with suppress(Stopped):  # before anything was read
+            if self._input.path is None:  # standard input is nobody else's
+                self._read()
+                return
+            with self._spool.reading(_hash(self._input.lock + self._job_id)[:32]) as granted:
+                self._check_granted(granted=granted)
+                self._read()
 
-    def _read(self, *, again: bool) -> None:
-        with self._input.open() as reader:
-            known = self._backup.spool.position(self._id) if self._keeps_position else None
-            self._position_at = known.at if known else 0
-            position = None if again or known is None else self._go_on(reader, known.position)
-            path = self._backup.spool.directory / "rejects" / _rejects_name(self._input, self._id)
-            with closing(Rejects(path, position.rejects if position else None)) as rejects:
-                for part in reader.parts(self._stop):
-                    if isinstance(part, LongLine):
-                        self._put_aside(part, reader, rejects)
-                    else:
-                        self._take(part, reader, rejects)
+    def _read(self) -> None:
+        with self._input.open(self._stop) as reader:
+            opened = reader.seen()
+            if opened is None or self._handler.job is None:
+                self._reached = Position(rejects_name=_rejects_name(self._input, self._unique()))
+                self._take_all(reader, committed=None)
+                return
+            # Until its end was read, more may come without another time.
+            self._opened, self._seen = opened, msgspec.structs.replace(opened, changed=0)
+            found = self._find(reader, opened)
+            if found is not None:
+                # Whoever reads the same content under another name, in another file, keeps it as well.
+                with self._spool.reading(self._id or "") as granted:
+                    self._check_granted(granted=granted)
+                    self._take_from(found, reader)
 
-    def _go_on(self, reader: Reader, known: bytes) -> Position | None:
+    def _find(self, reader: Reader, seen: SeenFile) -> Found | None:
+        """Where to go on; None if there is nothing new."""
+        again = self._options.again
+        known = [Known(one.input, one.at, self._decoded(one)) for one in self._spool.positions(self._job_id)]
+        before = self._spool.position(self._path_id)
+        earlier = Known("", before.at, self._decoded(before)) if before is not None else None
+        recognition = Recognition(reader, seen, known, earlier, append_only=self._options.append_only)
+        if recognition.is_unchanged and not again:
+            self._summary.resumed = True
+            return None
         try:
-            position = msgspec.json.decode(known, type=Position)
+            found = recognition.find()
+        except AmbiguousInput:
+            if not again:
+                raise
+            found = Found(None, Fingerprint(), Sample())
+        if found.known is None and recognition.is_replaced and not again:
+            say(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
+        self._id = (found.known.id if found.known else "") or new_id(self._job_id)
+        return found
+
+    def _take_from(self, found: Found, reader: Reader) -> None:
+        known = found.known
+        self._position_at = known.at if known else 0
+        if known is not None and known.id and (now := self._spool.position(known.id)) is not None and now.at != known.at:
+            raise ConfigurationError(f"{self._input.name}: another process has just read it", hint="run the same command again")
+        self._reached = known.position if known else Position()
+        self._stored = known.position if known and known.id else None
+        if not self._reached.rejects_name:
+            unique = self._path_id[:8] if known else self._unique()
+            name = _file_name(self._input)
+            self._reached = msgspec.structs.replace(self._reached, name=name, rejects_name=_rejects_name(self._input, unique))
+        if known is None or self._options.again:
+            reader.go_to(Fingerprint(), Sample())
+            self._take_all(reader, committed=None)
+            return
+        before = known.position.seen
+        if before is not None and self._seen is not None and before.path != self._seen.path:
+            line = known.position.line + 1
+            say(f"{self._input.name} holds what was read as {known.position.name}: it is read from line {line:,} on")
+        self._summary.resumed = True
+        reader.go_to(found.fingerprint, found.sample)
+        self._take_all(reader, committed=known.position.rejects)
+
+    def _take_all(self, reader: Reader, *, committed: int | None) -> None:
+        name = os.fsdecode(self._reached.rejects_name.encode())  # the system's encoding may be another one
+        path = self._spool.directory / "rejects" / name
+        with closing(Rejects(path, committed)) as rejects:
+            self._reached = self._position(reader, rejects)
+            for part in reader.parts():
+                if isinstance(part, LongLine):
+                    self._put_aside(part, reader, rejects)
+                else:
+                    self._take(part, reader, rejects)
+            if not self._stop.is_set():
+                self._finish(reader, rejects)
+
+    def _finish(self, reader: Reader, rejects: Rejects) -> None:
+        """At the end: note how the file is now, by which it is known again."""
+        now = reader.seen()
+        if now is None:
+            return
+        if not reader.is_packed and now.size < reader.read:
+            raise ConfigurationError(
+                f"{self._input.name} was truncated while it was read: lines that were not read may be in a copy of it",
+                hint="run the same command on the copy (logrotate's copytruncate makes one), and again on this file",
+            )
+        if self._id is None:
+            return
+        is_still = now == self._opened and not self._unfinished and time.time_ns() - now.changed > _TICK
+        self._seen = now if is_still else msgspec.structs.replace(now, changed=0)
+        # Behind an unfinished line nothing was reached.
+        end = msgspec.structs.replace(self._reached, seen=self._seen) if self._unfinished else self._position(reader, rejects)
+        if end != self._stored:
+            self._keep([], reader, end)
+
+    def _decoded(self, known: InputPosition) -> Position:
+        try:
+            return msgspec.json.decode(known.position, type=Position)
         except msgspec.DecodeError as error:
             raise SpoolCorrupt(
-                f"{self._input.name}: how far it was read is not what was written: {error}",
-                hint="look at the disk; --again reads it from its beginning",
+                f"{self._input.name}: how far a file was read is not what was written: {error}",
+                hint="look at the disk; move the spool away to begin anew",
             ) from error
-        if not reader.go_to(position):
-            say(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
-            return None
-        self._summary.resumed = True
-        return position
 
     def _take(self, block: Block, reader: Reader, rejects: Rejects) -> None:
         parse = self._handler.parser()
@@ -178,17 +299,26 @@ class Intake(Generic[T]):
                 try:
                     if block.continued and number == block.first:
                         raise InvalidEvent("not a line of its own: what stands before it was read by the last run")
-                    one = parse(line)
+                    if block.unfinished and line.rstrip()[-1] not in _ENDS_OF_VALUES:
+                        raise InvalidEvent("a number that may go on")
+                    one = _parsed(parse, line)
                 except (InvalidEvent, UnknownJob) as error:
                     if block.unfinished:
-                        say(f"{self._input.name}:{number}: an unfinished line is left for the next run")
+                        self._leave(number, line)
                         return
                     self._reject(f"{self._input.name}:{number}: {error.one_line()}", rejects)
                     rejects.add(line, b"\n")
             found.append(one)
         block.lines.clear()  # they may be large, and the block lives until the next one is read
-        if not block.unfinished or found != [None]:
-            self._keep(found, reader, rejects)
+        if block.unfinished and found == [None]:
+            self._unfinished = True  # blank so far
+        else:
+            self._keep(found, reader, self._position(reader, rejects))
+
+    def _leave(self, number: int, line: bytes) -> None:
+        self._unfinished = True
+        self._summary.unfinished.append(Unfinished(self._input.name, number, len(line)))
+        say(f"{self._input.name}:{number}: an unfinished line of {len(line):,} bytes is left for the next run", "Unfinished")
 
     def _put_aside(self, line: LongLine, reader: Reader, rejects: Rejects) -> None:
         self._reject(f"{self._input.name}:{line.number}: longer than {MAX_LINE >> 20} MiB", rejects)
@@ -196,14 +326,22 @@ class Intake(Generic[T]):
             rejects.add(piece)
         rejects.add(b"\n")
         if not self._stop.is_set():  # else its end may not have been read
-            self._keep([None], reader, rejects)
+            self._keep([None], reader, self._position(reader, rejects))
 
-    def _keep(self, found: Sequence[T | None], reader: Reader, rejects: Rejects) -> None:
-        """Keep what was found together with the position that was reached, and the rejects before both."""
-        reached = reader.position(rejects.sync())
+    def _position(self, reader: Reader, rejects: Rejects) -> Position:
+        return msgspec.structs.replace(
+            reader.position(),
+            rejects=rejects.sync(),
+            name=self._reached.name,
+            rejects_name=self._reached.rejects_name,
+            seen=self._seen,
+        )
+
+    def _keep(self, found: Sequence[T | None], reader: Reader, reached: Position) -> None:
+        """Keep what was found together with the position that was reached. The rejects before it are on the disk."""
         # The latest is the one that counts, also where the clock was set back.
         self._position_at = max(encoding.now(), self._position_at + 1)
-        position = InputPosition(self._id, self._position_at, msgspec.json.encode(reached)) if self._keeps_position else None
+        position = InputPosition(self._id, self._position_at, msgspec.json.encode(reached)) if self._id is not None else None
         waits = True
         while True:
             try:
@@ -215,6 +353,7 @@ class Intake(Generic[T]):
                 self._stop.wait(_ROOM_SECONDS)
                 # As long as something is being sent, there will be room.
                 waits = self._backup.archiver is not None and not self._backup.archiver.drain(0)
+        self._reached = self._stored = reached
         kept = sum(one is not None for one in found)
         self._summary.count += kept
         self._shown.taken(kept, reader.read)
@@ -228,9 +367,37 @@ class Intake(Generic[T]):
         if rejects.path not in self._summary.rejects:
             self._summary.rejects.append(rejects.path)
 
+    def _check_granted(self, *, granted: bool) -> None:
+        if not granted:
+            raise ConfigurationError(f"{self._input.name}: another process is reading it", hint="wait for its end")
 
-def _rejects_name(source: Input, id_: str) -> str:
-    unique = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}" if source.size is None else id_[:8]
+    def _unique(self) -> str:
+        if self._id is not None:
+            return self._id[-8:]
+        return f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}" if self._input.size is None else self._path_id[:8]
+
+
+def _parsed(parse: Callable[[bytes], T | None], line: bytes) -> T | None:
+    try:
+        return parse(line)
+    except (InvalidEvent, UnknownJob):
+        # What an editor puts before a file; and the hole in a file that was truncated under a program that goes on behind it.
+        bare = line.lstrip(b"\0").removeprefix(BOM)
+        if len(bare) == len(line):
+            raise
+        if line.startswith(BOM) and not bare.strip():
+            return None
+        return parse(bare)
+
+
+def _file_name(source: Input) -> str:
     # Cut by bytes, since that is what file systems limit; bytes that are no whole characters of UTF-8 are left out.
-    name = os.fsencode(Path(source.name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
-    return f"{os.fsdecode(name.encode())}-{unique}.ndjson"  # the system's encoding may be another one
+    return os.fsencode(Path(source.name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
+
+
+def _rejects_name(source: Input, unique: str) -> str:
+    return f"{_file_name(source)}-{unique}.ndjson"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

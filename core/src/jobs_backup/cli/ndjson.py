@@ -1,4 +1,4 @@
-"""Reads NDJSON inputs: files, `.gz` too, and streams; in blocks, from where the last run got to."""
+"""Reads NDJSON inputs: files and streams, packed or not; in blocks, from where the last run got to."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import errno
 import gzip
 import hashlib
 import os
-import select
 import stat
 import threading
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
-import msgspec
-
+from jobs_backup.cli.formats import NotPacked, Source, Stopped, Unpacked, refuse_what_is_not_ndjson, unpacked
+from jobs_backup.cli.identity import Fingerprint, Position, Sample, SeenFile
 from jobs_backup.encoding import MAX_PAYLOAD
 from jobs_backup.errors import ConfigurationError
 
@@ -24,24 +23,8 @@ MAX_LINE: Final = MAX_PAYLOAD
 """Bytes of a line (not less than a block): a longer one would not fit into memory, and is no event."""
 
 _BLOCK: Final = 1 << 20
-_KEPT: Final = 4096
-_POLL: Final = 0.2
-
-
-class Position(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an input was read. Committed to the spool together with the events.
-
-    Attributes:
-        offset: bytes (after decompression).
-        line: newlines before it.
-        rejects: bytes that the rejects file had then.
-        digest: SHA-256 of the first and the last bytes before `offset`, by which the input is known again.
-    """
-
-    offset: int = 0
-    line: int = 0
-    rejects: int = 0
-    digest: str = ""
+_LOOKED_AHEAD: Final = 1 << 16
+_ENDS: Final = 4096
 
 
 class Block(NamedTuple):
@@ -83,10 +66,12 @@ class Input:
             raise ConfigurationError(f"{self.name}: {error.strerror}", hint="name a readable file of NDJSON") from error
         self.size = status.st_size if path is not None and stat.S_ISREG(status.st_mode) else None
         """Bytes of the file; None for a stream, which can't be read again."""
+        self.lock = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:32]
+        """What two processes have in common that read it at the same time, whatever names it has."""
 
     @contextmanager
-    def open(self) -> Generator[Reader]:
-        """Opens it.
+    def open(self, stop: threading.Event) -> Generator[Reader]:
+        """Opens it. Reading ends once `stop` is set.
 
         Raises:
             ConfigurationError: it can't be opened.
@@ -100,68 +85,135 @@ class Input:
                 os.set_blocking(descriptor, True)
             file = os.fdopen(descriptor, "rb", buffering=0)
         with file:
-            is_gzip = self.path is not None and self.path.suffix == ".gz"
-            yield Reader(self.name, file, is_file=self.size is not None, is_gzip=is_gzip)
+            is_file = self.path is not None and stat.S_ISREG(os.fstat(descriptor).st_mode)
+            yield Reader(self.name, self.path if is_file else None, Source(file, stop, is_file=is_file), descriptor)
 
 
 class Reader:
-    """An open input."""
+    """An open input. `path` is None for a stream, which can't be read again.
 
-    def __init__(self, name: str, file: BinaryIO, *, is_file: bool, is_gzip: bool) -> None:
-        self._name = name
-        self._file = file
-        self._gzip = gzip.GzipFile(fileobj=file) if is_gzip else None
-        self._bytes = cast(BinaryIO, self._gzip or file)
-        self._cut: Exception | None = None
-        self._is_file = is_file
-        self._is_gzip = is_gzip
-        self._offset = 0
-        self._line = 0
-        self._ends = _Ends()
+    Attributes:
+        sample: of the lines before `offset`.
+    """
+
+    def __init__(self, name: str, path: Path | None, source: Source, descriptor: int) -> None:
+        self.name = name
+        self._path = path
+        self._source = source
+        self._descriptor = descriptor
+        self._fingerprint = Fingerprint()
+        self.sample = Sample()
         self._continued = False
+        self._ahead = b""  # read, and not given yet
         self._rest = b""  # what follows a LongLine
+        self._cut: Exception | None = None
+        self._packed = None if path is None else self._unpack()
 
     @property
     def read(self) -> int:
         """How many bytes of the file were read; 0 of a stream."""
-        return self._file.tell() if self._is_file else 0
+        return self._source.tell() if self._path is not None else 0
 
-    def position(self, rejects: int) -> Position:
-        """The position after what was read, to be committed."""
-        return Position(offset=self._offset, line=self._line, rejects=rejects, digest=self._ends.digest())
+    @property
+    def offset(self) -> int:
+        """How many bytes were read, after unpacking, without a line that has not ended."""
+        return self._fingerprint.offset
 
-    def go_to(self, position: Position) -> bool:
-        """Go on from a position. False if this is not the file in which it was reached; then it is read from its beginning.
+    @property
+    def is_packed(self) -> bool:
+        """Whether the file is packed."""
+        return self._packed is not None
 
-        Raises:
-            ConfigurationError: the file can't be read, or what it holds can't be unpacked.
-        """
-        with _errors(self._name):
-            self._skip(min(position.offset, _KEPT))
-            if not self._is_gzip and position.offset > 2 * _KEPT:
-                self._offset = self._bytes.seek(position.offset - _KEPT)
-            self._skip(position.offset - self._offset)
-            if self._offset == position.offset and self._ends.digest() == position.digest:
-                self._line = position.line
-                self._continued = not self._ends.tail.endswith(b"\n")
-                return True
-            self._offset = self._bytes.seek(0)
-            self._line = 0
-            self._ends = _Ends()
-            return False
+    def seen(self) -> SeenFile | None:
+        """The file as it is now; None for a stream."""
+        if self._path is None:
+            return None
+        with _errors(self.name):
+            return SeenFile.of(self._path, os.fstat(self._descriptor))
 
-    def parts(self, stop: threading.Event) -> Iterator[Block | LongLine]:
-        """What follows, until the end or until `stop` is set.
+    def position(self) -> Position:
+        """The position after what was read."""
+        found = self._fingerprint
+        return Position(offset=found.offset, line=found.line, content=found.content, first=found.first, sample=self.sample.kept())
+
+    def go_to(self, fingerprint: Fingerprint, sample: Sample) -> None:
+        """Go on behind what has this fingerprint and this sample, in the file where they were found.
 
         Raises:
             ConfigurationError: the file can't be read, or what it holds can't be unpacked.
+            Stopped: the command shall end.
         """
-        with _errors(self._name):
+        with _errors(self.name):
+            if not (fingerprint.offset == self._fingerprint.offset and fingerprint.content == self._fingerprint.content):
+                self._rewind()
+                if self._packed is None:
+                    self._source.seek(fingerprint.offset)
+                else:
+                    self._advance(fingerprint.offset)
+            self._fingerprint, self.sample = fingerprint.copy(), sample
+            self._continued = not fingerprint.ends_line
+
+    def fingerprints(self, offsets: list[int]) -> Iterator[Fingerprint]:
+        """What it has from its beginning up to each of these offsets, in their order, as far as it is long enough."""
+        with _errors(self.name):
+            self._rewind()
+            for offset in offsets:
+                if not self._advance(offset - self._fingerprint.offset):
+                    return
+                yield self._fingerprint.copy()
+
+    def sample_of(self, size: int) -> Sample:
+        """A sample of the lines in its first bytes."""
+        sample = Sample()
+        with _errors(self.name):
+            self._rewind()
+            begun = b""
+            while size > 0 and (data := self._take(min(size, _BLOCK))):
+                size -= len(data)
+                *lines, begun = (begun + data).split(b"\n")
+                sample.add(lines)
+                begun = begun[-_BLOCK:]  # of a longer line, which is in no sample
+            sample.add([begun])
+            self._rewind()
+        return sample
+
+    def has_ends(self, size: int, digest: str) -> bool:
+        """Whether the first and the last bytes of its first `size` are those of a position of an earlier version."""
+        with _errors(self.name):
+            self._rewind()
+            head = tail = b""
+            while size > 0 and (data := self._take(min(size, _BLOCK))):
+                size -= len(data)
+                head = (head + data[:_ENDS])[:_ENDS]
+                tail = (tail + data[-_ENDS:])[-_ENDS:]
+            self._rewind()
+        return size == 0 and hashlib.sha256(head + tail).hexdigest() == digest
+
+    def look_ahead(self) -> bytes:
+        """Some of what follows; it is read again."""
+        with _errors(self.name):
+            while len(self._ahead) < _LOOKED_AHEAD and self._cut is None and (data := self._fresh()):
+                self._ahead += data
+        return self._ahead[:_LOOKED_AHEAD]
+
+    def parts(self) -> Iterator[Block | LongLine]:
+        """What follows, until the end or until the command shall end.
+
+        Raises:
+            ConfigurationError: the file can't be read, or what it holds can't be unpacked, or it is not NDJSON.
+        """
+        with _errors(self.name):
+            if self._path is None:
+                self._packed = self._unpack()
+            is_start = self.offset == 0
             begun = bytearray()  # a line whose end was not read yet
-            while data := self._read(stop):
+            while data := self._read():
+                if is_start:
+                    refuse_what_is_not_ndjson(self.name, data)
+                    is_start = False
                 end = data.find(b"\n")
                 if len(begun) + (len(data) if end < 0 else end) > MAX_LINE:
-                    yield LongLine(self._line + 1, self._long_line(begun, data, stop))
+                    yield LongLine(self._fingerprint.line + 1, self._long_line(begun, data))
                     data = self._rest
                     end = data.find(b"\n")
                 if end < 0:
@@ -179,18 +231,20 @@ class Reader:
     def _block(self, first: bytes, following: bytes) -> Block:
         """The lines of which `first` is one, and `following`, from its newline to that of the last, the others."""
         lines = [first, *following[1:-1].split(b"\n")] if len(following) > 1 else [first]
-        block = Block(lines, self._line + 1, self._continued, self._is_file and not self._is_gzip and not following)
+        may_grow = self._path is not None and self._packed is None and not following
+        block = Block(lines, self._fingerprint.line + 1, self._continued, may_grow)
+        self.sample.add(lines[self._continued :])
         self._pass(first, following)
         return block
 
-    def _long_line(self, begun: bytearray, data: bytes, stop: threading.Event) -> Iterator[bytes | bytearray]:
+    def _long_line(self, begun: bytearray, data: bytes) -> Iterator[bytes | bytearray]:
         self._pass(begun)
         yield begun
         begun.clear()
         while (end := data.find(b"\n")) < 0:
             self._pass(data)
             yield data
-            data = self._read(stop) or b""
+            data = self._read() or b""
             if not data:
                 break
         else:
@@ -199,29 +253,54 @@ class Reader:
         self._rest = data[end + 1 :]
 
     def _pass(self, *parts: bytes | bytearray) -> None:
-        self._offset += sum(map(len, parts))
-        self._line += sum(part.count(b"\n") for part in parts)
-        self._ends.add(*parts)
+        for part in parts:
+            self._fingerprint.add(part)
         self._continued = False
 
-    def _skip(self, size: int) -> None:
-        while size and (data := self._bytes.read(min(_BLOCK, size))):
+    def _unpack(self) -> Unpacked | None:
+        return unpacked(self._source, self._source.head())
+
+    def _rewind(self) -> None:
+        self._source.seek(0)
+        self._ahead, self._cut = b"", None
+        self._packed = self._unpack()
+        self._fingerprint, self.sample = Fingerprint(), Sample()
+
+    def _advance(self, size: int) -> bool:
+        """Pass so many bytes. Whether there were as many."""
+        while size and (data := self._take(min(_BLOCK, size))):
             self._pass(data)
             size -= len(data)
+        return not size
 
-    def _read(self, stop: threading.Event) -> bytes | None:
-        """The next bytes; none at the end; None once `stop` is set."""
-        while not stop.is_set():
-            # Before its writer comes a named pipe looks like an empty file. Later on select can't see what GzipFile has read ahead.
-            waits = not self._is_file and not (self._is_gzip and self._offset)
-            if waits and not select.select([self._file], [], [], _POLL)[0]:
-                continue
-            data = cast(bytes | None, self._file.read(_BLOCK)) if self._gzip is None else self._unpacked(self._gzip)
-            if data is not None:  # else standard input was made not to block, and there is nothing just now
-                return data
-        return None
+    def _take(self, size: int) -> bytes:
+        """At most so many of the next bytes; none at the end, also where that was cut off."""
+        try:
+            data = self._next()
+        except (OSError, EOFError):
+            if self._cut is None:
+                raise
+            return b""
+        self._ahead = data[size:]
+        return data[:size]
 
-    def _unpacked(self, packed: gzip.GzipFile) -> bytes:
+    def _read(self) -> bytes | None:
+        """The next bytes; none at the end; None once the command shall end."""
+        try:
+            return self._next()
+        except Stopped:
+            return None
+
+    def _next(self) -> bytes:
+        if self._ahead:
+            data, self._ahead = self._ahead, b""
+            return data
+        return self._fresh()
+
+    def _fresh(self) -> bytes:
+        return self._source.read(_BLOCK) if self._packed is None else self._unpacked(self._packed)
+
+    def _unpacked(self, packed: Unpacked) -> bytes:
         """The next bytes. Of a file that was cut all that can be unpacked is given before the error is raised."""
         if self._cut is not None:
             raise self._cut
@@ -229,31 +308,17 @@ class Reader:
         try:
             while len(data) < _BLOCK and (piece := packed.read1(_BLOCK - len(data))):
                 data += piece
-                if not self._is_file:
+                if self._path is None:
                     break  # the rest may take its time
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, NotPacked, gzip.BadGzipFile) as error:
             # Whatever else is wrong, this block's bytes may not be those that were packed. What stands before something that is
-            # no member was checked; and of a member that was cut there may be so little.
-            if not data or (isinstance(error, gzip.BadGzipFile) and not str(error).startswith("Not a gzipped file")):
+            # not packed was checked; and of a member that was cut there may be so little.
+            if isinstance(error, gzip.BadGzipFile) and not str(error).startswith("Not a gzipped file"):
                 raise
             self._cut = error
+            if not data:
+                raise
         return bytes(data)
-
-
-class _Ends:
-    """The first and the last bytes of what was read."""
-
-    def __init__(self) -> None:
-        self._head = b""
-        self.tail = b""
-
-    def add(self, *parts: bytes | bytearray) -> None:
-        if len(self._head) < _KEPT:
-            self._head = b"".join((self._head, *(part[:_KEPT] for part in parts)))[:_KEPT]
-        self.tail = b"".join((self.tail, *(part[-_KEPT:] for part in parts)))[-_KEPT:]
-
-    def digest(self) -> str:
-        return hashlib.sha256(self._head + self.tail).hexdigest()
 
 
 def _check(path: Path) -> os.stat_result:

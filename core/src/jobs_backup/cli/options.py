@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -15,19 +15,13 @@ from typing import Any, Final, NoReturn
 import click
 
 from jobs_backup.env_file import read_env_file
-from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolError
-from jobs_backup.logs import configure, is_json, json_line
+from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.logs import configure, is_json, json_line, printable
 
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
-
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    """A text that may hold the name of a file, which may be no UTF-8, or what a store has said, as one line for a terminal."""
-    shown = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
-    return shown.encode("utf-8", "backslashreplace").decode()
+REJECTED: Final = 3
+"""All that could be used is in the bucket, and some lines could not."""
 
 
 def say(text: str, code: str = "", *, level: int | None = None) -> None:
@@ -40,6 +34,17 @@ def say(text: str, code: str = "", *, level: int | None = None) -> None:
         click.echo(json_line(time.time(), logging.getLevelName(level), "jobs_backup.cli", text, {"code": code}), err=True)
         return
     click.echo(f"jobs-backup: {printable(text)}" + (f" [{code}]" if code else ""), err=True)
+
+
+def show_usage(error: click.ClickException) -> None:
+    """What is wrong with the command line. The shell may have put names of files into it that others have chosen."""
+    if is_json(os.environ):
+        say(error.format_message(), "Usage", level=logging.ERROR)
+        return
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
+    click.echo(f"Error: {printable(error.format_message())}", err=True)
+    click.echo("See `--help`, and the section Usage of docs/messages.md. [Usage]", err=True)
 
 
 def check_text(name: str, text: str) -> None:
@@ -55,9 +60,28 @@ def check_text(name: str, text: str) -> None:
 
 
 def fail(error: JobsBackupError) -> NoReturn:
-    """End with an error that keeps the command from starting."""
+    """End with an error that keeps the command from starting: the settings', or the disk's, and then events may wait there."""
     say(error.one_line(), error.code, level=logging.ERROR)
-    sys.exit(MISUSED)
+    is_of_disk = isinstance(error, SpoolCorrupt | SpoolFull) or isinstance(error.__cause__, sqlite3.Error)
+    sys.exit(INCOMPLETE if is_of_disk else MISUSED)
+
+
+_INPUT_OPTIONS: Final = (
+    click.option("--allow-rejects", is_flag=True, help="Exit code 0 instead of 3 where lines were rejected."),
+    click.option(
+        "--append-only",
+        is_flag=True,
+        help="Files are rotated by rename and never emptied: resume after lines that repeat, which prove nothing otherwise.",
+    ),
+    click.option("--again", is_flag=True, help="Read files from their beginning, also where an earlier run has read them."),
+)
+
+
+def with_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --again, --append-only and --allow-rejects, see `InputOptions`."""
+    for option in _INPUT_OPTIONS:
+        command = option(command)
+    return command
 
 
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 import click
-import msgspec
 
 from jobs_backup.cli.options import MISUSED
+from jobs_backup.cli.streams import print_json
 from jobs_backup.hookspecs import PROJECT
+from jobs_backup.logs import printable
 from jobs_backup.plugins import Installed, Kind, settings_of
 from jobs_backup.providers import HOOKS
 from jobs_backup.settings import Setting
@@ -24,7 +25,7 @@ def show(kind: Kind, name: str | None, *, as_json: bool) -> None:
     chosen = kind.installed() if name is None else [kind.load_class(name)[0]]
     described = [_describe(kind, one) for one in chosen]
     if as_json:
-        click.echo(msgspec.json.encode(described))
+        print_json(described)
     else:
         for one in described:
             _print(one, settings=name is not None)
@@ -66,9 +67,9 @@ def _setting(setting: Setting) -> dict[str, Any]:
 
 
 def _print(one: dict[str, Any], *, settings: bool) -> None:
-    click.echo(f"{one['name']:24}{one['distribution']} {one['version']}")
+    click.echo(printable(f"{one['name']:24}{one['distribution']} {one['version']}"))
     if one["error"]:
-        click.echo(f"    {one['error']}")
+        click.echo(printable(f"    {one['error']}"))
         return
     click.echo(f"    hooks: {', '.join(one['hooks'])}")
     names = ", ".join(setting["variable"] + ("*" if setting["required"] else "") for setting in one["settings"])

@@ -102,7 +102,7 @@ def leave(code: int, backup: Backup) -> NoReturn:
     """End with this exit code."""
     if backup.archiver is not None and backup.archiver.is_working:
         # A request that hangs must not keep the process: its batch is in the spool, and is sent at the next start.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(code)
     sys.exit(code)

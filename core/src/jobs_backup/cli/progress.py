@@ -34,7 +34,8 @@ class _Silent:
 @contextmanager
 def progress(backup: Backup, inputs: Sequence[Input], counted: str) -> Generator[Progress]:
     """Shows the progress while the block runs. `counted` is what the lines of the inputs are."""
-    if not sys.stderr.isatty() or is_json(os.environ):
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()  # pyright: ignore[reportUnnecessaryComparison] - it may be closed
+    if not is_terminal or is_json(os.environ):
         yield _Silent()
         return
     from jobs_backup.cli.terminal import Terminal  # noqa: PLC0415  # rich is slow to import

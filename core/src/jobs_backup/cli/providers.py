@@ -7,12 +7,13 @@ import sys
 from typing import Final
 
 import click
-import msgspec
 
-from jobs_backup.cli.options import MISUSED, printable, with_environment
+from jobs_backup.cli.options import MISUSED, with_environment
 from jobs_backup.cli.plugins import show
+from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.form import Result, examine
+from jobs_backup.logs import printable
 from jobs_backup.providers import KIND
 
 _MARKS: Final = {
@@ -41,7 +42,7 @@ def providers(name: str | None, check: bool, as_json: bool) -> None:
         raise ConfigurationError("--check needs the name of a provider", hint=f"name one: {', '.join(KIND.names())}")
     findings = list(examine(name, os.environ))
     if as_json:
-        click.echo(msgspec.json.encode(findings))
+        print_json(findings)
     else:
         for one in findings:
             click.echo(f"  {_MARKS[one.result]} {one.name:<18} {printable(one.text)}")

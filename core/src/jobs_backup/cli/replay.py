@@ -18,13 +18,15 @@ import msgspec
 from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, say, with_environment
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
 from jobs_backup.cli.replay_output import OutputFile, Stdout
+from jobs_backup.cli.streams import can_output, print_json
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
+from jobs_backup.logs import printable
 from jobs_backup.model import Kind
-from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known, listed
+from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known, listed, read_cursor, write_cursor
 from jobs_backup.values import Duration
 
 _REPORTED: Final = 20
@@ -58,8 +60,14 @@ def _time(option: str, text: str | None) -> int | None:
 @click.option("--payload-only", is_flag=True, help="Only the payloads, byte for byte as they were recorded.")
 @click.option("--list", "lists", is_flag=True, help="Find the objects by listing the bucket instead of in the spool's catalog.")
 @click.option("--wrapped-only", is_flag=True, help="Nothing of objects that a wrapper of JOBS_BACKUP_WRAPPERS has not made.")
-@click.option("--after", default="", help="Go on behind this place, which an earlier run has told.", metavar="CURSOR")
-@click.option("--output", type=click.Path(path_type=Path), help="Into this file. Killed, the same command goes on.")
+@click.option(
+    "--after", default="", help="Resume after this cursor, which an earlier run of the same selection printed.", metavar="CURSOR"
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write. It gets its name once complete; the same command resumes it.",
+)
 @click.option("--dry-run", is_flag=True, help="Only tell how many objects and bytes there are.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; with --dry-run or --output.")
 @with_environment
@@ -91,10 +99,7 @@ def replay(
     """
     for option, text in (("--source-id", source_id), ("--workspace-id", workspace_id), ("--after", after)):
         check_text(option, text or "")
-    if as_json and not (dry_run or output):
-        raise ConfigurationError("--json prints to standard output, as the events do", hint="give --dry-run or --output, too")
-    if sys.stdout is None and not output:  # pyright: ignore[reportUnnecessaryComparison] - another file may have its number
-        raise ConfigurationError("events go to standard output, which is closed", hint="open it, or give --output")
+    _check_output(as_json=as_json, to_stdout=not (dry_run or output))
     summarize_failures()
     settings = read_settings()
     query = Query(
@@ -110,12 +115,13 @@ def replay(
         destination = Destination.from_settings(settings, os.environ, stop=stop)
         if wrapped_only and not destination.wrappers.applied:
             raise ConfigurationError("--wrapped-only, and JOBS_BACKUP_WRAPPERS names none that makes objects", hint="name it there")
-        chosen = map(str, (kind, since, until, source_id, workspace_id))
-        asked = msgspec.json.encode([*chosen, payload_only, limit, after, lists, wrapped_only])
-        target = (
-            OutputFile(output, f"{destination.location} {asked.decode()}", query) if output and not dry_run else Stdout(query, stop)
-        )
-        query = target.query
+        place = clean_prefix(settings.prefix) if lists else None
+        chosen = [destination.location, place, kind, since, until, source_id, workspace_id, lists, wrapped_only]
+        selection = msgspec.json.encode(chosen)
+        begin, query = read_cursor(after, selection, query) if after else ("", query)
+        asked = msgspec.json.encode([*chosen, payload_only, limit, after]).decode()
+        target = OutputFile(output, asked, query) if output and not dry_run else Stdout(query, stop)
+        begin, query = target.begin or begin, target.query
         found = Replay(
             destination,
             query,
@@ -126,32 +132,41 @@ def replay(
         )
         target.restore(found)
         try:
-            begin = "" if dry_run else target.begin or after
-            objects = (_listed if lists else _known)(settings, destination, query, begin)
-            selection = Selection(itertools.takewhile(lambda _: not stop.is_set(), objects))
+            each = (_listed if lists else _known)(settings, destination, query, "" if dry_run else begin)
+            objects = Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
         except JobsBackupError as error:
             _stop(error)
         if dry_run:
             if stop.is_set():
                 sys.exit(INCOMPLETE)
-            _tell_totals(selection, destination.location, as_json=as_json)
+            _tell_totals(objects, destination.location, as_json=as_json)
             return
         try:
-            found.run(selection, target.write, stop, lambda: target.reached(found), begin)
+            found.run(objects, target.write, stop, lambda: target.reached(found), begin)
         except JobsBackupError as error:
             problem = error
-        selection.close()
-    complete = found.finished and problem is None
-    if complete:
-        target.finish()
+        objects.close()
+    complete = found.finished and problem is None and not found.damaged
+    try:
+        (target.finish if complete else target.leave)()
+    except JobsBackupError as error:
+        problem, complete = problem or error, False
     seconds = time.monotonic() - began
+    cursor = write_cursor(found.cursor, selection, query) if found.cursor else ""
     if as_json:
-        _tell_json(found, seconds, complete=complete and not found.damaged)
-    _report(found, destination.location, seconds, problem, goes_on=output is not None)
+        _tell_json(found, cursor, seconds, complete=complete)
+    _report(found, cursor, destination.location, seconds, problem, target.part)
     if problem is not None:
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
     if found.damaged or stop.is_set():
         sys.exit(INCOMPLETE)
+
+
+def _check_output(*, as_json: bool, to_stdout: bool) -> None:
+    if as_json and to_stdout:
+        raise ConfigurationError("--json prints to standard output, as the events do", hint="give --dry-run or --output, too")
+    if to_stdout and not can_output():
+        raise ConfigurationError("events go to standard output, which is closed", hint="open it, or give --output")
 
 
 def _listed(settings: CoreSettings, destination: Destination, query: Query, begin: str) -> Iterator[Found]:
@@ -172,27 +187,27 @@ def _stop(error: JobsBackupError) -> NoReturn:
 def _tell_totals(selection: Selection, location: str, *, as_json: bool) -> None:
     objects, size, events = selection.totals()
     if as_json:
-        click.echo(msgspec.json.encode({"objects": objects, "bytes": size, "events": events}))
+        print_json({"objects": objects, "bytes": size, "events": events})
     else:
         known_events = "" if events is None else f", with up to {events:,} events"
-        click.echo(f"{objects:,} objects ({size:,} bytes{known_events}) in {location}")
+        click.echo(printable(f"{objects:,} objects ({size:,} bytes{known_events}) in {location}"))
 
 
-def _tell_json(found: Replay, seconds: float, *, complete: bool) -> None:
+def _tell_json(found: Replay, cursor: str, seconds: float, *, complete: bool) -> None:
     told = {
         "complete": complete,
         "events": found.events,
         "objects": found.objects,
         "bytes": found.bytes,
-        "after": found.cursor,
+        "after": cursor,
         "damaged": [one.key for one in found.damaged],
         "unwrapped": found.unwrapped,
         "seconds": round(seconds, 3),
     }
-    click.echo(msgspec.json.encode(told))
+    print_json(told)
 
 
-def _report(found: Replay, location: str, seconds: float, error: JobsBackupError | None, *, goes_on: bool) -> None:
+def _report(found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, part: Path | None) -> None:
     for one in found.damaged[:_REPORTED]:
         say(one.error.one_line(), "DamagedObject")
     if len(found.damaged) > _REPORTED:
@@ -202,7 +217,10 @@ def _report(found: Replay, location: str, seconds: float, error: JobsBackupError
     for format_, count in found.unwrapped.items():
         say(f"{count:,} of the objects have no .{format_}: they were recorded without it, or somebody else has written them")
     say(f"{found.events:,} events of {found.objects:,} objects ({found.bytes:,} bytes) from {location}; {seconds:.1f} s")
-    if goes_on and not found.finished:
-        say("this was not all: the same command goes on", "Incomplete")
-    elif (found.limited or not found.finished) and found.cursor:
-        say(f"this was not all: go on with --after '{found.cursor}'", "Incomplete")
+    if part is not None and found.damaged:
+        lacks = f"{part} lacks {len(found.damaged):,} objects"
+        say(f"{lacks}: repair them and run the same command again, or use the file as it is", "Incomplete")
+    elif part is not None and not found.finished:
+        say("this was not all: the same command resumes it", "Incomplete")
+    elif (found.limited or not found.finished) and cursor:
+        say(f"this was not all: resume with the same options and --after '{cursor}'", "Incomplete")

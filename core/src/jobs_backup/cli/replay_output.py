@@ -13,9 +13,9 @@ from typing import BinaryIO, Final
 import msgspec
 
 from jobs_backup.cli.output import Output
-from jobs_backup.errors import ConfigurationError, IntegrityError, JobsBackupError
+from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.fsync import sync_directory
-from jobs_backup.replay import Damaged, Query, Replay
+from jobs_backup.replay import Query, Replay
 
 _GRACE_SECONDS: Final = 1.0
 
@@ -34,6 +34,7 @@ class Stdout:
     """Standard output, and nothing that is kept for another run."""
 
     begin = ""
+    part = None
 
     def __init__(self, query: Query, stop: threading.Event) -> None:
         self.query = query
@@ -48,13 +49,15 @@ class Stdout:
     def finish(self) -> None:
         """Nothing to be done."""
 
+    def leave(self) -> None:
+        """Nothing to be done."""
+
 
 class _Position(msgspec.Struct):
     """How far a file has come: it has `size` bytes that count, of what `asked` and `query` are for, up to `after`.
 
     Attributes:
         events: in these bytes.
-        damaged: objects up to there that could not be given: key -> why.
         unwrapped: see `Replay`.
     """
 
@@ -63,24 +66,26 @@ class _Position(msgspec.Struct):
     after: str
     size: int
     events: int = 0
-    damaged: dict[str, str] = {}
     unwrapped: dict[str, int] = {}
 
 
 class OutputFile:
-    """A file that has its name when it is complete. Until then `.part`, and beside it how far it has come."""
+    """A file that gets its name once it is complete. Until then it is `.part`, and beside it is how far it has come.
+
+    From an object on that is damaged or missing, the position stays where it was: the same command tries that object again.
+    """
 
     def __init__(self, path: Path, asked: str, query: Query) -> None:
         self.query = query
         self._path = path
         self._asked = asked
-        self._part = path.with_name(path.name + ".part")
+        self.part = path.with_name(path.name + ".part")
         self._note = path.with_name(path.name + ".position")
         self.begin = ""
         self._refuse_to_replace()
         try:
             with ExitStack() as opened:
-                descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 self._file: BinaryIO = opened.enter_context(os.fdopen(descriptor, "r+b"))
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._refuse_to_replace()  # again: another process may just have finished it
@@ -92,9 +97,9 @@ class OutputFile:
                 self.begin = position.after
                 self.query = position.query  # "two hours ago" is what it was at the first run
         except BlockingIOError:
-            raise ConfigurationError(f"{self._part}: another process is writing it", hint="wait for its end") from None
+            raise ConfigurationError(f"{self.part}: another process is writing it", hint="wait for its end") from None
         except OSError as error:
-            raise ConfigurationError(f"{self._part}: {error.strerror}", hint="give another --output") from error
+            raise ConfigurationError(f"{self.part}: {error.strerror}", hint="give another --output") from error
 
     def _refuse_to_replace(self) -> None:
         if self._path.exists():
@@ -109,15 +114,14 @@ class OutputFile:
             return None
         if position.asked != self._asked:
             raise ConfigurationError(
-                f"{self._part} was begun for other events", hint=f"remove it and {self._note}, or give the same options as before"
+                f"{self.part} was begun for other events", hint=f"remove it and {self._note}, or give the same options as before"
             )
-        return position if self._part.stat().st_size >= position.size else None
+        return position if self.part.stat().st_size >= position.size else None
 
     def restore(self, replay: Replay) -> None:
         """The limit counts, and the summary tells, what earlier runs have given, too."""
         if self._position is not None:
             replay.events = self._position.events
-            replay.damaged = [Damaged(key, IntegrityError(why)) for key, why in self._position.damaged.items()]
             replay.unwrapped.update(self._position.unwrapped)
 
     def write(self, data: bytes) -> None:
@@ -129,19 +133,24 @@ class OutputFile:
     def finish(self) -> None:
         self._keep(self._finish)
 
+    def leave(self) -> None:
+        """Keep what was written, under the name that it has."""
+        self._keep(self._file.close)
+
     def _reach(self, replay: Replay) -> None:
+        if replay.damaged:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         new = self._note.with_name(self._note.name + ".new")
-        damaged = {one.key: one.error.one_line() for one in replay.damaged}
-        position = _Position(self._asked, self.query, replay.cursor, self._file.tell(), replay.events, damaged, replay.unwrapped)
+        position = _Position(self._asked, self.query, replay.cursor, self._file.tell(), replay.events, replay.unwrapped)
         new.write_bytes(msgspec.json.encode(position))
         new.replace(self._note)
 
     def _finish(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._part.replace(self._path)  # before others may have the lock
+        self.part.replace(self._path)  # before others may have the lock
         self._file.close()
         self._note.unlink(missing_ok=True)
         sync_directory(self._path.absolute().parent)
@@ -150,4 +159,4 @@ class OutputFile:
         try:
             step()
         except OSError as error:
-            raise Incomplete(f"{self._part}: {error.strerror}", hint="the same command goes on") from error
+            raise Incomplete(f"{self.part}: {error.strerror}", hint="the same command goes on") from error

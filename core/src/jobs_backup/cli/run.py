@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,10 +10,11 @@ import click
 
 from jobs_backup import encoding
 from jobs_backup.backup import Backup
-from jobs_backup.cli.intake import inputs_of, take_in
-from jobs_backup.cli.options import check_text, with_environment
+from jobs_backup.cli.intake import InputOptions, inputs_of, take_in
+from jobs_backup.cli.options import check_text, with_environment, with_input_options
 from jobs_backup.cli.output import Output
 from jobs_backup.cli.process import read_settings, summarize_failures
+from jobs_backup.cli.streams import can_output
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
@@ -25,15 +25,25 @@ from jobs_backup.spool.writer import Recording
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
 @click.option("--source-id", required=True, help="The source that the events come from; the first part of their keys.")
 @click.option("--workspace-id", help="The workspace that the source belongs to.  [default: JOBS_BACKUP_WORKSPACE_ID]")
-@click.option("--again", is_flag=True, help="Read files from their beginning, also where an earlier run has read them.")
+@with_input_options
 @click.option("--emit-ids", is_flag=True, help="Print the job id of each line as soon as it is durable, null where there is none.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
-def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again: bool, emit_ids: bool, as_json: bool) -> None:
-    """Back up FILES (or standard input): NDJSON, one event's payload a line, `.gz` too.
+def run(
+    files: tuple[Path, ...],
+    source_id: str,
+    workspace_id: str | None,
+    emit_ids: bool,
+    as_json: bool,
+    again: bool,
+    append_only: bool,
+    allow_rejects: bool,
+) -> None:
+    """Back up FILES (or standard input): NDJSON, one event's payload on each line; gzip and zstd as well.
 
-    Run again on the same file, it goes on where it was, however the last run ended. A line that is no JSON object,
-    or longer than 256 MiB, is put aside; a last line that is still being written is left for the next run.
+    Run it again on the same files, and it resumes where the last run ended, also where they were renamed, copied or compressed
+    meanwhile. A line that is not a JSON object, or is longer than 256 MiB, is rejected (exit code 3); a last line that is still
+    being written is left for the next run.
 
     \b
     Example:
@@ -45,7 +55,7 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         raise ConfigurationError("--source-id is empty", hint="say which source the events come from")
     if emit_ids and as_json:
         raise ConfigurationError("--emit-ids and --json both print to standard output", hint="give one of them")
-    if emit_ids and sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
+    if emit_ids and not can_output():
         raise ConfigurationError("--emit-ids prints to standard output, which is closed", hint="open it")
     inputs = inputs_of(files)
     summarize_failures()
@@ -60,7 +70,7 @@ def run(files: tuple[Path, ...], source_id: str, workspace_id: str | None, again
         lambda backup, _, stop: _Events(
             backup, stream, ids=Output(stop, backup.settings.shutdown_grace, _unprinted) if emit_ids else None
         ),
-        again=again,
+        options=InputOptions(again=again, append_only=append_only, allow_rejects=allow_rejects),
         as_json=as_json,
         is_measured=True,
     )

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import click
-import msgspec
 
-from jobs_backup.cli.options import printable, with_environment
+from jobs_backup.cli.options import with_environment
+from jobs_backup.cli.streams import print_json
 from jobs_backup.core_settings import CoreSettings
+from jobs_backup.logs import printable
 from jobs_backup.spool.status import DestinationStatus, ProcessStatus, Status, StreamStatus, read_status
 from jobs_backup.values import Duration
 
@@ -34,7 +35,7 @@ def status(as_json: bool) -> None:
     """
     found = read_status(CoreSettings.find_spool(os.environ), upload_frequency=_upload_frequency())
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        print_json(found)
         return
     for line in _lines(found):
         plain = printable(line)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final, Literal
-
-import click
-import msgspec
+from typing import Any, Final, Literal, NamedTuple
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import INCOMPLETE, printable, say
+from jobs_backup.cli.options import INCOMPLETE, REJECTED, say
 from jobs_backup.cli.progress import Progress
+from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.spool import Waiting, WaitingDeletes
 
@@ -22,6 +20,14 @@ Counted = Literal["events", "ids", "failures"]
 _COUNTED: Final = {"events": "events recorded", "ids": "job ids read", "failures": "failures recorded"}
 _LOOK: Final = 0.1
 _REPORTED: Final = 20
+
+
+class Unfinished(NamedTuple):
+    """A last line whose end was not written yet."""
+
+    input: str
+    line: int
+    bytes: int
 
 
 class Summary:
@@ -36,6 +42,7 @@ class Summary:
         self.count = 0
         self.rejected = 0
         self.rejects: list[Path] = []
+        self.unfinished: list[Unfinished] = []
         self.resumed = False
         self.problems: list[JobsBackupError] = []
         self._unknown = 0
@@ -112,16 +119,22 @@ class Summary:
             )
         self._open_uploads = self._backup.spool.uploads.waiting()
 
-    def show(self, *, as_json: bool, interrupted: bool) -> int:
+    def show(self, *, as_json: bool, interrupted: bool, allow_rejects: bool = False) -> int:
         """Print it. Returns the exit code."""
         # What was acknowledged is so, whatever others have still to send.
         waits = bool(self._waiting) and self._counted != "ids"
         complete = not waits and not self.problems and not interrupted
         if as_json:
-            click.echo(msgspec.json.encode(self._as_dict(complete=complete)))
+            try:
+                print_json(self._as_dict(complete=complete))
+            except JobsBackupError as error:
+                say(error.one_line(), error.code)
+                return INCOMPLETE
         else:
             self._print(interrupted=interrupted)
-        return 0 if complete else INCOMPLETE
+        if not complete:
+            return INCOMPLETE
+        return REJECTED if self.rejected and not allow_rejects else 0
 
     def _as_dict(self, *, complete: bool) -> dict[str, Any]:
         archiver = self._backup.archiver
@@ -133,7 +146,8 @@ class Summary:
             **({"unknown": self._unknown} if self._counted == "ids" else {}),
             "resumed": self.resumed,
             "rejected": self.rejected,
-            "rejects": [printable(str(path)) for path in self.rejects],
+            "rejects": [str(path) for path in self.rejects],
+            "unfinished": [one._asdict() for one in self.unfinished],
             "objects": sent.objects if sent else 0,
             "stored_events": sent.events if sent else 0,
             "stored_bytes": sent.bytes if sent else 0,
@@ -143,7 +157,7 @@ class Summary:
             "open_elsewhere": self._open_elsewhere,
             "waiting_deletes": self._deletes,
             "open_uploads": [{"key": key, "error": error, "hint": hint} for key, error, hint in self._open_uploads],
-            "problems": [printable(f"{one.one_line()} [{one.code}]") for one in self.problems],
+            "problems": [f"{one.one_line()} [{one.code}]" for one in self.problems],
         }
 
     def _print(self, *, interrupted: bool) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 
 from jobs_backup.backup import Backup
 from jobs_backup.cli.ndjson import Input
+from jobs_backup.logs import printable
 
 
 class Terminal:
@@ -50,7 +51,7 @@ class Terminal:
         """See `Progress`."""
         if self._archiver is not None:
             sent, error = self._archiver.sent, self._archiver.paused
-            note = f"waiting: {error}" if error else ""
+            note = printable(f"waiting: {error}") if error else ""
             self._bars.update(self._stored, completed=sent.bytes, count=sent.objects, note=note)
 
     def __enter__(self) -> Self:

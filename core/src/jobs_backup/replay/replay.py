@@ -46,7 +46,7 @@ class Replay:
     Attributes:
         events: that were given.
         objects, bytes: that were read.
-        cursor: where to go on, as `KEY` or `KEY:LINES`: everything up to there was given. Empty at the beginning.
+        cursor: the place to resume from, as `KEY` or `KEY:LINES`: everything up to there was given. Empty at the beginning.
         damaged: what could not be given.
         unwrapped: format of an active wrapper -> how many of the objects were made without it.
         finished: whether all was given that was asked for.
@@ -93,7 +93,7 @@ class Replay:
         """Write lines, in blocks of about a MiB, until the end, the limit, or `stop` is set; `done` is called behind each object.
 
         Raises:
-            ConfigurationError: `after` is no cursor of this selection.
+            ConfigurationError: `after` is not a place in this selection.
             StorageError: nothing can be read. What was given until then is told by `cursor`.
         """
         key, lines = split_cursor(after)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
 from jobs_backup.destination import Destination
-from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, SpoolError
-from jobs_backup.layout import ENDING, safe_id
+from jobs_backup.layout import FAILED, ParsedKey, parse_key, safe_id
 from jobs_backup.model import Kind
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.overview import StoredObject
@@ -23,21 +20,9 @@ from jobs_backup.spool.status import look
 
 _PAGE: Final = 1000
 _SECOND: Final = 1_000_000
-_DAY: Final = 86_400 * _SECOND
 _NEVER: Final = 1 << 62
-_LAST: Final = microseconds(datetime.max.replace(tzinfo=UTC))
 _SLACK: Final = 300 * _SECOND
 """Threads record at the same time, and clocks are set back: some events of an object may lie a little outside of its times."""
-_FAILED: Final = "rudder-proc-err-logs"
-_SUFFIX: Final = rf"(\.json\.(gz|zst){ENDING}|\.(gz|zst))"
-_RAW_KEY: Final = re.compile(
-    r"(?P<source>[^/]+)/gw/\d{4}-\d\d-\d\d/\d{1,2}/[^/]+/(?P<first>\d+)_(?P<last>\d+)_(?P<workspace>[^/]*)_[^/_.]+"
-    rf"{_SUFFIX}"
-)
-_FAILED_KEY: Final = re.compile(
-    rf"{_FAILED}/\d\d-\d\d-\d{{4}}/(?P<first>\d+)\.[^/]+\.(?P<job>\d+)-\d+\.[0-9a-f-]{{32,36}}(\.(?!json\.\w+$)(?P<workspace>[^/]*?))?"
-    rf"{_SUFFIX}"
-)
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,61 +156,51 @@ def _bounds(first: int, last: int) -> tuple[int, int]:
 
 
 def listed(destination: Destination, prefix: str, query: Query, after: str = "") -> Iterator[Found]:
-    """The objects of a query that stand in the bucket, as far as their keys tell: RudderStack's, too.
+    """The objects of a query that are in the bucket, as far as their keys tell: RudderStack's, too.
 
-    Of raw events those of other times are left out. A failure's key tells when its object was made, not when its events were.
-    Keys tell whole seconds: of objects that begin in the same one, those that end first come first, else the order of the keys
-    decides (of failures that of the first job ids). With a source and a time, objects are missed that last longer than a day.
+    All keys of the source are looked at, whatever time is asked for: the day in a key is that of its first event alone. Raw
+    objects whose first and last event are both of other times are left out. The key of a failure tells when its object was made,
+    not when its events were. Keys tell whole seconds: of objects that begin in the same one, those that end first come first,
+    then the order of the keys decides (of failures that of the first job ids).
 
     The object of the cursor `after` comes, too, so that its place is known: it may have been deleted since it was read.
 
     Raises:
-        PermissionDenied: the right to list is missing.
+        PermissionDenied: the permission to list is missing.
     """
     below = f"{prefix}/" if prefix else ""
-    pattern = _RAW_KEY if query.kind is Kind.RAW else _FAILED_KEY
-    if after and (match := pattern.fullmatch(split_cursor(after)[0].removeprefix(below))) is not None:
-        yield _of_key(query.kind, match, split_cursor(after)[0], 0)
-    where, begin, behind = f"{below}{_FAILED}/", "", ""
-    if query.kind is Kind.RAW:
-        where = below
-        if query.source_id is not None:
-            where = f"{below}{safe_id(query.source_id)}/gw/"
-            # An object lies where its first event does, which may be the day before.
-            begin = where + _day(query.since - _DAY) if query.since is not None else ""
-            behind = where + _day(query.until + _SLACK) + "~" if query.until is not None else ""
-    token: str | None = begin
+    where = f"{below}{FAILED}/" if query.kind is Kind.FAILED else below
+    if query.kind is Kind.RAW and query.source_id is not None:
+        where = f"{below}{safe_id(query.source_id)}/gw/"
+    if after and (place := parse_key(split_cursor(after)[0], prefix)) is not None and place.kind is query.kind:
+        yield _of_key(place, split_cursor(after)[0], 0)
+    token: str | None = ""
     while token is not None:
         page = destination.list(where, token)
         for one in page.objects:
-            if behind and one.key > behind:
-                return
-            match = pattern.fullmatch(one.key.removeprefix(below))
-            if match is not None and _is_wanted(match, query):
-                yield _of_key(query.kind, match, one.key, one.size)
+            parsed = parse_key(one.key, prefix)
+            if parsed is not None and _is_wanted(parsed, query):
+                yield _of_key(parsed, one.key, one.size)
         token = page.after
 
 
-def _of_key(kind: Kind, match: re.Match[str], key: str, size: int) -> Found:
-    first = int(match["first"]) * _SECOND
-    if kind is Kind.FAILED:
-        return Found(first, int(match["job"]), key, _NEVER, size, None, None)
-    return Found(first, int(match["last"]), key, (int(match["last"]) + 1) * _SECOND, size, None, None)
+def _of_key(parsed: ParsedKey, key: str, size: int) -> Found:
+    first = parsed.first * _SECOND
+    if parsed.last is None:
+        return Found(first, parsed.first_job or 0, key, _NEVER, size, None, None)
+    return Found(first, parsed.last, key, (parsed.last + 1) * _SECOND, size, None, None)
 
 
-def _is_wanted(match: re.Match[str], query: Query) -> bool:
-    if query.workspace_id is not None and match["workspace"] not in (None, safe_id(query.workspace_id)):
+def _is_wanted(parsed: ParsedKey, query: Query) -> bool:
+    if parsed.kind is not query.kind:
         return False
-    if query.kind is Kind.FAILED:
+    if query.workspace_id is not None and parsed.workspace not in (None, safe_id(query.workspace_id)):
+        return False
+    if parsed.last is None:
         return True
-    if query.source_id is not None and match["source"] != safe_id(query.source_id):
+    if query.source_id is not None and parsed.source != safe_id(query.source_id):
         return False
-    return not _is_outside(query, int(match["first"]) * _SECOND, (int(match["last"]) + 1) * _SECOND)
-
-
-def _day(at: int) -> str:
-    # Before 1970 there are none, and not every number of seconds has a date.
-    return datetime.fromtimestamp(min(max(at, 0), _LAST) // _SECOND, UTC).date().isoformat()
+    return not _is_outside(query, parsed.first * _SECOND, (parsed.last + 1) * _SECOND)
 
 
 def split_cursor(cursor: str) -> tuple[str, int | None]:

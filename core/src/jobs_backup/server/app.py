@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import re
-import secrets
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -18,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from jobs_backup import monitoring
 from jobs_backup.async_backup import AsyncBackup
@@ -27,27 +24,36 @@ from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError
 from jobs_backup.failures import FailureRecord, parse_failure
 from jobs_backup.jobs import job_id
 from jobs_backup.recordings import raw_stream
-from jobs_backup.server import answers, openapi, payloads
+from jobs_backup.server import answers, bodies, openapi, payloads
 from jobs_backup.server.access import Access, Caller
+from jobs_backup.server.answering import Answering, request_id, share_of
 from jobs_backup.server.answers import Refused
-from jobs_backup.server.limits import Bodies, Rate
+from jobs_backup.server.bodies import Body
+from jobs_backup.server.limits import Rate
+from jobs_backup.server.memory import Memory, Share
 from jobs_backup.server.openapi import RUDDER_TYPES, Acknowledged, Recorded, Reported
 from jobs_backup.server.requests import Requests
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.spool.status import read_status
+from jobs_backup.spool.writer import Recording
 
 T = TypeVar("T")
 log: Final = logging.getLogger(__name__)
 
-_LARGE: Final = 64 << 10
-"""Bytes. To go through more takes long enough to be left to a thread."""
 _ANSWER_SECONDS: Final = 60.0
 """For committing, and for the answer to be taken; who does not read it must not keep a connection for ever."""
-_REPORTING_THREADS: Final = 2
-_PATHS: Final = frozenset(openapi.PATHS)
+_THREADS: Final = 2
+_MAX_ERROR: Final = 256 << 10
+"""Bytes of a failure's error, which is taken apart: it takes up to twenty times as many meanwhile."""
 _AS_STRING: Final = "send ids as recording has answered them, as strings: many languages can't hold such numbers exactly"
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _id: Final = msgspec.json.Decoder(str).decode
+
+
+class _ErrorOf(msgspec.Struct):
+    error: msgspec.Raw = msgspec.Raw(b"")
+
+
+_error_of: Final = msgspec.json.Decoder(_ErrorOf).decode
 
 
 class App:
@@ -57,14 +63,16 @@ class App:
         self._backup = backup
         self._async = AsyncBackup.of(backup)
         self._access = access
-        self._bodies = Bodies(settings)
+        self._settings = settings
+        self._memory = Memory(settings.max_pending)
         self._rate = Rate(settings.rate)
         self._max_events = settings.max_events
         self._is_stopping = is_stopping
         self._timeout = settings.read_timeout + _ANSWER_SECONDS
         self._document = openapi.document(settings)
-        # Of their own: many failures take long, and probes share the other threads.
-        self._reporting = ThreadPoolExecutor(_REPORTING_THREADS, thread_name_prefix="jobs-backup-failures")
+        # Of their own: large bodies and many failures take long, and probes share the other threads.
+        self._parsing = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-bodies")
+        self._reporting = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-failures")
 
     async def __aenter__(self) -> ASGIApp:
         """The ASGI application, for as long as the block runs. What it counts is among the metrics of the Backup."""
@@ -92,9 +100,10 @@ class App:
             Exception: _of_unexpected,
         }
         inner = Starlette(routes=routes, exception_handlers=handlers)
-        return _Answering(inner, requests, timeout=self._timeout)
+        return Answering(inner, requests, self._memory, timeout=self._timeout)
 
     async def __aexit__(self, *_: object) -> None:
+        self._parsing.shutdown(wait=False)
         self._reporting.shutdown(wait=False)
         await self._async.close()
 
@@ -111,37 +120,42 @@ class App:
             hint = "leave workspace_id out, or authenticate with a bearer token"
             raise Refused(403, "Forbidden", "a write key is of no workspace", hint=hint)
         type_ = payloads.media_type(request.headers.get("content-type", ""))
-        async with self._bodies.read(request) as body:
-            events = await self._work(body, lambda: payloads.parts(body, type_, self._max_events))
-            return answers.json(await self._record(caller, caller.source_id or given, workspace_id, events, len(body)))
+        stream = raw_stream(workspace_id, caller.source_id or given)
+
+        def read(body: Body, share: Share) -> Recording:
+            return payloads.recording(stream, payloads.parts(body.read(), type_, self._max_events, share), share)
+
+        return await self._record(caller, await self._read(request, read))
 
     async def _rudder(self, request: Request, type_: str) -> Response:
         caller = self._access.source(request.headers)
         payloads.media_type(request.headers.get("content-type", payloads.JSON))
-        async with self._bodies.read(request) as body:
-            events = await self._work(
-                body,
-                lambda: payloads.batch(body, self._max_events) if type_ == "batch" else [payloads.typed(body, type_)],
-            )
-            return answers.json(await self._record(caller, caller.source_id or "", "", events, len(body)))
+        stream = raw_stream("", caller.source_id or "")
 
-    async def _record(self, caller: Caller, source_id: str, workspace_id: str, events: list[bytes], size: int) -> Recorded:
-        self._check_count(caller, events, "events")
-        stream = raw_stream(workspace_id, source_id)
-        make = functools.partial(payloads.recording, stream, events)
-        recording = make() if size <= _LARGE else await asyncio.to_thread(make)
+        def read(body: Body, share: Share) -> Recording:
+            if type_ == "batch":
+                return payloads.recording(stream, payloads.batch(body.read(), self._max_events, share), share)
+            return payloads.recording(stream, [payloads.typed(body.read(), type_)], share)
+
+        return await self._record(caller, await self._read(request, read))
+
+    async def _record(self, caller: Caller, recording: Recording) -> Response:
+        self._rate.take(caller.name, len(recording.lines))
         if not recording.lines:
-            return Recorded(jobs=[])
+            return answers.json(Recorded(jobs=[]))
         await self._async.keep(recording)
-        return Recorded(jobs=list(map(str, recording.ids())))
+        return answers.json(Recorded(jobs=list(map(str, recording.ids()))))
 
     async def _delivered(self, request: Request) -> Response:
         caller = self._access.everything(request.headers)
         type_ = payloads.media_type(request.headers.get("content-type", ""))
-        async with self._bodies.read(request) as body:
-            ids = await self._work(body, lambda: _each(payloads.parts(body, type_, self._max_events), _job))
-            self._check_count(caller, ids, "job ids")
-            ids = list(dict.fromkeys(ids))  # one that is told twice counts once
+
+        def read(body: Body, share: Share) -> list[int]:
+            return _each(payloads.ids(body.read(), type_, self._max_events, share), _job)
+
+        ids = await self._read(request, read)
+        self._rate.take(caller.name, len(ids))
+        ids = list(dict.fromkeys(ids))  # one that is told twice counts once
         try:
             await self._async.delivered(ids)
         except UnknownJob as error:
@@ -159,16 +173,20 @@ class App:
     async def _failures(self, request: Request) -> Response:
         caller = self._access.everything(request.headers)
         type_ = payloads.media_type(request.headers.get("content-type", ""))
-        async with self._bodies.read(request) as body:
-            told = await self._work(body, lambda: payloads.parts(body, type_, self._max_events))
-            self._check_count(caller, told, "failures")
-            await asyncio.get_running_loop().run_in_executor(self._reporting, self._report, told)
+
+        def read(body: Body, share: Share) -> list[bytes]:
+            return list(payloads.parts(body.read(), type_, self._max_events, share))
+
+        told = await self._read(request, read)
+        self._rate.take(caller.name, len(told))
+        await asyncio.get_running_loop().run_in_executor(self._reporting, self._report, told)
         return answers.json(Reported(failures=len(told)))
 
     def _report(self, told: Sequence[bytes]) -> None:
         """All of them, or none."""
 
         def record(one: bytes) -> FailureRecord:
+            _check_error(one)
             failure = parse_failure(one)
             if isinstance(failure.job, int):
                 raise InvalidEvent("jobId is a number", hint=_AS_STRING)
@@ -202,73 +220,29 @@ class App:
     async def _openapi(self, _request: Request) -> Response:
         return answers.json(self._document)
 
-    async def _work(self, body: bytes, work: Callable[[], T]) -> T:
-        return work() if len(body) <= _LARGE else await asyncio.to_thread(work)
-
-    def _check_count(self, caller: Caller, some: Sequence[object], what: str) -> None:
-        if len(some) > self._max_events:
-            hint = "send fewer at once; the server's JOBS_BACKUP_SERVER_MAX_EVENTS"
-            raise Refused(413, "TooLarge", f"{len(some):,} {what}, and a request may have {self._max_events:,}", hint=hint)
-        self._rate.take(caller.name, len(some))
-
-
-class _Answering:
-    """Around the application: a request's id, the time that it may take, a count, and a line in the log."""
-
-    def __init__(self, app: ASGIApp, requests: Requests, *, timeout: float) -> None:
-        self._app = app
-        self._requests = requests
-        self._timeout = timeout
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun, status = time.monotonic(), 0
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        scope["state"] = {"request_id": request_id}
-
-        async def answer(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._app(scope, receive, answer)
-        except TimeoutError:
-            if status:
-                raise  # somebody does not read the answer: the connection is cut
-            hint = "send it again: it may have been recorded, or not"
-            error = Refused(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
-            await answers.of_error(error, request_id)(scope, receive, answer)
-        finally:
-            seconds = time.monotonic() - begun
-            path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is asked for
-            status = 0 if "is_gone" in scope["state"] else status
-            self._requests.add(path, status, seconds)
-            fields = {"request_id": request_id, "method": scope["method"], "path": path, "status": status, "seconds": seconds}
-            log.info("%(method)s %(path)s: %(status)d in %(seconds).4f s, request %(request_id)s", fields, extra=fields)
-
-
-def _request_id(request: Request) -> str:
-    return str(request.state.request_id)
+    async def _read(self, request: Request, read: Callable[[Body, Share], T]) -> T:
+        """What is in the body of a request. What it takes of the memory counts until the request is answered."""
+        share = share_of(request.scope)
+        body = await bodies.receive(request, share, self._settings)
+        if not body.is_large:
+            return read(body, share)
+        return await asyncio.get_running_loop().run_in_executor(self._parsing, read, body, share)
 
 
 async def _of_error(request: Request, error: JobsBackupError) -> Response:
-    return answers.of_error(error, _request_id(request))
+    return answers.of_error(error, request_id(request.scope))
 
 
 async def _of_unexpected(request: Request, error: Exception) -> Response:
-    log.error("%s failed unexpectedly, request %s", request.url.path, _request_id(request), exc_info=error)
-    return answers.of_error(StorageError("the server failed unexpectedly: see its log"), _request_id(request))
+    log.error("%s failed unexpectedly, request %s", request.url.path, request_id(request.scope), exc_info=error)
+    return answers.of_error(StorageError("the server failed unexpectedly: see its log"), request_id(request.scope))
 
 
 async def _of_http_exception(request: Request, error: HTTPException) -> Response:
     """What Starlette itself refuses: a path or a method that is none."""
     code = "NotFound" if error.status_code == 404 else "BadRequest"
     refused = Refused(error.status_code, code, error.detail, hint="see /openapi.json", headers=error.headers or {})
-    return answers.of_error(refused, _request_id(request))
+    return answers.of_error(refused, request_id(request.scope))
 
 
 async def _of_disconnect(request: Request, _error: ClientDisconnect) -> Response:
@@ -288,7 +262,17 @@ def _named(request: Request, name: str) -> str:
     return text
 
 
-def _each(parts: Sequence[bytes], read: Callable[[bytes], T]) -> list[T]:
+def _check_error(failure: bytes) -> None:
+    """Raises Refused (413)."""
+    try:
+        size = len(bytes(_error_of(failure).error))
+    except (msgspec.DecodeError, RecursionError):
+        return  # which is told when it is parsed
+    if size > _MAX_ERROR:
+        raise Refused(413, "TooLarge", f"the error of a failure has more than {_MAX_ERROR:,} bytes", hint="shorten it")
+
+
+def _each(parts: Iterable[bytes], read: Callable[[bytes], T]) -> list[T]:
     """Raises what `read` raises, with the place of the one that is wrong."""
     found: list[T] = []
     for index, part in enumerate(parts):

@@ -81,7 +81,7 @@ _JOB: Final[dict[str, Any]] = {
     "title": "Job",
     "description": "The id of an event that was recorded. A string, since it exceeds 2^53, up to which numbers are exact.",
     "type": "string",
-    "pattern": "^([0-8][0-9]{0,18}|9[0-9]{0,17})$",
+    "pattern": "^[0-9]{1,38}$",
 }
 _TIME: Final = r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?Z$"
 """The form of RFC 3339 that every tool takes: a time in UTC."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -11,17 +13,32 @@ from jobs_backup import encoding
 from jobs_backup.errors import InvalidEvent
 from jobs_backup.model import Stream
 from jobs_backup.server.answers import Refused
+from jobs_backup.server.memory import MEMBER_BYTES, Share
 from jobs_backup.spool.writer import Recording
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 _TYPES: Final = {JSON: JSON, NDJSON: NDJSON, "application/ndjson": NDJSON, "application/jsonl": NDJSON}
 _SPACE: Final = b" \t\r\n"
-_SURPLUS: Final = 64
-"""Commas (or lines) for each event that is allowed; a body with more is counted before it is taken apart."""
-_TOKENS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
+_LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*")
+_ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
+_CHARGED_AT_ONCE: Final = 1 << 20
+_counted: Final = threading.local()
 
 _array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class _Member(msgspec.Struct, frozen=True):
+    """An object that is counted, and dropped: all of them are equal, so that a set has one."""
+
+    def __post_init__(self) -> None:
+        _counted.members += 1
+        if _counted.members > _counted.most:
+            raise _too_many(_counted.most)
+
+
+class _BatchOfMembers(msgspec.Struct):
+    batch: frozenset[_Member]
 
 
 class _Batch(msgspec.Struct):
@@ -34,6 +51,8 @@ class _Typed(msgspec.Struct):
     type: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+_count_array: Final = msgspec.json.Decoder(frozenset[_Member]).decode
+_count_batch: Final = msgspec.json.Decoder(_BatchOfMembers).decode
 _batch: Final = msgspec.json.Decoder(_Batch).decode
 _typed: Final = msgspec.json.Decoder(_Typed).decode
 
@@ -47,43 +66,63 @@ def media_type(header: str) -> str:
     return _TYPES[name]
 
 
-def parts(body: bytes, type_: str, most: int) -> list[bytes]:
-    """The members of an array, or the only object; of NDJSON, its lines but those that are empty.
+def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
+    """The members of an array of objects, or the only object; of NDJSON, its lines but those that are empty.
 
     Raises:
         InvalidEvent: it is neither.
-        Refused: 413: there are so many more than `most` that taking them apart would take a multiple of the body's memory.
+        Refused: 413: there are more than `most`, and they are counted before they are taken apart; 503: too much is in memory.
     """
     if type_ == NDJSON:
-        if body.count(b"\n") > _SURPLUS * most:
+        yield from _lines(body, most, share)
+    elif _ARRAY.match(body):
+        _check_count(_count_array, body, most, share)
+        yield from map(bytes, _decoded(_array, body))
+    else:
+        yield body
+
+
+def ids(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
+    """The job ids of an array, or of the lines of NDJSON, as JSON. Raises as `parts`."""
+    if type_ == NDJSON:
+        yield from _lines(body, most, share)
+    else:
+        if (members := body.count(b",") + 1) > most:  # there are no commas within an id
             raise _too_many(most)
-        return [line for line in body.split(b"\n") if line.strip(_SPACE)]
-    if body.lstrip(_SPACE)[:1] == b"[":
-        _check_members(body, most, depth=1)
-        return [bytes(one) for one in _decoded(_array, body)]
-    return [body]
+        _charge(share, body, members)
+        yield from map(bytes, _decoded(_array, body))
 
 
-def batch(body: bytes, most: int) -> list[bytes]:
+def batch(body: bytes, most: int, share: Share) -> Iterator[bytes]:
     """The events of RudderStack's `/v1/batch`. Raises as `parts`."""
-    _check_members(body, most, depth=2)
-    return [bytes(one) for one in _decoded(_batch, body).batch]
+    _check_count(_count_batch, body, most, share)
+    yield from map(bytes, _decoded(_batch, body).batch)
 
 
-def _check_members(body: bytes, most: int, *, depth: int) -> None:
-    """Count the members of an array so many brackets deep, in a body whose commas make it look as if there were far too many."""
-    if body.count(b",") <= _SURPLUS * most:
-        return
-    members, level = 1, 0
-    for token in _TOKENS.finditer(body):
-        if token[0] in (b"[", b"{"):
-            level += 1
-        elif token[0] in (b"]", b"}"):
-            level -= 1
-        elif token[0] == b"," and level == depth:
-            members += 1
-            if members > most:
-                raise _too_many(most)
+def _lines(body: bytes, most: int, share: Share) -> Iterator[bytes]:
+    _charge(share, body, min(body.count(b"\n") + 1, most))
+    for index, line in enumerate(_LINE.finditer(body)):
+        if index == most:
+            raise _too_many(most)
+        yield line[0]
+
+
+def _check_count(count: Callable[[bytes], Any], body: bytes, most: int, share: Share) -> None:
+    """Raises Refused, or InvalidEvent, whose `index` is the place of the one that is no object."""
+    members = body.count(b",") + 1
+    if members > most:  # or they are commas within
+        _counted.members, _counted.most = 0, most
+        try:
+            _decoded(count, body)
+        except InvalidEvent as error:
+            error.index = _counted.members
+            raise
+        members = _counted.members
+    _charge(share, body, members)
+
+
+def _charge(share: Share, body: bytes, members: int) -> None:
+    share.need(2 * len(body) + members * MEMBER_BYTES)
 
 
 def _too_many(most: int) -> Refused:
@@ -100,17 +139,29 @@ def typed(event: bytes, type_: str) -> bytes:
     return b'{"type":"%b"%b%b' % (type_.encode(), b"" if rest[:1] == b"}" else b",", rest)
 
 
-def recording(stream: Stream, payloads: list[bytes]) -> Recording:
-    """The payloads as lines. Raises InvalidEvent, whose `index` is the place of the one that is wrong."""
+def recording(stream: Stream, payloads: Iterable[bytes], share: Share) -> Recording:
+    """The payloads as lines.
+
+    Raises:
+        InvalidEvent: one of them is wrong; its `index` is the place of it.
+        Refused: 503: too much is in memory.
+    """
     at = encoding.now()
     text = encoding.timestamp(at)
     lines: list[bytes] = []
+    size = charged = 0
     for index, payload in enumerate(payloads):
         try:
-            lines.append(encoding.raw_line(payload, text))
+            line = encoding.raw_line(payload, text)
         except InvalidEvent as error:
             error.index = index
             raise
+        lines.append(line)
+        size += len(payload) + len(line) + MEMBER_BYTES
+        if size >= charged:
+            share.need(size)
+            charged = size + _CHARGED_AT_ONCE
+    share.need(size)
     return Recording(stream, lines, first_at=at, last_at=at)
 
 

@@ -47,7 +47,8 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
         Size,
         Variable(
             "JOBS_BACKUP_SERVER_MAX_PENDING",
-            "Bytes of bodies that may be in memory at once. Requests that come beyond it are told to come again (503).",
+            "Memory for requests in flight: bodies, what is made of them, and answers. Requests beyond it are told to come again"
+            " (503).",
             minimum=1,
         ),
     ] = Size.parse("128MiB")
@@ -65,7 +66,7 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
     ] = None
     read_timeout: Annotated[
         Duration,
-        Variable("JOBS_BACKUP_SERVER_READ_TIMEOUT", "So long may a request take to arrive, head and body.", minimum=0.1),
+        Variable("JOBS_BACKUP_SERVER_READ_TIMEOUT", "Maximum time for a request's head to arrive, and for its body.", minimum=0.1),
     ] = Duration(30)
     tls_certificate: Annotated[
         Path | None,

@@ -411,7 +411,8 @@ class BlobFiles:
             for left in self._paths(blobs.name):
                 left.unlink(missing_ok=True)
             copy.chmod(0o600)
-            sync_file(copy)
+            with copy.open("rb") as file:
+                sync_file(file.fileno())
             copy.rename(path)
             sync_directory(self._directory)
 

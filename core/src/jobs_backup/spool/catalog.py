@@ -24,7 +24,7 @@ _SELECT_ROW: Final = (
 )
 _SEAL: Final = (
     "UPDATE batches SET state='sealed', jobs=max(jobs, ?), events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?,"
-    " key=?, made=''"
+    " key=?, made='', is_doubted=0"
 )
 
 
@@ -129,10 +129,10 @@ class Catalog:
         return int(row[0])
 
     @reads
-    def position(self, db: sqlite3.Connection, source: str) -> InputPosition | None:
-        """How far an input was read by the sessions that have ended."""
-        row = db.execute("SELECT input, at, position FROM positions WHERE input=?", (source,)).fetchone()
-        return InputPosition(*row) if row else None
+    def positions(self, db: sqlite3.Connection, prefix: str) -> list[InputPosition]:
+        """How far the inputs were read whose ids begin with `prefix`, by the sessions that have ended."""
+        rows = db.execute("SELECT input, at, position FROM positions WHERE input>=? AND input<?", (prefix, f"{prefix}\U0010ffff"))
+        return [InputPosition(*row) for row in rows]
 
     # Batches
 
@@ -247,6 +247,17 @@ class Catalog:
         """Note what the wrappers make of a batch, at the first time. False if it was something else then."""
         db.execute("UPDATE batches SET made=? WHERE id=? AND made=''", (made, batch))
         return bool(db.execute("SELECT made=? FROM batches WHERE id=?", (made, batch)).fetchone()[0])
+
+    @writes
+    def doubt(self, db: sqlite3.Connection, key: str) -> None:
+        """Note that the store may hold other bytes under the key of a sealed batch. Sealing it anew, under another key, ends it."""
+        db.execute("UPDATE batches SET is_doubted=1 WHERE key=? AND state='sealed'", (key,))
+
+    @reads
+    def is_doubted(self, db: sqlite3.Connection, key: str) -> bool:
+        """Whether that was noted."""
+        found = db.execute("SELECT is_doubted FROM batches WHERE key=? AND state='sealed'", (key,)).fetchone()
+        return found is not None and bool(found[0])
 
     @writes
     def skipped(self, db: sqlite3.Connection, batch: int) -> None:

@@ -30,8 +30,6 @@ READER_BUSY_SECONDS: Final = 1.0
 _FORK_SECONDS: Final = 60.0
 """How long a fork waits for transactions that are under way."""
 _OLDEST: Final = (3, 37)  # STRICT tables; RETURNING is older
-_MAX_PATH: Final = 500
-"""Bytes. SQLite's limit is 512, for the path with the ending of the log."""
 _SYNCHRONOUS: Final = {"full": "FULL", "process": "NORMAL"}  # in WAL mode, NORMAL does not wait for the disk at a commit
 _FILES: Final = ("", "-wal", "-shm")
 
@@ -282,9 +280,9 @@ class Database:
         )
         with database_errors(path):
             # Not by SQLite: another process may have removed a file that was drained, and it shall not come back empty.
-            if create and not path.exists():
+            if create:
                 path.touch(mode=0o600)
-                sync_directory(path.parent)
+                sync_directory(path.parent)  # also where it is there: whoever made it may have died before it was durable
         try:
             self.write(functools.partial(_create, path, schema, version, upgrades, additions))
             self._connection.prepare("PRAGMA foreign_keys=ON")  # not before: an upgrade makes tables anew
@@ -536,8 +534,6 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
 
 def _why_not_opened(path: Path) -> tuple[str, str] | None:
     """What keeps SQLite from opening a file, which it does not tell: (why, what to do)."""
-    if len(os.fsencode(path.absolute())) > _MAX_PATH:
-        return f"its path has more than {_MAX_PATH} bytes", "set JOBS_BACKUP_SPOOL_DIR to a shorter path"
     try:
         os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         if os.statvfs(path.parent).f_files and not os.statvfs(path.parent).f_favail:

@@ -18,6 +18,7 @@ from jobs_backup.spool.clock import Clock
 from jobs_backup.spool.database import Database, reads, writes
 from jobs_backup.spool.job_set import (
     INDEX_BITS,
+    LOCAL_BITS,
     SEGMENT_BITS,
     JobSet,
     batch_of,
@@ -305,6 +306,8 @@ def _find(db: sqlite3.Connection, epoch: int, batch: int, end: int, end_of: EndO
 
     Nothing of it changes before the transaction ends.
     """
+    if epoch >> LOCAL_BITS:
+        return None  # no spool has ever given such an id
     row = db.execute(
         "SELECT state, workspace_id, source_id, jobs, blobs FROM batches WHERE id=? AND epoch=? AND kind='raw'", (batch, epoch)
     ).fetchone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -19,6 +20,8 @@ _NETWORK: Final = frozenset({
     "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.seaweedfs", "fuse.sshfs",
 })  # fmt: skip
 
+_MAX_PATH: Final = 478
+"""Bytes. SQLite takes 504, and the longest name in a spool, with the ending of its log, has 26 (tried)."""
 _RELEASE_BELOW: Final = 4 << 20
 
 
@@ -29,10 +32,16 @@ def make_directories(directory: Path) -> None:
         SpoolError: they can't be made, or are another user's.
     """
     try:
+        if len(os.fsencode(directory.resolve())) > _MAX_PATH:
+            raise SpoolError(
+                f"the path of the spool, {directory}, has more than {_MAX_PATH} bytes, which SQLite does not take",
+                hint="set JOBS_BACKUP_SPOOL_DIR to a shorter path",
+            )
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         for path in reversed(missing):
             _make_directory(path)
         _make_private(directory)
+        _sync_names(directory)
         for name in ("blobs", "locks", "rejects", "quarantine"):
             path = directory / name
             if path.is_symlink():
@@ -40,6 +49,7 @@ def make_directories(directory: Path) -> None:
             if not path.is_dir():
                 _make_directory(path)
             _make_private(path)
+        sync_directory(directory)
     except OSError as error:
         raise SpoolError(
             f"{directory}: {error.strerror}",
@@ -50,6 +60,20 @@ def make_directories(directory: Path) -> None:
 def _make_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
     sync_directory(path.parent)
+
+
+def _sync_names(directory: Path) -> None:
+    """Make the names on the way to a directory durable, whoever made them: a process may have died before it did.
+
+    Those above the first one that this user may not read are somebody else's, and were there before.
+    """
+    for parent in directory.resolve().parents:
+        try:
+            sync_directory(parent)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+                return
+            raise
 
 
 def _make_private(path: Path) -> None:

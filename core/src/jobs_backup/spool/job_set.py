@@ -13,7 +13,8 @@ INDEX_BITS: Final = 21
 """A job's place in its batch. The number of the batch stands above it."""
 LOCAL_BITS: Final = 63
 """Of an id within its spool: batch and place. SQLite's integers have so many."""
-MAX_ID: Final = (1 << 2 * LOCAL_BITS) - 1
+MAX_ID: Final = 10**38 - 1
+"""What has so many digits is taken for an id. No spool gives one above 2^126."""
 SEGMENT_BITS: Final = 12
 """A segment is so many low bits of an id: 4,096 consecutive ids. A batch consists of whole segments."""
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.fsync import sync_directory
+from jobs_backup.logs import printable
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, Chunk, Form
 from jobs_backup.spool.catalog import Catalog
@@ -88,7 +89,7 @@ class Quarantine:
         why = "the blob file is not there: what was recorded into it is lost"
         self._write(f"{blobs}.missing", f"blobs/{blobs}.db: {why}\n".encode())
         for row in rows:
-            log.error("%s: batch %d of source %s: %s", _in_blobs(blobs), row.id, row.stream.source_id, why)
+            log.error("%s: batch %d of source %s: %s", _in_blobs(blobs), row.id, printable(row.stream.source_id), why)
             self._catalog.set_aside(Damage(row.id, row.stream, 0, 0, f"quarantine/{blobs}.missing", why), instead_of_batch=True)
         if events:
             log.error("%s: %d events: %s", _in_blobs(blobs), events, why)
@@ -150,7 +151,8 @@ class Quarantine:
                 file = f"{row.id}-{chunk.start}.ndjson{suffix}"
                 self._write(file, data)
                 damage = Damage(row.id, row.stream, chunk.job, chunk.events, f"quarantine/{file}", why)
-                log.error("%d events of source %s are set aside in %s: %s", chunk.events, row.stream.source_id, damage.file, why)
+                source = printable(row.stream.source_id)
+                log.error("%d events of source %s are set aside in %s: %s", chunk.events, source, damage.file, why)
                 self._catalog.set_aside(damage)
                 blobs.lose(chunk.job, chunk.events)
 

@@ -57,6 +57,7 @@ CREATE TABLE batches (
     uuid TEXT,
     key TEXT,
     made TEXT NOT NULL DEFAULT '',          -- size and CRC-32C of what its wrappers made of it at the first attempt
+    is_doubted INTEGER NOT NULL DEFAULT 0,  -- 1: the store may hold other bytes under its key
     stored_at REAL,
     claimed_by TEXT,              -- the session that is sending or deleting it
     claims INTEGER NOT NULL DEFAULT 0,      -- how often it was claimed to be sent

@@ -216,24 +216,28 @@ class Spool:
                 lock.release(remove=True)
 
     def position(self, source: str) -> InputPosition | None:
-        """How far an input was read, by any process; None if it never was.
+        """How far an input was read, by any process; None if it never was. Raises as `positions` does."""
+        return next((position for position in self.positions(source) if position.input == source), None)
+
+    def positions(self, prefix: str) -> list[InputPosition]:
+        """How far the inputs were read whose ids begin with `prefix`, by any process: of each the latest position.
 
         Raises:
             SpoolError: a file can't be read now, for example because too many are open. What is damaged tells no position.
         """
-        found = [self._catalog.position(source)]
+        found = self._catalog.positions(prefix)
         for name in self._catalog.blob_files().values():  # those of files that are not written any more are in the catalog
             try:
                 with self._files.open(name) as blobs:
-                    found += [position for position in blobs.positions() if position.input == source]
+                    found += [position for position in blobs.positions() if position.input.startswith(prefix)]
             except SpoolCorrupt:
                 continue
             except SpoolError:
                 if self._files.path(name).exists():
                     raise
         # The catalog again: a file may have been left between the two.
-        found.append(self._catalog.position(source))
-        return max((position for position in found if position is not None), key=lambda position: position.at, default=None)
+        found += self._catalog.positions(prefix)
+        return list({position.input: position for position in sorted(found, key=lambda position: position.at)}.values())
 
     # Deliveries
 
@@ -332,6 +336,14 @@ class Spool:
                 f"{made.key} would not have the bytes of the first attempt: a wrapper makes something else of its batch now",
                 hint="put back the version of the wrapper, and its settings, until the object is stored",
             )
+
+    def doubt(self, key: str) -> None:
+        """Note that the store may hold other bytes under the key of a batch that waits."""
+        self._catalog.doubt(key)
+
+    def is_doubted(self, key: str) -> bool:
+        """Whether that was noted, by whichever process."""
+        return self._catalog.is_doubted(key)
 
     def skip(self, batch: Batch) -> None:
         """A batch that was never tried to be sent will not be: all of it was delivered."""

@@ -236,7 +236,7 @@ class Writer:
         try:
             self.seal()
         except SpoolError as error:
-            log.warning("sealing failed, tried again later: %s", error)
+            log.warning("sealing failed, tried again later: %s", error.one_line())
 
     def _close(self) -> list[InputPosition]:
         self._seal_older(0.0)
@@ -395,7 +395,7 @@ class Writer:
                 self._in_step(lambda: self._seal_and_leave([*self._full, *full]))
         except Exception as error:  # noqa: BLE001 - see below
             # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
-            log.warning("sealing failed, tried again later: %s", error)
+            log.warning("sealing failed, tried again later: %s", getattr(error, "one_line", error.__str__)())
 
     def _seal_and_leave(self, batches: Sequence[OpenBatch]) -> None:
         self._seal(batches)

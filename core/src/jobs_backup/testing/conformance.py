@@ -54,11 +54,12 @@ from jobs_backup.testing.driver import (
 )
 from jobs_backup.testing.multipart import MultipartConformance
 from jobs_backup.testing.refusals import RefusalConformance, check_no_secret
+from jobs_backup.testing.strangers import StrangerConformance
 
 __all__ = ["Hooks", "Inspector", "ProviderConformance"]
 
 
-class ProviderConformance(MultipartConformance, RefusalConformance):
+class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConformance):
     """The suite. None of its tests can be overridden: what does not apply stands in `not_applicable`."""
 
     provider: ClassVar[str]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
 from typing import Any, Final, NamedTuple
 
 from jobs_backup.sdk import hide_in_logs
-from jobs_backup_gcs.settings import GcsSettings
+from jobs_backup_gcs.settings import GcsSettings, read_credentials
 
 _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _POOL: Final = 64
@@ -35,7 +34,6 @@ class Gcs(NamedTuple):
 
     bucket: Any
     session: Any
-    credentials: Any
 
 
 def connect(settings: GcsSettings) -> Gcs:
@@ -50,10 +48,11 @@ def connect(settings: GcsSettings) -> Gcs:
     session = requests.AuthorizedSession(credentials, refresh_status_codes=(), max_refresh_attempts=0)
     for scheme in ("http://", "https://"):
         session.mount(scheme, adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=0))
+    session.max_redirects = 0  # to whatever page a network has for its guests
     client = storage.Client(project="", credentials=credentials, _http=session, client_options={"api_endpoint": settings.base})
     # For tracing, the SDK looks up the bucket (storage.buckets.get) in the background: a right that nobody has granted.
     client._bucket_metadata_cache = None  # noqa: SLF001 - there is no option for it
-    return Gcs(client.bucket(settings.bucket), session, credentials)
+    return Gcs(client.bucket(settings.bucket), session)
 
 
 def _credentials(settings: GcsSettings) -> Any:
@@ -61,7 +60,7 @@ def _credentials(settings: GcsSettings) -> Any:
         return importlib.import_module("google.auth.credentials").AnonymousCredentials()
     if settings.credentials is None:
         return importlib.import_module("google.auth").default(scopes=_SCOPES)[0]
-    told: dict[str, Any] = json.loads(settings.credentials.read_bytes())
+    told = read_credentials(settings.credentials)
     kind = told["type"]
     if kind == "external_account" and told.get("subject_token_type") == "urn:ietf:params:aws:token-type:aws4_request":
         kind = "aws"

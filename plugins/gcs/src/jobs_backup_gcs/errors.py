@@ -36,6 +36,7 @@ _CREDENTIALS: Final = (
 _KEY: Final = "check that the service account and its key exist, and this machine's clock (NTP)"
 _SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
+_STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
 _FAULT: Final = "a fault of the store; see its status page"
 _CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
 
@@ -58,7 +59,6 @@ class _Row(NamedTuple):
 _STATUSES: Final[Mapping[int, _Row]] = {
     401: _Row(CredentialsExpired, _KEY),
     405: _Row(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
-    412: _Row(AlreadyExists),
     501: _Row(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
 }
 
@@ -98,12 +98,13 @@ _LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded",
 
 
 class Call(NamedTuple):
-    """What was tried. `upload` is the URI that no message may show."""
+    """What was tried. `upload` is the URI that no message may show; `if_absent`: the request or upload has that condition."""
 
     operation: str
     settings: GcsSettings
     key: str = ""
     upload: str = ""
+    if_absent: bool = False
 
     def __repr__(self) -> str:
         return f"<{self}>"
@@ -153,18 +154,31 @@ def answered(response: Any, call: Call) -> JobsBackupError:
     status: int = response.status_code
     reason, said = _told(response)
     message = f"{call}: {status}" + (f" {reason}" if reason else "") + (f": {_cleaned(said, call)}" if said else "")
+    wait = parse_retry_after(response.headers.get("Retry-After", ""))
     if status == 429 or reason in _LIMITS:
-        return Throttled(message, hint=_SLOWER, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
+        return Throttled(message, hint=_SLOWER, retry_after=wait)
+    if status == 408 or (status >= 500 and status not in _STATUSES):
+        return Unavailable(message, hint=_FAULT, retry_after=wait)
     if status == 403:
         return _denied(message, said, call)
-    if status in (404, 410):
-        return _missing(message, said, call)
-    if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
-        return IntegrityError(message, hint=_CHECKSUM)
-    if status == 408 or (status >= 500 and status not in _STATUSES):
-        return Unavailable(message, hint=_FAULT, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
-    row = _STATUSES.get(status, _Row(StorageError))
+    row = _STATUSES.get(status) or (_claimed(status, said, call) if is_googles(response) else _Row(StorageError, _STRANGER))
     return row.error(message, hint=row.hint)
+
+
+def _claimed(status: int, said: str, call: Call) -> _Row:
+    """What is so, because the store itself says it."""
+    if status == 412 and call.if_absent and call.operation in ("write", "create", "part"):
+        return _Row(AlreadyExists)
+    if status == 412:
+        return _Row(StorageError, f"the request has no such condition; {_STRANGER}")
+    if status in (404, 410) and call.upload:
+        return _Row(UploadGone, "it was completed, cancelled, or is older than a week: another one has to be begun")
+    if status in (404, 410):
+        is_object = call.operation in ("get", "delete") and "bucket" not in said.lower()
+        return _Row(ObjectNotFound) if is_object else _Row(BucketNotFound, _BUCKET)
+    if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
+        return _Row(IntegrityError, _CHECKSUM)
+    return _Row(StorageError)
 
 
 def _denied(message: str, said: str, call: Call) -> PermissionDenied:
@@ -174,12 +188,27 @@ def _denied(message: str, said: str, call: Call) -> PermissionDenied:
     return PermissionDenied(message, action=action, resource=resource)
 
 
-def _missing(message: str, said: str, call: Call) -> JobsBackupError:
-    if call.upload:
-        return UploadGone(message, hint="it was completed, cancelled, or is older than a week: another one has to be begun")
-    if call.operation in ("get", "delete") and "bucket" not in said.lower():
-        return ObjectNotFound(message)
-    return BucketNotFound(message, hint=_BUCKET)
+def is_googles(response: Any) -> bool:
+    """Whether an answer is the store's own: it has the header that Google's service sends always, or is an error in its words.
+
+    A status alone can be a proxy's.
+    """
+    if response.headers.get("X-GUploader-UploadID"):
+        return True
+    try:
+        return bool(response.json()["error"]["code"] == response.status_code)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def check_bare(response: Any, call: Call) -> None:
+    """A success that is a status and nothing else. Google's service marks it; an emulator at least has nothing to say.
+
+    Raises:
+        StorageError: it is not the store's.
+    """
+    if not is_googles(response) and not (call.settings.is_own and response.content.strip() in (b"", b"null")):
+        raise StorageError(f"{call}: the answer, {response.status_code}, is not the store's", hint=_STRANGER)
 
 
 def _told(response: Any) -> tuple[str, str]:

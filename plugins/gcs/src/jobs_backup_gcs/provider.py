@@ -18,11 +18,11 @@ from urllib.parse import quote
 from jobs_backup.bodies import ObjectBody, Source
 from jobs_backup.errors import (
     AlreadyExists,
-    CredentialsExpired,
     IntegrityError,
     NotSupported,
     ObjectNotFound,
     PermissionDenied,
+    Unauthenticated,
     Unavailable,
     UploadGone,
 )
@@ -31,14 +31,14 @@ from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome
 from jobs_backup.sdk import PerProcess, delete_each
 from jobs_backup_gcs import policy as rights
 from jobs_backup_gcs.client import Gcs, connect
-from jobs_backup_gcs.errors import Call, answered, translated
+from jobs_backup_gcs.errors import Call, answered, check_bare, is_googles, translated
 from jobs_backup_gcs.settings import GcsSettings
 
-_LONG_AGO: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - as google-auth has it
 _PAGE: Final = 1000
 _SIZE: Final = "size"
 _CRC: Final = "crc32c"
-"""Names in `Upload.extra`: of the whole object."""
+_IF_ABSENT: Final = "if_absent"
+"""Names in `Upload.extra`: of the whole object, and whether the upload was begun with the condition that there is none."""
 
 
 class GcsProvider:
@@ -88,7 +88,7 @@ class GcsProvider:
         timeout: float,
     ) -> WriteReceipt:
         """objects.insert, in one request."""
-        call = self._tried("write", key)
+        call = self._tried("write", key)._replace(if_absent=if_absent)
         if size > self.max_write_size:
             raise NotSupported(f"{call}: {size:,} bytes in one request", hint="send objects of more than 8 MiB in parts")
         try:
@@ -126,7 +126,7 @@ class GcsProvider:
     ) -> Upload:
         """Begins a resumable upload."""
         try:
-            with self._requests(self._tried("create", key)) as gcs:
+            with self._requests(self._tried("create", key)._replace(if_absent=if_absent)) as gcs:
                 uri = self._blob(gcs, key, checksum, metadata).create_resumable_upload_session(
                     content_type=content_type,
                     size=size,
@@ -139,12 +139,12 @@ class GcsProvider:
             self._confirm(key, _base64(checksum), timeout)
             raise
         self._reached[uri] = 0
-        return Upload(key=key, id=uri, extra={_SIZE: str(size), _CRC: _base64(checksum)})
+        return Upload(key=key, id=uri, extra={_SIZE: str(size), _CRC: _base64(checksum), _IF_ABSENT: str(int(if_absent))})
 
     @hookimpl
     def write_part(self, upload: Upload, number: int, offset: int, body: Body, size: int, timeout: float) -> Part:
         """A chunk of a resumable upload: what of it the store does not have yet. The last one makes the object."""
-        call = self._tried("part", upload.key, upload.id)
+        call = self._part(upload)
         known = self._reached.pop(upload.id, None)  # whatever happens to this request, it is not known then
         reached = self._ask(call, upload, timeout) if known is None else known
         end = offset + size
@@ -163,7 +163,7 @@ class GcsProvider:
     @hookimpl
     def complete_multipart(self, upload: Upload, parts: Sequence[Part], checksum: int, timeout: float) -> WriteReceipt:
         """The object stands since the last chunk: its generation is that one's receipt."""
-        call = self._tried("part", upload.key, upload.id)
+        call = self._part(upload)
         generation = parts[-1].etag if parts else ""
         reached = WriteReceipt(version=generation) if generation else self._ask(call, upload, timeout)
         if isinstance(reached, int):
@@ -180,8 +180,9 @@ class GcsProvider:
         with self._requests(call) as gcs:
             answer = gcs.session.request("DELETE", upload.id, headers={"Content-Length": "0"}, timeout=timeout)
             if answer.status_code in (204, 499):
+                check_bare(answer, call)
                 return AbortReceipt(Outcome.ABORTED)
-            if answer.status_code not in (404, 410):
+            if answer.status_code not in (404, 410) or not is_googles(answer):
                 raise answered(answer, call)
         return AbortReceipt(Outcome.GONE)
 
@@ -190,8 +191,12 @@ class GcsProvider:
         """objects.delete for each key, several at once."""
 
         def delete(key: str) -> None:
-            with self._requests(self._tried("delete", key)) as gcs:
-                gcs.bucket.blob(key).delete(timeout=timeout, retry=None)
+            call = self._tried("delete", key)
+            with self._requests(call) as gcs:
+                answer = gcs.session.request("DELETE", self._url(key), timeout=timeout)
+                if answer.status_code not in (200, 204):
+                    raise answered(answer, call)
+                check_bare(answer, call)
 
         return delete_each(keys, delete)
 
@@ -202,13 +207,12 @@ class GcsProvider:
         with self._requests(call) as gcs:
             blob = gcs.bucket.blob(key)
             blob.reload(timeout=timeout, retry=None)
-        path = f"{self._settings.base}/storage/v1/b/{self._settings.bucket}/o/{quote(key, safe='')}"
 
         def get(offset: int) -> Any:
             with self._requests(call) as gcs:
                 answer = gcs.session.request(
                     "GET",
-                    path,
+                    self._url(key),
                     params={"alt": "media", "generation": str(blob.generation)},
                     headers={"Range": f"bytes={offset}-", "Accept-Encoding": "identity"},
                     timeout=timeout,
@@ -292,17 +296,17 @@ class GcsProvider:
     def _requests(self, call: Call) -> Generator[Gcs]:
         """What talks to the store, within a block whose errors are translated.
 
-        After a refused token the next block gets a new one.
+        After credentials, or a token, were refused, the next block reads them again: their file may have been replaced.
         """
         gcs: Gcs | None = None
         try:
             with translated(call):
                 gcs = self._clients.get()
                 yield gcs
-        except CredentialsExpired:
-            if gcs is not None:
-                # Not taken away: another thread may be about to send it.
-                gcs.credentials.expiry = _LONG_AGO
+        except (Unauthenticated, PermissionDenied) as error:
+            # The rights to get and to delete may be missing on purpose, and for many keys, one after the other.
+            if isinstance(error, Unauthenticated) or call.operation not in ("get", "delete"):
+                self._clients.renew(gcs)
             raise
 
     def _blob(self, gcs: Gcs, key: str, checksum: int, metadata: Mapping[str, str]) -> Any:
@@ -312,6 +316,12 @@ class GcsProvider:
         if self._settings.storage_class:
             blob.storage_class = self._settings.storage_class
         return blob
+
+    def _part(self, upload: Upload) -> Call:
+        return self._tried("part", upload.key, upload.id)._replace(if_absent=upload.extra.get(_IF_ABSENT) == "1")
+
+    def _url(self, key: str) -> str:
+        return f"{self._settings.base}/storage/v1/b/{self._settings.bucket}/o/{quote(key, safe='')}"
 
     def _tried(self, operation: str, key: str = "", upload: str = "") -> Call:
         return Call(operation, self._settings, key, upload)

@@ -68,7 +68,7 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
                 f"JOBS_BACKUP_BUCKET={found.bucket!r} is no name of a bucket", hint="lower-case letters, digits, '-', '_' and '.'"
             )
         if found.credentials is not None and found.emulator is None:
-            _check(found.credentials)
+            read_credentials(found.credentials)
         return found
 
     @property
@@ -79,7 +79,12 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
     @property
     def location(self) -> str:
         """As the contract wants it."""
-        return f"gs://{self.bucket}" + (f" at {self.base}" if self.emulator or self.endpoint else "")
+        return f"gs://{self.bucket}" + (f" at {self.base}" if self.is_own else "")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether something else than Google's own endpoint was named: a private one, or an emulator."""
+        return bool(self.emulator or self.endpoint)
 
     @property
     def resource(self) -> str:
@@ -87,8 +92,12 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
         return f"gs://{self.bucket}"
 
 
-def _check(path: Path) -> None:
-    """Raises ConfigurationError. Says nothing of what is in the file, which is a secret."""
+def read_credentials(path: Path) -> dict[str, Any]:
+    """What is in a file of credentials.
+
+    Raises:
+        ConfigurationError: it can't be used. Says nothing of what is in it, which is a secret.
+    """
     hint = "set GOOGLE_APPLICATION_CREDENTIALS to the JSON file of the credentials, or unset it where the environment has some"
     try:
         found: Any = json.loads(path.read_bytes())
@@ -96,6 +105,7 @@ def _check(path: Path) -> None:
         raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path}: {error.strerror}", hint=hint) from None
     except ValueError:
         raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} is no JSON", hint=hint) from None
-    type_: object = cast(dict[str, object], found).get("type") if isinstance(found, dict) else None
-    if type_ not in _TYPES:
+    told = cast(dict[str, Any], found) if isinstance(found, dict) else {}
+    if told.get("type") not in _TYPES:
         raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} has no credentials of a kind that is known", hint=hint)
+    return told

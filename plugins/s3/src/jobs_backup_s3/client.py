@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobs_backup.sdk import PerProcess, hide_in_logs
 from jobs_backup_s3.errors import region_told, response_of
+from jobs_backup_s3.origin import Origin
 from jobs_backup_s3.settings import Connection
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Clients:
     def __init__(self, connection: Connection) -> None:
         self.region = connection.region
         self._connection = connection
+        self._origin = Origin(is_marked=connection.is_aws)
         self._sessions = PerProcess(functools.partial(_session, connection))
         self._clients = PerProcess(self._make)
 
@@ -40,7 +42,17 @@ class Clients:
         return self._clients.get(region, timeout)
 
     def _make(self, region: str, timeout: float) -> S3Client:
-        return _client(self._sessions.get(timeout), self._connection, region, timeout)
+        client = _client(self._sessions.get(timeout), self._connection, region, timeout)
+        client.meta.events.register("after-call.s3", self._origin.check)
+        return client
+
+    def renew(self, refused: S3Client | None) -> None:
+        """Have the next request read the credentials again, where they can change. This client's were refused; None: it has none.
+
+        The SDK looks for credentials when a client is made, and never reads a file again.
+        """
+        if (self._connection.keys is None or self._connection.role_arn) and self._clients.renew(refused):
+            self._sessions.renew()
 
     def follow(self, error: Exception, region: str) -> bool:
         """Whether the same request has to be sent again because the bucket is in another region than `region`, as `error` says."""

@@ -37,12 +37,13 @@ class NothingThere(StorageError):
 
 
 class Call(NamedTuple):
-    """What was tried. `upload` is the id that no message may show."""
+    """What was tried. `upload` is the id that no message may show; `if_absent`, whether the request has that condition."""
 
     operation: str
     connection: Connection
     key: str = ""
     upload: str = ""
+    if_absent: bool = False
 
     def __repr__(self) -> str:
         return f"<{self}>"
@@ -71,6 +72,7 @@ _CHECKSUM: Final = (
 _KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
 _CERTIFICATE: Final = "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use a name that stands in its certificate"
 _BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it is to name a file with certificates in PEM form"
+STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 
 _CODES: Final[Mapping[str, _Row]] = {
@@ -95,7 +97,7 @@ _CODES: Final[Mapping[str, _Row]] = {
     "InvalidBucketName": _Row(ConfigurationError, "check JOBS_BACKUP_BUCKET"),
     "NoSuchKey": _Row(ObjectNotFound),
     "NoSuchUpload": _Row(UploadGone, "it was completed or aborted before: another one has to be begun"),
-    "PreconditionFailed": _Row(AlreadyExists),
+    "PreconditionFailed": _Row(StorageError, f"the request has no such condition; {STRANGER}"),
     "ConditionalRequestConflict": _Row(Unavailable, "another request for the same key is under way"),
     "OperationAborted": _Row(Unavailable, "another request for the same key is under way"),
     "PermanentRedirect": _Row(ConfigurationError, _REDIRECTED),
@@ -132,6 +134,8 @@ _OF_OPERATION: Final[Mapping[tuple[str, str], _Row]] = {
     ("CompleteMultipartUpload", "InvalidPart"): _Row(UploadGone, "the store has lost a part: another upload has to be begun"),
     ("CompleteMultipartUpload", "InvalidPartOrder"): _Row(UploadGone, "another one has to be begun"),
     ("GetObject", "InvalidRange"): _Row(NothingThere),
+    ("PutObject", "PreconditionFailed"): _Row(AlreadyExists),
+    ("CompleteMultipartUpload", "PreconditionFailed"): _Row(AlreadyExists),
     ("GetObject", "PreconditionFailed"): _Row(IntegrityError, "the object was overwritten while it was read"),
 }
 """Codes that mean something else for one operation."""
@@ -146,7 +150,6 @@ _STATUSES: Final[Mapping[int, _Row]] = {
     405: _Row(NotSupported),
     407: _Row(Unauthenticated, "the proxy wants credentials: put them into JOBS_BACKUP_S3_PROXY"),
     408: _Row(Unavailable, _NETWORK),
-    412: _Row(AlreadyExists),
     429: _Row(Throttled, _SLOWER),
     501: _Row(NotSupported),
 }
@@ -168,7 +171,8 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "ConnectionError": _Row(Unavailable, _NETWORK),
     "HTTPClientError": _Row(Unavailable, _NETWORK),
     "IncompleteReadError": _Row(Unavailable, _NETWORK),
-    "ResponseParserError": _Row(Unavailable, "what answers does not speak S3: check the endpoint and the proxy"),
+    "ResponseParserError": _Row(Unavailable, STRANGER),
+    "NotTheStore": _Row(StorageError, STRANGER),
     "FlexibleChecksumError": _Row(IntegrityError, _CHECKSUM),
 }
 """By the name of the SDK's exception or of a base of it: the SDK need not be imported for this."""
@@ -252,14 +256,11 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})
     headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
     status: int = metadata.get("HTTPStatusCode", 0)
-    code = str(error.get("Code") or status)
-    said = str(error.get("Message") or "")
+    own = str(error.get("Code") or response.get("Code") or "")  # the second one where the XML has a namespace
+    code = own or str(status)
+    said = str(error.get("Message") or response.get("Message") or "")
     message = f"{call}: {code}" + (f": {_cleaned(said, call)}" if said else "")
-    row = _OF_OPERATION.get((call.operation, code)) or _CODES.get(code)
-    if row is None:
-        row = _Row(ConfigurationError, _KMS) if code.startswith("KMS.") else _STATUSES.get(status)
-    if row is None:
-        row = _Row(Unavailable, _FAULT) if status >= 500 else _Row(StorageError)
+    row = _row(call, own, status)
     if (region := region_told(response)) and region != call.connection.region:
         return ConfigurationError(
             f"{call}: the bucket is in {region}, not in {call.connection.region}", hint=f"set AWS_REGION={region}"
@@ -273,6 +274,20 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     if code == "RequestTimeTooSkewed" and "date" in headers:
         row = row._replace(hint=f"{row.hint}; the store's says {headers['date']}")
     return row.error(message, hint=row.hint)
+
+
+def _row(call: Call, own: str, status: int) -> _Row:
+    """`own` is the code that the answer has in the store's words; the SDK puts the status there if it has none."""
+    row = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
+    if row is not None and row.error is AlreadyExists and not call.if_absent:
+        row = _CODES["PreconditionFailed"]
+    if row is None and own.startswith("KMS."):
+        row = _Row(ConfigurationError, _KMS)
+    if row is None:
+        row = _STATUSES.get(status)
+    if row is None and status >= 500:
+        row = _Row(Unavailable, _FAULT)
+    return row or _Row(StorageError, STRANGER if own in ("", str(status)) else "")
 
 
 def region_told(response: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from jobs_backup.errors import (
     ObjectNotFound,
     PermissionDenied,
     StorageError,
+    Unauthenticated,
     UploadGone,
     parse_date,
 )
@@ -33,7 +34,7 @@ from jobs_backup.model import (
     WriteReceipt,
 )
 from jobs_backup_s3.client import Clients
-from jobs_backup_s3.errors import Call, NothingThere, answered, translated
+from jobs_backup_s3.errors import STRANGER, Call, NothingThere, answered, translated
 from jobs_backup_s3.policy import aws_policy, minio_policy, spaces_policy
 from jobs_backup_s3.settings import BucketSettings, Connection, MinioSettings, S3Settings, SpacesSettings
 
@@ -92,7 +93,7 @@ class _Provider:
         timeout: float,
     ) -> WriteReceipt:
         """PutObject."""
-        call = self._tried("PutObject", key)
+        call = self._tried("PutObject", key)._replace(if_absent=if_absent)
         request = self._object(key, content_type, metadata) | _condition(if_absent)
         answer = self._put(call, timeout, "put_object", body, size, request, self._connection.checksum, checksum)
         return _receipt(call, answer, checksum)
@@ -123,7 +124,7 @@ class _Provider:
         self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
     ) -> WriteReceipt:
         """CompleteMultipartUpload."""
-        call = self._tried("CompleteMultipartUpload", upload.key, upload.id)
+        call = self._tried("CompleteMultipartUpload", upload.key, upload.id)._replace(if_absent=if_absent)
         listed = [{"PartNumber": part.number, "ETag": part.etag} | _crc(part.crc32c) for part in parts]
         request = self._upload(upload) | {"MultipartUpload": {"Parts": listed}} | _condition(if_absent)
         if upload.extra.get(_CHECKSUM) == "crc32c":
@@ -183,7 +184,7 @@ class _Provider:
         call = self._tried("ListObjectsV2")
         answer = self._send(call, timeout, lambda client: client.list_objects_v2(**request))
         if answer.keys().isdisjoint(("Name", "IsTruncated")):
-            raise StorageError(f"{call}: the answer is no list of a bucket", hint="look what answers at the endpoint")
+            raise StorageError(f"{call}: the answer is no list of a bucket", hint=STRANGER)
         objects = [Listed(key=item["Key"], size=item["Size"]) for item in answer.get("Contents", ())]
         if answer.get("IsTruncated") and not objects:
             raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
@@ -211,14 +212,22 @@ class _Provider:
 
     def _send(self, call: Call, timeout: float, send: Callable[[Any], T]) -> T:
         """One request; a second one at once if the first was told that the bucket is in another region."""
-        region = self._clients.region
-        with translated(call):
-            try:
-                return send(self._clients.get(region, timeout))
-            except Exception as error:
-                if not self._clients.follow(error, region):
-                    raise
-            return send(self._clients.get(self._clients.region, timeout))
+        region, client = self._clients.region, None
+        try:
+            with translated(call):
+                client = self._clients.get(region, timeout)
+                try:
+                    return send(client)
+                except Exception as error:
+                    if not self._clients.follow(error, region):
+                        raise
+                client = self._clients.get(self._clients.region, timeout)
+                return send(client)
+        except (Unauthenticated, PermissionDenied) as error:
+            # The right to delete may be missing on purpose, and for many keys, one after the other.
+            if isinstance(error, Unauthenticated) or call.operation != "DeleteObject":
+                self._clients.renew(client)
+            raise
 
     def _delete_together(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
         call = self._tried("DeleteObjects")
@@ -234,7 +243,7 @@ class _Provider:
             else:
                 failed[key] = error
         for key in set(keys) - deleted - failed.keys():
-            failed[key] = StorageError(f"{call._replace(key=key)}: the answer does not say whether it was deleted")
+            failed[key] = StorageError(f"{call._replace(key=key)}: the answer does not say whether it was deleted", hint=STRANGER)
         return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
     def _delete_one_by_one(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
@@ -335,7 +344,7 @@ def _receipt(call: Call, answer: Answer, crc: int) -> WriteReceipt:
 def _field(call: Call, answer: Answer, name: str) -> str:
     """What an answer must have to be a success: a 200 alone can be anybody's."""
     if not answer.get(name):
-        raise StorageError(f"{call}: the answer has no {name}", hint="what answers may not be the store: check endpoint and proxy")
+        raise StorageError(f"{call}: the answer has no {name}", hint=STRANGER)
     return str(answer[name])
 
 

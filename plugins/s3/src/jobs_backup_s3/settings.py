@@ -72,6 +72,11 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         return f"s3://{self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
 
     @property
+    def is_aws(self) -> bool:
+        """Whether AWS itself is what answers."""
+        return self.endpoint is None or (urlsplit(self.endpoint).hostname or "").endswith(_AWS_HOSTS)
+
+    @property
     def resource(self) -> str:
         """The ARN of all objects that backing up writes."""
         return f"{self.bucket_arn}/{self.prefix}*"

@@ -1,0 +1,182 @@
+"""What the bytes of an input are, by their content: gzip, zstd or text; and what is not NDJSON, by its name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import select
+import sys
+import threading
+from typing import BinaryIO, Final, Protocol, cast
+
+from jobs_backup.errors import ConfigurationError
+
+BOM: Final = b"\xef\xbb\xbf"
+
+_HEAD: Final = 64 << 10
+_POLL: Final = 0.2
+_GZIP: Final = b"\x1f\x8b"
+_ZSTD: Final = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or a skippable one (RFC 8878, 3.1)
+_MAY_BE_PACKED: Final = (b"", b"\x1f", b"\x28", b"\x28\xb5", b"\x28\xb5\x2f")  # too little of it to tell
+
+_FOREIGN: Final = (
+    (re.compile(rb"BZh[1-9]"), "is compressed with bzip2", "bzcat {0} > {0}.ndjson"),
+    (re.compile(rb"\xfd7zXZ\x00"), "is compressed with xz", "xzcat {0} > {0}.ndjson"),
+    (re.compile(rb"\x04\x22\x4d\x18"), "is compressed with lz4", "lz4cat {0} > {0}.ndjson"),
+    (re.compile(rb"\x1f[\x9d\xa0]"), "is compressed with compress", "gzip -dc {0} > {0}.ndjson"),
+    (re.compile(rb"PK\x03\x04"), "is a ZIP archive", "unzip -p {0} > {0}.ndjson"),
+    (re.compile(rb"(?s).{257}ustar"), "is a tar archive", "tar -xOf {0} > {0}.ndjson"),
+    (re.compile(rb"PAR1"), "is a Parquet file", ""),
+    (re.compile(rb"Obj\x01"), "is an Avro file", ""),
+    (
+        re.compile(rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff|(?:[\t-~]\x00\x00\x00){2}|(?:\x00\x00\x00[\t-~]){2}"),
+        "is UTF-32, not UTF-8",
+        "iconv -f UTF-32 -t UTF-8 {0} > {0}.ndjson",
+    ),
+    (
+        re.compile(rb"\xff\xfe|\xfe\xff|(?:[\t-~]\x00){2}|(?:\x00[\t-~]){2}"),
+        "is UTF-16, not UTF-8",
+        "iconv -f UTF-16 -t UTF-8 {0} > {0}.ndjson",
+    ),
+    (re.compile(rb"(?i)\s*<(?:\?xml|!doctype|html)"), "is XML or HTML", ""),
+)
+_ARRAY: Final = re.compile(rb"\s*\[(?:\s*\{|[ \t]*\r?\n)")
+_SPREAD: Final = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
+
+
+class Stopped(Exception):
+    """The command shall end: nothing more is read."""
+
+
+class Unpacked(Protocol):
+    """A file of gzip or zstd, unpacked."""
+
+    def read1(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+        ...
+
+
+class Source:
+    """The bytes of a file or a stream as they are. Reading waits for a stream, and ends with `Stopped` once `stop` is set."""
+
+    def __init__(self, file: BinaryIO, stop: threading.Event, *, is_file: bool) -> None:
+        self._file = file
+        self._stop = stop
+        self._is_file = is_file
+        self._ahead = b""
+
+    def head(self) -> bytes:
+        """The first bytes, which are read again afterwards; enough of them to tell a format."""
+        while self._ahead in _MAY_BE_PACKED and (data := self._from_file(_HEAD)):
+            self._ahead += data
+        return self._ahead
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; none at the end."""
+        if self._ahead:
+            data, self._ahead = self._ahead[:size], self._ahead[size:]
+            return data
+        return self._from_file(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place in a file."""
+        self._ahead = b""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Bytes of the file that were read."""
+        return self._file.tell() - len(self._ahead)
+
+    def _from_file(self, size: int) -> bytes:
+        while not self._stop.is_set():
+            # Before its writer comes a named pipe looks like an empty file.
+            if not self._is_file and not select.select([self._file], [], [], _POLL)[0]:
+                continue
+            data = cast(bytes | None, self._file.read(size))
+            if data is not None:  # else standard input was made not to block, and there is nothing just now
+                return data
+        raise Stopped
+
+
+def unpacked(source: Source, head: bytes) -> Unpacked | None:
+    """What unpacks it; None if it is not packed."""
+    if head.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=cast(BinaryIO, source), mode="rb")
+    return _Zstd(source) if _ZSTD.match(head) else None
+
+
+class NotPacked(OSError):
+    """What follows a frame is not another one."""
+
+
+class _Zstd:
+    """Frames, one after another. (`ZstdFile` says nothing of what follows them.)"""
+
+    def __init__(self, source: Source) -> None:
+        # Imported for those who use it alone.
+        if sys.version_info >= (3, 14):
+            from compression import zstd  # noqa: PLC0415
+        else:
+            from backports import zstd  # noqa: PLC0415
+        self._source = source
+        self._new = zstd.ZstdDecompressor
+        self._error = zstd.ZstdError
+        self._frame = self._new()
+        self._is_begun = False
+        self._packed = b""
+
+    def read1(self, size: int) -> bytes:
+        """See `Unpacked`."""
+        while True:
+            if self._frame.eof:
+                self._packed = self._frame.unused_data or self._source.read(_HEAD)
+                if not self._packed:
+                    return b""
+                self._frame, self._is_begun = self._new(), False
+            elif self._frame.needs_input:
+                self._packed = self._source.read(_HEAD)
+                if not self._packed:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            packed, self._packed = self._packed, b""
+            try:
+                data = self._frame.decompress(packed, size)
+            except self._error as error:
+                if self._is_begun:
+                    raise OSError(None, str(error)) from error
+                raise NotPacked(None, "Not a zstd frame") from error
+            self._is_begun = True
+            if data:
+                return data
+
+
+def refuse_what_is_not_ndjson(name: str, head: bytes) -> None:
+    """Check the first bytes of an input, unpacked.
+
+    A line that is no event is rejected, and the others are taken. Here are the inputs of which no line can be taken.
+
+    Raises:
+        ConfigurationError: it is something else, by name.
+    """
+    for pattern, what, command in _FOREIGN:
+        if pattern.match(head):
+            _refuse(name, what, command)
+    head = head.removeprefix(BOM)
+    if _ARRAY.match(head):
+        _refuse(name, "is a JSON array, not a JSON object on each line", "jq -c '.[]' {0} > {0}.ndjson")
+    if _SPREAD.match(head):
+        _refuse(name, "has JSON objects over several lines, not one on each line", "jq -c . {0} > {0}.ndjson")
+    if _is_csv(head):
+        _refuse(name, "looks like CSV", "")
+
+
+def _refuse(name: str, what: str, command: str) -> None:
+    convert = f"convert it, for example `{command.format(json.dumps(name) if ' ' in name else name)}`" if command else "convert it"
+    raise ConfigurationError(f"{name} {what}: nothing of it was read", hint=f"{convert}; NDJSON is one JSON object on each line")
+
+
+def _is_csv(head: bytes) -> bool:
+    lines = [line.strip(b"\r") for line in head.split(b"\n", 3)[:3]]
+    if len(lines) < 3 or b"\n{" in head or head.startswith((b"{", b"[")):
+        return False
+    return any(lines[0].count(one) == lines[1].count(one) > 0 for one in (b",", b";", b"\t"))

@@ -1,0 +1,123 @@
+"""Standard output and standard error of the command: output that is lost is an error, a diagnostic that is lost is not."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import math
+import os
+import select
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, cast
+
+import click
+import msgspec
+
+from jobs_backup.errors import JobsBackupError
+
+_STDOUT: Final = 1
+_STDERR: Final = 2
+_WHY: Final = {errno.EPIPE: "output closed early", errno.EBADF: "it is closed"}
+_PATIENCE: Final = 2.0
+"""Seconds that a diagnostic waits for a reader that has stopped."""
+
+
+def prepare() -> None:
+    """Replace both streams, for the rest of the process.
+
+    What was closed gets a descriptor all the same: else the next file, such as the spool's, would get its number, and whoever
+    writes to standard error would write into that.
+    """
+    _reserve(_STDOUT, os.O_RDONLY)  # writing to it fails, as it did
+    _reserve(_STDERR, os.O_WRONLY)
+    sys.stdout = _stream(_Output, _STDOUT, sys.stdout)
+    sys.stderr = _stream(_Diagnostics, _STDERR, sys.stderr)
+
+
+def can_output() -> bool:
+    """Whether standard output is open for writing."""
+    try:
+        return fcntl.fcntl(_STDOUT, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:
+        return False
+
+
+def print_json(value: object) -> None:
+    """Print it on one line, in ASCII: what a store or a file's name brought in can neither end the line nor move the cursor.
+
+    Raises:
+        JobsBackupError: standard output cannot be written.
+    """
+    click.echo(json.dumps(_encodable(msgspec.to_builtins(value, str_keys=True)), separators=(",", ":")))
+
+
+def _encodable(value: object) -> object:
+    """As every reader of JSON takes it: the name of a file may not be UTF-8, and JSON has no infinity."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(name): _encodable(one) for name, one in cast(dict[str, object], value).items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(one) for one in cast(list[object], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _reserve(descriptor: int, mode: int) -> None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        opened = os.open(os.devnull, mode)
+        os.dup2(opened, descriptor)
+        if opened != descriptor:
+            os.close(opened)
+
+
+def _stream(raw: Callable[[int], io.FileIO], descriptor: int, before: Any) -> io.TextIOWrapper:
+    encoding = getattr(before, "encoding", None) or "utf-8"
+    made = io.BufferedWriter(raw(descriptor))
+    is_line_buffered = descriptor == _STDERR or made.isatty()
+    return io.TextIOWrapper(made, encoding=encoding, errors="backslashreplace", line_buffering=is_line_buffered)
+
+
+class _Output(io.FileIO):
+    """Raises JobsBackupError the first time it cannot write; from then on it is known, and the interpreter's end is quiet."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._is_lost = False
+
+    def write(self, data: Any, /) -> int:
+        if self._is_lost:
+            return len(data)
+        try:
+            written = super().write(data)
+            while written is None:  # somebody made it non-blocking  # pyright: ignore[reportUnnecessaryComparison]
+                select.select([], [self], [])
+                written = super().write(data)
+        except OSError as error:
+            self._is_lost = True
+            why = _WHY.get(error.errno or 0, error.strerror)
+            raise JobsBackupError(f"cannot write to standard output: {why}") from error
+        return written
+
+
+class _Diagnostics(io.FileIO):
+    """Drops what cannot be written: neither a full disk nor a reader that has stopped may keep events from being backed up."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._patience = _PATIENCE
+
+    def write(self, data: Any, /) -> int:
+        with suppress(OSError, ValueError):
+            if not select.select([], [self], [], self._patience)[1]:
+                self._patience = 0.0
+                return len(data)
+            self._patience = _PATIENCE
+            # Of a pipe that `select` calls writable, so much is taken without waiting (pipe(7)).
+            return super().write(data[: select.PIPE_BUF]) or len(data)
+        return len(data)

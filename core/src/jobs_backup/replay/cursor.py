@@ -1,0 +1,53 @@
+"""Where `replay` resumes. A cursor names the selection that it belongs to: in another one it would skip events."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.replay.selection import Query
+
+_DIGITS: Final = 8
+
+
+def write_cursor(place: str, selection: bytes, query: Query) -> str:
+    """The cursor for `--after`: `PLACE:SINCE:UNTIL:CHECK`, in ASCII that every terminal and shell passes on as it is.
+
+    Args:
+        place: see `Replay.cursor`.
+        selection: everything that decides which objects come, and in which order.
+        query: its times are kept, since "2 hours ago" is another time when the replay is resumed.
+    """
+    times = (str(at) if at is not None else "" for at in (query.since, query.until))
+    body = ":".join((quote(place, safe="/:"), *times, _digest(selection)))
+    return body + _digest(body.encode())
+
+
+def read_cursor(cursor: str, selection: bytes, query: Query) -> tuple[str, Query]:
+    """The place, and the query with the times of the run that wrote the cursor.
+
+    Raises:
+        ConfigurationError: it is damaged, or belongs to another selection.
+    """
+    body, check = cursor[:-_DIGITS], cursor[-_DIGITS:]
+    if _digest(body.encode()) != check or body.count(":") < 3:
+        raise ConfigurationError(
+            f"--after {cursor!r} is not a cursor, or not a whole one", hint="copy what the earlier run printed, in quotes"
+        )
+    place, since, until, belongs_to = body.rsplit(":", 3)
+    if belongs_to != _digest(selection):
+        raise ConfigurationError(
+            "--after belongs to another selection, and would skip events of this one",
+            hint="use the bucket and the options of the run that printed it: --since, --until, --source-id, --workspace-id, --kind,"
+            " --list and --wrapped-only",
+        )
+    times = [int(text) if text else None for text in (since, until)]
+    return unquote(place), msgspec.structs.replace(query, since=times[0], until=times[1])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:_DIGITS]

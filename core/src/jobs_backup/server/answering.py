@@ -1,0 +1,137 @@
+"""Around the application: what each request needs and is bounded by, a count of them, and a line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs_backup.server import answers, openapi
+from jobs_backup.server.answers import Refused
+from jobs_backup.server.connections import Connection, connection_of
+from jobs_backup.server.memory import Memory, Share
+from jobs_backup.server.requests import Requests
+
+log: Final = logging.getLogger(__name__)
+
+_PATHS: Final = frozenset(openapi.PATHS)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_ABSOLUTE: Final = re.compile(r"https?://[^/]*(.*)", re.IGNORECASE | re.DOTALL)
+_PIECE: Final = 64 << 10
+"""Bytes of an answer that are written at once; for more, the client has to read."""
+
+
+class Answering:
+    """A request's id, its share of the memory, and the time that it may take."""
+
+    def __init__(self, app: ASGIApp, requests: Requests, memory: Memory, *, timeout: float) -> None:
+        self._app = app
+        self._requests = requests
+        self._memory = memory
+        self._timeout = timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun, connection = time.monotonic(), connection_of(scope)
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        id_ = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        share = self._memory.share()
+        scope["state"].update(request_id=id_, share=share)
+        scope["path"] = _path(scope["path"])
+        answer = _Answer(send, connection, id_, awaits_continue=b"expect" in headers)
+
+        async def take() -> Message:
+            connection.wants()
+            message = await receive()
+            connection.took(is_all=not message.get("more_body", False))
+            answer.awaits_continue = False
+            return message
+
+        connection.begin()
+        try:
+            async with asyncio.timeout(self._timeout):
+                if headers.get(b"transfer-encoding", b"chunked").strip().lower() == b"chunked":
+                    await self._app(scope, take, answer.send)
+                else:
+                    error = Refused(
+                        400, "BadRequest", "the body has a transfer coding besides chunked", headers={"Connection": "close"}
+                    )
+                    await answers.of_error(error, id_)(scope, take, answer.send)
+        except TimeoutError:
+            if answer.status:  # nobody reads the answer
+                await _cut(connection)
+            else:
+                hint = "send it again: it may have been recorded, or not"
+                error = Refused(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
+                await answers.of_error(error, id_)(scope, receive, answer.send)
+        except asyncio.CancelledError:  # uvicorn's, of what has not ended in time
+            await _cut(connection)
+        finally:
+            share.release()
+            connection.end()
+            self._tell(scope, answer.status, time.monotonic() - begun)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is asked for
+        status = 0 if "is_gone" in scope["state"] else status
+        self._requests.add(path, status, seconds)
+        fields = {"method": scope["method"], "path": path, "status": status, "seconds": seconds}
+        fields["request_id"] = request_id(scope)
+        log.info("%(method)s %(path)s: %(status)d in %(seconds).4f s, request %(request_id)s", fields, extra=fields)
+
+
+class _Answer:
+    """Sends an answer, in pieces if it is large: so it waits for a client that does not read it."""
+
+    def __init__(self, send: Send, connection: Connection, id_: str, *, awaits_continue: bool) -> None:
+        self._send = send
+        self._connection = connection
+        self._id = id_
+        self.awaits_continue = awaits_continue
+        """The client waits with the body until it is told to send it; or it sends it: nobody knows which."""
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self._id.encode())]
+            if self.awaits_continue:
+                message["headers"].append((b"connection", b"close"))
+        elif len(body := message.get("body", b"")) > _PIECE:
+            last = (len(body) - 1) // _PIECE * _PIECE
+            for at in range(0, last, _PIECE):
+                await self._send({"type": message["type"], "body": body[at : at + _PIECE], "more_body": True})
+            message = {**message, "body": body[last:]}
+        try:
+            await self._send(message)
+        except UnicodeDecodeError:  # of the next request's path: uvicorn begins with that one at the end of this
+            self._connection.refuse()
+
+
+async def _cut(connection: Connection) -> None:
+    connection.abort()
+    await asyncio.sleep(0)  # uvicorn learns of it, and says nothing of an answer that is not whole
+
+
+def request_id(scope: Mapping[str, Any]) -> str:
+    """As in the header X-Request-ID of the answer."""
+    return str(scope["state"]["request_id"])
+
+
+def share_of(scope: Mapping[str, Any]) -> Share:
+    """What a request takes of the memory."""
+    share: Share = scope["state"]["share"]
+    return share
+
+
+def _path(path: str) -> str:
+    """The path of a target, which a proxy's client names with the host before it (RFC 9112, 3.2.2)."""
+    if path.startswith("/") or (found := _ABSOLUTE.fullmatch(path)) is None:
+        return path
+    return found[1] or "/"

@@ -1,0 +1,118 @@
+"""The part of the conformance suite about answers that are not the store's: of a proxy, a gateway, a network's login page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from jobs_backup.errors import AlreadyExists, ObjectNotFound, StorageError, UploadGone
+from jobs_backup.hookspecs import MULTIPART
+from jobs_backup.model import Part, Upload
+from jobs_backup.testing.driver import Hooks
+from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy
+
+_PAGE: Final = b"<html><head><title>Sorry</title></head><body><h1>squid/6.6</h1></body></html>"
+_BODIES: Final[list[tuple[bytes, dict[str, str]]]] = [
+    (_PAGE, {"Content-Type": "text/html"}),
+    (b"", {}),
+    (b"Precondition Failed\n", {"Content-Type": "text/plain"}),
+    (b'{"message":"upstream said no"}', {"Content-Type": "application/json"}),
+    (b'<?xml version="1.0"?><fault><reason>policy 17</reason></fault>', {"Content-Type": "application/xml"}),
+]
+
+
+class StrangerConformance:
+    """Skipped without the fixture `environment_at`. Comes with `ProviderConformance`."""
+
+    def upload_at(self, upload: Upload, url: str) -> Upload:
+        """An upload, as it would be if the store were at this URL. Override it where an upload's id is itself a URL."""
+        del url
+        return upload
+
+    @pytest.fixture
+    def calls(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks) -> dict[str, Callable[[], object]]:
+        """Calls of the hooks that write, at a server that says what it is told to; uploads were begun at the store itself."""
+        server, there = scripted
+        found: dict[str, Callable[[], object]] = {"write": lambda: there.write("key", b"data"), "delete": lambda: _delete(there)}
+        if set(MULTIPART) <= hooks.loaded.hooks:
+            here = hooks.create("key", b"data")
+            part = Part(number=1)
+            if not getattr(hooks.loaded.provider, "sequential_parts", False):
+                part = hooks.part(here, [b"data"], 1)
+            upload = self.upload_at(here, server.url)
+            found |= {
+                "create_multipart": lambda: there.create("key", b"data"),
+                "write_part": lambda: there.part(upload, [b"data"], 1),
+                "complete_multipart": lambda: there.complete(upload, [part], b"data"),
+                "abort_multipart": lambda: there.abort(upload),
+            }
+        return found
+
+    @pytest.mark.parametrize("status", [304, 409, 412])
+    def test_exists_is_the_stores_to_say(
+        self, scripted: tuple[FaultProxy, Hooks], calls: dict[str, Callable[[], object]], status: int
+    ) -> None:
+        """Only the store's own refusal, with its own code, is `AlreadyExists`: a status can be anybody's.
+
+        Core drops the events' bytes on this word. A 412 of a proxy would be the end of the only copy.
+        """
+        server, _ = scripted
+        for body in _BODIES:
+            server.clear()
+            server.fail(Answer(status, *body), times=ALWAYS)
+            for name, call in calls.items():
+                _refused(server, name, call, AlreadyExists)
+
+    @pytest.mark.parametrize("status", [404, 410])
+    def test_gone_is_the_stores_to_say(
+        self, scripted: tuple[FaultProxy, Hooks], calls: dict[str, Callable[[], object]], status: int
+    ) -> None:
+        """Only the store's own answer, with its own code, means that an upload or an object is gone, or never was.
+
+        What counts as gone is forgotten: an upload stays open and is paid for, an object stays in the bucket.
+        """
+        server, _ = scripted
+        for body in _BODIES:
+            server.clear()
+            server.fail(Answer(status, *body), times=ALWAYS)
+            for name, call in calls.items():
+                _refused(server, name, call, UploadGone, ObjectNotFound)
+
+    def test_done_is_the_stores_to_say(self, scripted: tuple[FaultProxy, Hooks], calls: dict[str, Callable[[], object]]) -> None:
+        """A page is no success of any hook, whatever its status, and even if it has an ETag, as pages have.
+
+        As above; for parts, completions, aborts and deletes as well.
+        """
+        server, _ = scripted
+        for status in (200, 201, 202):
+            server.clear()
+            server.fail(Answer(status, _PAGE, {"Content-Type": "text/html", "ETag": '"5e8f-62a1"'}), times=ALWAYS)
+            for name, call in calls.items():
+                _refused(server, name, call, AlreadyExists, UploadGone, ObjectNotFound)
+
+
+def _delete(hooks: Hooks) -> None:
+    if (error := hooks.delete(["key"]).failed.get("key")) is not None:
+        raise error
+
+
+def _refused(server: FaultProxy, name: str, call: Callable[[], object], *unproven: type[StorageError]) -> None:
+    """The call fails, with something that can be done about it, and not with an error that claims something. (One that sends no
+    request was not lied to.)"""
+    before = len(server.requests)
+    error = _caught(call)
+    if error is None:
+        assert len(server.requests) == before, f"{name}: a stranger's answer was taken for success"
+        return
+    assert not isinstance(error, unproven), f"{name}: a stranger's answer became {error.code}: {error}"
+    assert error.hint, f"{name}: {error.code} has no hint: {error}"
+
+
+def _caught(call: Callable[[], object]) -> StorageError | None:
+    try:
+        call()
+    except StorageError as error:
+        return error
+    return None

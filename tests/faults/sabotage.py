@@ -1,0 +1,224 @@
+"""Proof that the sweep finds faults: it removes one guard of the code at a time, and a violation must follow."""
+
+from __future__ import annotations
+import __future__
+
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any, Final
+
+import msgspec
+from faults.injector import Fault
+from faults.runner import Call, Violation, Worker
+from faults.scenarios import SCENARIOS
+from faults.sweep import ERRORS
+
+_RUNS: Final = 60
+_ALL: Final = 1000
+"""Faults in a row, so that retries fail, too."""
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """A guard that is removed.
+
+    Attributes:
+        place: module:qualified.name of the function.
+        guard, instead: text in its source, dedented, and the replacement.
+        scenario, calls: which calls to fail. `calls` is a regular expression, matched against "name path site".
+        found: kinds of violations, at least one of which must follow.
+        kind, count: see `Fault`.
+    """
+
+    name: str
+    place: str
+    guard: str
+    instead: str
+    scenario: str
+    calls: str
+    found: frozenset[str]
+    kind: str = "calls"
+    count: int = 1
+
+
+class GuardIsGone(LookupError):
+    """The code has changed: rewrite the sabotage."""
+
+
+def commit(sabotage: Sabotage) -> None:
+    """Remove the guard in this process, wherever the function is imported.
+
+    Raises:
+        GuardIsGone: the guard is missing, or not unique.
+    """
+    function, source = guarded(sabotage)
+    flags = __future__.annotations.compiler_flag
+    changed = source.replace(sabotage.guard, sabotage.instead)
+    compiled = compile(changed, function.__code__.co_filename, "exec", flags, dont_inherit=True)
+    codes = [one for one in compiled.co_consts if isinstance(one, CodeType) and one.co_name == function.__name__]
+    function.__code__ = codes[0]
+
+
+def guarded(sabotage: Sabotage) -> tuple[FunctionType, str]:
+    """The function that has the guard, and its source.
+
+    Raises:
+        GuardIsGone: the guard is missing, or not unique.
+    """
+    module, _, name = sabotage.place.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = inspect.getattr_static(found, part)
+    except (ImportError, AttributeError) as error:
+        raise GuardIsGone(f"{sabotage.name}: {sabotage.place} does not exist") from error
+    function = inspect.unwrap(found)
+    source = textwrap.dedent(inspect.getsource(function))
+    if not isinstance(function, FunctionType) or source.count(sabotage.guard) != 1:
+        raise GuardIsGone(f"{sabotage.name}: {sabotage.place} has {sabotage.guard!r} {source.count(sabotage.guard)} times")
+    return function, source
+
+
+def find(sabotage: Sabotage, directory: Path, library: Path, *, limit: float, tell: Callable[[str], None]) -> Violation | None:
+    """The first violation that follows, and does not without the sabotage; None if there is none."""
+    with ExitStack() as stack:
+        scenario = SCENARIOS[sabotage.scenario]
+        spoiled = stack.enter_context(Worker(directory / "spoiled", library, scenario, limit=limit, sabotage=sabotage.name))
+        sound = stack.enter_context(Worker(directory / "sound", library, scenario, limit=limit))
+        chosen = _chosen(sabotage, spoiled.survey(sabotage.kind))
+        for number, fault in enumerate(chosen[:_RUNS], 1):
+            for violation in spoiled.run(fault).violations:
+                if violation.kind not in sabotage.found:
+                    continue
+                if violation.kind in {one.kind for one in sound.run(fault).violations}:
+                    tell(f"{sabotage.name}: not counted, since the sound code fails as well: {violation.line()}")
+                    continue
+                tell(f"{sabotage.name}: found by run {number}: {violation.line()}")
+                return violation
+        tell(f"{sabotage.name}: NOT FOUND by {min(len(chosen), _RUNS)} runs")
+    return None
+
+
+def _chosen(sabotage: Sabotage, calls: list[Call]) -> list[Fault]:
+    """Every place with the first error, then every place with the next."""
+    matching = [call for call in calls if re.search(sabotage.calls, f"{call.name} {call.path} {' < '.join(call.site)}")]
+    places = {(call.where, call.part): call for call in reversed(matching)}
+    errors = ERRORS if sabotage.kind == "calls" else (0,)
+    return [
+        msgspec.structs.replace(call.fault(sabotage.kind), error=error, count=sabotage.count)
+        for error in errors
+        for call in reversed(places.values())
+    ]
+
+
+def _suppressed(statement: str, errors: str, *, indent: int) -> str:
+    margin = " " * indent
+    return f"{margin}try:\n{margin}    {statement}\n{margin}except {errors}:\n{margin}    pass"
+
+
+ALL: Final = {
+    one.name: one
+    for one in (
+        Sabotage(
+            name="a directory that could not be synced passes for synced",
+            place="jobs_backup.fsync:sync_directory",
+            guard="        os.fsync(descriptor)",
+            instead=_suppressed("os.fsync(descriptor)", "OSError", indent=8),
+            scenario="archive",
+            calls="^fsync bucket/.*_publish",
+            found=frozenset({"unsynced"}),
+        ),
+        Sabotage(
+            name="a link that fails passes for an object that exists",
+            place="jobs_backup.file_provider:FileProvider._publish",
+            guard="except FileExistsError as error:",
+            instead="except OSError as error:",
+            scenario="archive",
+            calls="^linkat bucket/.*_publish",
+            found=frozenset({"false success", "lost"}),
+        ),
+        Sabotage(
+            name="a batch is marked as stored before it is written",
+            place="jobs_backup.archiver:Archiver._store",
+            guard="    if batch.wrappers:",
+            instead="    self._spool.stored(batch)\n    if batch.wrappers:",
+            scenario="archive",
+            calls="^linkat bucket/.*_publish",
+            count=_ALL,
+            found=frozenset({"false success", "lost"}),
+        ),
+        Sabotage(
+            name="a provider that is unavailable passes for one that has stored",
+            place="jobs_backup.archiver:Archiver._store",
+            guard="except AlreadyExists:",
+            instead="except (AlreadyExists, Unavailable):",
+            scenario="archive",
+            calls="^linkat bucket/.*_publish",
+            count=_ALL,
+            found=frozenset({"false success", "lost"}),
+        ),
+        Sabotage(
+            name="a batch that failed is not given back",
+            place="jobs_backup.archiver:Archiver._failed",
+            guard="    self._release(batch, error, delay)",
+            instead="    pass",
+            scenario="archive",
+            calls="^linkat bucket/.*_publish",
+            count=_ALL,
+            found=frozenset({"silent failure", "false success", "hang", "not healed"}),
+        ),
+        Sabotage(
+            name="run goes on where lines could not be kept",
+            place="jobs_backup.cli.run:_Events.keep",
+            guard="    self._backup.keep([recording])",
+            instead=_suppressed("self._backup.keep([recording])", "Exception", indent=4),
+            scenario="run",
+            calls="turns.py",
+            found=frozenset({"false success", "lost"}),
+        ),
+        Sabotage(
+            name="acknowledgements that could not be kept pass for taken",
+            place="jobs_backup.cli.delivered:_Deliveries.keep",
+            guard="except UnknownJob as error:\n        self._summary.unknown(error)",
+            instead="except Exception:\n        pass",
+            scenario="delivered",
+            calls="delivered.py.* keep",
+            found=frozenset({"false success"}),
+        ),
+        Sabotage(
+            name="serve answers 200 to what it could not keep",
+            place="jobs_backup.server.app:App._record",
+            guard="    await self._async.keep(recording)",
+            instead=_suppressed("await self._async.keep(recording)", "JobsBackupError", indent=4),
+            scenario="serve",
+            calls="turns.py",
+            found=frozenset({"false success", "lost"}),
+        ),
+        Sabotage(
+            name="replay forgets an object that could not be read",
+            place="jobs_backup.replay.replay:Replay.run",
+            guard="            self.damaged.append(Damaged(found.key, error))",
+            instead="            pass",
+            scenario="replay",
+            calls="^(stat64|open64) bucket/ios",
+            count=_ALL,
+            found=frozenset({"false success", "silent failure"}),
+        ),
+        Sabotage(
+            name="an error of the spool ends the command as it is",
+            place="jobs_backup.cli.options:with_environment",
+            guard="except (ConfigurationError, SpoolError) as error:",
+            instead="except ConfigurationError as error:",
+            scenario="archive",
+            calls="^open64 spool/catalog.db .*catalog.py:[0-9]* __init__",
+            found=frozenset({"traceback"}),
+        ),
+    )
+}

@@ -1,0 +1,154 @@
+"""HTTP: what comes of a request does not depend on where it is cut on its way, and no part of it is taken for another request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from buckets import events, file_environment
+from http_corpus import CORPUS, H2C, LARGE, LAST, LENGTH, LINE, WEBSOCKET, Case, Outcome, post, replay
+from serving import TOKEN, serve
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from jobs_backup import Backup
+from jobs_backup.model import Kind
+from jobs_backup.server.access import Access
+from jobs_backup.server.app import App
+from jobs_backup.server.settings import ServerSettings
+
+EVERYWHERE: Final = os.environ.get("JOBS_BACKUP_TEST_HTTP") == "all"
+"""Every request of the corpus is cut at every byte; else at some, which differ each day."""
+
+
+class Replayed(NamedTuple):
+    """The application, and the loop that it runs in."""
+
+    runner: asyncio.Runner
+    app: ASGIApp
+    backup: Backup
+
+    def __call__(self, pieces: Sequence[bytes], protocol: type[asyncio.Protocol] | None = None) -> tuple[Outcome, int]:
+        """What was answered, and how many events were recorded."""
+        before = self.backup.spool.recorded.events[Kind.RAW]
+        outcome = self.runner.run(replay(self.app, pieces, protocol))
+        return outcome, self.backup.spool.recorded.events[Kind.RAW] - before
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replayed]:
+    directory = tmp_path_factory.mktemp("http")
+    env = {**file_environment(directory), "JOBS_BACKUP_SERVER_TOKEN": TOKEN}
+    settings = ServerSettings.from_environment(env)
+    with asyncio.Runner() as runner, Backup.from_env(env) as backup:
+        app = App(backup, settings, Access(settings), is_stopping=lambda: False)
+        yield Replayed(runner, runner.run(app.__aenter__()), backup)
+        runner.run(app.__aexit__())
+        recorded = backup.spool.recorded.events[Kind.RAW]
+    assert [event["messageId"] for event in events(directory)] == ["m"] * recorded
+    assert {path.relative_to(directory / "bucket").parts[0] for path in directory.rglob("*.json.gz")} == {"web"}
+
+
+def cuts(sent: bytes, *, most: int) -> list[int]:
+    """Places to cut; all of them, or some: the ends of lines are among them."""
+    places = range(1, len(sent))
+    if EVERYWHERE:
+        return list(places)
+    rng = random.Random(time.strftime("%Y-%m-%d"))
+    ends = [at + offset for at in range(len(sent)) if sent[at : at + 1] == b"\n" for offset in (0, 1)]
+    return sorted({*rng.sample(places, min(most, len(places))), *rng.sample(ends, min(most, len(ends)))} - {0, len(sent)})
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
+def test_a_request_is_the_same_wherever_it_is_cut(replayed: Replayed, case: Case) -> None:
+    whole, recorded = replayed([case.sent])
+    assert (whole.statuses, recorded) == (case.statuses, case.events)
+    for at in cuts(case.sent, most=8):
+        assert replayed([case.sent[:at], case.sent[at:]]) == (whole, recorded), at
+    assert replayed([case.sent[at : at + 1] for at in range(len(case.sent))]) == (whole, recorded), "byte by byte"
+
+
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
+def test_what_is_too_large_is_refused_wherever_it_is_cut(replayed: Replayed, case: Case) -> None:
+    for at in (0, *random.Random(1).sample(range(1, len(case.sent)), 5)):
+        outcome, recorded = replayed([piece for piece in (case.sent[:at], case.sent[at:]) if piece])
+        assert (outcome.statuses, recorded) == (case.statuses, case.events)
+
+
+UNLIKE: Final = {"HTTP/1.0, kept"}
+
+
+@pytest.mark.parametrize("case", [one for one in CORPUS if 400 not in one.statuses], ids=lambda case: case.name)
+def test_a_second_parser_reads_what_is_taken_in_the_same_way(replayed: Replayed, case: Case) -> None:
+    """h11, which has been in use for ten years and is slower."""
+    if case.name in UNLIKE:
+        pytest.skip("h11 closes the connection")
+    outcome, recorded = replayed([case.sent], H11Protocol)
+    assert (outcome.statuses, recorded) == (case.statuses, case.events)
+
+
+class TestProcess:
+    """Some of them once more, at the command itself and through real sockets."""
+
+    @pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+    def test_a_field_is_never_a_request(self, tmp_path: Path, offer: bytes) -> None:
+        first = post(body=b'{"messageId":"a"}')
+        field = b"X-Note: POST /v1/events?source_id=evil HTTP/1.1\r\n"
+        second = post(field + offer + LENGTH, body=b'{"messageId":"b"}') + LAST
+        at = second.index(b"POST", 10)
+        with serve(file_environment(tmp_path)) as sidecar:
+            for pieces in (
+                [first + second],
+                [first[:-3], first[-3:] + second[:at], second[at:]],
+                [first[:-3], first[-3:] + second[:42], second[42:]],
+                [first + second[: -len(LAST) - 5], second[-len(LAST) - 5 :]],
+            ):
+                answered = _exchange(sidecar.url, pieces)
+                assert answered.count(b"HTTP/1.1 200 OK") == 3, answered
+            sidecar.end()
+        assert sorted(event["messageId"] for event in events(tmp_path)) == ["a"] * 4 + ["b"] * 4
+        assert [path.relative_to(tmp_path / "bucket").parts[0] for path in tmp_path.rglob("*.json.gz")] == ["web"]
+
+    def test_corpus(self, tmp_path: Path) -> None:
+        cases = random.Random(time.strftime("%Y-%m-%d")).sample(CORPUS, len(CORPUS) if EVERYWHERE else 12)
+        with serve(file_environment(tmp_path)) as sidecar:
+            for case in cases:
+                at = random.Random(case.name).randrange(1, len(case.sent))
+                for pieces in ([case.sent], [case.sent[:at], case.sent[at:]]):
+                    answered = _exchange(sidecar.url, pieces)
+                    assert answered.count(b"HTTP/1.1 ") == len(case.statuses), (case.name, answered)
+                    assert all(b"HTTP/1.1 %d" % status in answered for status in case.statuses), (case.name, answered)
+            _, stderr = sidecar.end()
+        assert len(events(tmp_path)) == 2 * sum(case.events for case in cases)
+        assert "rror" not in stderr
+
+
+def _exchange(url: str, pieces: list[bytes]) -> bytes:
+    """All that is answered until the server closes the connection, or has nothing more to say."""
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        answered = b""
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(0.03)
+            connection.settimeout(1)
+            while data := connection.recv(1 << 16):
+                answered += data
+        except OSError:
+            pass  # it was cut, or waits for the next request
+        return answered
+
+
+def test_the_line_of_the_corpus_has_its_length() -> None:
+    assert b"Content-Length: %d\r\n" % len(LINE) == LENGTH

@@ -1,0 +1,98 @@
+"""An interrupt at any call or return of a public method leaves no lock and no transaction behind.
+
+As Ctrl-C does, or an alarm by which RQ and Celery limit a task's time: the exception is raised in whatever Python function runs
+just then, and is kept alive, with all frames, by whoever handles it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from buckets import events, file_environment
+
+from jobs_backup import Backup
+
+Call = Callable[[], object]
+
+
+class Interrupt(BaseException):
+    """No Exception, as KeyboardInterrupt is none."""
+
+
+def interrupted(call: Call, place: int) -> BaseException | None:
+    """What comes of a call that is interrupted at its n-th call or return; None if it has fewer."""
+    left = place
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal left
+        if event in ("call", "return"):
+            left -= 1
+            if left == -1:
+                sys.setprofile(None)
+                raise Interrupt
+
+    sys.setprofile(count)
+    try:
+        call()
+    except BaseException as error:  # noqa: BLE001 - kept alive
+        return error
+    finally:
+        sys.setprofile(None)
+    return None
+
+
+def in_thread(call: Call) -> BaseException | None:
+    """What a call raises in another thread, which must not wait for ever."""
+    raised: list[BaseException | None] = []
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - returned
+            raised.append(error)
+        else:
+            raised.append(None)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(30)
+    return raised[0] if raised else TimeoutError("it waits for ever")
+
+
+CALLS: dict[str, tuple[int, Callable[[Backup, list[int]], Call]]] = {
+    "record": (1, lambda backup, jobs: lambda: backup.record({"a": 1}, source_id="web")),
+    "record_many": (3, lambda backup, jobs: lambda: backup.record_many([{"a": 1}] * 3, source_id="web")),
+    "delivered": (3, lambda backup, jobs: lambda: backup.delivered(jobs)),
+    "failed": (5, lambda backup, jobs: lambda: backup.failed(jobs[0], payload={}, error="no")),
+    "flush": (61, lambda backup, jobs: lambda: backup.flush(30)),
+}
+
+
+def places(step: int) -> Iterator[int]:
+    return iter(range(0, 1_000_000, step))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of an interrupt within a weak reference's callback
+@pytest.mark.parametrize("name", CALLS)
+def test_an_interrupt_leaves_nothing_held(tmp_path: Path, name: str) -> None:
+    step, make = CALLS[name]
+    kept: list[BaseException] = []
+    recorded: set[int] = set()
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        call = make(backup, [backup.record({"n": number}, source_id="web") for number in range(3)])
+        for place in places(step):
+            error = interrupted(call, place)
+            assert in_thread(lambda: backup.record({"other": 1}, source_id="other")) is None, (place, error)
+            recorded.add(backup.record({"n": "after", "place": place}, source_id="web"))
+            if error is None:
+                break
+            kept.append(error)
+    assert len(kept) > 5
+    assert any(isinstance(error, Interrupt) for error in kept)
+    found = [event["payload"]["place"] for event in events(tmp_path) if event["payload"].get("n") == "after"]
+    assert sorted(found) == [place for place, _ in zip(places(step), recorded, strict=False)]

@@ -1,0 +1,140 @@
+"""Standard output and error that are closed, full, or not read: the work is done, and only lost output is an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from buckets import events, file_environment
+from commands import COMMAND, ndjson, run, start
+
+CLOSED, FULL = "{}>&-", "{}>/dev/full"
+
+
+def shell(env: dict[str, str], arguments: str, redirect: str, stdin: str = "") -> tuple[int, str]:
+    """The exit code, and what was said where somebody still hears it."""
+    command = f'"$0" {arguments} {redirect}'
+    done = subprocess.run(
+        ["sh", "-c", command, *COMMAND],
+        env={**os.environ, **env},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said, said
+    assert "Exception ignored" not in said, said
+    return done.returncode, said
+
+
+@pytest.mark.parametrize("stdout", ["", CLOSED.format(1), FULL.format(1)])
+@pytest.mark.parametrize("stderr", ["", CLOSED.format(2), FULL.format(2)])
+def test_events_are_backed_up_whoever_listens(stdout: str, stderr: str, tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    lines = '{"n":1}\nno event\n{"n":2}\n'
+    code, _ = shell(env, "run --source-id web -v", f"{stdout} {stderr}", lines)
+    assert code == 0, "its summary goes to standard error, and is a diagnostic"
+    code, said = shell(env, "run --source-id web --json", f"{stdout} {stderr}", lines)
+    assert code == (1 if stdout else 0), "its summary is output"
+    assert ("cannot write to standard output" in said) is (stdout != "" and stderr == "")
+    for options in ("archive --once", "delivered /dev/null", "failed /dev/null"):
+        assert shell(env, options, f"{stdout} {stderr}")[0] == 0
+    assert sorted(event["payload"]["n"] for event in events(tmp_path)) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("stderr", ["", CLOSED.format(2), FULL.format(2)])
+@pytest.mark.parametrize("command", ["status --json", "check", "policy", "replay --dry-run", "--help"])
+def test_output_that_is_lost_is_an_error(command: str, stderr: str, tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    run("run", "--source-id", "web", env=env, stdin='{"n":1}\n')
+    code, said = shell(env, command, stderr)
+    assert (code, said != "") == (0, True)
+    for stdout in (CLOSED, FULL):
+        code, said = shell(env, command, f"{stdout.format(1)} {stderr}")
+        assert code == 1
+        assert said.startswith("jobs-backup: cannot write to standard output: ") is (stderr == "")
+        assert len(said.splitlines()) == (1 if stderr == "" else 0)
+
+
+def test_events_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    run("run", "--source-id", "web", env=env, stdin='{"n":1}\n')
+    for stderr in ("", CLOSED.format(2), FULL.format(2)):
+        assert shell(env, "replay", f"{FULL.format(1)} {stderr}")[0] == 1
+        assert shell(env, "replay", f"{CLOSED.format(1)} {stderr}")[0] == 2
+        assert shell(env, "run --source-id web --emit-ids", f"{CLOSED.format(1)} {stderr}", '{"n":2}\n')[0] == 2
+        assert shell(env, "bogus", stderr)[0] == 2
+    assert len(events(tmp_path)) == 1
+
+
+def test_a_reader_of_the_output_that_goes_away_is_told(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    code, said = shell(env, "env FILE", "| true; exit 3")
+    assert code == 3
+    assert said in ("", "jobs-backup: cannot write to standard output: output closed early [JobsBackupError]\n")
+
+
+def test_a_standard_error_that_nobody_reads_does_not_stop_the_work(tmp_path: Path) -> None:
+    """Its pipe is full after 64 KiB: what comes then is dropped."""
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_SPOOL_DURABILITY="process")
+    file = ndjson(tmp_path / "in", 600)
+    with start("run", file, "--source-id", "web", "-v", "--json", env=env) as process:
+        assert process.stdout is not None
+        summary = json.loads(process.stdout.read())
+        process.wait(120)
+        assert (process.returncode, summary["stored_events"], summary["complete"]) == (0, 600, True)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert 600 > said.count("INFO stored") > 0, "the pipe was full"
+
+
+@pytest.mark.parametrize("stderr", [CLOSED.format(2), FULL.format(2)])
+def test_serve_needs_nobody_who_listens(stderr: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = {**os.environ, **file_environment(tmp_path), "JOBS_BACKUP_LOG_FORMAT": "json"}
+    with subprocess.Popen(["sh", "-c", f'exec "$0" serve -v --port {port} {stderr}', *COMMAND], env=env) as process:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/events?source_id=web", b'{"n":1}', {"Content-Type": "application/json"}
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    assert answer.status == 200
+                break
+            except OSError:  # it does not listen yet
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """Else what some library prints goes into the spool."""
+    program = (
+        "import os, sys\n"
+        "from jobs_backup.cli import streams\n"
+        "streams.prepare()\n"
+        "found = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
+        "os.write(2, b'printed by a library')\n"
+        "print('said', file=sys.stderr, flush=True)\n"
+        "assert found > 2, found\n"
+    )
+    target = tmp_path / "file"
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" "$2" >&- 2>&-', Path(COMMAND[0]).with_name("python"), program, target], check=False
+    )
+    assert done.returncode == 0
+    assert target.read_bytes() == b""
