@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from wrecks import SUFFIXES, Process, Wreck, command, sample
+from wrecks import SUFFIXES, Process, Wreck, sample
 
 USER: Final = 65_534
 """Not root, which can read everything."""

@@ -83,7 +83,7 @@ def _command(arguments: Sequence[str], env: Mapping[str, str], streams: Sequence
     for number, path in enumerate(streams):
         descriptor = os.open(path, os.O_RDWR if number == 0 else os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(descriptor, number)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115, PTH123 - for the rest of its life
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - for the rest of its life
     if user:
         os.setgid(user)
         os.setuid(user)
@@ -174,7 +174,7 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
 
 
 def _position(name: str, at: int) -> writer.Recording:
-    from jobs_backup.backup import _NO_STREAM  # noqa: PLC0415
+    from jobs_backup.backup import _NO_STREAM
 
     return writer.Recording(_NO_STREAM, [], first_at=0, last_at=0, position=InputPosition(name, at, b"1"))
 

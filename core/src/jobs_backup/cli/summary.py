@@ -33,9 +33,13 @@ class Unfinished(NamedTuple):
 class Summary:
     """What a command has done."""
 
-    def __init__(self, backup: Backup, counted: Counted, *, go_on: str = "") -> None:
-        """`go_on` tells how to read the rest of an input, empty if there is no way."""
+    def __init__(self, backup: Backup, counted: Counted, *, go_on: str = "", of_all: bool = False) -> None:
+        """`go_on` tells how to read the rest of an input, empty if there is no way.
+
+        `of_all`: it is complete only once nothing is left in the spool, of other processes either.
+        """
         self._backup = backup
+        self._of_all = of_all
         self._counted: Counted = counted
         self._go_on = go_on
         self._began = time.monotonic()
@@ -122,7 +126,7 @@ class Summary:
     def show(self, *, as_json: bool, interrupted: bool, allow_rejects: bool = False) -> int:
         """Print it. Returns the exit code."""
         # What was acknowledged is so, whatever others have still to send.
-        waits = bool(self._waiting) and self._counted != "ids"
+        waits = (bool(self._waiting) and self._counted != "ids") or (self._of_all and self._open_elsewhere > 0)
         complete = not waits and not self.problems and not interrupted
         if as_json:
             try:
@@ -184,6 +188,12 @@ class Summary:
             say(
                 f"{one.events:,} events wait in {backup.spool.directory} for {one.location}{why}"
                 f" — nothing is lost: {alternative}`jobs-backup archive --once` sends them",
+                "Waiting",
+            )
+        if self._of_all and self._open_elsewhere:
+            say(
+                f"{self._open_elsewhere:,} events are in open batches of processes that are alive: they seal them within"
+                " JOBS_BACKUP_UPLOAD_FREQUENCY, or when they end",
                 "Waiting",
             )
         for deletes in self._deletes:
