@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import INCOMPLETE, REJECTED, say
+from jobs_backup.cli.options import INCOMPLETE, REJECTED, machine_errors, say
 from jobs_backup.cli.progress import Progress
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.spool import Waiting, WaitingDeletes
+
+log: Final = logging.getLogger(__name__)
 
 Counted = Literal["events", "ids", "failures"]
 """What a command counts, by its name in the summary as JSON."""
@@ -71,10 +75,14 @@ class Summary:
 
         What fails is a problem, and no reason to leave out the rest: a full disk must not keep what is sealed from being sent.
         """
-        for step in (self._backup.spool.seal, lambda: self._send(stop, shown), self._look, lambda: self._backup.close(grace=0)):
-            try:
-                step()
-            except JobsBackupError as error:
+        for step in (self._backup.spool.seal, lambda: self._send(stop, shown), self._look):
+            # Twice: a disk may only have been busy, and then everything may be done all the same.
+            if _error_of(step) is not None and (error := _error_of(step)) is not None:
+                self.problem(error)
+        if (error := _error_of(lambda: self._backup.close(grace=0))) is not None:
+            if self._is_complete:  # that is proven: what could not be tidied up, the next start does
+                log.warning("the spool was not closed in order, the next start tidies up: %s", error.one_line())
+            else:
                 self.problem(error)
 
     def _send(self, stop: threading.Event, shown: Progress) -> None:
@@ -123,11 +131,15 @@ class Summary:
             )
         self._open_uploads = self._backup.spool.uploads.waiting()
 
-    def show(self, *, as_json: bool, interrupted: bool, allow_rejects: bool = False) -> int:
-        """Print it. Returns the exit code."""
+    @property
+    def _is_complete(self) -> bool:
         # What was acknowledged is so, whatever others have still to send.
         waits = (bool(self._waiting) and self._counted != "ids") or (self._of_all and self._open_elsewhere > 0)
-        complete = not waits and not self.problems and not interrupted
+        return not waits and not self.problems
+
+    def show(self, *, as_json: bool, interrupted: bool, allow_rejects: bool = False) -> int:
+        """Print it. Returns the exit code."""
+        complete = self._is_complete and not interrupted
         if as_json:
             try:
                 print_json(self._as_dict(complete=complete))
@@ -201,3 +213,12 @@ class Summary:
             say(f"{deletes.objects:,} objects in {deletes.location} are to be deleted, and are not yet: {why}", "DeletesWaiting")
         for key, error, hint in self._open_uploads:
             say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}", "UploadOpen")
+
+
+def _error_of(step: Callable[[], object]) -> JobsBackupError | None:
+    try:
+        with machine_errors():
+            step()
+    except JobsBackupError as error:
+        return error
+    return None

@@ -368,6 +368,11 @@ class BlobFiles:
         """Where a file is."""
         return self._directory / f"{name}.db"
 
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        with database_errors(self.path(name)):
+            return self.path(name).exists()
+
     def names(self) -> list[str]:
         """All files."""
         with database_errors(self._directory), os.scandir(self._directory) as entries:  # `glob` takes what it can't read for empty

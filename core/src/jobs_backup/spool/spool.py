@@ -234,7 +234,7 @@ class Spool:
             except SpoolCorrupt:
                 continue
             except SpoolError:
-                if self._files.path(name).exists():
+                if self._files.exists(name):
                     raise
         # The catalog again: a file may have been left between the two.
         found += self._catalog.positions(prefix)
@@ -408,12 +408,12 @@ class Spool:
             if name in written.values():
                 continue
             try:
-                if unknown := self._catalog.unknown(name, self._batches_in(name)):
+                if unknown := self._unknown_in(name):
                     why = f"blobs/{name}.db holds {len(unknown)} batches that the catalog does not know"
                     raise SpoolError(why, hint="run the command again")
             except SpoolError as error:
                 session = name.partition("-")[0]
-                if self._files.path(name).exists() and session not in self._catalog.blob_files() and not self._is_alive(session):
+                if self._files.exists(name) and session not in self._catalog.blob_files() and not self._is_alive(session):
                     problems[session] = error
         return Account([*({**problems, **self._unreadable}).values()], open_elsewhere)
 
@@ -608,11 +608,24 @@ class Spool:
             batches = self._batches_in(name)
         except SpoolCorrupt:
             return True
+        except SpoolError:
+            if self._files.exists(name):
+                raise
+            return False  # another thread has just removed it, as `_clean_up` does
         return bool(self._catalog.unknown(name, batches)) or (is_left and not batches)  # none is left without a batch
 
     def _batches_in(self, name: str) -> list[int]:
         with self._files.open(name, only_reads=True) as blobs:
             return blobs.batches()
+
+    def _unknown_in(self, name: str) -> list[int]:
+        """The batches in a file that the catalog does not know; none if another thread has just removed it, as `_clean_up` does."""
+        try:
+            return self._catalog.unknown(name, self._batches_in(name))
+        except SpoolError:
+            if self._files.exists(name):
+                raise
+            return []
 
     def _take_over(self, name: str, witness: Witness | None, *, is_left: bool) -> list[InputPosition]:
         """Seal what is open in the file of a dead process, which nobody writes any more. Returns its positions."""
@@ -707,7 +720,7 @@ class Spool:
             self._files.remove(name)
             self._known_files.discard(name)
         except SpoolError as error:
-            if not self._files.path(name).exists():
+            if not self._files.exists(name):
                 return  # another process has removed it
             self._known_files.discard(name)
             log.warning("a file of the spool that is not needed any more can't be removed yet: %s", error.one_line())
