@@ -300,7 +300,7 @@ class _Forks:
                 _live(task)
         except SystemExit:  # of one of its own children
             raise
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the log of a campaign has no traceback
             traceback.print_exc()
             os._exit(1)
         if ends_at_once:
