@@ -188,3 +188,36 @@ def test_an_upload_that_was_begun_is_ended_in_parts_whatever_is_set_by_then(
         assert backup.archiver.drain(10)
         assert backup.destination.attempts == {("complete_multipart", "ok"): 1}
     assert len(events(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("what", ["uploads", "deletes"])
+def test_what_another_process_does_meanwhile_is_drained(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All workers of a server end at once, and each waits for what any of them uploads and deletes."""
+    environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
+    with Backup.from_env(environment) as waiting:
+        assert (archiver := waiting.archiver) is not None
+        assert archiver.drain(60)
+        if what == "uploads":
+            monkeypatch.setattr(archiver, "_claim", lambda: None)  # the other one is always quicker
+        else:
+            monkeypatch.setattr(waiting.spool, "claim_deletes", lambda _: [])
+        job = waiting.record({"n": 1}, source_id="web")
+        if what == "deletes":
+            assert archiver.drain(60)
+            waiting.delivered(job)
+        looks: list[bool] = []
+        has = "has_claimable" if what == "uploads" else "has_deletes"
+        look = getattr(waiting.spool, has)
+
+        def looked() -> bool:
+            looks.append(look())
+            return looks[-1]
+
+        monkeypatch.setattr(waiting.spool, has, looked)
+        drained: list[bool] = []
+        drain = threading.Thread(target=lambda: drained.append(archiver.drain()), daemon=True)
+        drain.start()
+        assert wait_for(lambda: True in looks, 60)
+        with Backup.from_env(environment):
+            drain.join(60)
+        assert drained == [True]

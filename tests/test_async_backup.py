@@ -193,7 +193,9 @@ async def test_flush_does_not_hold_up_what_is_recorded_meanwhile(tmp_path: Path)
         with pytest.raises(DestinationPaused):
             await backup.flush(20)
     async with AsyncBackup.from_env(environment, archive=False) as recorder, AsyncBackup.from_env(environment) as other:
-        other._backup.archiver.stop(5)  # type: ignore[union-attr]  # alive, and sends nothing
+        archiver = other._opened().backup.archiver
+        assert archiver is not None
+        archiver.stop(5)  # alive, and sends nothing
         await recorder.record({"n": 1}, source_id="web")
         flushes = [asyncio.create_task(recorder.flush(3)) for _ in range(40)]
         await asyncio.sleep(0.1)
@@ -262,8 +264,7 @@ async def test_to_close_needs_no_thread_of_the_others_and_goes_on_when_it_is_giv
 
     backup = AsyncBackup.from_env(file_environment(tmp_path))
     await backup.__aenter__()
-    inner = backup._backup
-    assert inner is not None
+    inner = backup._opened().backup
     await backup.record({"n": 0}, source_id="web")
     monkeypatch.setattr(Spool, "append", slow)
     calls = [asyncio.create_task(backup.record({"n": n}, source_id="web")) for n in range(1, 65)]

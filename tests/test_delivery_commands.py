@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import select
 import subprocess
 import time
 from pathlib import Path
@@ -90,7 +91,7 @@ class TestEmitIds:
         with start("run", file, "--source-id", "web", "--emit-ids", env={**env, "PYTHONUNBUFFERED": buffered}) as process:
             assert process.stdout is not None
             assert process.stderr is not None
-            time.sleep(1)
+            select.select([process.stdout], [], [])  # the first ids
             process.terminate()
             time.sleep(0.2)
             ids = process.stdout.readlines()
@@ -102,8 +103,9 @@ class TestEmitIds:
     def test_a_reader_that_stands_still_does_not_keep_it_from_ending(self, env: dict[str, str], tmp_path: Path) -> None:
         file = ndjson(tmp_path / "in", 100_000)
         with start("run", file, "--source-id", "web", "--emit-ids", env={**env, "JOBS_BACKUP_SHUTDOWN_GRACE": "1s"}) as process:
+            assert process.stdout is not None
             assert process.stderr is not None
-            time.sleep(1)
+            select.select([process.stdout], [], [])  # the first ids; those behind them fill the pipe
             process.terminate()
             stderr = process.stderr.read()
             assert process.wait(10) == 1

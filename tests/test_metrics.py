@@ -174,8 +174,9 @@ class TestOfTheSpool:
         environment = file_environment(tmp_path)
         with Backup.from_env(environment, archive=False) as backup:
             spool = backup.spool
+            jobs: list[int] = []
             for _ in range(2):
-                record(spool, [b"{}\n"])
+                jobs.append(record(spool, [b"{}\n"])[0][0])
                 spool.seal()
             one, other = claim(spool), claim(spool)
             spool.uploads.begin(one, Upload(key=one.key, id="a secret"), 5 << 20)
@@ -185,7 +186,7 @@ class TestOfTheSpool:
             assert value(found, "open_uploads", state="sending") == value(found, "open_uploads", state="to_abort") == 1
             assert value(found, "destination_paused", destination=location) == 1
             spool.stored(one)
-            backup.delivered([one.id << 21])
+            backup.delivered(jobs[0])
             found = scrape(backup)
             assert value(found, "waiting_deletes", destination=location) == 1
             assert value(found, "destination_paused", destination=location) == 0
@@ -290,7 +291,7 @@ class TestOfTheSpool:
 class TestTotals:
     def test_each_change_of_state_is_counted_once(self, tmp_path: Path) -> None:
         spool = open_spool(tmp_path)
-        record(spool, [b"{}\n"] * 3)
+        ((first, count),) = record(spool, [b"{}\n"] * 3)
         record(spool, [b"{}\n"] * 2, stream=APP)
         record(spool, [b"{}\n"], stream=Stream(Kind.FAILED, "w", "web"))
         assert totals(tmp_path) == {}
@@ -309,7 +310,7 @@ class TestTotals:
         spool.deleted([*spool.claim_deletes(10)])
         assert ("raw", "deleted") not in totals(tmp_path)
         jobs = JobSet()
-        jobs.add_run(one.id << 21, 3)
+        jobs.add_run(first, count)
         spool.delivered(jobs)
         spool.deleted(spool.claim_deletes(10))
         assert totals(tmp_path)["raw", "deleted"] == (1, 3, 9, one.size)
@@ -321,7 +322,11 @@ class TestTotals:
             record(spool, [b"{}\n"] * count)
             spool.seal()
             spool.stored(claim(spool))
-            spool.forget(time.time() + 100, 0)
+            die(spool)
+            spool = open_spool(tmp_path)
+            spool.recover()
+            assert spool.forget(-100, 0) is None
+            assert rows(spool._catalog._database, "SELECT id FROM batches") == []
             die(spool)
         assert totals(tmp_path)["raw", "stored"][:2] == (2, 7)
 

@@ -335,15 +335,19 @@ class TestBehind:
         spool = open_spool(tmp_path)
         record(spool, [b"{}\n"])
         with tampering(spool._catalog._database) as db:
-            db.execute("UPDATE batches SET id=id-100000")
-        assert self.behind(tmp_path) == "", "its events are in the file under the other number"
+            db.execute("UPDATE batches SET id=id+1, opened_at=opened_at-100")
+        frequent = {"JOBS_BACKUP_UPLOAD_FREQUENCY": "10s"}
+        assert self.behind(tmp_path, **frequent) == "", "its events are in the file under the other number"
+        with tampering(spool._catalog._database) as db:
+            db.execute("UPDATE batches SET id=id-1")
+        assert re.fullmatch(r"the oldest event waits for 10\d s, more than 80 s", self.behind(tmp_path, **frequent))
         spool.close()
         sealed = tmp_path / "sealed"
         spool = open_spool(sealed)
         record(spool, [b"{}\n"])
         spool.seal()
         with tampering(spool._catalog._database) as db:
-            db.execute("UPDATE batches SET id=id-100000")
+            db.execute("UPDATE batches SET opened_at=opened_at-100")
         assert self.behind(sealed) == ""
         assert self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="30s") == ""
         assert re.fullmatch(
@@ -368,7 +372,7 @@ class TestBehind:
             backup.record({}, source_id="web")
             backup.seal()
             with tampering(backup.spool._catalog._database) as db:
-                db.execute("UPDATE batches SET id=id-100000")
+                db.execute("UPDATE batches SET opened_at=opened_at-100")
             assert value(parse(metrics_page(backup, "")[0].decode()), "behind") == 0
         with Backup.from_env({**environment, "JOBS_BACKUP_UPLOAD_FREQUENCY": "10s"}, archive=False) as backup:
             assert value(parse(metrics_page(backup, "")[0].decode()), "behind") == 1

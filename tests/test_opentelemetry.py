@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from jobs_backup import Backup
 from jobs_backup.destination import Destination
-from jobs_backup.errors import AlreadyExists, Throttled, Unavailable
+from jobs_backup.errors import BucketNotFound, Throttled, Unavailable
 from jobs_backup.hookspecs import PROJECT, ObjectHooks, StorageProvider, hookimpl
 from jobs_backup.model import (
     AbortReceipt,
@@ -253,13 +253,13 @@ def test_each_attempt_is_a_span(exporter: InMemorySpanExporter, tmp_path: Path, 
 
 @pytest.mark.parametrize("hook", RETRIED)
 def test_the_error_is_the_providers_own(exporter: InMemorySpanExporter, tmp_path: Path, hook: str) -> None:
-    error = AlreadyExists("it is there")
+    error = BucketNotFound("it is not there")
     to, _ = destination(error)
-    with pytest.raises(AlreadyExists) as raised:
+    with pytest.raises(BucketNotFound) as raised:
         CALLS[hook][0](to, tmp_path)
     assert raised.value is error
     (span,) = spans(exporter)
-    assert attributes(span)["error.type"] == "AlreadyExists"
+    assert attributes(span)["error.type"] == "BucketNotFound"
 
 
 @every_hook

@@ -71,7 +71,7 @@ def test_whatever_the_umask_the_spool_is_its_owners_alone(tmp_path: Path, monkey
         monkeypatch.setenv(name, text)
     (tmp_path / "in").write_text("no event\n")
     result = CliRunner().invoke(cli, ["run", str(tmp_path / "in"), "--source-id", "web"])
-    assert result.exit_code == 0
+    assert result.exit_code == 3
     assert [path.parent.name for path in spool.rglob("*.ndjson")] == ["rejects"]
     assert too_open(spool) == {}
 

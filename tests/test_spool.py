@@ -19,10 +19,10 @@ import pytest
 from spools import APP, WEB, claim, content, die, open_spool, position, record, rows, tampering
 
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
-from jobs_backup.model import Part, Stream, Upload
+from jobs_backup.model import Kind, Part, Stream, Upload
 from jobs_backup.spool import Claim, Spool, writer
 from jobs_backup.spool.blobs import Changes, Chunk, Form, InputPosition
-from jobs_backup.spool.job_set import INDEX_BITS, origin_of
+from jobs_backup.spool.job_set import INDEX_BITS, JobSet, job_id, origin_of
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.writer import BatchLimits, Recording
@@ -152,7 +152,7 @@ def test_a_failed_commit_leaves_no_trace_and_the_next_one_works(tmp_path: Path, 
     record(spool, [b'{"a":0}\n'], stream=APP)
     first = record(spool, [b'{"a":1}\n'])
     fail = spool._writer._blobs._database._connection
-    connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[arg-type, assignment]
+    connection, fail._connection = fail._connection, _Broken(fail._connection)  # type: ignore[assignment, arg-type]
     with pytest.raises(SpoolError):
         spool.append([Recording(stream, [b'{"a":2}\n'], first_at=1, last_at=1) for stream in streams])
     fail._connection = connection
@@ -378,7 +378,7 @@ def test_nothing_that_is_acknowledged_slips_through_while_it_closes(tmp_path: Pa
 def test_after_a_failed_commit_no_empty_object_is_made(tmp_path: Path) -> None:
     spool = open_spool(tmp_path, limits=BatchLimits(events=10, bytes=1 << 30, age=300))
     database = spool._writer._blobs._database._connection
-    connection, database._connection = database._connection, _Broken(database._connection)  # type: ignore[arg-type, assignment]
+    connection, database._connection = database._connection, _Broken(database._connection)  # type: ignore[assignment, arg-type]
     with pytest.raises(SpoolError):
         record(spool, [b"{}\n"] * 45)
     database._connection = connection
@@ -642,13 +642,26 @@ def test_a_refusal_is_told_with_its_own_hint(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> None:
-    earlier = Path(__file__).parent / "data" / "spool-v1"
-    (tmp_path / "blobs").mkdir()
+def spool_of_version(version: int, directory: Path) -> Path:
+    """Lay out a spool as that version of the format has left it, killed. Returns its blob file."""
+    earlier = Path(__file__).parent / "data" / f"spool-v{version}"
+    (directory / "blobs").mkdir()
     for script in earlier.rglob("*.sql"):
-        with sqlite3.connect((tmp_path / script.relative_to(earlier)).with_suffix(".db")) as connection:
+        with closing(sqlite3.connect((directory / script.relative_to(earlier)).with_suffix(".db"))) as connection:
             connection.executescript(script.read_text())
-        connection.close()
+    (blobs,) = (directory / "blobs").iterdir()
+    return blobs
+
+
+def job_set(*ids: int) -> JobSet:
+    jobs = JobSet()
+    for id_ in ids:
+        jobs.add(id_)
+    return jobs
+
+
+def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> None:
+    blobs = spool_of_version(1, tmp_path)
     spool = open_spool(tmp_path, location="file:///srv/bucket")
     spool.recover()
     batches = [claim(spool), claim(spool)]
@@ -661,8 +674,7 @@ def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> N
     assert journaled is not None
     assert (journaled[0].upload.id, [part.etag for part in journaled[1]]) == ("an-upload", ["one"])
     assert position(spool, "input") == b"{}"
-    (blobs,) = (earlier / "blobs").glob("*.sql")
-    with closing(sqlite3.connect(tmp_path / "blobs" / f"{blobs.stem}.db")) as connection, connection:
+    with closing(sqlite3.connect(blobs)) as connection, connection:
         connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (batches[0].id << INDEX_BITS,))
     spool.set_aside(Claim(batches[0], 0, 2, is_delivered=False), SpoolCorrupt("rotten"))
     assert {damage.batch for damage in spool.quarantined()} == {batches[0].id}
@@ -676,6 +688,67 @@ def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> N
         assert of_both[0] == of_both[1]
     fresh.close()
     upgraded.close()
+
+
+# What the process that left tests/data/spool-v7 has recorded: the first id of each batch. Ids had no epoch then.
+V7_STORED, V7_SEALED, V7_OPEN, V7_NUMBERED = 3766488752344530944, 3766488752476651520, 3766488752558440448, 3766488752575217664
+
+
+@pytest.mark.parametrize("when", ["before the dead process is replaced", "after that", "once all is stored"])
+def test_ids_of_the_version_before_are_still_acknowledged(tmp_path: Path, when: str) -> None:
+    """Of each object one event was acknowledged before the upgrade."""
+    blobs = spool_of_version(7, tmp_path)
+    spool = open_spool(tmp_path, location="file:///srv/bucket")
+    rest = [V7_STORED + 1, V7_STORED + 2, V7_SEALED, *range(V7_SEALED + 2, V7_SEALED + 5), V7_OPEN + 1]
+    wrong = [V7_STORED + 3, V7_SEALED + 5, V7_OPEN + 2, job_id(spool._writer.session.epoch, *divmod(V7_STORED, 1 << INDEX_BITS))]
+
+    def acknowledge(at: str) -> None:
+        if at == when:
+            assert list(spool.delivered(job_set(*rest, *wrong))) == sorted(wrong)
+
+    assert spool.claim_deletes(10) == []
+    acknowledge("before the dead process is replaced")
+    assert spool.recover() == 1
+    acknowledge("after that")
+    found: dict[Stream, list[bytes]] = {}
+    for claimed in iter(spool.claim, None):
+        found[claimed.batch.stream] = gzip.decompress(content(spool, claimed.batch)).splitlines()
+        spool.stored(claimed.batch)
+    assert {stream: [line[14:-2] for line in lines] for stream, lines in found.items()} == {
+        WEB: [b"b0", b"b1", b"b2", b"b3", b"b4"],
+        APP: [b"c0", b"c1"],
+        Stream(Kind.FAILED, "w", "web"): [b"f0"],
+    }
+    acknowledge("once all is stored")
+    assert not blobs.exists(), "it is drained"
+    assert {one.batch for one in spool.claim_deletes(10)} == {id_ >> INDEX_BITS for id_ in (V7_STORED, V7_SEALED, V7_OPEN)}
+    assert spool.quarantined() == []
+    spool.close()
+
+
+def test_a_spool_of_the_version_before_goes_on_as_it_was(tmp_path: Path) -> None:
+    spool_of_version(7, tmp_path)
+    spool = open_spool(tmp_path, location="file:///srv/bucket")
+    spool.recover()
+    opened = rows(spool._catalog._database, "SELECT id, opened_at, epoch FROM batches WHERE kind='raw' ORDER BY id")
+    assert opened == [(id_ >> INDEX_BITS, (id_ >> INDEX_BITS) / 1000, 0) for id_ in (V7_STORED, V7_SEALED, V7_OPEN, V7_NUMBERED)]
+    assert spool.stream_of(V7_NUMBERED + 3) == WEB, "of an event that was only numbered"
+    assert position(spool, "input") == b"{}"
+    first = claim(spool)
+    journaled = spool.uploads.of(first)
+    assert journaled is not None
+    assert (journaled[0].upload.id, [part.etag for part in journaled[1]]) == ("an-upload", ["one"])
+    spool.stored(first)
+    assert [one.upload.id for one in spool.uploads.abandoned()] == ["an-upload"]
+    ((job, _),) = record(spool, [b"{}\n"])
+    epoch, batch = origin_of(job)
+    assert (epoch > 0, batch) == (True, (V7_NUMBERED >> INDEX_BITS) + 1), "numbers go on"
+    settled = "SELECT settled FROM batches WHERE id=?"
+    assert rows(spool._catalog._database, settled, (V7_STORED >> INDEX_BITS,)) == [(0,)]
+    for claimed in iter(spool.claim, None):
+        spool.stored(claimed.batch)
+    assert rows(spool._catalog._database, settled, (V7_STORED >> INDEX_BITS,)) == [(1,)], "the failure record is stored"
+    spool.close()
 
 
 def test_a_spool_of_an_earlier_version_is_not_upgraded_while_it_is_used(tmp_path: Path) -> None:

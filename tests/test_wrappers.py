@@ -497,7 +497,7 @@ def test_a_refusal_behind_the_call_does_not_mean_that_nothing_arrived(tmp_path: 
         with pytest.raises(PermissionDenied):
             backup.destination.write(*backup.destination.prepare(claim.batch))
         assert backup.destination.may_have_accepted
-        assert backup.destination.may_land_until(sent_before=False) > 0
+        assert backup.destination.may_land_for(sent_before=False) > 0
     assert PermissionDenied.refused, "of others it still means that"
     assert len(objects()) == 1
 

@@ -127,10 +127,12 @@ def subprocesses(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 def behind_python(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """Forked by a library that does not tell Python: the child can't use the spool, and harms nobody."""
+    """Forked by a program around Python, which tells it only afterwards, as uWSGI does: the child can't use the spool, harms nobody."""
+    sys.setswitchinterval(1000)  # the child keeps the interpreter's lock until then: nobody is left there to give it back
     if (pid := ctypes.PyDLL(None).fork()) == 0:
         code = 1
         try:
+            ctypes.pythonapi.PyOS_AfterFork_Child()
             refused(lambda: backup.record({}, source_id="web"))
             backup.close()
             with Backup.from_env(archive=False):
@@ -139,6 +141,7 @@ def behind_python(directory: Path, backup: Backup, mine: Recorder) -> None:
             code = 0 if "fork" in str(error) and error.hint else 2
         finally:
             os._exit(code)
+    sys.setswitchinterval(0.005)
     wait_for(pid)
     mine.record_some()
 

@@ -135,8 +135,14 @@ class Archiver:
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left that could be sent or deleted now: it is done, or paused. False at a time-out."""
+        until = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            return self._changed.wait_for(lambda: self._stop.is_set() or (self._is_drained() and self.deleter.is_idle), timeout)
+            while not (self._stop.is_set() or (self._is_drained() and self.deleter.is_idle)):
+                left = TICK if until is None else min(TICK, until - time.monotonic())
+                if left <= 0:
+                    return False
+                self._changed.wait(left)  # not for longer: another process may do it, and does not tell
+        return True
 
     @property
     def stuck(self) -> JobsBackupError | None:

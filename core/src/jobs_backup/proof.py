@@ -18,6 +18,7 @@ _CONDITIONAL: Final = frozenset({"write", "complete_multipart"})
 """The hooks that make an object appear, and so ask the store to refuse if one is there."""
 _SEQUENTIAL: Final = frozenset({"create_multipart", "write_part"})
 """Where parts are sequential, the condition goes with the beginning of an upload, and the last part may make the object appear."""
+_STORING: Final = _CONDITIONAL | _SEQUENTIAL
 
 _UNASKED: Final = "look at what answers at the endpoint: a proxy or gateway may answer in the store's place"
 _MISMATCH: Final = "the object may hold other bytes: delete it from the bucket, and it is uploaded again"
@@ -54,6 +55,9 @@ class Proof:
         Raises:
             Unproven: instead of an `AlreadyExists` that can't be believed.
         """
+        if hook not in _STORING:
+            yield
+            return
         key = key_of(arguments)
         try:
             yield

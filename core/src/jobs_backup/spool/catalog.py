@@ -36,10 +36,11 @@ class Catalog:
         overview: what is going on.
     """
 
-    def __init__(self, path: Path, *, durability: Durability, only_reads: bool = False) -> None:
+    def __init__(self, path: Path, *, durability: Durability, only_reads: bool = False, notes_clock: bool = True) -> None:
+        """`notes_clock`: this process uses the spool, so that those of later boots can go on from what its clocks show now."""
         self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
         try:
-            self.clock = Clock(self._look_at_clock() if only_reads else self.set_clock())
+            self.clock = Clock(self.set_clock() if notes_clock and not only_reads else self._look_at_clock())
         except BaseException:
             self._database.close()
             raise

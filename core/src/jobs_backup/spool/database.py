@@ -212,7 +212,8 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    _after_fork()
+    if _opening.locked():  # else a program around Python has forked, as uWSGI does, and tells Python only now
+        _after_fork()
     with _opening:
         _notice_fork()
 

@@ -158,7 +158,7 @@ def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
             f"{directory} was written by an earlier version",
             hint="the next process that opens it, for example `jobs-backup archive`, upgrades it",
         )
-    catalog = Catalog(path, durability="full", only_reads=only_reads)
+    catalog = Catalog(path, durability="full", only_reads=only_reads, notes_clock=False)
     try:
         if not only_reads:
             catalog.check()

@@ -395,7 +395,7 @@ class Writer:
                 self._in_step(lambda: self._seal_and_leave([*self._full, *full]))
         except Exception as error:  # noqa: BLE001 - see below
             # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
-            log.warning("sealing failed, tried again later: %s", getattr(error, "one_line", error.__str__)())
+            log.warning("sealing failed, tried again later: %s", error)
 
     def _seal_and_leave(self, batches: Sequence[OpenBatch]) -> None:
         self._seal(batches)

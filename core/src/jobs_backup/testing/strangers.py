@@ -31,8 +31,7 @@ class StrangerConformance:
         del url
         return upload
 
-    @pytest.fixture
-    def calls(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks) -> dict[str, Callable[[], object]]:
+    def _calls(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks) -> dict[str, Callable[[], object]]:
         """Calls of the hooks that write, at a server that says what it is told to; uploads were begun at the store itself."""
         server, there = scripted
         found: dict[str, Callable[[], object]] = {"write": lambda: there.write("key", b"data"), "delete": lambda: _delete(there)}
@@ -51,14 +50,12 @@ class StrangerConformance:
         return found
 
     @pytest.mark.parametrize("status", [304, 409, 412])
-    def test_exists_is_the_stores_to_say(
-        self, scripted: tuple[FaultProxy, Hooks], calls: dict[str, Callable[[], object]], status: int
-    ) -> None:
+    def test_exists_is_the_stores_to_say(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks, status: int) -> None:
         """Only the store's own refusal, with its own code, is `AlreadyExists`: a status can be anybody's.
 
         Core drops the events' bytes on this word. A 412 of a proxy would be the end of the only copy.
         """
-        server, _ = scripted
+        server, calls = scripted[0], self._calls(scripted, hooks)
         for body in _BODIES:
             server.clear()
             server.fail(Answer(status, *body), times=ALWAYS)
@@ -66,26 +63,24 @@ class StrangerConformance:
                 _refused(server, name, call, AlreadyExists)
 
     @pytest.mark.parametrize("status", [404, 410])
-    def test_gone_is_the_stores_to_say(
-        self, scripted: tuple[FaultProxy, Hooks], calls: dict[str, Callable[[], object]], status: int
-    ) -> None:
+    def test_gone_is_the_stores_to_say(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks, status: int) -> None:
         """Only the store's own answer, with its own code, means that an upload or an object is gone, or never was.
 
         What counts as gone is forgotten: an upload stays open and is paid for, an object stays in the bucket.
         """
-        server, _ = scripted
+        server, calls = scripted[0], self._calls(scripted, hooks)
         for body in _BODIES:
             server.clear()
             server.fail(Answer(status, *body), times=ALWAYS)
             for name, call in calls.items():
                 _refused(server, name, call, UploadGone, ObjectNotFound)
 
-    def test_done_is_the_stores_to_say(self, scripted: tuple[FaultProxy, Hooks], calls: dict[str, Callable[[], object]]) -> None:
+    def test_done_is_the_stores_to_say(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks) -> None:
         """A page is no success of any hook, whatever its status, and even if it has an ETag, as pages have.
 
         As above; for parts, completions, aborts and deletes as well.
         """
-        server, _ = scripted
+        server, calls = scripted[0], self._calls(scripted, hooks)
         for status in (200, 201, 202):
             server.clear()
             server.fail(Answer(status, _PAGE, {"Content-Type": "text/html", "ETag": '"5e8f-62a1"'}), times=ALWAYS)

@@ -1,0 +1,183 @@
+"""Files of a spool that are gone, empty, older, unreadable or garbage: each event is in the bucket once, or its file is named."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from wrecks import SUFFIXES, Process, Wreck, command, sample
+
+USER: Final = 65_534
+"""Not root, which can read everything."""
+
+
+def removed(path: Path, older: Path) -> None:
+    path.unlink()
+
+
+def emptied(path: Path, older: Path) -> None:
+    os.truncate(path, 0)
+
+
+def replaced(path: Path, older: Path) -> None:
+    path.unlink()
+    if older.exists():
+        shutil.copyfile(older, path)
+
+
+def garbage(path: Path, older: Path) -> None:
+    path.write_bytes(random.Random(1).randbytes(max(path.stat().st_size, 100)))
+
+
+def directory(path: Path, older: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def unreadable(path: Path, older: Path) -> None:
+    path.chmod(0)
+
+
+HOWS: Final[dict[str, Callable[[Path, Path], None]]] = {
+    one.__name__: one for one in (removed, emptied, replaced, garbage, directory, unreadable)
+}
+FILES: Final = [
+    *(f"{name}{suffix}" for name in ("catalog", "open", "other") for suffix in SUFFIXES), "left", "lock", "other lock", "ballast",
+]  # fmt: skip
+SINGLE: Final = [((file, how),) for file in FILES for how in HOWS]
+PAIRS: Final = [
+    (one, other)
+    for one, other in itertools.combinations([(file, how) for file in FILES for how in ("removed", "emptied", "garbage")], 2)
+    if one[0] != other[0]
+]
+CATALOG: Final = [
+    *([("catalog", how)] for how in ("removed", "emptied", "replaced")),
+    *([(f"catalog{suffix}", how) for suffix in SUFFIXES] for how in ("removed", "replaced")),
+]
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Wreck]:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own can be entered by its user alone
+        Path(name).chmod(0o755)
+        yield Wreck(Path(name))
+
+
+@pytest.fixture
+def wreck(made: Wreck) -> Iterator[Wreck]:
+    made.restore()
+    yield made
+    shutil.rmtree(made.directory)
+
+
+def name(losses: object) -> str:
+    return ",".join(f"{file}:{how}" for file, how in losses) if isinstance(losses, list | tuple) else str(losses)
+
+
+def lose(wreck: Wreck, losses: object) -> set[str]:
+    """Returns the names by which the damage may be told: those of files, and of their sessions."""
+    names = set[str]()
+    for file, how in losses:  # type: ignore[attr-defined]
+        HOWS[how](wreck.path(file), wreck.older(file))
+        names |= {Path(wreck.files[file]).name, Path(wreck.files[file]).name.partition(".")[0]}
+    return names
+
+
+def prove(wreck: Wreck, losses: object) -> None:
+    """Whatever has happened: exit 0 only with everything in the bucket, nothing twice, and what is missing is named."""
+    names = lose(wreck, losses)
+    user = USER if "unreadable" in name(losses) else 0
+    if user:
+        wreck.give_to(user)
+    before = contents(wreck)
+    for _ in range(2):
+        outcome = wreck.archive(user=user)
+    missing = wreck.missing()
+    if outcome.code == 2:
+        assert contents(wreck) == before, "what it refuses it leaves as it is"
+    if missing or outcome.code:
+        told = wreck.told(user=user)
+        assert any(one in told for one in names), f"none of {names} is named, {len(missing)} are missing: {told}"
+
+
+def contents(wreck: Wreck) -> dict[str, bytes]:
+    """What the files in `blobs/` have, as far as they can be read."""
+    return {path.name: path.read_bytes() for path in (wreck.spool / "blobs").iterdir() if path.is_file() and path.suffix == ".db"}
+
+
+def test_of_a_killed_process_nothing_is_lost(wreck: Wreck) -> None:
+    assert wreck.archive().code == 0
+    assert not list((wreck.spool / "blobs").iterdir())
+
+
+@pytest.mark.parametrize("losses", sample(SINGLE, 14), ids=name)
+def test_a_file_is_lost(wreck: Wreck, losses: object) -> None:
+    prove(wreck, losses)
+
+
+@pytest.mark.parametrize("losses", sample(PAIRS, 8), ids=name)
+def test_two_files_are_lost(wreck: Wreck, losses: object) -> None:
+    prove(wreck, losses)
+
+
+@pytest.mark.parametrize("losses", sample(CATALOG, 3), ids=name)
+def test_without_its_catalog_everything_is_in_the_bucket_once(wreck: Wreck, losses: object) -> None:
+    lose(wreck, losses)
+    assert wreck.archive().code == 0
+    assert wreck.archive().json["objects"] == 0
+
+
+@pytest.mark.parametrize("how", ["emptied", "garbage", "directory"])
+def test_a_damaged_catalog_is_made_anew_as_the_error_says(wreck: Wreck, how: str) -> None:
+    for suffix in SUFFIXES:
+        HOWS[how](wreck.path(f"catalog{suffix}"), wreck.older(f"catalog{suffix}"))
+    outcome = wreck.archive()
+    if outcome.code:
+        assert "catalog.db" in outcome.stderr
+        for suffix in SUFFIXES:
+            if (path := wreck.path(f"catalog{suffix}")).exists():
+                path.rename(wreck.directory / path.name)
+        assert wreck.archive().code == 0
+    assert not wreck.missing()
+
+
+@pytest.mark.parametrize("name", ["blobs", "locks", "quarantine", "rejects"])
+def test_a_directory_is_lost(wreck: Wreck, name: str) -> None:
+    shutil.rmtree(wreck.spool / name)
+    for _ in range(2):
+        outcome = wreck.archive()
+    assert outcome.code == (1 if name == "blobs" else 0)
+    assert wreck.missing() <= set(wreck.acknowledged)
+    if name == "blobs":
+        told = wreck.told()
+        assert all(Path(wreck.files[file]).stem in told for file in ("left", "open", "other"))
+
+
+def test_numbers_of_a_lost_catalog_are_not_given_again(wreck: Wreck) -> None:
+    """Whoever records with the new one must not take those of batches that may be in the bucket under theirs."""
+    assert wreck.archive().code == 0
+    bucket = wreck.directory.parent / "bucket"
+    (wreck.directory / "bucket").rename(bucket)
+    wreck.restore()
+    shutil.rmtree(wreck.directory / "bucket")
+    bucket.rename(wreck.directory / "bucket")
+    for suffix in SUFFIXES:
+        wreck.path(f"catalog{suffix}").unlink()
+    first = Process(wreck.env)
+    first.record("web", [f"n{number}" for number in range(5)])
+    first.record("app", ["n5"])
+    wreck.archive()
+    first.ask("close")
+    wreck.acknowledged += [f"n{number}" for number in range(6)]
+    try:
+        assert wreck.archive().code == 0
+        assert not wreck.missing()
+    finally:
+        del wreck.acknowledged[-6:]
