@@ -33,17 +33,20 @@ def assert_nothing_found(figures: Figures, kills: int) -> None:
     assert 5 < figures.objects < figures.stored
     assert figures.delivered >= figures.gone >= figures.deleted > 0
     assert figures.failures > 0
+    assert figures.forks > figures.children_killed > 0
+    assert figures.clock_leaps > 0
+    assert figures.locks_removed > 0
 
 
 @pytest.mark.slow
 def test_four_recorders_and_two_archivers_are_killed_over_a_failing_network(store: Store, tmp_path: Path) -> None:
-    plan = Plan(kills=12, seed=1, crew=Crew(recorders=4, archivers=2, both=0, threads=4), cycle=2.0)
+    plan = Plan(kills=12, seed=1, crew=Crew(recorders=4, archivers=2, both=0, threads=4), cycle=2.0, locks=0.5)
     assert_nothing_found(on_s3(tmp_path / "campaign", store, plan), 12)
 
 
 @pytest.mark.slow
 def test_killed_over_a_failing_disk(tmp_path: Path) -> None:
-    plan = Plan(kills=12, seed=1, crew=Crew(recorders=2, archivers=1, both=2, threads=4), cycle=2.0)
+    plan = Plan(kills=12, seed=1, crew=Crew(recorders=2, archivers=1, both=2, threads=4), cycle=2.0, locks=0.5)
     assert_nothing_found(on_file(tmp_path / "campaign", plan), 12)
 
 

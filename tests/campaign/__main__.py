@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import click
+from campaign import clocks
 from campaign.checks import Figures
 from campaign.points import KILLS
 from campaign.runner import Crew, Plan, on_file, on_s3
@@ -26,6 +27,9 @@ from servers import weed
 @click.option("--archivers", default=2, show_default=True)
 @click.option("--both", default=1, show_default=True)
 @click.option("--threads", default=4, show_default=True)
+@click.option("--forks", default=3.0, show_default=True, help="Mean seconds between two forks of a worker; 0 for none.")
+@click.option("--leaps", default=1.0, show_default=True, help="Mean seconds between two leaps of a clock; 0 for none.")
+@click.option("--locks", default=0.2, show_default=True, help="In so many cycles the lock file of a live process is removed.")
 @click.option("--every-point", is_flag=True, help="Fail where a point has killed nobody.")
 def main(
     *,
@@ -37,11 +41,14 @@ def main(
     archivers: int,
     both: int,
     threads: int,
+    forks: float,
+    leaps: float,
+    locks: float,
     every_point: bool,
 ) -> None:
     """Kill processes that record and send, at any moment, and see that every acknowledged event is in the bucket exactly once."""
     seed = random.randrange(1_000_000) if seed is None else seed
-    plan = Plan(kills, seed, Crew(recorders, archivers, both, threads))
+    plan = Plan(kills, seed, Crew(recorders, archivers, both, threads), forks=forks, leaps=leaps, locks=locks)
     directory = Path(tempfile.mkdtemp(prefix="campaign-"))
     click.echo(f"seed {seed}, in {directory}")
     found: dict[str, tuple[Figures, float]] = {}
@@ -74,6 +81,9 @@ def _show(found: dict[str, tuple[Figures, float]]) -> None:
     click.echo("\nkills at")
     for point in KILLS:
         row(f"  {point.name}", [figures.points[point.name] for figures, _ in found.values()])
+    click.echo("\nclocks showed")
+    for name in clocks.LEAPS:
+        row(f"  {name}", [figures.clocks[name] for figures, _ in found.values()])
     click.echo("\nfaults")
     for name in sorted(set().union(*(figures.faults for figures, _ in found.values()))):
         row(f"  {name}", [figures.faults[name] for figures, _ in found.values()])

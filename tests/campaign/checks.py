@@ -18,7 +18,7 @@ from campaign.targets import Target
 from campaign.worker import EventId
 
 from jobs_backup.spool.disk import Ballast
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.job_set import job_id, origin_of
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
 _FAILURE_FIELDS: Final = [
@@ -31,12 +31,19 @@ _IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast"}
 @dataclass
 class Figures:
     """What a campaign did and found. All from `lost` on have to be 0; `bare_uploads` are what kills may leave, `refused` what
-    backpressure did. `deleted` are objects, `gone` the events in them."""
+    backpressure did. `deleted` are objects, `gone` the events in them. `kills` are of workers, not of their children; `forks` has
+    the grandchildren as well; `locks_removed` are lock files of processes that were alive, or just killed."""
 
     cycles: int = 0
     kills: int = 0
     kills_at_points: int = 0
     terms: int = 0
+    forks: int = 0
+    grandchildren: int = 0
+    children_killed: int = 0
+    children_ended: int = 0
+    clock_leaps: int = 0
+    locks_removed: int = 0
     acknowledged: int = 0
     stored: int = 0
     objects: int = 0
@@ -60,6 +67,7 @@ class Figures:
     other: int = 0
     points: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    clocks: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
     def add(self, other: Figures) -> None:
@@ -85,7 +93,7 @@ def check(directory: Path, target: Target, figures: Figures) -> None:
     figures.acknowledged += len(acknowledged)
     figures.stored += stored.places.total()
     missing = acknowledged.keys() - stored.places.keys()
-    gone = {id_ for id_ in missing if acknowledged[id_] >> INDEX_BITS in deleted}
+    gone = {id_ for id_ in missing if origin_of(acknowledged[id_])[1] in deleted}
     figures.gone += len(gone)
     figures.violation("lost", missing - gone)
     figures.violation("duplicates", (id_ for id_, times in stored.places.items() if times > 1))
@@ -101,6 +109,7 @@ class _Batch(NamedTuple):
     """A batch as the catalog tells it. `jobs`: how many ids were given in it."""
 
     id: int
+    epoch: int
     key: str
     kind: str
     state: str
@@ -109,7 +118,8 @@ class _Batch(NamedTuple):
 
     @property
     def ids(self) -> range:
-        return range(self.id << INDEX_BITS, (self.id << INDEX_BITS) + self.jobs)
+        first = job_id(self.epoch, self.id, 0)
+        return range(first, first + self.jobs)
 
 
 def _check_deleted(directory: Path, batches: Sequence[_Batch], keys: Set[str], figures: Figures) -> set[int]:
@@ -153,7 +163,7 @@ class _Stored:
                     continue
                 self.places[id_] += 1
                 if batch is not None and not is_failure:
-                    self.jobs[id_] = (batch.id << INDEX_BITS) + number
+                    self.jobs[id_] = job_id(batch.epoch, batch.id, number)
         figures.violation("other", unlike)
         figures.violation("damaged", damaged)
 
@@ -231,5 +241,5 @@ def _check_left_over(directory: Path, target: Target, figures: Figures) -> None:
 
 def _batches(catalog: Path) -> list[_Batch]:
     with contextlib.closing(sqlite3.connect(catalog)) as db:
-        rows = db.execute("SELECT id, key, kind, state, events, jobs FROM batches WHERE key IS NOT NULL")
+        rows = db.execute("SELECT id, epoch, key, kind, state, events, jobs FROM batches WHERE key IS NOT NULL")
         return [_Batch(*row) for row in rows]

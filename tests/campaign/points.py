@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
+import itertools
 import os
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -62,19 +62,15 @@ class Point:
 
 
 class _Passages:
-    """Counts the calls of all threads."""
+    """Counts the calls of all threads, without a lock: a child that is forked meanwhile would inherit it as it is."""
 
     def __init__(self, first: int, times: int, action: Action) -> None:
         self._chosen = range(first, first + times)
         self._action = action
-        self._count = 0
-        self._lock = threading.Lock()
+        self._counts = itertools.count(1)
 
     def come_by(self) -> None:
-        with self._lock:
-            self._count += 1
-            chosen = self._count in self._chosen
-        if chosen:
+        if next(self._counts) in self._chosen:
             self._action()
 
 
@@ -122,6 +118,10 @@ def _in_locks(args: tuple[Any, ...]) -> bool:
     return bool(args[0].parent.name == "locks")
 
 
+def _has_folded(args: tuple[Any, ...]) -> bool:
+    return bool(args[0]._folded)
+
+
 _SPOOL: Final = "jobs_backup.spool.spool:Spool"
 _CATALOG: Final = "jobs_backup.spool.catalog:Catalog"
 _WRITER: Final = "jobs_backup.spool.writer:Writer"
@@ -138,11 +138,11 @@ KILLS: Final = (
     Point("session entered, no blob file", f"{_CATALOG}.begin_session", "after", "any"),
     # Recording
     Point("batch opened, nothing in it", f"{_CATALOG}.open_batches", "after", "record", 4),
-    Point("in the commit", f"{_BLOBS}:Changes.write", "after", "record", 4),
+    Point("in the commit", f"{_BLOBS}:Changes._write", "after", "record", 4),
     Point("after the commit", f"{_WRITER}._seal_full", "before", "record", 100),
     Point("before the acknowledgement", f"{_SPOOL}.append", "after", "record", 100),
     # Sealing
-    Point("in a fold", f"{_BLOBS}:Changes._remove_folded", "after", "record", 4),
+    Point("in a fold", f"{_BLOBS}:Changes._write", "after", "record", 4, only=_has_folded),
     Point("folded, not sealed", f"{_CATALOG}.seal", "before", "record", 3),
     Point("sealed", f"{_CATALOG}.seal", "after", "record", 3),
     # Going on in another file

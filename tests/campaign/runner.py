@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -20,23 +21,25 @@ from typing import Any, Final
 
 import msgspec
 from buckets import FAST_RETRY
+from campaign import clocks
 from campaign.checks import Figures, check
 from campaign.points import KILLS
 from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
 from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task, is_delivered
 from servers import Store
 
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.job_set import origin_of
 from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TESTS: Final = Path(__file__).parent.parent
 _COMMAND: Final = [
     sys.executable,
     "-c",
+    "import sys; from campaign import clocks; clocks.leap(sys.argv.pop(1))\n"
     f"import jobs_backup.destination; jobs_backup.destination.{LANDING_MARGIN.partition(':')[2]} = {LANDING_SECONDS}\n"
     "from jobs_backup.cli import main; main()",
 ]
-"""`jobs-backup`, with what it waits for an attempt to arrive as in the workers."""
+"""`jobs-backup`, with what it waits for an attempt to arrive as in the workers; the first argument is what its clock shows."""
 _END_SECONDS: Final = 30.0
 """A worker that was asked to end has ended after this time, whatever the network does."""
 _POINT_SECONDS: Final = 8.0
@@ -67,13 +70,22 @@ class Crew:
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: so many kills of this crew, and then the check. `cycle` is the longest one, in seconds."""
+    """One round: so many kills of this crew, and then the check. `cycle` is the longest one, in seconds.
+
+    Attributes:
+        forks: mean seconds between two forks of a worker.
+        leaps: mean seconds between two leaps of a process's clock.
+        locks: how often a cycle removes the lock file of a process that is alive, from 0 to 1.
+    """
 
     kills: int
     seed: int
     crew: Crew = Crew()
     cycle: float = 4.0
     pace: float = 0.04
+    forks: float = 3.0
+    leaps: float = 1.0
+    locks: float = 0.2
 
 
 @dataclass
@@ -84,7 +96,18 @@ class _Worker:
     log: Path
     point: Moment | None
     began: float
+    family: int
+    """The end of a pipe that it and all its descendants hold: it is closed once they have ended."""
     asked_to_end: float | None = None
+
+    def kill_family(self) -> None:
+        """kill -9 of the worker, and of all its descendants."""
+        if self.process.poll() is None or not self.has_ended(0.0):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def has_ended(self, seconds: float) -> bool:
+        """Whether it, and all its descendants, have ended after so many seconds."""
+        return bool(select.select([self.family], [], [], seconds)[0])
 
 
 class Round:
@@ -106,6 +129,8 @@ class Round:
         self._points = points
         self._chosen: Counter[str] = Counter()
         self._workers: list[_Worker] = []
+        self._orphanages: list[_Worker] = []
+        """Workers that have ended, with descendants that have not."""
         self._names = itertools.count(1)
         self.figures = Figures()
         for name in ("acks", "logs"):
@@ -122,6 +147,7 @@ class Round:
         self._drain()
         self._look_at_logs()
         self.figures.points.update(self._noted("kills"))
+        self._count_forks_and_leaps()
         self.figures.kills_at_points = self.figures.points.total()
         check(self._directory, self._target, self.figures)
         self.figures.faults += self._target.faults + Counter(self._noted("failures"))
@@ -142,14 +168,25 @@ class Round:
         for moment in sorted(self._rng.uniform(now, until) for _ in victims):
             time.sleep(max(0.0, moment - time.monotonic()))
             self._hit(victims.pop())
+        if self._rng.random() < self._plan.locks:
+            self._remove_lock()
         time.sleep(max(0.0, until - time.monotonic()))
         self._reap()
+
+    def _remove_lock(self) -> None:
+        """As a cleaner of old files would, of a process that may be alive: it has to notice before its next acknowledgement."""
+        locks = [path for path in (self._directory / "spool" / "locks").glob("*.lock") if not path.stem.startswith("input-")]
+        if locks:
+            self._rng.choice(sorted(locks)).unlink(missing_ok=True)
+            self.figures.locks_removed += 1
 
     def _hit(self, victim: _Worker) -> None:
         if self._rng.random() < 0.2 and victim.asked_to_end is None:
             victim.asked_to_end = time.monotonic()
             victim.process.terminate()
             self.figures.terms += 1
+        elif self._rng.random() < 0.5:
+            victim.kill_family()
         else:
             victim.process.kill()
 
@@ -167,12 +204,24 @@ class Round:
             bulk_bytes=self._target.bulk_bytes,
             kill=point,
             failures=self._target.failures(self._rng) if sends else (),
+            forks=self._plan.forks,
+            leaps=self._plan.leaps,
         )
         log = self._directory / "logs" / name
         command = [sys.executable, "-m", "campaign.worker", msgspec.json.encode(task).decode()]
+        family, held = os.pipe()
         with log.open("wb") as output:
-            process = subprocess.Popen(command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        return _Worker(name, role, process, log, point, time.monotonic())
+            process = subprocess.Popen(
+                command,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[held],
+                start_new_session=True,
+            )
+        os.close(held)
+        return _Worker(name, role, process, log, point, time.monotonic(), family)
 
     def _point(self, *, records: bool, sends: bool) -> Moment:
         """One of the points that have killed, or at least were chosen, least often so far."""
@@ -207,6 +256,7 @@ class Round:
                     self.figures.violation("other", [f"{worker.name} does not end"])
             else:
                 self._ended(worker)
+                self._orphanages.append(worker)
         self._workers = alive
 
     def _ended(self, worker: _Worker) -> None:
@@ -224,6 +274,11 @@ class Round:
         for worker in self._workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(_END_SECONDS)
+        until = time.monotonic() + _END_SECONDS
+        for worker in (*self._workers, *self._orphanages):
+            if not worker.has_ended(max(0.0, until - time.monotonic())):
+                self.figures.violation("other", [f"a child of {worker.name} does not end: {worker.log}"])
+                worker.kill_family()
         time.sleep(MAX_DELAY)  # what the network still holds of the dead arrives now
         self._reap()
 
@@ -231,10 +286,10 @@ class Round:
         """What the dead can't do any more: acknowledge all that was recorded of the batches whose events are delivered."""
         lines = [line for path in (self._directory / "acks").iterdir() for line in path.read_text().splitlines(keepends=True)]
         jobs = [int(line.split()[0]) for line in lines if line.endswith("\n")]
-        ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(job >> INDEX_BITS))
+        ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(origin_of(job)[1]))
         with (self._directory / "delivering").open("a") as note:
             note.write(ids)
-        command = [*_COMMAND, "delivered", "--json"]
+        command = self._command("delivered")
         done = subprocess.run(command, check=False, env=self._environment(), input=ids, capture_output=True, text=True, timeout=300)
         (self._directory / "logs" / "deliver").write_text(done.stdout + done.stderr)
         if done.returncode != 0:
@@ -248,7 +303,7 @@ class Round:
         until = time.monotonic() + _DELETE_SECONDS
         failed = 0
         for attempt in itertools.count():
-            command = [*_COMMAND, "archive", "--once", "--json"]
+            command = self._command("archive", "--once")
             done = subprocess.run(command, check=False, env=self._environment(), capture_output=True, text=True, timeout=300)
             (self._directory / "logs" / f"drain{attempt}").write_text(done.stdout + done.stderr)
             summary: dict[str, Any] = json.loads(done.stdout or "{}")
@@ -261,6 +316,21 @@ class Round:
                 self.figures.violation("undeleted", [f"{summary.get('waiting_deletes')} after {_DELETE_SECONDS} s"])
                 return
             time.sleep(1.0)
+
+    def _command(self, *arguments: str) -> list[str]:
+        """`jobs-backup`, with a clock of its own."""
+        clock = self._rng.choice([*clocks.LEAPS]) if self._plan.leaps else "right again"
+        self.figures.clocks[clock] += 1
+        return [*_COMMAND, clock, *arguments, "--json"]
+
+    def _count_forks_and_leaps(self) -> None:
+        generations = Counter(self._noted("forks"))
+        figures, leaps = self.figures, Counter(self._noted("leaps"))
+        figures.forks, figures.grandchildren = generations.total(), generations["2"]
+        ends = Counter(self._noted("ends"))
+        figures.children_ended, figures.children_killed = ends.total(), generations.total() - ends.total()
+        figures.clocks += leaps
+        figures.clock_leaps = figures.clocks.total()
 
     def _look_at_logs(self) -> None:
         logs = sorted((self._directory / "logs").iterdir())
@@ -278,9 +348,10 @@ class Round:
         try:
             yield
         finally:
-            for worker in self._workers:
-                worker.process.kill()
+            for worker in (*self._workers, *self._orphanages):
+                worker.kill_family()
                 worker.process.wait()
+                os.close(worker.family)
 
 
 def campaign(

@@ -1,29 +1,33 @@
 """A process of the crash campaign: `python -m campaign.worker TASK`. It records, or sends, or both, until SIGTERM or its end.
 
 What `record` has acknowledged is in a file before anything else is done: the campaign looks for it in the bucket. Of some batches
-the events are delivered, which is written down before it is told and after; and some deliveries fail.
+the events are delivered, which is written down before it is told and after; and some deliveries fail. Meanwhile it forks children
+that do the same, and its clock leaps.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import logging
 import os
 import random
 import signal
 import sys
 import threading
+import time
+import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal, NoReturn
 
 import msgspec
-from campaign import points
+from campaign import clocks, points
 
 from jobs_backup import Backup, Event
-from jobs_backup.errors import DestinationPaused, NoArchiver, SpoolFull
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.errors import BackupClosed, DestinationPaused, NoArchiver, SpoolFull
+from jobs_backup.spool.job_set import origin_of
 
 SOURCES: Final = ("web", "ios", "android")
 LANDING_MARGIN: Final = "jobs_backup.destination:_LANDING_MARGIN"
@@ -31,6 +35,7 @@ LANDING_SECONDS: Final = 0.5
 FAILURE: Final = -1
 """In the place of a job id, where a failure was acknowledged."""
 _DELIVERED_AT_ONCE: Final = 50
+_LOOK_SECONDS: Final = 0.05
 _HURRY: Final = {
     "jobs_backup.archiver:_FIRST_PAUSE": 0.2,
     "jobs_backup.archiver:_MAX_PAUSE": 1.0,
@@ -48,6 +53,14 @@ _HURRY: Final = {
 """Waits and sizes that are right for months of service, and too large for a worker that lives for some seconds."""
 
 
+_GENERATIONS: Final = 2
+"""Children and grandchildren."""
+
+Fate = Literal["asked", "killed", "closes", "leaves", "stranger"]
+"""How a process ends: when it is asked to; killed at any moment; with its Backup closed; without that, as the children of
+multiprocessing do; or it never had a Backup of its own."""
+
+
 class Moment(msgspec.Struct, frozen=True):
     """A point of the tables in `points`, which passage of it, and for how many; `code` is the error where it is a failure."""
 
@@ -59,7 +72,15 @@ class Moment(msgspec.Struct, frozen=True):
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker does. In `directory` it appends to `acks/<name>`, `delivering`, `delivered`, `refused`, `kills`,
-    `failures` and `journaled`."""
+    `failures`, `journaled`, `leaps`, `forks` and `ends` (of children).
+
+    Attributes:
+        forks: mean seconds between two forks; 0 for none.
+        leaps: mean seconds between two leaps of its clock; 0 for none.
+        life: seconds until its fate; None for a worker.
+        is_main: below it on the stack is the interpreter's own code, through which it may end.
+        generation: 0 for a worker, 1 for its children.
+    """
 
     name: str
     directory: str
@@ -70,6 +91,12 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     bulk_bytes: int
     kill: Moment | None = None
     failures: tuple[Moment, ...] = ()
+    forks: float = 0.0
+    leaps: float = 0.0
+    life: float | None = None
+    fate: Fate = "asked"
+    generation: int = 0
+    is_main: bool = True
 
 
 def is_delivered(batch: int) -> bool:
@@ -91,7 +118,7 @@ class EventId(msgspec.Struct, frozen=True, array_like=True):
 class _Recorder:
     """A thread that records."""
 
-    def __init__(self, task: Task, number: int, backup: Backup, stop: threading.Event) -> None:
+    def __init__(self, task: Task, number: int, backup: Backup, stop: threading.Event, forks: _Forks) -> None:
         self._task = task
         self._number = number
         self._backup = backup
@@ -101,12 +128,15 @@ class _Recorder:
         self._delivered = _append_to(task, "delivered")
         self._undelivered: list[int] = []
         self._stop = stop
+        self._forks = forks
         self._rng = random.Random(f"{task.seed} {task.name} {number}")
         self._calls = 0
 
     def run(self) -> None:
         while not self._stop.wait(self._rng.expovariate(1 / self._task.pace)):
             self._calls += 1
+            if self._forks.is_due():
+                self._forks.fork()
             kind = self._rng.random()
             if kind < 0.1:
                 self._deliver()
@@ -149,7 +179,7 @@ class _Recorder:
             os.write(self._refused, "".join(f"{id_}\n" for id_ in ids[len(jobs) :]).encode())
             ids = ids[: len(jobs)]
         os.write(self._acks, "".join(f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)).encode())
-        self._undelivered += [int(job) for job in jobs if is_delivered(job >> INDEX_BITS)]
+        self._undelivered += [int(job) for job in jobs if is_delivered(origin_of(job)[1])]
 
     def _deliver(self) -> None:
         """Some of what this thread has recorded, in any order, and some of it again and again."""
@@ -186,20 +216,119 @@ def main(task: Task) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(threadName)s %(levelname)s %(message)s")
     for module in ("boto", "urllib3"):
         logging.getLogger(module).setLevel(logging.WARNING)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     _set({**_HURRY, "jobs_backup.spool.writer:_FILE_BYTES": 2 * task.bulk_bytes})
     _note_uploads(_append_to(task, "journaled"))
     _arm(task)
+    _live(task)
+    return 0
+
+
+def _live(task: Task) -> None:
+    """Work with a Backup of its own, until it is asked to end or its life is over."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    if task.leaps:
+        clocks.leap_now_and_then(random.Random(f"{task.seed} {task.name} clock"), task.leaps, _append_to(task, "leaps"))
+    life = float("inf") if task.life is None else task.life
+    if task.fate == "killed":
+        _die_in(life)
+    until = time.monotonic() + life
     with Backup.from_env(archive=task.archive) as backup:
-        recorders = [_Recorder(task, number, backup, stop) for number in range(task.threads)]
+        forks = _Forks(task, backup)
+        recorders = [_Recorder(task, number, backup, stop, forks) for number in range(task.threads)]
         threads = [threading.Thread(target=recorder.run, name=f"record-{n}") for n, recorder in enumerate(recorders)]
         for thread in threads:
             thread.start()
-        stop.wait()
+        while time.monotonic() < until and not stop.wait(_LOOK_SECONDS):
+            if forks.is_due():
+                forks.fork()
+        if task.fate == "leaves":
+            _end(task)
+        stop.set()
         for thread in threads:
             thread.join()
-    return 0
+
+
+class _Forks:
+    """Forks children now and then, from whatever thread asks, while all others go on."""
+
+    def __init__(self, task: Task, backup: Backup) -> None:
+        self._task = task
+        self._backup = backup
+        self._note = _append_to(task, "forks")
+        self._numbers = itertools.count(1)
+        self._rng = random.Random(f"{task.seed} {task.name} forks")
+        self._next = time.monotonic() + self._pause()
+
+    def is_due(self) -> bool:
+        """Whether the time for the next one has come: to one thread only, as long as they ask one after another."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + self._pause()
+        return True
+
+    def fork(self) -> None:
+        """A child with a Backup of its own, or none. It never returns from here."""
+        rng = random.Random(self._rng.random())
+        name = f"{self._task.name}.{next(self._numbers)}"
+        is_main = self._task.is_main and threading.current_thread() is threading.main_thread()
+        os.write(self._note, f"{self._task.generation + 1}\n".encode())
+        if os.fork() == 0:
+            task = msgspec.structs.replace(
+                self._task,
+                name=name,
+                threads=rng.choice((1, 2)),
+                archive=rng.random() < 0.5,
+                forks=2 * self._task.forks if self._task.generation + 1 < _GENERATIONS else 0.0,
+                life=rng.uniform(0.0, 3.0),
+                fate=rng.choice(("killed", "closes", "leaves", "stranger")),
+                generation=self._task.generation + 1,
+                is_main=is_main,
+            )
+            self._be(task, ends_at_once=not is_main or rng.random() < 0.5)
+
+    def _pause(self) -> float:
+        return self._rng.expovariate(1 / self._task.forks) if self._task.forks else float("inf")
+
+    def _be(self, task: Task, *, ends_at_once: bool) -> NoReturn:
+        try:
+            if task.fate == "stranger":
+                self._try_the_parents()
+                time.sleep(task.life or 0.0)
+            else:
+                _live(task)
+        except SystemExit:  # of one of its own children
+            raise
+        except BaseException:  # noqa: BLE001 - the log of a campaign has no traceback
+            traceback.print_exc()
+            os._exit(1)
+        if ends_at_once:
+            _end(task)
+        os.write(_append_to(task, "ends"), f"{task.fate}\n".encode())
+        sys.exit(0)  # as an interpreter ends, through all that the parent has begun
+
+    def _try_the_parents(self) -> None:
+        """A child may not use what it has inherited, and to close it does nothing."""
+        try:
+            self._backup.record(b"{}", source_id="web")
+        except BackupClosed:
+            self._backup.close()
+        else:
+            raise AssertionError("a child has recorded with the Backup of its parent")
+
+
+def _end(task: Task) -> NoReturn:
+    """End as the children of multiprocessing do: nothing is closed."""
+    os.write(_append_to(task, "ends"), f"{task.fate}\n".encode())
+    os._exit(0)
+
+
+def _die_in(seconds: float) -> None:
+    """kill -9, after so many seconds, whatever this process does then."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
 
 
 def _append_to(task: Task, name: str) -> int:
