@@ -18,7 +18,7 @@ from campaign.targets import Target
 from campaign.worker import EventId
 
 from jobs_backup.spool.disk import Ballast
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.job_set import job_id, origin_of
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
 _FAILURE_FIELDS: Final = [
@@ -85,7 +85,7 @@ def check(directory: Path, target: Target, figures: Figures) -> None:
     figures.acknowledged += len(acknowledged)
     figures.stored += stored.places.total()
     missing = acknowledged.keys() - stored.places.keys()
-    gone = {id_ for id_ in missing if acknowledged[id_] >> INDEX_BITS in deleted}
+    gone = {id_ for id_ in missing if origin_of(acknowledged[id_])[1] in deleted}
     figures.gone += len(gone)
     figures.violation("lost", missing - gone)
     figures.violation("duplicates", (id_ for id_, times in stored.places.items() if times > 1))
@@ -101,6 +101,7 @@ class _Batch(NamedTuple):
     """A batch as the catalog tells it. `jobs`: how many ids were given in it."""
 
     id: int
+    epoch: int
     key: str
     kind: str
     state: str
@@ -109,7 +110,8 @@ class _Batch(NamedTuple):
 
     @property
     def ids(self) -> range:
-        return range(self.id << INDEX_BITS, (self.id << INDEX_BITS) + self.jobs)
+        first = job_id(self.epoch, self.id, 0)
+        return range(first, first + self.jobs)
 
 
 def _check_deleted(directory: Path, batches: Sequence[_Batch], keys: Set[str], figures: Figures) -> set[int]:
@@ -153,7 +155,7 @@ class _Stored:
                     continue
                 self.places[id_] += 1
                 if batch is not None and not is_failure:
-                    self.jobs[id_] = (batch.id << INDEX_BITS) + number
+                    self.jobs[id_] = batch.ids.start + number
         figures.violation("other", unlike)
         figures.violation("damaged", damaged)
 
@@ -231,5 +233,5 @@ def _check_left_over(directory: Path, target: Target, figures: Figures) -> None:
 
 def _batches(catalog: Path) -> list[_Batch]:
     with contextlib.closing(sqlite3.connect(catalog)) as db:
-        rows = db.execute("SELECT id, key, kind, state, events, jobs FROM batches WHERE key IS NOT NULL")
+        rows = db.execute("SELECT id, epoch, key, kind, state, events, jobs FROM batches WHERE key IS NOT NULL")
         return [_Batch(*row) for row in rows]

@@ -138,7 +138,8 @@ KILLS: Final = (
     Point("session entered, no blob file", f"{_CATALOG}.begin_session", "after", "any"),
     # Recording
     Point("batch opened, nothing in it", f"{_CATALOG}.open_batches", "after", "record", 4),
-    Point("in the commit", f"{_BLOBS}:Changes.write", "after", "record", 4),
+    Point("in the commit", f"{_BLOBS}:Changes._write", "after", "record", 4),
+    Point("committed, its witness does not know", f"{_LOCK}.witness", "before", "record", 50),
     Point("after the commit", f"{_WRITER}._seal_full", "before", "record", 100),
     Point("before the acknowledgement", f"{_SPOOL}.append", "after", "record", 100),
     # Sealing
@@ -179,6 +180,7 @@ KILLS: Final = (
     Point("noted as deleted", f"{_DELIVERIES}.deleted", "after", "send", 2),
     # Adopting what a dead process left, and ending
     Point("at adoption", f"{_SPOOL}._adopt", "before", "send", 2),
+    Point("file fenced, nothing of it sealed", f"{_BLOBS}:BlobFile.adopt", "after", "send", 2),
     Point("open batch read for its adoption", "jobs_backup.spool.open_batch:OpenBatch.restored", "after", "send", 3),
     Point("before a session is forgotten", f"{_CATALOG}.end_session", "before", "any", 2),
     Point("session forgotten, files there", f"{_CATALOG}.end_session", "after", "any", 2),

@@ -26,7 +26,7 @@ from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
 from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task, is_delivered
 from servers import Store
 
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.job_set import origin_of
 from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TESTS: Final = Path(__file__).parent.parent
@@ -231,7 +231,7 @@ class Round:
         """What the dead can't do any more: acknowledge all that was recorded of the batches whose events are delivered."""
         lines = [line for path in (self._directory / "acks").iterdir() for line in path.read_text().splitlines(keepends=True)]
         jobs = [int(line.split()[0]) for line in lines if line.endswith("\n")]
-        ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(job >> INDEX_BITS))
+        ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(origin_of(job)[1]))
         with (self._directory / "delivering").open("a") as note:
             note.write(ids)
         command = [*_COMMAND, "delivered", "--json"]

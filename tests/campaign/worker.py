@@ -23,7 +23,7 @@ from campaign import points
 
 from jobs_backup import Backup, Event
 from jobs_backup.errors import DestinationPaused, NoArchiver, SpoolFull
-from jobs_backup.spool.job_set import INDEX_BITS
+from jobs_backup.spool.job_set import origin_of
 
 SOURCES: Final = ("web", "ios", "android")
 LANDING_MARGIN: Final = "jobs_backup.destination:_LANDING_MARGIN"
@@ -149,7 +149,7 @@ class _Recorder:
             os.write(self._refused, "".join(f"{id_}\n" for id_ in ids[len(jobs) :]).encode())
             ids = ids[: len(jobs)]
         os.write(self._acks, "".join(f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)).encode())
-        self._undelivered += [int(job) for job in jobs if is_delivered(job >> INDEX_BITS)]
+        self._undelivered += [int(job) for job in jobs if is_delivered(origin_of(job)[1])]
 
     def _deliver(self) -> None:
         """Some of what this thread has recorded, in any order, and some of it again and again."""
