@@ -19,6 +19,7 @@ from commands import run, start, summary
 from servers import Moto, Store, client, operations, policy
 
 from jobs_backup import Backup, deleter
+from jobs_backup.spool.job_set import origin_of
 from jobs_backup.spool.status import read_status
 from jobs_backup.testing.fault_proxy import Delay, FaultProxy
 
@@ -61,7 +62,7 @@ def objects_of(directory: Path, keys: Sequence[str], jobs: Sequence[int]) -> dic
         batches = dict(catalog.execute("SELECT id, key FROM batches").fetchall())
     found: dict[str, set[int]] = {key: set() for key in keys}
     for job in jobs:
-        found[batches[job >> 21]].add(job)
+        found[batches[origin_of(job)[1]]].add(job)
     assert all(found.values())
     return found
 

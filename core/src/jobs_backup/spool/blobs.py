@@ -347,11 +347,15 @@ class Changes:
             connection.execute("BEGIN IMMEDIATE")
             if self._is_owner and connection.execute("SELECT is_adopted FROM owner").fetchone()[0]:
                 raise self._adopted()
-        connection.executemany("DELETE FROM chunks WHERE job BETWEEN ? AND ?", self._folded)
+        self._remove_folded(connection)
         connection.executemany(_INSERT, self._chunks)
         connection.executemany("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", self._headers)
         connection.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", self._positions)
-        self._chunks, self._folded, self._headers, self._positions, self._held = [], [], [], [], 0
+        self._chunks, self._headers, self._positions, self._held = [], [], [], 0
+
+    def _remove_folded(self, connection: sqlite3.Connection) -> None:
+        connection.executemany("DELETE FROM chunks WHERE job BETWEEN ? AND ?", self._folded)
+        self._folded = []
 
     def _adopted(self) -> FilesLost:
         return FilesLost(f"{self._path} was taken over by another process", hint="see `jobs-backup status`")
