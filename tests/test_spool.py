@@ -415,7 +415,7 @@ def test_what_cannot_be_read_of_a_dead_process_keeps_no_other_back(tmp_path: Pat
     assert [(stream, events) for stream, events, file in damages if file != missing] == [(WEB, 1)]
     assert (WEB, 0) in [(stream, events) for stream, events, file in damages if file == missing]
     assert sum(events for _, events, file in damages if file == missing) == 1
-    assert [error.message for error in alive.unreadable] == [f"{file}: unable to open database file"]
+    assert [error.message for error in alive.unreadable] == [f"{file}: it is a directory"]
     file.rmdir()
     file.with_suffix(".aside").rename(file)
     alive.recover()

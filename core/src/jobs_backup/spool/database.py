@@ -281,7 +281,8 @@ class Database:
         with database_errors(path):
             # Not by SQLite: another process may have removed a file that was drained, and it shall not come back empty.
             if create:
-                path.touch(mode=0o600)
+                if not path.exists():
+                    path.touch(mode=0o600)
                 sync_directory(path.parent)  # also where it is there: whoever made it may have died before it was durable
         try:
             self.write(functools.partial(_create, path, schema, version, upgrades, additions))
@@ -530,6 +531,8 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
     is_row = code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH) or text.startswith(("no such table", "Could not decode"))
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or is_row:
         return SpoolCorrupt(f"{path}: {text}", hint=_DAMAGED)
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and path.is_dir():
+        return SpoolError(f"{path}: it is a directory", hint="find out what made it, and move it away")
     if code == sqlite3.SQLITE_CANTOPEN and (why := _why_not_opened(path)):
         return SpoolError(f"{path}: {text}: {why[0]}", hint=why[1])
     return SpoolError(f"{path}: {text}", hint="look at the disk and the permissions of the spool's directory")
