@@ -9,16 +9,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
 from spools import tampering
 
 from jobs_backup import Backup, DestinationPaused
-from jobs_backup.errors import PermissionDenied, StorageError, Throttled, Unavailable, Unreachable
+from jobs_backup.errors import PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable, Unreachable
 from jobs_backup.file_provider import FileProvider
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, Outcome, Upload, WriteReceipt
+from jobs_backup.spool.catalog import Catalog
 
 Write = Callable[[FileProvider, str, Body, int, bool], WriteReceipt]
 
@@ -222,3 +224,31 @@ def test_what_another_process_does_meanwhile_is_drained(tmp_path: Path, what: st
         with Backup.from_env(environment):
             drain.join(60)
         assert drained == [True]
+
+
+@pytest.mark.parametrize("name", ["claim", "stored"])
+@pytest.mark.parametrize("error", [SpoolError("busy"), SpoolCorrupt("EIO, as SQLite reports it"), MemoryError()])
+def test_an_error_behind_a_commit_duplicates_nothing_and_holds_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+) -> None:
+    """The first call fails before its transaction, the second one behind it."""
+    original, calls = getattr(Catalog, name), list[int]()
+
+    def spoiled(self: Catalog, *arguments: Any, **more: Any) -> Any:
+        calls.append(len(calls))
+        if calls[-1] == 0:
+            raise error
+        result = original(self, *arguments, **more)
+        if calls[-1] == 1:
+            raise error
+        return result
+
+    monkeypatch.setattr(Catalog, name, spoiled)
+    with Backup.from_env(file_environment(tmp_path) | FAST_RETRY | {"JOBS_BACKUP_UPLOAD_CONCURRENCY": "1"}) as backup:
+        for number in range(3):
+            backup.record({"messageId": str(number)}, source_id=f"source{number}")
+        backup.flush(60)
+        assert not backup.spool.quarantined()
+    assert len(calls) > 3
+    assert sorted(event["payload"]["messageId"] for event in events(tmp_path)) == ["0", "1", "2"]
+    assert len(objects(tmp_path)) == 3

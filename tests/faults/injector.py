@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import dis
 import faulthandler
+import functools
 import itertools
 import os
 import shutil
@@ -16,7 +18,7 @@ import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Final
 
 import msgspec
@@ -137,7 +139,7 @@ class _Lines:
         return self._on_line if frame.f_code.co_filename.startswith(_PACKAGE) else None
 
     def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event != "line":
+        if event != "line" or frame.f_lasti in _quiet(frame.f_code):
             return self._on_line
         number = next(self._numbers)
         if self._wanted is None:
@@ -149,3 +151,20 @@ class _Lines:
             )
             raise MemoryError
         return self._on_line
+
+
+@functools.cache
+def _quiet(code: CodeType) -> frozenset[int]:
+    """Where a line begins that can raise nothing: `try:`, and the end of a `with`, which calls `__exit__` of a lock, for example.
+
+    Nothing is allocated there, and no signal is handled before that call.
+    """
+    found = list(dis.get_instructions(code))
+
+    def is_quiet(at: int) -> bool:
+        at += found[at].opname == "SWAP"
+        names = [one.opname for one in found[at : at + 3]]
+        ends_with = names == ["LOAD_CONST"] * 3 and all(one.argval is None for one in found[at : at + 3])
+        return names[0] == "NOP" or ends_with or names[:2] == ["PUSH_EXC_INFO", "WITH_EXCEPT_START"]
+
+    return frozenset(one.offset for at, one in enumerate(found[:-1]) if is_quiet(at))

@@ -151,12 +151,16 @@ class Worker:
 
     def survey(self, kind: str) -> list[Call]:
         """The calls of a healthy run. Raises RuntimeError if that breaks a promise."""
-        fault = Fault(kind=kind, network=self.scenario.network)
-        ended, verdict = self._judge(fault)
+        ended, verdict = self._judge(Fault(kind=kind, network=self.scenario.network))
         if ended.code != 0 or verdict.violations or verdict.cautious:
             texts = [one.line() for one in verdict.violations]
             raise RuntimeError(f"{self.scenario.name}, without a fault: {ended.code} {texts} {ended.stderr}")
         return ended.calls
+
+    def look(self, kind: str) -> tuple[list[Call], list[Violation]]:
+        """The calls of a run without a fault, and the promises that it breaks all the same."""
+        ended, verdict = self._judge(Fault(kind=kind, network=self.scenario.network))
+        return ended.calls, verdict.violations
 
     def run(self, fault: Fault) -> Verdict:
         """Run with this fault, then without it."""
@@ -178,7 +182,7 @@ class Worker:
 
         cautious = ""
         if ended.code == 0:
-            failures += _unsynced(ended, world)
+            failures += _unsynced(ended, world) if fault.first is not None else _unsynced_logs(ended)
             if untrue := self.scenario.untrue(world, heal):
                 failures.append(("false success", untrue))
         elif ended.code is not None and not _has_said_why(ended):
@@ -301,6 +305,15 @@ def _unsynced(ended: Ended, world: World) -> list[tuple[str, str]]:
     if not is_of_object or "synced" in names or not (world.directory / path).exists():
         return []
     return [("unsynced", f"{path} may not outlive a power loss")]
+
+
+def _unsynced_logs(ended: Ended) -> list[tuple[str, str]]:
+    """Logs of blob files that were written after their last sync. Given all calls of a run without a fault."""
+    is_synced: dict[str, bool] = {}
+    for call in ended.calls:
+        if call.path.startswith("spool/blobs") and call.path.endswith("-wal") and call.name in {"pwrite64", "fdatasync", "fsync"}:
+            is_synced[call.path] = call.name != "pwrite64"
+    return [("unsynced", f"{path} may not outlive a power loss") for path, synced in is_synced.items() if not synced]
 
 
 def _of_end(ended: Ended) -> list[tuple[str, str]]:

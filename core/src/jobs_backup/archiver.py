@@ -175,7 +175,17 @@ class Archiver:
     def _is_drained(self) -> bool:
         if not self._has_begun or self._sending:
             return False
-        return time.monotonic() < self._paused_until or self.claim_failure is not None or not self._spool.has_claimable()
+        if time.monotonic() < self._paused_until or self.claim_failure is not None:
+            return True
+        return not self._spool.has_claimable() and not self._give_back_claims()
+
+    def _give_back_claims(self) -> bool:
+        """Whether there were batches that this process has claimed without knowing it: the claim failed behind its commit."""
+        with self._lock:
+            if self._sending or self._unreleased or not self._spool.give_back_claims():
+                return False
+            self._changed.notify_all()
+            return True
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -336,6 +346,7 @@ class Archiver:
             begun = begun or _guarded(self._begin)
             _guarded(self._spool.keep_ballast)
             _guarded(self._release_again)
+            _guarded(self._give_back_claims)
             _guarded(self._spool.recover)
             _guarded(self._spool.seal_due)
             if _guarded(self._spool.has_claimable):

@@ -217,6 +217,16 @@ class Catalog:
         )
         return found.fetchone() is not None
 
+    @reads
+    def has_claimed(self, db: sqlite3.Connection, session: str) -> bool:
+        """Whether a session has claimed a sealed batch."""
+        return db.execute("SELECT 1 FROM batches WHERE claimed_by=? AND state='sealed' LIMIT 1", (session,)).fetchone() is not None
+
+    @writes
+    def give_back_claims(self, db: sqlite3.Connection, session: str) -> int:
+        """Let everything be claimed again that a session has claimed, which is not sending any of it. Returns how many batches."""
+        return db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=? AND state='sealed'", (session,)).rowcount
+
     @writes
     def release(
         self, db: sqlite3.Connection, batch: int, session: str, *, error: str, hint: str, delay: float, standing: str | None

@@ -299,6 +299,10 @@ class Spool:
         """Whether `claim` would give one."""
         return self._catalog.has_claimable(self.destination)
 
+    def give_back_claims(self) -> int:
+        """Let everything be claimed again that this process has claimed. Returns how many batches: for when it sends nothing."""
+        return self._catalog.give_back_claims(self.session) if self._catalog.has_claimed(self.session) else 0
+
     @hookimpl
     def open_body(self, batch: Batch) -> Body:
         """The bytes of a sealed batch.
