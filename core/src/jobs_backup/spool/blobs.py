@@ -259,9 +259,9 @@ class BlobFile:
         db.execute("DELETE FROM chunks WHERE job=?", (job,))
         db.execute(_INSERT, (job, events, 0, 0, 0, Form.LOST, 0, b""))
 
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+    def close(self, *, for_good: bool = True) -> None:
+        """Close the file; unless `for_good`, until its next use."""
+        self._database.close(for_good=for_good)
 
 
 class Changes:
@@ -402,12 +402,16 @@ class BlobFiles:
             yield end_of
 
     def restore(self, blobs: BlobFile) -> None:
-        """Put a file back that was removed or replaced while this process had it open, as it sees it. It is closed then."""
+        """Put a file back that was removed or replaced while this process had it open, as it sees it.
+
+        Raises:
+            FilesLost: it does not have it open: a fork has closed it, or the file was put back before.
+        """
         path, copy = self.path(blobs.name), self._directory / f"{blobs.name}.restored"
         with database_errors(path):
             copy.unlink(missing_ok=True)
             blobs.copy_to(copy)
-            blobs.close()  # before the new one stands there: closing may remove the log of this name
+            blobs.close(for_good=False)  # before the new one stands there: closing may remove the log of this name
             for left in self._paths(blobs.name):
                 left.unlink(missing_ok=True)
             copy.chmod(0o600)

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -556,11 +556,11 @@ class Spool:
         try:
             blobs.check_files()
         except FilesLost:
-            self._files.restore(blobs)
-        finally:
-            blobs.close()
-        lost.lock.release(remove=False)
+            with suppress(FilesLost):  # who takes over says what is missing, if anything is
+                self._files.restore(blobs)
         session = self._begin_session()
+        blobs.close()  # not before: this is tried again if it fails
+        lost.lock.release(remove=False)
         self._recover(lost.name)
         return session
 
@@ -576,15 +576,16 @@ class Spool:
                 self._quarantine.report_missing(name, rows, events)
         for one in names:
             # Of the others all is sealed, if the catalog is right.
-            if one == name or self._catalog.unknown(one, self._batches_in(one)):
+            if one == name or self._catalog.unknown(one, self._batches_in(one, only_reads=False)):
                 positions += self._take_over(one, witness)
         self._catalog.end_session(session, positions)
         for one in names:
             self._known_files.add(one)
             self._clean_up(one)
 
-    def _batches_in(self, name: str) -> list[int]:
-        with self._files.open(name, only_reads=True) as blobs:
+    def _batches_in(self, name: str, *, only_reads: bool = True) -> list[int]:
+        """The batches in a file. Who was killed while making it has left a journal, with which it can't be opened `only_reads`."""
+        with self._files.open(name, only_reads=only_reads) as blobs:
             return blobs.batches()
 
     def _take_over(self, name: str, witness: Witness | None) -> list[InputPosition]:
