@@ -26,6 +26,7 @@ help:
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
 	@echo 'make faults    make one system call or allocation of each command fail at a time, and check every promise'
+	@echo 'make forks    10,000 events from forked workers that are killed, with gunicorn, uvicorn, Celery and multiprocessing'
 	@echo 'make load    the sidecar for a minute under load, killed three times'
 	@echo 'make bench    measure all, against others that write events into S3; bench-quick: the main ratios, in 3 minutes'
 	@echo 'make lint    check style and types'
@@ -82,6 +83,10 @@ campaign: $(VENV)/test.stamp
 # About two hours; needs Linux and a C compiler. FAULTS_ARGS="--command run --errno EIO --sample 200", for example, or --sabotage.
 faults: $(VENV)/test.stamp
 	PYTHONPATH=tests $(bin)/python -m faults $(FAULTS_ARGS)
+
+# Every order of forks, and 10,000 events with each program that forks.
+forks: $(VENV)/test.stamp
+	JOBS_BACKUP_TEST_EVENTS=10000 $(bin)/pytest --durations=10 --timeout=1800 tests/test_forks.py tests/test_deployments.py
 
 # A minute. LOAD_ARGS="--kills 0 --connections 256" for example; --help tells all.
 load: $(VENV)/test.stamp

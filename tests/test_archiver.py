@@ -195,7 +195,8 @@ def test_what_another_process_does_meanwhile_is_drained(tmp_path: Path, what: st
     """All workers of a server end at once, and each waits for what any of them uploads and deletes."""
     environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
     with Backup.from_env(environment) as waiting:
-        assert (archiver := waiting.archiver) is not None
+        archiver = waiting.archiver
+        assert archiver is not None
         assert archiver.drain(60)
         if what == "uploads":
             monkeypatch.setattr(archiver, "_claim", lambda: None)  # the other one is always quicker

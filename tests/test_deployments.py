@@ -22,8 +22,8 @@ from deployments.counting import RECEIPTS, Outcome, Receipts, acknowledged, outc
 from deployments.programs import children, kill_one, program, wait_until
 from generated import ROOT
 
-EVENTS = int(os.environ.get("JOBS_BACKUP_TEST_EVENTS", "200"))
-KILLS = 3 if EVENTS < 1000 else 20
+EVENTS = int(os.environ.get("JOBS_BACKUP_TEST_EVENTS", "120"))
+KILLS = 2 if EVENTS < 1000 else 20
 SEED = int(os.environ.get("JOBS_BACKUP_TEST_SEED", "18"))
 PAGE = (ROOT / "docs/forks.md").read_text()
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()]

@@ -139,8 +139,8 @@ def test_a_loop_that_is_closed_with_a_commit_under_way(
         "record": lambda: record(backup, 2),
         "record_many": lambda: backup.record_many([{"n": 2}], source_id="web"),
         "delivered": lambda: backup.delivered([]),
-        "flush": lambda: backup.flush(),
-        "close": lambda: backup.close(),
+        "flush": backup.flush,
+        "close": backup.close,
     }
     abandon(disk, record(backup, 1), calls[call]())
     disk.let_go()
@@ -184,11 +184,14 @@ def test_closed_by_one_loop_while_others_record(tmp_path: Path) -> None:
 
         async def work(ready: threading.Barrier, numbers: itertools.count[int], recorded: set[int]) -> None:
             await asyncio.to_thread(ready.wait)
-            with pytest.raises(BackupClosed):
-                while True:
-                    number = next(numbers)
+
+            async def record_on() -> None:
+                for number in numbers:
                     await record(backup, number)
                     recorded.add(number)
+
+            with pytest.raises(BackupClosed):
+                await record_on()
 
         threads = [threading.Thread(target=lambda: run(work(ready, numbers, recorded))) for _ in range(3)]  # noqa: B023 - joined below
         for thread in threads:
@@ -263,7 +266,9 @@ async def cancelled_at(coroutine: Coroutine[Any, Any, Any], place: int) -> bool:
     return await drive()
 
 
-@pytest.mark.parametrize("call", ["record", "record_many", "record_many of a stream", "delivered", "failed", "flush", "close", "open"])
+@pytest.mark.parametrize(
+    "call", ["record", "record_many", "record_many of a stream", "delivered", "failed", "flush", "close", "open"]
+)
 def test_cancelled_at_each_await(tmp_path: Path, opened: list[Backup], call: str) -> None:
     backup = AsyncBackup.from_env(file_environment(tmp_path))
 
@@ -280,8 +285,8 @@ def test_cancelled_at_each_await(tmp_path: Path, opened: list[Backup], call: str
             "record_many of a stream": lambda: backup.record_many(stream(), source_id="web"),
             "delivered": lambda: backup.delivered(job),
             "failed": lambda: backup.failed(job, error="no", payload={"n": -1}),
-            "flush": lambda: backup.flush(),
-            "close": lambda: backup.close(),
+            "flush": backup.flush,
+            "close": backup.close,
             "open": lambda: AsyncBackup.from_env(file_environment(tmp_path)).__aenter__(),
         }
         was_cancelled = await cancelled_at(calls[call](), place)

@@ -177,7 +177,7 @@ class Expected:
     def _take(self, one: bytes) -> None:
         if is_event(one) and not self.continued:
             self.events.append(stored(one))
-        elif one and not one.isspace():
+        elif one and not one.isspace() and not (one.startswith(b"\xef\xbb\xbf") and not bare(one).strip()):
             self.rejects.append(one + b"\n")
 
 
@@ -234,7 +234,7 @@ def test_every_event_of_an_input_arrives_and_every_other_line_is_put_aside(conte
         expected = Expected()
         expected.read(content)
         found = run_in_process(directory, directory / "in")
-        assert (found["events"], found["rejected"]) == (len(expected.events), len(expected.rejects))
+        assert (found["events"], found["rejected"]) == (len(expected.events), len(expected.rejects)), repr(content)[:300]
         check(directory, expected)
         assert run_in_process(directory, directory / "in")["events"] == 0
         check(directory, expected)
@@ -308,7 +308,8 @@ def test_a_gz_file_of_arbitrary_bytes_is_a_problem_that_names_it(tail: bytes, be
         with mock.patch.dict(os.environ, environment):
             result = CliRunner().invoke(cli, ["run", str(file), "--source-id", "web"], catch_exceptions=False)
         assert result.exit_code in (0, 1, 3)
-        assert (str(file) in result.stderr) is (result.exit_code == 1) or "not a" in result.stderr
+        # Without gzip's first bytes it is text, whatever its name.
+        assert (str(file) in result.stderr) is (result.exit_code == 1) or "not a" in result.stderr or "unfinished" in result.stderr
         assert "Traceback" not in result.stderr
 
 

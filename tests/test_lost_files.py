@@ -6,17 +6,12 @@ import itertools
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
-from wrecks import SUFFIXES, Process, Wreck, command, sample
-
-USER: Final = 65_534
-"""Not root, which can read everything."""
-
+from wrecks import SUFFIXES, Process, Wreck, sample
 
 def removed(path: Path, older: Path) -> None:
     path.unlink()
@@ -55,7 +50,8 @@ SINGLE: Final = [((file, how),) for file in FILES for how in HOWS]
 PAIRS: Final = [
     (one, other)
     for one, other in itertools.combinations([(file, how) for file in FILES for how in ("removed", "emptied", "garbage")], 2)
-    if one[0] != other[0]
+    # Nobody knows of a file that was left before, once it is gone and the catalog as well: see docs/promises.md.
+    if one[0] != other[0] and not (one[0].startswith("catalog") and other == ("left", "removed"))
 ]
 CATALOG: Final = [
     *([("catalog", how)] for how in ("removed", "emptied", "replaced")),
@@ -64,10 +60,8 @@ CATALOG: Final = [
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[Wreck]:
-    with tempfile.TemporaryDirectory() as name:  # pytest's own can be entered by its user alone
-        Path(name).chmod(0o755)
-        yield Wreck(Path(name))
+def made(tmp_path_factory: pytest.TempPathFactory) -> Wreck:
+    return Wreck(tmp_path_factory.mktemp("wreck"))
 
 
 @pytest.fixture
@@ -93,17 +87,15 @@ def lose(wreck: Wreck, losses: object) -> set[str]:
 def prove(wreck: Wreck, losses: object) -> None:
     """Whatever has happened: exit 0 only with everything in the bucket, nothing twice, and what is missing is named."""
     names = lose(wreck, losses)
-    user = USER if "unreadable" in name(losses) else 0
-    if user:
-        wreck.give_to(user)
+    is_mighty = "unreadable" not in name(losses)
     before = contents(wreck)
     for _ in range(2):
-        outcome = wreck.archive(user=user)
+        outcome = wreck.archive(is_mighty=is_mighty)
     missing = wreck.missing()
-    if outcome.code == 2:
+    if outcome.is_refusal:
         assert contents(wreck) == before, "what it refuses it leaves as it is"
     if missing or outcome.code:
-        told = wreck.told(user=user)
+        told = wreck.told(is_mighty=is_mighty)
         assert any(one in told for one in names), f"none of {names} is named, {len(missing)} are missing: {told}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -57,13 +58,21 @@ class Outcome(NamedTuple):
     def json(self) -> Any:
         return json.loads(self.stdout)
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it did not begin: it can't use the spool."""
+        return self.code != 0 and not self.stdout
 
-def command(*arguments: str | Path, env: Mapping[str, str], user: int = 0, stdin: str = "") -> Outcome:
-    """Run the command as a process of its own. It has to end, with a clear error and no traceback."""
+
+def command(*arguments: str | Path, env: Mapping[str, str], is_mighty: bool = True, stdin: str = "") -> Outcome:
+    """Run the command as a process of its own. It has to end, with a clear error and no traceback.
+
+    If not `is_mighty`, it may read only what a file's mode allows, although it may be root's.
+    """
     directory = Path(env["JOBS_BACKUP_SPOOL_DIR"]).parent
     streams = [directory / f".{name}" for name in ("stdin", "stdout", "stderr")]
     streams[0].write_text(stdin)
-    process = _processes.Process(target=_command, args=([*map(str, arguments)], dict(env), streams, user))
+    process = _processes.Process(target=_command, args=([*map(str, arguments)], dict(env), streams, is_mighty))
     process.start()
     process.join(COMMAND_SECONDS)
     if process.exitcode is None:
@@ -77,18 +86,23 @@ def command(*arguments: str | Path, env: Mapping[str, str], user: int = 0, stdin
     return outcome
 
 
-def _command(arguments: Sequence[str], env: Mapping[str, str], streams: Sequence[Path], user: int) -> None:
+def _command(arguments: Sequence[str], env: Mapping[str, str], streams: Sequence[Path], is_mighty: bool) -> None:
     os.environ.clear()
     os.environ.update(env, HOME="/nonexistent")
     for number, path in enumerate(streams):
         descriptor = os.open(path, os.O_RDWR if number == 0 else os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(descriptor, number)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115, PTH123 - for the rest of its life
-    if user:
-        os.setgid(user)
-        os.setuid(user)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115, PTH123 - for the rest of its life
+    if not is_mighty:
+        _give_up_capabilities()
     sys.argv = ["jobs-backup", *arguments]
     main()
+
+
+def _give_up_capabilities() -> None:
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 class Process:
@@ -221,7 +235,7 @@ class Wreck:
         other.kill()
         self.files = {
             **{f"catalog{suffix}": f"catalog.db{suffix}" for suffix in SUFFIXES},
-            "left": f"blobs/{first}.db",
+            **{f"left{suffix}": f"blobs/{first}.db{suffix}" for suffix in SUFFIXES},
             **{f"open{suffix}": f"blobs/{first}-1.db{suffix}" for suffix in SUFFIXES},
             **{f"other{suffix}": f"blobs/{second}.db{suffix}" for suffix in SUFFIXES},
             "lock": f"locks/{first}.lock",
@@ -239,11 +253,6 @@ class Wreck:
         jobs = process.record(source, names, each=each, size=size)
         self.acknowledged += names
         return jobs
-
-    def give_to(self, user: int) -> None:
-        """Have everything belong to a user."""
-        for path in (self.directory, *self.directory.rglob("*")):
-            os.chown(path, user, user)
 
     def restore(self) -> None:
         """Put everything back as the processes have left it."""
@@ -263,17 +272,17 @@ class Wreck:
         assert not (twice := {name: count for name, count in found.items() if count > 1}), f"twice: {twice}"
         return set(self.acknowledged) - set(found)
 
-    def archive(self, *, user: int = 0) -> Outcome:
+    def archive(self, *, is_mighty: bool = True) -> Outcome:
         """`archive --once`: exit code 0 if, and only if, everything is in the bucket; else it says what is not."""
-        outcome = command("archive", "--once", "--json", env=self.env, user=user)
+        outcome = command("archive", "--once", "--json", env=self.env, is_mighty=is_mighty)
         missing = self.missing()
         if outcome.code == 0:
             assert not missing, f"exit 0, and {len(missing)} events are not in the bucket: {outcome}"
-        if outcome.code != 2:
+        if not outcome.is_refusal:
             assert outcome.json["complete"] == (outcome.code == 0)
         return outcome
 
-    def told(self, *, user: int = 0) -> str:
+    def told(self, *, is_mighty: bool = True) -> str:
         """All that a user is told about the spool."""
-        archived, status = self.archive(user=user), command("status", "--json", env=self.env, user=user)
+        archived, status = self.archive(is_mighty=is_mighty), command("status", "--json", env=self.env, is_mighty=is_mighty)
         return archived.stderr + archived.stdout + status.stdout + status.stderr

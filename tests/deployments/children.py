@@ -127,7 +127,7 @@ def subprocesses(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 def behind_python(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """Forked by a program around Python, which tells it only afterwards, as uWSGI does: the child can't use the spool, harms nobody."""
+    """Forked by a program that tells Python only afterwards, as uWSGI does: the child cannot use the spool, and harms nobody."""
     sys.setswitchinterval(1000)  # the child keeps the interpreter's lock until then: nobody is left there to give it back
     if (pid := ctypes.PyDLL(None).fork()) == 0:
         code = 1

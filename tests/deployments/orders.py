@@ -99,7 +99,7 @@ def fork(work: Callable[[], object]) -> int:
     if (pid := os.fork()) == 0:
         try:
             work()
-        except Exception:
+        except Exception:  # noqa: BLE001 - it is printed, and the exit code tells
             traceback.print_exc()
             os._exit(1)
         if is_thread:

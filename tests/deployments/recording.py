@@ -1,7 +1,7 @@
 """A program that forks, run while threads of it record: `python -m deployments.recording DIRECTORY MODULE ARGUMENT ...`
 
-Its Backup is open, its archiver is at work and its threads are recording whenever the program forks. Children inherit all of it, and
-the handler that closes it at exit.
+Its Backup is open, its archiver is at work and its threads are recording whenever the program forks. Children inherit all of it,
+and the handler that closes it at exit.
 """
 
 from __future__ import annotations

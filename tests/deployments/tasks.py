@@ -1,4 +1,4 @@
-"""Sends tasks to Celery's workers, a few at a time, and notes those that have succeeded: `python -m deployments.tasks DIRECTORY`."""
+"""Sends tasks to Celery's workers, a few at a time, and notes those that succeeded: `python -m deployments.tasks DIRECTORY`."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _show(found: Iterable[Figures], seconds: float) -> None:
     for row in rows:
         click.echo(f"{row[0]:<12} {row[1]:<8}" + "".join(f"{value:>10}" for value in row[2:-1]) + f"  {row[-1]}")
     for figures in found:
-        for text, times in figures.cautious.most_common(5):
+        for text, times in figures.cautious.most_common(20):
             click.echo(f"cautious, {figures.scenario} {figures.kind}, {times} times: {text}")
     click.echo(f"{sum(figures.runs for figures in found):,} runs in {seconds:.0f} s")
 

@@ -184,7 +184,8 @@ class Worker:
         elif ended.code is not None and not _has_said_why(ended):
             failures.append(("silent failure", f"exit code {ended.code}, and no reason is given: {ended.stdout}"))
         elif self.scenario.is_done(world):
-            cautious = f"exit code {ended.code}: {(ended.stderr.strip() or ended.stdout.strip())[-300:]}"
+            where = "; ".join(f"{one.name} {one.path} at {' < '.join(one.site[:4])}" for one in ended.calls[:1])
+            cautious = f"{where}: exit code {ended.code}: {(ended.stderr.strip() or ended.stdout.strip())[-300:]}"
         self.scenario.heal(world, heal, ended.code)
         failures += self.scenario.wrong(world)
         calls = ended.calls if fault.first is not None else []

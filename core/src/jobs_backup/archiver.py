@@ -279,7 +279,9 @@ class Archiver:
             return
         self.failure = error
         of_destination = error.refused or isinstance(error, _OF_THE_DESTINATION)
-        delay = 0.0 if of_destination else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
+        # The spool's disk may only have been busy: the first retry comes at once.
+        is_first = isinstance(error, SpoolError) and not failures
+        delay = 0.0 if of_destination or is_first else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
         if isinstance(error, _OF_THE_BATCH):
             fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "destination": self._destination.location}
             log.error("%s waits for %.0f s, nothing is lost: %s", batch.key, delay, error.one_line(), extra=fields)
@@ -325,7 +327,7 @@ class Archiver:
 
     def _look_after(self) -> None:
         """First what dead processes left, which may take a while; then ages, and what other processes do."""
-        begun = _guarded(self._begin)
+        begun = _guarded(self._begin) or _guarded(self._begin)  # twice: a disk may only have been busy
         with self._lock:
             self._has_begun = True
             self._changed.notify_all()

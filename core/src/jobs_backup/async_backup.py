@@ -164,7 +164,7 @@ class AsyncBackup:
                 raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
 
     async def close(self, grace: float | None = None) -> None:
-        """Seal, upload what can be uploaded within `grace` seconds, and end: see `Backup.close`. It goes on if its caller is cancelled.
+        """Seal, upload what can be uploaded within `grace` seconds, and end: see `Backup.close`. A cancelled caller does not stop it.
 
         Calls that have not begun by then raise BackupClosed. To close it again waits until it is closed.
         """
@@ -280,8 +280,8 @@ class _Opening:
 class _Commits:
     """Group commit for the tasks of event loops: what comes while one commit waits for the disk goes into the next one.
 
-    A task puts its recording into a queue and waits for a future of its own loop. Nothing else is shared between loops and the thread
-    that commits, so that a loop may end, and a task be cancelled or interrupted, anywhere.
+    A task puts its recording into a queue and waits for a future of its own loop. Loops and the thread that commits share nothing
+    else, so that a loop may end, and a task be cancelled or interrupted, anywhere.
     """
 
     def __init__(self, backup: Backup) -> None:
@@ -329,7 +329,7 @@ class _Commits:
 
 
 async def _result(future: Future[T]) -> T:
-    """Wait for what a thread does, in whichever event loop this is. To be cancelled, or the loop's end, does not concern the thread."""
+    """Wait for what a thread does, in whichever event loop this is. The thread continues if this is cancelled or the loop ends."""
     done = asyncio.get_running_loop().create_future()
     future.add_done_callback(lambda _: _tell([done], None))
     await done

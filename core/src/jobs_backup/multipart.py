@@ -144,14 +144,16 @@ class Multipart:
         """Send what is missing, a window of parts at a time. No part is under way any more when this returns or raises."""
         running: set[Future[Part]] = set()
         failed: BaseException | None = None
-        for one in missing:
-            if failed is not None or self._stop.is_set():
-                break
-            running.add(self._pool.submit(partial(self._send_part, journaled, one, body)))
-            if len(running) >= self._window:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                failed = _collect(done, parts)
-        done, _ = wait(running)
+        try:
+            for one in missing:
+                if failed is not None or self._stop.is_set():
+                    break
+                running.add(self._pool.submit(partial(self._send_part, journaled, one, body)))
+                if len(running) >= self._window:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    failed = _collect(done, parts)
+        finally:
+            done, _ = wait(running)
         failed = failed or _collect(done, parts)
         if failed is not None:
             raise failed
@@ -174,7 +176,11 @@ class _Pool:
         self._starting = threading.Lock()
 
     def submit(self, function: Callable[[], Part]) -> Future[Part]:
-        """Call it in one of the threads."""
+        """Call it in one of the threads.
+
+        Raises:
+            RuntimeError: there is none, and none can be started.
+        """
         future: Future[Part] = Future()
 
         def task() -> None:
@@ -184,10 +190,16 @@ class _Pool:
                 future.set_exception(error)
 
         with self._starting:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
             if len(self._threads) < self._size:
                 thread = threading.Thread(target=self._work, name=f"jobs-backup-part-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # a limit of threads
+                    if not self._threads:
+                        raise
+                else:
+                    self._threads.append(thread)
         self._tasks.put(task)
         return future
 

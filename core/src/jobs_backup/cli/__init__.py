@@ -9,6 +9,9 @@ from typing import Final
 import click
 
 from jobs_backup import __version__
+from jobs_backup.cli import streams
+from jobs_backup.cli.options import INCOMPLETE, of_machine, say, show_usage
+from jobs_backup.errors import JobsBackupError
 
 # With what --help tells of each, so that it need not import them all.
 _COMMANDS: Final = {
@@ -58,20 +61,26 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point."""
-    from jobs_backup.cli import streams  # noqa: PLC0415 - imported by each command all the same
-    from jobs_backup.cli.options import INCOMPLETE, say, show_usage  # noqa: PLC0415
-    from jobs_backup.errors import JobsBackupError  # noqa: PLC0415
+    try:
+        sys.exit(_run())
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (translated := of_machine(error)) is None:
+            raise
+        say(translated.one_line(), translated.code)
+        sys.exit(INCOMPLETE)
 
+
+def _run() -> int:
     streams.prepare()
     try:
-        code = cli.main(standalone_mode=False) or 0
+        code = int(cli.main(standalone_mode=False) or 0)
         sys.stdout.flush()
     except click.ClickException as error:
         show_usage(error)
-        code = error.exit_code
+        return error.exit_code
     except click.Abort:
-        code = 130  # as a shell tells of SIGINT
+        return 130  # as a shell tells of SIGINT
     except JobsBackupError as error:
         say(error.one_line(), error.code)
-        code = INCOMPLETE
-    sys.exit(code)
+        return INCOMPLETE
+    return code

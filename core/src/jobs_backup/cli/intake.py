@@ -18,7 +18,7 @@ from jobs_backup.backup import Backup
 from jobs_backup.cli.formats import BOM, Stopped
 from jobs_backup.cli.identity import Fingerprint, Position, Sample, SeenFile
 from jobs_backup.cli.ndjson import MAX_LINE, Block, Input, LongLine, Reader
-from jobs_backup.cli.options import say
+from jobs_backup.cli.options import machine_errors, say
 from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.recognition import Found, Known, Recognition, new_id
@@ -124,7 +124,8 @@ def take_in(
             with progress(backup, inputs, counted) as shown:
                 for one in inputs:
                     try:
-                        Intake(backup, one, handler, summary, shown, stop, options).take()
+                        with machine_errors():
+                            Intake(backup, one, handler, summary, shown, stop, options).take()
                     except (ConfigurationError, AmbiguousInput) as error:
                         summary.problem(error)
                     except JobsBackupError as error:

@@ -8,7 +8,8 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -64,6 +65,32 @@ def fail(error: JobsBackupError) -> NoReturn:
     say(error.one_line(), error.code, level=logging.ERROR)
     is_of_disk = isinstance(error, SpoolCorrupt | SpoolFull) or isinstance(error.__cause__, sqlite3.Error)
     sys.exit(INCOMPLETE if is_of_disk else MISUSED)
+
+
+def of_machine(error: BaseException) -> JobsBackupError | None:
+    """An error of the machine that nothing below has translated: no memory, no thread, a call of the system. None if it is another.
+
+    Others are defects of the program, and keep their traceback.
+    """
+    if isinstance(error, MemoryError):
+        return JobsBackupError("out of memory", hint="give the process more memory")
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return JobsBackupError("a thread could not be started", hint="look at the limits of processes and memory")
+    if isinstance(error, OSError):
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return JobsBackupError(f"{where}{error.strerror or error}", hint="look at the disk, the permissions and the limits")
+    return None
+
+
+@contextmanager
+def machine_errors() -> Generator[None]:
+    """Errors of the machine as ours: see `of_machine`."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (translated := of_machine(error)) is None:
+            raise
+        raise translated from error
 
 
 _INPUT_OPTIONS: Final = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import ctypes
 import logging
@@ -64,19 +63,30 @@ def summarize_failures() -> None:
 def stopping() -> Generator[threading.Event]:
     """An event that SIGTERM or SIGINT sets. A second signal ends the process at once: what is recorded is safe."""
     stop = threading.Event()
+    signalled = threading.Lock()
+    signalled.acquire()
+
+    def set_when_signalled() -> None:
+        # In a thread of its own: the handler's may have been interrupted within `stop.wait`, which holds the event's lock.
+        # It is started before the signal, when a limit of threads can still be reported.
+        with signalled:
+            stop.set()
 
     def on_signal(_number: int, _frame: object) -> None:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_DFL)
-        # In another thread: this one may have been interrupted within `stop.wait`, which holds the event's lock.
-        _thread.start_new_thread(stop.set, ())
+        if signalled.locked():
+            signalled.release()
 
+    threading.Thread(target=set_when_signalled, name="jobs-backup-stop", daemon=True).start()
     before = {one: signal.signal(one, on_signal) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+        if signalled.locked():
+            signalled.release()
 
 
 @contextmanager

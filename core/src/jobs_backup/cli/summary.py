@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from jobs_backup.backup import Backup
-from jobs_backup.cli.options import INCOMPLETE, REJECTED, say
+from jobs_backup.cli.options import INCOMPLETE, REJECTED, machine_errors, say
 from jobs_backup.cli.progress import Progress
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.spool import Waiting, WaitingDeletes
+
+log: Final = logging.getLogger(__name__)
 
 Counted = Literal["events", "ids", "failures"]
 """What a command counts, by its name in the summary as JSON."""
@@ -33,9 +37,13 @@ class Unfinished(NamedTuple):
 class Summary:
     """What a command has done."""
 
-    def __init__(self, backup: Backup, counted: Counted, *, go_on: str = "") -> None:
-        """`go_on` tells how to read the rest of an input, empty if there is no way."""
+    def __init__(self, backup: Backup, counted: Counted, *, go_on: str = "", of_all: bool = False) -> None:
+        """`go_on` tells how to read the rest of an input, empty if there is no way.
+
+        `of_all`: it is complete only once nothing is left in the spool, of other processes either.
+        """
         self._backup = backup
+        self._of_all = of_all
         self._counted: Counted = counted
         self._go_on = go_on
         self._began = time.monotonic()
@@ -67,10 +75,14 @@ class Summary:
 
         What fails is a problem, and no reason to leave out the rest: a full disk must not keep what is sealed from being sent.
         """
-        for step in (self._backup.spool.seal, lambda: self._send(stop, shown), self._look, lambda: self._backup.close(grace=0)):
-            try:
-                step()
-            except JobsBackupError as error:
+        for step in (self._backup.spool.seal, lambda: self._send(stop, shown), self._look):
+            # Twice: a disk may only have been busy, and then everything may be done all the same.
+            if _error_of(step) is not None and (error := _error_of(step)) is not None:
+                self.problem(error)
+        if (error := _error_of(lambda: self._backup.close(grace=0))) is not None:
+            if self._is_complete:  # that is proven: what could not be tidied up, the next start does
+                log.warning("the spool was not closed in order, the next start tidies up: %s", error.one_line())
+            else:
                 self.problem(error)
 
     def _send(self, stop: threading.Event, shown: Progress) -> None:
@@ -119,11 +131,15 @@ class Summary:
             )
         self._open_uploads = self._backup.spool.uploads.waiting()
 
+    @property
+    def _is_complete(self) -> bool:
+        # What was acknowledged is so, whatever others have still to send.
+        waits = (bool(self._waiting) and self._counted != "ids") or (self._of_all and self._open_elsewhere > 0)
+        return not waits and not self.problems
+
     def show(self, *, as_json: bool, interrupted: bool, allow_rejects: bool = False) -> int:
         """Print it. Returns the exit code."""
-        # What was acknowledged is so, whatever others have still to send.
-        waits = bool(self._waiting) and self._counted != "ids"
-        complete = not waits and not self.problems and not interrupted
+        complete = self._is_complete and not interrupted
         if as_json:
             try:
                 print_json(self._as_dict(complete=complete))
@@ -186,8 +202,23 @@ class Summary:
                 f" — nothing is lost: {alternative}`jobs-backup archive --once` sends them",
                 "Waiting",
             )
+        if self._of_all and self._open_elsewhere:
+            say(
+                f"{self._open_elsewhere:,} events are in open batches of processes that are alive: they seal them within"
+                " JOBS_BACKUP_UPLOAD_FREQUENCY, or when they end",
+                "Waiting",
+            )
         for deletes in self._deletes:
             why = f"{deletes.error}: {deletes.hint}" if deletes.error else "an attempt to write them may still arrive"
             say(f"{deletes.objects:,} objects in {deletes.location} are to be deleted, and are not yet: {why}", "DeletesWaiting")
         for key, error, hint in self._open_uploads:
             say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}", "UploadOpen")
+
+
+def _error_of(step: Callable[[], object]) -> JobsBackupError | None:
+    try:
+        with machine_errors():
+            step()
+    except JobsBackupError as error:
+        return error
+    return None

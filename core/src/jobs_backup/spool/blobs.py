@@ -8,11 +8,12 @@ import io
 import itertools
 import os
 import sqlite3
+import struct
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
 
@@ -49,7 +50,7 @@ CREATE TABLE chunks (
     first_at INTEGER NOT NULL,    -- the earliest and the latest createdAt, microseconds
     last_at INTEGER NOT NULL,
     member INTEGER NOT NULL,      -- what data is: a Form
-    crc32c INTEGER NOT NULL,      -- of data
+    crc32c INTEGER NOT NULL,      -- of all of it, in files of version 1 of data alone
     data BLOB NOT NULL
 ) STRICT;
 CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT
@@ -65,6 +66,8 @@ _SINCE_VERSION_2: Final = (
 )
 _SCHEMA: Final = ";\n".join((_CHUNKS.strip(), *_SINCE_VERSION_2))
 _VERSION: Final = 2
+_SELECT: Final = "SELECT job, events, raw_bytes, first_at, last_at, member, crc32c, data FROM chunks"
+_FIELDS: Final = struct.Struct("<6q")
 _INSERT: Final = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_AS_OWNER: Final = "INSERT INTO chunks SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM owner WHERE NOT is_adopted"
 
@@ -156,9 +159,19 @@ class BlobFile:
         self._database.copy_to(path)
 
     @reads
+    def logged_pages(self, db: sqlite3.Connection) -> int:
+        """How many pages its log has; 0 if there is none, or nothing in it that can be used."""
+        return _natural(db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
+
+    @reads
+    def is_blank(self, db: sqlite3.Connection) -> bool:
+        """Whether it does not even have tables."""
+        return _is_blank(db)
+
+    @reads
     def batches(self, db: sqlite3.Connection) -> list[int]:
         """The numbers of all batches of which it has something."""
-        if db.execute("SELECT 1 FROM sqlite_schema").fetchone() is None:
+        if _is_blank(db):
             return []  # whoever made it was killed before there was anything in it
         found = {row[0] for row in db.execute("SELECT id FROM batches")} if _has_batches(db) else set[int]()
         following = -1
@@ -197,8 +210,9 @@ class BlobFile:
     def chunks(self, db: sqlite3.Connection, batch: int) -> list[Chunk]:
         """A batch's chunks in order."""
         rows = db.execute(
-            "SELECT job, events, raw_bytes, first_at, last_at, member FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job",
-            _jobs_of(batch),
+            "SELECT job, events, raw_bytes, first_at, last_at, iif(member=? AND length(data), ?, member) FROM chunks"
+            " WHERE job BETWEEN ? AND ? ORDER BY job",
+            (Form.LOST, Form.LINES, *_jobs_of(batch)),  # what has bytes is not lost: its checksum will tell
         )
         return [
             Chunk(job, _natural(events), _natural(size), first, last, Form(form)) for job, events, size, first, last, form in rows
@@ -245,8 +259,8 @@ class BlobFile:
     @reads
     def examine(self, db: sqlite3.Connection, job: int) -> tuple[bytes, bool]:
         """The bytes of one chunk, and whether they are those that were written."""
-        checksum, data = db.execute("SELECT crc32c, data FROM chunks WHERE job=?", (job,)).fetchone()
-        return data, crc32c(data) == checksum
+        row = db.execute(f"{_SELECT} WHERE job=?", (job,)).fetchone()
+        return row[-1], _is_good(row)
 
     @reads
     def positions(self, db: sqlite3.Connection) -> list[InputPosition]:
@@ -257,7 +271,7 @@ class BlobFile:
     def lose(self, db: sqlite3.Connection, job: int, events: int) -> None:
         """Leave a gap where events were damaged, or are missing."""
         db.execute("DELETE FROM chunks WHERE job=?", (job,))
-        db.execute(_INSERT, (job, events, 0, 0, 0, Form.LOST, 0, b""))
+        db.execute(_INSERT, _row(Chunk(job, events, 0, 0, 0, Form.LOST), b""))
 
     def close(self, *, for_good: bool = True) -> None:
         """Close the file; unless `for_good`, until its next use."""
@@ -305,7 +319,7 @@ class Changes:
 
     def append(self, chunk: Chunk, data: bytes) -> None:
         """Add a chunk."""
-        self._chunks.append((*chunk, crc32c(data), data))
+        self._chunks.append(_row(chunk, data))
         self.size += len(data)
         self._held += len(data)
         if self._held >= _HELD_BYTES:
@@ -354,6 +368,11 @@ class BlobFiles:
         """Where a file is."""
         return self._directory / f"{name}.db"
 
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        with database_errors(self.path(name)):
+            return self.path(name).exists()
+
     def names(self) -> list[str]:
         """All files."""
         with database_errors(self._directory), os.scandir(self._directory) as entries:  # `glob` takes what it can't read for empty
@@ -362,6 +381,14 @@ class BlobFiles:
     def create(self, name: str) -> BlobFile:
         """A new file."""
         return BlobFile(self.path(name), durability=self._durability, create=True)
+
+    def roll_back(self, name: str) -> None:
+        """Undo what a kill has left half done while a file was made: until then it can't be opened to be read."""
+        path = self.path(name)
+        with database_errors(path):
+            if Path(f"{path}-journal").exists():
+                with suppress(sqlite3.DatabaseError), closing(Connection(path, timeout=_READ_SECONDS)) as connection:
+                    connection.use(lambda _: None)
 
     @contextmanager
     def open(self, name: str, *, only_reads: bool = False) -> Generator[BlobFile]:
@@ -462,6 +489,11 @@ class BlobFiles:
         return [Path(f"{self.path(name)}{suffix}") for suffix in ("-wal", "-shm", "-journal", "")]
 
 
+def file_name(session: str, number: int) -> str:
+    """The name of a session's file."""
+    return f"{session}-{number}" if number else session
+
+
 def file_number(name: str) -> int:
     """Which of its session's files it is, by its name; 0 for the first."""
     return int(name.partition("-")[2] or 0)
@@ -548,24 +580,41 @@ def _connect(path: Path) -> Connection:
 
 
 def _read(connection: Connection, path: Path, job: int) -> bytes:
-    row = connection.use(lambda db: db.execute("SELECT job, crc32c, data FROM chunks WHERE job=?", (job,)).fetchone())
+    row = connection.use(lambda db: db.execute(f"{_SELECT} WHERE job=?", (job,)).fetchone())
     if row is None:
         raise SpoolCorrupt(f"{path}: the bytes of job {job} are missing", hint=_LOOK)
-    return _checked(path, *row)
+    return _checked(path, row)
 
 
 def _lines(db: sqlite3.Connection, path: Path, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
-    rows = db.execute(
-        "SELECT member, job, crc32c, data FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", (first_job, first_job | _INDEX_MASK)
-    )
-    chunks = [(form, _checked(path, *row)) for form, *row in rows]
+    rows = db.execute(f"{_SELECT} WHERE job BETWEEN ? AND ? ORDER BY job", (first_job, first_job | _INDEX_MASK))
+    chunks = [(row[5], _checked(path, row)) for row in rows]
     return b"".join(unpack(data) if form == Form.PACKED else data for form, data in chunks)
 
 
-def _checked(path: Path, job: int, checksum: int, data: bytes) -> bytes:
-    if crc32c(data) != checksum:
-        raise _damaged(path, job)
+def _checked(path: Path, row: Sequence[Any]) -> bytes:
+    if not _is_good(row):
+        raise _damaged(path, row[0])
+    data: bytes = row[-1]
     return data
+
+
+def _row(chunk: Chunk, data: bytes) -> tuple[int | bytes, ...]:
+    return (*chunk, _checksum(*chunk, data), data)
+
+
+def _checksum(job: int, events: int, raw_bytes: int, first_at: int, last_at: int, form: int, data: bytes) -> int:
+    # Without the number of the batch, which may get another one: see `renumber`.
+    return crc32c(data, crc32c(_FIELDS.pack(job & _INDEX_MASK, events, raw_bytes, first_at, last_at, form)))
+
+
+def _is_good(row: Sequence[Any]) -> bool:
+    """Whether a row is what was written."""
+    *chunk, found, data = row
+    try:
+        return bool(_checksum(*chunk, data) == found or crc32c(data) == found)
+    except (struct.error, TypeError):
+        return False
 
 
 def _damaged(path: Path, job: int) -> SpoolCorrupt:
@@ -575,6 +624,10 @@ def _damaged(path: Path, job: int) -> SpoolCorrupt:
 def _header_row(batch: int, header: BatchHeader) -> tuple[int, int, bytes]:
     data = msgspec.json.encode(header)
     return batch, crc32c(data), data
+
+
+def _is_blank(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
 
 
 def _has_batches(db: sqlite3.Connection) -> bool:

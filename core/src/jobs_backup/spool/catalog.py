@@ -12,7 +12,14 @@ from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.clock import Clock, Reading, read_clocks
 from jobs_backup.spool.database import Database, Durability, file_version, reads, writes
-from jobs_backup.spool.deliveries import Deliveries, check_session, forget_settling, mark_deleted, settle_jobs_of
+from jobs_backup.spool.deliveries import (
+    Deliveries,
+    check_session,
+    forget_settling,
+    is_complete,
+    mark_deleted,
+    settle_jobs_of,
+)
 from jobs_backup.spool.overview import Overview
 from jobs_backup.spool.rows import BatchHeader, BatchRow, Damage, Placement, Seal, Waiting
 from jobs_backup.spool.schema import SCHEMA, UPGRADES, VERSION
@@ -191,17 +198,29 @@ class Catalog:
             FilesLost: the session has ended.
         """
         check_session(db, session)
+        while (row := self._claim(db, destination, session)) is not None:
+            try:
+                batch = _batch(row[:13])
+            except (TypeError, ValueError) as error:  # it shall not keep the others from being sent
+                why = f"its row in the catalog is not what was written ({error})"
+                db.execute(
+                    "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, retry_at=? WHERE id=?",
+                    (writable(why), self.clock.now() + MAX_DELAY, row[0]),
+                )
+                continue
+            db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
+            return batch, row[13], row[14], bool(row[15]) and is_complete(db, batch.id, "delivered")
+        return None
+
+    def _claim(self, db: sqlite3.Connection, destination: int, session: str) -> Any:
         now = self.clock.now()
-        row = db.execute(
+        return db.execute(
             "UPDATE batches SET claimed_by=?, claims=claims+1 WHERE id=(SELECT id FROM batches WHERE destination=?"
             " AND state='sealed' AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
             " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, compression, wrappers,"
             " blobs, failures, claims, kind='raw' AND delivered>=jobs",
             (session, destination, now, now + MAX_DELAY),
         ).fetchone()
-        if row is not None:
-            db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
-        return None if row is None else (_batch(row[:13]), row[13], row[14], bool(row[15]))
 
     @reads
     def has_claimable(self, db: sqlite3.Connection, destination: int) -> bool:
@@ -273,6 +292,11 @@ class Catalog:
     def skipped(self, db: sqlite3.Connection, batch: int) -> None:
         """The batch is not sent, since all of it was delivered."""
         mark_deleted(db, batch)
+
+    @writes
+    def skip_numbers(self, db: sqlite3.Connection, last: int) -> None:
+        """Give no number up to this one any more."""
+        db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (last,))
 
     @reads
     def last_batch(self, db: sqlite3.Connection) -> int:
@@ -427,6 +451,11 @@ class Catalog:
         return [(location, count) for _, location, count in lost]
 
     @writes
+    def free_claims(self, db: sqlite3.Connection) -> None:
+        """Let batches be claimed that nobody can have: no such session is there."""
+        db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by IS NOT NULL AND claimed_by NOT IN (SELECT id FROM sessions)")
+
+    @writes
     def make_due(self, db: sqlite3.Connection, destination: int) -> None:
         """Let everything be tried at once that failed and waits for its time."""
         db.execute("UPDATE batches SET retry_at=0 WHERE destination=? AND state='sealed' AND retry_at>0", (destination,))
@@ -434,6 +463,8 @@ class Catalog:
 
 
 def _batch(row: tuple[Any, ...]) -> Batch:
+    if None in row:
+        raise ValueError("something of it is missing")
     id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, compression, wrappers, blobs = row
     return Batch(
         id=id_,
@@ -482,7 +513,10 @@ def _open(db: sqlite3.Connection, streams: Sequence[Stream], placement: Placemen
 
 
 def _new_numbers(db: sqlite3.Connection, count: int) -> list[int]:
-    last = int(db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0])
+    # Beside the counter, since that may have changed on the disk: a number that is there would be refused for ever.
+    (last,) = db.execute(
+        "SELECT max(value, coalesce((SELECT max(id) FROM batches), 0)) FROM counters WHERE name='batch'"
+    ).fetchone()
     db.execute("UPDATE counters SET value=? WHERE name='batch'", (last + count,))
     return list(range(last + 1, last + count + 1))
 

@@ -11,6 +11,10 @@ _LONGEST_GAP: Final = 86_400.0
 """Seconds. How much a machine that was off may advance the clock: its own clock may be wrong by years when it comes back."""
 
 
+_NEVER: Final = 1e11
+"""Seconds since 1970, in the year 5138."""
+
+
 class Reading(NamedTuple):
     """What the clocks show at one moment.
 
@@ -44,7 +48,7 @@ class Clock:
 def read_clocks(before: Reading | None) -> Reading:
     """What the clocks show now; `before` is an earlier reading of the same spool, None if there is none."""
     boot, wall, uptime = _boot(), time.time(), _uptime()
-    if before is None:
+    if before is None or not 0 <= before.spool < _NEVER or before.uptime < 0:  # it is not what was written
         return Reading(boot, wall, uptime, wall)
     if before.boot == boot and before.uptime <= uptime:
         return Reading(boot, wall, uptime, before.spool + uptime - before.uptime)
@@ -58,6 +62,6 @@ def _uptime() -> float:
 
 def _boot() -> str:
     try:
-        return _BOOT_ID.read_text("ascii").strip()
+        return _BOOT_ID.read_bytes().decode().strip()
     except OSError:
         return ""

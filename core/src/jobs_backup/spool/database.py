@@ -322,6 +322,9 @@ class Database:
             SpoolCorrupt: it is damaged.
         """
         found = self.read(lambda connection: connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        if found == "ok":
+            row = self.read(lambda connection: connection.execute("PRAGMA foreign_key_check").fetchone())
+            found = "ok" if row is None else f"a row of {row[0]} names one of {row[2]} that is not there"
         if found != "ok":
             raise SpoolCorrupt(f"{self.path} is damaged: {' '.join(str(found).split())}", hint=_DAMAGED)
 

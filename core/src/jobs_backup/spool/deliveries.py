@@ -156,7 +156,7 @@ class Deliveries:
         due = [
             row
             for row in db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (destination, *self._now(), limit)).fetchall()
-            if _is_complete(db, row[0], delete_after)
+            if is_complete(db, row[0], delete_after)
         ]
         db.executemany("UPDATE batches SET claimed_by=? WHERE id=?", [(session, id_) for id_, _, _ in due])
         return [DueObject(*row) for row in due]
@@ -378,15 +378,16 @@ def _mask_below(end: int) -> int:
     return (1 << min(max(end, 0), 1 << SEGMENT_BITS)) - 1
 
 
-def _is_complete(db: sqlite3.Connection, batch: int, delete_after: DeleteAfter) -> bool:
+def is_complete(db: sqlite3.Connection, batch: int, delete_after: DeleteAfter) -> bool:
     """Whether each job of a batch has its bit: what is counted may have changed on the disk. Then it is counted again."""
+    (jobs,) = db.execute("SELECT max(jobs, events) FROM batches WHERE id=?", (batch,)).fetchone()
     delivered = settled = 0
-    for row in db.execute("SELECT segment FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch)).fetchall():
-        marks = _marks(db, row[0])
-        delivered += marks[0].bit_count()
-        settled += (marks[1] & ~marks[0]).bit_count()
-    (jobs,) = db.execute("SELECT jobs FROM batches WHERE id=?", (batch,)).fetchone()
-    if delivered + (settled if delete_after == "settled" else 0) >= jobs:
+    for (segment,) in db.execute("SELECT segment FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch)).fetchall():
+        given = _mask_below(jobs - first_index(segment))
+        marks = _marks(db, segment)
+        delivered += (marks[0] & given).bit_count()
+        settled += (marks[1] & ~marks[0] & given).bit_count()
+    if delivered + (settled if delete_after == "settled" else 0) >= jobs > 0:
         return True
-    db.execute("UPDATE batches SET delivered=?, settled=? WHERE id=?", (delivered, settled, batch))
+    db.execute("UPDATE batches SET jobs=?, delivered=?, settled=? WHERE id=?", (jobs, delivered, settled, batch))
     return False

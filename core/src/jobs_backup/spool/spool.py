@@ -15,7 +15,7 @@ from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError, Wrappe
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.measures import Recorded
 from jobs_backup.model import Batch, Body, Stream
-from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_number
+from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_name, file_number
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.database import Durability, FilesLost, read_beside
 from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, DueObject, WaitingDeletes
@@ -123,6 +123,7 @@ class Spool:
         session: Session | None = None
         try:
             self._check_catalog()
+            self._skip_numbers()
             self.destination = self._catalog.destination(location)
             self.uploads = self._catalog.uploads(self.destination)
             session = self._begin_session()
@@ -233,7 +234,7 @@ class Spool:
             except SpoolCorrupt:
                 continue
             except SpoolError:
-                if self._files.path(name).exists():
+                if self._files.exists(name):
                     raise
         # The catalog again: a file may have been left between the two.
         found += self._catalog.positions(prefix)
@@ -407,12 +408,12 @@ class Spool:
             if name in written.values():
                 continue
             try:
-                if unknown := self._catalog.unknown(name, self._batches_in(name)):
+                if unknown := self._unknown_in(name):
                     why = f"blobs/{name}.db holds {len(unknown)} batches that the catalog does not know"
                     raise SpoolError(why, hint="run the command again")
             except SpoolError as error:
                 session = name.partition("-")[0]
-                if self._files.path(name).exists() and session not in self._catalog.blob_files() and not self._is_alive(session):
+                if self._files.exists(name) and session not in self._catalog.blob_files() and not self._is_alive(session):
                     problems[session] = error
         return Account([*({**problems, **self._unreadable}).values()], open_elsewhere)
 
@@ -488,6 +489,7 @@ class Spool:
             log.warning(
                 "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
             )
+        self._catalog.free_claims()
         self._catalog.make_due(self.destination)
         self._catalog.deliveries.begin(self.destination, self._delete_after)
         names, written = self._files.names(), self._catalog.blob_files()
@@ -539,6 +541,19 @@ class Spool:
             except OSError as error:
                 raise SpoolError(f"{self.directory / 'catalog.db'}: {error.strerror}", hint="look at the disk") from error
 
+    def _skip_numbers(self) -> None:
+        """Give no number again that a batch in a file has: a catalog that was lost, or is an older copy, does not know of it.
+
+        Such a batch may be in the bucket, under a key that has its number.
+        """
+        last = 0
+        for name in self._files.names():
+            try:
+                last = max([last, *self._batches_in(name)])
+            except SpoolError as error:  # whoever recovers it reports that
+                log.debug("%s", error.one_line())
+        self._catalog.skip_numbers(last)
+
     def _begin_session(self) -> Session:
         while (lock := self._try_lock(name := secrets.token_hex(8))) is None:
             pass  # somebody looks whether it was left over
@@ -567,31 +582,60 @@ class Spool:
     def _adopt(self, session: str, name: str, lock: ProcessLock) -> None:
         """Take the place of a dead session; `name` is its file, empty if the catalog does not know it."""
         names = [one for one in self._files.names() if one.partition("-")[0] == session]
+        for one in names:
+            self._files.roll_back(one)
         witness = lock.read_witness()
         positions: list[InputPosition] = []
-        if name and name not in names:
-            rows = self._catalog.open_batches_of(name)
-            events = witness.events if witness is not None and witness.file == file_number(name) else 0
-            if rows or events:  # else it died before it had a file
-                self._quarantine.report_missing(name, rows, events)
+        last = name
+        if not last and witness is not None and witness.events:
+            last = file_name(session, witness.file)
+        if last and last not in names:
+            rows = self._catalog.open_batches_of(last)
+            events = witness.events if witness is not None and witness.file == file_number(last) else 0
+            # Else it died before it had a file; or it had ended, and its file was drained.
+            if rows or (events and (name or not self._catalog.batches_of(session))):
+                self._quarantine.report_missing(last, rows, events)
         for one in names:
-            # Of the others all is sealed, if the catalog is right.
-            if one == name or self._catalog.unknown(one, self._batches_in(one, only_reads=False)):
-                positions += self._take_over(one, witness)
+            is_left = file_number(one) < max(map(file_number, [*names, last]))
+            if one == last or self._is_strange(one, is_left=is_left):
+                positions += self._take_over(one, witness, is_left=is_left)
         self._catalog.end_session(session, positions)
         for one in names:
             self._known_files.add(one)
             self._clean_up(one)
 
-    def _batches_in(self, name: str, *, only_reads: bool = True) -> list[int]:
-        """The batches in a file. Who was killed while making it has left a journal, with which it can't be opened `only_reads`."""
-        with self._files.open(name, only_reads=only_reads) as blobs:
+    def _is_strange(self, name: str, *, is_left: bool) -> bool:
+        """Whether a file may have something of which the catalog does not know. If the catalog is right, all in it is sealed."""
+        try:
+            batches = self._batches_in(name)
+        except SpoolCorrupt:
+            return True
+        except SpoolError:
+            if self._files.exists(name):
+                raise
+            return False  # another thread has just removed it, as `_clean_up` does
+        return bool(self._catalog.unknown(name, batches)) or (is_left and not batches)  # none is left without a batch
+
+    def _batches_in(self, name: str) -> list[int]:
+        with self._files.open(name, only_reads=True) as blobs:
             return blobs.batches()
 
-    def _take_over(self, name: str, witness: Witness | None) -> list[InputPosition]:
+    def _unknown_in(self, name: str) -> list[int]:
+        """The batches in a file that the catalog does not know; none if another thread has just removed it, as `_clean_up` does."""
+        try:
+            return self._catalog.unknown(name, self._batches_in(name))
+        except SpoolError:
+            if self._files.exists(name):
+                raise
+            return []
+
+    def _take_over(self, name: str, witness: Witness | None, *, is_left: bool) -> list[InputPosition]:
         """Seal what is open in the file of a dead process, which nobody writes any more. Returns its positions."""
         try:
+            with self._files.open(name, only_reads=True) as blobs:
+                is_blank = blobs.is_blank()  # opening it to write would change that
             with self._files.open(name) as blobs:
+                is_without_log = is_blank or not blobs.logged_pages()
                 blobs.adopt()
                 blobs.check()
                 self._take_up(blobs)
@@ -602,6 +646,10 @@ class Spool:
                 if witness is not None and witness.file == file_number(name) and events < witness.events:
                     missing = witness.events - events
                     self._quarantine.report(name, 0, f"{missing} events that were recorded last are missing", events=missing)
+                elif is_left and not blobs.batches():
+                    self._quarantine.report(name, 0, "it is empty, and was not when it was left: what was recorded into it is lost")
+                elif witness is None and is_without_log and any(row.epoch for row in rows):
+                    self._quarantine.report(name, 0, "its log and its lock are lost, and perhaps events that were recorded last")
                 return blobs.positions()
         except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
             self._files.confirm_damage(name)
@@ -641,10 +689,13 @@ class Spool:
     def _remove_left_locks(self) -> None:
         """Locks of those that were killed before they were a session, or when they no longer were one."""
         for path in (self.directory / "locks").glob("*.lock"):
-            if path.stem in self._catalog.sessions() or (lock := self._try_lock(path.stem)) is None:
+            if path.stem in self._catalog.sessions():
                 continue
-            # That of an input is not held while the catalog is asked: who wants to read it meanwhile would be refused.
-            lock.release(remove=path.stem.startswith("input-") or path.stem not in self._catalog.sessions())
+            if not path.stem.startswith("input-"):
+                self._recover(path.stem)
+            elif (lock := self._try_lock(path.stem)) is not None:
+                # It is not held while the catalog is asked: who wants to read the input meanwhile would be refused.
+                lock.release(remove=True)
 
     def _remove_drained_of(self, session: str, names: Sequence[str]) -> None:
         for name in names:
@@ -671,7 +722,7 @@ class Spool:
             self._files.remove(name)
             self._known_files.discard(name)
         except SpoolError as error:
-            if not self._files.path(name).exists():
+            if not self._files.exists(name):
                 return  # another process has removed it
             self._known_files.discard(name)
             log.warning("a file of the spool that is not needed any more can't be removed yet: %s", error.one_line())

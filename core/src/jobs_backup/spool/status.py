@@ -13,6 +13,7 @@ from jobs_backup.errors import SpoolError
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import BlobFiles
 from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.database import database_errors
 from jobs_backup.spool.disk import free_bytes
 from jobs_backup.spool.locks import ProcessLock
 from jobs_backup.spool.overview import SessionRow, Total
@@ -151,7 +152,9 @@ def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
         SpoolError: there is none, or it can't be read.
     """
     path = directory / "catalog.db"
-    if not path.exists():
+    with database_errors(path):
+        is_there = path.exists()
+    if not is_there:
         raise SpoolError(f"there is no spool in {directory}", hint="set JOBS_BACKUP_SPOOL_DIR as those do that record")
     if Catalog.is_older(path):
         raise SpoolError(

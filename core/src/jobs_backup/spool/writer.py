@@ -13,7 +13,7 @@ import msgspec
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.measures import Recorded
 from jobs_backup.model import Stream
-from jobs_backup.spool.blobs import BlobFile, BlobFiles, Changes, InputPosition
+from jobs_backup.spool.blobs import BlobFile, BlobFiles, Changes, InputPosition, file_name
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.database import FilesLost
 from jobs_backup.spool.job_set import job_id, job_index, local, origin_of
@@ -428,7 +428,7 @@ class Writer:
         self._seal(holding)
         self._open.clear()  # these are empty
         before, number = self._blobs, self._file_number + 1
-        after = self._files.create(f"{self._session.name}-{number}")
+        after = self._files.create(file_name(self._session.name, number))
         try:
             self._catalog.change_file(self._session.name, after.name, before.positions())
         finally:
