@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 from wrecks import SUFFIXES, Process, Wreck, sample
 
+
 def removed(path: Path, older: Path) -> None:
     path.unlink()
 

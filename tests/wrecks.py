@@ -92,7 +92,7 @@ def _command(arguments: Sequence[str], env: Mapping[str, str], streams: Sequence
     for number, path in enumerate(streams):
         descriptor = os.open(path, os.O_RDWR if number == 0 else os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(descriptor, number)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115, PTH123 - for the rest of its life
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the rest of its life
     if not is_mighty:
         _give_up_capabilities()
     sys.argv = ["jobs-backup", *arguments]
@@ -169,14 +169,14 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
     steps: dict[str, Callable[..., Any]] = {
         "session": lambda: backup.spool.session,
         "record": record,
-        "seal": lambda: backup.spool.seal(),
+        "seal": backup.spool.seal,
         "leave file": leave_file,
-        "delivered": lambda jobs: backup.delivered(jobs),
+        "delivered": backup.delivered,
         "position": lambda name, at: backup.keep([_position(name, at)]),
-        "check_room": lambda: backup.check_room(),
+        "check_room": backup.check_room,
         "trouble": lambda: backup.trouble,
         "flush": lambda: backup.flush(20),
-        "close": lambda: backup.close(),
+        "close": backup.close,
     }
     while True:
         what, arguments = pipe.recv()
@@ -188,14 +188,14 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
 
 
 def _position(name: str, at: int) -> writer.Recording:
-    from jobs_backup.backup import _NO_STREAM  # noqa: PLC0415
+    from jobs_backup.backup import _NO_STREAM
 
     return writer.Recording(_NO_STREAM, [], first_at=0, last_at=0, position=InputPosition(name, at, b"1"))
 
 
 class Wreck:
-    """A spool with all that there can be: two dead sessions, one of them with a file that it has left; batches that are stored, sealed
-    and open, and jobs that were delivered. It is always in the same place, since batches are bound to their bucket's path.
+    """A spool with all that there can be: two dead sessions, one of them with a file that it has left; batches that are stored,
+    sealed and open, and jobs that were delivered. It is always in the same place, since batches are bound to their bucket's path.
 
     Attributes:
         acknowledged: the message ids of all events that were recorded.
@@ -245,7 +245,9 @@ class Wreck:
         (self.spool / "ballast").unlink()  # it would only be copied
         (self.spool / "ballast").touch()
         self.directory.rename(self._whole)
-        found = {path.relative_to(self._whole / "spool").as_posix() for path in (self._whole / "spool").rglob("*") if path.is_file()}
+        found = {
+            path.relative_to(self._whole / "spool").as_posix() for path in (self._whole / "spool").rglob("*") if path.is_file()
+        }
         assert found == set(self.files.values()), found ^ set(self.files.values())
 
     def _record(self, process: Process, source: str, count: int, *, each: bool = False, size: int = 20) -> list[int]:

@@ -164,7 +164,9 @@ class AsyncBackup:
                 raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
 
     async def close(self, grace: float | None = None) -> None:
-        """Seal, upload what can be uploaded within `grace` seconds, and end: see `Backup.close`. A cancelled caller does not stop it.
+        """Seal, upload what can be uploaded within `grace` seconds, and end: see `Backup.close`.
+
+        A cancelled caller does not stop it.
 
         Calls that have not begun by then raise BackupClosed. To close it again waits until it is closed.
         """

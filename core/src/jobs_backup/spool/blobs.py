@@ -610,9 +610,9 @@ def _checksum(job: int, events: int, raw_bytes: int, first_at: int, last_at: int
 
 def _is_good(row: Sequence[Any]) -> bool:
     """Whether a row is what was written."""
-    *chunk, found, data = row
+    job, events, raw_bytes, first_at, last_at, form, found, data = row
     try:
-        return bool(_checksum(*chunk, data) == found or crc32c(data) == found)
+        return bool(_checksum(job, events, raw_bytes, first_at, last_at, form, data) == found or crc32c(data) == found)
     except (struct.error, TypeError):
         return False
 

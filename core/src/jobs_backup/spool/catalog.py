@@ -453,7 +453,9 @@ class Catalog:
     @writes
     def free_claims(self, db: sqlite3.Connection) -> None:
         """Let batches be claimed that nobody can have: no such session is there."""
-        db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by IS NOT NULL AND claimed_by NOT IN (SELECT id FROM sessions)")
+        db.execute(
+            "UPDATE batches SET claimed_by=NULL WHERE claimed_by IS NOT NULL AND claimed_by NOT IN (SELECT id FROM sessions)"
+        )
 
     @writes
     def make_due(self, db: sqlite3.Connection, destination: int) -> None:
