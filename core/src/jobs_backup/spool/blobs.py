@@ -273,9 +273,9 @@ class BlobFile:
         db.execute("DELETE FROM chunks WHERE job=?", (job,))
         db.execute(_INSERT, _row(Chunk(job, events, 0, 0, 0, Form.LOST), b""))
 
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+    def close(self, *, for_good: bool = True) -> None:
+        """Close the file; unless `for_good`, until its next use."""
+        self._database.close(for_good=for_good)
 
 
 class Changes:
@@ -386,6 +386,14 @@ class BlobFiles:
         """A new file."""
         return BlobFile(self.path(name), durability=self._durability, create=True)
 
+    def roll_back(self, name: str) -> None:
+        """Undo what a kill has left half done while a file was made: until then it can't be opened to be read."""
+        path = self.path(name)
+        with database_errors(path):
+            if Path(f"{path}-journal").exists():
+                with suppress(sqlite3.DatabaseError), closing(Connection(path, timeout=_READ_SECONDS)) as connection:
+                    connection.use(lambda _: None)
+
     @contextmanager
     def open(self, name: str, *, only_reads: bool = False) -> Generator[BlobFile]:
         """A file that is there, for as long as the block lasts."""
@@ -425,12 +433,16 @@ class BlobFiles:
             yield end_of
 
     def restore(self, blobs: BlobFile) -> None:
-        """Put a file back that was removed or replaced while this process had it open, as it sees it. It is closed then."""
+        """Put a file back that was removed or replaced while this process had it open, as it sees it.
+
+        Raises:
+            FilesLost: it does not have it open: a fork has closed it, or the file was put back before.
+        """
         path, copy = self.path(blobs.name), self._directory / f"{blobs.name}.restored"
         with database_errors(path):
             copy.unlink(missing_ok=True)
             blobs.copy_to(copy)
-            blobs.close()  # before the new one stands there: closing may remove the log of this name
+            blobs.close(for_good=False)  # before the new one stands there: closing may remove the log of this name
             for left in self._paths(blobs.name):
                 left.unlink(missing_ok=True)
             copy.chmod(0o600)

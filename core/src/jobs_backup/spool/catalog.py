@@ -12,7 +12,14 @@ from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.clock import Clock, Reading, read_clocks
 from jobs_backup.spool.database import Database, Durability, file_version, reads, writes
-from jobs_backup.spool.deliveries import Deliveries, forget_settling, is_complete, mark_deleted, settle_jobs_of
+from jobs_backup.spool.deliveries import (
+    Deliveries,
+    check_session,
+    forget_settling,
+    is_complete,
+    mark_deleted,
+    settle_jobs_of,
+)
 from jobs_backup.spool.overview import Overview
 from jobs_backup.spool.rows import BatchHeader, BatchRow, Damage, Placement, Seal, Waiting
 from jobs_backup.spool.schema import SCHEMA, UPGRADES, VERSION
@@ -154,7 +161,12 @@ class Catalog:
     def open_batches(
         self, db: sqlite3.Connection, streams: Sequence[Stream], placement: Placement, *, blobs: str, epoch: int
     ) -> list[int]:
-        """New batches. A number is never used again in this catalog."""
+        """New batches. A number is never used again in this catalog.
+
+        Raises:
+            FilesLost: no session writes this file (any more).
+        """
+        check_session(db, blobs.partition("-")[0])
         return _open(db, streams, placement, blobs, epoch, self.clock.now())
 
     @reads
@@ -181,7 +193,11 @@ class Catalog:
         tried for the longest time.
 
         From now on it is claimed by `session`, and the destination does not count as one that has refused everything.
+
+        Raises:
+            FilesLost: the session has ended.
         """
+        check_session(db, session)
         while (row := self._claim(db, destination, session)) is not None:
             try:
                 batch = _batch(row[:13])

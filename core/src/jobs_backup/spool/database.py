@@ -87,10 +87,10 @@ class Connection:
         self._prepare = (*self._prepare, statement)
         self.use(lambda connection: connection.execute(statement))
 
-    def close(self) -> None:
-        """Close it for good."""
+    def close(self, *, for_good: bool = True) -> None:
+        """Close it; unless `for_good`, the next use opens it again, if it still is the same file."""
         with self._lock:
-            self._is_closed = True
+            self._is_closed = for_good
             self._suspend()
 
     def current_identity(self) -> tuple[object, ...]:
@@ -115,6 +115,8 @@ class Connection:
                     f"{self.path} was in use when this process was forked, and could not be closed before",
                     hint="fork before a Backup is opened, or where no call of it is under way",
                 )
+            if self.identity and self.identity[0] != _file_identity(str(self.path)):
+                raise _lost(self.path)  # meanwhile: a fork had closed it
             connection = sqlite3.connect(
                 f"{self.path.as_uri()}?mode={self._mode}",
                 uri=True,
@@ -167,6 +169,13 @@ class Connection:
     def keep_for_ever(self) -> None:
         """Have the connection outlive this object, and the interpreter: a child may not even close what it has inherited."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
+
+def _lost(path: Path) -> FilesLost:
+    return FilesLost(
+        f"{path} or its log was removed or replaced while it was in use",
+        hint="find out what did it (a cleaner of old files, for example), and restart this process",
+    )
 
 
 def reentered() -> SpoolError:
@@ -322,7 +331,8 @@ class Database:
 
     def check_files(self) -> None:
         """Raises FilesLost if the files were removed or replaced."""
-        self._connection.use(lambda _: self._check_files())
+        with database_errors(self.path):
+            self._connection.use(lambda _: self._check_files())
 
     @property
     def size(self) -> int:
@@ -342,9 +352,9 @@ class Database:
 
         self.read(copy)
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+    def close(self, *, for_good: bool = True) -> None:
+        """Close the connection. See `Connection.close`."""
+        self._connection.close(for_good=for_good)
 
     def _used(self, work: Callable[[sqlite3.Connection], T], check: Callable[[], None] = lambda: None) -> T:
         def checked(connection: sqlite3.Connection) -> T:
@@ -361,10 +371,7 @@ class Database:
 
     def _check_files(self) -> None:
         if self._connection.current_identity() != self._connection.identity:
-            raise FilesLost(
-                f"{self.path} or its log was removed or replaced while it was in use",
-                hint="find out what did it (a cleaner of old files, for example), and restart this process",
-            )
+            raise _lost(self.path)
 
 
 class _HasDatabase(Protocol):

@@ -15,7 +15,7 @@ import msgspec
 from jobs_backup.errors import SpoolError
 from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.clock import Clock
-from jobs_backup.spool.database import Database, reads, writes
+from jobs_backup.spool.database import Database, FilesLost, reads, writes
 from jobs_backup.spool.job_set import (
     INDEX_BITS,
     LOCAL_BITS,
@@ -147,7 +147,12 @@ class Deliveries:
     def claim(
         self, db: sqlite3.Connection, destination: int, session: str, delete_after: DeleteAfter, limit: int
     ) -> list[DueObject]:
-        """Objects that can be deleted now and that nobody is deleting. From now on `session` is."""
+        """Objects that can be deleted now and that nobody is deleting. From now on `session` is.
+
+        Raises:
+            FilesLost: the session has ended.
+        """
+        check_session(db, session)
         due = [
             row
             for row in db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (destination, *self._now(), limit)).fetchall()
@@ -268,6 +273,19 @@ class _Acknowledgement:
     def __init__(self, jobs: JobSet) -> None:
         self.jobs = jobs
         self.added = Added(JobSet(), JobSet())
+
+
+def check_session(db: sqlite3.Connection, session: str) -> None:
+    """Check that a session has not ended: what is claimed by one that has stays claimed for ever.
+
+    Raises:
+        FilesLost: another process, which took this one for dead, has ended it.
+    """
+    if db.execute("SELECT 1 FROM sessions WHERE id=?", (session,)).fetchone() is None:
+        raise FilesLost(
+            f"the session {session} was ended by another process, to which this one seemed to be dead",
+            hint="it is begun anew within a second; see the log of that time",
+        )
 
 
 def settle_jobs_of(db: sqlite3.Connection, batch: int) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -575,17 +575,19 @@ class Spool:
         try:
             blobs.check_files()
         except FilesLost:
-            self._files.restore(blobs)
-        finally:
-            blobs.close()
-        lost.lock.release(remove=False)
+            with suppress(FilesLost):  # who takes over says what is missing, if anything is
+                self._files.restore(blobs)
         session = self._begin_session()
+        blobs.close()  # not before: this is tried again if it fails
+        lost.lock.release(remove=False)
         self._recover(lost.name)
         return session
 
     def _adopt(self, session: str, name: str, lock: ProcessLock) -> None:
         """Take the place of a dead session; `name` is its file, empty if the catalog does not know it."""
         names = [one for one in self._files.names() if one.partition("-")[0] == session]
+        for one in names:
+            self._files.roll_back(one)
         witness = lock.read_witness()
         positions: list[InputPosition] = []
         last = name

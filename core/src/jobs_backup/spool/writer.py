@@ -244,6 +244,7 @@ class Writer:
         return self._blobs.positions()
 
     def _seal_older(self, age: float) -> int:
+        self._session.lock.check()  # a process that records nothing looks for its lock only here
         due = time.monotonic() - age
         batches = [batch for batch in self._open.values() if batch.opened <= due and batch.fill.events]
         batches += self._full
