@@ -91,7 +91,8 @@ class TestEmitIds:
         with start("run", file, "--source-id", "web", "--emit-ids", env={**env, "PYTHONUNBUFFERED": buffered}) as process:
             assert process.stdout is not None
             assert process.stderr is not None
-            select.select([process.stdout], [], [])  # the first ids
+            assert select.select([process.stdout], [], [], 60)[0], "it records, and so ends as it should at a signal"
+            time.sleep(1)  # the pipe fills
             process.terminate()
             time.sleep(0.2)
             ids = process.stdout.readlines()
@@ -105,7 +106,8 @@ class TestEmitIds:
         with start("run", file, "--source-id", "web", "--emit-ids", env={**env, "JOBS_BACKUP_SHUTDOWN_GRACE": "1s"}) as process:
             assert process.stdout is not None
             assert process.stderr is not None
-            select.select([process.stdout], [], [])  # the first ids; those behind them fill the pipe
+            assert select.select([process.stdout], [], [], 60)[0], "it records, and so ends as it should at a signal"
+            time.sleep(1)  # the pipe fills
             process.terminate()
             stderr = process.stderr.read()
             assert process.wait(10) == 1
@@ -140,7 +142,7 @@ class TestDelivered:
 
     def test_what_is_no_id_is_put_aside(self, env: dict[str, str], tmp_path: Path) -> None:
         run("run", ndjson(tmp_path / "in", 1), "--source-id", "web", env=env)
-        wrong = ['{"jobId":1}', "1.5", '"x"', "-1", "true", "[1]", "99999999999999999999", "1 2"]
+        wrong = ['{"jobId":1}', "1.5", '"x"', "-1", "true", "[1]", "9" * 39, "1 2"]
         code, stdout, stderr = run("delivered", "--json", env=env, stdin="\n".join([*wrong, ""]))
         found = json.loads(stdout)
         assert (code, found["ids"], found["rejected"]) == (3, 0, len(wrong))

@@ -57,7 +57,7 @@ def env(store: Store, bucket: str, tmp_path: Path) -> dict[str, str]:
 def test_100_000_events_from_three_sources(store: Store, bucket: str, env: dict[str, str], tmp_path: Path) -> None:
     sources = {"web": 45_000, "ios": 30_000, "android": 25_000}
     inputs = [write_input(tmp_path / source, count, seed=number) for number, (source, count) in enumerate(sources.items())]
-    uuid = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+    uuid = "[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
         env |= {"AWS_ENDPOINT_URL_S3": proxy.url, "JOBS_BACKUP_PREFIX": "backups", "INSTANCE_ID": "3", **IN_PARTS}
         for source, file in zip(sources, inputs, strict=True):

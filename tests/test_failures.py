@@ -63,7 +63,7 @@ def test_a_real_exception_comes_back_from_the_bucket_as_one_line(store: Store, b
         )
         backup.flush(30)
     (key,) = [key for key in store.keys(bucket) if "rudder-proc-err-logs" in key]
-    at, uuid = int(AT.timestamp()), "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+    at, uuid = int(AT.timestamp()), "[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
     assert re.fullmatch(rf"p/rudder-proc-err-logs/03-04-2026/{at}\.7\.(\d+)-\1\.{uuid}\.ws\.json\.gz", key)
     text = gzip.decompress(store.get(bucket, key)).decode()
     assert text.count("\n") == 1
