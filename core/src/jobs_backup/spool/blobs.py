@@ -409,6 +409,15 @@ class BlobFiles:
             with database_errors(path):
                 path.unlink(missing_ok=True)
 
+    def remove_left(self) -> None:
+        """Remove empty logs without their file: who opens a file to read it while it is removed leaves one."""
+        names = set(self.names())
+        with database_errors(self._directory):
+            for log in self._directory.glob("*.db-wal"):
+                if log.name.removesuffix(".db-wal") not in names and log.stat().st_size == 0:
+                    for path in self._paths(log.name.removesuffix(".db-wal"))[:-1]:
+                        path.unlink(missing_ok=True)
+
     @contextmanager
     def ends(self) -> Generator[Callable[[int, str], int]]:
         """A function that tells, by what is in its file, which index the next event of a batch will have: (batch, file) -> index.

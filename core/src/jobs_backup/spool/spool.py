@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -456,7 +456,8 @@ class Spool:
             self._unreadable.pop(session, None)  # another process, or thread, has taken its place
         return sum(self._recover(session) for session in (*written, *strangers) if session != self.session)
 
-    def _recover(self, session: str) -> bool:
+    def _recover(self, session: str, *, is_whole: bool = False) -> bool:
+        """Take the place of one; False if it is alive. `is_whole`: nothing of its file can be missing."""
         adopted = is_recovered = False
         lock: ProcessLock | None = None
         try:
@@ -464,7 +465,7 @@ class Spool:
                 return False
             name = self._catalog.blob_files().get(session, "")  # none if another process was quicker
             is_recovered = bool(name)
-            self._adopt(session, name, lock)
+            self._adopt(session, name, lock, is_whole=is_whole)
             adopted = True
             self._unreadable.pop(session, None)
         except SpoolError as error:
@@ -501,6 +502,7 @@ class Spool:
             session = name.partition("-")[0]
             if session in written and file_number(name) < file_number(written[session]):
                 self._clean_up(name)
+        self._files.remove_left()
         self._remove_left_locks()
 
     def keep_ballast(self) -> None:
@@ -572,18 +574,21 @@ class Spool:
 
     def _renew(self, lost: Session, blobs: BlobFile) -> Session:
         """Begin another session, since the lock or the file of this one was lost; the one before is recovered like a dead one."""
+        is_whole = True
         try:
             blobs.check_files()
         except FilesLost:
-            with suppress(FilesLost):  # who takes over says what is missing, if anything is
+            try:
                 self._files.restore(blobs)
+            except FilesLost:
+                is_whole = False
         session = self._begin_session()
         blobs.close()  # not before: this is tried again if it fails
         lost.lock.release(remove=False)
-        self._recover(lost.name)
+        self._recover(lost.name, is_whole=is_whole)
         return session
 
-    def _adopt(self, session: str, name: str, lock: ProcessLock) -> None:
+    def _adopt(self, session: str, name: str, lock: ProcessLock, *, is_whole: bool) -> None:
         """Take the place of a dead session; `name` is its file, empty if the catalog does not know it."""
         names = [one for one in self._files.names() if one.partition("-")[0] == session]
         for one in names:
@@ -602,7 +607,7 @@ class Spool:
         for one in names:
             is_left = file_number(one) < max(map(file_number, [*names, last]))
             if one == last or self._is_strange(one, is_left=is_left):
-                positions += self._take_over(one, witness, is_left=is_left)
+                positions += self._take_over(one, witness, is_left=is_left, is_whole=is_whole)
         self._catalog.end_session(session, positions)
         for one in names:
             self._known_files.add(one)
@@ -633,7 +638,7 @@ class Spool:
                 raise
             return []
 
-    def _take_over(self, name: str, witness: Witness | None, *, is_left: bool) -> list[InputPosition]:
+    def _take_over(self, name: str, witness: Witness | None, *, is_left: bool, is_whole: bool) -> list[InputPosition]:
         """Seal what is open in the file of a dead process, which nobody writes any more. Returns its positions."""
         try:
             with self._files.open(name, only_reads=True) as blobs:
@@ -652,7 +657,7 @@ class Spool:
                     self._quarantine.report(name, 0, f"{missing} events that were recorded last are missing", events=missing)
                 elif is_left and not blobs.batches():
                     self._quarantine.report(name, 0, "it is empty, and was not when it was left: what was recorded into it is lost")
-                elif witness is None and is_without_log and any(row.epoch for row in rows):
+                elif witness is None and is_without_log and not is_whole and any(row.epoch for row in rows):
                     self._quarantine.report(name, 0, "its log and its lock are lost, and perhaps events that were recorded last")
                 return blobs.positions()
         except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
