@@ -63,20 +63,24 @@ def summarize_failures() -> None:
 def stopping() -> Generator[threading.Event]:
     """An event that SIGTERM or SIGINT sets. A second signal ends the process at once: what is recorded is safe."""
     stop = threading.Event()
-    signalled = threading.Lock()
-    signalled.acquire()
+    waits = threading.Lock()
+    waits.acquire()
+    is_signalled = False
 
     def set_when_signalled() -> None:
         # In a thread of its own: the handler's may have been interrupted within `stop.wait`, which holds the event's lock.
         # It is started before the signal, when a limit of threads can still be reported.
-        with signalled:
-            stop.set()
+        with waits:
+            if is_signalled:
+                stop.set()
 
     def on_signal(_number: int, _frame: object) -> None:
+        nonlocal is_signalled
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_DFL)
-        if signalled.locked():
-            signalled.release()
+        is_signalled = True
+        if waits.locked():
+            waits.release()
 
     threading.Thread(target=set_when_signalled, name="jobs-backup-stop", daemon=True).start()
     before = {one: signal.signal(one, on_signal) for one in (signal.SIGTERM, signal.SIGINT)}
@@ -85,8 +89,8 @@ def stopping() -> Generator[threading.Event]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-        if signalled.locked():
-            signalled.release()
+        if waits.locked():
+            waits.release()
 
 
 @contextmanager
