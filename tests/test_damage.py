@@ -128,7 +128,7 @@ def columns() -> list[tuple[str, str]]:
 
 
 def put(path: Path, table: str, column: str, value: object, where: str = "1") -> bool:
-    """Put a value into rows as a disk would: whatever the table's constraints are. False if there is no row, or it can't have it."""
+    """Put a value into rows as a disk would, whatever the constraints are. False if there is no row, or it can't have it."""
 
     def with_schema(change: Callable[[str], str]) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -204,9 +204,7 @@ def test_a_value_that_changes_under_a_living_process(wreck: Wreck, table: str, c
             except Exception as error:  # noqa: BLE001 - of its Backup; it has to be one of ours
                 assert str(error).startswith(("Spool", "BackupClosed")), error
         found = set(names[2:])
-        wreck.acknowledged += [] if alive is None else []
         alive.kill()
-        del found
         prove(wreck)
     finally:
         del wreck.acknowledged[-2:]
