@@ -203,7 +203,7 @@ def test_a_value_that_changes_under_a_living_process(wreck: Wreck, table: str, c
                 step()
             except Exception as error:  # noqa: BLE001 - of its Backup; it has to be one of ours
                 assert str(error).startswith(("Spool", "BackupClosed")), error
-        found = set(names[2:])
+
         alive.kill()
         prove(wreck)
     finally:

@@ -271,15 +271,6 @@ ALL: Final = {
             found=frozenset({"quarantined", "lost"}),
         ),
         Sabotage(
-            name="a sealed batch that could not be read passes for damaged",
-            place="jobs_backup.spool.quarantine:Quarantine._set_chunks_aside",
-            guard="if is_whole and size in",
-            instead="if size == -1 and size in",
-            scenario="archive",
-            calls="^pread64 spool/blobs.*_store",
-            found=frozenset({"quarantined", "lost", "twice"}),
-        ),
-        Sabotage(
             name="blob files that cannot be listed pass for none",
             place="jobs_backup.spool.blobs:BlobFiles.names",
             guard="with database_errors(self._directory), os.scandir(self._directory) as entries:",
@@ -331,6 +322,7 @@ ALL: Final = {
             place="jobs_backup.archiver:Archiver._is_drained",
             guard=" and not self._give_back_claims()",
             instead="",
+            also=(("jobs_backup.archiver:Archiver._look_after", "        _guarded(self._give_back_claims)\n", ""),),
             scenario="archive",
             calls="^stat64 spool/catalog.db.* claim",
             found=frozenset({"silent failure"}),
