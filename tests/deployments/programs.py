@@ -106,4 +106,4 @@ def program(
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     here = str(Path(__file__).parent.parent)
-    return {"PATH": path, "PYTHONPATH": here, "HOME": "/nonexistent", **environment}
+    return {"PATH": path, "PYTHONPATH": here, "HOME": str(Path(environment["JOBS_BACKUP_SPOOL_DIR"]).parent), **environment}

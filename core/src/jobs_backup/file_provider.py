@@ -239,7 +239,7 @@ class FileProvider:
         lost (fsync(2)), so that neither reading nor syncing them again shows it. The draft has just been synced.
         """
         if not target.is_file() or not _are_same(draft.file, target):
-            raise IntegrityError(f"something else has the name of {key!r}", hint="look at what it is, and move it away")
+            raise IntegrityError(f"{key!r} exists, and has other bytes", hint="look at what it is, and move it away")
         draft.replace(target)
 
     def _sync_path(self, directory: Path) -> None:

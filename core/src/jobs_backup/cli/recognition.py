@@ -179,9 +179,9 @@ class Recognition:
         return self._reader.look_ahead()
 
     def _has_time_of(self, known: Known) -> bool:
-        # gzip, zstd, `mv` and `cp -p` keep it; some of them in whole seconds.
-        seen = known.position.seen
-        return seen is not None and seen.modified // _SECOND == self._seen.modified // _SECOND
+        # gzip, zstd, `mv` and `cp -p` keep it; some of them in whole seconds. Written in the same second is not the same time.
+        seen, now = known.position.seen, self._seen.modified
+        return seen is not None and now in (seen.modified, seen.modified // _SECOND * _SECOND)
 
     def _resumed(self, known: Known, prefix: Fingerprint) -> Found:
         return Found(known, prefix, Sample(known.position.sample))
