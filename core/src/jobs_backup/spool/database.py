@@ -387,7 +387,7 @@ def writes(method: Callable[Concatenate[S, sqlite3.Connection, P], T]) -> Callab
 
     @functools.wraps(method)
     def in_transaction(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._database.write(lambda connection: method(self, connection, *args, **kwargs))
+        return self._database.write(lambda connection: method(self, connection, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] - of the methods of such classes
 
     return in_transaction
 
@@ -397,7 +397,7 @@ def reads(method: Callable[Concatenate[S, sqlite3.Connection, P], T]) -> Callabl
 
     @functools.wraps(method)
     def in_use(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._database.read(lambda connection: method(self, connection, *args, **kwargs))
+        return self._database.read(lambda connection: method(self, connection, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] - as above
 
     return in_use
 
