@@ -422,7 +422,8 @@ class TestStart:
             port = str(free.getsockname()[1])
         with serve(env, JOBS_BACKUP_METRICS_PORT=port) as sidecar:
             assert sidecar.post("/v1/events?source_id=web", {}).status == 200
-            assert run("archive", "--once", env={**env, "JOBS_BACKUP_METRICS_PORT": port})[0] == 0
+            code, _, stderr = run("archive", "--once", env={**env, "JOBS_BACKUP_METRICS_PORT": port})
+            assert (code, "1 events are in open batches of processes that are alive" in stderr) == (1, True), stderr
             assert run("status", env=env)[0] == 0
 
 
