@@ -360,7 +360,7 @@ def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["run", "archive"])
 def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command: str) -> None:
-    """What was recorded can't be sealed; it is sent once there is room again."""
+    """What was recorded can't be sealed; it is sent once there is room again. Where nothing was, that is no failure."""
     env = file_environment(tmp_path)
     arguments = ["run", "--source-id", "web"] if command == "run" else ["archive"]
     with start(*arguments, "--json", env=env, stdin=subprocess.PIPE) as process:
@@ -376,7 +376,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command
             process.terminate()
         stdout, stderr = process.communicate(timeout=30)
     assert "Traceback" not in stderr
-    assert process.returncode == 1
-    assert "disk" in json.loads(stdout)["problems"][0]
+    assert process.returncode == (command == "run")
+    assert ["disk" in problem for problem in json.loads(stdout)["problems"]][:1] == [True] * (command == "run")
     assert summary("archive", "--once", env=env)["stored_events"] == (command == "run")
     assert numbers(tmp_path) == [1] * (command == "run")

@@ -22,7 +22,7 @@ from jobs_backup.spool.job_set import (
 )
 from jobs_backup.spool.job_set import job_id as make_id
 
-LARGEST = (1 << 126) - 1
+LARGEST = 10**38 - 1
 LARGEST_LOCAL = (1 << 63) - 1
 IDS = (
     st.integers(0, 20_000)
@@ -122,7 +122,6 @@ def test_ids(id_: int | str) -> None:
         "0x1",
         "\u0661",
         "a",
-        "9" * 38,
         "9" * 39,
         str(LARGEST + 1),
         "9" * 10_000,

@@ -42,9 +42,9 @@ def test_events_are_backed_up_whoever_listens(stdout: str, stderr: str, tmp_path
     env = file_environment(tmp_path)
     lines = '{"n":1}\nno event\n{"n":2}\n'
     code, _ = shell(env, "run --source-id web -v", f"{stdout} {stderr}", lines)
-    assert code == 0, "its summary goes to standard error, and is a diagnostic"
+    assert code == 3, "its summary goes to standard error, and is a diagnostic; a line was rejected"
     code, said = shell(env, "run --source-id web --json", f"{stdout} {stderr}", lines)
-    assert code == (1 if stdout else 0), "its summary is output"
+    assert code == (1 if stdout else 3), "its summary is output"
     assert ("cannot write to standard output" in said) is (stdout != "" and stderr == "")
     for options in ("archive --once", "delivered /dev/null", "failed /dev/null"):
         assert shell(env, options, f"{stdout} {stderr}")[0] == 0
