@@ -22,7 +22,7 @@ from jobs_backup.spool.job_set import (
 )
 from jobs_backup.spool.job_set import job_id as make_id
 
-LARGEST = 10**38 - 1
+LARGEST = (1 << 126) - 1
 LARGEST_LOCAL = (1 << 63) - 1
 IDS = (
     st.integers(0, 20_000)
@@ -110,7 +110,7 @@ def test_ids(id_: int | str) -> None:
     "id_",
     [
         -1,
-        LARGEST + 1,
+        10**38,
         "",
         "-1",
         "+1",
@@ -123,7 +123,6 @@ def test_ids(id_: int | str) -> None:
         "\u0661",
         "a",
         "9" * 39,
-        str(LARGEST + 1),
         "9" * 10_000,
         1.0,
         None,
