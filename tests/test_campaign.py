@@ -39,13 +39,13 @@ def assert_nothing_found(figures: Figures, kills: int) -> None:
 
 @pytest.mark.slow
 def test_four_recorders_and_two_archivers_are_killed_over_a_failing_network(store: Store, tmp_path: Path) -> None:
-    plan = Plan(kills=12, seed=1, crew=Crew(recorders=4, archivers=2, both=0, threads=4), cycle=2.0, locks=0.5)
+    plan = Plan(kills=12, seed=1, crew=Crew(recorders=4, archivers=2, both=0, threads=4), cycle=2.0, locks=0)
     assert_nothing_found(on_s3(tmp_path / "campaign", store, plan), 12)
 
 
 @pytest.mark.slow
 def test_killed_over_a_failing_disk(tmp_path: Path) -> None:
-    plan = Plan(kills=12, seed=1, crew=Crew(recorders=2, archivers=1, both=2, threads=4), cycle=2.0, locks=0.5)
+    plan = Plan(kills=12, seed=1, crew=Crew(recorders=2, archivers=1, both=2, threads=4), cycle=2.0, locks=0)
     assert_nothing_found(on_file(tmp_path / "campaign", plan), 12)
 
 

@@ -34,6 +34,7 @@ _LARGE: Final = 64 << 10
 """Bytes. To encode more takes long enough to be left to a thread."""
 _CHUNK_EVENTS: Final = 1000
 _CHUNK_BYTES: Final = 1 << 20
+_MEMORY_SECONDS: Final = 0.05
 _FLUSH_SECONDS: Final = 0.5
 """So long a thread may wait for somebody who has given up."""
 
@@ -305,27 +306,34 @@ class _Commits:
 
     def _commit_until_closed(self) -> None:
         while (first := self._waiting.get()) is not None:
-            group = [first, *self._take()]
+            group = [first]
             error: BaseException | None = None
             try:
+                self._take(group)
                 self._backup.keep([recording for recording, _ in group])
             except BaseException as caught:  # noqa: BLE001 - each task of the group raises it
                 error = caught
             _tell([future for _, future in group], error)
-        self._refuse_rest()
+        while True:
+            try:
+                self._refuse_rest()
+            except MemoryError:  # whoever waits has to hear of it
+                time.sleep(_MEMORY_SECONDS)
+            else:
+                return
 
     def _refuse_rest(self) -> None:
         """After `close`, by the thread and by whoever comes too late for it."""
-        _tell([future for _, future in self._take()], _closed())
+        rest: list[tuple[Recording, asyncio.Future[None]]] = []
+        self._take(rest)
+        _tell([future for _, future in rest], _closed())
 
-    def _take(self) -> list[tuple[Recording, asyncio.Future[None]]]:
-        """All that wait. The end stays in the queue."""
-        taken: list[tuple[Recording, asyncio.Future[None]]] = []
+    def _take(self, taken: list[tuple[Recording, asyncio.Future[None]]]) -> None:
+        """Add all that wait to `taken`. The end stays in the queue."""
         with suppress(Empty):
             while (one := self._waiting.get_nowait()) is not None:
                 taken.append(one)
             self._waiting.put(None)
-        return taken
 
 
 async def _result(future: Future[T]) -> T:
