@@ -11,13 +11,13 @@ from faults.injector import Fault, build, temporary_directory, why_not
 from faults.runner import Worker
 from faults.sabotage import ALL, Sabotage, commit, find, guarded
 from faults.scenarios import SCENARIOS
-from faults.sweep import KINDS, Plan, sweep
+from faults.sweep import Plan, sweep
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "faults can be injected")
 
 _SAMPLES = {"archive": 12, "archive-open": 12, "run": 16, "serve": 12, "delivered": 8, "replay": 12, "replay-list": 8}
-_EVERY_KIND = {"run", "serve"}
-"""A survey for each kind takes time. The others meet system calls and lines."""
+_KINDS = ("calls",)
+"""Here, system calls. MemoryError at each line and allocation is swept by `make faults`: where it hits, threads decide."""
 _LIMIT = 120.0
 
 
@@ -34,7 +34,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_one_fault_in_each_run_does_no_harm(scenario: str, directory: Path, library: Path) -> None:
-    plan = Plan(seed=1, sample=_SAMPLES[scenario], kinds=KINDS if scenario in _EVERY_KIND else KINDS[:2])
+    plan = Plan(seed=1, sample=_SAMPLES[scenario], kinds=_KINDS)
     found = sweep(directory, library, SCENARIOS[scenario], plan, limit=_LIMIT)
     assert [violation.line() for figures in found for violation in figures.violations] == []
     assert sum(figures.runs for figures in found) >= _SAMPLES[scenario] - len(found)
