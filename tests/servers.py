@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import ssl
@@ -163,6 +164,9 @@ def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) 
     root = _identity("admin")
     identities = {name: _identity(name) for name in policies}
     (directory / "data").mkdir(parents=True)
+    disk = shutil.disk_usage(directory)
+    if disk.free < disk.total / 50:
+        raise OSError(f"{directory}: less than 2 % of the disk is free; SeaweedFS refuses to write below 1 %")
     (directory / "s3.json").write_text(json.dumps(_weed_configuration(root, identities, policies)))
     with contextlib.ExitStack() as stack:
         with _start():
