@@ -24,7 +24,7 @@ from scrapes import get, parse, value
 from spools import claim, open_spool, record, tampering
 
 from jobs_backup import Backup, archiver, monitoring
-from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolFull
+from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolError, SpoolFull
 from jobs_backup.monitoring import health, metrics_page, monitored, readiness
 from jobs_backup.spool import Spool
 from jobs_backup.spool.status import read_status
