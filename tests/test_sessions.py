@@ -235,7 +235,7 @@ def test_killed_before_the_copy_of_a_removed_file_is_in_its_place(tmp_path: Path
         spool = open_spool(tmp_path)
         record(spool, [b"1\n"])
         remove_blobs(spool)
-        blob_files.BlobFiles.finish_restoring = lambda *_: os._exit(0)  # type: ignore[method-assign, assignment]
+        blob_files.BlobFiles.finish_restoring = lambda *_: os._exit(0)  # type: ignore[method-assign]
         record(spool, [b"2\n"])
 
     in_child(work)
@@ -297,12 +297,15 @@ def test_what_a_renewed_session_has_open_counts_for_others(tmp_path: Path) -> No
     record(first, [b"1\n"])
     remove_lock(first)
     line = os.urandom(100_000).hex().encode() + b"\n"
-    for _ in range(30):
-        record(first, [line])
+
+    def fill(spool: Spool, times: int) -> None:
+        for _ in range(times):
+            record(spool, [line])
+
+    fill(first, 30)
     second = open_spool(tmp_path, limits=limits, room=room)
-    with pytest.raises(SpoolFull):
-        for _ in range(60):
-            record(second, [line])
+    with pytest.raises(SpoolFull):  # alone it would have room for as many
+        fill(second, 60)
 
 
 def test_files_whose_numbers_are_taken_keep_their_sources_and_their_objects(tmp_path: Path) -> None:

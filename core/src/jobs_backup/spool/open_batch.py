@@ -131,7 +131,7 @@ class OpenBatch:
             if chunk.form is Form.MEMBER:
                 fill = fill.with_member(data)
         header = blobs.header(row.id)
-        return cls(row.id, row.epoch, row.stream, row.placement, fill, origin=header and header.origin)
+        return cls(row.id, row.epoch, row.stream, row.placement, fill, origin=header.origin if header else None)
 
     @property
     def next_job(self) -> int:

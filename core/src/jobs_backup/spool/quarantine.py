@@ -126,7 +126,7 @@ class Quarantine:
         """What is here and the catalog does not know: it was made anew, or who wrote the file was killed before he reported it."""
         with database_errors(self._directory):
             try:
-                names = sorted(os.listdir(self._directory))
+                names = sorted(path.name for path in self._directory.iterdir())
             except FileNotFoundError:
                 names = []
         # A name that begins with a point is not finished: its bytes are still in blobs/.
