@@ -145,7 +145,7 @@ def test_each_variable_is_a_setting_and_the_settings_can_be_read(name: str, docu
     assert sorted(variables.keys() - known) == []
     assert len(variables) == len(container["env"]), "one stands there twice"
     settings = CoreSettings.from_environment(variables)
-    assert settings.metrics_host == "0.0.0.0"
+    assert settings.metrics_host == "::"
     assert str(settings.spool_dir) in {one["mountPath"] for one in container["volumeMounts"]}
     ServerSettings.from_environment(variables)
     assert "JOBS_BACKUP_PREFIX" in variables
@@ -284,7 +284,7 @@ def test_a_sidecar_listens_on_loopback_starts_first_and_ends_last(application: P
     documents = rendered(application)
     (sidecar,) = pod_of(documents)["initContainers"]
     assert (sidecar["restartPolicy"], sidecar["args"]) == ("Always", ["serve"])
-    assert environment(sidecar)["JOBS_BACKUP_SERVER_HOST"] == "127.0.0.1"
+    assert environment(sidecar)["JOBS_BACKUP_SERVER_HOST"] == "localhost"
     assert [one["kind"] for one in documents].count("StatefulSet") == 1, "the application's own"
     plain = rendered(application, "--set", "jobs-backup.sidecar.native=false,jobs-backup.sidecar.command=archive")
     (ordinary,) = pod_of(plain)["initContainers"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,9 @@ from jobs_backup.spool.writer import Recording
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 _TYPES: Final = {JSON: JSON, NDJSON: NDJSON, "application/ndjson": NDJSON, "application/jsonl": NDJSON}
+TEXT: Final = "text/plain"
+SDK_TYPES: Final = {JSON: JSON, TEXT: JSON, "": JSON}
+"""What RudderStack's SDKs say of their JSON. Browsers send text/plain without asking first."""
 _SPACE: Final = b" \t\r\n"
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*")
 _ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
@@ -57,13 +60,13 @@ _batch: Final = msgspec.json.Decoder(_Batch).decode
 _typed: Final = msgspec.json.Decoder(_Typed).decode
 
 
-def media_type(header: str) -> str:
-    """JSON or NDJSON, by the header Content-Type. Raises Refused (415): it is another, or not UTF-8."""
+def media_type(header: str, types: Mapping[str, str] = _TYPES) -> str:
+    """JSON or NDJSON, by the header Content-Type. Raises Refused (415): it is not among `types`, or not UTF-8."""
     name, *parameters = (part.strip().lower() for part in header.split(";"))
     charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
-    if name not in _TYPES or charset not in ("utf-8", "utf8", "us-ascii"):
+    if name not in types or charset not in ("utf-8", "utf8", "us-ascii"):
         raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
-    return _TYPES[name]
+    return types[name]
 
 
 def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
