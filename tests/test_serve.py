@@ -426,7 +426,7 @@ class TestTls:
         _, certificate_file = certificate(tmp_path)
         names = ("JOBS_BACKUP_SERVER_TLS_CERTIFICATE", "JOBS_BACKUP_SERVER_TLS_KEY")
         files = dict(zip(names, (str(certificate_file), str(tmp_path / "key.pem")), strict=True))
-        with serve({**env, **files}) as sidecar:
+        with serve({**env, **files}, "--host", "127.0.0.1") as sidecar:  # which the certificate names
             assert sidecar.url.startswith("https://")
             context = ssl.create_default_context(cafile=certificate_file)
             assert sidecar.post("/v1/events?source_id=web", {}, context=context).status == 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -20,8 +20,6 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 _TYPES: Final = {JSON: JSON, NDJSON: NDJSON, "application/ndjson": NDJSON, "application/jsonl": NDJSON}
 TEXT: Final = "text/plain"
-SDK_TYPES: Final = {JSON: JSON, TEXT: JSON, "": JSON}
-"""What RudderStack's SDKs say of their JSON. Browsers send text/plain without asking first."""
 _SPACE: Final = b" \t\r\n"
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*")
 _ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
@@ -60,13 +58,21 @@ _batch: Final = msgspec.json.Decoder(_Batch).decode
 _typed: Final = msgspec.json.Decoder(_Typed).decode
 
 
-def media_type(header: str, types: Mapping[str, str] = _TYPES) -> str:
-    """JSON or NDJSON, by the header Content-Type. Raises Refused (415): it is not among `types`, or not UTF-8."""
-    name, *parameters = (part.strip().lower() for part in header.split(";"))
-    charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
-    if name not in types or charset not in ("utf-8", "utf8", "us-ascii"):
+def media_type(header: str) -> str:
+    """JSON or NDJSON, by the header Content-Type. Raises Refused (415): it is another, or not UTF-8."""
+    name = header.partition(";")[0].strip().lower()
+    if name not in _TYPES:
         raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
-    return types[name]
+    check_charset(header)
+    return _TYPES[name]
+
+
+def check_charset(header: str) -> None:
+    """Raises Refused (415): the header Content-Type says that the body is not UTF-8."""
+    parameters = (part.strip().lower() for part in header.split(";")[1:])
+    charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint="send UTF-8")
 
 
 def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
