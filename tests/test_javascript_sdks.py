@@ -7,7 +7,6 @@ Chromium where it is installed.
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.server
 import shutil
 import subprocess
@@ -46,7 +45,7 @@ def site() -> Iterator[str]:
         def guess_type(self, path: Any) -> str:
             return "text/javascript" if str(path).endswith(".js") else "text/html"
 
-        def log_message(self, format: str, *args: Any) -> None: ...
+        def log_message(self, *_: Any) -> None: ...
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))

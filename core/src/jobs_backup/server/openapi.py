@@ -9,7 +9,7 @@ import msgspec
 from jobs_backup import __version__
 from jobs_backup.failures import ToldFailure
 from jobs_backup.server.answers import ErrorAnswer
-from jobs_backup.server.payloads import JSON, NDJSON, TEXT
+from jobs_backup.server.payloads import JSON, NDJSON
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.spool.status import Status
 
@@ -192,8 +192,7 @@ def _parameter(name: str, description: str, shortest: int = 0) -> dict[str, Any]
 
 
 def _sdk(schema: str) -> dict[str, Any]:
-    text = {"type": "string", "description": f"The same as in {JSON}: what browsers send without a preflight."}
-    return {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}, TEXT: {"schema": text}}
+    return {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}  # whatever type it is said to have
 
 
 def _body(schema: str, max_items: int, *, alone: bool = True) -> dict[str, Any]:

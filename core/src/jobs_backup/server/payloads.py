@@ -19,7 +19,6 @@ from jobs_backup.spool.writer import Recording
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 _TYPES: Final = {JSON: JSON, NDJSON: NDJSON, "application/ndjson": NDJSON, "application/jsonl": NDJSON}
-TEXT: Final = "text/plain"
 _SPACE: Final = b" \t\r\n"
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*")
 _ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
