@@ -15,7 +15,7 @@ from serving import TOKEN
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from jobs_backup.server.connections import Connections
+from jobs_backup.server.connections import Connections, Protocol
 
 AUTH: Final = b"Authorization: Bearer %b\r\n" % TOKEN.encode()
 HOST: Final = b"Host: h\r\n"
@@ -205,7 +205,7 @@ class Wire(asyncio.Transport):
 
 async def replay(app: ASGIApp, pieces: Sequence[bytes], protocol: type[asyncio.Protocol] | None = None) -> Outcome:
     """What is answered to these pieces, each of which arrives when the server has nothing else to do."""
-    connections = Connections(most=10, arrival_seconds=60, **({} if protocol is None else {"protocol": protocol}))
+    connections = Connections(most=10, arrival_seconds=60, protocol=protocol or Protocol)
     config = uvicorn.Config(app, http=connections, ws="none", lifespan="off", log_config=None, log_level=50, access_log=False)  # type: ignore[arg-type]
     config.load()
     state, wire = ServerState(), Wire()

@@ -87,15 +87,27 @@ class Sidecar(NamedTuple):
 
 
 @contextlib.contextmanager
-def serve(env: Mapping[str, str], *arguments: str, files: int | None = None, **variables: str) -> Generator[Sidecar]:
-    """It listens when this is entered. `files`: how many it may open."""
-    environment = {"JOBS_BACKUP_SERVER_TOKEN": TOKEN, **env, **variables}
+def serve(env: Mapping[str, str], *arguments: str, **variables: str) -> Generator[Sidecar]:
+    """It listens when this is entered."""
+    with _started({**env, **variables}, *arguments) as sidecar:
+        yield sidecar
+
+
+@contextlib.contextmanager
+def serve_with_few_files(env: Mapping[str, str], files: int) -> Generator[Sidecar]:
+    """It may open so many at once."""
 
     def limit() -> None:
-        if files is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
-    with start("serve", "--port", "0", *arguments, env=environment, preexec_fn=limit) as process:
+    with _started(env, preexec_fn=limit) as sidecar:
+        yield sidecar
+
+
+@contextlib.contextmanager
+def _started(env: Mapping[str, str], *arguments: str, **options: Any) -> Generator[Sidecar]:
+    environment = {"JOBS_BACKUP_SERVER_TOKEN": TOKEN, **env}
+    with start("serve", "--port", "0", *arguments, env=environment, **options) as process:
         try:
             yield Sidecar(process, *_address(process))
         finally:

@@ -20,7 +20,7 @@ import pytest
 from buckets import events, file_environment
 from commands import run
 from servers import certificate
-from serving import TOKEN, Sidecar, serve
+from serving import TOKEN, Sidecar, serve, serve_with_few_files
 
 
 @pytest.fixture
@@ -370,7 +370,7 @@ class TestConnections:
             pytest.skip(f"this process may open {hard:,} files: ulimit -n {wanted}")
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
         try:
-            with serve(env, files=600) as sidecar, contextlib.ExitStack() as stack:
+            with serve_with_few_files(env, 600) as sidecar, contextlib.ExitStack() as stack:
                 url = urlsplit(sidecar.url)
                 for _ in range(10_000):
                     one = stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=20))

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from buckets import events, file_environment
@@ -17,7 +18,13 @@ from jobs_backup.server.origins import Origins
 
 SHOP = "https://shop.example"
 OTHER = "https://other.example"
-PREFLIGHT = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "anonymousid,authorization,content-type"}
+PREFLIGHT: Final[dict[str, Any]] = {
+    "Access_Control_Request_Method": "POST",
+    "Access_Control_Request_Headers": "anonymousid,authorization,content-type",
+}
+    "Access_Control_Request_Method": "POST",
+    "Access_Control_Request_Headers": "anonymousid,authorization,content-type",
+}
 BATCH = b'{"batch":[{"type":"track","messageId":"a"},{"type":"page","messageId":"b"}],"sentAt":"2026-11-30T00:00:00Z"}'
 
 
@@ -143,7 +150,7 @@ class TestSdkPaths:
             *((path, BATCH) for path in ("/v1/batch", "/v1/import", "/v1/batch/", "//v1/batch")),
         ):
             data = gzip.compress(body) if packed else body
-            coding = {"Content_Encoding": "gzip"} if packed else {}
+            coding: dict[str, Any] = {"Content_Encoding": "gzip"} if packed else {}
             answer = allowing.post(path, data, write_key="2abcKEY", Content_Type=type_, AnonymousId="YQ==", **coding)
             assert answer.status == 200, (path, answer.body)
 

@@ -7,10 +7,10 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn import Config
-from uvicorn.protocols.http.zttp_impl import ZttpProtocol
+from uvicorn.protocols.http.zttp_impl import RequestResponseCycle, ZttpProtocol
 from uvicorn.server import ServerState
 
 from jobs_backup.server import answers
@@ -38,7 +38,8 @@ class Protocol(ZttpProtocol):
     """uvicorn's, with JSON for what is no request."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.abort()  # within another answer it would be a part of that
         else:
             self.transport.write(_BAD_REQUEST)

@@ -65,7 +65,7 @@ class Origins:
 
 
 def _origins(setting: str) -> Iterator[str]:
-    for number, one in enumerate(filter(None, map(str.strip, setting.split(","))), 1):
+    for number, one in enumerate((part.strip() for part in setting.split(",") if part.strip()), 1):
         origin = one.lower().removesuffix("/")
         if origin != _EVERY and _ORIGIN.fullmatch(origin) is None:
             raise ConfigurationError(
