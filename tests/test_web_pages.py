@@ -22,9 +22,6 @@ PREFLIGHT: Final[dict[str, Any]] = {
     "Access_Control_Request_Method": "POST",
     "Access_Control_Request_Headers": "anonymousid,authorization,content-type",
 }
-    "Access_Control_Request_Method": "POST",
-    "Access_Control_Request_Headers": "anonymousid,authorization,content-type",
-}
 BATCH = b'{"batch":[{"type":"track","messageId":"a"},{"type":"page","messageId":"b"}],"sentAt":"2026-11-30T00:00:00Z"}'
 
 
