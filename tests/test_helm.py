@@ -368,3 +368,19 @@ def test_a_provider_of_ones_own_can_be_named() -> None:
     variables = environment(container_of(configured("minio", "--set", change)))
     assert variables["JOBS_BACKUP_STORAGE_PROVIDER"] == "ACME"
     assert not any(name.startswith("MINIO") for name in variables)
+
+
+@pytest.mark.parametrize("more", [(), ("--set", "listen=0.0.0.0,service.ipFamilyPolicy=,service.ipFamilies={IPv6}")])
+def test_pods_listen_and_services_are_reached_by_both_families(more: tuple[str, ...]) -> None:
+    documents = configured("s3-irsa", *more)
+    container = container_of(documents)
+    hosts = {environment(container)[name] for name in ("JOBS_BACKUP_SERVER_HOST", "JOBS_BACKUP_METRICS_HOST")}
+    services = [one["spec"] for one in documents if one["kind"] == "Service"]
+    assert len(services) == 2
+    families = [(one.get("ipFamilyPolicy"), one.get("ipFamilies")) for one in services]
+    assert (hosts, families[0]) == (({"0.0.0.0"}, (None, ["IPv6"])) if more else ({"::"}, ("PreferDualStack", None)))
+    assert families[0] == families[1]
+    probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
+    assert all("host" not in probe for probe in probes), "the pod's own address, of whichever family"
+    for document in documents:
+        kubernetes_validate.validate(document, OLDEST, strict=True)
