@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,47 @@ def test_a_file_that_is_removed_before_a_fork_is_restored_after_it(tmp_path: Pat
     spool.seal()
     assert sorted(send_all(spool)) == [b"1\n", b"2\n"]
     assert spool.quarantined() == []
+
+
+def test_a_log_that_is_removed_before_a_fork_costs_nobody_anything(tmp_path: Path) -> None:
+    """The file keeps its name then: a child, which has inherited the connection, works beside it all the same."""
+    spool = open_spool(tmp_path)
+    record(spool, [b"1\n"])
+    (tmp_path / "blobs" / f"{spool.session}.db-wal").unlink()
+
+    def work() -> None:
+        own = open_spool(tmp_path)
+        record(own, [b"of the child\n"])
+        own.close()
+
+    in_child(work)
+    record(spool, [b"2\n"])
+    spool.seal()
+    assert sorted(send_all(spool)) == [b"1\n", b"2\n", b"of the child\n"]
+    assert spool.quarantined() == []
+
+
+def test_a_sealed_batch_whose_file_is_removed_is_named(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"1\n", b"2\n"])
+    spool.close()
+    other = open_spool(tmp_path)
+    for path in (tmp_path / "blobs").glob(f"{spool.session}*"):
+        path.unlink()
+    with pytest.raises(SpoolError, match=r"\.db is missing, and with it 2 events") as caught:
+        other.open_body(claim(other))
+    assert "copy of the spool" in caught.value.hint
+
+
+def test_a_lock_that_another_process_keeps_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs_backup.spool.database._BUSY_SECONDS", 0.1)
+    spool = open_spool(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SpoolError, match="another process has kept it locked") as caught:
+            record(spool, [b"1\n"])
+    assert "hangs or is stopped" in caught.value.hint
+    record(spool, [b"2\n"])
 
 
 @pytest.mark.parametrize("name", ["blobs", "locks", "quarantine", "rejects"])

@@ -140,6 +140,17 @@ def test_names_with_brackets_and_control_characters_are_shown_as_they_are(tmp_pa
     spool.close()
 
 
+def test_without_its_catalog_what_the_other_files_may_hold_is_named(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"1\n"])
+    spool.close()
+    for path in tmp_path.glob("catalog.db*"):
+        path.unlink()
+    result = CliRunner().invoke(cli, ["status"], env={"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)})
+    assert (result.exit_code, "catalog.db is missing, but the files in" in result.stderr) == (2, True)
+    assert "jobs-backup archive --once" in result.stderr
+
+
 def test_an_empty_spool_and_none(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["status"], env={"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)})
     assert (result.exit_code, "there is no spool in" in result.stderr) == (2, True)

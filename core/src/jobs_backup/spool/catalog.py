@@ -339,8 +339,8 @@ class Catalog:
 
     @writes
     def replace_taken(self, db: sqlite3.Connection, batches: Sequence[int]) -> dict[int, int]:
-        """New numbers for those of a blob file's batches whose numbers others have. None of these is given any more."""
-        db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (max(batches, default=0),))
+        """New numbers for those of a blob file's batches (at least one) whose numbers others have. None of these is given again."""
+        db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (max(batches),))
         taken = [batch for batch in batches if db.execute("SELECT 1 FROM batches WHERE id=?", (batch,)).fetchone() is not None]
         return dict(zip(taken, _new_numbers(db, len(taken)), strict=True))
 

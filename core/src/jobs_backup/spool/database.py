@@ -206,8 +206,8 @@ _process: Final = [os.getpid()]
 def _before_fork() -> None:
     """Close all connections, each between two uses. What is in use for too long stays open: see `_notice_fork`.
 
-    So does one whose file was removed or replaced: closing it would give up the only handle to what is in it. A child can't open
-    that file, for it has no name any more.
+    A connection whose files were removed or replaced stays open as well: closing it would lose what only it still reaches. If only
+    the log is gone, a child cannot open the file; it is refused as in `_notice_fork`.
     """
     until = time.monotonic() + _FORK_SECONDS
     while True:

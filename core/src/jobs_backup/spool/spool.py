@@ -695,6 +695,8 @@ class Spool:
                 self._quarantine.report(blobs.name, batch, f"the catalog does not know batch {batch}, whose source is not known")
             else:
                 headers[batch] = header
+        if not headers:
+            return
         # First in the file, where it is one step: whoever is killed behind it finds numbers that are free.
         if numbers := self._catalog.replace_taken(list(headers)):
             changes = [(batch, to, _renumbered(headers.pop(batch), batch)) for batch, to in numbers.items()]

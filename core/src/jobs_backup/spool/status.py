@@ -156,10 +156,10 @@ def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
         is_there = path.exists()
     if not is_there:
         with database_errors(directory):
-            left = sum(1 for _ in (directory / "blobs").glob("*.db"))
-        if left:
+            has_blobs = any((directory / "blobs").glob("*.db"))
+        if has_blobs:
             raise SpoolError(
-                f"{path} is missing, and {left} files in {directory / 'blobs'} may hold events",
+                f"{path} is missing, but the files in {directory / 'blobs'} may hold events",
                 hint="run `jobs-backup archive --once`, which makes the catalog anew from them",
             )
         raise SpoolError(f"there is no spool in {directory}", hint="set JOBS_BACKUP_SPOOL_DIR as those do that record")
