@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from buckets import events as recorded
 from buckets import file_environment
 from commands import run
+from reaper import watch
 from serving import serve
 
 
@@ -108,4 +109,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    watch()
     main()
