@@ -26,7 +26,6 @@ from typing import Any, Final
 from unittest import mock
 from uuid import UUID
 
-import crc32c
 import pytest
 from buckets import events, file_environment, lines, objects
 from click.testing import CliRunner, Result
@@ -36,6 +35,7 @@ from hypothesis import strategies as st
 from memory import peak_memory
 
 from jobs_backup import Backup, ConfigurationError, InvalidEvent, encoding
+from jobs_backup.checksum import crc32c
 from jobs_backup.cli import cli
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.env_file import read_env_file
@@ -454,7 +454,7 @@ def test_any_id_makes_a_key_of_its_own_that_a_directory_takes(streams: list[tupl
         bucket.mkdir()
         provider = FileProvider.from_settings({"JOBS_BACKUP_BUCKET": str(bucket)})
         for key, data in keys.items():
-            provider.write(key, BytesBody(data), crc32c.crc32c(data), True)
+            provider.write(key, BytesBody(data), crc32c(data), True)
         assert {key: data.decode() for key, data in objects(Path(name)).items()} == {
             key: data.decode() for key, data in keys.items()
         }

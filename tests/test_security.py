@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import crc32c
 import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
 from click.testing import CliRunner
@@ -27,6 +26,7 @@ from servers import certificate
 from test_fuzz import CAMPAIGN
 
 from jobs_backup import Backup, DestinationPaused, Event, InvalidEvent
+from jobs_backup.checksum import crc32c
 from jobs_backup.cli import cli
 from jobs_backup.errors import ConfigurationError, JobsBackupError, UploadGone
 from jobs_backup.file_provider import FileProvider
@@ -85,7 +85,7 @@ def test_whatever_the_umask_objects_are_their_owners_alone(tmp_path: Path) -> No
     bucket = tmp_path / "bucket"
     assert too_open(bucket).keys() == {str(bucket)}  # which is not of our making
     assert len(list(bucket.rglob("*"))) == 6
-    provider.complete_multipart(upload, [provider.write_part(upload, 1, BytesBody(b"two"))], 3, crc32c.crc32c(b"two"), True)
+    provider.complete_multipart(upload, [provider.write_part(upload, 1, BytesBody(b"two"))], 3, crc32c(b"two"), True)
     assert too_open(bucket).keys() == {str(bucket)}
 
 
@@ -465,7 +465,7 @@ def directory_provider(directory: Path) -> FileProvider:
 
 
 def write(provider: FileProvider, key: str, *, if_absent: bool = True) -> None:
-    provider.write(key, BytesBody(b"data"), crc32c.crc32c(b"data"), if_absent)
+    provider.write(key, BytesBody(b"data"), crc32c(b"data"), if_absent)
 
 
 @pytest.fixture
@@ -552,7 +552,7 @@ def test_a_link_in_the_place_of_an_upload_is_none(tmp_path: Path, elsewhere: Pat
     with pytest.raises(UploadGone):
         provider.write_part(upload, 1, BytesBody(b"data"))
     with pytest.raises(UploadGone):
-        provider.complete_multipart(upload, [part], 4, crc32c.crc32c(b"data"), True)
+        provider.complete_multipart(upload, [part], 4, crc32c(b"data"), True)
     assert provider.abort_multipart(upload).outcome is Outcome.GONE
 
 
