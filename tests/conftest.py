@@ -14,6 +14,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `servers`: with importlib mode pytest does not do it
 
+import proxies  # noqa: F401 - first: it removes them
 from azurite import BINARY, Azurite, azurite
 from distributions import install
 from gcs import Emulator, GcsServer, scripted_gcs
@@ -21,10 +22,6 @@ from reaper import watch
 from servers import Moto, Store, fake_gcs, moto, weed
 
 watch()
-
-# Everything that tests talk to is on this machine, and servers start before any test's own fixtures.
-for _name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ftp_proxy")]:
-    del os.environ[_name]
 
 settings.register_profile("usual", deadline=None)  # that a machine is busy is no failure
 settings.register_profile("campaign", max_examples=1500, deadline=None)
