@@ -167,7 +167,7 @@ class Spool:
         self._writer.append(recordings)
 
     def check_room(self) -> None:
-        """Check that what is recorded now would find room, and that the catalog can be read.
+        """Check that what is recorded now would find room, and that the catalog can be read, and is the one that others see.
 
         Raises:
             SpoolFull: there is no room.
@@ -176,6 +176,7 @@ class Spool:
         """
         self._writer.check_room()
         self._catalog.last_batch()
+        self._catalog.check_files()
 
     @property
     def recorded(self) -> Recorded:
