@@ -118,6 +118,7 @@ style: $(VENV)/dev.stamp
 
 types: $(VENV)/dev.stamp
 	$(bin)/mypy $(sources) tests
+	$(bin)/mypy --platform darwin --cache-dir .mypy_cache/darwin $(sources)
 
 types-strict: $(VENV)/dev.stamp
 	$(bin)/basedpyright --pythonpath $(bin)/python

@@ -112,7 +112,10 @@ def _make_room_for(descriptors: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < descriptors:
         limit = descriptors if hard == resource.RLIM_INFINITY else min(descriptors, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+        except (ValueError, OSError):  # macOS has a lower limit of its own, which no call tells
+            limit = soft
         if limit < descriptors:
             log.warning(
                 "only %d files may be open: lower JOBS_BACKUP_SERVER_MAX_CONNECTIONS, or raise the limit (ulimit -n) to %d",

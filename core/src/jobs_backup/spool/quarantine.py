@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError
-from jobs_backup.fsync import sync_directory
+from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.logs import printable
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, Chunk, Form
@@ -162,7 +162,7 @@ class Quarantine:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             sync_directory(self._directory)
 
 
