@@ -18,11 +18,12 @@ projects := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.to
 # The tests start some thousand processes: each compiles what those before it have not kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo environment test conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite clean
+.PHONY: help demo environment test lowest newest conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
 	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
+	@echo 'make lowest, make newest    run some tests with the lowest, the newest versions of all dependencies'
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
 	@echo 'make faults    make one system call or allocation of each command fail at a time, and check every promise'
@@ -71,6 +72,10 @@ demo: $(VENV)/core.stamp
 
 test: $(VENV)/test.stamp
 	$(bin)/pytest $(WORKERS) $(PYTEST_ARGS)
+
+# The lowest versions of all dependencies that our distributions allow; the newest that there are. A part of the tests.
+lowest newest: $(VENV)/dev.stamp
+	.ci/versions $@
 
 # The suite that every provider is held to, as a table: which provider passes which test, and what is not applicable, with reasons.
 conformance: $(VENV)/test.stamp
