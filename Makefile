@@ -27,7 +27,7 @@ ifneq ($(shell $(bin)/python -c '$(is_new_enough)' >/dev/null 2>&1 && echo usabl
 unusable := $(shell rm -f $(VENV)/core.stamp)
 endif
 
-.PHONY: help demo environment test lowest newest conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite clean
+.PHONY: help demo environment test portable lowest newest conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -83,6 +83,11 @@ demo: $(VENV)/core.stamp
 
 test: $(VENV)/test.stamp
 	$(bin)/pytest $(WORKERS) $(PYTEST_ARGS)
+
+# What depends on the platform, and needs no server that comes for Linux alone: the job on macOS runs it.
+portable: $(VENV)/test.stamp
+	$(bin)/pytest $(PYTEST_ARGS) $(patsubst %,tests/test_%.py,macos platforms spool backup command failures file_provider file_durability \
+	    full_disk forks quarantine replay serve status)
 
 # The lowest versions of all dependencies that our distributions allow; the newest that there are. A part of the tests.
 lowest newest: $(VENV)/dev.stamp

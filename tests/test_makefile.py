@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from projects import ROOT, clean_environment
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -83,3 +84,19 @@ def test_the_demo_and_the_documents_use_what_a_mac_has_too() -> None:
         text = page.read_text()
         assert " zcat " not in text, page
         assert "sed -i " not in text, page
+
+
+def test_what_the_workflow_runs_exists() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert {job["runs-on"].partition("-")[0] for job in workflow["jobs"].values()} == {"ubuntu", "macos"}
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    for command in commands:
+        if command.startswith("make "):
+            done = make("--dry-run", *command.split()[1:])
+            assert done.returncode == 0, done.stderr
+        else:
+            assert os.access(ROOT / command, os.X_OK)
+    portable = make("--dry-run", "portable").stdout.split()
+    files = [one for one in portable if one.startswith("tests/")]
+    assert len(files) > 10
+    assert all((ROOT / one).is_file() for one in files)
