@@ -65,7 +65,7 @@ if "jobs_backup" not in sys.modules:
         for _one in _names:
             if hasattr(_module, _one):
                 delattr(_module, _one)
-    os.stat, os.lstat, os.open = _without_proc(os.stat), _without_proc(os.lstat), _without_proc(os.open)  # type: ignore[assignment]
+    os.stat, os.lstat, os.open = _without_proc(os.stat), _without_proc(os.lstat), _without_proc(os.open)
     sys.addaudithook(_refuse_proc)
     resource.setrlimit = _limited(resource.setrlimit)
     ctypes.CDLL = _library  # type: ignore[assignment, misc]
