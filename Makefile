@@ -27,7 +27,7 @@ ifneq ($(shell $(bin)/python -c '$(is_new_enough)' >/dev/null 2>&1 && echo usabl
 unusable := $(shell rm -f $(VENV)/core.stamp)
 endif
 
-.PHONY: help demo environment test portable lowest newest conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite clean
+.PHONY: help demo environment test portable lowest newest conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite sdks clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -163,6 +163,15 @@ azurite: build/azurite/installed
 build/azurite/installed:
 	rm -rf build/azurite && mkdir -p build/azurite
 	npm install --prefix build/azurite --silent --no-audit --no-fund --no-save --no-package-lock --ignore-scripts azurite@3.35.0
+	touch $@
+
+# RudderStack's and Segment's SDKs for JavaScript, and jsdom, for the tests that send events with them.
+sdks: build/sdks/installed
+
+build/sdks/installed: $(wildcard tests/javascript/*)
+	mkdir -p build/sdks
+	cp tests/javascript/package.json tests/javascript/*.mjs build/sdks
+	npm install --prefix build/sdks --silent --no-audit --no-fund --no-package-lock --ignore-scripts
 	touch $@
 
 clean:
