@@ -314,7 +314,7 @@ class Emulator:
     def _call(self, method: str, target: str, body: bytes | None = None) -> bytes:
         import http.client
 
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.request(method, target, body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             data = answer.read()

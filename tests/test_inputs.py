@@ -48,13 +48,13 @@ def test_standard_input_from_a_file_is_a_stream(tmp_path: Path) -> None:
             ndjson(tmp_path / "in", 10, first=first).open() as stdin,
             start("run", "--source-id", "web", env=env, stdin=stdin) as process,
         ):
-            _, stderr = process.communicate(timeout=20)
+            _, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
         assert "not the file that it was" not in stderr
     with (tmp_path / "in").open() as stdin:
         os.lseek(stdin.fileno(), len('{"messageId":"10","n":10}\n') * 9, os.SEEK_SET)
         with start("run", "--source-id", "web", env=env, stdin=stdin) as process:
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
     assert numbers(tmp_path) == sorted([*range(10), *range(10, 20), *range(10, 20), 19])
 
 
@@ -67,7 +67,7 @@ def test_two_processes_read_their_own_standard_inputs(tmp_path: Path) -> None:
         while not list((tmp_path / "spool" / "blobs").glob("*.db")):
             time.sleep(0.02)
         assert summary("run", "--source-id", "web", env=env, stdin='{"n":2}\n')["events"] == 1
-        first.communicate(timeout=20)
+        first.communicate(timeout=120)
     assert first.returncode == 0
     assert numbers(tmp_path) == [1, 2]
 
@@ -101,7 +101,7 @@ def test_a_file_that_a_living_process_has_read_is_not_read_again(tmp_path: Path)
         while json.loads(run("status", "--json", env=env)[1] or '{"events": 0}')["events"] < 11:
             time.sleep(0.02)
         assert summary("run", file, "--source-id", "web", env=env)["events"] == 0
-        first.communicate(timeout=20)
+        first.communicate(timeout=120)
     assert first.returncode == 0
     assert numbers(tmp_path) == list(range(11))
 
@@ -273,7 +273,7 @@ def test_a_file_is_opened_when_its_turn_comes(tmp_path: Path) -> None:
         open_files = {descriptor.readlink() for descriptor in descriptors.iterdir() if descriptor.is_symlink()}
         assert not open_files & {*files}
         files[2].unlink()
-        _, stderr = process.communicate('{"n":0}\n', timeout=20)
+        _, stderr = process.communicate('{"n":0}\n', timeout=120)
     assert process.returncode == 1
     assert f"{files[2]}: No such file" in stderr
     assert numbers(tmp_path) == [0, 1, 2]
@@ -293,7 +293,7 @@ def test_a_named_pipe_without_a_writer_can_be_interrupted(tmp_path: Path) -> Non
             time.sleep(0.3)
             assert process.poll() is None
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
         assert process.returncode == 1
 
 
@@ -308,7 +308,7 @@ def test_a_line_that_is_too_long_is_put_aside_and_the_rest_goes_on(tmp_path: Pat
     def run_small(**options: Any) -> tuple[dict[str, Any], str]:
         result = subprocess.run(
             [*SMALL_LINES, "run", str(file), "--source-id", "web", "--json"],
-            env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True, check=False, timeout=60, **options,
+            env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True, check=False, timeout=120, **options,
         )  # fmt: skip
         found = json.loads(result.stdout)
         assert result.returncode == (3 if found["rejected"] else 0), result.stderr
@@ -346,7 +346,7 @@ def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
         "run", file, other, "--source-id", "web", "--json", env=env,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     ) as process:  # fmt: skip
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=120)
     assert "Traceback" not in stderr
     assert process.returncode == 1
     found = json.loads(stdout)
@@ -374,7 +374,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))
         if command == "archive":
             process.terminate()
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=120)
     assert "Traceback" not in stderr
     assert process.returncode == (command == "run")
     assert ["disk" in problem for problem in json.loads(stdout)["problems"]][:1] == [True] * (command == "run")

@@ -75,7 +75,7 @@ class TestOfTheProcess:
             backup.failed(line, error="no", payload={})
             backup.delivered(jobs[:3])
             backup.delivered([jobs[0]])
-            backup.flush(30)
+            backup.flush(120)
             found = scrape(backup)
             assert value(found, "recorded_events_total", kind="raw") == 6
             assert value(found, "recorded_events_total", kind="failed") == 1
@@ -108,7 +108,7 @@ class TestOfTheProcess:
         with Backup.from_env(environment) as backup:
             backup.record({}, source_id="web")
             with pytest.raises(DestinationPaused):
-                backup.flush(30)
+                backup.flush(120)
             found = scrape(backup)
             assert value(found, "attempts_total", hook="write", outcome="BucketNotFound") >= 1
             assert value(found, "attempt_seconds_count", hook="write") >= 1
@@ -155,7 +155,7 @@ class TestOfTheSpool:
         environment = file_environment(tmp_path)
         with Backup.from_env(environment, archive=False) as one, Backup.from_env(environment) as other:
             one.record_many(realistic(20), source_id="web")
-            one.flush(30)
+            one.flush(120)
             one.record({}, source_id="web")
             ours, theirs = scrape(one), scrape(other)
             names = {name for name in HELP if HELP[name].endswith("(of the spool).")}
@@ -206,7 +206,7 @@ class TestOfTheSpool:
             for number in range(20):
                 backup.record({"secret": "our-payload"}, source_id=f"our-source-{number}", workspace_id="our-workspace")
             with pytest.raises(DestinationPaused):
-                backup.flush(30)
+                backup.flush(120)
             text = generate_latest(registry(backup)).decode()
             assert not [word for word in ("our-", "/gw/", "there is no") if word in text]
             assert len(parse(text)) < 150
@@ -421,7 +421,7 @@ class TestWithoutTheExtra:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
 
     def test_recording_neither_needs_nor_imports_it(self, tmp_path: Path) -> None:
@@ -450,17 +450,17 @@ class TestFile:
         environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(path))
         (tmp_path / "events.ndjson").write_text('{"a":1}\n' * 12)
         with start("run", tmp_path / "events.ndjson", "--source-id", "web", env=environment) as process:
-            assert process.communicate(timeout=60)[1].count("\n") == 1
+            assert process.communicate(timeout=120)[1].count("\n") == 1
         found = scrape_file(path)
         assert value(found, "recorded_events_total", kind="raw") == value(found, "stored_events_total", kind="raw") == 12
         path.unlink()
         with start("archive", env=environment) as process:
-            until = time.monotonic() + 30
+            until = time.monotonic() + 120
             while not path.exists() and time.monotonic() < until:
                 time.sleep(0.05)
             assert value(scrape_file(path), "spool_processes", role="sends") == 1
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
         assert process.returncode == 0
         assert value(scrape_file(path), "stored_events_total", kind="raw") == 12, "of an earlier process"
         assert value(scrape_file(path), "recorded_events_total", kind="raw") == 0
@@ -470,7 +470,7 @@ class TestFile:
     def test_one_that_can_not_be_written_is_told_at_the_start(self, name: str, why: str, tmp_path: Path) -> None:
         environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / name))
         with start("archive", env=environment) as process:
-            _, stderr = process.communicate(timeout=60)
+            _, stderr = process.communicate(timeout=120)
         assert process.returncode == 2
         assert why in stderr
         assert stderr.endswith("[ConfigurationError]\n")
@@ -500,7 +500,7 @@ class TestFile:
 
 def soon(is_so: Callable[[], bool]) -> bool:
     """Waits for it, as long as a machine with much else to do may need."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (found := is_so()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found

@@ -55,7 +55,7 @@ class TestTheCommand:
             backup.record_many(realistic(30), source_id="web")
         with start("archive", "--metrics-port", "0", env=environment) as process:
             url = url_of(process)
-            until = time.monotonic() + 30
+            until = time.monotonic() + 120
             while value(parse(get(f"{url}/metrics")[2]), "stored_events_total", kind="raw") < 30 and time.monotonic() < until:
                 time.sleep(0.1)
             status, content_type, body = get(f"{url}/metrics")
@@ -69,7 +69,7 @@ class TestTheCommand:
             assert get(f"{url}/healthz") == get(f"{url}/readyz") == (200, "text/plain; charset=utf-8", "ok\n")
             assert get(f"{url}/")[0] == get(f"{url}/metrics/x")[0] == 404
             process.send_signal(signal.SIGTERM)
-            _, stderr = process.communicate(timeout=60)
+            _, stderr = process.communicate(timeout=120)
         assert (process.returncode, "30 events in 1 objects" in stderr) == (0, True)
 
     def test_while_it_stops_it_is_not_ready_but_well(self, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ class TestTheCommand:
             while found[0] == 200 and time.monotonic() < until:
                 found = get(f"{url}/readyz")
             assert (found[0], found[2], get(f"{url}/healthz")[0]) == (503, "stopping\n", 200)
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
         assert process.returncode == 1
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid", "a..b"])
@@ -185,13 +185,13 @@ class TestHealth:
         with monitored_backup(tmp_path) as (backup, url):
             assert get(f"{url}/healthz")[0] == 200
             assert backup.archiver is not None
-            assert backup.archiver.drain(10)  # else the end would wait for what that thread was about to do
+            assert backup.archiver.drain(120)  # else the end would wait for what that thread was about to do
 
             def end() -> None:
                 raise SystemExit
 
             monkeypatch.setattr(backup.archiver.deleter, "_look", end)
-            until = time.monotonic() + 10
+            until = time.monotonic() + 120
             while get(f"{url}/healthz")[0] == 200 and time.monotonic() < until:
                 time.sleep(0.05)
             assert get(f"{url}/healthz") == (503, "text/plain; charset=utf-8", "the thread jobs-backup-delete has ended\n")
@@ -204,7 +204,7 @@ class TestHealth:
             time.sleep(2.5)
             assert health(backup) == "", "it looks each second"
             monkeypatch.setattr(backup.spool, "seal_due", go_on.wait)
-            until = time.monotonic() + 10
+            until = time.monotonic() + 120
             while not health(backup) and time.monotonic() < until:
                 time.sleep(0.1)
             assert re.fullmatch(r"the thread jobs-backup-(look-after|seal) has made no progress for \d+ s", health(backup))
@@ -256,7 +256,7 @@ class TestTheListener:
         with monitored_backup(tmp_path) as (_, url):
             address = ("127.0.0.1", int(url.rpartition(":")[2]))
             for sent in (b"", b"\0\xff\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n", b"GET " + b"x" * 100_000):
-                with socket.create_connection(address, timeout=10) as connection:
+                with socket.create_connection(address, timeout=120) as connection:
                     try:
                         connection.sendall(sent)
                         connection.shutdown(socket.SHUT_WR)

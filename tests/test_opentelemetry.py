@@ -300,7 +300,7 @@ def test_threads_do_not_mix_their_spans_up(exporter: InMemorySpanExporter) -> No
 
     def work(number: int) -> None:
         with tracer.start_as_current_span(f"caller {number}"):
-            barrier.wait(10)
+            barrier.wait(120)
             for _ in range(20):
                 to.delete(["a", "b"])
 
@@ -329,7 +329,7 @@ def test_in_a_backup_beside_encryption(exporter: InMemorySpanExporter, tmp_path:
     env = file_environment(tmp_path, JOBS_BACKUP_WRAPPERS=wrappers, JOBS_BACKUP_ENCRYPTION_KEY="A" * 43 + "=")
     with Backup.from_env(env) as backup:
         backup.record(b'{"messageId":"m1","secret":"canary"}', source_id="web")
-        backup.flush(30)
+        backup.flush(120)
     (path,) = (path for path in (tmp_path / "bucket").rglob("*.enc") if path.is_file())
     opened, wrote = spans(exporter)
     assert [opened.name, wrote.name] == ["jobs_backup open_body", "jobs_backup write"]
@@ -343,7 +343,7 @@ def test_that_a_key_is_missing_is_seen_by_what_stands_behind_encryption(exporter
     with Backup.from_env(env, archive=False) as backup:
         backup.record(b'{"messageId":"m1"}', source_id="web")
     with Backup.from_env(env | {"JOBS_BACKUP_ENCRYPTION_KEY": "B" * 43 + "="}):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not spans(exporter) and time.monotonic() < deadline:
             time.sleep(0.01)
     span, *_ = spans(exporter)
@@ -357,7 +357,7 @@ import sys
 from jobs_backup import Backup
 with Backup.from_env({environment!r}) as backup:
     backup.record(b'{{"messageId":"m1"}}', source_id="web")
-    backup.flush(30)
+    backup.flush(120)
 print("opentelemetry.sdk" in sys.modules, "opentelemetry.trace" in sys.modules)
 """
 
