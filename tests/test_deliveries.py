@@ -783,7 +783,7 @@ class TestDoubt:
             assert destination(tmp_path).deletes == 1
             while objects(tmp_path):
                 time.sleep(0.02)
-            assert 2.0 <= time.monotonic() - began < 10
+            assert time.monotonic() - began >= 2.0
 
     def test_what_another_process_may_have_sent_is_not_deleted_at_once(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path)
@@ -792,6 +792,7 @@ class TestDoubt:
         dead = Spool(settings.spool_path, location=location, prefix="", instance_id="1", limits=LIMITS)
         ((job, _),) = record(dead, [b"{}\n"])
         dead.seal()
+        before = time.time()
         assert dead.claim() is not None
         die(dead)
         with Backup.from_env(environment) as backup:
@@ -800,7 +801,7 @@ class TestDoubt:
             assert len(objects(tmp_path)) == 1
             ((retry_at,),) = catalog_rows(tmp_path, "SELECT retry_at FROM batches")
             assert isinstance(retry_at, float)
-            assert 110 < retry_at - time.time() <= 120, "its time-out of 60 s, and a minute"
+            assert before + 119 < retry_at < time.time() + 121, "its time-out of 60 s, and a minute"
 
 
 def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def steps(jobs: Sequence[int], count: int, rng: random.Random) -> list[list[int]
     return [batch + rng.sample(shuffled[:100], 5) for batch in batches]
 
 
-def wait_for(wanted: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(wanted: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not wanted() and time.monotonic() < deadline:
         time.sleep(0.05)

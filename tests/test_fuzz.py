@@ -13,7 +13,6 @@ import os
 import random
 import re
 import tempfile
-import time
 import traceback
 import unicodedata
 import zlib
@@ -321,15 +320,12 @@ def test_a_line_of_100_mb(tmp_path: Path) -> None:
     large = b'{"n":2,"noise":"' + noise * 50 + b'"}'
     assert len(large) > 100_000_000
     file.write_bytes(b'{"n":1}\n' + large + b'\n{"n":3}\n')
-    began = time.monotonic()
     peak = peak_memory(
         [*COMMAND, "run", str(file), "--source-id", "web"], {"PATH": os.environ["PATH"], **file_environment(tmp_path)}
     )
-    seconds = time.monotonic() - began
-    print(f"a line of 100 MB: {peak / 1024:.0f} MiB, {seconds:.1f} s")  # noqa: T201
+    print(f"a line of 100 MB: {peak / 1024:.0f} MiB")  # noqa: T201
     assert sorted(payload_of(one) for one in lines(objects(tmp_path).values())) == sorted([b'{"n":1}', large, b'{"n":3}'])
     assert peak < 800 * 1024
-    assert seconds < 60
 
 
 # The public API

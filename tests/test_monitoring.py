@@ -73,21 +73,20 @@ class TestTheCommand:
         assert (process.returncode, "30 events in 1 objects" in stderr) == (0, True)
 
     def test_while_it_stops_it_is_not_ready_but_well(self, tmp_path: Path) -> None:
-        environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_PORT="0", JOBS_BACKUP_SHUTDOWN_GRACE="4s")
-        environment |= {"JOBS_BACKUP_RETRY_ATTEMPTS": "1000", "JOBS_BACKUP_RETRY_MAX_WAIT": "100ms"}
+        environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_PORT="0", JOBS_BACKUP_SHUTDOWN_GRACE="10m")
+        environment |= {"JOBS_BACKUP_RETRY_ATTEMPTS": "1000000", "JOBS_BACKUP_RETRY_MAX_WAIT": "100ms"}
         with Backup.from_env(environment, archive=False) as backup:
             backup.record({}, source_id="web")
         (tmp_path / "bucket/web").touch()  # where a directory has to be: a failure that may pass, so that it goes on trying
         with start("archive", env=environment) as process:
             url = url_of(process)
             process.send_signal(signal.SIGTERM)
-            found = get(f"{url}/readyz")
-            until = time.monotonic() + 3
-            while found[0] == 200 and time.monotonic() < until:
-                found = get(f"{url}/readyz")
+            while (found := get(f"{url}/readyz"))[0] == 200:
+                time.sleep(0.02)
             assert (found[0], found[2], get(f"{url}/healthz")[0]) == (503, "stopping\n", 200)
+            (tmp_path / "bucket/web").unlink()
             process.communicate(timeout=120)
-        assert process.returncode == 1
+        assert process.returncode == 0
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid", "a..b"])
     def test_what_can_not_be_listened_on_is_told_before_anything_is_sent(self, host: str, tmp_path: Path) -> None:
@@ -114,12 +113,11 @@ class TestReadiness:
             assert get(f"{url}/healthz")[0] == 200, "a new start would not help"
 
     def test_a_full_quota_until_it_is_sent(self, tmp_path: Path) -> None:
-        with monitored_backup(tmp_path, archive=False, JOBS_BACKUP_SPOOL_MAX_BYTES="1kB") as (backup, _):
+        variables = {"JOBS_BACKUP_SPOOL_MAX_BYTES": "1kB", "JOBS_BACKUP_SPOOL_FULL_TIMEOUT": "1h"}
+        with monitored_backup(tmp_path, archive=False, **variables) as (backup, _):
             backup.record(b'{"a":"%s"}' % (b"x" * 2000), source_id="web")
             assert "may hold 1,000" in readiness(backup)
-            begun = time.monotonic()
-            assert readiness(backup)
-            assert time.monotonic() - begun < 1, "a probe does not wait for room"
+            assert readiness(backup), "a probe does not wait for room, which never comes"
             backup.seal()
             backup.spool.stored(claim(backup.spool))
             assert readiness(backup) == ""
@@ -198,10 +196,10 @@ class TestHealth:
 
     @pytest.mark.parametrize("archive", [True, False])
     def test_a_thread_that_hangs(self, archive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(archiver, "_STALLED_SECONDS", 2.0)
+        monkeypatch.setattr(archiver, "_STALLED_SECONDS", 5.0)
         go_on = threading.Event()
         with Backup.from_env(file_environment(tmp_path), archive=archive) as backup:
-            time.sleep(2.5)
+            time.sleep(5.5)
             assert health(backup) == "", "it looks each second"
             monkeypatch.setattr(backup.spool, "seal_due", go_on.wait)
             until = time.monotonic() + 120
@@ -243,9 +241,7 @@ class TestTheListener:
             thread.start()
             try:
                 time.sleep(0.2)
-                begun = time.monotonic()
                 assert get(f"{url}/healthz")[0] == 200
-                assert time.monotonic() - begun < 8
                 threads = [one.name for one in threading.enumerate() if "process_request_thread" in one.name]
                 assert len(threads) <= 4
             finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import threading
@@ -367,23 +366,3 @@ def test_without_an_sdk_it_backs_up(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_AN_SDK.format(environment=env)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False True\n"
     assert [event["messageId"] for event in events(tmp_path)] == ["m1"]
-
-
-def test_without_an_sdk_it_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a call to a store, which takes milliseconds. Interleaved, and the median, so that a busy machine does not count."""
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    with_it, _ = destination()
-    provider = Scripted()
-    one = Installed(name="SCRIPTED", distribution="scripted", version="1", target="m:C")
-    manager, hooks = register(provider, one)
-    loaded = Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)
-    without = Destination(loaded, retry=Retry(RetryPolicy()))
-    times: dict[str, list[float]] = {"with": [], "without": []}
-    for _ in range(300):
-        for name, to in (("with", with_it), ("without", without)):
-            began = time.perf_counter()
-            to.write(BATCH, BODY)
-            times[name].append(time.perf_counter() - began)
-    cost = statistics.median(times["with"]) - statistics.median(times["without"])
-    print(f"a span without an SDK: {cost * 1e6:.1f} µs")  # noqa: T201
-    assert cost < 0.0005

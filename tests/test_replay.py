@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -309,14 +310,16 @@ def test_killed_again_and_again_the_same_command_goes_on(tmp_path: Path) -> None
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="200", JOBS_BACKUP_UPLOAD_CONCURRENCY="1")
     payloads = realistic(20_000)
     record(env, payloads)
-    output = tmp_path / "back"
-    kills = 0
-    for attempt in range(100):
+    output, position = tmp_path / "back", tmp_path / "back.position"
+    kills, rng = 0, random.Random(7)
+    for _ in range(101):  # it makes progress each time, an object at least
         with start("replay", "--payload-only", "--since", "1h", "--output", output, env=env) as process:
-            try:
-                process.wait(0.25 + attempt * 0.02)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+            before = position.read_bytes() if position.exists() else b""
+            while process.poll() is None and not (position.exists() and position.read_bytes() != before):
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.2))
+            if process.poll() is None:
+                process.kill()
                 kills += 1
         if output.exists():
             break

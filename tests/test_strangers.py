@@ -280,12 +280,12 @@ def test_a_strangers_answer_ends_no_upload_and_deletes_nothing(at: Bucket, tmp_p
         body = BytesBody(b"data")
         about = {"key": "key", "size": 4, "checksum": body.crc32c(), "content_type": "x/y", "metadata": {}, "if_absent": True}
         if hook == "delete":
-            hooks.write(body=body, timeout=120, **about)
+            hooks.write(body=body, timeout=20, **about)
         else:
-            upload = hooks.create_multipart(timeout=120, **about)
+            upload = hooks.create_multipart(timeout=20, **about)
         at.fail(hook, answer)
         try:
-            told = hooks.delete(keys=["key"], timeout=120) if hook == "delete" else hooks.abort_multipart(upload=upload, timeout=120)
+            told = hooks.delete(keys=["key"], timeout=20) if hook == "delete" else hooks.abort_multipart(upload=upload, timeout=20)
         except JobsBackupError as error:
             assert error.hint
         else:
