@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, objects, realistic
-from commands import COMMAND, ndjson, numbers, run, start, summary
+from commands import COMMAND, ndjson, numbers, run, start, summary, wait_until_recorded
 
 
 def test_files_and_gz_files_are_backed_up(tmp_path: Path) -> None:
@@ -218,9 +218,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
         assert process.stdin is not None
         process.stdin.write('{"n":1}\n')
         process.stdin.flush()
-        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
-            time.sleep(0.02)
-        time.sleep(0.5)
+        wait_until_recorded(tmp_path, 1)
         process.send_signal(number)
         stderr = process.stderr.read() if process.stderr else ""
         assert process.wait(timeout=120) == 1

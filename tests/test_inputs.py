@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 from buckets import events, file_environment, objects
-from commands import COMMAND, ndjson, numbers, run, start, summary
+from commands import COMMAND, ndjson, numbers, run, start, summary, wait_until_recorded
 from memory import peak_memory
+
+from jobs_backup.spool.status import read_status
 
 pytestmark = pytest.mark.slow  # a process or several for each test
 
@@ -266,14 +268,14 @@ def test_a_file_is_opened_when_its_turn_comes(tmp_path: Path) -> None:
     files = [ndjson(tmp_path / f"in-{number}", 1, first=number) for number in range(1, 4)]
     with start("run", "-", *files, "--source-id", "web", env=env, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
-        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
-            time.sleep(0.02)
-        time.sleep(0.2)
+        process.stdin.write('{"n":0}\n')
+        process.stdin.flush()
+        wait_until_recorded(tmp_path, 1)
         descriptors = Path(f"/proc/{process.pid}/fd")
         open_files = {descriptor.readlink() for descriptor in descriptors.iterdir() if descriptor.is_symlink()}
         assert not open_files & {*files}
         files[2].unlink()
-        _, stderr = process.communicate('{"n":0}\n', timeout=120)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert f"{files[2]}: No such file" in stderr
     assert numbers(tmp_path) == [0, 1, 2]
@@ -368,9 +370,9 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command
         if command == "run":
             process.stdin.write('{"n":1}\n')
             process.stdin.flush()
-        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
+            wait_until_recorded(tmp_path, 1)
+        while not list((tmp_path / "spool" / "blobs").glob("*.db")) or not read_status(tmp_path / "spool").processes:
             time.sleep(0.02)
-        time.sleep(0.3)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))
         if command == "archive":
             process.terminate()
