@@ -18,6 +18,7 @@ from buckets import events, file_environment, objects
 from commands import COMMAND, ndjson, numbers, run, start, summary, wait_until_recorded
 from memory import peak_memory
 
+from jobs_backup.spool.disk import Ballast
 from jobs_backup.spool.status import read_status
 
 pytestmark = pytest.mark.slow  # a process or several for each test
@@ -360,6 +361,16 @@ def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
     assert objects(tmp_path)
 
 
+def wait_until_started(spool: Path) -> None:
+    """Until a process has written all that it writes when it starts to send."""
+    ballast = spool / "ballast"
+    while (
+        not ballast.exists() or ballast.stat().st_size < Ballast.SIZE or not any(one.sends for one in read_status(spool).processes)
+    ):
+        time.sleep(0.02)
+    time.sleep(0.3)
+
+
 @pytest.mark.parametrize("command", ["run", "archive"])
 def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command: str) -> None:
     """What was recorded can't be sealed; it is sent once there is room again. Where nothing was, that is no failure."""
@@ -371,8 +382,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command
             process.stdin.write('{"n":1}\n')
             process.stdin.flush()
             wait_until_recorded(tmp_path, 1)
-        while not list((tmp_path / "spool" / "blobs").glob("*.db")) or not read_status(tmp_path / "spool").processes:
-            time.sleep(0.02)
+        wait_until_started(tmp_path / "spool")
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))
         if command == "archive":
             process.terminate()
