@@ -43,7 +43,7 @@ def run(text: str, language: str, directory: Path) -> str:
     command = ["bash", "-euc", text] if language == "shell" else [sys.executable, "-c", text]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JOBS_BACKUP_", "AWS_"))}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    result = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    result = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, f"{text}\n{result.stdout}{result.stderr}"
     return result.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -82,3 +83,63 @@ def test_a_proxy_of_the_machine_is_not_used(tmp_path: Path) -> None:
     environment = {**os.environ, **proxies, "PYTHONPATH": str(TESTS)}
     result = subprocess.run(pytest_run(test), env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def elapsed_names(function: ast.AST) -> set[str]:
+    """Names that hold a difference of times."""
+    return {
+        target.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and is_elapsed(node.value, set())
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def is_elapsed(node: ast.AST, names: set[str]) -> bool:
+    if isinstance(node, ast.Name):
+        return node.id in names
+    if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)):
+        return False
+    clocks = {"time.monotonic()", "time.perf_counter()", "time.time()", "monotonic()", "perf_counter()"}
+    return ast.unparse(node.left) in clocks
+
+
+def speeds(text: str) -> list[int]:
+    """Lines that assert that something took less than some time."""
+    found = []
+    for function in ast.walk(ast.parse(text)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = elapsed_names(function)
+            for node in ast.walk(function):
+                for compare in ast.walk(node) if isinstance(node, ast.Assert) else ():
+                    if isinstance(compare, ast.Compare):
+                        sides = [compare.left, *compare.comparators]
+                        pairs = zip(sides, compare.ops, sides[1:], strict=False)
+                        for left, operator, right in pairs:
+                            less, more = (left, right) if isinstance(operator, ast.Lt | ast.LtE) else (right, left)
+                            if is_elapsed(less, names) and isinstance(more, ast.Constant):
+                                found.append(compare.lineno)
+    return found
+
+
+def test_no_test_asserts_a_speed() -> None:
+    """A busy machine is no failure: a test waits for a condition, and its own time limit is the only one."""
+    files = [path for path in TESTS.rglob("*.py") if "benchmarks" not in path.parts]
+    assert {str(path.relative_to(TESTS)): lines for path in files if (lines := speeds(path.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("assert time.monotonic() - began < 5", True),
+        ("assert 0.2 < time.monotonic() - began < 5", True),
+        ("assert 5 > time.perf_counter() - began", True),
+        ("took = time.monotonic() - began\n    assert took < 3", True),
+        ("assert time.monotonic() - began >= 2", False),
+        ("assert time.monotonic() < deadline", False),
+        ("assert elapsed <= time.monotonic() - began", False),
+    ],
+)
+def test_speeds_are_found(line: str, found: bool) -> None:
+    assert bool(speeds(f"def test():\n    {line}\n")) is found
