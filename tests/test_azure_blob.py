@@ -650,7 +650,7 @@ def test_an_answer_that_stops_while_it_is_read_is_not_tried_again(server: FaultP
     server.fail(
         Answer(206, b"short", {**told, "Content-Range": "bytes 0-99/100", "Content-Length": "100"}), method="GET", times=ALWAYS
     )
-    body = hooks(scripted(server.url)).loaded.manager.hook.read(key="key", timeout=10)
+    body = hooks(scripted(server.url)).loaded.manager.hook.read(key="key", timeout=3)
     with pytest.raises(Unavailable), body.open() as reader:
         reader.read()
     assert [request.method for request in server.requests] == ["HEAD", "GET"]
