@@ -13,16 +13,26 @@ BENCH_ARGS ?=
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 sources := core/src plugins/s3/src plugins/gcs/src contrib/azure_blob/src contrib/encryption/src contrib/opentelemetry/src
+# What to do when pip fails, which does not say that it may be the network.
+explained := || { echo 'make: pip failed. Can this machine reach the package index (pip config list; HTTPS_PROXY)?' >&2; exit 1; }
+is_new_enough := import sys; sys.version_info >= (3, 11) or sys.exit("jobs-backup needs Python 3.11 or later, and $(PYTHON) is %d.%d: name another one, such as make PYTHON=python3.12" % sys.version_info[:2])
+
 projects := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 
 # The tests start some thousand processes: each compiles what those before it have not kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo environment test conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite sdks clean
+# An environment whose Python was removed, or is too old, is made anew.
+ifneq ($(shell $(bin)/python -c '$(is_new_enough)' >/dev/null 2>&1 && echo usable),usable)
+unusable := $(shell rm -f $(VENV)/core.stamp)
+endif
+
+.PHONY: help demo environment test portable lowest newest conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite sdks clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
 	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
+	@echo 'make lowest, make newest    run some tests with the lowest, the newest versions of all dependencies'
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
 	@echo 'make faults    make one system call or allocation of each command fail at a time, and check every promise'
@@ -35,20 +45,22 @@ help:
 
 # The build back end is installed beside the rest, at its own pinned version, so that nothing is fetched to build with.
 $(VENV)/core.stamp: core/pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(pip) pip
-	$(pip) editables hatchling
-	$(pip) --no-build-isolation --editable core
+	@$(PYTHON) -c '$(is_new_enough)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(pip) pip $(explained)
+	$(pip) editables hatchling $(explained)
+	$(pip) --no-build-isolation --editable core $(explained)
 	@touch $@
 
 # Not compiled: most of what the test servers bring along is never imported.
 $(VENV)/test.stamp: $(VENV)/core.stamp $(projects)
 	$(pip) --no-compile --no-build-isolation --group test --editable 'core[metrics,server]' --editable plugins/s3 \
-	    --editable plugins/gcs --editable 'contrib/azure_blob[identity]' --editable contrib/encryption --editable contrib/opentelemetry
+	    --editable plugins/gcs --editable 'contrib/azure_blob[identity]' --editable contrib/encryption --editable contrib/opentelemetry \
+	    $(explained)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/test.stamp
-	$(pip) --no-compile --group dev
+	$(pip) --no-compile --group dev $(explained)
 	@touch $@
 
 environment: $(VENV)/test.stamp
@@ -67,10 +79,19 @@ demo: $(VENV)/core.stamp
 	$(bin)/jobs-backup run demo/backend.ndjson --source-id backend
 	@echo; echo 'The objects:'; find demo/bucket -name '*.json.gz'
 	@object=$$(find demo/bucket -path '*/web/*' -name '*.json.gz' | head -n 1); \
-	echo; echo "The first event of source web, zcat $$object | head -n 1:"; zcat "$$object" | sed -n 1p
+	echo; echo "The first event of source web, gzip -dc $$object | head -n 1:"; gzip -dc "$$object" | sed -n 1p
 
 test: $(VENV)/test.stamp
 	$(bin)/pytest $(WORKERS) $(PYTEST_ARGS)
+
+# What depends on the platform, and needs no server that comes for Linux alone: the job on macOS runs it.
+portable: $(VENV)/test.stamp
+	$(bin)/pytest $(PYTEST_ARGS) $(patsubst %,tests/test_%.py,macos platforms spool backup command failures file_provider file_durability \
+	    full_disk forks quarantine replay serve status)
+
+# The lowest versions of all dependencies that our distributions allow; the newest that there are. A part of the tests.
+lowest newest: $(VENV)/dev.stamp
+	.ci/versions $@
 
 # The suite that every provider is held to, as a table: which provider passes which test, and what is not applicable, with reasons.
 conformance: $(VENV)/test.stamp
@@ -118,6 +139,7 @@ style: $(VENV)/dev.stamp
 
 types: $(VENV)/dev.stamp
 	$(bin)/mypy $(sources) tests
+	$(bin)/mypy --platform darwin --cache-dir .mypy_cache/darwin $(sources)
 
 types-strict: $(VENV)/dev.stamp
 	$(bin)/basedpyright --pythonpath $(bin)/python

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from buckets import events
 
 from jobs_backup.cli import cli
+from jobs_backup.spool.status import read_status
 
 COMMAND = [str(Path(sys.executable).with_name("jobs-backup"))]
 
@@ -52,6 +54,12 @@ def invoke(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[
     stdout, stderr = capsys.readouterr()
     assert isinstance(ended.value.code, int)
     return ended.value.code, stdout, stderr
+
+
+def wait_until_recorded(directory: Path, events: int) -> None:
+    """Until the spool in this directory has so many events."""
+    while not (directory / "spool/catalog.db").exists() or read_status(directory / "spool").events < events:
+        time.sleep(0.02)
 
 
 def ndjson(path: Path, count: int, first: int = 0) -> Path:

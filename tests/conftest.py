@@ -14,10 +14,14 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `servers`: with importlib mode pytest does not do it
 
+import proxies  # noqa: F401 - first: it removes them
 from azurite import BINARY, Azurite, azurite
 from distributions import install
 from gcs import Emulator, GcsServer, scripted_gcs
+from reaper import watch
 from servers import Moto, Store, fake_gcs, moto, weed
+
+watch()
 
 settings.register_profile("usual", deadline=None)  # that a machine is busy is no failure
 settings.register_profile("campaign", max_examples=1500, deadline=None)
@@ -124,12 +128,17 @@ def bucket(store: Store) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests see neither the developer's credentials nor an instance's, and use no proxy that they did not ask for."""
-    for name in list(os.environ):
-        if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR")) or name.lower() in ("http_proxy", "https_proxy"):
-            monkeypatch.delenv(name)
+def _no_credentials_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests see neither the developer's credentials nor an instance's.
+
+    A test's own `monkeypatch` is not used: it would outlive `tmp_path`, whose files are then removed with what the test replaced.
+    """
     nowhere = str(tmp_path_factory.getbasetemp() / "no-such-file")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", nowhere)
-    monkeypatch.setenv("AWS_CONFIG_FILE", nowhere)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR")):
+                patch.delenv(name)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", nowhere)
+        patch.setenv("AWS_CONFIG_FILE", nowhere)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield

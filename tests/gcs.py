@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-import crc32c
+import google_crc32c
 
 CHUNK: Final = 256 << 10
 WRITING: Final = {"objects.insert", "resumable.begin", "resumable.chunk", "resumable.ask", "resumable.cancel", "objects.get"}
@@ -265,7 +265,7 @@ def _json(told: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
 
 
 def _crc(data: bytes) -> str:
-    return base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
+    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
 
 
 @contextlib.contextmanager
@@ -314,7 +314,7 @@ class Emulator:
     def _call(self, method: str, target: str, body: bytes | None = None) -> bytes:
         import http.client
 
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.request(method, target, body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             data = answer.read()

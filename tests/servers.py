@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 REGION: Final = "us-east-1"
-_STARTUP: Final = 60.0
+_STARTUP: Final = 120.0
 _PORTS: Final = range(10_000, 22_000)
 """With 10,000 added, too, below those that the system gives to clients."""
 _numbers = itertools.count(1)
@@ -255,7 +255,7 @@ class Moto(Store):
 
     def post(self, what: str, data: bytes) -> None:
         """Call moto's own interface."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.request("POST", f"/moto-api/{what}", data, {"Content-Type": "text/plain"})
             answer = connection.getresponse()
             if answer.status != 200:

@@ -44,8 +44,8 @@ class Sidecar(NamedTuple):
         parts = urlsplit(self.url)
         assert parts.hostname is not None
         if parts.scheme == "https":
-            return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=30, context=context)
-        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+            return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=120, context=context)
+        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=120)
 
     def ask(
         self,
@@ -81,7 +81,7 @@ class Sidecar(NamedTuple):
     def end(self) -> tuple[int, str]:
         """SIGTERM. Gives the exit code, and what it wrote to standard error."""
         self.process.terminate()
-        _, stderr = self.process.communicate(timeout=60)
+        _, stderr = self.process.communicate(timeout=120)
         assert "Traceback" not in stderr, stderr
         return self.process.returncode, stderr
 

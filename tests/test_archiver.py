@@ -42,7 +42,7 @@ def replace_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Write,
     return replace
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 10) -> bool:
+def wait_for(condition: Callable[[], object], timeout: float = 120) -> bool:
     deadline = time.monotonic() + timeout
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -65,13 +65,13 @@ def test_no_error_of_a_provider_ends_a_worker(tmp_path: Path, replace_write: Cal
     with Backup.from_env(file_environment(tmp_path, **{**FAST_RETRY, "JOBS_BACKUP_RETRY_ATTEMPTS": "1"})) as backup:
         backup.record({"n": 1}, source_id="web")
         with pytest.raises(DestinationPaused):
-            backup.flush(timeout=10)
+            backup.flush(timeout=120)
         assert backup.archiver is not None
         assert all(thread.is_alive() for thread in backup.archiver._threads)
         assert backup.archiver._paused_until - time.monotonic() <= 3600
     with Backup.from_env(file_environment(tmp_path)) as backup:
         assert backup.archiver is not None
-        assert backup.archiver.drain(10)
+        assert backup.archiver.drain(120)
     assert len(events(tmp_path)) == 1
 
 
@@ -93,7 +93,7 @@ def test_a_batch_that_is_refused_keeps_no_other_back(
         assert wait_for(lambda: backup.archiver and backup.archiver.paused)
         backup.record({"n": 2}, source_id="web")
         backup.spool.seal()
-        assert wait_for(lambda: objects(tmp_path), timeout=20)
+        assert wait_for(lambda: objects(tmp_path), timeout=120)
     assert [event["payload"]["n"] for event in events(tmp_path)] == [2]
 
 
@@ -113,22 +113,22 @@ def test_what_may_have_arrived_is_never_sent_to_another_bucket(tmp_path: Path, r
     with Backup.from_env(environment) as backup:
         backup.record({"n": 1}, source_id="web")
         with pytest.raises(DestinationPaused):
-            backup.flush(timeout=10)
+            backup.flush(timeout=120)
     other = tmp_path / "other"
     other.mkdir()
     with Backup.from_env({**environment, "JOBS_BACKUP_BUCKET": str(other)}) as backup:
         assert backup.archiver is not None
-        assert backup.archiver.drain(5)
+        assert backup.archiver.drain(120)
     assert len(events(tmp_path)) == 1
     assert not list(other.iterdir())
 
 
 HANGS = """
-import json, sys, time
+import json, sys, threading
 from jobs_backup import Backup
 from jobs_backup.file_provider import FileProvider
 from jobs_backup.hookspecs import hookimpl
-FileProvider.write_part = hookimpl(lambda self, upload: time.sleep(60))
+FileProvider.write_part = hookimpl(lambda self, upload: threading.Event().wait())
 backup = Backup.from_env(json.loads(sys.argv[1]))
 backup.record({"text": "x" * 100}, source_id="web")
 backup.close(grace=0.5)
@@ -137,20 +137,19 @@ backup.close(grace=0.5)
 
 def test_a_request_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
     environment = file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1", JOBS_BACKUP_PART_SIZE="10")
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", HANGS, json.dumps(environment)], check=True, timeout=30)
-    assert time.monotonic() - began < 15
+    subprocess.run([sys.executable, "-c", HANGS, json.dumps(environment)], check=True, timeout=120)
     with Backup.from_env(environment) as backup:
         assert backup.archiver is not None
-        assert backup.archiver.drain(10)
+        assert backup.archiver.drain(120)
     assert len(events(tmp_path)) == 1
 
 
 def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
+    entered, release = threading.Event(), threading.Event()
 
     def hang(self: FileProvider, upload: Upload) -> AbortReceipt:
-        release.wait(20)
+        entered.set()
+        release.wait(120)
         return AbortReceipt(Outcome.ABORTED)
 
     monkeypatch.setattr(FileProvider, "abort_multipart", hookimpl(hang))
@@ -163,7 +162,7 @@ def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
                 "INSERT INTO uploads (batch, destination, upload, part_size, abandoned) VALUES (?, ?, ?, 1, 1)",
                 (batch, backup.spool.destination, b'{"key":"k","id":"i"}'),
             )
-        time.sleep(1.5)
+        assert entered.wait(120)
         backup.record({"n": 2}, source_id="web")
         assert wait_for(lambda: len(objects(tmp_path)) == 2)
         release.set()
@@ -183,11 +182,11 @@ def test_an_upload_that_was_begun_is_ended_in_parts_whatever_is_set_by_then(
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1")) as backup:
         backup.record({"n": 1}, source_id="web")
         with pytest.raises(DestinationPaused):
-            backup.flush(timeout=10)
+            backup.flush(timeout=120)
     monkeypatch.setattr(FileProvider, "complete_multipart", original)
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1GB")) as backup:
         assert backup.archiver is not None
-        assert backup.archiver.drain(10)
+        assert backup.archiver.drain(120)
         assert backup.destination.attempts == {("complete_multipart", "ok"): 1}
     assert len(events(tmp_path)) == 1
 
@@ -199,14 +198,14 @@ def test_what_another_process_does_meanwhile_is_drained(tmp_path: Path, what: st
     with Backup.from_env(environment) as waiting:
         archiver = waiting.archiver
         assert archiver is not None
-        assert archiver.drain(60)
+        assert archiver.drain(120)
         if what == "uploads":
             monkeypatch.setattr(archiver, "_claim", lambda: None)  # the other one is always quicker
         else:
             monkeypatch.setattr(waiting.spool, "claim_deletes", lambda _: [])
         job = waiting.record({"n": 1}, source_id="web")
         if what == "deletes":
-            assert archiver.drain(60)
+            assert archiver.drain(120)
             waiting.delivered(job)
         looks: list[bool] = []
         has = "has_claimable" if what == "uploads" else "has_deletes"
@@ -222,7 +221,7 @@ def test_what_another_process_does_meanwhile_is_drained(tmp_path: Path, what: st
         drain.start()
         assert wait_for(lambda: True in looks, 60)
         with Backup.from_env(environment):
-            drain.join(60)
+            drain.join(120)
         assert drained == [True]
 
 
@@ -247,7 +246,7 @@ def test_an_error_behind_a_commit_duplicates_nothing_and_holds_nothing_back(
     with Backup.from_env(file_environment(tmp_path) | FAST_RETRY | {"JOBS_BACKUP_UPLOAD_CONCURRENCY": "1"}) as backup:
         for number in range(3):
             backup.record({"messageId": str(number)}, source_id=f"source{number}")
-        backup.flush(60)
+        backup.flush(120)
         assert not backup.spool.quarantined()
     assert len(calls) > 3
     assert sorted(event["payload"]["messageId"] for event in events(tmp_path)) == ["0", "1", "2"]

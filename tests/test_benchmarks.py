@@ -47,7 +47,7 @@ def test_the_sink_counts_what_our_provider_sends(swallowing: Sink, tmp_path: Pat
     payload = b'{"text":"%b"}' % os.urandom(4 << 20).hex().encode()
     with Backup.from_env(environment) as backup:
         backup.record_many([payload, payload], source_id="web")
-        backup.flush(30)
+        backup.flush(120)
     counts = swallowing.counts()
     if in_parts:
         assert counts["requests"] == {"CreateMultipartUpload": 1, "UploadPart": 2, "CompleteMultipartUpload": 1}

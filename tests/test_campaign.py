@@ -81,7 +81,7 @@ class TestTheCheck:
                 ]
                 jobs = backup.record_many(events)
                 acks += [f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)]
-            backup.flush(30)
+            backup.flush(120)
             (path,) = directory.glob("bucket/source2/**/*.json.gz")
             (directory / "deleted").write_bytes(path.read_bytes())
             backup.delivered(jobs)

@@ -147,7 +147,7 @@ def test_both_go_on_when_every_hook_has_gained_an_argument(
     monkeypatch.setattr("jobs_backup.destination.Destination._attempt", _with_priority())
     with Backup.from_env(variables(tmp_path, bucket_of_v1)) as backup:
         jobs = backup.record_many(({"n": n, "id": hashlib.sha256(b"%d" % n).hexdigest()} for n in range(20_000)), source_id="web")
-        backup.flush(timeout=60)
+        backup.flush(timeout=120)
         assert {hook for hook, outcome in backup.destination.attempts if outcome == "ok"} == {
             "create_multipart", "write_part", "complete_multipart",
         }  # fmt: skip
@@ -157,7 +157,7 @@ def test_both_go_on_when_every_hook_has_gained_an_argument(
             assert file.read(2) == b"\x1f\x8b"
         backup.delivered(jobs)
         assert backup.archiver is not None
-        backup.archiver.drain(20)
+        backup.archiver.drain(120)
     assert bucket_of_v1.keys() == []
 
 

@@ -87,7 +87,7 @@ def test_objects_have_the_format_and_its_suffix(tmp_path: Path, text: str) -> No
             backup.record(payload, source_id="web")
         backup.record_many(payloads[50:], source_id="web")
         backup.failed(backup.record(b"{}", source_id="web"), payload=b"{}", error="no")
-        backup.flush(30)
+        backup.flush(120)
     suffix = ".json.gz" if text.startswith("gzip") else ".json.zst"
     found = objects(tmp_path)
     assert len(found) == 2

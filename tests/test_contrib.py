@@ -60,9 +60,9 @@ def test_on_a_versioned_bucket_a_delete_leaves_the_data_and_a_rule_ends_that(aws
     assert remove["Expiration"] == {"ExpiredObjectDeleteMarker": True}
     with Backup.from_env({**aws.environment(bucket, "admin"), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}) as backup:
         backup.delivered(backup.record({}, source_id="web"))
-        backup.flush(30)
+        backup.flush(120)
         assert backup.archiver is not None
-        assert backup.archiver.drain(30)
+        assert backup.archiver.drain(120)
     assert aws.keys(bucket) == []
     versions = aws.admin.list_object_versions(Bucket=bucket)
     assert (len(versions["Versions"]), len(versions["DeleteMarkers"])) == (1, 1), "what the documents tell"

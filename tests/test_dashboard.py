@@ -61,7 +61,7 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     directory = tmp_path_factory.mktemp("exposed")
     with Backup.from_env(file_environment(directory, JOBS_BACKUP_SPOOL_MAX_BYTES="1GB")) as backup:
         backup.record({}, source_id="web")
-        backup.flush(30)
+        backup.flush(120)
         seconds = Histogram((1.0,))
         shown(backup).register(RequestMetrics(Counter({("/v1/events", 200): 1}), {"/v1/events": seconds}))
         text = metrics_page(backup, "")[0].decode()
@@ -138,16 +138,16 @@ class TestAlerts:
         [("check", "config", "prometheus.yaml"), ("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")],
     )
     def test_prometheus_takes_them_and_they_fire_when_they_should(self, arguments: tuple[str, ...]) -> None:
-        found = subprocess.run(["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, check=False, timeout=60)
+        found = subprocess.run(["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, check=False, timeout=120)
         assert found.returncode == 0, found.stdout + found.stderr
 
     @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed; it comes with Prometheus")
     def test_prometheus_takes_the_metrics(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path)) as backup:
             backup.record({}, source_id="web")
-            backup.flush(30)
+            backup.flush(120)
             page = metrics_page(backup, "")[0]
-        found = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False, timeout=60)
+        found = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False, timeout=120)
         assert (found.returncode, found.stderr.decode()) == (0, "")
 
 

@@ -43,7 +43,7 @@ def settle(backup: Backup) -> None:
     """Wait until nothing is left that could be sent or deleted now."""
     assert backup.archiver is not None
     backup.archiver.wake()
-    assert backup.archiver.drain(20)
+    assert backup.archiver.drain(120)
 
 
 def settled_objects(backup: Backup, directory: Path) -> set[str]:
@@ -75,7 +75,7 @@ class TestAcknowledging:
     def test_an_object_goes_with_its_last_event(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path, **SMALL)) as backup:
             jobs = list(backup.record_many(numbered(30), source_id="web"))
-            backup.flush(20)
+            backup.flush(120)
             first, second, third = (object_of(tmp_path, id_) for id_ in ("0", "10", "20"))
             backup.delivered(jobs[:9])
             backup.delivered(jobs[10:19])
@@ -105,7 +105,7 @@ class TestAcknowledging:
     def test_ids_come_in_any_form_and_order(self, tmp_path: Path, given: Callable[[Sequence[Job]], Sequence[Job]]) -> None:
         with Backup.from_env(file_environment(tmp_path, **SMALL)) as backup:
             jobs = backup.record_many(numbered(25), source_id="web")
-            backup.flush(20)
+            backup.flush(120)
             backup.delivered(given(jobs))
             assert settled_objects(backup, tmp_path) == set()
 
@@ -115,7 +115,7 @@ class TestAcknowledging:
             backup.delivered(one)
             backup.delivered(int(other))
             backup.delivered(str(third))
-            backup.flush(20)
+            backup.flush(120)
             assert settled_objects(backup, tmp_path) == set()
 
     def test_again_and_again_does_no_harm(self, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ class TestAcknowledging:
             jobs = backup.record_many(numbered(20), source_id="web")
             for _ in range(3):
                 backup.delivered(jobs[:10])
-                backup.flush(20)
+                backup.flush(120)
                 assert len(settled_objects(backup, tmp_path)) == 1
             assert backup.archiver is not None
             assert backup.archiver.deleter.deleted == 1
@@ -131,7 +131,7 @@ class TestAcknowledging:
     def test_an_event_acknowledged_twice_does_not_stand_for_another(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path, **SMALL)) as backup:
             jobs = backup.record_many(numbered(10), source_id="web")
-            backup.flush(20)
+            backup.flush(120)
             for _ in range(10):
                 backup.delivered(jobs[0])
             assert len(settled_objects(backup, tmp_path)) == 1
@@ -140,7 +140,7 @@ class TestAcknowledging:
         caplog.set_level(logging.INFO, "jobs_backup")
         with Backup.from_env(file_environment(tmp_path)) as backup:
             backup.delivered(backup.record_many(numbered(5), source_id="web"))
-            backup.flush(20)
+            backup.flush(120)
             assert settled_objects(backup, tmp_path) == set()
         told = [record.getMessage().split()[0] for record in caplog.records if "json.gz" in record.getMessage()]
         assert told == ["stored", "deleted"]
@@ -151,7 +151,7 @@ class TestAcknowledging:
             jobs = backup.record_many(numbered(5), source_id="web")
             other = backup.record({}, source_id="other")
             backup.delivered(jobs)
-            backup.flush(20)
+            backup.flush(120)
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["other"]
             backup.delivered([*jobs, other])
             assert settled_objects(backup, tmp_path) == set()
@@ -187,7 +187,7 @@ class TestAcknowledging:
             jobs = backup.record_many(numbered(15), source_id="web")  # of the second object five are not even sealed
             given = json.dumps([environment, [str(job) for job in jobs]])
             subprocess.run([sys.executable, "-c", script], input=given, text=True, check=True)
-            backup.flush(20)
+            backup.flush(120)
             assert settled_objects(backup, tmp_path) == set()
 
     def test_long_after_the_process_that_recorded_has_ended(self, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ class TestUnknown:
             assert (list(caught.value.jobs), caught.value.count) == (sorted(unknown), 4)
             assert caught.value.hint
             backup.record({}, source_id="web")  # gets the id that was unknown
-            backup.flush(20)
+            backup.flush(120)
             assert len(settled_objects(backup, tmp_path)) == 1, "it was not acknowledged before it was there"
             backup.delivered(next_one)
             assert settled_objects(backup, tmp_path) == set()
@@ -289,7 +289,7 @@ class TestUnknown:
         """Neither the id of a failure is one of a raw event, nor the part of it that is in its key."""
         with Backup.from_env(file_environment(tmp_path)) as backup:
             backup.failed(Event(payload={}, source_id="web"), error="no")
-            backup.flush(20)
+            backup.flush(120)
             (key,) = objects(tmp_path)
             in_key = int(key.split("/")[-1].split(".")[2].split("-")[0])
             for id_ in (in_key, job_id(backup.spool._writer.session.epoch, *divmod(in_key, 1 << INDEX_BITS))):
@@ -306,7 +306,7 @@ class TestUnknown:
             assert (own.batch, own.index) == (foreign.batch, foreign.index), "they differ in nothing else"
             with pytest.raises(UnknownJob):
                 backup.delivered(foreign)
-            backup.flush(20)
+            backup.flush(120)
             assert len(settled_objects(backup, tmp_path)) == 1
 
 
@@ -345,7 +345,7 @@ class TestWhenObjectsAreDeleted:
         environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="never", JOBS_BACKUP_SKIP_DELIVERED="true")
         with Backup.from_env(environment) as backup:
             backup.delivered(backup.record({}, source_id="web"))
-            backup.flush(20)
+            backup.flush(120)
             assert len(settled_objects(backup, tmp_path)) == 1
         assert read_status(tmp_path / "spool").destinations == []
         with Backup.from_env({**environment, "JOBS_BACKUP_DELETE_AFTER": "delivered"}) as backup:
@@ -356,7 +356,7 @@ class TestWhenObjectsAreDeleted:
             one, other = backup.record_many(numbered(2), source_id="web")
             backup.delivered(one)
             backup.failed(other, error="no", payload={})
-            backup.flush(20)
+            backup.flush(120)
             assert sorted(key.split("/")[0] for key in settled_objects(backup, tmp_path)) == ["rudder-proc-err-logs", "web"]
             backup.delivered(other)  # at last
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["rudder-proc-err-logs"]
@@ -370,11 +370,11 @@ class TestWhenObjectsAreDeleted:
             steps: dict[str, Callable[[], None]] = {
                 "deliver": lambda: backup.delivered(one),
                 "fail": lambda: backup.failed(other, error="no", payload={}),
-                "flush": lambda: backup.flush(20),
+                "flush": lambda: backup.flush(120),
             }
             for step in order:
                 steps[step]()
-            backup.flush(20)
+            backup.flush(120)
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["rudder-proc-err-logs"]
         assert catalog_rows(tmp_path, "SELECT count(*) FROM settling") == [(0,)]
 
@@ -382,7 +382,7 @@ class TestWhenObjectsAreDeleted:
         environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")
         with Backup.from_env(environment) as backup:
             job = backup.record({}, source_id="web")
-            backup.flush(20)
+            backup.flush(120)
             backup.failed(job, error="no", payload={})
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["web"]
 
@@ -392,10 +392,10 @@ class TestWhenObjectsAreDeleted:
             one, _ = backup.record_many(numbered(2), source_id="web")
             for _ in range(2):
                 backup.failed(one, error="no", payload={})
-                backup.flush(20)
+                backup.flush(120)
                 backup.delivered(one)
             backup.failed(one, error="no", payload={})
-            backup.flush(20)
+            backup.flush(120)
             assert "web" in {key.split("/")[0] for key in settled_objects(backup, tmp_path)}
         assert catalog_rows(tmp_path, "SELECT delivered, settled, jobs FROM batches WHERE kind='raw'") == [(1, 0, 2)]
 
@@ -425,7 +425,7 @@ class TestSwitches:
             assert len({job, *jobs}) == 11
             backup.delivered(jobs)
             backup.failed(job, error="no", payload={"messageId": "m"})
-            backup.flush(20)
+            backup.flush(120)
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["rudder-proc-err-logs"]
         (event,) = events(tmp_path)
         assert (event["sourceId"], event["workspaceId"], event["jobId"]) == ("web", "ws", str(job))
@@ -438,7 +438,7 @@ class TestSwitches:
         with Backup.from_env(environment) as backup:
             job = backup.record({}, source_id="web")
             backup.failed(job, error="no", payload={})
-            backup.flush(20)
+            backup.flush(120)
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["web"]
 
     def test_ids_without_events_cost_the_same_for_any_number_of_sources(
@@ -597,7 +597,7 @@ class TestDeleting:
         made = deleter.Deleter(spool, store, stop=stop, on_change=lambda: None)  # type: ignore[arg-type]
         thread = threading.Thread(target=made.work)
         thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while not until() and time.monotonic() < deadline:
             time.sleep(0.01)
         stop.set()
@@ -750,7 +750,7 @@ class TestDeleting:
     def test_an_object_that_is_gone_counts_as_deleted(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path)) as backup:
             job = backup.record({}, source_id="web")
-            backup.flush(20)
+            backup.flush(120)
             (key,) = objects(tmp_path)
             (tmp_path / "bucket" / key).unlink()
             backup.delivered(job)
@@ -778,12 +778,12 @@ class TestDoubt:
         with Backup.from_env(environment) as backup:
             backup.delivered(backup.record({}, source_id="web"))
             began = time.monotonic()
-            backup.flush(20)
+            backup.flush(120)
             assert len(settled_objects(backup, tmp_path)) == 1
             assert destination(tmp_path).deletes == 1
             while objects(tmp_path):
                 time.sleep(0.02)
-            assert 2.0 <= time.monotonic() - began < 10
+            assert time.monotonic() - began >= 2.0
 
     def test_what_another_process_may_have_sent_is_not_deleted_at_once(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path)
@@ -792,6 +792,7 @@ class TestDoubt:
         dead = Spool(settings.spool_path, location=location, prefix="", instance_id="1", limits=LIMITS)
         ((job, _),) = record(dead, [b"{}\n"])
         dead.seal()
+        before = time.time()
         assert dead.claim() is not None
         die(dead)
         with Backup.from_env(environment) as backup:
@@ -800,7 +801,7 @@ class TestDoubt:
             assert len(objects(tmp_path)) == 1
             ((retry_at,),) = catalog_rows(tmp_path, "SELECT retry_at FROM batches")
             assert isinstance(retry_at, float)
-            assert 110 < retry_at - time.time() <= 120, "its time-out of 60 s, and a minute"
+            assert before + 119 < retry_at < time.time() + 121, "its time-out of 60 s, and a minute"
 
 
 def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:

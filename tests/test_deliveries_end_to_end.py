@@ -52,7 +52,7 @@ def record(env: Mapping[str, str], count: int, largest: int, rng: random.Random)
             some = payloads[len(jobs) :][: rng.randint(1, rng.choice((3, 100, largest)))]
             jobs += map(int, backup.record_many(some, source_id=rng.choice(("web", "ios", "android"))))
             backup.spool.seal()
-        backup.flush(60)
+        backup.flush(120)
     return jobs
 
 
@@ -94,7 +94,7 @@ class Acknowledger:
         self._process = self._start()
 
     def end(self) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=120)
         assert self._process.returncode == 0
 
 
@@ -114,7 +114,7 @@ def steps(jobs: Sequence[int], count: int, rng: random.Random) -> list[list[int]
     return [batch + rng.sample(shuffled[:100], 5) for batch in batches]
 
 
-def wait_for(wanted: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(wanted: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not wanted() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -180,7 +180,7 @@ def test_without_the_right_to_delete_everything_else_works(store: Store, bucket:
         assert f"grant s3:DeleteObject on arn:aws:s3:::{bucket}/*" in stdout
         assert record(put_only, 10, 10, rng)
         service.terminate()
-        _, stderr = service.communicate(timeout=60)
+        _, stderr = service.communicate(timeout=120)
     reports = [line for line in stderr.splitlines() if "s3:DeleteObject" in line and "can't be deleted" in line]
     assert len(reports) == 1, stderr
     assert service.returncode == 0, "what is not deleted is no failure of backing up"
@@ -206,7 +206,7 @@ def test_the_right_is_granted_while_it_runs(aws: Moto, tmp_path: Path, monkeypat
         Backup.from_env({**env, "JOBS_BACKUP_BATCH_EVENTS": "10"}) as backup,
     ):
         jobs = backup.record_many(realistic(100), source_id="web")
-        backup.flush(30)
+        backup.flush(120)
         backup.delivered(jobs)
         wait_for(lambda: read_status(tmp_path / "spool").destinations[0].delete_error != "")
         assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 10
@@ -222,10 +222,10 @@ def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: st
         env = {**environment(store, bucket, tmp_path, "delete-web"), "AWS_ENDPOINT_URL_S3": proxy.url}
         with Backup.from_env({**env, "JOBS_BACKUP_BATCH_EVENTS": "10"}) as backup:
             jobs = [*backup.record_many(realistic(50), source_id="web"), *backup.record_many(realistic(30), source_id="ios")]
-            backup.flush(30)
+            backup.flush(120)
             backup.delivered(jobs)
             assert backup.archiver is not None
-            assert backup.archiver.drain(30)
+            assert backup.archiver.drain(120)
             assert backup.archiver.deleter.deleted == 5
         assert {key.split("/")[0] for key in store.keys(bucket)} == {"ios"}
         called = operations(proxy.requests)
@@ -236,7 +236,7 @@ def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("margin", "comes_back"), [(4.0, False), (-5.0, True)])
+@pytest.mark.parametrize(("margin", "comes_back"), [(10.0, False), (-5.0, True)])
 def test_a_put_that_arrives_late_brings_nothing_back(
     store: Store, bucket: str, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margin: float, comes_back: bool
 ) -> None:
@@ -247,21 +247,22 @@ def test_a_put_that_arrives_late_brings_nothing_back(
         own = {"AWS_ENDPOINT_URL_S3": proxy.url, "JOBS_BACKUP_REQUEST_TIMEOUT": "1s"}
         with Backup.from_env({**env, **own}) as backup:
             backup.delivered(backup.record({}, source_id="web"))
-            backup.flush(30)
+            backup.flush(120)
             assert backup.archiver is not None
             wait_for(lambda: backup.archiver.deleter.deleted == 1)  # type: ignore[union-attr]
-            time.sleep(3.5)
+            if comes_back:
+                wait_for(lambda: store.keys(bucket) != [])
         assert bool(store.keys(bucket)) == comes_back
 
 
 def test_an_object_that_somebody_has_deleted_counts_as_deleted(store: Store, bucket: str, env: dict[str, str]) -> None:
     with Backup.from_env({**env, "JOBS_BACKUP_BATCH_EVENTS": "10"}) as backup:
         jobs = backup.record_many(realistic(20), source_id="web")
-        backup.flush(30)
+        backup.flush(120)
         gone, _ = store.keys(bucket)
         store.admin.delete_object(Bucket=bucket, Key=gone)
         backup.delivered(jobs)
         assert backup.archiver is not None
-        assert backup.archiver.drain(30)
+        assert backup.archiver.drain(120)
         assert backup.archiver.deleter.deleted == 2
     assert store.keys(bucket) == []

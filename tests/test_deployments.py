@@ -154,7 +154,7 @@ def recorded_in_time(directory: Path, events: int) -> bool:
     while (recorded := recorded_by_workers(directory)) < events:
         if recorded > last:
             last, at = recorded, time.monotonic()
-        elif time.monotonic() - at > 30:
+        elif time.monotonic() - at > 120:
             return False
         time.sleep(0.02)
     return True

@@ -519,7 +519,7 @@ def record(env: dict[str, str], payloads: list[bytes], source: str = "web", *, a
     with Backup.from_env(env, archive=archive) as backup:
         backup.record_many(payloads, source_id=source)
         if archive:
-            backup.flush(60)
+            backup.flush(120)
 
 
 def replay(env: dict[str, str], *options: str, code: int = 0) -> list[bytes]:
@@ -624,7 +624,7 @@ class TestInTheBucket:
         with Backup.from_env(env) as backup:
             job = backup.record(b'{"messageId":"m1"}', source_id="web")
             backup.failed(job, payload={"final": "somebody@example.com"}, error=ValueError("HTTP 422"), destination_id="crm")
-            backup.flush(60)
+            backup.flush(120)
         (key,) = [key for key in store.keys(bucket) if "rudder-proc-err-logs" in key]
         assert key.endswith(".json.gz.enc")
         data = store.get(bucket, key)
@@ -636,10 +636,10 @@ class TestInTheBucket:
     def test_what_was_delivered_goes_without_being_read(self, store: Store, bucket: str, env: dict[str, str]) -> None:
         with Backup.from_env(env | store.environment(bucket, "put-delete")) as backup:
             jobs = backup.record_many([b'{"n":1}', b'{"n":2}'], source_id="web")
-            backup.flush(60)
+            backup.flush(120)
             assert len(store.keys(bucket)) == 1
             backup.delivered(jobs)
-            backup.flush(60)
+            backup.flush(120)
         summary("archive", "--once", env=env | store.environment(bucket, "put-delete"))
         assert store.keys(bucket) == []
 
@@ -937,19 +937,19 @@ class TestBehindAnotherWrapper:
         with Backup.from_env(env) as backup:
             backup.record_many(payloads, source_id="web")
             with pytest.raises(DestinationPaused, match="there is no directory"):
-                backup.flush(20)
+                backup.flush(120)
         (tmp_path / "away").rename(tmp_path / "bucket")
         monkeypatch.setenv("LEVEL", "9")
         with Backup.from_env(env) as backup:
             assert backup.archiver is not None
-            assert backup.archiver.drain(20)
+            assert backup.archiver.drain(120)
             (waiting,) = backup.spool.waiting()
             assert "would not have the bytes of the first attempt" in waiting.error
         assert objects(tmp_path) == {}
         monkeypatch.setenv("LEVEL", "1")
         with Backup.from_env(env) as backup:
             assert backup.archiver is not None
-            assert backup.archiver.drain(20)
+            assert backup.archiver.drain(120)
         assert replay(env | {"PYTHONPATH": os.environ["PYTHONPATH"]}) == payloads
 
     def test_an_upload_is_not_continued_with_other_bytes(

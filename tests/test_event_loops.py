@@ -18,7 +18,7 @@ from buckets import events, file_environment, left_over
 from jobs_backup import AsyncBackup, Backup, BackupClosed, Job, JobsBackupError
 from jobs_backup.spool import Spool
 
-PATIENCE = 60
+PATIENCE = 120
 """Seconds after which a call hangs, however slow the machine is."""
 
 

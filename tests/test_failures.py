@@ -61,7 +61,7 @@ def test_a_real_exception_comes_back_from_the_bucket_as_one_line(store: Store, b
             created_at=AT,
             failed_at=AT,
         )
-        backup.flush(30)
+        backup.flush(120)
     (key,) = [key for key in store.keys(bucket) if "rudder-proc-err-logs" in key]
     at, uuid = int(AT.timestamp()), "[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
     assert re.fullmatch(rf"p/rudder-proc-err-logs/03-04-2026/{at}\.7\.(\d+)-\1\.{uuid}\.ws\.json\.gz", key)
@@ -95,7 +95,7 @@ def test_each_call_makes_one_record_and_little_need_be_known(tmp_path: Path) -> 
         before = datetime.now(UTC)
         for job_or_id in (job, int(job), str(job)):
             backup.failed(job_or_id, error="no", payload=None or {})
-        backup.flush(20)
+        backup.flush(120)
     found = [event for event in events(tmp_path) if "failedAt" in event]
     assert len(found) == 3
     assert {event["jobId"] for event in found} == {str(job)}
@@ -116,7 +116,7 @@ def test_an_event_that_was_not_recorded(tmp_path: Path) -> None:
         event = Event(payload={"messageId": "m", "userId": "u"}, source_id="web", workspace_id="ws", user_id="given", created_at=AT)
         backup.failed(event, error="no")
         backup.failed(event, error="no", payload="final, and no JSON", message_id="m2")
-        backup.flush(20)
+        backup.flush(120)
     one, other = events(tmp_path)
     assert (one["payload"], one["userId"], one["messageId"]) == ({"messageId": "m", "userId": "u"}, "given", "m")
     assert (other["payload"], other["userId"], other["messageId"]) == ("final, and no JSON", "given", "m2")
@@ -129,14 +129,14 @@ def test_by_the_id_of_another_process_and_of_an_object_that_is_gone(tmp_path: Pa
     environment = file_environment(tmp_path)
     with Backup.from_env(environment) as backup:
         job = backup.record({}, source_id="web", workspace_id="ws")
-        backup.flush(20)
+        backup.flush(120)
         backup.delivered(job)
         assert backup.archiver is not None
-        assert backup.archiver.drain(10)
+        assert backup.archiver.drain(120)
         assert objects(tmp_path) == {}
     with Backup.from_env(environment) as backup:
         backup.failed(job, error="all the same", payload={})
-        backup.flush(20)
+        backup.flush(120)
     (event,) = events(tmp_path)
     assert (event["sourceId"], event["workspaceId"]) == ("web", "ws")
 
@@ -156,7 +156,7 @@ def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
             backup.failed(Event(payload={}, source_id=""), error="no")
         with pytest.raises(InvalidEvent, match="can't be written"):
             backup.failed(job, error="no", payload={"a": object()})
-        backup.flush(20)
+        backup.flush(120)
     assert [event for event in events(tmp_path) if "failedAt" in event] == []
 
 
@@ -322,9 +322,9 @@ def test_failures_of_many_streams_go_in_one_commit(tmp_path: Path) -> None:
         jobs = backup.record_many(Event(payload={"n": n}, source_id=f"s{n % 3}") for n in range(30))
         failures = [Failure(job=job, error="no", payload={"n": n}) for n, job in enumerate(jobs)]
         backup.record_failures(backup.failure_record(failure) for failure in failures)
-        backup.flush(20)
+        backup.flush(120)
         assert backup.archiver is not None
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while backup.archiver.deleter.deleted < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
     found = events(tmp_path)

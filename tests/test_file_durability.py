@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, UploadGone
 from jobs_backup.file_provider import FileProvider
 from jobs_backup.model import BytesBody
@@ -121,11 +121,11 @@ def _is_directory(descriptor: int) -> bool:
 
 
 def write(provider: Any) -> None:
-    provider.write(KEY, BytesBody(DATA), crc32c.crc32c(DATA), True)
+    provider.write(KEY, BytesBody(DATA), crc32c(DATA), True)
 
 
 def overwrite(provider: Any) -> None:
-    provider.write(KEY, BytesBody(DATA), crc32c.crc32c(DATA), False)
+    provider.write(KEY, BytesBody(DATA), crc32c(DATA), False)
 
 
 class InParts:
@@ -148,7 +148,7 @@ class InParts:
             parts = [provider.write_part(upload, number, BytesBody(half)) for number, half in enumerate(halves, 1)]
             self._known = upload, parts
         upload, parts = self._known
-        provider.complete_multipart(upload, parts, len(DATA), crc32c.crc32c(DATA), True)
+        provider.complete_multipart(upload, parts, len(DATA), crc32c(DATA), True)
 
 
 def attempt(disk: Disk, bucket: Path, store: Callable[[Any], None], fault: tuple[int, str] | None) -> bool:

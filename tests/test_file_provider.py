@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import crc32c
 import pytest
 
 from jobs_backup import file_provider
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, PermissionDenied, Unavailable
 from jobs_backup.file_provider import FileProvider
 from jobs_backup.model import Body, BytesBody, Outcome
@@ -48,7 +48,7 @@ def test_while_it_writes_there_is_nothing_that_could_be_left(tmp_path: Path) -> 
     store = provider(tmp_path)
     found: list[list[str]] = []
     body = Watched(lambda: found.append(files(tmp_path)))
-    store.write("a/key", body, crc32c.crc32c(DATA), True)
+    store.write("a/key", body, crc32c(DATA), True)
     upload = store.create_multipart("b/key")
     store.write_part(upload, 1, body)
     assert found == [[], ["a/key"]]
@@ -62,7 +62,7 @@ def test_every_way_to_write_gives_whole_files_and_no_others(
     if not nameless:
         monkeypatch.setattr(file_provider, "_NAMELESS", 0)
     store: Any = provider(tmp_path)
-    body, checksum = BytesBody(DATA), crc32c.crc32c(DATA)
+    body, checksum = BytesBody(DATA), crc32c(DATA)
     store.write("key", body, checksum, True)
     with pytest.raises(AlreadyExists):
         store.write("key", body, checksum, True)
@@ -70,7 +70,7 @@ def test_every_way_to_write_gives_whole_files_and_no_others(
     store.write("new", body, checksum, False)
     upload = store.create_multipart("parts")
     parts = [store.write_part(upload, number, body) for number in (1, 2, 1)][1:]
-    store.complete_multipart(upload, sorted(parts, key=lambda part: part.number), 2 * len(DATA), crc32c.crc32c(DATA * 2), True)
+    store.complete_multipart(upload, sorted(parts, key=lambda part: part.number), 2 * len(DATA), crc32c(DATA * 2), True)
     assert files(tmp_path) == ["key", "new", "parts"]
     assert (tmp_path / "bucket" / "parts").read_bytes() == DATA * 2
     assert (tmp_path / "bucket" / "new").read_bytes() == DATA
@@ -146,7 +146,7 @@ def test_a_directory_that_cannot_be_looked_into_is_an_error(tmp_path: Path, monk
 def test_what_stands_was_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_parts: bool) -> None:
     """In a directory that may be written and not read, an object gets its name, and then its directory can't be synced."""
     store = provider(tmp_path)
-    body, checksum = BytesBody(DATA), crc32c.crc32c(DATA)
+    body, checksum = BytesBody(DATA), crc32c(DATA)
     upload = store.create_multipart("key")
     parts = [store.write_part(upload, 1, body)]
 

@@ -89,7 +89,7 @@ def test_a_stream_may_be_packed_as_well(call: Call, tmp_path: Path, packed: str)
             process.stdin.flush()
             time.sleep(0.01)
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     assert numbers(tmp_path) == list(range(100))
 
 
@@ -175,7 +175,7 @@ def test_of_streams_and_by_other_commands_too(call: Call, tmp_path: Path, kind: 
         stdin.write(FOREIGN[kind][0])
         stdin.seek(0)
         with start(command, *(["--source-id", "web"] if command == "run" else []), env=call.env, stdin=stdin) as process:
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert FOREIGN[kind][1] in stderr
 

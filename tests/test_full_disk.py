@@ -75,7 +75,7 @@ def test_the_quota_counts_what_others_have_not_sealed(tmp_path: Path) -> None:
 
 
 def test_a_full_spool_makes_record_wait_for_room(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path, room=RoomLimits(max_bytes=2 << 20, timeout=30))
+    spool = open_spool(tmp_path, room=RoomLimits(max_bytes=2 << 20, timeout=120))
     record(spool, [LINE] * 100)
     done = threading.Event()
 
@@ -87,13 +87,13 @@ def test_a_full_spool_makes_record_wait_for_room(tmp_path: Path) -> None:
     thread.start()
     assert not done.wait(0.5)
     spool.stored(claim(spool))
-    assert done.wait(5)
+    assert done.wait(120)
     thread.join()
     spool.close()
 
 
 def test_who_waits_for_room_is_told_when_the_spool_is_closed(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path, room=RoomLimits(max_bytes=1 << 20, timeout=60))
+    spool = open_spool(tmp_path, room=RoomLimits(max_bytes=1 << 20, timeout=120))
     record(spool, [LINE] * 60)
     raised: list[BaseException] = []
 
@@ -106,7 +106,7 @@ def test_who_waits_for_room_is_told_when_the_spool_is_closed(tmp_path: Path) -> 
     thread = threading.Thread(target=work)
     thread.start()
     spool.close()
-    thread.join(5)
+    thread.join(120)
     assert len(raised) == 1
 
 
@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_to_the_last_byte_loses_nothing_and_can_be_drained(t
         assert ballast.exists(), "only who sends needs it"
         with Backup.from_env(environment) as sender:  # it starts on the full disk
             assert not ballast.exists()
-            recorder.flush(30)
+            recorder.flush(120)
             assert sender.archiver is not None
             more = 300
             for _ in range(more):

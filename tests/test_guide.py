@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from generated import ROOT
+from projects import CORE, Environment, build, clean_environment
 from test_docs import BLOCK
-from test_wheels import CORE, Environment, build, clean_environment
 
 from jobs_backup import errors, hookspecs
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL

@@ -48,7 +48,7 @@ everything = pytest.mark.parametrize("name", [*CONFIGURATIONS, "sidecar-chart"])
 
 
 def helm(*arguments: str | Path) -> tuple[int, str]:
-    result = subprocess.run([HELM, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run([HELM, *arguments], capture_output=True, text=True, check=False, timeout=120)
     return result.returncode, result.stdout + result.stderr
 
 

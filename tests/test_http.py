@@ -148,7 +148,7 @@ class TestProcess:
 def _exchange(url: str, pieces: list[bytes]) -> bytes:
     """All that is answered until the server closes the connection, or has nothing more to say."""
     place = urlsplit(url)
-    with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+    with socket.create_connection((place.hostname, place.port), timeout=120) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answered = b""
         try:

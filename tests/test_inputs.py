@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 from buckets import events, file_environment, objects
-from commands import COMMAND, ndjson, numbers, run, start, summary
+from commands import COMMAND, ndjson, numbers, run, start, summary, wait_until_recorded
 from memory import peak_memory
+
+from jobs_backup.spool.disk import Ballast
+from jobs_backup.spool.status import read_status
 
 pytestmark = pytest.mark.slow  # a process or several for each test
 
@@ -48,13 +51,13 @@ def test_standard_input_from_a_file_is_a_stream(tmp_path: Path) -> None:
             ndjson(tmp_path / "in", 10, first=first).open() as stdin,
             start("run", "--source-id", "web", env=env, stdin=stdin) as process,
         ):
-            _, stderr = process.communicate(timeout=20)
+            _, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
         assert "not the file that it was" not in stderr
     with (tmp_path / "in").open() as stdin:
         os.lseek(stdin.fileno(), len('{"messageId":"10","n":10}\n') * 9, os.SEEK_SET)
         with start("run", "--source-id", "web", env=env, stdin=stdin) as process:
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
     assert numbers(tmp_path) == sorted([*range(10), *range(10, 20), *range(10, 20), 19])
 
 
@@ -67,7 +70,7 @@ def test_two_processes_read_their_own_standard_inputs(tmp_path: Path) -> None:
         while not list((tmp_path / "spool" / "blobs").glob("*.db")):
             time.sleep(0.02)
         assert summary("run", "--source-id", "web", env=env, stdin='{"n":2}\n')["events"] == 1
-        first.communicate(timeout=20)
+        first.communicate(timeout=120)
     assert first.returncode == 0
     assert numbers(tmp_path) == [1, 2]
 
@@ -101,7 +104,7 @@ def test_a_file_that_a_living_process_has_read_is_not_read_again(tmp_path: Path)
         while json.loads(run("status", "--json", env=env)[1] or '{"events": 0}')["events"] < 11:
             time.sleep(0.02)
         assert summary("run", file, "--source-id", "web", env=env)["events"] == 0
-        first.communicate(timeout=20)
+        first.communicate(timeout=120)
     assert first.returncode == 0
     assert numbers(tmp_path) == list(range(11))
 
@@ -266,14 +269,14 @@ def test_a_file_is_opened_when_its_turn_comes(tmp_path: Path) -> None:
     files = [ndjson(tmp_path / f"in-{number}", 1, first=number) for number in range(1, 4)]
     with start("run", "-", *files, "--source-id", "web", env=env, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
-        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
-            time.sleep(0.02)
-        time.sleep(0.2)
+        process.stdin.write('{"n":0}\n')
+        process.stdin.flush()
+        wait_until_recorded(tmp_path, 1)
         descriptors = Path(f"/proc/{process.pid}/fd")
         open_files = {descriptor.readlink() for descriptor in descriptors.iterdir() if descriptor.is_symlink()}
         assert not open_files & {*files}
         files[2].unlink()
-        _, stderr = process.communicate('{"n":0}\n', timeout=20)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert f"{files[2]}: No such file" in stderr
     assert numbers(tmp_path) == [0, 1, 2]
@@ -293,7 +296,7 @@ def test_a_named_pipe_without_a_writer_can_be_interrupted(tmp_path: Path) -> Non
             time.sleep(0.3)
             assert process.poll() is None
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
         assert process.returncode == 1
 
 
@@ -308,7 +311,7 @@ def test_a_line_that_is_too_long_is_put_aside_and_the_rest_goes_on(tmp_path: Pat
     def run_small(**options: Any) -> tuple[dict[str, Any], str]:
         result = subprocess.run(
             [*SMALL_LINES, "run", str(file), "--source-id", "web", "--json"],
-            env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True, check=False, timeout=60, **options,
+            env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True, check=False, timeout=120, **options,
         )  # fmt: skip
         found = json.loads(result.stdout)
         assert result.returncode == (3 if found["rejected"] else 0), result.stderr
@@ -346,7 +349,7 @@ def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
         "run", file, other, "--source-id", "web", "--json", env=env,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     ) as process:  # fmt: skip
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=120)
     assert "Traceback" not in stderr
     assert process.returncode == 1
     found = json.loads(stdout)
@@ -356,6 +359,16 @@ def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
     assert summary("run", file, other, "--source-id", "web", env=env)["events"] == 10_001 - before
     assert numbers(tmp_path) == list(range(10_001))
     assert objects(tmp_path)
+
+
+def wait_until_started(spool: Path) -> None:
+    """Until a process has written all that it writes when it starts to send."""
+    ballast = spool / "ballast"
+    while (
+        not ballast.exists() or ballast.stat().st_size < Ballast.SIZE or not any(one.sends for one in read_status(spool).processes)
+    ):
+        time.sleep(0.02)
+    time.sleep(0.3)
 
 
 @pytest.mark.parametrize("command", ["run", "archive"])
@@ -368,13 +381,12 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command
         if command == "run":
             process.stdin.write('{"n":1}\n')
             process.stdin.flush()
-        while not list((tmp_path / "spool" / "blobs").glob("*.db")):
-            time.sleep(0.02)
-        time.sleep(0.3)
+            wait_until_recorded(tmp_path, 1)
+        wait_until_started(tmp_path / "spool")
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))
         if command == "archive":
             process.terminate()
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=120)
     assert "Traceback" not in stderr
     assert process.returncode == (command == "run")
     assert ["disk" in problem for problem in json.loads(stdout)["problems"]][:1] == [True] * (command == "run")

@@ -60,7 +60,7 @@ def in_thread(call: Call) -> BaseException | None:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(120)
     return raised[0] if raised else TimeoutError("it waits for ever")
 
 
@@ -69,7 +69,7 @@ CALLS: dict[str, tuple[int, Callable[[Backup, list[int]], Call]]] = {
     "record_many": (3, lambda backup, jobs: lambda: backup.record_many([{"a": 1}] * 3, source_id="web")),
     "delivered": (3, lambda backup, jobs: lambda: backup.delivered(jobs)),
     "failed": (5, lambda backup, jobs: lambda: backup.failed(jobs[0], payload={}, error="no")),
-    "flush": (61, lambda backup, jobs: lambda: backup.flush(30)),
+    "flush": (61, lambda backup, jobs: lambda: backup.flush(120)),
 }
 
 

@@ -66,7 +66,7 @@ def visit(url: str, browser: str | None) -> Iterator[None]:
         try:
             yield
         finally:
-            process.communicate(timeout=60)  # ends its standard input
+            process.communicate(timeout=120)  # ends its standard input
 
 
 def recorded(sidecar: Sidecar) -> int:
@@ -77,7 +77,7 @@ def recorded(sidecar: Sidecar) -> int:
 
 
 def wait_for(sidecar: Sidecar, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while recorded(sidecar) < count and time.monotonic() < deadline:
         time.sleep(0.1)
 
@@ -124,7 +124,7 @@ def test_a_page_of_another_origin_sends_nothing(tmp_path: Path, site: str, brows
     keys = {"JOBS_BACKUP_SERVER_WRITE_KEYS": WRITE_KEYS, "JOBS_BACKUP_SERVER_CORS_ORIGINS": "https://other.example"}
     with serve({**file_environment(tmp_path), **keys}) as sidecar:
         with visit(f"{site}/?key=2abcKEY&url={sidecar.url}", browser):
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while b'status="403"' not in sidecar.get("/metrics").body and time.monotonic() < deadline:
                 time.sleep(0.1)
         assert b'status="403"' in sidecar.get("/metrics").body, "it has tried"

@@ -43,7 +43,7 @@ HOSTS: Final = [
 
 
 def _answers(address: str, port: int, path: str = "/readyz") -> bool:
-    with closing(http.client.HTTPConnection(address, port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection(address, port, timeout=120)) as connection:
         try:
             connection.request("GET", path)
             return connection.getresponse().status == 200
@@ -136,7 +136,7 @@ for line in process.stderr:
 else:
     raise SystemExit("it ended")
 for port in (int(found[1]),):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     headers = {"Authorization": "Bearer " + sys.argv[2], "Content-Type": "application/json"}
     connection.request("POST", "/v1/events?source_id=web", '{"messageId":"a"}', headers)
     assert connection.getresponse().status == 200
@@ -160,7 +160,7 @@ def _serve_and_record(tmp_path: Path, host: str, *prefix: str, **variables: str)
     env = file_environment(tmp_path, JOBS_BACKUP_SERVER_TOKEN=TOKEN, JOBS_BACKUP_METRICS_HOST=host, JOBS_BACKUP_METRICS_PORT="0")
     environment = {"PATH": os.environ["PATH"], **env, **variables}
     command = [*prefix, sys.executable, "-c", _PROGRAM, host, TOKEN]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
     assert [event["messageId"] for event in events(tmp_path)] == ["a"]
 

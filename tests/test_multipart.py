@@ -29,19 +29,19 @@ def record(env: dict[str, str]) -> None:
     with Backup.from_env(env) as backup:
         backup.record({"n": os.urandom(300_000).hex()}, source_id="web")
         with pytest.raises(JobsBackupError):
-            backup.flush(timeout=10)
+            backup.flush(timeout=120)
 
 
 def send(env: dict[str, str]) -> bool:
     """All that waits, and what is to be aborted."""
     with Backup.from_env(env) as backup:
         assert backup.archiver is not None
-        drained = backup.archiver.drain(10)
+        drained = backup.archiver.drain(120)
         return drained and aborted(backup)
 
 
 def aborted(backup: Backup) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while backup.spool.uploads.waiting() and time.monotonic() < deadline:
         time.sleep(0.02)
     return not backup.spool.uploads.waiting()
@@ -107,7 +107,7 @@ def test_where_the_last_part_completes_it_a_wrong_checksum_begins_another(tmp_pa
     env = file_environment(tmp_path, **FAST_RETRY | IN_PARTS)
     with Backup.from_env(env) as backup:
         backup.record({"n": os.urandom(300_000).hex()}, source_id="web")
-        backup.flush(timeout=20)
+        backup.flush(timeout=120)
         assert aborted(backup)
     assert (len(events(tmp_path)), len(seen), uploads(tmp_path)) == (1, 2, [])
 

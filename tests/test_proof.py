@@ -177,7 +177,7 @@ def waits(backup: Backup) -> JobsBackupError:
     """That nothing counts as stored, with something that can be done about it."""
     archiver = backup.archiver
     assert archiver is not None
-    assert archiver.drain(30)
+    assert archiver.drain(120)
     error = archiver.stuck
     assert error is not None
     assert archiver.sent.objects == 0
@@ -233,7 +233,7 @@ def test_a_file_that_exists_is_ours_only_if_it_has_our_bytes(tmp_path: Path, the
     path.rmdir() if path.is_dir() else path.unlink()
     with Backup.from_env(environment) as backup:
         assert backup.archiver is not None
-        assert backup.archiver.drain(30)
+        assert backup.archiver.drain(120)
     assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]
 
 

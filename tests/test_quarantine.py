@@ -246,7 +246,7 @@ def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFi
             Backup.from_env(environment),
             pytest.raises(SpoolCorrupt, match=f"{len(lost)} events were damaged"),
         ):
-            backup.flush(timeout=20)
+            backup.flush(timeout=120)
     assert [event["payload"]["n"] for event in events(tmp_path)] == [number for number in range(100) if number not in lost]
     assert "are set aside in quarantine/" in caplog.text
     assert [name.partition("/")[0] for name in left_over(tmp_path)] == ["quarantine"]

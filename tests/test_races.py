@@ -128,14 +128,14 @@ def test_what_fails_of_the_cleaning_up_makes_no_sent_batch_a_failed_one(tmp_path
     monkeypatch.setattr(BlobFiles, "remove", fails)
     with Backup.from_env(env) as backup:
         assert backup.archiver is not None
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not (backup.archiver.sent.objects or backup.archiver.failure) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert (backup.archiver.sent.objects, backup.archiver.failure) == (1, None)
     assert len(objects(tmp_path)) == 1
     monkeypatch.undo()
     with Backup.from_env(env) as backup:
-        backup.flush(20)
+        backup.flush(120)
     assert list((tmp_path / "spool" / "blobs").iterdir()) == []
 
 
@@ -223,7 +223,7 @@ def test_a_full_disk_for_what_is_set_aside_ends_no_thread(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "open", limited)
     with Backup.from_env(env) as backup:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not objects(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert [gzip.decompress(data) for data in objects(tmp_path).values()] == [b'{"n":2}\n'], "the other one goes on"

@@ -480,7 +480,7 @@ def test_it_grows_while_it_is_read(begun: Begun, tmp_path: Path) -> None:
     process, file, _ = begun
     with file.open("a") as more:
         more.writelines(f"{line}\n" for line in named(50_000, 100))
-    assert (ids_of(process), process.wait(60)) == (50_100, 0)
+    assert (ids_of(process), process.wait(120)) == (50_100, 0)
     assert set(ids_in(tmp_path).values()) == {1}
 
 
@@ -489,7 +489,7 @@ def test_it_is_replaced_while_it_is_read(begun: Begun, tmp_path: Path) -> None:
     process, file, env = begun
     (tmp_path / "new").write_text("".join(f"{line}\n" for line in named(60_000, 100)))
     (tmp_path / "new").replace(file)
-    assert (ids_of(process), process.wait(60)) == (50_000, 0)
+    assert (ids_of(process), process.wait(120)) == (50_000, 0)
     assert summary("run", file, "--source-id", "web", env=env)["events"] == 100
     assert (len(ids_in(tmp_path)), set(ids_in(tmp_path).values())) == (50_100, {1})
 
@@ -502,7 +502,7 @@ def test_it_is_truncated_while_it_is_read(begun: Begun, tmp_path: Path) -> None:
     recorded = ids_of(process)
     assert process.stderr is not None
     assert "was truncated while it was read" in process.stderr.read()
-    assert process.wait(60) == 1
+    assert process.wait(120) == 1
     assert 0 < recorded < 50_000
     file.write_text("".join(f"{line}\n" for line in named(60_000, 100)))
     found = summary("run", file, tmp_path / "copy", "--source-id", "web", env=env)
@@ -518,7 +518,7 @@ def test_the_same_content_is_not_read_by_two_processes(begun: Begun, tmp_path: P
     (tmp_path / "packed").write_bytes(gzip.compress(file.read_bytes(), 1))
     code, _, stderr = run("run", tmp_path / "hard", tmp_path / "packed", "--source-id", "web", env=env)
     assert (code, stderr.count("another process is reading it")) == (1, 2)
-    assert (ids_of(process), process.wait(60)) == (50_000, 0)
+    assert (ids_of(process), process.wait(120)) == (50_000, 0)
     assert summary("run", tmp_path / "hard", tmp_path / "packed", "--source-id", "web", env=env)["events"] == 0
 
 

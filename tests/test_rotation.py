@@ -143,7 +143,7 @@ def test_many_threads_meet_an_expiry_at_once(store_that_rotates: Rotating, share
     at_once = threading.Barrier(8)
 
     def write(number: int) -> None:
-        at_once.wait(20)
+        at_once.wait(120)
         try:
             hooks.write(f"key{number}", b"data")
         except Unauthenticated:
@@ -182,11 +182,11 @@ def test_a_backup_that_lives_on_sends_with_the_new_keys(
     }  # fmt: skip
     with Backup.from_env(environment) as backup:
         backup.record({"n": 1}, source_id="web")
-        backup.flush(30)
+        backup.flush(120)
         store_that_rotates.good = NEW
         shared(NEW)
         backup.record({"n": 2}, source_id="web")
-        backup.flush(30)
+        backup.flush(120)
         assert backup.archiver is not None
         assert backup.archiver.sent.objects == 2
     assert store_that_rotates.signers() == [OLD, OLD, NEW]

@@ -37,7 +37,7 @@ class TestPerProcess:
         start = threading.Barrier(16)
 
         def get(number: int) -> object:
-            start.wait(10)
+            start.wait(120)
             return clients.get("key" if number % 2 else "other key")
 
         with ThreadPoolExecutor(16) as pool:
@@ -52,14 +52,14 @@ class TestPerProcess:
         def make(slow: bool) -> int:
             if slow:
                 entered.set()
-                end.wait(10)
+                end.wait(120)
             return os.getpid()
 
         clients = PerProcess(make)
         assert clients.get(False) == os.getpid()
         thread = threading.Thread(target=clients.get, args=(True,))
         thread.start()
-        entered.wait(10)
+        entered.wait(120)
         if not (child := os.fork()):
             end.set()
             os._exit(0 if {clients.get(False), clients.get(True)} == {os.getpid()} else 1)

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import crc32c
 import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
 from click.testing import CliRunner
@@ -27,6 +26,7 @@ from servers import certificate
 from test_fuzz import CAMPAIGN
 
 from jobs_backup import Backup, DestinationPaused, Event, InvalidEvent
+from jobs_backup.checksum import crc32c
 from jobs_backup.cli import cli
 from jobs_backup.errors import ConfigurationError, JobsBackupError, UploadGone
 from jobs_backup.file_provider import FileProvider
@@ -65,7 +65,7 @@ def test_whatever_the_umask_the_spool_is_its_owners_alone(tmp_path: Path, monkey
         assert {"catalog.db", "catalog.db-wal", "catalog.db-shm", "blobs", "locks", "rejects"} <= names
         assert any(name.endswith(".db-wal") and name != "catalog.db-wal" for name in names)
         assert too_open(spool) == {}
-        backup.flush(timeout=10)
+        backup.flush(timeout=120)
         assert too_open(spool) == {}
     for name, text in environment.items():
         monkeypatch.setenv(name, text)
@@ -85,7 +85,7 @@ def test_whatever_the_umask_objects_are_their_owners_alone(tmp_path: Path) -> No
     bucket = tmp_path / "bucket"
     assert too_open(bucket).keys() == {str(bucket)}  # which is not of our making
     assert len(list(bucket.rglob("*"))) == 6
-    provider.complete_multipart(upload, [provider.write_part(upload, 1, BytesBody(b"two"))], 3, crc32c.crc32c(b"two"), True)
+    provider.complete_multipart(upload, [provider.write_part(upload, 1, BytesBody(b"two"))], 3, crc32c(b"two"), True)
     assert too_open(bucket).keys() == {str(bucket)}
 
 
@@ -189,7 +189,7 @@ def use(backup: Backup, heard: Heard) -> None:
     except InvalidEvent as error:
         heard.raised(error)
     try:
-        backup.flush(timeout=10)
+        backup.flush(timeout=120)
     except (DestinationPaused, TimeoutError) as error:
         heard.raised(error)
         heard.raised(getattr(error, "cause", None))
@@ -359,7 +359,7 @@ def test_a_damaged_spool_shows_no_payload(tmp_path: Path, heard: Heard) -> None:
         database.close()
         with Backup.from_env(environment) as backup:
             assert backup.archiver is not None
-            backup.archiver.drain(10)
+            backup.archiver.drain(120)
             for error in backup.spool.unreadable:
                 heard.raised(error)
             heard.said += [repr(backup.spool.waiting())]
@@ -380,7 +380,7 @@ os._exit(9)
 
 def kill_after_recording(environment: Mapping[str, str]) -> None:
     arguments = [sys.executable, "-c", DYING, json.dumps(dict(environment)), json.dumps({"userId": USER, "text": PAYLOAD})]
-    assert subprocess.run(arguments, check=False, timeout=60).returncode == 9
+    assert subprocess.run(arguments, check=False, timeout=120).returncode == 9
 
 
 @pytest.mark.slow
@@ -410,7 +410,7 @@ def test_the_command_shows_no_secret(tmp_path: Path, fault: str) -> None:
             ["providers", "S3"],
         ):
             with start(*arguments, env=env) as process:
-                stdout, stderr = process.communicate(timeout=60)
+                stdout, stderr = process.communicate(timeout=120)
             assert "Traceback" not in stderr
             assert process.returncode in (0, 1, 3), stderr
             said += [stdout, stderr]
@@ -436,7 +436,7 @@ def test_the_progress_display_shows_an_error_as_it_is(tmp_path: Path, monkeypatc
     with Backup.from_env(environment) as backup:
         backup.record({}, source_id="web")
         with pytest.raises(DestinationPaused):
-            backup.flush(timeout=10)
+            backup.flush(timeout=120)
         terminal = Terminal(backup, [], "events")
         terminal.look()
         with terminal._bars.console.capture() as captured:
@@ -465,7 +465,7 @@ def directory_provider(directory: Path) -> FileProvider:
 
 
 def write(provider: FileProvider, key: str, *, if_absent: bool = True) -> None:
-    provider.write(key, BytesBody(b"data"), crc32c.crc32c(b"data"), if_absent)
+    provider.write(key, BytesBody(b"data"), crc32c(b"data"), if_absent)
 
 
 @pytest.fixture
@@ -552,7 +552,7 @@ def test_a_link_in_the_place_of_an_upload_is_none(tmp_path: Path, elsewhere: Pat
     with pytest.raises(UploadGone):
         provider.write_part(upload, 1, BytesBody(b"data"))
     with pytest.raises(UploadGone):
-        provider.complete_multipart(upload, [part], 4, crc32c.crc32c(b"data"), True)
+        provider.complete_multipart(upload, [part], 4, crc32c(b"data"), True)
     assert provider.abort_multipart(upload).outcome is Outcome.GONE
 
 
@@ -579,7 +579,7 @@ def test_a_source_that_is_called_like_the_work_directory_holds_nothing_up(tmp_pa
     with Backup.from_env(file_environment(tmp_path)) as backup:
         for source in (".jobs-backup", "..", "/", "~", "web"):
             backup.record({"source": source}, source_id=source)
-        backup.flush(timeout=10)
+        backup.flush(timeout=120)
     assert {event["payload"]["source"] for event in events(tmp_path)} == {".jobs-backup", "..", "/", "~", "web"}
 
 

@@ -87,7 +87,7 @@ class TestRecord:
             _, stderr = sidecar.end()
         (line,) = [one for one in map(json.loads, stderr.splitlines()) if one.get("request_id") == "order-17"]
         assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/events", 200)
-        assert 0 < line["seconds"] < 10
+        assert line["seconds"] > 0
         assert "canary" not in stderr
 
 
@@ -214,10 +214,10 @@ class TestBounds:
                 f"POST /v1/events?source_id=web HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
                 f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             )
-            with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            with socket.create_connection((parts.hostname, parts.port), timeout=120) as connection:
                 connection.sendall(head.encode() + body[:10])
-                time.sleep(0.3)
-                answer = sidecar.post("/v1/events?source_id=web", body)
+                while (answer := sidecar.post("/v1/events?source_id=web", body)).status == 200:
+                    time.sleep(0.02)  # the server has not read the other one's head yet
                 assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "Busy", "1")
                 connection.sendall(body[10:])
                 assert _receive(connection).startswith(b"HTTP/1.1 200")
@@ -229,7 +229,7 @@ class TestBounds:
             sidecar.post("/v1/events?source_id=web", [{"a": "x" * 100}] * 50)
             answer = sidecar.post("/v1/events?source_id=web", {})
             assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "SpoolFull", "5")
-            until = time.monotonic() + 20
+            until = time.monotonic() + 120
             while sidecar.get("/readyz").status != 503 and time.monotonic() < until:
                 time.sleep(0.1)  # what was sealed meanwhile is counted at the next look
             assert sidecar.get("/readyz").status == 503
@@ -247,18 +247,16 @@ class TestBounds:
     def test_a_slow_client_is_cut(self, env: dict[str, str], sent: bytes) -> None:
         with serve(env, JOBS_BACKUP_SERVER_READ_TIMEOUT="300ms") as sidecar:
             parts = urlsplit(sidecar.url)
-            begun = time.monotonic()
-            with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            with socket.create_connection((parts.hostname, parts.port), timeout=120) as connection:
                 connection.sendall(sent)
                 answer = b""
                 while data := _receive(connection):
                     answer += data
-            assert time.monotonic() - begun < 10
             assert answer == b"" or b" 408 " in answer
 
     def test_a_head_that_never_ends_is_cut(self, sidecar: Sidecar) -> None:
         parts = urlsplit(sidecar.url)
-        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        with socket.create_connection((parts.hostname, parts.port), timeout=120) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
             with pytest.raises(OSError, match=r"reset|[Bb]roken"):  # noqa: PT012 - which of them, the sockets decide
                 for _ in range(1000):
@@ -269,7 +267,7 @@ class TestBounds:
 def exchange(sidecar: Sidecar, *pieces: bytes) -> bytes:
     """All that is answered to what is sent, a piece at a time."""
     url = urlsplit(sidecar.url)
-    with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
+    with socket.create_connection((url.hostname, url.port), timeout=120) as connection:
         for piece in pieces:
             connection.sendall(piece)
             time.sleep(0.05)
@@ -316,7 +314,7 @@ class TestUpgrade:
 class TestConnections:
     def test_a_trailer_takes_no_memory(self, sidecar: Sidecar) -> None:
         url = urlsplit(sidecar.url)
-        with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
+        with socket.create_connection((url.hostname, url.port), timeout=120) as connection:
             connection.sendall(b"POST /v1/events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
             with pytest.raises(OSError, match=r"reset|pipe|Broken"):  # noqa: PT012 - until it is cut
                 for number in range(1000):
@@ -333,8 +331,8 @@ class TestConnections:
         with serve(env, JOBS_BACKUP_SERVER_MAX_CONNECTIONS="5") as sidecar, contextlib.ExitStack() as stack:
             url = urlsplit(sidecar.url)
             place = (url.hostname, url.port)
-            opened = [stack.enter_context(socket.create_connection(place, timeout=5)) for _ in range(200)]
-            left, deadline = set(opened), time.monotonic() + 20
+            opened = [stack.enter_context(socket.create_connection(place, timeout=120)) for _ in range(200)]
+            left, deadline = set(opened), time.monotonic() + 120
             while len(left) > 5 and time.monotonic() < deadline:
                 time.sleep(0.1)
                 left -= set(select.select([*left], [], [], 0)[0])  # there is an end to be read
@@ -348,7 +346,7 @@ class TestConnections:
         head = OFFER.partition(b"Connection:")[0] + b"Content-Length: 17\r\nExpect: 100-continue\r\n\r\n"
         with serve(env, JOBS_BACKUP_SERVER_MAX_CONNECTIONS="3") as sidecar, contextlib.ExitStack() as stack:
             url = urlsplit(sidecar.url)
-            opened = [stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=20)) for _ in range(3)]
+            opened = [stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=120)) for _ in range(3)]
             for one in opened:
                 one.sendall(head)
                 assert _receive(one).startswith(b"HTTP/1.1 100")
@@ -373,7 +371,7 @@ class TestConnections:
             with serve_with_few_files(env, 600) as sidecar, contextlib.ExitStack() as stack:
                 url = urlsplit(sidecar.url)
                 for _ in range(10_000):
-                    one = stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=20))
+                    one = stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=120))
                     one.sendall(LAST.replace(b"close", b"keep-alive"))
                     assert _receive(one).startswith(b"HTTP/1.1 200")
                 assert sidecar.post("/v1/events?source_id=web", {"messageId": "a"}).status == 200
@@ -479,16 +477,17 @@ class TestEnd:
             f"POST /v1/events?source_id=web HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        with socket.create_connection((parts.hostname, parts.port), timeout=120) as connection:
             connection.sendall(head.encode() + body[:5])
-            time.sleep(0.3)
+            assert sidecar.get("/healthz").status == 200, "what was sent before this has been read"
             sidecar.process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection((parts.hostname, parts.port), timeout=5)
+            with pytest.raises(ConnectionRefusedError):  # noqa: PT012 - sooner or later
+                while True:
+                    socket.create_connection((parts.hostname, parts.port), timeout=120).close()
+                    time.sleep(0.02)
             connection.sendall(body[5:])
             assert _receive(connection).startswith(b"HTTP/1.1 200")
-        _, stderr = sidecar.process.communicate(timeout=30)
+        _, stderr = sidecar.process.communicate(timeout=120)
         assert sidecar.process.returncode == 0, stderr
         assert recorded(tmp_path) == ["late"]
 
@@ -497,7 +496,7 @@ class TestEnd:
         for _ in range(3):
             assert sidecar.post("/v1/failures", {"sourceId": "web", "payload": {}, "error": "no"}).status == 200
         sidecar.process.send_signal(signal.SIGTERM)
-        _, stderr = sidecar.process.communicate(timeout=30)
+        _, stderr = sidecar.process.communicate(timeout=120)
         assert "1 events recorded; 4 events in 2 objects" in stderr
 
     def test_killed_it_has_what_it_answered(self, env: dict[str, str], tmp_path: Path) -> None:

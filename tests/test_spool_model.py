@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-import crc32c
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from spools import position
 
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
 from jobs_backup.spool import DueObject, Spool
@@ -922,7 +922,7 @@ class Model(RuleBasedStateMachine):
         data = b"".join(data for _, _, data in self.chunks(row.blobs, id_))
         assert self.frozen.setdefault(id_, (row.seal, data)) == (row.seal, data), "it was frozen"
         events, size, checksum, _, _ = row.seal
-        assert (len(data), crc32c.crc32c(data), len(split(gzip.decompress(data)))) == (size, checksum, events)
+        assert (len(data), crc32c(data), len(split(gzip.decompress(data)))) == (size, checksum, events)
         assert events
         known = {line for job, line in self.acknowledged.items() if batch_of(job) == id_}
         doubted = {

@@ -100,7 +100,7 @@ def test_a_living_archiver_tells_why_it_is_paused(tmp_path: Path) -> None:
     with Backup.from_env(environment) as backup:
         backup.record({"a": 1}, source_id="web")
         with pytest.raises(DestinationPaused):
-            backup.flush(timeout=10)
+            backup.flush(timeout=120)
         (destination,) = as_json(tmp_path / "spool")["destinations"]
         assert destination["error"].startswith("there is no directory")
         assert 0 < destination["paused"] <= 5

@@ -161,7 +161,7 @@ def waits(backup: Backup) -> JobsBackupError:
     """That nothing counts as stored, with something that can be done about it."""
     archiver = backup.archiver
     assert archiver is not None
-    assert archiver.drain(30)
+    assert archiver.drain(120)
     error = archiver.stuck
     assert error is not None
     assert archiver.sent.objects == 0
@@ -175,7 +175,7 @@ def record(backup: Backup) -> JobsBackupError:
     """An event that is not stored, and `flush` says so."""
     backup.record({"n": 1, "x": LARGE}, source_id="web")
     with pytest.raises(DestinationPaused) as caught:
-        backup.flush(timeout=30)
+        backup.flush(timeout=120)
     assert caught.value.hint
     return waits(backup)
 
@@ -185,7 +185,7 @@ def arrives(at: Bucket, tmp_path: Path, variables: Mapping[str, str]) -> None:
     at.proxy.clear()
     with opened(at, tmp_path, **variables) as backup:
         assert backup.archiver is not None
-        assert backup.archiver.drain(30)
+        assert backup.archiver.drain(120)
         assert not backup.spool.waiting()
     assert at.events() == [1]
 
@@ -232,7 +232,7 @@ def test_exists_in_the_stores_own_words_is_stored(at: Bucket, tmp_path: Path) ->
     at.proxy.fail(get, method="GET", times=ALWAYS)
     with opened(at, tmp_path) as backup:
         backup.record({"n": 1}, source_id="web")
-        backup.flush(30)
+        backup.flush(120)
         assert backup.archiver is not None
         assert backup.archiver.sent.objects == 1
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from generated import ROOT
+from projects import CORE, S3, Environment, build, clean_environment
 from servers import REGION, weed
 from test_docs import blocks
-from test_wheels import CORE, S3, Environment, build, clean_environment
 
 pytestmark = pytest.mark.slow
 

@@ -100,7 +100,7 @@ def write(provider: str, env: dict[str, str]) -> JobsBackupError:
     with pytest.raises(JobsBackupError) as caught:
         hooks.write(
             key="key", body=BytesBody(BODY), size=len(BODY), checksum=crc32c(BODY), content_type="application/gzip", metadata={},
-            if_absent=True, timeout=10.0,
+            if_absent=True, timeout=120,
         )  # fmt: skip
     return caught.value
 

@@ -47,7 +47,7 @@ def turns(disk: Disk) -> Turns[int]:
 
 
 def wait_for(turns: Turns[int], waiting: int) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while len(turns._waiting) < waiting:
         assert time.monotonic() < until
         time.sleep(0.001)
@@ -74,7 +74,7 @@ def start(turns: Turns[int], *items: int, errors: list[BaseException] | None = N
 
 def join(threads: list[threading.Thread]) -> None:
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
         assert not thread.is_alive()
 
 

@@ -76,7 +76,7 @@ def record(variables: Mapping[str, str], payload: Mapping[str, object], *, archi
     with Backup.from_env(variables, archive=archive) as backup:
         backup.record(dict(payload), source_id="web")
         if archive:
-            backup.flush(timeout=20)
+            backup.flush(timeout=120)
 
 
 def destination(variables: Mapping[str, str]) -> Destination:
@@ -157,7 +157,7 @@ def test_without_its_wrappers_a_batch_waits_and_keeps_no_other_back(tmp_path: Pa
     record(environment(tmp_path, "inner,outer"), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, then)) as backup:
         backup.record({"n": 2}, source_id="web")
-        backup.flush(timeout=20)  # the other one is not of this process
+        backup.flush(timeout=120)  # the other one is not of this process
         (waiting,) = backup.spool.waiting()
         assert why in waiting.error
         assert "JOBS_BACKUP_WRAPPERS" in waiting.hint
@@ -166,7 +166,7 @@ def test_without_its_wrappers_a_batch_waits_and_keeps_no_other_back(tmp_path: Pa
     assert len(objects()) == 1
     with Backup.from_env(environment(tmp_path, "inner,outer")) as backup:
         assert backup.archiver is not None
-        backup.archiver.drain(20)
+        backup.archiver.drain(120)
     assert sorted(key.partition(".")[2] for key in objects()) == sorted(
         ["json.gz.xa.xb", "json.gz" + {"": "", "outer": ".xb", "outer,inner": ".xb.xa"}[then]]
     )
@@ -221,7 +221,7 @@ def test_what_is_damaged_in_the_spool_is_not_covered_up(tmp_path: Path) -> None:
     db.close()
     with Backup.from_env(environment(tmp_path, "inner")) as backup:
         assert backup.archiver is not None
-        backup.archiver.drain(20)
+        backup.archiver.drain(120)
         assert len(backup.spool.quarantined()) == 1
     assert objects() == {}
 
@@ -233,7 +233,7 @@ def test_what_a_wrapper_raises_before_the_call_counts_as_the_hooks_error(tmp_pat
     Failing.before[:] = [Unavailable("no answer"), StorageError("a fault")]
     with Backup.from_env(environment(tmp_path, "failing,first")) as backup:
         backup.record({"n": 1}, source_id="web")
-        backup.flush(timeout=20)
+        backup.flush(timeout=120)
         assert backup.destination.attempts == {
             ("write", "Unavailable"): 1,
             ("write", "StorageError"): 1,
@@ -266,7 +266,7 @@ def test_a_permanent_error_of_a_wrapper_pauses_the_destination(tmp_path: Path) -
     with Backup.from_env(environment(tmp_path, "failing")) as backup:
         backup.record({"n": 1}, source_id="web")
         with pytest.raises(DestinationPaused):
-            backup.flush(timeout=20)
+            backup.flush(timeout=120)
 
 
 def test_an_error_that_is_none_of_ours_names_the_wrappers_and_hides_secrets(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_body_that_can_not_be_opened(tmp_path: Path, raised: Exception, expect
     Failing.opening[:] = [raised]  # and the next attempt gets it through
     with Backup.from_env(environment(tmp_path, "inner,failing")) as backup:
         backup.spool.release(claim.batch, StorageError("x"), delay=0)
-        backup.flush(timeout=20)
+        backup.flush(timeout=120)
 
 
 # Form
@@ -470,7 +470,7 @@ def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) 
     db.close()
     with Backup.from_env(environment(tmp_path, "inner")) as backup:
         assert backup.archiver is not None
-        backup.archiver.drain(5)
+        backup.archiver.drain(120)
         (waiting,) = backup.spool.waiting()
         assert "what comes to the wrappers is not what was sealed" in waiting.error
     assert objects() == {}
@@ -507,7 +507,7 @@ def test_an_upload_that_a_wrapper_loses_is_aborted(tmp_path: Path) -> None:
     MemoryProvider.uploads.clear()
     with Backup.from_env(environment(tmp_path, "failing", JOBS_BACKUP_MULTIPART_THRESHOLD="1")) as backup:
         backup.record({"n": 1}, source_id="web")
-        backup.flush(timeout=20)
+        backup.flush(timeout=120)
     assert len(objects()) == 1
     assert MemoryProvider.uploads == {}
 

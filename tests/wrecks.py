@@ -175,7 +175,7 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
         "position": lambda name, at: backup.keep([_position(name, at)]),
         "check_room": backup.check_room,
         "trouble": lambda: backup.trouble,
-        "flush": lambda: backup.flush(20),
+        "flush": lambda: backup.flush(120),
         "close": backup.close,
     }
     while True:

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-import crc32c
 import msgspec
 
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, BucketNotFound, IntegrityError, ObjectNotFound, SpoolCorrupt, Unavailable, UploadGone
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Outcome, Page, Part, Policy, Upload, WriteReceipt
@@ -29,7 +29,7 @@ class LosesTheLastPart(MemoryProvider):
     @hookimpl
     def complete_multipart(self, upload: Upload, parts: Sequence[Part], if_absent: bool) -> WriteReceipt:
         data = b"".join(self.begun(upload).parts[part.number] for part in parts[:-1])
-        return self.publish(upload.key, data, crc32c.crc32c(data), if_absent=if_absent)
+        return self.publish(upload.key, data, crc32c(data), if_absent=if_absent)
 
 
 class Overwrites(MemoryProvider):
@@ -132,7 +132,7 @@ class PublishesWhatIsShort(MemoryProvider):
     def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
         with body.open() as reader:
             data = reader.read()
-        return self.publish(key, data, checksum or crc32c.crc32c(data), if_absent=if_absent)
+        return self.publish(key, data, checksum or crc32c(data), if_absent=if_absent)
 
 
 class PublishesParts(MemoryProvider):

@@ -12,6 +12,7 @@ import click
 from benchmarks import report
 from benchmarks.runner import Bench
 from benchmarks.scenarios import acknowledge, compression, end_to_end, hooks, memory, record, recovery, size, startup, upload
+from reaper import watch
 
 SCENARIOS: Final[dict[str, Callable[[Bench], None]]] = {
     one.NAME: one.run for one in (end_to_end, record, upload, recovery, acknowledge, startup, memory, hooks, size, compression)
@@ -53,4 +54,5 @@ def main(
 
 
 if __name__ == "__main__":
+    watch()
     main()

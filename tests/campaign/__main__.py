@@ -15,6 +15,7 @@ from campaign import clocks
 from campaign.checks import Figures
 from campaign.points import KILLS
 from campaign.runner import Crew, Plan, on_file, on_s3
+from reaper import watch
 from servers import weed
 
 
@@ -97,4 +98,5 @@ def _unused(provider: str, figures: Figures) -> list[str]:
 
 
 if __name__ == "__main__":
+    watch()
     main()

@@ -58,7 +58,7 @@ class Clients:
                 self.answered += 1
 
     def _post(self, id_: str) -> int:
-        with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)) as connection:
             connection.request("POST", "/", json.dumps({"messageId": id_}))
             answer = connection.getresponse()
             answer.read()

@@ -18,6 +18,7 @@ from faults.runner import Violation
 from faults.sabotage import ALL, Sabotage, find
 from faults.scenarios import SCENARIOS
 from faults.sweep import ERRORS, KINDS, Figures, Plan, sweep
+from reaper import watch
 
 _HEAD = ("command", "kind", "counted", "places", "runs", "reached", "cautious", "violations")
 
@@ -119,4 +120,5 @@ def _show(found: Iterable[Figures], seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    watch()
     main()

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from buckets import events as recorded
 from buckets import file_environment
 from commands import run
+from reaper import watch
 from serving import serve
 
 
@@ -53,13 +54,15 @@ def load(directory: Path, *, seconds: float, kills: int, connections: int, event
         port = first.url.rpartition(":")[2]
         arguments = [first.url, f"--seconds={seconds}", f"--connections={connections}", f"--events={events}"]
         client = subprocess.Popen([sys.executable, "-m", "load.client", *arguments], stdout=subprocess.PIPE, text=True)
+        assert client.stdout is not None
+        client.stdout.readline()  # the first event was acknowledged
         begun, sidecar = time.monotonic(), first
         for at in times:
             time.sleep(max(0.0, begun + at - time.monotonic()))
             sidecar.process.kill()
             sidecar.process.communicate()
             sidecar = stack.enter_context(serve(env, "--port", port))
-        output, _ = client.communicate(timeout=seconds + 60)
+        output, _ = client.communicate(timeout=seconds + 240)
         sidecar.process.terminate()
         sidecar.process.communicate(timeout=60)
     run("archive", "--once", env=env)
@@ -108,4 +111,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    watch()
     main()

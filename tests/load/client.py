@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
 from array import array
@@ -19,10 +20,11 @@ from jobs_backup.testing.events import events
 
 
 class Client:
-    def __init__(self, url: str, *, until: float, per_request: int) -> None:
+    def __init__(self, url: str, *, seconds: float, per_request: int) -> None:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "", parts.port or 0
-        self.until = until
+        self.seconds_left = seconds
+        self.until = math.inf  # the time begins with the first answer
         self.per_request = per_request
         self.next = 0
         self.acknowledged: list[int] = []  # numbers of requests
@@ -73,6 +75,10 @@ class Client:
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if status != 200:
             return False
+        if not self.acknowledged:
+            self.until = time.monotonic() + self.seconds_left
+            sys.stdout.write("begun\n")
+            sys.stdout.flush()
         self.seconds.append(time.perf_counter() - begun)
         self.acknowledged.append(number)
         return True
@@ -91,7 +97,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, required=True)
     parser.add_argument("--events", type=int, required=True)
     options = parser.parse_args()
-    client = Client(options.url, until=time.monotonic() + options.seconds, per_request=options.events)
+    client = Client(options.url, seconds=options.seconds, per_request=options.events)
     asyncio.run(client.run(options.connections))
     latencies = sorted(client.seconds)
     told = {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,10 +62,19 @@ _MODULES = {
 }  # all others are errors
 
 
+def why_not_here() -> str:
+    """Why it cannot run on this platform; empty where it can."""
+    if importlib.util.find_spec("fcntl") is not None:
+        return ""
+    return "it runs on Linux and macOS only: on Windows, use WSL 2 or a container"
+
+
 def __getattr__(name: str) -> object:
     # A name is imported when it is first used: a provider needs the contract alone, and `jobs-backup --version` nothing at all.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if reason := why_not_here():
+        raise ImportError(f"jobs_backup cannot be used here: {reason}")
     module = _MODULES.get(name, "errors")
     value: object = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value

@@ -1,10 +1,10 @@
-"""CRC-32C (Castagnoli), with which bytes are checked on all of their way."""
+"""CRC-32C (Castagnoli), which protects every byte from the spool to the bucket."""
 
 from __future__ import annotations
 
+from fastcrc.crc32 import iscsi
+
 
 def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
-    """Of these bytes, behind others whose checksum is `value`; an unsigned integer of 32 bits."""
-    from crc32c import crc32c as calculate  # noqa: PLC0415 - slow to import, and not needed by all who import this package
-
-    return calculate(data, value)
+    """Checksum of these bytes, continuing from `value`, the checksum of what precedes them; an unsigned integer of 32 bits."""
+    return iscsi(data, value)

@@ -17,7 +17,7 @@ def sync_file(descriptor: int) -> None:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync(2) of macOS may leave the bytes in the drive's cache
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL):
+            if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
                 raise  # else the file system has only the weaker call
     os.fsync(descriptor)
 

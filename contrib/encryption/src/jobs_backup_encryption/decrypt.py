@@ -41,7 +41,7 @@ def main(file: Path) -> None:
 
     \b
     Example:
-      jobs-backup-decrypt 1772600767_1772600776_ws_0b1f6a0e.json.gz.enc | zcat
+      jobs-backup-decrypt 1772600767_1772600776_ws_0b1f6a0e.json.gz.enc | gzip -dc
     """
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - another file may have its number
         _end("standard output is closed", _MISUSED)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from jobs_backup.fsync import sync_directory
+from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.spool.database import database_errors
 
 
@@ -44,7 +44,7 @@ class Rejects:
         if self._file is not None and not self._synced:
             with database_errors(self.path):
                 self._file.flush()
-                os.fsync(self._file.fileno())
+                sync_file(self._file.fileno())
             self._synced = True
         return self._size
 

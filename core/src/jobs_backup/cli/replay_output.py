@@ -14,7 +14,7 @@ import msgspec
 
 from jobs_backup.cli.output import Output
 from jobs_backup.errors import ConfigurationError, JobsBackupError
-from jobs_backup.fsync import sync_directory
+from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.replay import Query, Replay
 
 _GRACE_SECONDS: Final = 1.0
@@ -141,7 +141,7 @@ class OutputFile:
         if replay.damaged:
             return
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
         new = self._note.with_name(self._note.name + ".new")
         position = _Position(self._asked, self.query, replay.cursor, self._file.tell(), replay.events, replay.unwrapped)
         new.write_bytes(msgspec.json.encode(position))
@@ -149,7 +149,7 @@ class OutputFile:
 
     def _finish(self) -> None:
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
         self.part.replace(self._path)  # before others may have the lock
         self._file.close()
         self._note.unlink(missing_ok=True)

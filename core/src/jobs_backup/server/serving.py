@@ -121,7 +121,10 @@ def _room_for(connections: int) -> int:
         return connections
     limit = connections + others if hard == resource.RLIM_INFINITY else min(connections + others, hard)
     limit = max(soft, limit)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    except (ValueError, OSError):  # macOS has a lower limit of its own, which no call tells
+        limit = soft
     room = min(connections, max(limit - others, limit // 4))
     if room < connections:
         log.warning(

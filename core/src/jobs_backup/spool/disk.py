@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -71,7 +72,7 @@ def _sync_names(directory: Path) -> None:
         try:
             sync_directory(parent)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS):
                 return
             raise
 
@@ -161,9 +162,23 @@ class Ballast:
     def _make(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, self.SIZE)
+            _allocate(descriptor, self.SIZE)
         except BaseException:
             self._path.unlink(missing_ok=True)
             raise
         finally:
             os.close(descriptor)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Have an empty file take up this much space. macOS has no call for it, nor has every file system: there it is written."""
+    if sys.platform != "darwin" and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    block = memoryview(bytes(1 << 20))
+    while size > 0:
+        size -= os.write(descriptor, block[:size])

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import BinaryIO, Final, Protocol, Self, TypeVar
 
-import crc32c
-
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.model import AbortReceipt, Body, BytesBody, DeleteReceipt, Outcome, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.providers import Loaded, load
@@ -86,7 +85,7 @@ class Hooks:
         upload = self._hook.create_multipart(
             key=key,
             size=len(whole),
-            checksum=crc32c.crc32c(whole) if checksum is None else checksum,
+            checksum=crc32c(whole) if checksum is None else checksum,
             content_type="application/gzip",
             metadata=_METADATA,
             if_absent=if_absent,
@@ -116,7 +115,7 @@ class Hooks:
             upload=upload,
             parts=sorted(parts, key=lambda part: part.number),
             size=len(whole),
-            checksum=crc32c.crc32c(whole) if checksum is None else checksum,
+            checksum=crc32c(whole) if checksum is None else checksum,
             if_absent=if_absent,
             timeout=self._timeout,
         )

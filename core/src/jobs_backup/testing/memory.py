@@ -16,10 +16,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Final, Self
 
-import crc32c
 import msgspec
 
 from jobs_backup import providers
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, BucketNotFound, IntegrityError, ObjectNotFound, UploadGone
 from jobs_backup.hookspecs import MULTIPART, hookimpl
 from jobs_backup.model import (
@@ -96,7 +96,7 @@ class MemoryProvider:
         data = _bytes(body, size)
         with self.lock:
             self.begun(upload).parts[number] = data
-        return Part(number=number, crc32c=crc32c.crc32c(data))
+        return Part(number=number, crc32c=crc32c(data))
 
     @hookimpl
     def complete_multipart(self, upload: Upload, parts: Sequence[Part], checksum: int, if_absent: bool) -> WriteReceipt:
@@ -140,7 +140,7 @@ class MemoryProvider:
 
     def publish(self, key: str, data: bytes, checksum: int, *, if_absent: bool) -> WriteReceipt:
         """Make an object, whole or not at all."""
-        if crc32c.crc32c(data) != checksum:
+        if crc32c(data) != checksum:
             raise IntegrityError(f"the bytes of {key} are not those that the checksum was made of")
         with self.lock:
             if if_absent and key in self.objects:

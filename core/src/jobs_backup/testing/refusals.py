@@ -14,9 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
-import crc32c
 import pytest
 
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     AlreadyExists,
     IntegrityError,
@@ -220,7 +220,7 @@ class RefusalConformance(ABC):
             hooks.write("other", failing, checksum=0)
         assert (failing.failures, failing.unclosed) == (1, 0)
         data = random_bytes(100_000, 2)
-        checksum = crc32c.crc32c(data)
+        checksum = crc32c(data)
         body = CountingBody(data)
         hooks.write("key", body, checksum=checksum)
         refused = CountingBody(data)

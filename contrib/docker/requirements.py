@@ -1,0 +1,24 @@
+"""`requirements.py PROJECT...`: what these projects need from others, one a line, with all their extras except `testing`.
+
+The Dockerfile installs that before it copies any source, so that a changed source leaves the layer of dependencies as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+
+def requirements(path: Path) -> set[str]:
+    """Without those on the other projects."""
+    project: dict[str, Any] = tomllib.loads((path / "pyproject.toml").read_text())["project"]
+    extras = {name: wanted for name, wanted in project.get("optional-dependencies", {}).items() if name != "testing"}
+    wanted = [*project["dependencies"], *(one for more in extras.values() for one in more)]
+    return {one for one in wanted if not re.match(r"jobs-backup\b", one)}
+
+
+if __name__ == "__main__":
+    print("\n".join(sorted(set().union(*(requirements(Path(path)) for path in sys.argv[1:])))))  # noqa: T201 - it is a command

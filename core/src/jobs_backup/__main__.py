@@ -1,0 +1,20 @@
+"""The command, as `jobs-backup` and as `python -m jobs_backup`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs_backup import why_not_here
+
+
+def main() -> None:
+    """Run the command; where it cannot run, say so in one line."""
+    if reason := why_not_here():
+        sys.exit(f"jobs-backup: {reason} [UnsupportedPlatform]")
+    from jobs_backup.cli import main as run  # noqa: PLC0415 - it needs what the platform may lack
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
