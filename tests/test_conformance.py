@@ -171,6 +171,7 @@ class TestGcsEmulator(_OnGcs):
         "test_multipart_complete_onto_an_existing_key": "the emulator knows no preconditions of resumable uploads; see TestGcs",
         "test_multipart_wrong_checksum_publishes_nothing": "the emulator does not check checksums; see TestGcs",
         "test_wrong_checksum_publishes_nothing": "the emulator does not check checksums; see TestGcs",
+        "test_multipart_late_part": "the emulator still takes parts of what was cancelled; see TestGcs",
         "test_abort": "the emulator still takes parts of what was cancelled; see TestGcs",
         "test_abort_of_an_unknown_upload": "the emulator cancels uploads that it does not know; see TestGcs",
     }
