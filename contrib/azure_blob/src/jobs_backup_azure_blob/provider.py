@@ -185,7 +185,7 @@ class AzureBlobProvider:
         call = Call("Get Blob", self._settings, key)
         with self._request(call, timeout) as request:
             found = request.container.get_blob_client(key).get_blob_properties(**request.options)
-        size = int(found.size)
+        size = int(found.size or 0)
 
         def get(offset: int) -> Any:
             same = importlib.import_module("azure.core").MatchConditions.IfNotModified
@@ -209,7 +209,7 @@ class AzureBlobProvider:
                 name_starts_with=prefix or None, start_from=after or None, results_per_page=_PAGE + 1, **request.options
             ).by_page()
             for page in pages:
-                objects += [Listed(key=blob.name, size=int(blob.size)) for blob in page if blob.name > after]
+                objects += [Listed(key=blob.name, size=int(blob.size or 0)) for blob in page if blob.name and blob.name > after]
                 if len(objects) > _PAGE:
                     break
         return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)

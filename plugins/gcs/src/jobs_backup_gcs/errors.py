@@ -167,6 +167,8 @@ def answered(response: Any, call: Call) -> JobsBackupError:
 
 def _claimed(status: int, said: str, call: Call) -> _Row:
     """What is so, because the store itself says it."""
+    if status in (400, 412) and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
+        return _Row(IntegrityError, _CHECKSUM)
     if status == 412 and call.if_absent and call.operation in ("write", "create", "part"):
         return _Row(AlreadyExists)
     if status == 412:
@@ -176,8 +178,6 @@ def _claimed(status: int, said: str, call: Call) -> _Row:
     if status in (404, 410):
         is_object = call.operation in ("get", "delete") and "bucket" not in said.lower()
         return _Row(ObjectNotFound) if is_object else _Row(BucketNotFound, _BUCKET)
-    if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
-        return _Row(IntegrityError, _CHECKSUM)
     return _Row(StorageError)
 
 

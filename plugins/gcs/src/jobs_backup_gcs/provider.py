@@ -35,6 +35,8 @@ from jobs_backup_gcs.errors import Call, answered, check_bare, is_googles, trans
 from jobs_backup_gcs.settings import GcsSettings
 
 _PAGE: Final = 1000
+_VANISHED: Final = "see who deletes from this bucket; or the store refused the write for another reason, in the words above"
+_TRANSCODED: Final = "a proxy, or the store, packs or unpacks what it passes on: have it leave Content-Encoding alone"
 _SIZE: Final = "size"
 _CRC: Final = "crc32c"
 _IF_ABSENT: Final = "if_absent"
@@ -104,8 +106,8 @@ class GcsProvider:
                         checksum=None,  # the object's is in its metadata
                         retry=None,
                     )
-        except AlreadyExists:
-            self._confirm(key, _base64(checksum), timeout)
+        except AlreadyExists as refusal:
+            self._confirm(key, _base64(checksum), timeout, refusal)
             raise
         return _receipt(
             call,
@@ -135,8 +137,8 @@ class GcsProvider:
                     checksum=None,
                     retry=None,
                 )
-        except AlreadyExists:
-            self._confirm(key, _base64(checksum), timeout)
+        except AlreadyExists as refusal:
+            self._confirm(key, _base64(checksum), timeout, refusal)
             raise
         self._reached[uri] = 0
         return Upload(key=key, id=uri, extra={_SIZE: str(size), _CRC: _base64(checksum), _IF_ABSENT: str(int(if_absent))})
@@ -207,6 +209,8 @@ class GcsProvider:
         with self._requests(call) as gcs:
             blob = gcs.bucket.blob(key)
             blob.reload(timeout=timeout, retry=None)
+        # Without it Google's service unpacks what is marked as packed (decompressive transcoding), and ignores the range.
+        encoding = blob.content_encoding or "identity"
 
         def get(offset: int) -> Any:
             with self._requests(call) as gcs:
@@ -214,15 +218,18 @@ class GcsProvider:
                     "GET",
                     self._url(key),
                     params={"alt": "media", "generation": str(blob.generation)},
-                    headers={"Range": f"bytes={offset}-", "Accept-Encoding": "identity"},
+                    headers={"Range": f"bytes={offset}-", "Accept-Encoding": encoding},
                     timeout=timeout,
                     stream=True,
                 )
                 if answer.status_code not in (200, 206):
                     raise answered(answer, call)
+                if (offset and answer.status_code == 200) or answer.headers.get("Content-Encoding", "identity") != encoding:
+                    answer.close()
+                    raise IntegrityError(f"{call}: the answer does not have the object's own bytes", hint=_TRANSCODED)
                 return answer.raw
 
-        return ObjectBody(int(blob.size), get, lambda: translated(call))
+        return ObjectBody(int(blob.size or 0), get, lambda: translated(call))
 
     @hookimpl
     def list(self, prefix: str, after: str, timeout: float) -> Page:
@@ -232,7 +239,8 @@ class GcsProvider:
             found: Any = gcs.bucket.list_blobs(
                 prefix=prefix, start_offset=after or None, max_results=_PAGE + 2, timeout=timeout, retry=None
             )
-            objects = [Listed(key=blob.name, size=int(blob.size)) for blob in found if blob.name > after]
+            # An entry may lack its size: emulators leave 0 out.
+            objects = [Listed(key=blob.name, size=int(blob.size or 0)) for blob in found if blob.name and blob.name > after]
         return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)
 
     @hookimpl
@@ -251,8 +259,8 @@ class GcsProvider:
                 return self._outcome(
                     call, upload, gcs.session.request("PUT", upload.id, data=source, headers=headers, timeout=timeout)
                 )
-        except AlreadyExists:
-            self._confirm(upload.key, upload.extra[_CRC], timeout)
+        except AlreadyExists as refusal:
+            self._confirm(upload.key, upload.extra[_CRC], timeout, refusal)
             raise
 
     def _ask(self, call: Call, upload: Upload, timeout: float) -> int | WriteReceipt:
@@ -269,7 +277,7 @@ class GcsProvider:
             return _receipt(call, answer.json(), upload.extra[_CRC])
         raise answered(answer, call)
 
-    def _confirm(self, key: str, checksum: str, timeout: float) -> None:
+    def _confirm(self, key: str, checksum: str, timeout: float, refusal: AlreadyExists) -> None:
         """There is an object under the key: see that it is an earlier attempt of ours, with the same bytes.
 
         Without the right to get it can't be looked at; the key has a uuid of its own, so that it hardly is anybody else's.
@@ -285,7 +293,7 @@ class GcsProvider:
         except PermissionDenied:
             return
         except ObjectNotFound as gone:
-            raise Unavailable(f"{call}: an object stood in the way, and is gone now") from gone
+            raise Unavailable(f"{refusal.message}; but there is no such object now", hint=_VANISHED) from gone
         if blob.crc32c != checksum:
             raise IntegrityError(
                 f"{call}: the object that stands there has other bytes (CRC-32C {blob.crc32c} instead of {checksum})",
