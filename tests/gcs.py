@@ -262,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
         first = query.get("pageToken") or query.get("startOffset", "")
         found = [key for key in keys if key.startswith(query.get("prefix", "")) and key.encode() >= first.encode()]
         size = min(int(query.get("maxResults", "1000")), 1000)
-        page = {"items": [self.server.resource(bucket, key) for key in found[:size]]}
+        page: dict[str, Any] = {"kind": "storage#objects", "items": [self.server.resource(bucket, key) for key in found[:size]]}
         return page | ({"nextPageToken": found[size]} if len(found) > size else {})
 
 
