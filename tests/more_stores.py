@@ -55,7 +55,7 @@ def rclone(directory: Path) -> Generator[Store]:
 
 @contextlib.contextmanager
 def localstack(directory: Path) -> Generator[Store]:
-    """LocalStack's S3. It listens on all addresses, whatever it is told: so it gets a network of its own."""
+    """LocalStack's S3. Told an IPv4 address it listens on all of them; so it is told the IPv6 form of one."""
     python = _installed("python")
     directory.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
@@ -64,7 +64,7 @@ def localstack(directory: Path) -> Generator[Store]:
             who = _identity("admin")
             store = Store(port=port, log=directory / "localstack.log", admin_identity=who, identities={"all": who})
             variables = {
-                "SERVICES": "s3", "GATEWAY_LISTEN": f"127.0.0.1:{port}", "EAGER_SERVICE_LOADING": "1", "DISABLE_EVENTS": "1",
+                "SERVICES": "s3", "GATEWAY_LISTEN": f"[::ffff:127.0.0.1]:{port}", "EAGER_SERVICE_LOADING": "1", "DISABLE_EVENTS": "1",
                 "SKIP_SSL_CERT_DOWNLOAD": "1", "SKIP_INFRA_DOWNLOADS": "1", "DNS_ADDRESS": "0", "FILESYSTEM_ROOT": str(directory / "root"),
                 "LOCALSTACK_VOLUME_DIR": str(directory / "volume"), "TMPDIR": str(directory), "S3_SKIP_SIGNATURE_VALIDATION": "0",
             }  # fmt: skip

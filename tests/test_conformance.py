@@ -19,7 +19,7 @@ from jobs_backup.testing.conformance import Inspector, ProviderConformance
 _SDK = ("boto3", "botocore", "urllib3", "s3transfer")
 
 
-class _StoreInspector:
+class StoreInspector:
     def __init__(self, store: Store, bucket: str) -> None:
         self._store = store
         self._bucket = bucket
@@ -46,7 +46,7 @@ class _OnStore(ProviderConformance):
 
     @pytest.fixture
     def inspector(self, store: Store, bucket: str) -> Inspector:
-        return _StoreInspector(store, bucket)
+        return StoreInspector(store, bucket)
 
     @pytest.fixture
     def environment_without_bucket(self, environment: Mapping[str, str]) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,6 +184,18 @@ def test_what_a_disk_says_has_a_hint(store: Any, number: int, expected: type[Sto
     assert type(caught.value) is expected
     assert os.strerror(number).lower() in str(caught.value).lower()
     assert re.search(hint, caught.value.hint), caught.value.hint
+
+
+@pytest.mark.parametrize("call", ["open", "replace", "link", "fsync"])
+def test_no_error_has_an_uploads_id(store: Any, call: str) -> None:
+    """An OSError has a path, and that has the id in it."""
+    upload = store.create_multipart("key")
+    number = errno.EIO
+    with failing(call, number, lambda *arguments, **_: call == "fsync" or upload.id in str(arguments)):
+        try:
+            store.write_part(upload, 1, BytesBody(DATA))
+        except StorageError as error:
+            assert upload.id not in "".join(traceback.format_exception(error)) + error.one_line() + repr(error)
 
 
 def test_without_inodes(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,6 +275,16 @@ class TakesTheDiskForTheStore(MemoryProvider):
             raise Unavailable(f"{key}: {error}", hint="check the network") from error
 
 
+class TakesAShortReadForTheEnd(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        with body.open() as reader:
+            data = reader.read(size)
+        if len(data) != size:
+            raise IntegrityError(f"the body has {len(data)} bytes instead of {size}")
+        return self.publish(key, data, checksum, if_absent=if_absent)
+
+
 class HasOneUploadForAKey(MemoryProvider):
     """As a store that knows parts by their key alone: to abort one upload ends the other."""
 
@@ -344,6 +354,7 @@ EXPECTED: Final[dict[type[MemoryProvider], set[str]]] = {
     ReadsTheBodyOnce: {"test_body_is_opened_anew_and_closed"},
     ReadsAgainWhatFailed: {"test_a_call_is_one_attempt"},
     TakesTheDiskForTheStore: {"test_failing_body_publishes_nothing"},
+    TakesAShortReadForTheEnd: {"test_reads_may_be_short"},
     HasOneUploadForAKey: {"test_multipart_begun_again"},
     RefusesASecondUpload: {"test_multipart_begun_again"},
     TakesLateParts: {"test_multipart_late_part", "test_abort"},

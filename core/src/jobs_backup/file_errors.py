@@ -52,7 +52,7 @@ def translated(action: str, key: str, root: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise _translated(f"{action} {key!r}", error, root) from error
+        raise _translated(f"{action} {key!r}", error, root) from None  # its path has the upload's id in it
 
 
 def _translated(what: str, error: OSError, root: Path) -> JobsBackupError:
@@ -90,12 +90,12 @@ def written(key: str, root: Path) -> Generator[None]:
         yield
     except PermissionError as error:
         hint = f"retried; let this user read {root} and all directories in it"
-        raise Unavailable(f"{key!r} is written, but not durable yet: {error.strerror}", hint=hint) from error
+        raise Unavailable(f"{key!r} is written, but not durable yet: {error.strerror}", hint=hint) from None
     except OSError as error:
         if error.errno in LACKING | {errno.EINVAL}:  # fsync(2): EINVAL
             message = f"{key!r} is written, but not durable: the file system of {root} cannot sync what was written"
-            raise lacks(message, f"{_ELSEWHERE}: without it a power loss may take the object") from error
-        raise Unavailable(f"{key!r} is written, but not durable yet: {error.strerror}", hint="retried") from error
+            raise lacks(message, f"{_ELSEWHERE}: without it a power loss may take the object") from None
+        raise Unavailable(f"{key!r} is written, but not durable yet: {error.strerror}", hint="retried") from None
 
 
 def warnings(root: Path, work: str) -> list[str]:

@@ -321,7 +321,7 @@ class _Draft:
             self._link(target)
         except OSError as error:
             if error.errno in _NO_LINKS and not self._can_link():
-                raise NotSupported(f"the file system of {target} has no hard links", hint=NO_LINKS) from error
+                raise NotSupported(f"the file system of {target} has no hard links", hint=NO_LINKS) from None
             raise
 
     def replace(self, target: Path) -> None:
