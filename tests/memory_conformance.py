@@ -83,9 +83,7 @@ class OnlyStrangers(OnTheWeb):
     """For wrong ones: what else they do is right, and would be tried once for each of them."""
 
     not_applicable: ClassVar = {
-        name: "it is right in this"
-        for name in dir(Right)
-        if name.startswith("test_") and name not in vars(StrangerConformance)
+        name: "it is right in this" for name in dir(Right) if name.startswith("test_") and name not in vars(StrangerConformance)
     }
 
 

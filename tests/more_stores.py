@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from servers import Identity, Store, _free_ports, _identity, _running, _start, _wait
@@ -32,7 +31,7 @@ def _installed(name: str) -> str:
 
 
 def _ready(store: Store) -> Callable[[], object]:
-    return lambda: store.admin.list_buckets()
+    return store.admin.list_buckets
 
 
 @contextlib.contextmanager
@@ -64,9 +63,9 @@ def localstack(directory: Path) -> Generator[Store]:
             who = _identity("admin")
             store = Store(port=port, log=directory / "localstack.log", admin_identity=who, identities={"all": who})
             variables = {
-                "SERVICES": "s3", "GATEWAY_LISTEN": f"[::ffff:127.0.0.1]:{port}", "EAGER_SERVICE_LOADING": "1", "DISABLE_EVENTS": "1",
-                "SKIP_SSL_CERT_DOWNLOAD": "1", "SKIP_INFRA_DOWNLOADS": "1", "DNS_ADDRESS": "0", "FILESYSTEM_ROOT": str(directory / "root"),
-                "LOCALSTACK_VOLUME_DIR": str(directory / "volume"), "TMPDIR": str(directory), "S3_SKIP_SIGNATURE_VALIDATION": "0",
+                "SERVICES": "s3", "GATEWAY_LISTEN": f"[::ffff:127.0.0.1]:{port}", "EAGER_SERVICE_LOADING": "1",
+                "DISABLE_EVENTS": "1", "SKIP_SSL_CERT_DOWNLOAD": "1", "DNS_ADDRESS": "0", "TMPDIR": str(directory),
+                "FILESYSTEM_ROOT": str(directory / "root"), "LOCALSTACK_VOLUME_DIR": str(directory / "volume"),
             }  # fmt: skip
             process = stack.enter_context(_running([python, "-m", "localstack.runtime.main"], store.log, variables))
             stack.enter_context(contextlib.closing(store.admin))
@@ -78,8 +77,7 @@ def localstack(directory: Path) -> Generator[Store]:
 def swift(directory: Path) -> Generator[Store]:
     """OpenStack Swift with its S3 API: a proxy, and one server each for accounts, containers and objects."""
     program = _installed("swift-proxy-server")
-    for server in ("account", "container", "object"):
-        (directory / "devices" / "disk").mkdir(parents=True, exist_ok=True)
+    (directory / "devices" / "disk").mkdir(parents=True)
     who = Identity("admin", "test:tester", f"canary{uuid.uuid4().hex}")
     (directory / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = test\nswift_hash_path_prefix = test\n")
     with contextlib.ExitStack() as stack:
@@ -112,7 +110,7 @@ def _swift_configuration(server: str, directory: Path, port: int, who: Identity)
     filters = {
         "catch_errors": "", "gatekeeper": "", "proxy-logging": "", "listing_formats": "", "bulk": "", "slo": "", "dlo": "",
         "s3api": "s3_acl = false\nlocation = us-east-1\nallow_multipart_uploads = true\ncheck_bucket_owner = false\n",
-        "tempauth": f"user_test_tester = {who.secret_key} .admin\n", "cache": f"memcache_servers = 127.0.0.1:1\n",
+        "tempauth": f"user_test_tester = {who.secret_key} .admin\n", "cache": "memcache_servers = 127.0.0.1:1\n",
     }  # fmt: skip
     eggs = {"proxy-logging": "proxy_logging", "cache": "memcache"}
     sections = "".join(f"[filter:{name}]\nuse = egg:swift#{eggs.get(name, name)}\n{more}" for name, more in filters.items())
@@ -143,7 +141,16 @@ def ceph(directory: Path) -> Generator[Store]:
             for command in (
                 ["ceph-authtool", keyring, "--create-keyring", "--gen-key", "-n", "mon.", "--cap", "mon", "allow *"],
                 ["ceph-authtool", keyring, "--gen-key", "-n", "client.admin", *everything],
-                ["monmaptool", "--create", "--addv", "a", f"[v2:127.0.0.1:{mon},v1:127.0.0.1:{mon + 10_000}]", "--fsid", fsid, monmap],
+                [
+                    "monmaptool",
+                    "--create",
+                    "--addv",
+                    "a",
+                    f"[v2:127.0.0.1:{mon},v1:127.0.0.1:{mon + 10_000}]",
+                    "--fsid",
+                    fsid,
+                    monmap,
+                ],
                 ["ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring],
             ):
                 _output(command)
@@ -151,14 +158,34 @@ def ceph(directory: Path) -> Generator[Store]:
             ceph: list[str] = ["ceph", *conf, "--connect-timeout", "30"]
             osd = str(uuid.uuid4())
             _output([*ceph, "osd", "create", osd])
-            _output([*ceph, "auth", "get-or-create", "osd.0", "mon", "allow profile osd", "osd", "allow *", "-o", f"{directory}/osd/keyring"])
+            _output(
+                [
+                    *ceph,
+                    "auth",
+                    "get-or-create",
+                    "osd.0",
+                    "mon",
+                    "allow profile osd",
+                    "osd",
+                    "allow *",
+                    "-o",
+                    f"{directory}/osd/keyring",
+                ]
+            )
             _output(["ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", osd])
             stack.enter_context(_running(["ceph-osd", *conf, "-i", "0", "-f"], directory / "osd.log", {}))
             _until(lambda: json.loads(_output([*ceph, "osd", "stat", "-f", "json"]))["num_up_osds"] == 1)
             store = Store(port=port, log=directory / "rgw.log", admin_identity=who, identities={"all": who})
             name = ["-n", "client.admin"]
             process = stack.enter_context(_running(["radosgw", *conf, *name, "-f"], store.log, {}))
-            user = ["user", "create", "--uid=test", "--display-name=test", f"--access-key={who.access_key}", f"--secret={who.secret_key}"]
+            user = [
+                "user",
+                "create",
+                "--uid=test",
+                "--display-name=test",
+                f"--access-key={who.access_key}",
+                f"--secret={who.secret_key}",
+            ]
             _output(["radosgw-admin", *conf, *name, *user], timeout=120)
             stack.enter_context(contextlib.closing(store.admin))
             _wait(process, store.log, _ready(store))
@@ -202,6 +229,11 @@ rgw frontends = beast endpoint=127.0.0.1:{port}
 rgw dynamic resharding = false
 rgw run sync thread = false
 """
+
+
+STORES: Final[dict[str, Callable[[Path], contextlib.AbstractContextManager[Store]]]] = {
+    "rclone": rclone, "Swift": swift, "LocalStack": localstack, "Ceph": ceph,
+}  # fmt: skip
 
 
 def _until(condition: Callable[[], bool]) -> None:

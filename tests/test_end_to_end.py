@@ -238,7 +238,6 @@ def test_an_upload_that_can_never_be_completed_is_replaced(
     store: Store, bucket: str, env: dict[str, str], tmp_path: Path, status: int, body: str
 ) -> None:
     file = write_input(tmp_path / "in", 40_000)
-    ids: list[str] = []
 
     def answer(request: Request) -> Answer:
         return Answer(status, body.encode(), {"Content-Type": "application/xml"})
@@ -269,8 +268,11 @@ def test_an_upload_that_was_aborted_from_outside_is_replaced(aws: Moto, tmp_path
     file = write_input(tmp_path / "in", 40_000)
     with FaultProxy("127.0.0.1", aws.port, keep=0) as proxy:
         env = {
-            **aws.environment(bucket, "admin", url=proxy.url), **FAST_RETRY, **IN_PARTS, "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"),
-        }  # fmt: skip
+            **aws.environment(bucket, "admin", url=proxy.url),
+            **FAST_RETRY,
+            **IN_PARTS,
+            "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"),
+        }
         proxy.fail(Answer(503), method="POST", target=r"uploadId=[^&]*$", times=ALWAYS)
         assert run("run", file, "--source-id", "web", env=env)[0] == 1
         proxy.clear()

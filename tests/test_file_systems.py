@@ -16,7 +16,7 @@ import crc32c
 import pytest
 from buckets import events, file_environment
 
-from jobs_backup import Backup, file_errors, file_provider
+from jobs_backup import Backup, file_provider
 from jobs_backup.check import Report, check
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import AlreadyExists, JobsBackupError, NotSupported, PermissionDenied, StorageError, Unavailable
@@ -200,7 +200,7 @@ def test_no_error_has_an_uploads_id(store: Any, call: str) -> None:
 
 def test_without_inodes(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = os.statvfs("/")
-    monkeypatch.setattr(file_errors.os, "statvfs", lambda _: os.statvfs_result((*found[:5], 1000, 0, 0, *found[8:10])))
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*found[:5], 1000, 0, 0, *found[8:10])))
     with failing("open", errno.ENOSPC, _opening), pytest.raises(Unavailable, match="no inode is left"):
         write(store)
 
@@ -239,7 +239,7 @@ def test_upper_and_lower_case(store: Any, tmp_path: Path) -> None:
 
 
 def test_short_names(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_errors.os, "pathconf", lambda *_: 143)  # eCryptfs
+    monkeypatch.setattr(os, "pathconf", lambda *_: 143)  # eCryptfs
     (warning,) = store.warnings
     assert "at most 143 bytes" in warning
 
@@ -247,7 +247,7 @@ def test_short_names(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_check_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = file_environment(tmp_path)
     assert report_of(environment).warnings == []
-    monkeypatch.setattr(file_errors.os, "pathconf", lambda *_: 143)
+    monkeypatch.setattr(os, "pathconf", lambda *_: 143)
     report = report_of(environment)
     assert report.ready
     assert "at most 143 bytes" in report.warnings[0]

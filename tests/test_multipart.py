@@ -147,7 +147,6 @@ def test_where_it_does_not_the_part_is_sent_again(tmp_path: Path, monkeypatch: p
     assert (len(events(tmp_path)), len(seen)) == (1, 1)
 
 
-
 def once(env: dict[str, str]) -> JobsBackupError | None:
     """What `jobs-backup archive --once` does: a new process each time, which tries what waits."""
     with Backup.from_env(env) as backup:

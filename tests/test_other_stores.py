@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import BinaryIO
@@ -110,7 +111,7 @@ def test_the_hint_names_what_to_do_without(server: FaultProxy, answer: Answer, h
     def delete() -> None:
         raise hooks.delete(["key"]).failed["key"]
 
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "create": lambda: hooks.create("key", b"data"),
         "part": lambda: hooks.part(UPLOAD, [b"data"], 1),
         "complete": lambda: hooks.complete(UPLOAD, PARTS, b"data"),
@@ -233,8 +234,8 @@ def test_an_empty_object_in_googles_list_may_have_no_size(gcs: GcsServer) -> Non
 def test_googles_refusal_of_a_checksum(gcs: GcsServer, status: int, said: str) -> None:
     """storage-testbench answers 412, which elsewhere says that the object exists."""
     with FaultProxy("127.0.0.1", gcs.server_port) as proxy:
-        error = '{"error": {"code": %d, "message": "%s", "errors": []}}' % (status, said)
-        proxy.fail(Answer(status, error.encode(), {"Content-Type": "application/json"}), times=ALWAYS)
+        error = json.dumps({"error": {"code": status, "message": said, "errors": []}}).encode()
+        proxy.fail(Answer(status, error, {"Content-Type": "application/json"}), times=ALWAYS)
         hooks = gcs_hooks(gcs.environment(gcs.bucket(), url=proxy.url))
         for call in (lambda: hooks.write("key", b"data"), lambda: hooks.create("key", b"data")):
             with pytest.raises(IntegrityError, match=said):
@@ -246,12 +247,14 @@ def test_a_refusal_that_nothing_explains_is_quoted(gcs: GcsServer) -> None:
     with FaultProxy("127.0.0.1", gcs.server_port) as proxy:
         proxy.fail(Answer(412, error.encode(), {"Content-Type": "application/json"}), method="POST")
         hooks = gcs_hooks(gcs.environment(gcs.bucket(), url=proxy.url))
-        with pytest.raises(Unavailable, match="the moon is full.*no such object") as caught:
+        with pytest.raises(Unavailable, match=r"the moon is full.*no such object") as caught:
             hooks.write("key", b"data")
         assert caught.value.hint
 
 
-@pytest.mark.parametrize("code", ["ChecksumMismatch", "InvalidChecksum", "BadChecksum", "XAmzContentChecksumMismatch", "DigestMismatch"])
+@pytest.mark.parametrize(
+    "code", ["ChecksumMismatch", "InvalidChecksum", "BadChecksum", "XAmzContentChecksumMismatch", "DigestMismatch"]
+)
 def test_a_checksum_of_s3_by_any_name(server: FaultProxy, code: str) -> None:
     server.fail(refusal(400, code), times=ALWAYS)
     with pytest.raises(IntegrityError, match=code) as caught:

@@ -178,7 +178,9 @@ def test_every_file_is_whole(answers: dict[str, Any], tmp_path: Path) -> None:
     assert [name for name, text in files.items() if re.search(r"\{%|%\}|(?<!\$)\{\{", text) or "{{" in name] == []
     assert [name for name, text in files.items() if text and (text[-1] != "\n" or text.endswith("\n\n"))] == []
     assert [name for name, text in files.items() if not answers.get("multipart") and "UploadGone" in text] == []
-    assert [name for name, text in files.items() if not answers.get("http", True) and re.search(r"urllib3|toy_store|_URL", text)] == []
+    assert [
+        name for name, text in files.items() if not answers.get("http", True) and re.search(r"urllib3|toy_store|_URL", text)
+    ] == []
     table = tomllib.loads(files["pyproject.toml"])
     assert list(table["project"]["entry-points"]["jobs_backup.providers"]) == [answers["name"]]
     (job,) = yaml.safe_load(files[".github/workflows/ci.yml"])["jobs"].values()

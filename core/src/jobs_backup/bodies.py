@@ -34,8 +34,8 @@ class Source:
 
     The SDK takes an error of the body for one of the network. This one remembers it, and raises it again when the block ends; what
     is none of `jobs_backup.errors`, as a SpoolError. It also gives exactly the promised number of bytes: with fewer the store
-    would wait for the rest, with more it would see garbage. So does each `read(n)`, whose answer is short at the end alone; where the
-    body ends before, it raises IntegrityError.
+    would wait for the rest, with more it would see garbage. So does each `read(n)`, whose answer is short at the end alone. Where
+    the body ends before, it raises IntegrityError.
     """
 
     def __init__(self, body: Body, size: int) -> None:

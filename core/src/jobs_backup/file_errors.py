@@ -18,8 +18,8 @@ MAX_NAME_BYTES: Final = 255
 _ELSEWHERE: Final = "use a directory on another file system"
 NO_LINKS: Final = f"set JOBS_BACKUP_CONDITIONAL_WRITES=false, or {_ELSEWHERE}"
 _NAMES: Final = (
-    "shorten or change the ids of sources and workspaces, INSTANCE_ID or JOBS_BACKUP_PREFIX; or set JOBS_BACKUP_BUCKET to a directory"
-    " on another file system"
+    "shorten or change the ids of sources and workspaces, INSTANCE_ID or JOBS_BACKUP_PREFIX;"
+    " or set JOBS_BACKUP_BUCKET to a directory on another file system"
 )
 
 _OF_THE_KEY: Final[Mapping[int, tuple[str, str]]] = {
@@ -65,14 +65,15 @@ def _translated(what: str, error: OSError, root: Path) -> JobsBackupError:
     if error.errno == errno.EROFS:
         hint = f"mount {root} for writing; after errors a file system goes read-only by itself: look at the kernel's log"
         return PermissionDenied(f"{what}: {said}", action="writing", resource=str(root), hint=hint)
-    if error.errno in LACKING:
-        return lacks(f"{what}: the file system of {root} cannot do this: {said}", _ELSEWHERE)
-    if error.errno in _OF_THE_KEY:
-        why, hint = _OF_THE_KEY[error.errno]
+    number = error.errno or 0
+    if number in LACKING or number in _OF_THE_KEY:
+        why, hint = _OF_THE_KEY.get(number, (f"the file system of {root} cannot do this", _ELSEWHERE))
         return lacks(f"{what}: {why}: {said}", hint)
     if error.errno == errno.ENOSPC and not _inodes(root):
-        return Unavailable(f"{what}: no inode is left", hint=f"remove files on the file system of {root}, or make one with more inodes")
-    hint = _MAY_PASS.get(error.errno or 0, "look at the file system of {root}")
+        return Unavailable(
+            f"{what}: no inode is left", hint=f"remove files on the file system of {root}, or make one with more inodes"
+        )
+    hint = _MAY_PASS.get(number, "look at the file system of {root}")
     return Unavailable(f"{what}: {said}", hint=hint.format(root=root))
 
 
@@ -99,19 +100,19 @@ def written(key: str, root: Path) -> Generator[None]:
 
 
 def warnings(root: Path, work: str) -> list[str]:
-    """What of a file system does not keep objects from being written, and is better known. `work`: a directory in it, lower-case."""
+    """What does not keep objects from being written, and is better known. `work`: a directory in `root`, in lower case."""
     found = []
     with suppress(OSError):
         if (root / work.upper()).exists():
             found.append(
-                f"the file system of {root} does not tell upper case from lower case: sources whose ids differ in nothing else share"
-                " a directory, and replay --list finds their events under one id"
+                f"the file system of {root} does not tell upper case from lower case: sources whose ids differ in nothing else"
+                " share a directory, and replay --list finds their events under one id"
             )
         longest = os.pathconf(root, "PC_NAME_MAX")
         if 0 < longest < MAX_NAME_BYTES:
             found.append(
-                f"names on the file system of {root} have at most {longest} bytes instead of {MAX_NAME_BYTES}: with long ids of sources"
-                " and workspaces, objects can't be written"
+                f"names on the file system of {root} have at most {longest} bytes instead of {MAX_NAME_BYTES}:"
+                " with long ids of sources and workspaces, objects can't be written"
             )
     return found
 

@@ -66,8 +66,7 @@ class Provider(Protocol):
     but the last), `max_write_size: int` (bytes; larger objects are sent in parts, whatever JOBS_BACKUP_MULTIPART_THRESHOLD says).
 
     Also optional, for people: `region: str` (where the bucket is, as far as it is known; may change with the first answer), and
-    `warnings: Sequence[str]` (what does not keep objects from being written, and is better known; `jobs-backup check` shows it after
-    its writes).
+    `warnings: Sequence[str]` (what does not keep objects from being written, and is better known: `jobs-backup check` shows it).
 
     With `sequential_parts` the object may appear with its last part instead of at completion; then `write_part` of that one raises
     what `complete_multipart` would.

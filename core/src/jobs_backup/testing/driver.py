@@ -30,8 +30,8 @@ ODD_KEYS: Final = (
     "web/gw/2026-01-02/3/pod-1/" + "1" * 97 + "ä" * 79,
     "/".join([*("ä" * 63 + str(number) for number in range(7)), "x" * 128]),
 )
-"""Keys that are legal everywhere and need care in URLs, XML and on disks. The last but one has the longest name that core makes (255
-bytes), the last one the most bytes that a key may have."""
+"""Keys that are legal everywhere and need care in URLs, XML and on disks. The last but one has the longest name that core makes, of
+255 bytes; the last one has the most bytes that a key may have."""
 
 
 class Inspector(Protocol):
