@@ -295,6 +295,23 @@ def test_a_proxy_that_packs_googles_answers_is_named(gcs: GcsServer) -> None:
         assert "Content-Encoding" in caught.value.hint
 
 
+@pytest.mark.parametrize("what", ["packs", "ignores ranges"])
+def test_what_changes_s3s_answers_is_named(server: FaultProxy, what: str) -> None:
+    data = b"data" * 1000
+
+    def get(request: Request) -> Answer:
+        if request.headers["range"] == "bytes=0-0":
+            return Answer(206, data[:1], {"ETag": '"1"', "Content-Range": f"bytes 0-0/{len(data)}"})
+        return Answer(200, data, {"ETag": '"1"', **({"Content-Encoding": "gzip"} if what == "packs" else {})})
+
+    server.fail(get, times=ALWAYS)
+    with scripted(server.url).read("key").open() as reader:
+        reader.seek(0 if what == "packs" else 100)
+        with pytest.raises(IntegrityError, match="own bytes") as caught:
+            reader.read()
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "aws-chunked", ""])
 def test_s3_gives_the_bytes_as_they_are(server: FaultProxy, encoding: str) -> None:
     data = gzip.compress(random_bytes(50_000, 8), mtime=0)

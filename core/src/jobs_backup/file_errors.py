@@ -101,7 +101,7 @@ def written(key: str, root: Path) -> Generator[None]:
 
 def warnings(root: Path, work: str) -> list[str]:
     """What does not keep objects from being written, and is better known. `work`: a directory in `root`, in lower case."""
-    found = []
+    found: list[str] = []
     with suppress(OSError):
         if (root / work.upper()).exists():
             found.append(

@@ -22,8 +22,9 @@ def close_after_early_answers(client: S3Client) -> None:
     class SecurePool(awsrequest.AWSHTTPSConnectionPool):
         ConnectionCls = type("Connection", (_Connection, awsrequest.AWSHTTPSConnection), {})
 
-    session: Any = client._endpoint.http_session  # type: ignore[attr-defined]  # noqa: SLF001
-    session._pool_classes_by_scheme.update(http=Pool, https=SecurePool)  # noqa: SLF001 - in place: its pools go by this dict
+    endpoint: Any = client._endpoint  # type: ignore[attr-defined]  # noqa: SLF001
+    pools: dict[str, type] = endpoint.http_session._pool_classes_by_scheme  # noqa: SLF001
+    pools.update(http=Pool, https=SecurePool)  # in place: the session's managers go by this dict
 
 
 class _Connection:
@@ -31,7 +32,7 @@ class _Connection:
     sock: Any
 
     def getresponse(self) -> Any:
-        response = super().getresponse()  # type: ignore[misc]
+        response: Any = super().getresponse()  # type: ignore[misc]
         if self._response_received:
             self.sock.close()  # the answer holds the socket open until it is read
             self.sock = None

@@ -41,6 +41,7 @@ from jobs_backup_s3.settings import BucketSettings, Connection, MinioSettings, S
 T = TypeVar("T")
 Answer = Mapping[str, Any]
 
+_TRANSCODED: Final = "a proxy, or the store, packs or unpacks what it passes on, or ignores ranges: have it leave answers alone"
 _CHECKSUM: Final = "checksum"
 """The name in `Upload.extra` for the kind of checksum that the upload was begun with: its parts need the same kind."""
 
@@ -170,7 +171,12 @@ class _Provider:
         request["IfMatch"] = _field(call, first, "ETag")
 
         def get(offset: int) -> Any:
-            return self._send(call, timeout, lambda client: client.get_object(**request, Range=f"bytes={offset}-"))["Body"]
+            answer = self._send(call, timeout, lambda client: client.get_object(**request, Range=f"bytes={offset}-"))
+            is_whole = offset and "ContentRange" not in answer
+            if is_whole or answer.get("ContentEncoding") != first.get("ContentEncoding"):
+                answer["Body"].close()
+                raise IntegrityError(f"{call}: the answer does not have the object's own bytes", hint=_TRANSCODED)
+            return answer["Body"]
 
         return ObjectBody(size, get, lambda: translated(call))
 
