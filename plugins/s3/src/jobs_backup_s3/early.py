@@ -6,14 +6,11 @@ connection open then waits for that body, and takes the next request for it (RFC
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+from typing import Any, cast
 
 
-def close_after_early_answers(client: S3Client) -> None:
-    """Have this client do so. The SDK has no option for it."""
+def close_after_early_answers(client: Any) -> None:
+    """Have this client of the SDK do so. There is no option for it."""
     from botocore import awsrequest  # noqa: PLC0415 - the SDK is imported when it is first used
 
     class Pool(awsrequest.AWSHTTPConnectionPool):
@@ -22,9 +19,8 @@ def close_after_early_answers(client: S3Client) -> None:
     class SecurePool(awsrequest.AWSHTTPSConnectionPool):
         ConnectionCls = type("Connection", (_Connection, awsrequest.AWSHTTPSConnection), {})
 
-    endpoint: Any = client._endpoint  # type: ignore[attr-defined]  # noqa: SLF001
-    pools: dict[str, type] = endpoint.http_session._pool_classes_by_scheme  # noqa: SLF001
-    pools.update(http=Pool, https=SecurePool)  # in place: the session's managers go by this dict
+    session: Any = client._endpoint.http_session  # noqa: SLF001
+    session._pool_classes_by_scheme.update(http=Pool, https=SecurePool)  # noqa: SLF001 - in place: its managers go by this dict
 
 
 class _Connection:
@@ -32,7 +28,7 @@ class _Connection:
     sock: Any
 
     def getresponse(self) -> Any:
-        response: Any = super().getresponse()  # type: ignore[misc]
+        response = cast(Any, super()).getresponse()
         if self._response_received:
             self.sock.close()  # the answer holds the socket open until it is read
             self.sock = None
