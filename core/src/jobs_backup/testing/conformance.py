@@ -299,7 +299,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
             assert list(inspector.keys()) == []
 
     def test_reads_may_be_short(self, hooks: Hooks, inspector: Inspector) -> None:
-        """A reader may give fewer bytes than it is asked for; only when it gives none the body has ended.
+        """`read(n)` may give fewer than n bytes; only when it gives none the body has ended. `read()` gives all.
 
         What takes a short answer for the end stores the beginning. `jobs_backup.bodies.Source` gives all that is asked for.
         """

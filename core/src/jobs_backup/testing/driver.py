@@ -227,7 +227,7 @@ class SlowBody(CountingBody):
 
 class _SlowReader(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(1000 if size is None or size < 0 else min(size, 1000))
+        return super().read(size if size is None or size < 0 else min(size, 1000))
 
 
 class ShortBody(BytesBody):

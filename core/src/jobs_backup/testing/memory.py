@@ -170,7 +170,7 @@ def loaded(class_: type[MemoryProvider], environment: Mapping[str, str]) -> prov
 
 def _bytes(body: Body, size: int) -> bytes:
     with body.open() as reader:
-        data = b"".join(iter(lambda: reader.read(1 << 20), b""))
+        data = reader.read()
     if len(data) != size:
         raise IntegrityError(f"the body has {len(data)} bytes instead of {size}")
     return data
