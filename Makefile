@@ -7,6 +7,7 @@ PYTEST_ARGS ?= --durations=10
 WORKERS ?= --numprocesses=3 --dist=worksteal
 CAMPAIGN_ARGS ?=
 LOAD_ARGS ?=
+STORES_ARGS ?=
 FAULTS_ARGS ?=
 BENCH_ARGS ?=
 
@@ -27,7 +28,7 @@ ifneq ($(shell $(bin)/python -c '$(is_new_enough)' >/dev/null 2>&1 && echo usabl
 unusable := $(shell rm -f $(VENV)/core.stamp)
 endif
 
-.PHONY: help demo environment test portable lowest newest conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite sdks clean
+.PHONY: help demo environment test portable lowest newest conformance campaign stores faults load bench bench-quick lint style types types-strict docs helm azurite sdks clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -35,6 +36,7 @@ help:
 	@echo 'make lowest, make newest    run some tests with the lowest, the newest versions of all dependencies'
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'
+	@echo 'make stores    the conformance suite and a small backup on rclone, Swift, LocalStack and Ceph'
 	@echo 'make faults    make one system call or allocation of each command fail at a time, and check every promise'
 	@echo 'make forks    10,000 events from forked workers that are killed, with gunicorn, uvicorn, Celery and multiprocessing'
 	@echo 'make load    the sidecar for a minute under load, killed three times'
@@ -96,6 +98,15 @@ lowest newest: $(VENV)/dev.stamp
 # The suite that every provider is held to, as a table: which provider passes which test, and what is not applicable, with reasons.
 conformance: $(VENV)/test.stamp
 	$(bin)/pytest $(WORKERS) --conformance-table tests/test_conformance.py tests/test_conformance_teeth.py
+
+# Stores that `make test` does not start: rclone, Swift, LocalStack, and Ceph where Debian's packages are. About 15 minutes.
+stores: $(VENV)/test.stamp .venv-stores/stores.stamp
+	$(bin)/pytest -p no:xdist -ra --timeout=600 -o python_files=stores_conformance.py $(STORES_ARGS) tests/stores_conformance.py
+
+.venv-stores/stores.stamp: tests/more_stores.txt
+	$(PYTHON) -m venv .venv-stores
+	.venv-stores/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/more_stores.txt
+	@touch $@
 
 # About 15 minutes. CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50" for example; --help tells all.
 campaign: $(VENV)/test.stamp

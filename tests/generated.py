@@ -27,6 +27,7 @@ from jobs_backup.settings import Settings
 from jobs_backup.testing.conformance import ProviderConformance
 from jobs_backup.testing.multipart import MultipartConformance
 from jobs_backup.testing.refusals import RefusalConformance
+from jobs_backup.testing.strangers import StrangerConformance
 
 ROOT: Final = Path(__file__).parents[1]
 _BUCKET: Final = {"JOBS_BACKUP_BUCKET": "my-events"}
@@ -82,6 +83,7 @@ def conformance() -> str:
         ProviderConformance: "Form, objects, reading back",
         MultipartConformance: "Uploads in parts\n\nSkipped as a whole for a provider that has no hooks for them.",
         RefusalConformance: "Refusals and failures\n\nSome need a fixture more: `environment_without_rights`, `environment_at`.",
+        StrangerConformance: "Answers of a proxy, and faults\n\nAll of them need the fixture `environment_at`.",
     }
     for class_, title in titles.items():
         rows = []

@@ -643,6 +643,30 @@ def test_an_object_that_is_replaced_while_it_is_read(azure: Azurite, container: 
         reader.read()
 
 
+@pytest.mark.parametrize(("stored_as", "told", "is_right"), [(None, None, True), ("gzip", "gzip", True), (None, "gzip", False)])
+def test_bytes_are_asked_for_as_they_are(server: FaultProxy, stored_as: str | None, told: str | None, is_right: bool) -> None:
+    """A proxy that packs them all the same is named."""
+    data = b"data"
+    usual = {**STORED, "x-ms-blob-type": "BlockBlob", "Content-Type": "application/gzip"}
+    server.fail(
+        lambda request: Answer(
+            200, b"", {**usual, "Content-Length": "4", **({"Content-Encoding": stored_as} if stored_as else {})}
+        ),
+        method="HEAD",
+    )
+    mark = {"Content-Encoding": told} if told else {}
+    server.fail(Answer(206, data, {**usual, "Content-Range": "bytes 0-3/4", **mark}), method="GET")
+    body = hooks(scripted(server.url)).read("key")
+    if is_right:
+        with body.open() as reader:
+            assert reader.read() == data
+    else:
+        with pytest.raises(IntegrityError, match="own bytes") as caught, body.open() as reader:
+            reader.read()
+        assert "Content-Encoding" in caught.value.hint
+    assert {request.headers["accept-encoding"] for request in server.requests} == {"identity"}
+
+
 def test_an_answer_that_stops_while_it_is_read_is_not_tried_again(server: FaultProxy) -> None:
     """The SDK itself would ask three times."""
     told = {**STORED, "x-ms-blob-type": "BlockBlob", "Content-Type": "application/gzip"}

@@ -15,7 +15,7 @@ from buckets import FAST_RETRY, realistic
 from commands import run, start, summary
 from servers import Moto, Store, operation, operations, policy
 
-from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, FaultProxy, Swallow
+from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, FaultProxy, Request, Swallow
 
 MiB = 1 << 20
 IN_PARTS = {"JOBS_BACKUP_MULTIPART_THRESHOLD": "5MiB", "JOBS_BACKUP_PART_SIZE": "5MiB", "JOBS_BACKUP_UPLOAD_CONCURRENCY": "2"}
@@ -223,6 +223,68 @@ def test_a_completion_that_answers_200_with_an_error_is_no_success(
         assert operations(proxy.requests)["CompleteMultipartUpload"] == 2
     assert found["complete"]
     assert_stored_once(store, bucket, file)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, "<Error><Code>InternalError</Code><Message>try again</Message></Error>"),
+        (503, "<Error><Code>SlowDownWrite</Code><Message>unwritable</Message></Error>"),
+        (404, "<Error><Code>NoSuchKey</Code><Message>no such key</Message></Error>"),
+        (200, "<Error><Code>InternalError</Code><Message>at the very end</Message></Error>"),
+    ],
+)
+def test_an_upload_that_can_never_be_completed_is_replaced(
+    store: Store, bucket: str, env: dict[str, str], tmp_path: Path, status: int, body: str
+) -> None:
+    file = write_input(tmp_path / "in", 40_000)
+
+    def answer(request: Request) -> Answer:
+        return Answer(status, body.encode(), {"Content-Type": "application/xml"})
+
+    with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
+        env |= {**IN_PARTS, "AWS_ENDPOINT_URL_S3": proxy.url}
+        proxy.fail(answer, method="POST", target=r"uploadId=[^&]*$", times=3)
+        found = json.loads(run("run", file, "--source-id", "web", "--json", env=env)[1])
+        (first,) = {upload_id(one.target) for one in proxy.requests if operation(one) == "UploadPart"}
+        proxy.clear()
+        proxy.fail(answer, method="POST", target=f"uploadId={first}$", times=ALWAYS)
+        runs = 0
+        while not found["complete"]:
+            found = json.loads(run("archive", "--once", "--json", env=env)[1])
+            runs += 1
+            assert runs <= 2, found
+        assert found["open_uploads"] == []
+    assert_stored_once(store, bucket, file)
+
+
+def upload_id(target: str) -> str:
+    return re.search(r"uploadId=([^&]+)", target)[1]  # type: ignore[index]
+
+
+def test_an_upload_that_was_aborted_from_outside_is_replaced(aws: Moto, tmp_path: Path) -> None:
+    """moto answers 500 to the completion of such an upload, and takes parts for it; others say that it is gone."""
+    bucket = aws.bucket()
+    file = write_input(tmp_path / "in", 40_000)
+    with FaultProxy("127.0.0.1", aws.port, keep=0) as proxy:
+        env = {
+            **aws.environment(bucket, "admin", url=proxy.url),
+            **FAST_RETRY,
+            **IN_PARTS,
+            "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"),
+        }
+        proxy.fail(Answer(503), method="POST", target=r"uploadId=[^&]*$", times=ALWAYS)
+        assert run("run", file, "--source-id", "web", env=env)[0] == 1
+        proxy.clear()
+        (upload,) = aws.admin.list_multipart_uploads(Bucket=bucket)["Uploads"]
+        aws.admin.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        found: dict[str, Any] = {"complete": False}
+        runs = 0
+        while not found["complete"]:
+            found = json.loads(run("archive", "--once", "--json", env=env)[1])
+            runs += 1
+            assert runs <= 2, found
+    assert_stored_once(aws, bucket, file)
 
 
 def test_without_the_abort_permission_a_cut_upload_is_continued(aws: Moto, tmp_path: Path) -> None:

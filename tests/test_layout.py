@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid as uuids
 from datetime import UTC, datetime
 from typing import Final
@@ -196,6 +197,21 @@ def test_what_a_key_was_made_of_is_parsed_back(
     assert formats_of(made) == suffix.split(".")[3:]
     assert len(made.encode()) <= MAX_KEY_BYTES
     assert all(len(part.encode()) <= 255 for part in made.removeprefix(prefix).split("/"))
+    assert not {"", ".", ".."} & {*made.split("/")}
+    assert re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", made) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from([*Kind]), st.text(), st.text(), st.text()), min_size=2, max_size=4), prefixes)
+def test_no_key_is_the_directory_of_another(batches: list[tuple[Kind, str, str, str]], prefix: str) -> None:
+    """A store of files and directories can have all keys of a prefix, whatever sources, workspaces and instances are called."""
+    made = [
+        object_key(
+            prefix=prefix, instance_id=instance, stream=Stream(kind, workspace, source), first_at=0, last_at=0, first_job=1,
+            last_job=1, uuid=f"{number:032x}", suffix=".json.gz",
+        )
+        for number, (kind, workspace, source, instance) in enumerate(batches)
+    ]  # fmt: skip
+    assert not [(one, other) for one in made for other in made if other.startswith(f"{one}/")]
 
 
 @given(st.one_of(st.text(), st.from_regex(r"[ab]/gw/\d{4}-\d\d-\d\d/\d/1/-?\d+_-?\d+_.*\.json\.gz")), prefixes)

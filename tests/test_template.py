@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,8 @@ from jobs_backup.providers import KIND
 from jobs_backup.testing.conformance import ProviderConformance
 from jobs_backup.testing.fault_proxy import FaultProxy
 from jobs_backup.testing.multipart import MultipartConformance
+from jobs_backup.testing.refusals import RefusalConformance
+from jobs_backup.testing.strangers import StrangerConformance
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "contrib/provider-template"
@@ -40,12 +45,15 @@ KINDS = {
     },
 }
 
+SHAPES = {"parts": {"multipart": True}, "whole": {"multipart": False}, "file": {"http": False}}
+"""Over HTTP with parts and without, and not over HTTP."""
 both = pytest.mark.parametrize("project", ["parts", "whole"], indirect=True)
-# Short names and long ones, which lines of code have to stand; with parts and without.
+all_three = pytest.mark.parametrize("project", [*SHAPES], indirect=True)
+# Short names and long ones, which lines of code have to stand.
 every_kind = pytest.mark.parametrize(
     "answers",
-    [{**answers, "multipart": multipart} for answers in KINDS.values() for multipart in (True, False)],
-    ids=[f"{kind}-{parts}" for kind in KINDS for parts in ("parts", "whole")],
+    [{**answers, **shape} for answers in KINDS.values() for shape in SHAPES.values()],
+    ids=[f"{kind}-{shape}" for kind in KINDS for shape in SHAPES],
 )
 
 
@@ -53,6 +61,7 @@ class Project(NamedTuple):
     """What the template has made, built and installed; `site` is where."""
 
     parts: bool
+    http: bool
     path: Path
     site: Path
 
@@ -77,7 +86,7 @@ def python(*arguments: str | Path, cwd: Path, site: Path | None = None) -> subpr
 @pytest.fixture(scope="module")
 def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
     directory = tmp_path_factory.mktemp(request.param)
-    path = generate(directory / "project", name="ACME", multipart=request.param == "parts")
+    path = generate(directory / "project", name="ACME", **SHAPES[request.param])
     pip = ("pip", "--quiet", "--disable-pip-version-check")
     for arguments in (
         (*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, path),
@@ -85,7 +94,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ):
         done = python(*arguments, cwd=directory)
         assert done.returncode == 0, done.stderr
-    return Project(request.param == "parts", path, directory / "site")
+    return Project(request.param == "parts", request.param != "file", path, directory / "site")
 
 
 @pytest.fixture
@@ -144,7 +153,7 @@ def test_few_questions_are_asked_and_nothing_is_run() -> None:
     template = yaml.safe_load((TEMPLATE / "copier.yml").read_text())
     questions = {name: one for name, one in template.items() if not name.startswith("_")}
     assert [name for name, one in questions.items() if one.get("when", True)] == [
-        "name", "distribution", "store", "author", "multipart",
+        "name", "distribution", "store", "author", "http", "multipart",
     ]  # fmt: skip
     assert template.keys() & {"_tasks", "_migrations", "_jinja_extensions"} == set()
 
@@ -168,7 +177,10 @@ def test_every_file_is_whole(answers: dict[str, Any], tmp_path: Path) -> None:
     files = {str(one.relative_to(path)): one.read_text() for one in path.rglob("*") if one.is_file()}
     assert [name for name, text in files.items() if re.search(r"\{%|%\}|(?<!\$)\{\{", text) or "{{" in name] == []
     assert [name for name, text in files.items() if text and (text[-1] != "\n" or text.endswith("\n\n"))] == []
-    assert [name for name, text in files.items() if not answers["multipart"] and "UploadGone" in text] == []
+    assert [name for name, text in files.items() if not answers.get("multipart") and "UploadGone" in text] == []
+    assert [
+        name for name, text in files.items() if not answers.get("http", True) and re.search(r"urllib3|toy_store|_URL", text)
+    ] == []
     table = tomllib.loads(files["pyproject.toml"])
     assert list(table["project"]["entry-points"]["jobs_backup.providers"]) == [answers["name"]]
     (job,) = yaml.safe_load(files[".github/workflows/ci.yml"])["jobs"].values()
@@ -176,7 +188,8 @@ def test_every_file_is_whole(answers: dict[str, Any], tmp_path: Path) -> None:
     assert "${{ matrix.python }}" in [step.get("with", {}).get("python-version") for step in job["steps"]]
     assert {"ruff check .", "ruff format --check .", "mypy", "pytest"} <= {step.get("run") for step in job["steps"]}
     recorded = yaml.safe_load(files[".copier-answers.yml"])
-    assert (recorded["name"], recorded["multipart"]) == (answers["name"], answers["multipart"])
+    assert recorded["name"] == answers["name"]
+    assert recorded.items() >= answers.items()
     assert files["LICENSE"] == (ROOT / "LICENSE").read_text()
 
 
@@ -191,7 +204,7 @@ def test_its_style_is_clean(answers: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is of the dependency group dev")
-@both
+@all_three
 def test_its_types_are_strict(project: Project) -> None:
     assert tomllib.loads((project.path / "pyproject.toml").read_text())["tool"]["mypy"]["strict"]
     done = python("mypy", cwd=project.path)
@@ -200,7 +213,7 @@ def test_its_types_are_strict(project: Project) -> None:
 
 
 @pytest.mark.slow
-@both
+@all_three
 def test_its_own_tests_pass_and_nothing_is_skipped_that_could_run(project: Project) -> None:
     found = outcomes(project, project.site)
     print(f"{'in parts' if project.parts else 'whole'}: " + ", ".join(f"{len(one)} {what}" for what, one in found.items()))  # noqa: T201
@@ -211,10 +224,42 @@ def test_its_own_tests_pass_and_nothing_is_skipped_that_could_run(project: Proje
         of_parts = {name for name in dir(MultipartConformance) if name.startswith("test_")} - without.keys()
         without = dict.fromkeys(of_parts, "ACME has no hooks for uploads in parts")
         without["test_write_of_the_largest"] = "the provider states no max_write_size"
+    if not project.http:
+        of_http = {name for name in dir(StrangerConformance) if name.startswith("test_")}
+        of_http |= {name for name, one in vars(RefusalConformance).items() if name.startswith("test_") and _needs_http(one)}
+        without |= dict.fromkeys(of_http, "no store at another URL was given (fixture environment_at)")
+        without["test_without_rights"] = "no credentials without rights were given (fixture environment_without_rights)"
     assert {name.partition("[")[0]: told for name, told in found["skipped"].items()} == without
     passed = Counter(name.partition("[")[0] for name in found["passed"])
     assert suite - without.keys() <= passed.keys()
     assert passed.keys() - suite, "those of its own"
+
+
+def _needs_http(test: Any) -> bool:
+    return not {"environment_at", "scripted"}.isdisjoint(inspect.signature(test).parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("project", ["file"], indirect=True)
+def test_without_http_the_command_backs_up_and_reads_back(project: Project, tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket.db"
+    with closing(sqlite3.connect(bucket)) as db:
+        db.execute("CREATE TABLE objects (key TEXT PRIMARY KEY, data BLOB NOT NULL)")
+    environment = {
+        "JOBS_BACKUP_BUCKET": str(bucket),
+        "JOBS_BACKUP_STORAGE_PROVIDER": "ACME",
+        "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool"),
+        "PYTHONPATH": str(project.site),
+    }
+    for command in (["providers", "ACME", "--check"], ["check"]):
+        code, shown, stderr = jobs_backup_command(*command, env=environment)
+        assert (code, "NO " in shown) == (0, False), shown + stderr
+    file = ndjson(tmp_path / "events.ndjson", 500)
+    code, _, stderr = jobs_backup_command("run", str(file), "--source-id", "web", env=environment)
+    assert code == 0, stderr
+    for arguments in (["--payload-only"], ["--payload-only", "--list"]):
+        code, back, stderr = jobs_backup_command("replay", *arguments, env=environment)
+        assert (code, back) == (0, file.read_text()), stderr
 
 
 @pytest.mark.slow

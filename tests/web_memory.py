@@ -221,6 +221,16 @@ class SaysNothingOfAStranger(WebMemory):
         return None if error is None else StorageError(error.message)
 
 
+class TakesAFaultForARefusal(WebMemory):
+    """Of a completion alone: an upload that can never be completed would be tried for ever."""
+
+    def ask(self, hook: str, key: str, timeout: float) -> None:
+        try:
+            super().ask(hook, key, timeout)
+        except Unavailable as error:
+            raise Unreachable(error.message, hint=error.hint) if hook == "complete_multipart" else error from None
+
+
 _EXISTS, _GONE, _DONE = (f"test_{what}_is_the_stores_to_say" for what in ("exists", "gone", "done"))
 EXPECTED: Final[dict[type[WebMemory], set[str]]] = {
     BelievesA412: {_EXISTS},
@@ -235,5 +245,6 @@ EXPECTED: Final[dict[type[WebMemory], set[str]]] = {
     TakesAPageForACompletion: {_DONE},
     TakesAPageForAnAbort: {_DONE},
     TakesAPageForADelete: {_DONE},
+    TakesAFaultForARefusal: {"test_fault_is_no_refusal"},
     SaysNothingOfAStranger: {_EXISTS, _GONE, _DONE},
 }

@@ -275,6 +275,48 @@ class TakesTheDiskForTheStore(MemoryProvider):
             raise Unavailable(f"{key}: {error}", hint="check the network") from error
 
 
+class TakesAShortReadForTheEnd(MemoryProvider):
+    @hookimpl
+    def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
+        with body.open() as reader:
+            data = reader.read(size)
+        if len(data) != size:
+            raise IntegrityError(f"the body has {len(data)} bytes instead of {size}")
+        return self.publish(key, data, checksum, if_absent=if_absent)
+
+
+class HasOneUploadForAKey(MemoryProvider):
+    """As a store that knows parts by their key alone: to abort one upload ends the other."""
+
+    @hookimpl
+    def create_multipart(self, key: str) -> Upload:
+        with self.lock:
+            upload = Upload(key=key, id=f"{self._bucket} {key}")
+            self.uploads[upload.id] = self.uploads.get(upload.id) or self.begin(key)
+        return upload
+
+
+class RefusesASecondUpload(MemoryProvider):
+    """Until the first one is ended, which may never be."""
+
+    @hookimpl
+    def create_multipart(self, key: str) -> Upload:
+        with self.lock:
+            if any((one.bucket, one.key) == (self._bucket, key) for one in self.uploads.values()):
+                raise Unavailable(f"an upload of {key} is under way", hint="wait for it")
+            return super().create_multipart(key)
+
+
+class TakesLateParts(MemoryProvider):
+    """A part makes the upload that it belongs to."""
+
+    @hookimpl
+    def write_part(self, upload: Upload, number: int, body: Body, size: int) -> Part:
+        with self.lock:
+            self.uploads.setdefault(upload.id, self.begin(upload.key))
+            return super().write_part(upload, number, body, size)
+
+
 class IsWhereverYouLook(MemoryProvider):
     def __init__(self, settings: MemorySettings) -> None:
         super().__init__(settings)
@@ -312,5 +354,9 @@ EXPECTED: Final[dict[type[MemoryProvider], set[str]]] = {
     ReadsTheBodyOnce: {"test_body_is_opened_anew_and_closed"},
     ReadsAgainWhatFailed: {"test_a_call_is_one_attempt"},
     TakesTheDiskForTheStore: {"test_failing_body_publishes_nothing"},
+    TakesAShortReadForTheEnd: {"test_reads_may_be_short"},
+    HasOneUploadForAKey: {"test_multipart_begun_again"},
+    RefusesASecondUpload: {"test_multipart_begun_again"},
+    TakesLateParts: {"test_multipart_late_part", "test_abort"},
     IsWhereverYouLook: {"test_bucket_that_does_not_exist"},
 }

@@ -247,7 +247,7 @@ class Archiver:
             self._spool.hold_to(batch)
         try:
             if self._destination.has_multipart and (batch.size > self._threshold or self._is_begun(claimed)):
-                receipt = self._multipart.send(batch, body)
+                receipt = self._multipart.send(batch, body, claimed.failures)
             else:
                 receipt = self._destination.write(batch, body)
         except AlreadyExists:

@@ -34,7 +34,8 @@ class Source:
 
     The SDK takes an error of the body for one of the network. This one remembers it, and raises it again when the block ends; what
     is none of `jobs_backup.errors`, as a SpoolError. It also gives exactly the promised number of bytes: with fewer the store
-    would wait for the rest, with more it would see garbage.
+    would wait for the rest, with more it would see garbage. So does each `read(n)`, whose answer is short at the end alone. Where
+    the body ends before, it raises IntegrityError.
     """
 
     def __init__(self, body: Body, size: int) -> None:
@@ -62,8 +63,10 @@ class Source:
         wanted = left if size is None or size < 0 else min(size, left)
         try:
             block = self._reader.read(wanted) if wanted else b""
-            if wanted and not block:
-                raise IntegrityError(f"the body ended after {self._position} of {self._size} bytes")
+            while block and len(block) < wanted and (more := self._reader.read(wanted - len(block))):
+                block += more  # a body may give less than it is asked for
+            if len(block) < wanted:
+                raise IntegrityError(f"the body ended after {self._position + len(block)} of {self._size} bytes")
         except JobsBackupError as error:
             self._error = error
             raise

@@ -153,7 +153,7 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
         ready=not any(right.missing for right in rights),
         rights=rights,
         notes=probes.notes,
-        warnings=probes.warnings,
+        warnings=[*probes.warnings, *destination.warnings],
         left=[Left(key=key, what=what) for key, what in probes.left.items()],
     )
 
@@ -300,13 +300,15 @@ class _Probes:
     def _delete(self) -> State:
         # Also those that seem not to be there: what was refused, or whose answer was lost, may be known better by the store.
         keys = [self._key(), self._key("-parts")] if self._destination.has_multipart else [self._key()]
+        was_there = [key for key, what in self.left.items() if what != "upload"]
         receipt = self._destination.delete(keys)
         for key in receipt.deleted:
             if self.left.get(key) != "upload":
                 self.left.pop(key, None)
         for error in receipt.failed.values():
             raise error if isinstance(error, JobsBackupError) else StorageError(f"delete failed: {type(error).__name__}")
-        return State.GRANTED
+        # To delete what is not there may succeed whoever asks for it.
+        return State.GRANTED if was_there else State.NOT_TRIED
 
     def _try(self, name: str, hook: str, probe: Callable[[], State], *, sensible: bool = True) -> None:
         if self._over or not sensible:
@@ -344,7 +346,7 @@ class _Probes:
         """Notes what is written within as left: it is there, or perhaps is there, as its answer was lost."""
         try:
             yield
-        except Unavailable as error:
+        except (NotSupported, Unavailable) as error:
             if not error.refused:
                 self.left[key] = "unsure"
             raise

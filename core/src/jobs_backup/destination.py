@@ -217,6 +217,11 @@ class Destination:
         """Where the bucket is, as far as the provider knows; else empty."""
         return str(getattr(self._provider, "region", ""))
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the provider has to say of the bucket, for people. It may look there."""
+        return list(getattr(self._provider, "warnings", ()))
+
     def fetch(self, key: str, target: BinaryIO, *, size: int | None = None, crc: int | None = None) -> int:
         """Get an object's bytes, as they were before the wrappers, into a file that is empty, and rewind it.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shlex
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -21,11 +23,9 @@ from jobs_backup.errors import (
     IntegrityError,
     JobsBackupError,
     NotSupported,
-    ObjectNotFound,
-    PermissionDenied,
-    Unavailable,
     UploadGone,
 )
+from jobs_backup.file_errors import LACKING, NO_LINKS, translated, warnings, written
 from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
@@ -35,6 +35,8 @@ _BLOCK: Final = 1 << 17
 _WORK: Final = ".jobs-backup"
 """Directory in the bucket for what is being written; on the same file system, so that it can be renamed into its place."""
 _PAGE: Final = 1000
+_NO_LINKS: Final = LACKING | {errno.EPERM, errno.EMLINK}
+"""What link(2) answers where there are no hard links."""
 _NAMELESS: Final[int] = getattr(os, "O_TMPFILE", 0) if Path("/proc/self/fd").is_dir() else 0
 
 
@@ -66,6 +68,11 @@ class FileProvider:
         """See `Provider.from_settings`."""
         return cls(FileSettings.from_environment(environment))
 
+    @property
+    def warnings(self) -> list[str]:
+        """See `Provider`."""
+        return warnings(self._root, _WORK)
+
     @hookimpl
     def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
         with self._errors("write", key), _Draft(self._work()) as draft:
@@ -89,9 +96,9 @@ class FileProvider:
                 raise UploadGone(f"the upload of {upload.key} does not exist any more")
             with _Draft(directory) as draft:
                 value = _copy(body, draft.file, None)
-                (directory / str(number)).unlink(missing_ok=True)
-                draft.link(directory / str(number))
-            sync_directory(directory)
+                draft.replace(directory / str(number))
+            with written(f"part {number} of {upload.key}", self._root):
+                sync_directory(directory)
             return Part(number=number, crc32c=value)
 
     @hookimpl
@@ -109,7 +116,7 @@ class FileProvider:
                 if draft.file.tell() != size or value != checksum:
                     raise IntegrityError(f"the parts of {upload.key} are not the bytes that its checksum was made of")
                 receipt = self._publish(draft, upload.key, if_absent)
-            with _written(upload.key):
+            with written(upload.key, self._root):
                 self._remove(upload)
             return receipt
 
@@ -165,6 +172,10 @@ class FileProvider:
                 found = {f"{below}{one.name}{'/' * one.is_dir(follow_symlinks=False)}": one for one in entries}
         except (FileNotFoundError, NotADirectoryError):
             return
+        except PermissionError:
+            if below == "lost+found/":  # of the file system itself, if it is mounted here
+                return
+            raise
         for key in sorted(found):
             if key.endswith("/"):
                 may_match = key.startswith(prefix) or prefix.startswith(key)
@@ -224,7 +235,7 @@ class FileProvider:
                 exists = True
         else:
             draft.replace(target)
-        with _written(key):
+        with written(key, self._root):
             if exists:
                 self._renew(draft, target, key)
             self._sync_path(target.parent)
@@ -259,31 +270,8 @@ class FileProvider:
         sync_directory(directory.parent)
         return True
 
-    @contextmanager
-    def _errors(self, action: str, key: str) -> Generator[None]:
-        """The operating system's errors as the taxonomy's."""
-        try:
-            yield
-        except PermissionError as error:
-            raise PermissionDenied(
-                f"{action} {key!r}: permission denied",
-                action="writing",
-                resource=str(self._root),
-                hint=f"let this user read and write {self._root}",
-            ) from error
-        except FileNotFoundError as error:
-            raise ObjectNotFound(f"{action} {key!r}: no such file") from error
-        except OSError as error:
-            raise Unavailable(f"{action} {key!r}: {error.strerror}", hint=f"look at the file system of {self._root}") from error
-
-
-@contextmanager
-def _written(key: str) -> Generator[None]:
-    """After an object got its name, no error may say that the store has refused it: core would take it elsewhere, too."""
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(f"{key!r} is written, but not durable yet: {error.strerror}", hint="retried") from error
+    def _errors(self, action: str, key: str) -> AbstractContextManager[None]:
+        return translated(action, key, self._root)
 
 
 def _upwards(directory: Path, root: Path) -> list[Path]:
@@ -324,15 +312,49 @@ class _Draft:
         self._named.unlink(missing_ok=True)
 
     def link(self, target: Path) -> None:
-        """Give it a name that is not taken yet."""
-        # With a descriptor, which an absolute path makes meaningless, Python follows the link to the file, see linkat(2).
-        os.link(self._path, target, src_dir_fd=self.file.fileno(), follow_symlinks=True)
+        """Give it a name that is not taken yet.
+
+        Raises:
+            NotSupported: the file system has no hard links.
+        """
+        try:
+            self._link(target)
+        except OSError as error:
+            if error.errno in _NO_LINKS and not self._can_link():
+                raise NotSupported(f"the file system of {target} has no hard links", hint=NO_LINKS) from None
+            raise
 
     def replace(self, target: Path) -> None:
         """Give it a name, whatever had that before."""
         if self._path != self._named:
-            self.link(self._named)
+            try:
+                self._link(self._named)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._copy()
         self._named.replace(target)
+
+    def _link(self, target: Path) -> None:
+        # With a descriptor, which an absolute path makes meaningless, Python follows the link to the file, see linkat(2).
+        os.link(self._path, target, src_dir_fd=self.file.fileno(), follow_symlinks=True)
+
+    def _can_link(self) -> bool:
+        """Whether it gets another name here, beside where it is: link(2) has one number for "may not" and "can't"."""
+        name = self._named.with_suffix(".link")
+        try:
+            self._link(name)
+        except OSError:
+            return False
+        name.unlink()
+        return True
+
+    def _copy(self) -> None:
+        with self._named.open("xb") as named:
+            self.file.seek(0)
+            shutil.copyfileobj(self.file, named, _BLOCK)
+            named.flush()
+            sync_file(named.fileno())
 
 
 class _FileBody(Body):

@@ -65,7 +65,8 @@ class Provider(Protocol):
     `part_multiple: int = 1` (every part but the last is a multiple of so many bytes), `min_part_size: int = 1` (bytes, every part
     but the last), `max_write_size: int` (bytes; larger objects are sent in parts, whatever JOBS_BACKUP_MULTIPART_THRESHOLD says).
 
-    Also optional, for people: `region: str` (where the bucket is, as far as it is known; may change with the first answer).
+    Also optional, for people: `region: str` (where the bucket is, as far as it is known; may change with the first answer), and
+    `warnings: Sequence[str]` (what does not keep objects from being written, and is better known: `jobs-backup check` shows it).
 
     With `sequential_parts` the object may appear with its last part instead of at completion; then `write_part` of that one raises
     what `complete_multipart` would.

@@ -18,7 +18,10 @@ from jobs_backup.errors import (
     IntegrityError,
     JobsBackupError,
     NotSupported,
+    ObjectNotFound,
     SpoolError,
+    StorageError,
+    Unproven,
     UploadGone,
 )
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
@@ -29,6 +32,8 @@ log: Final = logging.getLogger(__name__)
 
 _BEGINNINGS: Final = 3
 """How often a lost upload is begun anew before the batch has to wait."""
+_GIVEN_UP_AFTER: Final = 2
+"""How often sending an upload may fail, each time with all attempts, without another part that arrives."""
 _ABORT_FIRST_WAIT: Final = 60.0
 _ABORT_MAX_WAIT: Final = 3600.0
 
@@ -54,18 +59,21 @@ class Multipart:
         self._stop = stop
         self._aborting = threading.Lock()
 
-    def send(self, batch: Batch, body: Body) -> WriteReceipt:
+    def send(self, batch: Batch, body: Body, failures: int = 0) -> WriteReceipt:
         """Store the batch's object: continue the upload that is in the journal, or begin one.
 
-        After an error the upload stays in the journal, and the next call goes on with it, but for these.
+        After an error the upload stays in the journal, and the next call continues it, with two exceptions. An upload that keeps
+        failing is replaced by another one. After the errors below it is abandoned, and the next call begins another one.
+
+        Args:
+            failures: how often sending the batch has failed before.
 
         Raises:
             AlreadyExists: the object stands. The upload is left to `abort_abandoned`.
-            NotSupported, ConfigurationError: settings have to be changed. So is it then, and the next call begins another one.
+            NotSupported, ConfigurationError: settings have to be changed.
         """
-        for beginning in range(_BEGINNINGS):
-            found = self._spool.uploads.of(batch)
-            journaled, parts = found or (self._begin(batch), [])
+        journaled, parts = self._spool.uploads.of(batch) or (self._begin(batch), [])
+        for beginning in range(1, _BEGINNINGS + 1):
             try:
                 return self._finish(journaled, parts, batch, body)
             except (AlreadyExists, NotSupported, ConfigurationError):
@@ -74,11 +82,32 @@ class Multipart:
                 raise
             except UploadGone as error:
                 self._spool.uploads.abandon(journaled)
-                if beginning == _BEGINNINGS - 1:
+                if beginning == _BEGINNINGS:
                     raise
-                fields = {"key": batch.key, "code": error.code, "destination": self._destination.location}
-                log.warning("%s: the upload is lost, another one is begun: %s", batch.key, error, extra=fields)
-        raise AssertionError("unreachable")
+                self._tell_begun_again("the upload is lost", batch, error)
+                journaled, parts = self._begin(batch), []
+            except StorageError as error:
+                if not self._is_stuck(journaled, error, failures):
+                    raise
+                # Begun first: where the store can't even do that, the upload is not what is wrong, and its parts are worth keeping.
+                stuck, journaled, parts = journaled, self._begin(batch), []
+                self._spool.uploads.abandon(stuck)
+                self._tell_begun_again("the upload keeps failing", batch, error)
+        raise AssertionError("unreachable")  # an upload that was just begun is not given up
+
+    def _is_stuck(self, journaled: JournaledUpload, error: StorageError, failures: int) -> bool:
+        """Whether to give up an upload, since another one may do better: a store may answer for ever that it has a fault.
+
+        Each one is given up later than the one before it, so that a fault of the store costs few uploads, however long it lasts.
+        """
+        if error.refused or isinstance(error, Unproven) or self._stop.is_set():
+            return False
+        failed = self._spool.uploads.failed(journaled)
+        return failed >= _GIVEN_UP_AFTER and failed > failures // 2
+
+    def _tell_begun_again(self, why: str, batch: Batch, error: StorageError) -> None:
+        fields = {"key": batch.key, "code": error.code, "destination": self._destination.location}
+        log.warning("%s: %s, another one is begun: %s", batch.key, why, error, extra=fields)
 
     def abort_abandoned(self) -> list[JobsBackupError]:
         """Abort what will not be continued. What is refused stays in the journal and is tried again later. Returns the refusals."""
@@ -89,7 +118,9 @@ class Multipart:
     def _abort(self, journaled: JournaledUpload) -> JobsBackupError | None:
         fields = {"key": journaled.upload.key, "hook": "abort_multipart", "destination": self._destination.location}
         try:
-            receipt = self._destination.abort_multipart(journaled.upload)
+            outcome = self._destination.abort_multipart(journaled.upload).outcome
+        except (UploadGone, ObjectNotFound):
+            outcome = Outcome.GONE
         except JobsBackupError as error:
             delay = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
             self._spool.uploads.postpone(journaled, error, delay=delay)
@@ -101,7 +132,7 @@ class Multipart:
             )
             return error
         self._spool.uploads.forget(journaled)
-        if receipt.outcome is Outcome.ABORTED:
+        if outcome is Outcome.ABORTED:
             log.info("an upload of %s was aborted", journaled.upload.key, extra=fields)
         return None
 

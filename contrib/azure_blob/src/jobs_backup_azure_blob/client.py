@@ -36,6 +36,7 @@ def connect(settings: AzureBlobSettings) -> Azure:
     loggers = ("urllib3.connection", "urllib3.connectionpool", "azure.storage.blob._shared.policies")
     hide_in_logs(r"(?<=sig=|kid=)[^&\s\"']+", *loggers)  # of a SAS the signature; an upload's id is in those of its blocks
     session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # or a proxy may pack what is read back
     for scheme in ("http://", "https://"):
         session.mount(scheme, adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=0))
     connection = settings.opened()

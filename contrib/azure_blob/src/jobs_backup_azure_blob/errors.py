@@ -42,6 +42,7 @@ _FIREWALL: Final = "; or the account's firewall, or the SAS, does not admit this
 _SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 _STRANGER: Final = "what answers may not be the store: check endpoint and proxy"
+_NO_PARTS: Final = "set JOBS_BACKUP_MULTIPART_THRESHOLD above the size of your largest object, so that none is sent in blocks"
 _FAULT: Final = "a fault of the store; see its status page"
 _CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
 _KEPT: Final = "a policy, a lease or a snapshot of the container's owner keeps it"
@@ -248,6 +249,8 @@ def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
         return Unavailable(message, hint=_FAULT, retry_after=retry_after)
     else:
         row = _STATUSES.get(status, _Row(StorageError))
+    if row.error is NotSupported and call.operation in ("Put Block", "Put Block List"):
+        row = row._replace(hint=_NO_PARTS)
     return row.error(message, hint=row.hint)
 
 

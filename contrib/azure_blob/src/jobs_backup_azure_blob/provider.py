@@ -185,13 +185,13 @@ class AzureBlobProvider:
         call = Call("Get Blob", self._settings, key)
         with self._request(call, timeout) as request:
             found = request.container.get_blob_client(key).get_blob_properties(**request.options)
-        size = int(found.size)
+        size, stored_as = int(found.size or 0), found.content_settings.content_encoding
 
         def get(offset: int) -> Any:
             same = importlib.import_module("azure.core").MatchConditions.IfNotModified
             with self._request(call, timeout) as request:
                 blob = request.container.get_blob_client(key)
-                options = request.options | {"raw_response_hook": functools.partial(_take, call)}
+                options = request.options | {"raw_response_hook": functools.partial(_take, call, stored_as)}
                 try:
                     blob.download_blob(offset, size - offset, etag=found.etag, match_condition=same, **options)
                 except _Taken as taken:
@@ -209,7 +209,7 @@ class AzureBlobProvider:
                 name_starts_with=prefix or None, start_from=after or None, results_per_page=_PAGE + 1, **request.options
             ).by_page()
             for page in pages:
-                objects += [Listed(key=blob.name, size=int(blob.size)) for blob in page if blob.name > after]
+                objects += [Listed(key=blob.name, size=int(blob.size or 0)) for blob in page if blob.name and blob.name > after]
                 if len(objects) > _PAGE:
                     break
         return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)
@@ -258,15 +258,21 @@ class _Taken(Exception):
         self.stream = stream
 
 
-def _take(call: Call, response: Any) -> None:
+def _take(call: Call, stored_as: str | None, response: Any) -> None:
     """Take the answer away from the SDK, which would hold all of it in memory, and ask again by itself if the connection breaks.
 
     Raises:
         _Taken: it is a success.
+        IntegrityError: it is one, of other bytes. `stored_as` is the object's own Content-Encoding.
     """
     check_origin(call, response)
-    if response.http_response.status_code in (200, 206):
-        raise _Taken(response.http_response.internal_response.raw)
+    answer = response.http_response
+    if answer.status_code in (200, 206):
+        if answer.headers.get("Content-Encoding") != stored_as:
+            answer.internal_response.close()
+            hint = "a proxy packs or unpacks what it passes on: have it leave Content-Encoding alone"
+            raise IntegrityError(f"{call}: the answer does not have the object's own bytes", hint=hint)
+        raise _Taken(answer.internal_response.raw)
 
 
 def _block(upload: Upload, number: int) -> str:

@@ -82,7 +82,7 @@ CREATE TABLE uploads (
     upload BLOB NOT NULL,         -- as the provider returned it, as JSON; a secret
     part_size INTEGER NOT NULL,
     abandoned INTEGER NOT NULL DEFAULT 0,   -- 1: to be aborted
-    failures INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,    -- of sending it since its last part; once it is abandoned, of aborting it
     retry_at REAL NOT NULL DEFAULT 0,
     error TEXT NOT NULL DEFAULT '',
     hint TEXT NOT NULL DEFAULT ''

@@ -25,6 +25,7 @@ class JournaledUpload(NamedTuple):
     upload: Upload
     part_size: int
     failures: int
+    """How often sending it has failed since a part of it arrived; once it is abandoned, aborting it."""
 
 
 class UploadJournal:
@@ -62,11 +63,18 @@ class UploadJournal:
     def add_part(self, db: sqlite3.Connection, upload: JournaledUpload, part: Part) -> None:
         """Remember the receipt of a part."""
         db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload.id, part.number, msgspec.json.encode(part)))
+        db.execute("UPDATE uploads SET failures=0 WHERE id=? AND failures>0 AND NOT abandoned", (upload.id,))
+
+    @writes
+    def failed(self, db: sqlite3.Connection, upload: JournaledUpload) -> int:
+        """Sending it has failed. Returns how often it has since a part of it arrived."""
+        (failures,) = db.execute("UPDATE uploads SET failures=failures+1 WHERE id=? RETURNING failures", (upload.id,)).fetchone()
+        return int(failures)
 
     @writes
     def abandon(self, db: sqlite3.Connection, upload: JournaledUpload) -> None:
         """It will not be continued: it has to be aborted."""
-        db.execute("UPDATE uploads SET abandoned=1 WHERE id=?", (upload.id,))
+        db.execute("UPDATE uploads SET abandoned=1, failures=0 WHERE id=?", (upload.id,))
 
     @writes
     def forget(self, db: sqlite3.Connection, upload: JournaledUpload) -> None:

@@ -49,6 +49,7 @@ from jobs_backup.testing.driver import (
     Hooks,
     Inspector,
     ShortBody,
+    SlowBody,
     WatchedBody,
     random_bytes,
 )
@@ -296,6 +297,15 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
             with pytest.raises(JobsBackupError):
                 hooks.write("key", body, checksum=checksum)
             assert list(inspector.keys()) == []
+
+    def test_reads_may_be_short(self, hooks: Hooks, inspector: Inspector) -> None:
+        """`read(n)` may give fewer than n bytes; only when it gives none the body has ended. `read()` gives all.
+
+        What takes a short answer for the end stores the beginning. `jobs_backup.bodies.Source` gives all that is asked for.
+        """
+        data = random_bytes(30_000, 9)
+        hooks.write("key", SlowBody(data), checksum=crc32c.crc32c(data))
+        assert inspector.get("key") == data
 
     def test_wrong_checksum_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
         """If the bytes are not those of the checksum there is no object.

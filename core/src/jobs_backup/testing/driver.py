@@ -26,9 +26,11 @@ ODD_KEYS: Final = (
     "ünïcødé/日本語/🪣",
     "quote'and\"&<>;:@=,$!*()",
     "tilde~/question?/hash#/semi;colon",
+    "web/gw/2026-01-02/3/pod-1/" + "1" * 97 + "ä" * 79,
     "/".join([*("ä" * 63 + str(number) for number in range(7)), "x" * 128]),
 )
-"""Keys that are legal everywhere and need care in URLs, XML and on disks; the last one has the most bytes that a key may have."""
+"""Keys that are legal everywhere and need care in URLs, XML and on disks. The last but one has the longest name that core makes, of
+255 bytes; the last one has the most bytes that a key may have."""
 
 
 class Inspector(Protocol):
@@ -212,6 +214,19 @@ class WatchedBody(_MiddleBody):
         look, self._look = self._look, None
         if look is not None:
             look()
+
+
+class SlowBody(CountingBody):
+    """Its reader gives less than it is asked for, as one of a pipe or a socket does."""
+
+    def _reader(self) -> BinaryIO:
+        with super()._reader() as whole:
+            return _SlowReader(whole.read())
+
+
+class _SlowReader(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, 1000))
 
 
 class ShortBody(BytesBody):

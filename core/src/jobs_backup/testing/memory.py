@@ -88,7 +88,7 @@ class MemoryProvider:
     def create_multipart(self, key: str) -> Upload:
         upload = Upload(key=key, id=secrets.token_hex(16))
         with self.lock:
-            self.uploads[upload.id] = _Begun(self._bucket, key, {})
+            self.uploads[upload.id] = self.begin(key)
         return upload
 
     @hookimpl
@@ -147,6 +147,10 @@ class MemoryProvider:
                 raise AlreadyExists(f"{key} exists")
             self.objects[key] = data
         return WriteReceipt()
+
+    def begin(self, key: str) -> _Begun:
+        """An upload without parts."""
+        return _Begun(self._bucket, key, {})
 
     def begun(self, upload: Upload) -> _Begun:
         """An upload that was begun, and not ended."""

@@ -158,6 +158,43 @@ class MultipartConformance(ABC):
         multipart.complete(upload, [again, multipart.part(upload, parts, 2)], b"".join(parts))
         assert inspector.get("key") == b"".join(parts)
 
+    def test_multipart_begun_again(self, multipart: Hooks, inspector: Inspector) -> None:
+        """While an upload is open another one of the same key can be begun, sent and completed. To abort the first one then, harms
+        neither the second one nor its object.
+
+        An upload that keeps failing is replaced by another one, and aborted later, when the object may have been stored.
+        """
+        parts = self.parts(multipart)
+        stuck = multipart.create("key", b"".join(parts))
+        multipart.part(stuck, parts, 1)
+        upload = multipart.create("key", b"".join(parts))
+        receipts = [multipart.part(upload, parts, 1)]
+        multipart.abort(stuck)
+        receipts.append(multipart.part(upload, parts, 2))
+        multipart.complete(upload, receipts, b"".join(parts))
+        assert multipart.abort(stuck) in Outcome
+        assert inspector.get("key") == b"".join(parts)
+        assert not inspector.open_uploads()
+
+    def test_multipart_late_part(self, multipart: Hooks, inspector: Inspector) -> None:
+        """A part that arrives after the abort, or after the completion, brings nothing back: neither an upload nor an object.
+
+        A request that was given up may still be on its way. What it would bring back is stored, and paid for, and nobody knows it.
+        """
+        parts = self.parts(multipart)
+        aborted = multipart.create("aborted", b"".join(parts))
+        multipart.part(aborted, parts, 1)
+        multipart.abort(aborted)
+        completed = multipart.create("completed", b"".join(parts))
+        receipts = [multipart.part(completed, parts, number) for number in (1, 2)]
+        multipart.complete(completed, receipts, b"".join(parts))
+        for upload in (aborted, completed):
+            with contextlib.suppress(AlreadyExists, UploadGone):
+                multipart.part(upload, parts, 1)
+        assert list(inspector.keys()) == ["completed"]
+        assert inspector.get("completed") == b"".join(parts)
+        assert not inspector.open_uploads()
+
     def test_multipart_continued_by_another_process(
         self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector
     ) -> None:

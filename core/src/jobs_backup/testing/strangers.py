@@ -87,6 +87,22 @@ class StrangerConformance:
             for name, call in calls.items():
                 _refused(server, name, call, AlreadyExists, UploadGone, ObjectNotFound)
 
+    @pytest.mark.parametrize("status", [500, 502, 503, 504])
+    def test_fault_is_no_refusal(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks, status: int) -> None:
+        """A 5xx may pass, and may have done its work: no hook's error is `refused` then, and each is retryable.
+
+        An upload whose parts or completion keep failing so is replaced by another one. After a refusal it would be tried for ever.
+        """
+        server, calls = scripted[0], self._calls(scripted, hooks)
+        server.fail(Answer(status), times=ALWAYS)
+        for name, call in calls.items():
+            before = len(server.requests)
+            error = _caught(call)
+            assert error is not None or len(server.requests) == before, f"{name}: {status} was taken for success"
+            if error is not None:
+                assert error.retryable, f"{name}: {error.code} is not retryable"
+                assert not error.refused, f"{name}: {error.code} says that nothing has arrived"
+
 
 def _delete(hooks: Hooks) -> None:
     if (error := hooks.delete(["key"]).failed.get("key")) is not None:

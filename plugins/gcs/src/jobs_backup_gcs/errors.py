@@ -36,7 +36,7 @@ _CREDENTIALS: Final = (
 _KEY: Final = "check that the service account and its key exist, and this machine's clock (NTP)"
 _SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
-_STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
+STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
 _FAULT: Final = "a fault of the store; see its status page"
 _CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
 
@@ -161,23 +161,23 @@ def answered(response: Any, call: Call) -> JobsBackupError:
         return Unavailable(message, hint=_FAULT, retry_after=wait)
     if status == 403:
         return _denied(message, said, call)
-    row = _STATUSES.get(status) or (_claimed(status, said, call) if is_googles(response) else _Row(StorageError, _STRANGER))
+    row = _STATUSES.get(status) or (_claimed(status, said, call) if is_googles(response) else _Row(StorageError, STRANGER))
     return row.error(message, hint=row.hint)
 
 
 def _claimed(status: int, said: str, call: Call) -> _Row:
     """What is so, because the store itself says it."""
+    if status in (400, 412) and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
+        return _Row(IntegrityError, _CHECKSUM)
     if status == 412 and call.if_absent and call.operation in ("write", "create", "part"):
         return _Row(AlreadyExists)
     if status == 412:
-        return _Row(StorageError, f"the request has no such condition; {_STRANGER}")
+        return _Row(StorageError, f"the request has no such condition; {STRANGER}")
     if status in (404, 410) and call.upload:
         return _Row(UploadGone, "it was completed, cancelled, or is older than a week: another one has to be begun")
     if status in (404, 410):
         is_object = call.operation in ("get", "delete") and "bucket" not in said.lower()
         return _Row(ObjectNotFound) if is_object else _Row(BucketNotFound, _BUCKET)
-    if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
-        return _Row(IntegrityError, _CHECKSUM)
     return _Row(StorageError)
 
 
@@ -208,7 +208,7 @@ def check_bare(response: Any, call: Call) -> None:
         StorageError: it is not the store's.
     """
     if not is_googles(response) and not (call.settings.is_own and response.content.strip() in (b"", b"null")):
-        raise StorageError(f"{call}: the answer, {response.status_code}, is not the store's", hint=_STRANGER)
+        raise StorageError(f"{call}: the answer, {response.status_code}, is not the store's", hint=STRANGER)
 
 
 def _told(response: Any) -> tuple[str, str]:

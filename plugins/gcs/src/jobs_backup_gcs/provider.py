@@ -22,6 +22,7 @@ from jobs_backup.errors import (
     NotSupported,
     ObjectNotFound,
     PermissionDenied,
+    StorageError,
     Unauthenticated,
     Unavailable,
     UploadGone,
@@ -31,10 +32,12 @@ from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome
 from jobs_backup.sdk import PerProcess, delete_each
 from jobs_backup_gcs import policy as rights
 from jobs_backup_gcs.client import Gcs, connect
-from jobs_backup_gcs.errors import Call, answered, check_bare, is_googles, translated
+from jobs_backup_gcs.errors import STRANGER, Call, answered, check_bare, is_googles, translated
 from jobs_backup_gcs.settings import GcsSettings
 
 _PAGE: Final = 1000
+_VANISHED: Final = "see who deletes from this bucket; or the store refused the write for another reason, in the words above"
+_TRANSCODED: Final = "a proxy, or the store, packs or unpacks what it passes on: have it leave Content-Encoding alone"
 _SIZE: Final = "size"
 _CRC: Final = "crc32c"
 _IF_ABSENT: Final = "if_absent"
@@ -104,8 +107,8 @@ class GcsProvider:
                         checksum=None,  # the object's is in its metadata
                         retry=None,
                     )
-        except AlreadyExists:
-            self._confirm(key, _base64(checksum), timeout)
+        except AlreadyExists as refusal:
+            self._confirm(key, _base64(checksum), timeout, refusal)
             raise
         return _receipt(
             call,
@@ -135,8 +138,8 @@ class GcsProvider:
                     checksum=None,
                     retry=None,
                 )
-        except AlreadyExists:
-            self._confirm(key, _base64(checksum), timeout)
+        except AlreadyExists as refusal:
+            self._confirm(key, _base64(checksum), timeout, refusal)
             raise
         self._reached[uri] = 0
         return Upload(key=key, id=uri, extra={_SIZE: str(size), _CRC: _base64(checksum), _IF_ABSENT: str(int(if_absent))})
@@ -207,6 +210,7 @@ class GcsProvider:
         with self._requests(call) as gcs:
             blob = gcs.bucket.blob(key)
             blob.reload(timeout=timeout, retry=None)
+        size, stored_as = int(blob.size or 0), blob.content_encoding or "identity"
 
         def get(offset: int) -> Any:
             with self._requests(call) as gcs:
@@ -214,26 +218,41 @@ class GcsProvider:
                     "GET",
                     self._url(key),
                     params={"alt": "media", "generation": str(blob.generation)},
-                    headers={"Range": f"bytes={offset}-", "Accept-Encoding": "identity"},
+                    # Unless it is accepted, Google's service unpacks what is marked as gzip, and ignores the range.
+                    headers={"Range": f"bytes={offset}-", "Accept-Encoding": stored_as},
                     timeout=timeout,
                     stream=True,
                 )
                 if answer.status_code not in (200, 206):
                     raise answered(answer, call)
+                is_whole = offset and answer.status_code == 200
+                is_marked_so = answer.headers.get("Content-Encoding", "identity") == stored_as
+                if is_whole or not (is_marked_so or answer.headers.get("Content-Length") == str(size - offset)):
+                    answer.close()
+                    raise IntegrityError(f"{call}: the answer does not have the object's own bytes", hint=_TRANSCODED)
                 return answer.raw
 
-        return ObjectBody(int(blob.size), get, lambda: translated(call))
+        return ObjectBody(size, get, lambda: translated(call))
 
     @hookimpl
     def list(self, prefix: str, after: str, timeout: float) -> Page:
-        """objects.list."""
-        with self._requests(self._tried("list")) as gcs:
-            # `startOffset` is inclusive.
-            found: Any = gcs.bucket.list_blobs(
-                prefix=prefix, start_offset=after or None, max_results=_PAGE + 2, timeout=timeout, retry=None
-            )
-            objects = [Listed(key=blob.name, size=int(blob.size)) for blob in found if blob.name > after]
-        return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)
+        """objects.list, as one request. The SDK would fail the whole list for one entry that lacks something."""
+        call = self._tried("list")
+        # `startOffset` is inclusive.
+        query = {"prefix": prefix, "startOffset": after, "maxResults": str(_PAGE), "fields": "kind,nextPageToken,items(name,size)"}
+        with self._requests(call) as gcs:
+            answer = gcs.session.request("GET", self._url(), params=query, timeout=timeout)
+            if answer.status_code != 200:
+                raise answered(answer, call)
+            told = answer.json()
+            if told.keys().isdisjoint(("kind", "items")):
+                raise StorageError(f"{call}: the answer is no list of a bucket", hint=STRANGER)
+        entries = [one for one in told.get("items", ()) if one.get("name")]
+        objects = [Listed(key=one["name"], size=int(one.get("size") or 0)) for one in entries if one["name"] > after]
+        more = told.get("nextPageToken")
+        if more and not objects:
+            raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
+        return Page(objects=objects, after=objects[-1].key if more else None)
 
     @hookimpl
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
@@ -251,8 +270,8 @@ class GcsProvider:
                 return self._outcome(
                     call, upload, gcs.session.request("PUT", upload.id, data=source, headers=headers, timeout=timeout)
                 )
-        except AlreadyExists:
-            self._confirm(upload.key, upload.extra[_CRC], timeout)
+        except AlreadyExists as refusal:
+            self._confirm(upload.key, upload.extra[_CRC], timeout, refusal)
             raise
 
     def _ask(self, call: Call, upload: Upload, timeout: float) -> int | WriteReceipt:
@@ -269,7 +288,7 @@ class GcsProvider:
             return _receipt(call, answer.json(), upload.extra[_CRC])
         raise answered(answer, call)
 
-    def _confirm(self, key: str, checksum: str, timeout: float) -> None:
+    def _confirm(self, key: str, checksum: str, timeout: float, refusal: AlreadyExists) -> None:
         """There is an object under the key: see that it is an earlier attempt of ours, with the same bytes.
 
         Without the right to get it can't be looked at; the key has a uuid of its own, so that it hardly is anybody else's.
@@ -285,7 +304,7 @@ class GcsProvider:
         except PermissionDenied:
             return
         except ObjectNotFound as gone:
-            raise Unavailable(f"{call}: an object stood in the way, and is gone now") from gone
+            raise Unavailable(f"{refusal.message}; but there is no such object now", hint=_VANISHED) from gone
         if blob.crc32c != checksum:
             raise IntegrityError(
                 f"{call}: the object that stands there has other bytes (CRC-32C {blob.crc32c} instead of {checksum})",
@@ -320,8 +339,8 @@ class GcsProvider:
     def _part(self, upload: Upload) -> Call:
         return self._tried("part", upload.key, upload.id)._replace(if_absent=upload.extra.get(_IF_ABSENT) == "1")
 
-    def _url(self, key: str) -> str:
-        return f"{self._settings.base}/storage/v1/b/{self._settings.bucket}/o/{quote(key, safe='')}"
+    def _url(self, key: str = "") -> str:
+        return f"{self._settings.base}/storage/v1/b/{self._settings.bucket}/o" + (f"/{quote(key, safe='')}" if key else "")
 
     def _tried(self, operation: str, key: str = "", upload: str = "") -> Call:
         return Call(operation, self._settings, key, upload)

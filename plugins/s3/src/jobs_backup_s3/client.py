@@ -8,6 +8,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs_backup.sdk import PerProcess, hide_in_logs
+from jobs_backup_s3.early import close_after_early_answers
 from jobs_backup_s3.errors import region_told, response_of
 from jobs_backup_s3.origin import Origin
 from jobs_backup_s3.settings import Connection
@@ -86,6 +87,7 @@ def _client(session: Any, connection: Connection, region: str, timeout: float) -
         aws_session_token=keys.session_token.reveal() if keys and keys.session_token else None,
     )
     client.meta.events.register("before-call.s3", _stay)
+    close_after_early_answers(client)
     if connection.checksum != "crc32c":
         client.meta.events.register("before-sign.s3.DeleteObjects", _use_content_md5)
     return client
@@ -120,6 +122,8 @@ def _session(connection: Connection, timeout: float) -> boto3.session.Session:
 
     hide_in_logs(r"(?<=uploadId=)[^&\s\"]+", "urllib3.connection", "urllib3.connectionpool")
     session = botocore.session.Session()
+    # Nobody reads times, and a time that the SDK does not understand would fail the whole list that it is in.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
     if connection.role_arn:
         session.register_component("credential_provider", _RoleCredentials(connection, connection.role_arn, timeout))
     return boto3.session.Session(botocore_session=session)

@@ -133,6 +133,9 @@ _OF_OPERATION: Final[Mapping[tuple[str, str], _Row]] = {
     ("CompleteMultipartUpload", "ConditionalRequestConflict"): _Row(UploadGone, "another one has to be begun"),
     ("CompleteMultipartUpload", "InvalidPart"): _Row(UploadGone, "the store has lost a part: another upload has to be begun"),
     ("CompleteMultipartUpload", "InvalidPartOrder"): _Row(UploadGone, "another one has to be begun"),
+    ("UploadPart", "NoSuchKey"): _Row(UploadGone, "another one has to be begun"),
+    ("CompleteMultipartUpload", "NoSuchKey"): _Row(UploadGone, "another one has to be begun"),
+    ("AbortMultipartUpload", "NoSuchKey"): _Row(UploadGone, "it was completed or aborted before"),
     ("GetObject", "InvalidRange"): _Row(NothingThere),
     ("PutObject", "PreconditionFailed"): _Row(AlreadyExists),
     ("CompleteMultipartUpload", "PreconditionFailed"): _Row(AlreadyExists),
@@ -198,6 +201,16 @@ _ACTIONS: Final[Mapping[str, str]] = {
     "AssumeRole": "sts:AssumeRole",
 }
 """The permission that an operation needs, where it has another name than the operation."""
+
+_LACKING: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"),
+        "set JOBS_BACKUP_MULTIPART_THRESHOLD above the size of your largest object, so that none is sent in parts",
+    ),
+    **dict.fromkeys(("DeleteObjects", "DeleteObject"), "set JOBS_BACKUP_DELETE_AFTER=never"),
+    "ListObjectsV2": "replay without --list, on the machine that has the spool",
+}
+"""What to do without an operation that the store does not have."""
 
 _OPTIONS: Final = (
     ("if-none-match", "set JOBS_BACKUP_CONDITIONAL_WRITES=false"),
@@ -281,6 +294,8 @@ def _row(call: Call, own: str, status: int) -> _Row:
     row = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
     if row is not None and row.error is AlreadyExists and not call.if_absent:
         row = _CODES["PreconditionFailed"]
+    if row is None and re.search(r"checksum|digest", own, re.IGNORECASE):
+        row = _CODES["BadDigest"]
     if row is None and own.startswith("KMS."):
         row = _Row(ConfigurationError, _KMS)
     if row is None:
@@ -327,6 +342,8 @@ def _option(header: str, call: Call) -> str:
     for start, hint in _OPTIONS:
         if header.lower().startswith(start):
             return hint
+    if hint := _LACKING.get(call.operation, ""):
+        return f"the store has no {call.operation}: {hint}"
     return f"the store has no {call.operation} with these options: see the README of jobs-backup-s3 for how to turn them off"
 
 

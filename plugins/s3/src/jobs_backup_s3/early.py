@@ -1,0 +1,35 @@
+"""Closes a connection on which the store answered before the body was sent.
+
+The SDK asks first (`Expect: 100-continue`) and does not send the body to a store that refuses the request. A server that keeps the
+connection open then waits for that body, and takes the next request for it (RFC 9110, 10.1.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+
+def close_after_early_answers(client: Any) -> None:
+    """Have this client of the SDK do so. There is no option for it."""
+    from botocore import awsrequest  # noqa: PLC0415 - the SDK is imported when it is first used
+
+    class Pool(awsrequest.AWSHTTPConnectionPool):
+        ConnectionCls = type("Connection", (_Connection, awsrequest.AWSHTTPConnection), {})
+
+    class SecurePool(awsrequest.AWSHTTPSConnectionPool):
+        ConnectionCls = type("Connection", (_Connection, awsrequest.AWSHTTPSConnection), {})
+
+    session: Any = client._endpoint.http_session  # noqa: SLF001
+    session._pool_classes_by_scheme.update(http=Pool, https=SecurePool)  # noqa: SLF001 - in place: its managers go by this dict
+
+
+class _Connection:
+    _response_received: bool
+    sock: Any
+
+    def getresponse(self) -> Any:
+        response = cast(Any, super()).getresponse()
+        if self._response_received:
+            self.sock.close()  # the answer holds the socket open until it is read
+            self.sock = None
+        return response
