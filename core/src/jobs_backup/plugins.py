@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 import pluggy
 
+from jobs_backup.disclosure import shown, without_credentials
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION
 from jobs_backup.settings import Settings
@@ -75,7 +76,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
             hint = (
                 f"pip install {package}" if package else "choose an installed one, or pip install the distribution that offers it"
             )
-            raise self.not_found(f"no {self.noun} {name!r} is installed (installed: {names})", hint=hint)
+            raise self.not_found(f"no {self.noun} {shown(name)} is installed (installed: {names})", hint=hint)
         if len(matches) > 1:
             claims = " and ".join(f"{one.distribution} {one.version}" for one in matches)
             raise self.not_found(f"two distributions offer a {self.noun} {wanted}: {claims}", hint="pip uninstall one of them")
@@ -109,7 +110,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
             raise self.broken(one, "it has no from_settings()")
         try:
             made = class_.from_settings(environment)
-        except JobsBackupError:
+        except JobsBackupError as error:
+            _hide(error, environment.values())
             raise
         except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
             # Its text may have the value of any variable in it, so only its place is told.
@@ -142,6 +144,16 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         """The error for one that does not keep the contract's form."""
         hint = f"report it to the maintainers of {one.distribution}"
         return self.not_found(f"{self.noun} {one} breaks the contract: {why}", hint=hint)
+
+
+def _hide(error: JobsBackupError, values: Iterable[str]) -> None:
+    """Take what may be a credential out of an error about settings: whoever has written the plugin may have quoted the value."""
+    values = list(values)
+    error.message, error.hint = (without_credentials(text, values) for text in (error.message, error.hint))
+    error.args = (error.message,)
+    behind = "".join(traceback.format_exception(error.__cause__ or error.__context__))
+    if without_credentials(behind, values) != behind:
+        error.__cause__ = error.__context__ = None
 
 
 def settings_of(class_: type[Any]) -> type[Settings] | None:

@@ -7,11 +7,13 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from jobs_backup.errors import JobsBackupError, ObjectNotFound, PermissionDenied, Throttled, Unavailable
+from jobs_backup.disclosure import may_be_credential, shown
+from jobs_backup.errors import JobsBackupError, ObjectNotFound, PermissionDenied, Throttled, Unauthenticated, Unavailable
 from jobs_backup.model import DeleteReceipt
 
 T = TypeVar("T")
@@ -87,6 +89,53 @@ def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteR
         outcomes = dict(zip(keys, [first, *pool.map(outcome, keys[1:])], strict=True))
     failed: dict[str, Exception] = {key: error for key, error in outcomes.items() if error is not None}
     return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+
+def unreadable(call: object, error: BaseException | None = None, *, files: Mapping[str, str] | None = None) -> Unauthenticated | None:
+    """Find the file of credentials that this process cannot read. SDKs say nothing of the path, or look elsewhere in silence.
+
+    Args:
+        call: what was tried, for the message.
+        error: what the SDK raised; an OSError behind it may name the file.
+        files: what names a file -> its path, of files that the SDK reads by itself. An empty path is none.
+
+    Returns the error to raise, None if every file can be read.
+    """
+    for one in _behind(error):
+        if isinstance(one, OSError) and isinstance(one.filename, str | bytes):
+            path = os.fsdecode(one.filename)
+            named = [name for name, value in {**os.environ, **(files or {})}.items() if value == path]
+            return _unreadable(call, named[-1] if named else "", path, one)
+    for name, path in (files or {}).items():
+        try:
+            if path:
+                Path(path).expanduser().open("rb").close()
+        except (OSError, RuntimeError) as found:
+            return _unreadable(call, name, path, found)
+    return None
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(8):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _unreadable(call: object, name: str, path: str, error: Exception) -> Unauthenticated:
+    user = f"the user of this process (uid {os.geteuid()})"
+    correct = f"correct or unset {name}" if name else "correct the path"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        hint = f"mount the file there, or {correct}; in Kubernetes, look at the pod's service account and its volumes"
+    elif isinstance(error, PermissionError):
+        hint = f"let {user} read the file; in Kubernetes, set the pod's securityContext.fsGroup to a group of that user"
+    else:
+        hint = f"{correct}: it has to name a readable file"
+    if may_be_credential(path):
+        path, hint = shown(path), f"{name or 'what names the file'} holds what looks like a key, not a path: save it in a file"
+    why = getattr(error, "strerror", None) or type(error).__name__
+    return Unauthenticated(": ".join(filter(None, (str(call), name, path, why))), hint=hint)
 
 
 @functools.cache

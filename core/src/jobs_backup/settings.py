@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import os
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +14,11 @@ from typing import Annotated, Any, Final, Self
 
 import msgspec
 
+from jobs_backup.disclosure import credential_in, is_plain, may_be_credential, shown, without_credentials
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.values import Duration, Endpoint, Secret, Size, redacted
 
-__all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Variable", "redacted"]
+__all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Variable", "redacted", "shown"]
 
 log: Final = logging.getLogger(__name__)
 
@@ -96,7 +98,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for setting in settings:
             name, text = _look_up(setting.variable, environment)
             try:
-                if text:
+                if misplaced := _misplaced(setting.type, text):
+                    wrong.append(f"{name} holds {misplaced}")
+                elif text:
                     value = values[setting.field] = _from_text(text, hints[setting.field])
                     if isinstance(value, (Duration, Size)) and value < setting.variable.minimum:
                         raise ValueError(f"expected at least {type(value)(setting.variable.minimum)}")
@@ -109,8 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             except UnicodeEncodeError:
                 wrong.append(f"{name} is not UTF-8")
             except ValueError as error:
-                shown = "" if {Secret, Endpoint}.intersection(_alternatives(setting.type)) else f"={text!r}"
-                wrong.append(f"{name}{shown}: {error}")
+                wrong.append(f"{name}{_equals(setting.type, text)}: {without_credentials(str(error), [text])}")
         if wrong:
             raise ConfigurationError("; ".join(wrong), hint="correct the environment or the --env-file")
         return values
@@ -123,6 +126,33 @@ def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, s
                 log.warning("%s is an old name: use %s", name, variable.name)
             return name, text
     return variable.name, ""
+
+
+def _misplaced(type_: Any, text: str) -> str:
+    """The kind of credential in a setting that is for something else, and what to do; empty if there is none.
+
+    It is not shown, and it comes no further: a key in the place of a bucket or a prefix would be in every message from here on.
+    """
+    alternatives = _alternatives(type_)
+    if {Secret, Endpoint}.intersection(alternatives):
+        return ""  # an Endpoint is never shown, and says itself what it expects
+    kind = credential_in(text)
+    if Path in alternatives:
+        if os.path.lexists(text) or not may_be_credential(text):
+            return ""
+        return f"{kind or 'what looks like a key'}, not a path: save it in a file, and write the file's path here"
+    if not kind:
+        return ""
+    return f"{kind}, not {_expected(alternatives) or 'what belongs there'}"
+
+
+def _equals(type_: Any, text: str) -> str:
+    """A wrong value for its message, unless it may be a credential."""
+    alternatives = _alternatives(type_)
+    if {Secret, Endpoint}.intersection(alternatives):
+        return ""
+    is_shown = not may_be_credential(text) if {str, Path}.intersection(alternatives) else is_plain(text)
+    return f"={text!r}" if is_shown else ""
 
 
 def _check_characters(text: str, value: Any) -> None:
@@ -145,14 +175,24 @@ def _from_text(text: str, type_: Any) -> Any:
         return msgspec.convert(text, type_, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         why = str(error)
-        if "got `str`" in why:
-            why = f"expected {next((words for one, words in _EXPECTED.items() if one in alternatives), 'something else')}"
-        elif all(isinstance(one, str) for one in alternatives):
-            why = f"expected one of {', '.join(alternatives)}"
+        if "got `str`" in why or all(isinstance(one, str) for one in alternatives):
+            why = f"expected {_expected(alternatives) or 'something else'}"
         raise ValueError(why[:1].lower() + why[1:]) from None
 
 
-_EXPECTED: Final = {bool: "true or false", int: "a whole number", float: "a number"}
+_EXPECTED: Final = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    Duration: "a duration",
+    Size: "a size",
+}
+
+
+def _expected(alternatives: tuple[Any, ...]) -> str:
+    """What a setting is, in words; empty for a text."""
+    choices = [one for one in alternatives if isinstance(one, str)]
+    return f"one of {', '.join(choices)}" if choices else next((_EXPECTED[one] for one in alternatives if one in _EXPECTED), "")
 
 
 def _alternatives(type_: Any) -> tuple[Any, ...]:

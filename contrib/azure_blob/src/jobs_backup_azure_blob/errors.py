@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
+from jobs_backup.sdk import unreadable
 from jobs_backup.settings import redacted
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
@@ -139,6 +141,10 @@ _TLS: Final[Mapping[str, _Row]] = {
 """By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
 
 
+_FILES: Final = ("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_CERTIFICATE_PATH")
+"""Variables that name files which azure-identity reads by itself."""
+
+
 class Call(NamedTuple):
     """What was tried. `if_absent`: whether the request has that condition."""
 
@@ -210,8 +216,15 @@ def _code(error: Any, response: Any) -> str:
     return str(response.headers.get("x-ms-error-code") or getattr(error.error_code, "value", error.error_code) or "")
 
 
+def unreadable_token(error: Exception | None = None) -> Unauthenticated | None:
+    """The error for a file of azure-identity's that cannot be read, None if there is none. It passes on to other credentials."""
+    return unreadable("there is no token for Azure", error, files={name: os.environ.get(name, "") for name in _FILES})
+
+
 def token_refused(error: Exception) -> JobsBackupError:
     """The error of the taxonomy for a token that could not be had. The request itself was not sent."""
+    if found := unreadable_token(error):
+        return found
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
     said = " ".join(re.sub(r"https?://\S+", "****", str(error)).split())[:_LONGEST]
     if "ClientAuthenticationError" in names:  # also where no kind of credentials is available

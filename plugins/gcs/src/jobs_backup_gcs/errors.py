@@ -25,8 +25,9 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
+from jobs_backup.sdk import unreadable
 from jobs_backup.settings import redacted
-from jobs_backup_gcs.settings import GcsSettings
+from jobs_backup_gcs.settings import GcsSettings, token_files
 
 _LONGEST: Final = 300
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET; the bucket is never created"
@@ -132,9 +133,11 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     response: Any = getattr(error, "response", None)
     if response is not None and getattr(response, "status_code", None):
         return answered(response, call)
+    auth = type(error).__module__.startswith("google.auth")
+    if found := unreadable(call, error, files=token_files(call.settings) if auth else {}):
+        return found
     text = _cleaned(_reason(error), call)
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
-    auth = type(error).__module__.startswith("google.auth")
     if auth and getattr(error, "retryable", False):
         names.add("TransportError")
     row = next((row for name, row in (_OF_AUTH if auth else _OF_REQUESTS).items() if name in names), None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -26,7 +27,8 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.settings import redacted
+from jobs_backup.sdk import unreadable
+from jobs_backup.settings import redacted, shown
 from jobs_backup_s3.settings import Connection
 
 _LONGEST: Final = 300
@@ -161,7 +163,6 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "CredentialRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "TokenRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "SSOError": _Row(Unauthenticated, _CREDENTIALS),
-    "ProfileNotFound": _Row(ConfigurationError, "correct or unset AWS_PROFILE"),
     "ConfigParseError": _Row(ConfigurationError, "correct the SDK's configuration file (AWS_CONFIG_FILE, ~/.aws/config)"),
     "InvalidConfigError": _Row(ConfigurationError, _BUNDLE),
     "InvalidRegionError": _Row(ConfigurationError, "write the region as in eu-west-1"),
@@ -188,6 +189,10 @@ _TLS: Final = (
     ("Permission denied", _Row(ConfigurationError, _BUNDLE)),
 )
 """By a part of the error's text. Other TLS errors are those of a broken connection."""
+
+_PROFILES: Final = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+_FILES: Final = {**_PROFILES, "AWS_WEB_IDENTITY_TOKEN_FILE": "", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": ""}
+"""Variables that name files which the SDK reads by itself, and where they are by default."""
 
 _ACTIONS: Final[Mapping[str, str]] = {
     "CreateMultipartUpload": "s3:PutObject",
@@ -233,6 +238,8 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
         return answered(response, call._replace(operation=operation))
     text = _cleaned(_reason(error), call)
     names = [class_.__name__ for class_ in type(error).__mro__]
+    if found := _of_this_machine(error, names, call):
+        return found
     row = next((_EXCEPTIONS[name] for name in names if name in _EXCEPTIONS), None)
     if "SSLError" in names:
         row = next((row for part, row in _TLS if part in text), row)
@@ -242,6 +249,30 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     if "WRONG_VERSION_NUMBER" in text:
         setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
     return found
+
+
+def _of_this_machine(error: Exception, names: Sequence[str], call: Call) -> Unauthenticated | None:
+    """The error for files of credentials that cannot be read, or lack the profile. The SDK has sent nothing then."""
+    if isinstance(error, OSError) and error.filename:
+        return unreadable(call, error)
+    if not {"ProfileNotFound", "NoCredentialsError", "CredentialRetrievalError"}.intersection(names):
+        return None
+    # The SDK passes over a file of credentials that it cannot read, as if it were not there.
+    files = {name: os.environ.get(name, "") or _there(default) for name, default in _FILES.items()}
+    if found := unreadable(call, error, files=files):
+        found.hint += f"; or {_CREDENTIALS}"
+        return found
+    if "ProfileNotFound" not in names:
+        return None
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE", "")
+    where = " nor in ".join(filter(None, (os.environ.get(name, "") or default for name, default in _PROFILES.items())))
+    return Unauthenticated(
+        f"{call}: there is no profile {shown(profile)}, neither in {where}", hint="correct or unset AWS_PROFILE, or add the profile there"
+    )
+
+
+def _there(path: str) -> str:
+    return path if path and os.path.lexists(os.path.expanduser(path)) else ""  # noqa: PTH111 - of no home directory it makes no error
 
 
 def response_of(error: Exception) -> Mapping[str, Any] | None:

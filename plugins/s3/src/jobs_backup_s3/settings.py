@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Endpoint, Secret, Settings, Variable
+from jobs_backup.settings import Endpoint, Secret, Settings, Variable, shown
 
 log: Final = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ class S3Settings(BucketSettings, frozen=True, kw_only=True):
         regions = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.default_region, "AWS_S3_REGION_HINT": self.region_hint}
         variable, region = next((variable, region) for variable, region in regions.items() if region)
         if not _REGION.fullmatch(region):
-            raise _wrong(variable, f"is {region!r}, no region", "write it as in eu-west-1")
+            raise _wrong(variable, f"is {shown(region)}, no region", "write it as in eu-west-1")
         return region
 
 
@@ -316,7 +316,7 @@ def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
 def _bucket(name: str) -> str:
     if not _BUCKET.fullmatch(name):
         hint = "write the bucket's name alone, without s3:// and without a path (that is JOBS_BACKUP_PREFIX)"
-        raise _wrong("JOBS_BACKUP_BUCKET", f"is {name!r}, no bucket's name", hint)
+        raise _wrong("JOBS_BACKUP_BUCKET", f"is {shown(name)}, no bucket's name", hint)
     return name
 
 
