@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import click
 import msgspec
+import refused
 import settings_reference
 from click.testing import CliRunner
 
@@ -194,6 +195,7 @@ FILES: Final[dict[str, Callable[[], str]]] = {
     "docs/reference/library.md": library,
     "docs/reference/http.md": http,
     "docs/reference/conformance.md": conformance,
+    "docs/reference/refusals.md": refused.table,
     "docs/reference/openapi.json": lambda: json.dumps(openapi.document(ServerSettings()), indent=1) + "\n",
     "contrib/docker/docker.env": lambda: command("env", "S3"),
     "contrib/iam/s3-policy.json": lambda: command("policy", "--provider", "S3", **_BUCKET),

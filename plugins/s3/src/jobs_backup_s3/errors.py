@@ -27,7 +27,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import unreadable
+from jobs_backup.sdk import forbidden, unreadable
 from jobs_backup.settings import redacted, shown
 from jobs_backup_s3.settings import Connection
 
@@ -68,6 +68,8 @@ _BUCKET: Final = "check JOBS_BACKUP_BUCKET, the region and the endpoint; the buc
 _REDIRECTED: Final = "set AWS_REGION to the bucket's region, or the endpoint to the one that serves the bucket"
 _SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _FAULT: Final = "a fault of the store; see its status page or its log"
+_ACCOUNT: Final = "the account or the user is suspended, disabled or unpaid: see its billing page, or ask the store's support"
+_QUOTA: Final = "a quota of the bucket or the user is used up: raise it, or delete what is not needed"
 _CHECKSUM: Final = (
     "if it goes on, the network, a proxy or the disk changes bytes; or JOBS_BACKUP_S3_CHECKSUM does not suit the store"
 )
@@ -80,7 +82,18 @@ _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and 
 _CODES: Final[Mapping[str, _Row]] = {
     "AccessDenied": _Row(PermissionDenied),
     "AccessDeniedException": _Row(PermissionDenied),
-    "AllAccessDisabled": _Row(PermissionDenied),
+    "AllAccessDisabled": _Row(Unauthenticated, "the store has turned off all access to the bucket: ask its support"),
+    "InvalidSecurity": _Row(Unauthenticated, _KEYS),
+    "InvalidPayer": _Row(Unauthenticated, _ACCOUNT),
+    "OptInRequired": _Row(Unauthenticated, _ACCOUNT),
+    "UserSuspended": _Row(Unauthenticated, _ACCOUNT),
+    "AccountSuspended": _Row(Unauthenticated, _ACCOUNT),
+    "UserDisable": _Row(Unauthenticated, _ACCOUNT),
+    "QuotaExceeded": _Row(Unavailable, _QUOTA),
+    "BucketQuotaExceeded": _Row(Unavailable, _QUOTA),
+    "StorageQuotaExceeded": _Row(Unavailable, _QUOTA),
+    "XMinioAdminBucketQuotaExceeded": _Row(Unavailable, _QUOTA),
+    "InvalidObjectState": _Row(NotSupported, "the object is archived: restore it to read it"),
     "InvalidAccessKeyId": _Row(Unauthenticated, _KEYS),
     "SignatureDoesNotMatch": _Row(Unauthenticated, _KEYS),
     "AuthorizationHeaderMalformed": _Row(Unauthenticated, _KEYS),
@@ -88,7 +101,7 @@ _CODES: Final[Mapping[str, _Row]] = {
     "InvalidClientTokenId": _Row(Unauthenticated, _KEYS),
     "UnrecognizedClientException": _Row(Unauthenticated, _KEYS),
     "InvalidIdentityToken": _Row(Unauthenticated, "check the web identity token and the trust policy of its role"),
-    "AccountProblem": _Row(Unauthenticated, "there is a problem with the account: ask the store's support"),
+    "AccountProblem": _Row(Unauthenticated, _ACCOUNT),
     "NotSignedUp": _Row(Unauthenticated, "the account has no S3: sign up for it"),
     "ExpiredToken": _Row(CredentialsExpired, _EXPIRED),
     "ExpiredTokenException": _Row(CredentialsExpired, _EXPIRED),
@@ -201,6 +214,8 @@ _ACTIONS: Final[Mapping[str, str]] = {
     "DeleteObjects": "s3:DeleteObject",
     "ListObjectsV2": "s3:ListBucket",
     "AssumeRole": "sts:AssumeRole",
+    "AssumeRoleWithWebIdentity": "sts:AssumeRoleWithWebIdentity",
+    "CreateSession": "s3express:CreateSession",
 }
 """The permission that an operation needs, where it has another name than the operation."""
 
@@ -297,7 +312,7 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
             f"{call}: the bucket is in {region}, not in {call.connection.region}", hint=f"set AWS_REGION={region}"
         )
     if row.error is PermissionDenied:
-        return _denied(message, said, call)
+        return _denied(message, own, said, call)
     if row.error is NotSupported and not row.hint:
         row = row._replace(hint=_option(str(error.get("Header", "")), call))
     if row.error is Throttled or row.error is Unavailable:
@@ -337,21 +352,30 @@ def region_told(response: Mapping[str, Any]) -> str | None:
     return region if re.fullmatch(r"[a-z0-9-]{1,40}", region) else None
 
 
-def _denied(message: str, said: str, call: Call) -> PermissionDenied:
+def _denied(message: str, own: str, said: str, call: Call) -> JobsBackupError:
+    """For a 403 that is in no table. `own` is the store's code; the SDK has the status there where the answer has none."""
     connection = call.connection
-    if connection.permission:
-        return PermissionDenied(message, action=connection.permission, resource=connection.bucket)
-    named = re.search(r"\b((?:s3|kms|sts):[A-Za-z]+)\b", said)
+    code = "" if own.isdecimal() else own
+    action, resource = connection.permission or "", connection.bucket
+    if not connection.permission:
+        action, resource = _missing(said, call)
+    if "acl" in said.lower() and connection.acl:
+        hint = "the bucket does not take this ACL: unset JOBS_BACKUP_S3_ACL"
+        return PermissionDenied(message, action=action, resource=resource, hint=hint)
+    return forbidden(message, code, said, action=action, resource=resource, owned=bool(code))
+
+
+def _missing(said: str, call: Call) -> tuple[str, str]:
+    """The action and the resource that have to be granted, if it is that what is missing."""
+    connection = call.connection
+    named = re.search(r"\b((?:s3|s3express|kms|sts):[A-Za-z]+)\b", said)
     action = named[1] if named else _ACTIONS.get(call.operation, f"s3:{call.operation}")
     if action.startswith("kms:"):
         key = re.search(r"arn:[\w-]+:kms:[\w:/-]+", said)
-        resource = key[0] if key else connection.kms_key_id or "the bucket's KMS key"
-    elif action.startswith("sts:"):
-        resource = connection.role_arn or "the role"
-    else:
-        resource = connection.bucket_arn if action == "s3:ListBucket" else connection.resource
-    hint = f"a policy denies {action} on {resource}: change that one" if "explicit deny" in said else ""
-    return PermissionDenied(message, action=action, resource=resource, hint=hint)
+        return action, key[0] if key else connection.kms_key_id or "the bucket's KMS key"
+    if action.startswith("sts:"):
+        return action, connection.role_arn or "the role"
+    return action, connection.bucket_arn if action in ("s3:ListBucket", "s3express:CreateSession") else connection.resource
 
 
 def _option(header: str, call: Call) -> str:
