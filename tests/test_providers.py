@@ -131,7 +131,7 @@ def test_settings_that_are_wrong_are_reported_as_the_provider_says(install: Inst
             "@classmethod\ndef from_settings(cls, environment): raise ConfigurationError('ACME_KEY is not set')",
         )
     )
-    with pytest.raises(ConfigurationError, match=r"^ACME_KEY is not set$") as caught:
+    with pytest.raises(ConfigurationError, match=r"(?m)^ACME_KEY is not set$") as caught:
         providers.load("ACME", {})
     assert type(caught.value) is ConfigurationError
 

@@ -442,7 +442,7 @@ def test_each_secret_of_a_list_is_hidden(tmp_path: Path) -> None:
     with Backup.from_env(variables, archive=False) as backup:
         claim = backup.spool.claim()
         assert claim is not None
-        with pytest.raises(StorageError, match=r"write failed: RuntimeError: with \*\*\*\*$"):
+        with pytest.raises(StorageError, match=r"(?m)write failed: RuntimeError: with \*\*\*\*$"):
             backup.destination.write(*backup.destination.prepare(claim.batch))
 
 
@@ -456,7 +456,7 @@ def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_pa
             raise RuntimeError("with canary-7f3a")
 
         monkeypatch.setattr(Body, "crc32c", fail)
-        with pytest.raises(StorageError, match=r"^MEMORY within INNER: open_body failed: RuntimeError: with \*\*\*\*$"):
+        with pytest.raises(StorageError, match=r"(?m)^MEMORY within INNER: open_body failed: RuntimeError: with \*\*\*\*$"):
             backup.destination.prepare(claim.batch)
 
 

@@ -39,6 +39,10 @@ class JobsBackupError(Exception):
         self.attempts = 0
         self.elapsed = 0.0
         self.recorded: Sequence[int] = ()
+        # A traceback ends with these: who sees one has no command that prints the hint.
+        if hint:
+            self.add_note(hint)
+        self.add_note(f"[{self.code}] `jobs-backup help {self.code}` explains it")
 
     def __reduce__(self) -> tuple[object, ...]:
         # To be copied, and to get out of another process: Exception would call the class again, with the message alone.

@@ -151,6 +151,7 @@ def _hide(error: JobsBackupError, values: Iterable[str]) -> None:
     values = list(values)
     error.message, error.hint = (without_credentials(text, values) for text in (error.message, error.hint))
     error.args = (error.message,)
+    error.__notes__ = [without_credentials(note, values) for note in error.__notes__]
     behind = "".join(traceback.format_exception(error.__cause__ or error.__context__))
     if without_credentials(behind, values) != behind:
         error.__cause__ = error.__context__ = None

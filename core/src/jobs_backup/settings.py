@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import math
 import os
@@ -23,6 +24,9 @@ __all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Var
 log: Final = logging.getLogger(__name__)
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+_QUOTED: Final = re.compile(r"([\"'`]).*\1|[\u201c\u201d\u201e\u2018\u2019].*[\u201c\u201d\u2018\u2019]", re.DOTALL)
 
 
 class Variable(msgspec.Struct, frozen=True):
@@ -97,6 +101,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         wrong: list[str] = []
         for setting in settings:
             name, text = _look_up(setting.variable, environment)
+            if odd := oddity_of(text):
+                warn_of_oddity(name, odd)
             try:
                 if misplaced := _misplaced(setting.type, text):
                     wrong.append(f"{name} holds {misplaced}")
@@ -117,6 +123,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if wrong:
             raise ConfigurationError("; ".join(wrong), hint="correct the environment or the --env-file")
         return values
+
+
+def oddity_of(text: str) -> str:
+    """What of a value was hardly meant as it stands: quotes, a comment, a reference. Docker's env files take it as it is. Else empty."""
+    if _QUOTED.fullmatch(text):
+        return "the quotes are a part of the value: remove them"
+    if re.search(r"\s#\s", text):
+        return "what looks like a comment behind the value is a part of it: move it to a line of its own"
+    if re.fullmatch(r"\$(\w+|\{\w+\}|\(.*\)).*", text, re.DOTALL):
+        return "a reference such as ${NAME} is not replaced: write the value"
+    return ""
+
+
+@functools.cache
+def warn_of_oddity(name: str, odd: str) -> None:
+    """Once: several of core and plugins read the same variable."""
+    log.warning("%s: %s", name, odd, extra={"code": "OddValue"})
 
 
 def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -232,6 +255,8 @@ IGNORED: Final = frozenset({"JOBS_BACKUP_DEFAULT_PREFIX"})
 """Variables of RudderStack's that mean nothing here (it belongs to the buckets that they host)."""
 
 _PREFIX: Final = "JOBS_BACKUP_"
+_FAMILY: Final = "AWS_ENDPOINT_URL_"
+"""There is one of these for each service of AWS."""
 
 # Kubernetes puts these into every container for a Service that is called jobs-backup.
 _SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?)")
@@ -240,7 +265,7 @@ _SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d
 def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> list[str]:
     """A line for every `JOBS_BACKUP_*` variable that no setting has, with the nearest name that one has.
 
-    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`) are reported too.
+    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`), or like another setting (`AWS_REGON`), are reported too.
     """
     variables = [setting.variable for settings in known for setting in settings.describe()]
     names = {name for variable in variables for name in (variable.name, *variable.aliases)}
@@ -254,6 +279,8 @@ def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> li
             near = difflib.get_close_matches(shown.removeprefix(_PREFIX), tails, n=1)
             lines.append(f"{shown} is no setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
         elif near := difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9):
+            lines.append(f"{shown} is no setting: did you mean {near[0]}?")
+        elif not name.startswith(_FAMILY) and (near := difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.93)):
             lines.append(f"{shown} is no setting: did you mean {near[0]}?")
     return lines
 

@@ -275,8 +275,7 @@ def _of_this_machine(error: Exception, names: Sequence[str], call: Call) -> Unau
     # The SDK passes over a file of credentials that it cannot read, as if it were not there.
     files = {name: os.environ.get(name, "") or _there(default) for name, default in _FILES.items()}
     if found := unreadable(call, error, files=files):
-        found.hint += f"; or {_CREDENTIALS}"
-        return found
+        return Unauthenticated(found.message, hint=f"{found.hint}; or {_CREDENTIALS}")
     if "ProfileNotFound" not in names:
         return None
     profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE", "")
