@@ -292,7 +292,7 @@ class TestTheListener:
         monkeypatch.delattr("jobs_backup.metrics", raising=False)
         with monitored_backup(tmp_path) as (backup, url):
             status, _, body = get(f"{url}/metrics")
-            assert (status, body) == (404, "metrics need prometheus-client: pip install 'jobs-backup[metrics]'\n")
+            assert (status, body) == (404, "metrics need prometheus-client: pip install './core[metrics]', in a clone of jobs-backup (until jobs-backup is published)\n")
             assert get(f"{url}/healthz")[0] == get(f"{url}/readyz")[0] == 200
             with pytest.raises(ConfigurationError):
                 metrics_page(backup, "")

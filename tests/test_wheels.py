@@ -191,7 +191,7 @@ def test_the_chosen_provider_that_is_not_installed_is_asked_for(core_alone: Envi
     variables = clean_environment(JOBS_BACKUP_STORAGE_PROVIDER="S3", JOBS_BACKUP_BUCKET="b")
     result = subprocess.run(command, env=variables, input="", capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert "pip install jobs-backup-s3" in result.stderr
+    assert "pip install ./plugins/s3, in a clone" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -15,6 +15,7 @@ import pluggy
 from jobs_backup.disclosure import shown, without_credentials
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION
+from jobs_backup.installing import how_to_install
 from jobs_backup.settings import Settings
 from jobs_backup.values import Secret
 
@@ -73,9 +74,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         if not matches:
             names = ", ".join(sorted({one.name for one in everything})) or "none"
             package = self.distributions.get(wanted)
-            hint = (
-                f"pip install {package}" if package else "choose an installed one, or pip install the distribution that offers it"
-            )
+            hint = how_to_install(package) if package else "choose an installed one, or install the distribution that offers it"
             raise self.not_found(f"no {self.noun} {shown(name)} is installed (installed: {names})", hint=hint)
         if len(matches) > 1:
             claims = " and ".join(f"{one.distribution} {one.version}" for one in matches)
@@ -86,7 +85,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         except Exception as error:
             raise self.not_found(
                 f"{self.noun} {one} can't be imported: {type(error).__name__}: {error}",
-                hint=f"pip install --force-reinstall {one.distribution}",
+                hint=how_to_install(one.distribution, "--force-reinstall"),
             ) from error
         if not isinstance(class_, type):
             raise self.broken(one, f"{one.target} is no class")
@@ -104,7 +103,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
             newer = isinstance(version, int) and version > API_VERSION
             raise self.not_found(
                 f"{self.noun} {one} is written for API version {version}, this jobs-backup has {API_VERSION}",
-                hint=f"pip install --upgrade {'jobs-backup' if newer else one.distribution}",
+                hint=how_to_install("jobs-backup" if newer else one.distribution, "--upgrade"),
             )
         if not callable(getattr(class_, "from_settings", None)):
             raise self.broken(one, "it has no from_settings()")

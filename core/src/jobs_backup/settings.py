@@ -64,6 +64,11 @@ class Setting(msgspec.Struct, frozen=True):
     def secret(self) -> bool:
         return self.type is Secret or Secret in typing.get_args(self.type)
 
+    @property
+    def is_path(self) -> bool:
+        """Whether it names a file or a directory."""
+        return Path in _alternatives(self.type)
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Base of settings: a field `Annotated[type, Variable("NAME", "help")]` is read from the environment variable NAME.

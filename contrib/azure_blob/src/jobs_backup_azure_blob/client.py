@@ -78,7 +78,7 @@ def _bearer(settings: AzureBlobSettings) -> Callable[[Any], None]:
     except ImportError:
         raise ConfigurationError(
             "there is no key, no SAS and no connection string, and azure-identity, which finds other credentials, is not installed",
-            hint="pip install 'jobs-backup-azure-blob[identity]', or set AZURE_STORAGE_SAS_TOKEN",
+            hint="pip install azure-identity, or set AZURE_STORAGE_SAS_TOKEN",
         ) from None
     if found := unreadable_token():
         raise found  # before the SDK's own log, which repeats the variable: somebody may have put the token itself into it
