@@ -14,6 +14,7 @@ from typing import Final, Generic, TypeVar
 
 from jobs_backup.disclosure import may_be_credential, shown
 from jobs_backup.errors import (
+    ConfigurationError,
     JobsBackupError,
     NotSupported,
     ObjectNotFound,
@@ -210,6 +211,21 @@ def forbidden(message: str, code: str, said: str, *, action: str, resource: str,
             if code and not re.search(r"denied|forbid|permission|authori[sz]|not allowed|access", words, re.IGNORECASE):
                 hint = f"look {code} up in the store's documentation; if it is a missing permission, {grant}"
     return PermissionDenied(message, action=action, resource=resource, hint=hint)
+
+
+def moved(message: str, location: str, setting: str) -> ConfigurationError:
+    """The error for a redirect, which is never followed: the body and its signature are for one host.
+
+    Args:
+        message: of the error.
+        location: the header `Location`. Only its host is shown: a query may have a signature in it.
+        setting: the variable that has the endpoint.
+    """
+    found = re.match(r"(https?)://(?:[^/@?#]*@)?([\w.\[\]:-]+)", location, re.IGNORECASE)
+    if found is None:
+        return ConfigurationError(message, hint=f"what answers may not be the store, but a login page: look at the proxy, and at {setting}")
+    host = f"{found[1].lower()}://{found[2]}"
+    return ConfigurationError(f"{message}: redirected to {host}", hint=f"if {host} is the store, set {setting} to it; else look at the proxy")
 
 
 @functools.cache

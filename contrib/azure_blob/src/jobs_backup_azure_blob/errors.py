@@ -26,7 +26,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import forbidden, unreadable
+from jobs_backup.sdk import forbidden, moved, unreadable
 from jobs_backup.settings import redacted
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
@@ -217,9 +217,12 @@ def check_origin(call: Call, response: Any) -> None:
     """What is done, or is so, only the store can say. `response` is the SDK's pipeline's.
 
     Raises:
+        ConfigurationError: the answer is a redirect.
         Unavailable: the answer says something of the kind, and does not bear the store's mark.
     """
     answer = response.http_response
+    if answer.status_code in (301, 302, 303, 307, 308):
+        raise moved(f"{call}: {answer.status_code}", answer.headers.get("Location", ""), "AZURE_STORAGE_BLOB_ENDPOINT")
     if answer.status_code < 500 and answer.status_code not in _ANYBODYS and not is_azures(answer):
         raise Unavailable(f"{call}: the answer, {answer.status_code}, has no x-ms-request-id", hint=_STRANGER)
 

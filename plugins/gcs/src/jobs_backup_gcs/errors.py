@@ -25,7 +25,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import forbidden, unreadable
+from jobs_backup.sdk import forbidden, moved, unreadable
 from jobs_backup.settings import redacted
 from jobs_backup_gcs.settings import GcsSettings, token_files
 
@@ -184,6 +184,8 @@ def answered(response: Any, call: Call) -> JobsBackupError:
         return Throttled(message, hint=_SLOWER, retry_after=wait)
     if status == 408 or (status >= 500 and status not in _STATUSES):
         return Unavailable(message, hint=_FAULT, retry_after=wait)
+    if status in (301, 302, 303, 307) or (status == 308 and response.headers.get("Location")):
+        return moved(f"{call}: {status}", response.headers.get("Location", ""), _endpoint_variable(call))
     if status == 403:
         return _denied(message, reason, said, call, response)
     row = _STATUSES.get(status) or (_claimed(status, said, call) if is_googles(response) else _Row(StorageError, _STRANGER))
@@ -204,6 +206,10 @@ def _claimed(status: int, said: str, call: Call) -> _Row:
     if status == 400 and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
         return _Row(IntegrityError, _CHECKSUM)
     return _Row(StorageError)
+
+
+def _endpoint_variable(call: Call) -> str:
+    return "STORAGE_EMULATOR_HOST" if call.settings.emulator else "JOBS_BACKUP_GCS_ENDPOINT"
 
 
 def _denied(message: str, reason: str, said: str, call: Call, response: Any) -> JobsBackupError:

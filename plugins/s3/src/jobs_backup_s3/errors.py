@@ -27,7 +27,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import forbidden, unreadable
+from jobs_backup.sdk import forbidden, moved, unreadable
 from jobs_backup.settings import redacted, shown
 from jobs_backup_s3.settings import Connection
 
@@ -156,10 +156,7 @@ _OF_OPERATION: Final[Mapping[tuple[str, str], _Row]] = {
 """Codes that mean something else for one operation."""
 
 _STATUSES: Final[Mapping[int, _Row]] = {
-    301: _Row(ConfigurationError, _REDIRECTED),
-    302: _Row(ConfigurationError, _REDIRECTED),
-    307: _Row(ConfigurationError, _REDIRECTED),
-    308: _Row(ConfigurationError, _REDIRECTED),
+    **dict.fromkeys((301, 302, 303, 307, 308), _Row(ConfigurationError, _REDIRECTED)),
     401: _Row(Unauthenticated, _KEYS),
     403: _Row(PermissionDenied),
     405: _Row(NotSupported),
@@ -169,6 +166,8 @@ _STATUSES: Final[Mapping[int, _Row]] = {
     501: _Row(NotSupported),
 }
 """By the HTTP status, for codes that are in no table. Other 5xx are Unavailable, the rest is a StorageError."""
+
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "NoCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
@@ -307,9 +306,11 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     message = f"{call}: {code}" + (f": {_cleaned(said, call)}" if said else "")
     row = _row(call, own, status)
     if (region := region_told(response)) and region != call.connection.region:
-        return ConfigurationError(
-            f"{call}: the bucket is in {region}, not in {call.connection.region}", hint=f"set AWS_REGION={region}"
-        )
+        connection = call.connection
+        hint = f"set AWS_REGION={region}" if connection.region_variable else f"set {connection.endpoint_variable} to the one of {region}"
+        return ConfigurationError(f"{call}: the bucket is in {region}, not in {connection.region}", hint=hint)
+    if row.error is ConfigurationError and status in _REDIRECTS:
+        return _redirected(message, headers.get("location", ""), str(error.get("Endpoint") or ""), call)
     if row.error is PermissionDenied:
         return _denied(message, own, said, call)
     if row.error is NotSupported and not row.hint:
@@ -319,6 +320,17 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     if code == "RequestTimeTooSkewed" and "date" in headers:
         row = row._replace(hint=f"{row.hint}; the store's says {headers['date']}")
     return row.error(message, hint=row.hint)
+
+
+def _redirected(message: str, location: str, named: str, call: Call) -> JobsBackupError:
+    """`named` is the host that AWS names in the answer, instead of a location."""
+    connection = call.connection
+    if not named:
+        return moved(message, location, connection.endpoint_variable)
+    what = "AWS_REGION to the bucket's region"
+    if connection.endpoint is not None:
+        what = f"{connection.endpoint_variable} to the endpoint of the bucket's region"
+    return ConfigurationError(message, hint=f"set {what}: the store names {named}")
 
 
 def _row(call: Call, own: str, status: int) -> _Row:
@@ -374,7 +386,9 @@ def _missing(said: str, call: Call) -> tuple[str, str]:
         return action, key[0] if key else connection.kms_key_id or "the bucket's KMS key"
     if action.startswith("sts:"):
         return action, connection.role_arn or "the role"
-    return action, connection.bucket_arn if action in ("s3:ListBucket", "s3express:CreateSession") else connection.resource
+    if connection.is_directory:
+        return _ACTIONS["CreateSession"], connection.bucket_arn
+    return action, connection.bucket_arn if action == "s3:ListBucket" else connection.resource
 
 
 def _option(header: str, call: Call) -> str:
