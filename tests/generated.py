@@ -189,7 +189,7 @@ def http() -> str:
 
 
 FILES: Final[dict[str, Callable[[], str]]] = {
-    "core/src/jobs_backup/messages.md": lambda: (ROOT / "docs/messages.md").read_text(),  # for `jobs-backup help`
+    "core/src/jobs_backup/messages.md": (ROOT / "docs/messages.md").read_text,  # for `jobs-backup help`
     "docs/settings.md": settings_reference.render,
     "docs/reference/commands.md": commands,
     "docs/reference/hooks.md": hooks,

@@ -1,4 +1,4 @@
-"""The 403s that stores answer with: each is asked of the real provider at a scripted server; the table of the docs is made of it."""
+"""The 403s of stores, and what the real providers make of them at a scripted server: the table of the docs is made of it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _S3: Final = (
             "the permissions boundary does not allow"),
     Refusal("AccessDenied", "User: arn:aws:iam::1:user/u is not authorized to perform: kms:GenerateDataKey on resource:"
             " arn:aws:kms:eu-west-1:1:key/k", PermissionDenied, "grant kms:GenerateDataKey on arn:aws:kms:eu-west-1:1:key/k"),
-    Refusal("AccessDenied", "Access Denied because object protected by object lock.", PermissionDenied, "a retention policy", "delete"),
+    Refusal("AccessDenied", "Access Denied because object protected by object lock.", PermissionDenied, "a retention", "delete"),
     Refusal("AccessDenied", "Mfa Authentication must be used for this request", PermissionDenied, "MFA", "delete"),
     Refusal("AccessDenied", "Cannot upload files, storage cap exceeded. See the Caps & Alerts page to increase your cap.",
             Unavailable, _QUOTA),
@@ -123,7 +123,7 @@ _SPACES: Final = (
 _GCS: Final = (
     Refusal("forbidden", "trial@quota.iam.gserviceaccount.com does not have storage.objects.create access to the object.",
             PermissionDenied, "grant storage.objects.create on gs://my-events"),
-    Refusal("insufficientPermissions", "Request had insufficient authentication scopes.", PermissionDenied, "devstorage.read_write"),
+    Refusal("insufficientPermissions", "Request had insufficient authentication scopes.", PermissionDenied, "the scope"),
     Refusal("accessNotConfigured", "Cloud Storage JSON API has not been used in project 1 before or it is disabled.",
             PermissionDenied, "enable the Cloud Storage API"),
     Refusal("accountDisabled", "The billing account for the owning project is disabled in state absent", Unauthenticated, _ACCOUNT),
@@ -157,7 +157,7 @@ _AZURE: Final = (
     Refusal("AuthorizationResourceTypeMismatch", "", PermissionDenied, "sr=c"),
     Refusal("AuthorizationServiceMismatch", "", PermissionDenied, "sr=c"),
     Refusal("AuthenticationFailed", "Server failed to authenticate the request.", Unauthenticated, "check the key, or the SAS"),
-    Refusal("AuthenticationFailed", "Signature not valid in the specified time frame: Expiry [2026]", CredentialsExpired, "has run out"),
+    Refusal("AuthenticationFailed", "Signature not valid in the specified time frame: Expiry", CredentialsExpired, "run out"),
     Refusal("KeyBasedAuthenticationNotPermitted", "", Unauthenticated, "identity"),
     Refusal("AccountIsDisabled", "", Unauthenticated, "enable the storage account"),
     Refusal("KeyVaultEncryptionKeyNotFound", "", PermissionDenied, "key vault"),
@@ -231,7 +231,7 @@ def table() -> str:
     parts = [
         "# Refusals (403)\n\n<!-- Made of what the providers make of a scripted server's answers: change tests/refused.py, then run"
         " `python tests/generated.py`. -->\n\n"
-        "An HTTP 403 is a missing permission only if its code says so. Here is what each provider makes of the codes of its stores.\n"
+        "An HTTP 403 is a missing permission only if its code says so. This is what each provider makes of the codes.\n"
         "Codes that are not listed are judged by their words; if those say nothing, the message quotes the code.\n",
     ]
     for name, store in STORES.items():
@@ -241,6 +241,8 @@ def table() -> str:
         for refusal, error in errors:
             code = f"`{refusal.code}`" if refusal.code else refusal.meaning
             hint = error.hint.replace("|", "\\|").replace("*", "\\*")
-            rows.append(f"| {code} | {refusal.said.replace('|', ' ')} | [{error.code}](../messages.md#{error.code.lower()}) | {hint} |")
+            rows.append(
+                f"| {code} | {refusal.said.replace('|', ' ')} | [{error.code}](../messages.md#{error.code.lower()}) | {hint} |"
+            )
         parts.append(f"## {name}\n\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)

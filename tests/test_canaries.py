@@ -1,4 +1,4 @@
-"""A secret in the wrong place: planted into every setting of every provider and wrapper, one at a time, and looked for in all output."""
+"""Secrets in the wrong place: planted into every setting of every provider and wrapper, one at a time, and found nowhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jobs_backup.settings import Duration, Endpoint, Secret, Setting, Settings, 
 _BASE64: Final = "Zm9vQ2FuYXJ5K1NlY3JldC83ZjNhOWIyYzRkNWU2ZjcwOE1qUXc5"
 _HEX: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 SECRETS: Final = {
-    "json": json.dumps({"type": "service_account", "private_key_id": _HEX[:40], "private_key": f"-----BEGIN PRIVATE KEY-----\n{_BASE64}"}),
+    "json": json.dumps({"type": "service_account", "private_key_id": _HEX[:40], "private_key": f"-----BEGIN\n{_BASE64}"}),
     "indented json": json.dumps({"type": "service_account", "private_key": _BASE64}, indent=2),
     "json as text": json.dumps(json.dumps({"private_key": _BASE64})),
     "pem": f"-----BEGIN RSA PRIVATE KEY-----\n{_BASE64}\n{_HEX}\n-----END RSA PRIVATE KEY-----\n",
@@ -37,7 +37,7 @@ SECRETS: Final = {
     "aws secret": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYcanary1KEY",
     "credentials file": f"[default]\naws_access_key_id = AKIACANARYCANARY0001\naws_secret_access_key = {_BASE64[:40]}\n",
     "sas": f"?sv=2026-02-06&sp=rcw&se=2030-01-01T00%3A00Z&sig={_BASE64[:43]}%3D",
-    "connection string": f"DefaultEndpointsProtocol=https;AccountName=account1;AccountKey={_BASE64}==;EndpointSuffix=core.windows.net",
+    "connection string": f"DefaultEndpointsProtocol=https;AccountName=account1;AccountKey={_BASE64}==",
     "token": f"eyJhbGciOiJSUzI1NiJ9.{_BASE64[:30]}.{_BASE64[10:40]}",
     "base64": f"{_BASE64}==",
     "hex": _HEX,
@@ -48,9 +48,18 @@ _BODIES: Final = (_BASE64, _HEX, SECRETS["aws secret"], "CANARYCANARY0001")
 _NOBODY: Final = "http://127.0.0.1:9"
 BASES: Final[Mapping[str, Mapping[str, str]]] = {
     "FILE": {},
-    "S3": {"AWS_ENDPOINT_URL_S3": _NOBODY, "AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"},
+    "S3": {
+        "AWS_ENDPOINT_URL_S3": _NOBODY,
+        "AWS_ACCESS_KEY_ID": "AKIA",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    },
     "MINIO": {"MINIO_ENDPOINT": "127.0.0.1:9", "MINIO_ACCESS_KEY_ID": "minio", "MINIO_SECRET_ACCESS_KEY": "secret"},
-    "DIGITAL_OCEAN_SPACES": {"DO_SPACES_ENDPOINT": _NOBODY, "DO_SPACES_ACCESS_KEY_ID": "spaces", "DO_SPACES_SECRET_ACCESS_KEY": "secret"},
+    "DIGITAL_OCEAN_SPACES": {
+        "DO_SPACES_ENDPOINT": _NOBODY,
+        "DO_SPACES_ACCESS_KEY_ID": "spaces",
+        "DO_SPACES_SECRET_ACCESS_KEY": "secret",
+    },
     "GCS": {"STORAGE_EMULATOR_HOST": _NOBODY},
     "AZURE_BLOB": {
         "AZURE_STORAGE_ACCOUNT": "account1",
@@ -234,7 +243,11 @@ def test_third_parties_settings_are_guarded_by_the_mechanism(name: str, secret: 
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 def test_the_message_says_what_is_there_instead_of_what_belongs_there(secret: str) -> None:
-    for name, belongs in {"ODD_PATH": "not a path: save it in a file", "ODD_COUNT": "not a whole number", "ODD_MODE": "not one of"}.items():
+    for name, belongs in {
+        "ODD_PATH": "not a path: save it in a file",
+        "ODD_COUNT": "not a whole number",
+        "ODD_MODE": "not one of",
+    }.items():
         with pytest.raises(ConfigurationError, match=f"^{name} holds (a key|what looks like a key).*, {belongs}"):
             Odd.from_environment({name: secret})
 
@@ -253,7 +266,7 @@ _GOOD: Final = (
     "my-events", "acme-prod-events-eu-west-1-123456789012", "1nvfg9Ul7nzFoYcrtoR4k8JvLGh", "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
     "projects/my-proj/locations/europe-west1/keyRings/my-ring/cryptoKeys/my-key", "alias/my-key", "STANDARD_IA", "{env}", "[::1]",
     "arn:aws:kms:eu-west-1:123456789012:key/mrk-1234abcd12ab34cd56ef1234567890ab", "MyCompany/Production/Events/Region1/EuWest1",
-    "https://0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com", "arn:aws:iam::123456789012:role/Jobs-Backup", "bucket-owner-read",
+    "https://0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com", "arn:aws:iam::123456789012:role/Jobs-Backup",
     "jobs-backup-7d9f8b6c5d-x2x4z", "i-0123456789abcdef0", "0123456789abcdef0123456789abcdef", "team=payments/password-resets",
     "ip-10-0-12-34.eu-west-1.compute.internal", "opentelemetry,encryption", "Acme2024Q3BackupsForTheDataPlatformTeamEU1", "C",
     "my-access-point-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias", "/etc/jobs-backup/credentials.json", "relative/path/to/key.json",

@@ -1,4 +1,4 @@
-"""Credentials that this machine does not give: every file that an SDK reads by itself, missing, unreadable, a directory, a key itself."""
+"""Credentials that this machine does not give: every file that an SDK reads, missing, unreadable, or a directory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_a_file_that_is_missing_is_named(
     error = refusal(provider, {**more, variable: path}, monkeypatch)
     assert type(error) is Unauthenticated, error.one_line()
     assert f"{variable}: {path}: No such file or directory" in str(error)
-    assert error.hint.startswith(f"mount the file there, or correct or unset {variable}; in Kubernetes, look at the pod's service account")
+    assert error.hint.startswith(
+        f"mount the file there, or correct or unset {variable}; in Kubernetes, look at the pod's service account"
+    )
 
 
 @every_file
@@ -84,8 +86,9 @@ def test_a_profile_that_is_in_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, str(tmp_path / name))
     error = refusal("S3", {"AWS_PROFILE": "prod"}, monkeypatch)
     assert type(error) is Unauthenticated
-    assert f"there is no profile 'prod', neither in {tmp_path / 'AWS_SHARED_CREDENTIALS_FILE'} nor in {tmp_path / 'AWS_CONFIG_FILE'}" in (
-        str(error)
+    assert (
+        f"there is no profile 'prod', neither in {tmp_path / 'AWS_SHARED_CREDENTIALS_FILE'} nor in {tmp_path / 'AWS_CONFIG_FILE'}"
+        in (str(error))
     )
     assert "AWS_PROFILE" in error.hint
     error = refusal("S3", {"AWS_PROFILE": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYcanary1KEY"}, monkeypatch)
@@ -95,7 +98,8 @@ def test_a_profile_that_is_in_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 def federated(tmp_path: Path, token: Path) -> dict[str, str]:
     """Workload identity federation, whose token is in a file that the JSON names."""
     told = {
-        "type": "external_account", "audience": "//iam.googleapis.com/x", "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "type": "external_account", "audience": "//iam.googleapis.com/x",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
         "token_url": "http://127.0.0.1:9/token", "credential_source": {"file": str(token)},
     }  # fmt: skip
     (tmp_path / "federation.json").write_text(json.dumps(told))
@@ -145,7 +149,11 @@ def _unreadable(directory: Path) -> list[str]:
     token.chmod(0)
     said: list[str] = []
     cases = [(provider, {**more, variable: str(token)}) for provider, variable, more in FILES]
-    for provider, variables in [*cases, ("GCS", federated(directory, token)), ("GCS", {"GOOGLE_APPLICATION_CREDENTIALS": str(token)})]:
+    for provider, variables in [
+        *cases,
+        ("GCS", federated(directory, token)),
+        ("GCS", {"GOOGLE_APPLICATION_CREDENTIALS": str(token)}),
+    ]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             try:
                 said.append(refusal(provider, variables, monkeypatch).one_line())
@@ -154,7 +162,9 @@ def _unreadable(directory: Path) -> list[str]:
     return said
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and sys.platform != "linux", reason="root may read everything, and has to give up its capabilities")
+@pytest.mark.skipif(
+    os.geteuid() == 0 and sys.platform != "linux", reason="root may read everything, and has to give up its capabilities"
+)
 def test_a_file_that_may_not_be_read_is_named_with_what_to_change(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[list[str]] = context.Queue()

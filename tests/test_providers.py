@@ -239,7 +239,10 @@ def test_a_module_that_is_missing_names_the_distribution(install: Install, tmp_p
 @pytest.mark.parametrize(
     ("version", "hint"),
     [
-        (f"API_VERSION = {API_VERSION + 1}", "pip install --upgrade ./core, in a clone of jobs-backup (until jobs-backup is published)"),
+        (
+            f"API_VERSION = {API_VERSION + 1}",
+            "pip install --upgrade ./core, in a clone of jobs-backup (until jobs-backup is published)",
+        ),
         (f"API_VERSION = {API_VERSION - 1}", "pip install --upgrade acme-backup"),
         ("API_VERSION = 'one'", "pip install --upgrade acme-backup"),
         ("del API_VERSION", "pip install --upgrade acme-backup"),

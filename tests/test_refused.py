@@ -54,8 +54,9 @@ def test_a_redirect_names_the_host_and_the_setting_that_has_the_endpoint(name: s
             server.fail(Answer(status, b"<html>moved</html>", {"Location": ELSEWHERE}))
             with pytest.raises(ConfigurationError) as caught:
                 hooks.write("key", BytesBody(b"data"))
-            assert f"redirected to https://other.example:9443: if https://other.example:9443 is the store, set {ENDPOINTS[name]}" in (
-                caught.value.one_line()
+            assert (
+                f"redirected to https://other.example:9443: if https://other.example:9443 is the store, set {ENDPOINTS[name]}"
+                in (caught.value.one_line())
             )
             assert "canary" not in caught.value.one_line()
         for location in ("/login?next=/", ""):

@@ -529,7 +529,7 @@ def test_a_key_of_encryption_that_is_not_installed_is_an_error(
         destination(environment(tmp_path, "", **{variable: "x"}))
     with pytest.raises(WrapperNotFound) as caught:
         destination(environment(tmp_path, "encryption", **{variable: "x"}))
-    assert caught.value.hint .startswith("pip install ./contrib/encryption, in a clone")
+    assert caught.value.hint.startswith("pip install ./contrib/encryption, in a clone")
 
 
 def test_what_is_none_of_a_wrappers_variables_may_look_like_one(install: Install, tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
             warn_of_oddity(f"{path}:{number}", "this is not the name of a variable: write NAME=value")
         if equals:
             variables[name] = value
-            if odd := oddity_of(value.strip()) or (value != value.strip() and "the spaces around the value are a part of it: remove them"):
+            if odd := oddity_of(value.strip()) or (
+                value != value.strip() and "the spaces around the value are a part of it: remove them"
+            ):
                 warn_of_oddity(name, odd)
         elif name in environment:
             variables[name] = environment[name]

@@ -100,7 +100,9 @@ def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteR
     return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
 
-def unreadable(call: object, error: BaseException | None = None, *, files: Mapping[str, str] | None = None) -> Unauthenticated | None:
+def unreadable(
+    call: object, error: BaseException | None = None, *, files: Mapping[str, str] | None = None
+) -> Unauthenticated | None:
     """Find the file of credentials that this process cannot read. SDKs say nothing of the path, or look elsewhere in silence.
 
     Args:
@@ -151,17 +153,21 @@ _FORBIDDEN: Final = tuple(
     (re.compile(words, re.IGNORECASE), error, hint)
     for words, error, hint in (
         (
-            r"quota|\bcaps?\b|capacity|storage.{0,9} full|limit.{0,9} exceeded|exceed.{0,9} limit|insufficient storage|out of space",
+            r"quota|\bcaps?\b|capacity|storage.{0,9} full|limit.{0,9} exceeded|exceed.{0,9} limit|insufficient storage",
             Unavailable,
             "a quota of the bucket or the account is used up: raise it, or delete what is not needed",
         ),
         (
-            r"suspend|account.{0,20}(disable|close|deactivat|frozen|lock|problem)|(user|account) (is )?disable|billing|payment|overdue"
-            r"|arrear|unpaid|\btrial\b|not signed up|opt in required",
+            r"suspend|account.{0,20}(disable|close|deactivat|frozen|lock|problem)|(user|account) (is )?disable|billing|payment"
+            r"|overdue|arrear|unpaid|\btrial\b|not signed up|opt in required",
             Unauthenticated,
             "the account is suspended, disabled or unpaid: see its billing page, or ask the store's support",
         ),
-        (r"skew|clock|time frame|request.{0,9} expired", Unauthenticated, "set this machine's clock (NTP), or replace what has run out"),
+        (
+            r"skew|clock|time frame|request.{0,9} expired",
+            Unauthenticated,
+            "set this machine's clock (NTP), or replace what has run out",
+        ),
         (
             r"object.?lock|worm\b|retention|legal.?hold|active.?hold|immutab|object.{0,9}lock",
             None,
@@ -171,13 +177,17 @@ _FORBIDDEN: Final = tuple(
         (
             r"\bip\b|ip.?address|firewall|network rule|\bvpc|perimeter|country|geo.?restrict|embargo",
             None,
-            "the store does not admit requests from this network: change its firewall, its VPC rules, or the condition on addresses",
+            "the store does not admit requests from this network: change its firewall, or the policy's condition on addresses",
         ),
-        (r"https (is )?(only|required)|ssl.?required|secure.?(transport|connection)|\btls\b", None, "the store demands TLS: use https://"),
+        (
+            r"https (is )?(only|required)|ssl.?required|secure.?(transport|connection)|\btls\b",
+            None,
+            "the store demands TLS: use https://",
+        ),
         (r"archiv|glacier|invalid object state", NotSupported, "the object is archived: restore it to read it"),
     )
 )
-"""Words of a refusal that is about something else than a missing permission, its error (None: a PermissionDenied), and what to do."""
+"""Words of a refusal that is not a missing permission, its error (None: a PermissionDenied), and what to do."""
 _NAMES: Final = re.compile(r"\S*[:/@]\S*")
 """ARNs, keys and accounts in the store's sentence: their names may have any word in them."""
 
@@ -223,9 +233,13 @@ def moved(message: str, location: str, setting: str) -> ConfigurationError:
     """
     found = re.match(r"(https?)://(?:[^/@?#]*@)?([\w.\[\]:-]+)", location, re.IGNORECASE)
     if found is None:
-        return ConfigurationError(message, hint=f"what answers may not be the store, but a login page: look at the proxy, and at {setting}")
+        return ConfigurationError(
+            message, hint=f"what answers may not be the store, but a login page: look at the proxy, and at {setting}"
+        )
     host = f"{found[1].lower()}://{found[2]}"
-    return ConfigurationError(f"{message}: redirected to {host}", hint=f"if {host} is the store, set {setting} to it; else look at the proxy")
+    return ConfigurationError(
+        f"{message}: redirected to {host}", hint=f"if {host} is the store, set {setting} to it; else look at the proxy"
+    )
 
 
 @functools.cache

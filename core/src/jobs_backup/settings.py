@@ -131,12 +131,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def oddity_of(text: str) -> str:
-    """What of a value was hardly meant as it stands: quotes, a comment, a reference. Docker's env files take it as it is. Else empty."""
+    """What of a value was hardly meant as it is: quotes, a comment, a reference, which Docker keeps. Empty if nothing."""
     if _QUOTED.fullmatch(text):
         return "the quotes are a part of the value: remove them"
     if re.search(r"\s#\s", text):
         return "what looks like a comment behind the value is a part of it: move it to a line of its own"
-    if re.fullmatch(r"\$(\w+|\{\w+\}|\(.*\)).*", text, re.DOTALL):
+    if re.fullmatch(r"\$([A-Za-z_]\w*|\{\w+\}|\(.*\)).*", text, re.DOTALL):
         return "a reference such as ${NAME} is not replaced: write the value"
     return ""
 
@@ -151,7 +151,7 @@ def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, s
     for name in (variable.name, *variable.aliases):
         if text := environment.get(name, "").strip():
             if name != variable.name:
-                log.warning("%s is an old name: use %s", name, variable.name)
+                log.warning("%s is an old name: use %s", name, variable.name, extra={"code": "UnknownSetting"})
             return name, text
     return variable.name, ""
 
@@ -270,7 +270,7 @@ _SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d
 def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> list[str]:
     """A line for every `JOBS_BACKUP_*` variable that no setting has, with the nearest name that one has.
 
-    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`), or like another setting (`AWS_REGON`), are reported too.
+    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`), or like another setting (`AWS_REGON`), are reported.
     """
     variables = [setting.variable for settings in known for setting in settings.describe()]
     names = {name for variable in variables for name in (variable.name, *variable.aliases)}
@@ -283,9 +283,11 @@ def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> li
         if name.startswith(_PREFIX):
             near = difflib.get_close_matches(shown.removeprefix(_PREFIX), tails, n=1)
             lines.append(f"{shown} is no setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
-        elif near := difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9):
-            lines.append(f"{shown} is no setting: did you mean {near[0]}?")
-        elif not name.startswith(_FAMILY) and (near := difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.93)):
+            continue
+        near = difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9)
+        if not near and not name.startswith(_FAMILY):
+            near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.93)
+        if near:
             lines.append(f"{shown} is no setting: did you mean {near[0]}?")
     return lines
 

@@ -198,7 +198,9 @@ def _read(name: str, path: Path) -> Secret:
         found = unreadable("", error, files={name: str(path)})
         raise ConfigurationError(found.message if found else name, hint=found.hint if found else "correct the path") from None
     except ValueError:
-        raise ConfigurationError(f"{name}: {path} is not text", hint=f"save what {name.removesuffix('_FILE')} would be in it") from None
+        raise ConfigurationError(
+            f"{name}: {path} is not text", hint=f"save what {name.removesuffix('_FILE')} would be in it"
+        ) from None
 
 
 def _parsed(text: str) -> Connection:

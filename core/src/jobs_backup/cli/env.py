@@ -60,7 +60,7 @@ def env(provider: str | None) -> None:
 
 
 def _active(setting: Setting) -> str | None:
-    """The value of a line that is not commented out; None if it is. An example's bucket or account is a stranger's: it stays empty."""
+    """The value of a line that is not commented out; None if it is. An example is no value: its bucket belongs to a stranger."""
     variable = setting.variable
     if setting.default is None:
         return ""

@@ -114,7 +114,7 @@ _FORBIDDEN: Final[Mapping[str, str]] = {
         "the bucket is set to requester pays, or the project may not be billed: grant serviceusage.services.use on the project"
     ),
     r"vpcServiceControls|organization's policy|constraints/|domainPolicy|SECURITY_POLICY": (
-        "a policy of the organization prohibits it: ask its administrators for an exception (VPC Service Controls, organization policy)"
+        "a policy of the organization (VPC Service Controls, or another) prohibits it: ask its administrators for an exception"
     ),
 }
 """By words in a 403's reason or sentence: what is to be done where no permission on the bucket is missing."""
@@ -156,8 +156,8 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     if response is not None and getattr(response, "status_code", None):
         return answered(response, call)
     auth = type(error).__module__.startswith("google.auth")
-    if found := unreadable(call, error, files=token_files(call.settings) if auth else {}):
-        return found
+    if local := unreadable(call, error, files=token_files(call.settings) if auth else {}):
+        return local
     text = _cleaned(_reason(error), call)
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
     if auth and getattr(error, "retryable", False):

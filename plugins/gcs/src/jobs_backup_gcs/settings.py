@@ -67,7 +67,8 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
         found = super().from_environment(environment)
         if not _BUCKET.fullmatch(found.bucket):
             raise ConfigurationError(
-                f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is no name of a bucket", hint="lower-case letters, digits, '-', '_' and '.'"
+                f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is no name of a bucket",
+                hint="lower-case letters, digits, '-', '_' and '.'",
             )
         if found.credentials is not None and found.emulator is None:
             read_credentials(found.credentials)

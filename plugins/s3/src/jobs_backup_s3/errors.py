@@ -252,8 +252,8 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
         return answered(response, call._replace(operation=operation))
     text = _cleaned(_reason(error), call)
     names = [class_.__name__ for class_ in type(error).__mro__]
-    if found := _of_this_machine(error, names, call):
-        return found
+    if local := _of_this_machine(error, names, call):
+        return local
     row = next((_EXCEPTIONS[name] for name in names if name in _EXCEPTIONS), None)
     if "SSLError" in names:
         row = next((row for part, row in _TLS if part in text), row)
@@ -280,7 +280,8 @@ def _of_this_machine(error: Exception, names: Sequence[str], call: Call) -> Unau
     profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE", "")
     where = " nor in ".join(filter(None, (os.environ.get(name, "") or default for name, default in _PROFILES.items())))
     return Unauthenticated(
-        f"{call}: there is no profile {shown(profile)}, neither in {where}", hint="correct or unset AWS_PROFILE, or add the profile there"
+        f"{call}: there is no profile {shown(profile)}, neither in {where}",
+        hint="correct or unset AWS_PROFILE, or add the profile there",
     )
 
 
@@ -307,7 +308,11 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     row = _row(call, own, status)
     if (region := region_told(response)) and region != call.connection.region:
         connection = call.connection
-        hint = f"set AWS_REGION={region}" if connection.region_variable else f"set {connection.endpoint_variable} to the one of {region}"
+        hint = (
+            f"set AWS_REGION={region}"
+            if connection.region_variable
+            else f"set {connection.endpoint_variable} to the one of {region}"
+        )
         return ConfigurationError(f"{call}: the bucket is in {region}, not in {connection.region}", hint=hint)
     if row.error is ConfigurationError and status in _REDIRECTS:
         return _redirected(message, headers.get("location", ""), str(error.get("Endpoint") or ""), call)

@@ -124,7 +124,7 @@ def _aws_commands(connection: Connection, document: str) -> str:
         "aws iam create-user --user-name jobs-backup",
         "aws iam put-user-policy --user-name jobs-backup --policy-name jobs-backup --policy-document file://policy.json",
         "aws iam create-access-key --user-name jobs-backup",
-        *(["# BUCKET is the one behind the access point. The access point's own policy must not deny this user."] * (bucket == "BUCKET")),
+        *(["# BUCKET is the one behind the access point."] if connection.is_access_point else []),
         "# Unfinished uploads end by themselves. This replaces the bucket's other rules: put it among them if there are any.",
         f"aws s3api put-bucket-lifecycle-configuration --bucket {bucket} --lifecycle-configuration \\\n"
         f"  '{json.dumps(rules)}'",
