@@ -149,7 +149,8 @@ def recorded(variables: Mapping[str, str]) -> Iterator[str]:
         yield everything_said(error)
     try:
         server = Server(ServerSettings.from_environment({"JOBS_BACKUP_SERVER_PORT": "0", **variables}))
-        server._listener.close()
+        for listener in server._listeners:
+            listener.close()
         yield server.url
     except JobsBackupError as error:
         yield everything_said(error)
