@@ -136,9 +136,10 @@ def test_a_directory_that_cannot_be_looked_into_is_an_error(tmp_path: Path, monk
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(PermissionDenied):
-        store.list("", "")
+    with monkeypatch.context() as patch:  # no longer: pytest looks into the directory to remove it
+        patch.setattr(os, "scandir", refused)
+        with pytest.raises(PermissionDenied):
+            store.list("", "")
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
