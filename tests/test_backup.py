@@ -21,7 +21,17 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
 
 import jobs_backup
-from jobs_backup import Backup, BackupClosed, ConfigurationError, DestinationPaused, Event, InvalidEvent, Job, NoArchiver
+from jobs_backup import (
+    Backup,
+    BackupClosed,
+    ConfigurationError,
+    CoreSettings,
+    DestinationPaused,
+    Event,
+    InvalidEvent,
+    Job,
+    NoArchiver,
+)
 from jobs_backup.errors import SpoolError
 
 
@@ -392,12 +402,10 @@ def test_misspelt_settings_are_told_to_who_opens_a_backup(tmp_path: Path, caplog
         "JOBS_BACKUP_UPLOAD_FREQENCY": "5m",
         "INSTANCE_ID": "2",
     }
-    for open_ in (
-        lambda: Backup.from_env(environment),
-        lambda: Backup(CoreSettings.from_environment(environment), environment=environment),
-    ):
+    settings = CoreSettings.from_environment(environment)
+    for given in (None, settings):
         caplog.clear()
-        open_().close()
+        (Backup.from_env(environment) if given is None else Backup(given, environment=environment)).close()
         told = [(record.getMessage(), getattr(record, "code", "")) for record in caplog.records if record.levelname == "WARNING"]
         assert told == [
             ("JOBS_BACKUP_SPOL_DIR is no setting: did you mean JOBS_BACKUP_SPOOL_DIR?", "UnknownSetting"),

@@ -315,7 +315,7 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
         )
         return ConfigurationError(f"{call}: the bucket is in {region}, not in {connection.region}", hint=hint)
     if row.error is ConfigurationError and status in _REDIRECTS:
-        return _redirected(message, headers.get("location", ""), str(error.get("Endpoint") or ""), call)
+        return _redirected(message, headers.get("location", ""), str(error.get("Endpoint") or ""), call, is_own=own in _CODES)
     if row.error is PermissionDenied:
         return _denied(message, own, said, call)
     if row.error is NotSupported and not row.hint:
@@ -327,15 +327,15 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     return row.error(message, hint=row.hint)
 
 
-def _redirected(message: str, location: str, named: str, call: Call) -> JobsBackupError:
-    """`named` is the host that AWS names in the answer, instead of a location."""
+def _redirected(message: str, location: str, named: str, call: Call, *, is_own: bool) -> JobsBackupError:
+    """`named` is the host that AWS names in the answer, instead of a location. `is_own`: the store says so in its own words."""
     connection = call.connection
-    if not named:
+    if not named and (location or not is_own):
         return moved(message, location, connection.endpoint_variable)
-    what = "AWS_REGION to the bucket's region"
-    if connection.endpoint is not None:
-        what = f"{connection.endpoint_variable} to the endpoint of the bucket's region"
-    return ConfigurationError(message, hint=f"set {what}: the store names {named}")
+    hint = f"set {connection.endpoint_variable} to the endpoint of the bucket's region"
+    if connection.region_variable and not (named and connection.endpoint):
+        hint = _REDIRECTED
+    return ConfigurationError(message, hint=f"{hint}: the store names {named}" if named else hint)
 
 
 def _row(call: Call, own: str, status: int) -> _Row:
