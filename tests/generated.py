@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 import licenses
 import msgspec
+import refused
 import settings_reference
 from click.testing import CliRunner
 
@@ -191,6 +192,7 @@ def http() -> str:
 
 
 FILES: Final[dict[str, Callable[[], str]]] = {
+    "core/src/jobs_backup/messages.md": (ROOT / "docs/messages.md").read_text,  # for `jobs-backup help`
     "docs/settings.md": settings_reference.render,
     "docs/reference/commands.md": commands,
     "docs/reference/hooks.md": hooks,
@@ -198,6 +200,7 @@ FILES: Final[dict[str, Callable[[], str]]] = {
     "docs/reference/http.md": http,
     "docs/reference/conformance.md": conformance,
     "docs/reference/licenses.md": licenses.page,
+    "docs/reference/refusals.md": refused.table,
     "docs/reference/openapi.json": lambda: json.dumps(openapi.document(ServerSettings()), indent=1) + "\n",
     "contrib/docker/docker.env": lambda: command("env", "S3"),
     "contrib/iam/s3-policy.json": lambda: command("policy", "--provider", "S3", **_BUCKET),

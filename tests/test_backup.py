@@ -21,7 +21,17 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
 
 import jobs_backup
-from jobs_backup import Backup, BackupClosed, ConfigurationError, DestinationPaused, Event, InvalidEvent, Job, NoArchiver
+from jobs_backup import (
+    Backup,
+    BackupClosed,
+    ConfigurationError,
+    CoreSettings,
+    DestinationPaused,
+    Event,
+    InvalidEvent,
+    Job,
+    NoArchiver,
+)
 from jobs_backup.errors import SpoolError
 
 
@@ -383,3 +393,21 @@ def test_a_backup_that_is_collected_while_the_interpreter_shuts_down(tmp_path: P
         assert backup.archiver is not None
         assert backup.archiver.drain(120)
     assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]
+
+
+def test_misspelt_settings_are_told_to_who_opens_a_backup(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    environment = {
+        **file_environment(tmp_path),
+        "JOBS_BACKUP_SPOL_DIR": "x",
+        "JOBS_BACKUP_UPLOAD_FREQENCY": "5m",
+        "INSTANCE_ID": "2",
+    }
+    settings = CoreSettings.from_environment(environment)
+    for given in (None, settings):
+        caplog.clear()
+        (Backup.from_env(environment) if given is None else Backup(given, environment=environment)).close()
+        told = [(record.getMessage(), getattr(record, "code", "")) for record in caplog.records if record.levelname == "WARNING"]
+        assert told == [
+            ("JOBS_BACKUP_SPOL_DIR is no setting: did you mean JOBS_BACKUP_SPOOL_DIR?", "UnknownSetting"),
+            ("JOBS_BACKUP_UPLOAD_FREQENCY is no setting: did you mean JOBS_BACKUP_UPLOAD_FREQUENCY?", "UnknownSetting"),
+        ]

@@ -38,7 +38,8 @@ def test_the_env_file_has_only_settings_that_exist() -> None:
     assert report_unknown(variables, CoreSettings, S3Settings) == []
     settings = CoreSettings.from_environment(variables)
     assert (settings.storage_provider, settings.prefix) == ("S3", "")
-    assert load(settings.storage_provider, variables).provider.location == "s3://my-events"
+    provider = load(settings.storage_provider, {**variables, "JOBS_BACKUP_BUCKET": "my-events"}).provider
+    assert (variables["JOBS_BACKUP_BUCKET"], provider.location) == ("", "s3://my-events")
 
 
 def test_a_store_takes_the_lifecycle_rule(aws: Moto) -> None:

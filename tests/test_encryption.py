@@ -425,11 +425,11 @@ class TestKeys:
         ({"JOBS_BACKUP_ENCRYPTION_KEY": "ü" + SECRET}, "key 1 is not 32 bytes"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY": SECRET + "\x07"}, "it has a control character"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY": ","}, "key 1 is not 32 bytes"),
-        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "none"}, "the file that it names can't be read: No such file or directory"),
-        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "."}, "can't be read: Is a directory"),
-        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": SECRET}, "can't be read: No such file or directory"),
+        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "none"}, "JOBS_BACKUP_ENCRYPTION_KEY_FILE: none: No such file or directory"),
+        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "."}, "JOBS_BACKUP_ENCRYPTION_KEY_FILE: .: Is a directory"),
+        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": SECRET}, "JOBS_BACKUP_ENCRYPTION_KEY_FILE holds a key (base64), not a path"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "empty"}, "empty: key 1 is not 32 bytes"),
-        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "binary"}, "the file that it names can't be read: it is no text"),
+        ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "binary"}, "JOBS_BACKUP_ENCRYPTION_KEY_FILE: binary is not text"),
         ({"JOBS_BACKUP_ENCRYPTION_KEY_FILE": "wrong"}, "wrong: key 2 is not 32 bytes"),
     )
 

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from buckets import file_environment
+from commands import start
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.known_settings import warn_of_relative_paths
+from jobs_backup.settings import warn_of_oddity
 
 Read = Callable[..., dict[str, str]]
 
@@ -110,6 +114,73 @@ def test_errors_show_nothing_of_the_line(read: Read, line: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read(line)
     assert "canary" not in caught.value.one_line() + repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('AWS_PROFILE="prod"', "AWS_PROFILE: the quotes"),
+        ("AWS_PROFILE='prod'\r", "AWS_PROFILE: the quotes"),
+        ("AWS_PROFILE=prod ", "AWS_PROFILE: the spaces"),
+        ("AWS_PROFILE= prod", "AWS_PROFILE: the spaces"),
+        ("AWS_PROFILE=prod\xa0", "AWS_PROFILE: the spaces"),
+        ("AWS_PROFILE=prod # ours", "AWS_PROFILE: what looks like a comment"),
+        ("AWS_PROFILE=${PROFILE}", "AWS_PROFILE: a reference"),
+        ("AWS_PROFILE:prod", "docker.env:2: this is not the name"),
+        ("\ufeffAWS_PROFILE=prod", "docker.env:2: this is not the name"),
+        ("AWS\u2010PROFILE=prod", "docker.env:2: this is not the name"),
+        ("AWS_PROFILE=prod", ""),
+        ("AWS_PROFILE", ""),
+        ("AWS_PROFILE=\r", ""),
+        ("# a comment: it's fine", ""),
+    ],
+)
+def test_what_docker_takes_and_nobody_means_is_told(read: Read, line: str, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of any variable: those that SDKs read have no other place that tells."""
+    warn_of_oddity.cache_clear()
+    read(f"A=1\n{line}\n")
+    assert [told in record.getMessage() for record in caplog.records] == ([True] if told else [])
+    assert "prod" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "is_relative"),
+    [
+        ("JOBS_BACKUP_SPOOL_DIR=spool", True),
+        ("JOBS_BACKUP_SPOOL_DIR=./spool", True),
+        ("JOBS_BACKUP_SPOOL_DIR=../spool", True),
+        ("RUDDER_TMPDIR=tmp", True),
+        ("JOBS_BACKUP_METRICS_FILE=m.prom", True),
+        ("JOBS_BACKUP_SERVER_TLS_KEY=tls.key", True),
+        ("JOBS_BACKUP_BUCKET=bucket", True),
+        ("JOBS_BACKUP_ENCRYPTION_KEY_FILE=key", True),
+        ("JOBS_BACKUP_SPOOL_DIR=/spool", False),
+        ("JOBS_BACKUP_SPOOL_DIR=~/spool", False),
+        ("JOBS_BACKUP_SPOOL_DIR=", False),
+        ("JOBS_BACKUP_PREFIX=a/b", False),
+    ],
+)
+def test_a_relative_path_in_an_env_file_is_told_with_where_it_leads(
+    line: str, is_relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    warn_of_oddity.cache_clear()
+    name, _, text = line.partition("=")
+    warn_of_relative_paths({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", "JOBS_BACKUP_WRAPPERS": "encryption", name: text})
+    told = [record.getMessage() for record in caplog.records]
+    where = f"the working directory decides which directory it names, here {Path(text).absolute()}"
+    assert told == ([f"{name}: {text} is relative: {where}"] if is_relative else [])
+
+
+def test_the_commands_tell_of_it_and_go_on(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    lines = {**file_environment(tmp_path), "JOBS_BACKUP_SPOOL_DIR": '"spool9"', "JOBS_BACKUP_PREFIX": "p"}
+    (tmp_path / "docker.env").write_text("".join(f"{name}={text}\n" for name, text in lines.items()))
+    with start("archive", "--once", "--env-file", "docker.env", env={}, cwd=tmp_path) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "WARNING JOBS_BACKUP_SPOOL_DIR: the quotes are a part of the value: remove them [OddValue]" in err
+    assert (tmp_path / '"spool9"').is_dir(), "as Docker has it"
 
 
 def test_a_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -103,3 +104,19 @@ def test_an_invalid_event_is_a_value_error_that_tells_which_one() -> None:
 def test_a_date_that_is_none_raises_nothing(text: str) -> None:
     assert parse_date(text) is None
     assert parse_retry_after(text) is None
+
+
+def test_a_traceback_ends_with_the_hint_and_the_code_that_help_explains() -> None:
+    class Odd(errors.Unavailable):
+        """A plugin's own, whose code is not there yet when it is made."""
+
+        @property
+        def code(self) -> str:
+            return self.odd  # type: ignore[attr-defined,no-any-return]
+
+    found = errors.ProviderNotFound("no", hint="install it")
+    for error, code in ((found, "ProviderNotFound"), (Odd("no", hint="install it"), "Unavailable")):
+        told = "".join(traceback.format_exception(error)).splitlines()
+        assert told[-2:] == ["install it", f"[{code}] `jobs-backup help {code}` explains it"]
+    assert traceback.format_exception(pickle.loads(pickle.dumps(found))) == traceback.format_exception(found)
+    assert "".join(traceback.format_exception(errors.SpoolError("no"))).splitlines()[-2].endswith("SpoolError: no")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import click
 import pytest
-from commands import COMMAND
+from buckets import file_environment
+from commands import COMMAND, invoke, run
 
 from jobs_backup.cli import cli
+from jobs_backup.cli.help import read_sections
 
 CONTEXT = click.Context(cli)
 NAMES = cli.list_commands(CONTEXT)
@@ -65,3 +67,71 @@ def test_help_and_completion_tell_the_same_of_a_command(tmp_path: Path) -> None:
 
 def test_completion_can_be_turned_on(tmp_path: Path) -> None:
     assert "_jobs_backup_completion" in shell("jobs-backup", tmp_path, _JOBS_BACKUP_COMPLETE="bash_source")
+
+
+# `jobs-backup help CODE`: without a clone, and without a network
+
+
+CODES = read_sections()
+
+
+def test_every_code_of_the_page_has_its_section(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs/messages.md").read_text()
+    assert list(CODES) == re.findall(r"^## (\w+)$", page, re.MULTILINE)
+    code, listed, _ = invoke(capsys, "help")
+    assert code == 0
+    assert re.findall(r"^  (\w+)$", listed, re.MULTILINE) == list(CODES)
+    for name in CODES:
+        code, out, err = invoke(capsys, "help", name)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{name}\n\n")
+        assert "What to do: " in out
+        assert "Lost: " in out
+        assert not re.search(r"```|\*\*|\]\(|^## ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("written", ["Waiting", "waiting", "[Waiting]", "WAITING"])
+def test_a_code_may_be_written_as_the_message_has_it(written: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(capsys, "help", written)[1] == invoke(capsys, "help", "Waiting")[1]
+
+
+def test_a_code_that_is_none_is_an_error_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = invoke(capsys, "help", "Waitin")
+    assert (code, out) == (2, "")
+    assert "no message has the code 'Waitin': did you mean Waiting?" in err
+
+
+def test_help_with_a_command_is_that_commands_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "status [OPTIONS]\n\n  Tell what waits" in invoke(capsys, "help", "status")[1]
+
+
+def test_every_error_and_warning_of_the_command_ends_with_a_code_that_help_explains(tmp_path: Path) -> None:
+    """Of each kind of them, in text: settings, usage, plugins, the store, the spool, the input."""
+    environment = file_environment(tmp_path)
+    wrong = tmp_path / "wrong.ndjson"
+    wrong.write_text("no event\n")
+    for arguments, variables in (
+        (["archive", "--once"], {"JOBS_BACKUP_BUKET": "x"}),
+        (["archive", "--once"], {"JOBS_BACKUP_BATCH_EVENTS": "x"}),
+        (["archive", "--once"], {"JOBS_BACKUP_STORAGE_PROVIDER": "NONE"}),
+        (["archive", "--once"], {"JOBS_BACKUP_WRAPPERS": "none"}),
+        (["archive", "--once"], {"JOBS_BACKUP_PREFIX": '"x"'}),
+        (["archive", "--once"], {"JOBS_BACKUP_SPOOL_DIR": "/dev/null/spool"}),
+        (["status"], {"JOBS_BACKUP_SPOOL_DIR": "/nonexistent/spool"}),
+        (["run", "--source-id", "web", str(wrong)], {}),
+        (["run", "--source-id", "web", str(wrong), "--again"], {"JOBS_BACKUP_BUCKET": str(tmp_path / "none")}),
+        (["run"], {}),
+        (["no-such-command"], {}),
+    ):
+        code, _, err = run(*arguments, env={**environment, **variables})
+        assert err, arguments
+        lines = [
+            line
+            for line in err.splitlines()
+            if line and not line.startswith(("Usage:", "Try '", "Error: ")) and "recorded" not in line
+        ]
+        for line in lines:
+            found = re.search(r" \[(\w+)\]$", line)
+            assert found, f"{arguments} {code}: {line}"
+            assert found[1] in CODES
+        assert lines

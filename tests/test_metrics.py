@@ -426,7 +426,7 @@ class TestWithoutTheExtra:
         variables = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / "metrics.prom"))
         command = self.HIDE + "sys.argv = ['jobs-backup', 'archive', '--once']; from jobs_backup.cli import main; main()"
         found = self.run(command, **variables)
-        assert (found.returncode, "pip install 'jobs-backup[metrics]' [ConfigurationError]" in found.stderr) == (2, True)
+        assert (found.returncode, "pip install './core[metrics]', in a clone" in found.stderr) == (2, True)
         spool = open_spool(tmp_path / "spool", limits=LIMITS)
         assert len(spool._catalog.sessions()) == 1, "it left nothing behind"
         spool.close()

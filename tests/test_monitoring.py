@@ -25,6 +25,7 @@ from spools import claim, open_spool, record, tampering
 
 from jobs_backup import Backup, archiver, monitoring
 from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolError, SpoolFull
+from jobs_backup.installing import how_to_install
 from jobs_backup.monitoring import health, metrics_page, monitored, readiness
 from jobs_backup.spool import Spool
 from jobs_backup.spool.status import read_status
@@ -298,7 +299,10 @@ class TestTheListener:
         monkeypatch.delattr("jobs_backup.metrics", raising=False)
         with monitored_backup(tmp_path) as (backup, url):
             status, _, body = get(f"{url}/metrics")
-            assert (status, body) == (404, "metrics need prometheus-client: pip install 'jobs-backup[metrics]'\n")
+            assert (status, body) == (
+                404,
+                f"metrics need prometheus-client: {how_to_install('jobs-backup', extra='metrics')}\n",
+            )
             assert get(f"{url}/healthz")[0] == get(f"{url}/readyz")[0] == 200
             with pytest.raises(ConfigurationError):
                 metrics_page(backup, "")

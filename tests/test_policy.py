@@ -17,8 +17,9 @@ from servers import Moto, client
 
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.env_file import read_env_file
+from jobs_backup.errors import ConfigurationError
 from jobs_backup.plugins import settings_of
-from jobs_backup.providers import KIND, load_class
+from jobs_backup.providers import KIND, load, load_class
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import report_unknown
 
@@ -118,6 +119,90 @@ def test_what_can_not_be_printed(arguments: list[str], variables: dict[str, str]
     code, out, err = run("policy", *arguments, env={**BUCKET, **variables})
     assert (code, out) == (2, "")
     assert why in err
+
+
+@pytest.mark.parametrize("provider", KIND.names())
+def test_a_made_env_file_names_nobodys_bucket(provider: str, tmp_path: Path) -> None:
+    """Unedited, it must not write into what belongs to a stranger: what is required is empty, and an example is in a comment."""
+    _, text, _ = run("env", provider, env={"JOBS_BACKUP_WRAPPERS": "encryption"})
+    file = tmp_path / "docker.env"
+    file.write_text(text)
+    active = read_env_file(file, {})
+    settings = settings_of(load_class(provider)[1])
+    assert settings is not None
+    described = list(settings.describe())
+    assert {active[one.variable.name] for one in described if one.default is None} == {""}
+    examples = {one.variable.example for one in described if one.variable.example}
+    assert not examples & set(active.values())
+    assert [one.variable.name for one in described if one.default is None and one.variable.example not in text] == []
+    with pytest.raises(ConfigurationError, match="JOBS_BACKUP_BUCKET is not set"):
+        load(provider, active)
+
+
+# What grants nothing as a resource of IAM
+
+
+def statements(*arguments: str, **variables: str) -> list[dict[str, Any]]:
+    code, out, err = run("policy", "--provider", "S3", *arguments, env={**BUCKET, **variables})
+    assert code == 0, err
+    found: list[dict[str, Any]] = json.loads(out)["Statement"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "resource", "alias"),
+    [
+        ("alias/events", "arn:aws:kms:*:*:key/*", "alias/events"),
+        ("arn:aws:kms:eu-west-1:123456789012:alias/events", "arn:aws:kms:eu-west-1:123456789012:key/*", "alias/events"),
+        ("arn:aws-cn:kms:cn-north-1:123456789012:alias/a/b", "arn:aws-cn:kms:cn-north-1:123456789012:key/*", "alias/a/b"),
+        ("arn:aws:kms:eu-west-1:123456789012:key/k", "arn:aws:kms:eu-west-1:123456789012:key/k", ""),
+        ("1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws:kms:*:*:key/1234abcd-12ab-34cd-56ef-1234567890ab", ""),
+        ("mrk-1234abcd12ab34cd56ef1234567890ab", "arn:aws:kms:*:*:key/mrk-1234abcd12ab34cd56ef1234567890ab", ""),
+    ],
+)
+def test_a_key_is_granted_by_itself_and_an_alias_by_a_condition(key: str, resource: str, alias: str) -> None:
+    found = statements(JOBS_BACKUP_S3_KMS_KEY_ID=key)[-1]
+    assert found["Resource"] == resource
+    assert found.get("Condition") == ({"ForAnyValue:StringEquals": {"kms:ResourceAliases": alias}} if alias else None)
+
+
+POINT = "arn:aws:s3:eu-west-1:123456789012:accesspoint/events"
+
+
+def test_an_access_point_and_the_bucket_behind_it() -> None:
+    found = {one["Sid"]: one for one in statements("--with-replay", JOBS_BACKUP_BUCKET=POINT, JOBS_BACKUP_PREFIX="prod")}
+    through = {"s3:DataAccessPointArn": POINT}
+    assert found["Objects"]["Resource"] == f"{POINT}/object/prod/*"
+    assert "Condition" not in found["Objects"]
+    assert found["ObjectsBehind"]["Resource"] == "arn:aws:s3:::*/prod/*"
+    assert (
+        found["ObjectsBehind"]["Action"]
+        == found["Objects"]["Action"]
+        == ["s3:PutObject", "s3:AbortMultipartUpload", "s3:GetObject"]
+    )
+    assert found["ObjectsBehind"]["Condition"] == {"StringEquals": through}
+    assert found["List"]["Resource"] == POINT
+    assert found["ListBehind"]["Condition"] == {"StringEquals": through, "StringLike": {"s3:prefix": "prod/*"}}
+    for format_ in ("commands", "terraform"):
+        code, out, _ = run("policy", "--provider", "S3", "--format", format_, env={**BUCKET, "JOBS_BACKUP_BUCKET": POINT})
+        assert code == 0
+        assert f"--bucket {POINT}" not in out
+        assert f'bucket = "{POINT}"' not in out
+
+
+@pytest.mark.parametrize("alias", ["events-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias", "events-abc--ol-s3"])
+def test_an_alias_of_an_access_point_is_refused_with_what_to_write(alias: str) -> None:
+    code, out, err = run("policy", "--provider", "S3", env={**BUCKET, "JOBS_BACKUP_BUCKET": alias})
+    assert (code, out) == (2, "")
+    assert "arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME" in err
+
+
+@pytest.mark.parametrize(("region", "expected"), [("", "*"), ("us-west-2", "us-west-2")])
+def test_a_directory_bucket_is_opened_by_sessions(region: str, expected: str) -> None:
+    name = "my-events--usw2-az1--x-s3"
+    found = statements("--with-replay", "--with-delete", JOBS_BACKUP_BUCKET=name, JOBS_BACKUP_PREFIX="p", AWS_REGION=region)
+    resource = f"arn:aws:s3express:{expected}:*:bucket/{name}"
+    assert found == [{"Sid": "Session", "Effect": "Allow", "Action": ["s3express:CreateSession"], "Resource": resource}]
 
 
 @pytest.mark.parametrize("provider", KIND.names())

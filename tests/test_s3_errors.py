@@ -103,7 +103,7 @@ def test_answers(server: FaultProxy, answer: Answer, expected: type[JobsBackupEr
 
 def test_unknown_code_is_shown(server: FaultProxy) -> None:
     server.fail(refusal(418, "Teapot", "short\n  and stout"))
-    with pytest.raises(StorageError, match=r"^PutObject s3://events/key: Teapot: short and stout$") as caught:
+    with pytest.raises(StorageError, match=r"(?m)^PutObject s3://events/key: Teapot: short and stout$") as caught:
         scripted(server.url).write("key", b"data")
     assert caught.value.retryable
 

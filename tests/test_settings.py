@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import traceback
@@ -16,7 +17,17 @@ from hypothesis import strategies as st
 
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Duration, Endpoint, Secret, Settings, Size, Variable, report_unknown
+from jobs_backup.settings import (
+    Duration,
+    Endpoint,
+    Secret,
+    Settings,
+    Size,
+    Variable,
+    oddity_of,
+    report_unknown,
+    warn_of_oddity,
+)
 
 CANARY = "canary-7f3a"
 
@@ -449,6 +460,74 @@ def test_an_unknown_name_like_no_other_is_reported_too() -> None:
     assert report("JOBS_BACKUP_X") == ["JOBS_BACKUP_X is no setting and has no effect"]
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("EX_FLIGHT", None), ("EXAMPLE_SECRET_KYE", "EXAMPLE_SECRET_KEY"), ("example_secret_key", "EXAMPLE_SECRET_KEY")],
+)
+def test_names_without_our_prefix_are_reported_if_they_are_nearly_a_setting(name: str, near: str | None) -> None:
+    class Other(Settings, frozen=True, kw_only=True):
+        flag: Annotated[bool, Variable("EX_FLAG", "On or off.")] = False
+        key: Annotated[Secret | None, Variable("EXAMPLE_SECRET_KEY", "A key.")] = None
+        endpoint: Annotated[str, Variable("AWS_ENDPOINT_URL_S3", "A URL.")] = ""
+
+    lines = report_unknown({name: CANARY, "AWS_ENDPOINT_URL_SQS": "x", "AWS_PROFILE": "x"}, Other)
+    assert lines == ([f"{name} is no setting: did you mean {near}?"] if near else [])
+
+
+# What was hardly meant
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Callable[..., list[str]]:
+    def read_and_list(**variables: str) -> list[str]:
+        warn_of_oddity.cache_clear()
+        caplog.clear()
+        with contextlib.suppress(ConfigurationError):
+            read(**variables)
+        assert {getattr(record, "code", "") for record in caplog.records} <= {"OddValue", "UnknownSetting"}
+        return [record.getMessage() for record in caplog.records]
+
+    return read_and_list
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('"spool9"', "quotes"),
+        ("'spool9'", "quotes"),
+        ("`spool9`", "quotes"),
+        ("\u201cspool9\u201d", "quotes"),
+        ('""', "quotes"),
+        ("spool9 # where it waits", "comment"),
+        ("${HOME}/spool", "reference"),
+        ("$HOME/spool", "reference"),
+        ("$(pwd)/spool", "reference"),
+    ],
+)
+@pytest.mark.parametrize("name", ["EX_NAME", "EX_PATH", "EX_COUNT", "EX_WAIT", "EX_MODE", "EX_KEY", "EX_URL", "EX_OLD_NAME"])
+def test_a_value_that_was_hardly_meant_is_told_with_its_variable(
+    name: str, text: str, what: str, warned: Callable[..., list[str]]
+) -> None:
+    variables = {name: text, **({"EX_NAME": ""} if name == "EX_OLD_NAME" else {})}
+    (line,) = [line for line in warned(**variables) if "old name" not in line]
+    assert line.startswith(f"{name}: ")
+    assert what in line
+    assert "spool" not in line, "a secret may be in quotes, too"
+
+
+@pytest.mark.parametrize(
+    "text", ["a'b", '"', "it's", "a#b", "#tag", "costs $5", "pa$$word", "x", '{"a":"b"}', "a=b", "$1.50", "$", '"a" or "b', "{a}"]
+)
+def test_a_sign_within_a_value_is_no_oddity(text: str) -> None:
+    assert oddity_of(text) == ""
+
+
+def test_what_two_structs_read_is_told_once(warned: Callable[..., list[str]], caplog: pytest.LogCaptureFixture) -> None:
+    assert len(warned(EX_PATH='"x"')) == 1
+    read(EX_PATH='"x"')
+    assert len(caplog.records) == 1
+
+
 def test_values_of_unknown_names_are_not_shown() -> None:
     lines = report_unknown({"JOBS_BACKUP_SECRET_KEY": CANARY, "JOBS_BACKUP_PREFX": CANARY}, CoreSettings)
     assert len(lines) == 2
@@ -467,7 +546,7 @@ class Store(Settings, frozen=True, kw_only=True):
 
 
 def test_another_setting_is_no_typing_error() -> None:
-    with pytest.raises(ConfigurationError, match=r"DAVBOX_USER is not set$"):
+    with pytest.raises(ConfigurationError, match=r"(?m)DAVBOX_USER is not set$"):
         Store.from_environment({"DAVBOX_URL": "http://host"})
     with pytest.raises(ConfigurationError, match=r"DAVBOX_USER is not set \(but DAVBOX_USSER is: a typing error\?\)"):
         Store.from_environment({"DAVBOX_URL": "http://host", "DAVBOX_USSER": "alice"})

@@ -126,12 +126,19 @@ def test_the_command_tells_its_version(core_alone: Environment) -> None:
 
 
 @pytest.mark.slow
+def test_help_explains_a_code_where_there_is_no_clone(core_alone: Environment, tmp_path: Path) -> None:
+    told = run(core_alone.bin / "jobs-backup", "help", "Waiting", cwd=tmp_path)
+    assert told.startswith("Waiting\n\n")
+    assert "jobs-backup archive --once" in told
+
+
+@pytest.mark.slow
 def test_the_chosen_provider_that_is_not_installed_is_asked_for(core_alone: Environment) -> None:
     command = [str(core_alone.bin / "jobs-backup"), "run", "--source-id", "web"]
     variables = clean_environment(JOBS_BACKUP_STORAGE_PROVIDER="S3", JOBS_BACKUP_BUCKET="b")
     result = subprocess.run(command, env=variables, input="", capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert "pip install jobs-backup-s3" in result.stderr
+    assert "pip install ./plugins/s3, in a clone" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -386,7 +386,7 @@ def test_a_wrapper_that_breaks_the_contract_is_named_with_the_reason(install: In
 @pytest.mark.parametrize(
     ("text", "why", "hint"),
     [
-        ("nobody", "no wrapper 'NOBODY' is installed (installed: ", "pip install the distribution"),
+        ("nobody", "no wrapper 'NOBODY' is installed (installed: ", "install the distribution"),
         ("first,second,First", "has FIRST twice", "once"),
     ],
 )
@@ -442,7 +442,7 @@ def test_each_secret_of_a_list_is_hidden(tmp_path: Path) -> None:
     with Backup.from_env(variables, archive=False) as backup:
         claim = backup.spool.claim()
         assert claim is not None
-        with pytest.raises(StorageError, match=r"write failed: RuntimeError: with \*\*\*\*$"):
+        with pytest.raises(StorageError, match=r"(?m)write failed: RuntimeError: with \*\*\*\*$"):
             backup.destination.write(*backup.destination.prepare(claim.batch))
 
 
@@ -456,7 +456,7 @@ def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_pa
             raise RuntimeError("with canary-7f3a")
 
         monkeypatch.setattr(Body, "crc32c", fail)
-        with pytest.raises(StorageError, match=r"^MEMORY within INNER: open_body failed: RuntimeError: with \*\*\*\*$"):
+        with pytest.raises(StorageError, match=r"(?m)^MEMORY within INNER: open_body failed: RuntimeError: with \*\*\*\*$"):
             backup.destination.prepare(claim.batch)
 
 
@@ -529,7 +529,7 @@ def test_a_key_of_encryption_that_is_not_installed_is_an_error(
         destination(environment(tmp_path, "", **{variable: "x"}))
     with pytest.raises(WrapperNotFound) as caught:
         destination(environment(tmp_path, "encryption", **{variable: "x"}))
-    assert caught.value.hint == "pip install jobs-backup-encryption"
+    assert caught.value.hint.startswith("pip install ./contrib/encryption, in a clone")
 
 
 def test_what_is_none_of_a_wrappers_variables_may_look_like_one(install: Install, tmp_path: Path) -> None:

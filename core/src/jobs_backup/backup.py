@@ -30,6 +30,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.failures import Failure, FailureRecord
 from jobs_backup.jobs import Event, Job, Jobs, job_sets
+from jobs_backup.known_settings import unknown_settings
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Kind, Stream
 from jobs_backup.recordings import Chunk, raw_stream
@@ -70,6 +71,9 @@ class Backup:
         self._looked_at = time.monotonic()
         self.settings = settings
         prefix = clean_prefix(settings.prefix)
+        if environment is not None:  # otherwise, whoever has read the settings reports them
+            for line in unknown_settings(settings, environment):
+                log.warning("%s", line, extra={"code": "UnknownSetting"})
         destination = Destination.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
         self.destination = destination
         self.location = destination.location

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings import oddity_of, warn_of_oddity
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -38,8 +43,14 @@ def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
             )
         if "\0" in line:
             raise ConfigurationError(f"{path}:{number}: a NUL character", hint="remove it")
+        if not _NAME.fullmatch(name):
+            warn_of_oddity(f"{path}:{number}", "this is not the name of a variable: write NAME=value")
         if equals:
             variables[name] = value
+            if odd := oddity_of(value.strip()) or (
+                value != value.strip() and "the spaces around the value are a part of it: remove them"
+            ):
+                warn_of_oddity(name, odd)
         elif name in environment:
             variables[name] = environment[name]
     return variables

@@ -39,6 +39,11 @@ class JobsBackupError(Exception):
         self.attempts = 0
         self.elapsed = 0.0
         self.recorded: Sequence[int] = ()
+        # A traceback ends with these: who sees one has no command that prints the hint.
+        if hint:
+            self.add_note(hint)
+        known = next(one.__name__ for one in type(self).__mro__ if one.__module__ == __name__)  # a plugin's own is one of these
+        self.add_note(f"[{known}] `jobs-backup help {known}` explains it")
 
     def __reduce__(self) -> tuple[object, ...]:
         # To be copied, and to get out of another process: Exception would call the class again, with the message alone.

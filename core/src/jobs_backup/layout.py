@@ -7,6 +7,7 @@ import re
 import time
 from typing import Final, NamedTuple
 
+from jobs_backup.disclosure import shown
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.model import Kind, Stream
 
@@ -40,7 +41,7 @@ def clean_prefix(prefix: str) -> str:
     parts = prefix.split("/") if prefix else []
     if any(part in ("", ".", "..") for part in parts) or re.search(rf"[{_CONTROL}\\]", prefix):
         raise ConfigurationError(
-            f"JOBS_BACKUP_PREFIX={prefix!r} has an empty part, '.', '..' or a control character",
+            f"JOBS_BACKUP_PREFIX={shown(prefix)} has an empty part, '.', '..' or a control character",
             hint="use a prefix such as backups/events",
         )
     if len(prefix.encode()) > _MAX_PREFIX_BYTES:

@@ -59,7 +59,8 @@ class TextFormatter(logging.Formatter):
         """A line, and those of a traceback."""
         record.message = record.getMessage()
         record.asctime = self.formatTime(record)
-        lines = [printable(self.formatMessage(record))]
+        code = getattr(record, "code", "")
+        lines = [printable(self.formatMessage(record)) + (f" [{code}]" if code else "")]
         exception = self.formatException(record.exc_info) if record.exc_info else record.exc_text
         for more in (exception, record.stack_info):
             lines += [f"    {printable(line)}" for line in (more or "").split("\n") if line]

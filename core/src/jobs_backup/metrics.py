@@ -18,6 +18,7 @@ from typing import Final
 from jobs_backup import __version__
 from jobs_backup.backup import Backup
 from jobs_backup.errors import ConfigurationError, JobsBackupError
+from jobs_backup.installing import how_to_install
 from jobs_backup.logs import printable
 from jobs_backup.measures import Histogram
 from jobs_backup.model import Kind
@@ -29,7 +30,7 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
     from prometheus_client.registry import Collector
 except ImportError as error:
-    raise ConfigurationError("metrics need prometheus-client", hint="pip install 'jobs-backup[metrics]'") from error
+    raise ConfigurationError("metrics need prometheus-client", hint=how_to_install("jobs-backup", extra="metrics")) from error
 
 log: Final = logging.getLogger(__name__)
 

@@ -12,8 +12,10 @@ from typing import Any, Final
 import msgspec
 import pluggy
 
+from jobs_backup.disclosure import shown, without_credentials
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION
+from jobs_backup.installing import how_to_install
 from jobs_backup.settings import Settings
 from jobs_backup.values import Secret
 
@@ -72,10 +74,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         if not matches:
             names = ", ".join(sorted({one.name for one in everything})) or "none"
             package = self.distributions.get(wanted)
-            hint = (
-                f"pip install {package}" if package else "choose an installed one, or pip install the distribution that offers it"
-            )
-            raise self.not_found(f"no {self.noun} {name!r} is installed (installed: {names})", hint=hint)
+            hint = how_to_install(package) if package else "choose an installed one, or install the distribution that offers it"
+            raise self.not_found(f"no {self.noun} {shown(name)} is installed (installed: {names})", hint=hint)
         if len(matches) > 1:
             claims = " and ".join(f"{one.distribution} {one.version}" for one in matches)
             raise self.not_found(f"two distributions offer a {self.noun} {wanted}: {claims}", hint="pip uninstall one of them")
@@ -85,7 +85,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         except Exception as error:
             raise self.not_found(
                 f"{self.noun} {one} can't be imported: {type(error).__name__}: {error}",
-                hint=f"pip install --force-reinstall {one.distribution}",
+                hint=how_to_install(one.distribution, "--force-reinstall"),
             ) from error
         if not isinstance(class_, type):
             raise self.broken(one, f"{one.target} is no class")
@@ -103,13 +103,14 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
             newer = isinstance(version, int) and version > API_VERSION
             raise self.not_found(
                 f"{self.noun} {one} is written for API version {version}, this jobs-backup has {API_VERSION}",
-                hint=f"pip install --upgrade {'jobs-backup' if newer else one.distribution}",
+                hint=how_to_install("jobs-backup" if newer else one.distribution, "--upgrade"),
             )
         if not callable(getattr(class_, "from_settings", None)):
             raise self.broken(one, "it has no from_settings()")
         try:
             made = class_.from_settings(environment)
-        except JobsBackupError:
+        except JobsBackupError as error:
+            _hide(error, environment.values())
             raise
         except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
             # Its text may have the value of any variable in it, so only its place is told.
@@ -142,6 +143,17 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         """The error for one that does not keep the contract's form."""
         hint = f"report it to the maintainers of {one.distribution}"
         return self.not_found(f"{self.noun} {one} breaks the contract: {why}", hint=hint)
+
+
+def _hide(error: JobsBackupError, values: Iterable[str]) -> None:
+    """Take what may be a credential out of an error about settings: whoever has written the plugin may have quoted the value."""
+    values = list(values)
+    error.message, error.hint = (without_credentials(text, values) for text in (error.message, error.hint))
+    error.args = (error.message,)
+    error.__notes__ = [without_credentials(note, values) for note in error.__notes__]
+    behind = "".join(traceback.format_exception(error.__cause__ or error.__context__))
+    if without_credentials(behind, values) != behind:
+        error.__cause__ = error.__context__ = None
 
 
 def settings_of(class_: type[Any]) -> type[Settings] | None:

@@ -7,11 +7,22 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from jobs_backup.errors import JobsBackupError, ObjectNotFound, PermissionDenied, Throttled, Unavailable
+from jobs_backup.disclosure import may_be_credential, shown
+from jobs_backup.errors import (
+    ConfigurationError,
+    JobsBackupError,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+)
 from jobs_backup.model import DeleteReceipt
 
 T = TypeVar("T")
@@ -87,6 +98,148 @@ def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteR
         outcomes = dict(zip(keys, [first, *pool.map(outcome, keys[1:])], strict=True))
     failed: dict[str, Exception] = {key: error for key, error in outcomes.items() if error is not None}
     return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+
+def unreadable(
+    call: object, error: BaseException | None = None, *, files: Mapping[str, str] | None = None
+) -> Unauthenticated | None:
+    """Find the file of credentials that this process cannot read. SDKs say nothing of the path, or look elsewhere in silence.
+
+    Args:
+        call: what was tried, for the message.
+        error: what the SDK raised; an OSError behind it may name the file.
+        files: what names a file -> its path, of files that the SDK reads by itself. An empty path is none.
+
+    Returns the error to raise, None if every file can be read.
+    """
+    for one in _behind(error):
+        if isinstance(one, OSError) and isinstance(one.filename, str | bytes):
+            path = os.fsdecode(one.filename)
+            named = [name for name, value in {**os.environ, **(files or {})}.items() if value == path]
+            return _unreadable(call, named[-1] if named else "", path, one)
+    for name, path in (files or {}).items():
+        try:
+            if path:
+                Path(path).expanduser().open("rb").close()
+        except (OSError, RuntimeError) as found:
+            return _unreadable(call, name, path, found)
+    return None
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(8):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _unreadable(call: object, name: str, path: str, error: Exception) -> Unauthenticated:
+    user = f"the user of this process (uid {os.geteuid()})"
+    correct = f"correct or unset {name}" if name else "correct the path"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        hint = f"mount the file there, or {correct}; in Kubernetes, look at the pod's service account and its volumes"
+    elif isinstance(error, PermissionError):
+        hint = f"let {user} read the file; in Kubernetes, set the pod's securityContext.fsGroup to a group of that user"
+    else:
+        hint = f"{correct}: it has to name a readable file"
+    if may_be_credential(path):
+        path, hint = shown(path), f"{name or 'what names the file'} holds what looks like a key, not a path: save it in a file"
+    why = getattr(error, "strerror", None) or type(error).__name__
+    return Unauthenticated(": ".join(filter(None, (str(call), name, path, why))), hint=hint)
+
+
+_FORBIDDEN: Final = tuple(
+    (re.compile(words, re.IGNORECASE), error, hint)
+    for words, error, hint in (
+        (
+            r"quota|\bcaps?\b|capacity|storage.{0,9} full|limit.{0,9} exceeded|exceed.{0,9} limit|insufficient storage",
+            Unavailable,
+            "a quota of the bucket or the account is used up: raise it, or delete what is not needed",
+        ),
+        (
+            r"suspend|account.{0,20}(disable|close|deactivat|frozen|lock|problem)|(user|account) (is )?disable|billing|payment"
+            r"|overdue|arrear|unpaid|\btrial\b|not signed up|opt in required",
+            Unauthenticated,
+            "the account is suspended, disabled or unpaid: see its billing page, or ask the store's support",
+        ),
+        (
+            r"skew|clock|time frame|request.{0,9} expired",
+            Unauthenticated,
+            "set this machine's clock (NTP), or replace what has run out",
+        ),
+        (
+            r"object.?lock|worm\b|retention|legal.?hold|active.?hold|immutab|object.{0,9}lock",
+            None,
+            "a retention policy or a hold keeps the object: nothing can replace or delete it before that ends",
+        ),
+        (r"\bmfa\b|multi.?factor", None, "the bucket demands MFA for this, which a service cannot give: turn MFA delete off"),
+        (
+            r"\bip\b|ip.?address|firewall|network rule|\bvpc|perimeter|country|geo.?restrict|embargo",
+            None,
+            "the store does not admit requests from this network: change its firewall, or the policy's condition on addresses",
+        ),
+        (
+            r"https (is )?(only|required)|ssl.?required|secure.?(transport|connection)|\btls\b",
+            None,
+            "the store demands TLS: use https://",
+        ),
+        (r"archiv|glacier|invalid object state", NotSupported, "the object is archived: restore it to read it"),
+    )
+)
+"""Words of a refusal that is not a missing permission, its error (None: a PermissionDenied), and what to do."""
+_NAMES: Final = re.compile(r"\S*[:/@]\S*")
+"""ARNs, keys and accounts in the store's sentence: their names may have any word in them."""
+
+
+def forbidden(message: str, code: str, said: str, *, action: str, resource: str, owned: bool = True) -> JobsBackupError:
+    """The error for an HTTP 403 that the provider's own tables do not know. Only some of them are a missing permission.
+
+    Args:
+        message: of the error.
+        code, said: the store's code and its sentence; empty if it gave none.
+        action, resource: what has to be granted on what, if it is a missing permission.
+        owned: whether the answer is in the store's own words: a proxy refuses with 403, too.
+    """
+    words = f"{re.sub('(?<=[a-z0-9])(?=[A-Z])', ' ', code)} {_NAMES.sub('', said)}"
+    grant = f"grant {action} on {resource}"
+    hint = ""
+    if not owned:
+        hint = f"the answer may be a proxy's or a firewall's: look at what answers at the endpoint; if it is the store, {grant}"
+    elif "explicit deny" in words:
+        hint = f"a policy denies {action} on {resource}: change that one"
+    elif limiting := re.search(r"no ([\w -]*(?:policy|boundary)) allow", words):
+        hint = f"the {limiting[1]} does not allow {action} on {resource}: change that one"
+    else:
+        for pattern, error, advice in _FORBIDDEN:
+            if pattern.search(words):
+                if error is not None:
+                    return error(message, hint=advice)
+                hint = advice
+                break
+        else:
+            if code and not re.search(r"denied|forbid|permission|authori[sz]|not allowed|access", words, re.IGNORECASE):
+                hint = f"look {code} up in the store's documentation; if it is a missing permission, {grant}"
+    return PermissionDenied(message, action=action, resource=resource, hint=hint)
+
+
+def moved(message: str, location: str, setting: str) -> ConfigurationError:
+    """The error for a redirect, which is never followed: the body and its signature are for one host.
+
+    Args:
+        message: of the error.
+        location: the header `Location`. Only its host is shown: a query may have a signature in it.
+        setting: the variable that has the endpoint.
+    """
+    found = re.match(r"(https?)://(?:[^/@?#]*@)?([\w.\[\]:-]+)", location, re.IGNORECASE)
+    if found is None:
+        return ConfigurationError(
+            message, hint=f"what answers may not be the store, but a login page: look at the proxy, and at {setting}"
+        )
+    host = f"{found[1].lower()}://{found[2]}"
+    return ConfigurationError(
+        f"{message}: redirected to {host}", hint=f"if {host} is the store, set {setting} to it; else look at the proxy"
+    )
 
 
 @functools.cache

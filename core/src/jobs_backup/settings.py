@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import math
+import os
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,14 +15,18 @@ from typing import Annotated, Any, Final, Self
 
 import msgspec
 
+from jobs_backup.disclosure import credential_in, is_plain, may_be_credential, shown, without_credentials
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.values import Duration, Endpoint, Secret, Size, redacted
 
-__all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Variable", "redacted"]
+__all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Variable", "redacted", "shown"]
 
 log: Final = logging.getLogger(__name__)
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+_QUOTED: Final = re.compile(r"([\"'`]).*\1|[\u201c\u201d\u201e\u2018\u2019].*[\u201c\u201d\u2018\u2019]", re.DOTALL)
 
 
 class Variable(msgspec.Struct, frozen=True):
@@ -57,6 +63,11 @@ class Setting(msgspec.Struct, frozen=True):
     @property
     def secret(self) -> bool:
         return self.type is Secret or Secret in typing.get_args(self.type)
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it names a file or a directory."""
+        return Path in _alternatives(self.type)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +106,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         wrong: list[str] = []
         for setting in settings:
             name, text = _look_up(setting.variable, environment)
+            if odd := oddity_of(text):
+                warn_of_oddity(name, odd)
             try:
-                if text:
+                if misplaced := _misplaced(setting.type, text):
+                    wrong.append(f"{name} holds {misplaced}")
+                elif text:
                     value = values[setting.field] = _from_text(text, hints[setting.field])
                     if isinstance(value, (Duration, Size)) and value < setting.variable.minimum:
                         raise ValueError(f"expected at least {type(value)(setting.variable.minimum)}")
@@ -109,20 +124,63 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             except UnicodeEncodeError:
                 wrong.append(f"{name} is not UTF-8")
             except ValueError as error:
-                shown = "" if {Secret, Endpoint}.intersection(_alternatives(setting.type)) else f"={text!r}"
-                wrong.append(f"{name}{shown}: {error}")
+                wrong.append(f"{name}{_equals(setting.type, text)}: {without_credentials(str(error), [text])}")
         if wrong:
             raise ConfigurationError("; ".join(wrong), hint="correct the environment or the --env-file")
         return values
+
+
+def oddity_of(text: str) -> str:
+    """What of a value was hardly meant as it is: quotes, a comment, a reference, which Docker keeps. Empty if nothing."""
+    if _QUOTED.fullmatch(text):
+        return "the quotes are a part of the value: remove them"
+    if re.search(r"\s#\s", text):
+        return "what looks like a comment behind the value is a part of it: move it to a line of its own"
+    if re.fullmatch(r"\$([A-Za-z_]\w*|\{\w+\}|\(.*\)).*", text, re.DOTALL):
+        return "a reference such as ${NAME} is not replaced: write the value"
+    return ""
+
+
+@functools.cache
+def warn_of_oddity(name: str, odd: str) -> None:
+    """Once: several of core and plugins read the same variable."""
+    log.warning("%s: %s", name, odd, extra={"code": "OddValue"})
 
 
 def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, str]:
     for name in (variable.name, *variable.aliases):
         if text := environment.get(name, "").strip():
             if name != variable.name:
-                log.warning("%s is an old name: use %s", name, variable.name)
+                log.warning("%s is an old name: use %s", name, variable.name, extra={"code": "UnknownSetting"})
             return name, text
     return variable.name, ""
+
+
+def _misplaced(type_: Any, text: str) -> str:
+    """The kind of credential in a setting that is for something else, and what to do; empty if there is none.
+
+    It is not shown, and it comes no further: a key in the place of a bucket or a prefix would be in every message from here on.
+    """
+    alternatives = _alternatives(type_)
+    if {Secret, Endpoint}.intersection(alternatives):
+        return ""  # an Endpoint is never shown, and says itself what it expects
+    kind = credential_in(text)
+    if Path in alternatives:
+        if os.path.lexists(text) or not may_be_credential(text):
+            return ""
+        return f"{kind or 'what looks like a key'}, not a path: save it in a file, and write the file's path here"
+    if not kind:
+        return ""
+    return f"{kind}, not {_expected(alternatives) or 'what belongs there'}"
+
+
+def _equals(type_: Any, text: str) -> str:
+    """A wrong value for its message, unless it may be a credential."""
+    alternatives = _alternatives(type_)
+    if {Secret, Endpoint}.intersection(alternatives):
+        return ""
+    is_shown = not may_be_credential(text) if {str, Path}.intersection(alternatives) else is_plain(text)
+    return f"={text!r}" if is_shown else ""
 
 
 def _check_characters(text: str, value: Any) -> None:
@@ -145,14 +203,24 @@ def _from_text(text: str, type_: Any) -> Any:
         return msgspec.convert(text, type_, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         why = str(error)
-        if "got `str`" in why:
-            why = f"expected {next((words for one, words in _EXPECTED.items() if one in alternatives), 'something else')}"
-        elif all(isinstance(one, str) for one in alternatives):
-            why = f"expected one of {', '.join(alternatives)}"
+        if "got `str`" in why or all(isinstance(one, str) for one in alternatives):
+            why = f"expected {_expected(alternatives) or 'something else'}"
         raise ValueError(why[:1].lower() + why[1:]) from None
 
 
-_EXPECTED: Final = {bool: "true or false", int: "a whole number", float: "a number"}
+_EXPECTED: Final = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    Duration: "a duration",
+    Size: "a size",
+}
+
+
+def _expected(alternatives: tuple[Any, ...]) -> str:
+    """What a setting is, in words; empty for a text."""
+    choices = [one for one in alternatives if isinstance(one, str)]
+    return f"one of {', '.join(choices)}" if choices else next((_EXPECTED[one] for one in alternatives if one in _EXPECTED), "")
 
 
 def _alternatives(type_: Any) -> tuple[Any, ...]:
@@ -192,6 +260,8 @@ IGNORED: Final = frozenset({"JOBS_BACKUP_DEFAULT_PREFIX"})
 """Variables of RudderStack's that mean nothing here (it belongs to the buckets that they host)."""
 
 _PREFIX: Final = "JOBS_BACKUP_"
+_FAMILY: Final = "AWS_ENDPOINT_URL_"
+"""There is one of these for each service of AWS."""
 
 # Kubernetes puts these into every container for a Service that is called jobs-backup.
 _SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?)")
@@ -200,7 +270,7 @@ _SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d
 def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> list[str]:
     """A line for every `JOBS_BACKUP_*` variable that no setting has, with the nearest name that one has.
 
-    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`) are reported too.
+    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`), or like another setting (`AWS_REGON`), are reported.
     """
     variables = [setting.variable for settings in known for setting in settings.describe()]
     names = {name for variable in variables for name in (variable.name, *variable.aliases)}
@@ -213,7 +283,11 @@ def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> li
         if name.startswith(_PREFIX):
             near = difflib.get_close_matches(shown.removeprefix(_PREFIX), tails, n=1)
             lines.append(f"{shown} is no setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
-        elif near := difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9):
+            continue
+        near = difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9)
+        if not near and not name.startswith(_FAMILY):
+            near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.93)
+        if near:
             lines.append(f"{shown} is no setting: did you mean {near[0]}?")
     return lines
 

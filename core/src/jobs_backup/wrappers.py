@@ -16,7 +16,7 @@ from jobs_backup.layout import FORMAT, MAX_FORMATS_BYTES, formats_of
 from jobs_backup.model import Batch, Body
 from jobs_backup.plugins import Installed, Kind, secrets_of, settings_of
 from jobs_backup.providers import HOOKS, implementations
-from jobs_backup.settings import shown_name
+from jobs_backup.settings import shown, shown_name
 from jobs_backup.values import Secret
 
 KIND: Final = Kind(
@@ -67,10 +67,10 @@ class Wrappers:
         _refuse_idle(environment, {one.installed.name for one in loaded})
         formats = [one.format for one in loaded if one.format]
         if len(set(formats)) < len(formats):
-            raise ConfigurationError(f"two of {_VARIABLE}={text!r} make the same format", hint="leave one of them out")
+            raise ConfigurationError(f"two of {_VARIABLE}={shown(text)} make the same format", hint="leave one of them out")
         if sum(len(f".{one}") for one in formats) > MAX_FORMATS_BYTES:
             raise ConfigurationError(
-                f"{_VARIABLE}={text!r} adds .{'.'.join(formats)} to keys, which is too long", hint="use fewer of them"
+                f"{_VARIABLE}={shown(text)} adds .{'.'.join(formats)} to keys, which is too long", hint="use fewer of them"
             )
         return cls(loaded)
 
@@ -136,7 +136,7 @@ def names_in(text: str) -> list[str]:
     """
     names = [name.strip().upper() for name in text.split(",") if name.strip()]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigurationError(f"{_VARIABLE}={text!r} has {', '.join(sorted(twice))} twice", hint="name each of them once")
+        raise ConfigurationError(f"{_VARIABLE}={shown(text)} has {', '.join(sorted(twice))} twice", hint="name each of them once")
     return names
 
 

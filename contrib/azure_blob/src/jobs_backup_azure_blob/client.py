@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.sdk import hide_in_logs
-from jobs_backup_azure_blob.errors import token_refused
+from jobs_backup_azure_blob.errors import token_refused, unreadable_token
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
 _API_VERSION: Final = "2026-02-06"
@@ -79,8 +79,10 @@ def _bearer(settings: AzureBlobSettings) -> Callable[[Any], None]:
     except ImportError:
         raise ConfigurationError(
             "there is no key, no SAS and no connection string, and azure-identity, which finds other credentials, is not installed",
-            hint="pip install 'jobs-backup-azure-blob[identity]', or set AZURE_STORAGE_SAS_TOKEN",
+            hint="pip install azure-identity, or set AZURE_STORAGE_SAS_TOKEN",
         ) from None
+    if found := unreadable_token():
+        raise found  # before the SDK's own log, which repeats the variable: somebody may have put the token itself into it
     credential = identity.DefaultAzureCredential()
 
     def authorize(request: Any) -> None:

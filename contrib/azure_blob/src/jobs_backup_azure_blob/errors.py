@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
+from jobs_backup.sdk import forbidden, moved, unreadable
 from jobs_backup.settings import redacted
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
@@ -38,7 +40,9 @@ _IDENTITY: Final = (
     "run where there is an identity (managed or workload identity, az login), or set AZURE_STORAGE_SAS_TOKEN or"
     " AZURE_STORAGE_ACCESS_KEY"
 )
-_FIREWALL: Final = "; or the account's firewall, or the SAS, does not admit this address"
+_FIREWALL: Final = "{grant}; or the account's firewall, or the SAS, does not admit this address"
+_VAULT: Final = "the storage account cannot use its own key: see the key vault, and the account's identity there"
+_RUN_OUT: Final = "the SAS has run out, or begins later: make another one, and check this machine's clock (NTP)"
 _SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 _STRANGER: Final = "what answers may not be the store: check endpoint and proxy"
@@ -99,6 +103,19 @@ _CODES: Final[Mapping[str, _Row]] = {
     "InvalidHeaderValue": _Row(NotSupported, "check JOBS_BACKUP_AZURE_ACCESS_TIER, and whether the store is new enough"),
     "FeatureVersionMismatch": _Row(NotSupported, "the account does not have this; check JOBS_BACKUP_AZURE_ACCESS_TIER"),
 }
+_FORBIDDEN: Final[Mapping[str, str]] = {
+    "AuthorizationFailure": _FIREWALL,
+    "AuthorizationPermissionMismatch": "{grant}",
+    "InsufficientAccountPermissions": "{grant}",
+    "AuthorizationSourceIPMismatch": "the SAS, or the account's firewall, does not admit this address: make one without sip",
+    "AuthorizationProtocolMismatch": "the SAS admits https alone: write https:// in AZURE_STORAGE_BLOB_ENDPOINT",
+    "AuthorizationResourceTypeMismatch": "the SAS is for other resources: make one for the container (sr=c)",
+    "AuthorizationServiceMismatch": "the SAS is for other services: make one for the container (sr=c)",
+    "KeyVaultAccessTokenCannotBeAcquired": _VAULT,
+    "KeyVaultEncryptionKeyNotFound": _VAULT,
+    "KeyVaultVaultNotFound": _VAULT,
+}
+"""By the code of a 403: what to do; `{grant}` is replaced by what to grant."""
 _STATUSES: Final[Mapping[int, _Row]] = {
     401: _Row(Unauthenticated, _CREDENTIALS),
     404: _Row(BucketNotFound, _ENDPOINT),
@@ -138,6 +155,10 @@ _TLS: Final[Mapping[str, _Row]] = {
     "PEM lib": _Row(ConfigurationError, _BUNDLE),
 }
 """By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
+
+
+_FILES: Final = ("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_CERTIFICATE_PATH")
+"""Variables that name files which azure-identity reads by itself."""
 
 
 class Call(NamedTuple):
@@ -197,9 +218,12 @@ def check_origin(call: Call, response: Any) -> None:
     """What is done, or is so, only the store can say. `response` is the SDK's pipeline's.
 
     Raises:
+        ConfigurationError: the answer is a redirect.
         Unavailable: the answer says something of the kind, and does not bear the store's mark.
     """
     answer = response.http_response
+    if answer.status_code in (301, 302, 303, 307, 308):
+        raise moved(f"{call}: {answer.status_code}", answer.headers.get("Location", ""), "AZURE_STORAGE_BLOB_ENDPOINT")
     if answer.status_code < 500 and answer.status_code not in _ANYBODYS and not is_azures(answer):
         raise Unavailable(f"{call}: the answer, {answer.status_code}, has no x-ms-request-id", hint=_STRANGER)
 
@@ -211,8 +235,15 @@ def _code(error: Any, response: Any) -> str:
     return str(response.headers.get("x-ms-error-code") or getattr(error.error_code, "value", error.error_code) or "")
 
 
+def unreadable_token(error: Exception | None = None) -> Unauthenticated | None:
+    """The error for a file of azure-identity's that cannot be read, None if there is none. It passes on to other credentials."""
+    return unreadable("there is no token for Azure", error, files={name: os.environ.get(name, "") for name in _FILES})
+
+
 def token_refused(error: Exception) -> JobsBackupError:
     """The error of the taxonomy for a token that could not be had. The request itself was not sent."""
+    if found := unreadable_token(error):
+        return found
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
     said = " ".join(re.sub(r"https?://\S+", "****", str(error)).split())[:_LONGEST]
     if "ClientAuthenticationError" in names:  # also where no kind of credentials is available
@@ -235,12 +266,14 @@ def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
     if code == "ConditionNotMet" and call.operation == "Get Blob":
         # The condition of a read is that it still is what it was; that of a write, that nothing is there.
         row = _Row(IntegrityError, "it was replaced meanwhile")
+    elif code == "AuthenticationFailed" and "time frame" in str(error.message):
+        row = _Row(CredentialsExpired, _RUN_OUT)
     elif code in _CODES:
         row = _CODES[code]
         if row.error is AlreadyExists and not call.if_absent:
             row = _Row(StorageError, f"the request has no such condition; {_STRANGER}")
     elif status == 403:
-        return _denied(message, call)
+        return _denied(message, code, said, call, response)
     elif status == 401 and call.settings.has_identity:
         row = _Row(CredentialsExpired, _CREDENTIALS)
     elif status == 400 and re.search(r"md5|crc64", said, re.IGNORECASE):
@@ -254,9 +287,13 @@ def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
     return row.error(message, hint=row.hint)
 
 
-def _denied(message: str, call: Call) -> PermissionDenied:
+def _denied(message: str, code: str, said: str, call: Call, response: Any) -> JobsBackupError:
     action, resource = permission(call.operation), call.settings.resource
-    return PermissionDenied(message, action=action, resource=resource, hint=f"grant {action} on {resource}{_FIREWALL}")
+    if not code and is_azures(response) and not said:
+        code = "AuthorizationFailure"
+    if hint := _FORBIDDEN.get(code, ""):
+        return PermissionDenied(message, action=action, resource=resource, hint=hint.format(grant=f"grant {action} on {resource}"))
+    return forbidden(message, code, said, action=action, resource=resource, owned=is_azures(response))
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Endpoint, Secret, Settings, Variable
+from jobs_backup.sdk import unreadable
+from jobs_backup.settings import Endpoint, Secret, Settings, Variable, shown
 
 _CONTAINER: Final = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
@@ -91,7 +92,7 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
         found = super().from_environment(environment)
         if not _CONTAINER.fullmatch(found.bucket):
             raise ConfigurationError(
-                f"JOBS_BACKUP_BUCKET={found.bucket!r} is no name of a container",
+                f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is no name of a container",
                 hint="3 to 63 lower-case letters, digits and single '-'",
             )
         credentials = {
@@ -167,7 +168,7 @@ def _connection(named: str, account: str, base: str, key: Secret | None, sas: Se
     """`named` is the variable that has the account. Says nothing of the secrets in what it raises."""
     if not _ACCOUNT.fullmatch(account):
         raise ConfigurationError(
-            f"{named}: {account!r} is no name of a storage account", hint="3 to 24 lower-case letters and digits"
+            f"{named}: {shown(account)} is no name of a storage account", hint="3 to 24 lower-case letters and digits"
         )
     if key is not None:
         key = _checked_key(_KEY if named != _STRING else f"{_STRING}: AccountKey", key)
@@ -191,13 +192,14 @@ def _checked_sas(name: str, sas: Secret) -> Secret:
 
 
 def _read(name: str, path: Path) -> Secret:
-    """The path is not shown: it may be the secret itself, by mistake."""
     try:
         return Secret(path.read_text("ascii").strip())
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+    except OSError as error:
+        found = unreadable("", error, files={name: str(path)})
+        raise ConfigurationError(found.message if found else name, hint=found.hint if found else "correct the path") from None
+    except ValueError:
         raise ConfigurationError(
-            f"{name}: the file that it names can't be read: {why}", hint="correct the path, or the file's owner"
+            f"{name}: {path} is not text", hint=f"save what {name.removesuffix('_FILE')} would be in it"
         ) from None
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 
 from jobs_backup.errors import ConfigurationError, WrapperMissing
+from jobs_backup.sdk import unreadable
 from jobs_backup.settings import Secret, Settings, Variable
 
 KEY_BYTES: Final = 32
+_FILE: Final = "JOBS_BACKUP_ENCRYPTION_KEY_FILE"
 _MAKE: Final = "make one with `openssl rand -base64 32`"
 
 
@@ -64,11 +66,12 @@ class Keys:
             where = str(settings.key_file)
             try:
                 text = settings.key_file.read_text("ascii")
-            except (OSError, UnicodeDecodeError) as error:
-                why = error.strerror if isinstance(error, OSError) else "it is no text"
+            except OSError as error:
+                found = unreadable("", error, files={_FILE: where})
+                raise ConfigurationError(found.message if found else _FILE, hint=found.hint if found else _MAKE) from None
+            except UnicodeDecodeError:
                 raise ConfigurationError(
-                    f"JOBS_BACKUP_ENCRYPTION_KEY_FILE: the file that it names can't be read: {why}",
-                    hint="correct the path, or the file's owner; it is not shown here, since it may be a key, by mistake",
+                    f"{_FILE}: {where} is not text", hint=f"write the keys into it, one a line; {_MAKE}"
                 ) from None
         words = re.split(r"[\s,]+", re.sub(r"(?m)^\s*#.*$", "", text).strip(" \t\r\n,"))
         return cls([_key(word, f"{where}: key {number}") for number, word in enumerate(words, 1)])

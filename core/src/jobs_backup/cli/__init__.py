@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "status": "Tell what waits in the spool, for which destination, and why.",
     "providers": "List the installed storage providers, or check one.",
     "wrappers": "List the installed wrappers, such as encryption.",
+    "help": "Explain the code in brackets that ends a message.",
 }
 
 
@@ -55,7 +56,7 @@ def cli() -> None:
 
     Settings come from environment variables, or from a docker.env given with --env-file. Exit codes: 0 done; 1 not everything is
     in the bucket yet, and nothing is lost; 2 wrong usage or configuration; 3 everything that can be used is in the bucket, and some
-    lines of the input were rejected.
+    lines of the input were rejected. A message ends with its code in brackets: `jobs-backup help CODE` explains it.
     """
 
 

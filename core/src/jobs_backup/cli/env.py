@@ -23,7 +23,7 @@ _WIDTH: Final = 110
 _HEAD: Final = """\
 # The settings of jobs-backup with the provider {name}: made by `jobs-backup env {name}`.
 # Read as `docker run --env-file` reads it: one NAME=value a line, no quotes, `#` at the start of a line only.
-# What is commented out shows its default, or an example where there is none.
+# What is commented out shows its default, or an example where there is none. Fill in what is required.
 """
 
 
@@ -55,19 +55,27 @@ def env(provider: str | None) -> None:
     click.echo(_HEAD.format(name=one.name), nl=False)
     click.echo(f"\nJOBS_BACKUP_STORAGE_PROVIDER={one.name}")
     everything = [setting for setting in (*own, *core.values(), *ServerSettings.describe()) if setting.field != "storage_provider"]
-    for setting in sorted(everything, key=lambda setting: not _is_active(setting)):
+    for setting in sorted(everything, key=lambda setting: _active(setting) is None):
         click.echo("\n".join(_lines(setting)))
 
 
-def _is_active(setting: Setting) -> bool:
-    return setting.default is None or setting.variable.basic
+def _active(setting: Setting) -> str | None:
+    """The value of a line that is not commented out; None if it is. An example is no value: its bucket belongs to a stranger."""
+    variable = setting.variable
+    if setting.default is None:
+        return ""
+    if not variable.basic or (setting.is_path and variable.credential):  # a file that is not there hides other credentials
+        return None
+    return setting.default or (variable.example if setting.is_path else "")
 
 
 def _lines(setting: Setting) -> Iterator[str]:
     variable = setting.variable
-    yield ""
+    active = os.environ.get(_WRAPPERS, "").strip() if variable.name == _WRAPPERS else None  # what is printed here hangs on it
+    active = active or _active(setting)
     required = "Required. " if setting.default is None else ""
-    yield from textwrap.wrap(required + variable.help, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-    value = setting.default or variable.example
-    given = os.environ.get(_WRAPPERS, "").strip() if variable.name == _WRAPPERS else ""  # what is printed here hangs on it
-    yield f"{variable.name}={given or value}" if given or _is_active(setting) else f"#{variable.name}={value}"
+    example = f" For example: {variable.example}" if active == "" and variable.example else ""
+    text = required + variable.help + example
+    yield ""
+    yield from textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    yield f"#{variable.name}={setting.default or variable.example}" if active is None else f"{variable.name}={active}"

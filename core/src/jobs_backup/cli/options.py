@@ -15,7 +15,6 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.logs import configure, is_json, json_line, printable
 
@@ -26,7 +25,7 @@ REJECTED: Final = 3
 
 
 def say(text: str, code: str = "", *, level: int | None = None) -> None:
-    """A line on standard error. `code` names the section of docs/messages.md that tells what to do.
+    """A line on standard error. `code` is what `jobs-backup help` explains, a section of docs/messages.md.
 
     `level` is for JOBS_BACKUP_LOG_FORMAT=json: a warning where there is something to be done, if it is not given.
     """
@@ -45,7 +44,7 @@ def show_usage(error: click.ClickException) -> None:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
     click.echo(f"Error: {printable(error.format_message())}", err=True)
-    click.echo("See `--help`, and the section Usage of docs/messages.md. [Usage]", err=True)
+    click.echo("See `--help`. [Usage]", err=True)
 
 
 def check_text(name: str, text: str) -> None:
@@ -111,6 +110,17 @@ def with_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _read(env_file: Path) -> None:
+    """Make the file's variables the process's own. Raises ConfigurationError."""
+    from jobs_backup.env_file import read_env_file  # noqa: PLC0415 - `--version` and `--help` need no settings
+    from jobs_backup.known_settings import warn_of_relative_paths  # noqa: PLC0415
+
+    variables = read_env_file(env_file, os.environ)
+    os.environ.update(variables)
+    configure(as_json=is_json(os.environ))
+    warn_of_relative_paths(variables)
+
+
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --env-file and --verbose. The file's variables become the process's: as with `docker run`, they come first."""
 
@@ -125,8 +135,7 @@ def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
         logging.getLogger("jobs_backup").setLevel(logging.INFO if verbose else logging.WARNING)
         try:
             if env_file is not None:
-                os.environ.update(read_env_file(env_file, os.environ))
-                configure(as_json=is_json(os.environ))
+                _read(env_file)
             return command(*args, **kwargs)
         except (ConfigurationError, SpoolError) as error:
             fail(error)

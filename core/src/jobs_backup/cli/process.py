@@ -13,15 +13,12 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Final, NoReturn
 
-from jobs_backup import providers, wrappers
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import say
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.known_settings import plugins_of, unknown_settings
 from jobs_backup.monitoring import monitored
-from jobs_backup.plugins import settings_of
-from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import report_unknown
 
 _M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
 
@@ -33,12 +30,10 @@ def read_settings() -> CoreSettings:
         ConfigurationError: they are wrong.
     """
     settings = CoreSettings.from_environment(os.environ)
-    plugins = [providers.KIND.load_class(settings.storage_provider)[1]]
-    plugins += [wrappers.KIND.load_class(name)[1] for name in wrappers.names_in(settings.wrappers)]
-    for plugin in plugins:
+    for plugin in plugins_of(settings):
         package = plugin.__module__.partition(".")[0]
         logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
-    for line in report_unknown(os.environ, CoreSettings, ServerSettings, *filter(None, map(settings_of, plugins))):
+    for line in unknown_settings(settings, os.environ):
         say(f"warning: {line}", "UnknownSetting")
     return settings
 

@@ -12,6 +12,7 @@ from jobs_backup.cli.process import bound_memory, leave, monitored_backup, read_
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.installing import how_to_install
 from jobs_backup.model import Kind
 from jobs_backup.server.settings import ServerSettings
 
@@ -50,7 +51,7 @@ def serve(host: str | None, port: int | None, metrics_port: int | None, as_json:
     try:
         from jobs_backup.server.serving import Server  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ConfigurationError(f"serve needs {error.name}", hint="pip install 'jobs-backup[server]'") from error
+        raise ConfigurationError(f"serve needs {error.name}", hint=how_to_install("jobs-backup", extra="server")) from error
     server = Server(own)
     with stopping() as stop:
         with monitored_backup(settings, stop) as backup:

@@ -19,6 +19,7 @@ import msgspec
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.fsync import sync_directory
+from jobs_backup.installing import how_to_install
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -476,7 +477,7 @@ def _create(
     if found > version:
         raise SpoolError(
             f"{path} was written by a newer jobs-backup (version {found} of the format, this one knows {version})",
-            hint="pip install --upgrade jobs-backup",
+            hint=how_to_install("jobs-backup", "--upgrade"),
         )
     if found == version:
         return

@@ -117,6 +117,7 @@ class Spool:
             self._catalog = Catalog(directory / "catalog.db", durability=durability)
         except SpoolCorrupt as error:
             error.hint = _CATALOG_DAMAGED
+            error.add_note(_CATALOG_DAMAGED)
             raise
         self._files = BlobFiles(directory / "blobs", durability=durability)
         self._quarantine = Quarantine(directory / "quarantine", self._catalog, self._files)
@@ -556,6 +557,7 @@ class Spool:
                 self._catalog.check()
             except SpoolCorrupt as error:
                 error.hint = _CATALOG_DAMAGED
+                error.add_note(_CATALOG_DAMAGED)
                 raise
             except OSError as error:
                 raise SpoolError(f"{self.directory / 'catalog.db'}: {error.strerror}", hint="look at the disk") from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final, NamedTuple
 
-from jobs_backup.sdk import hide_in_logs
-from jobs_backup_gcs.settings import GcsSettings, read_credentials
+from jobs_backup.sdk import hide_in_logs, unreadable
+from jobs_backup_gcs.settings import GcsSettings, read_credentials, token_files
 
 _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _POOL: Final = 64
@@ -60,6 +60,8 @@ def _credentials(settings: GcsSettings) -> Any:
         return importlib.import_module("google.auth.credentials").AnonymousCredentials()
     if settings.credentials is None:
         return importlib.import_module("google.auth").default(scopes=_SCOPES)[0]
+    if found := unreadable("the credentials cannot be read", files=token_files(settings)):
+        raise found  # at the start it is a ConfigurationError: this is what has become of the file since then
     told = read_credentials(settings.credentials)
     kind = told["type"]
     if kind == "external_account" and told.get("subject_token_type") == "urn:ietf:params:aws:token-type:aws4_request":

@@ -25,8 +25,9 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
+from jobs_backup.sdk import forbidden, moved, unreadable
 from jobs_backup.settings import redacted
-from jobs_backup_gcs.settings import GcsSettings
+from jobs_backup_gcs.settings import GcsSettings, token_files
 
 _LONGEST: Final = 300
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET; the bucket is never created"
@@ -94,7 +95,29 @@ _TLS: Final[Mapping[str, _Row]] = {
     "PEM lib": _Row(ConfigurationError, _BUNDLE),
 }
 """By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
-_LIMITS: Final = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "slowDown")
+_LIMITS: Final = (
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+    "quotaExceeded",
+    "dailyLimitExceeded",
+    "concurrentLimitExceeded",
+    "slowDown",
+)
+_FORBIDDEN: Final[Mapping[str, str]] = {
+    r"accessNotConfigured|SERVICE_DISABLED|API has not been used": (
+        "enable the Cloud Storage API (storage.googleapis.com) in the project of the credentials"
+    ),
+    r"authentication scopes|SCOPE_INSUFFICIENT": (
+        "the credentials lack the scope devstorage.read_write: give it to the instance or the node pool, or use workload identity"
+    ),
+    r"user_?project|serviceusage|requester pays": (
+        "the bucket is set to requester pays, or the project may not be billed: grant serviceusage.services.use on the project"
+    ),
+    r"vpcServiceControls|organization's policy|constraints/|domainPolicy|SECURITY_POLICY": (
+        "a policy of the organization (VPC Service Controls, or another) prohibits it: ask its administrators for an exception"
+    ),
+}
+"""By words in a 403's reason or sentence: what is to be done where no permission on the bucket is missing."""
 
 
 class Call(NamedTuple):
@@ -132,9 +155,11 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     response: Any = getattr(error, "response", None)
     if response is not None and getattr(response, "status_code", None):
         return answered(response, call)
+    auth = type(error).__module__.startswith("google.auth")
+    if local := unreadable(call, error, files=token_files(call.settings) if auth else {}):
+        return local
     text = _cleaned(_reason(error), call)
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
-    auth = type(error).__module__.startswith("google.auth")
     if auth and getattr(error, "retryable", False):
         names.add("TransportError")
     row = next((row for name, row in (_OF_AUTH if auth else _OF_REQUESTS).items() if name in names), None)
@@ -159,8 +184,10 @@ def answered(response: Any, call: Call) -> JobsBackupError:
         return Throttled(message, hint=_SLOWER, retry_after=wait)
     if status == 408 or (status >= 500 and status not in _STATUSES):
         return Unavailable(message, hint=_FAULT, retry_after=wait)
+    if status in (301, 302, 303, 307) or (status == 308 and response.headers.get("Location")):
+        return moved(f"{call}: {status}", response.headers.get("Location", ""), _endpoint_variable(call))
     if status == 403:
-        return _denied(message, said, call)
+        return _denied(message, reason, said, call, response)
     row = _STATUSES.get(status) or (_claimed(status, said, call) if is_googles(response) else _Row(StorageError, STRANGER))
     return row.error(message, hint=row.hint)
 
@@ -181,11 +208,21 @@ def _claimed(status: int, said: str, call: Call) -> _Row:
     return _Row(StorageError)
 
 
-def _denied(message: str, said: str, call: Call) -> PermissionDenied:
-    named = re.search(r"\b(storage\.[a-z]+\.[A-Za-z]+|cloudkms\.[A-Za-z.]+)", said)
+def _endpoint_variable(call: Call) -> str:
+    return "STORAGE_EMULATOR_HOST" if call.settings.emulator else "JOBS_BACKUP_GCS_ENDPOINT"
+
+
+def _denied(message: str, reason: str, said: str, call: Call, response: Any) -> JobsBackupError:
+    named = re.search(r"\b(storage\.[a-z]+\.[A-Za-z]+|cloudkms\.[A-Za-z.]+|serviceusage\.[A-Za-z.]+)", said)
     action = named[1] if named else _PERMISSIONS[call.operation]
-    resource = (call.settings.kms_key or "the bucket's key") if action.startswith("cloudkms") else call.settings.resource
-    return PermissionDenied(message, action=action, resource=resource)
+    resource = call.settings.resource
+    hint = next((hint for words, hint in _FORBIDDEN.items() if re.search(words, f"{reason} {said}", re.IGNORECASE)), "")
+    if action.startswith("cloudkms"):
+        resource = call.settings.kms_key or "the bucket's key"
+        hint = f"grant {action} on {resource} to the project's Cloud Storage service agent, as `jobs-backup policy` prints it"
+    if hint and is_googles(response):
+        return PermissionDenied(message, action=action, resource=resource, hint=hint)
+    return forbidden(message, reason, said, action=action, resource=resource, owned=is_googles(response))
 
 
 def is_googles(response: Any) -> bool:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Self, cast
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Endpoint, Settings, Variable
+from jobs_backup.sdk import unreadable
+from jobs_backup.settings import Endpoint, Settings, Variable, shown
 
+VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _TYPES: Final = (
     "service_account",
@@ -65,7 +67,8 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
         found = super().from_environment(environment)
         if not _BUCKET.fullmatch(found.bucket):
             raise ConfigurationError(
-                f"JOBS_BACKUP_BUCKET={found.bucket!r} is no name of a bucket", hint="lower-case letters, digits, '-', '_' and '.'"
+                f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is no name of a bucket",
+                hint="lower-case letters, digits, '-', '_' and '.'",
             )
         if found.credentials is not None and found.emulator is None:
             read_credentials(found.credentials)
@@ -92,6 +95,19 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
         return f"gs://{self.bucket}"
 
 
+def token_files(settings: GcsSettings) -> dict[str, str]:
+    """What names a file of credentials -> the file: the settings', and that of a token which it names in turn."""
+    if settings.credentials is None:
+        return {}
+    named = {VARIABLE: str(settings.credentials)}
+    try:
+        source = read_credentials(settings.credentials).get("credential_source")
+    except ConfigurationError:
+        return named
+    inner = cast(dict[str, object], source).get("file") if isinstance(source, dict) else None
+    return named | ({f"credential_source of {VARIABLE}": inner} if isinstance(inner, str) else {})
+
+
 def read_credentials(path: Path) -> dict[str, Any]:
     """What is in a file of credentials.
 
@@ -102,7 +118,8 @@ def read_credentials(path: Path) -> dict[str, Any]:
     try:
         found: Any = json.loads(path.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path}: {error.strerror}", hint=hint) from None
+        found = unreadable("", error, files={VARIABLE: str(path)})
+        raise ConfigurationError(found.message if found else str(error), hint=found.hint if found else hint) from None
     except ValueError:
         raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} is no JSON", hint=hint) from None
     told = cast(dict[str, Any], found) if isinstance(found, dict) else {}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs_backup.sdk import PerProcess, hide_in_logs
+from jobs_backup.sdk import PerProcess, hide_in_logs, unreadable
 from jobs_backup_s3.early import close_after_early_answers
 from jobs_backup_s3.errors import region_told, response_of
 from jobs_backup_s3.origin import Origin
@@ -69,6 +70,11 @@ def _client(session: Any, connection: Connection, region: str, timeout: float) -
     from botocore.config import Config  # noqa: PLC0415 - the SDK is imported when it is first used
     from botocore.exceptions import NoCredentialsError  # noqa: PLC0415
 
+    if connection.keys is None and os.environ.get("AWS_ROLE_ARN"):
+        # Before the SDK, whose log repeats the variable: somebody may have put the token itself into it.
+        token = {"AWS_WEB_IDENTITY_TOKEN_FILE": os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE", "")}
+        if found := unreadable("there are no credentials", files=token):
+            raise found
     keys = None if connection.role_arn else connection.keys
     if keys is None and session.get_credentials() is None:
         raise NoCredentialsError  # here and not at the first request: a client would stay without for good
@@ -76,12 +82,14 @@ def _client(session: Any, connection: Connection, region: str, timeout: float) -
     if connection.checksum != "none" and (connection.endpoint or "https:").startswith("https:"):
         # TLS and the checksum protect the body. Signing it too would read all of it once more.
         s3["payload_signing_enabled"] = False
+    # A directory bucket has sessions with signatures of their own, which the SDK takes care of where it may choose.
+    signature = None if connection.is_directory else "s3v4"
     client: S3Client = session.client(
         "s3",
         region_name=region,
         endpoint_url=connection.endpoint,
         verify=_verify(connection),
-        config=Config(**_options(connection, timeout), signature_version="s3v4", s3=s3),
+        config=Config(**_options(connection, timeout), signature_version=signature, s3=s3),
         aws_access_key_id=keys.access_key.reveal() if keys else None,
         aws_secret_access_key=keys.secret_key.reveal() if keys else None,
         aws_session_token=keys.session_token.reveal() if keys and keys.session_token else None,

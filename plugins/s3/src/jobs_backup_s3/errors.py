@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -26,7 +27,8 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.settings import redacted
+from jobs_backup.sdk import forbidden, moved, unreadable
+from jobs_backup.settings import redacted, shown
 from jobs_backup_s3.settings import Connection
 
 _LONGEST: Final = 300
@@ -66,6 +68,8 @@ _BUCKET: Final = "check JOBS_BACKUP_BUCKET, the region and the endpoint; the buc
 _REDIRECTED: Final = "set AWS_REGION to the bucket's region, or the endpoint to the one that serves the bucket"
 _SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _FAULT: Final = "a fault of the store; see its status page or its log"
+_ACCOUNT: Final = "the account or the user is suspended, disabled or unpaid: see its billing page, or ask the store's support"
+_QUOTA: Final = "a quota of the bucket or the user is used up: raise it, or delete what is not needed"
 _CHECKSUM: Final = (
     "if it goes on, the network, a proxy or the disk changes bytes; or JOBS_BACKUP_S3_CHECKSUM does not suit the store"
 )
@@ -78,7 +82,18 @@ _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and 
 _CODES: Final[Mapping[str, _Row]] = {
     "AccessDenied": _Row(PermissionDenied),
     "AccessDeniedException": _Row(PermissionDenied),
-    "AllAccessDisabled": _Row(PermissionDenied),
+    "AllAccessDisabled": _Row(Unauthenticated, "the store has turned off all access to the bucket: ask its support"),
+    "InvalidSecurity": _Row(Unauthenticated, _KEYS),
+    "InvalidPayer": _Row(Unauthenticated, _ACCOUNT),
+    "OptInRequired": _Row(Unauthenticated, _ACCOUNT),
+    "UserSuspended": _Row(Unauthenticated, _ACCOUNT),
+    "AccountSuspended": _Row(Unauthenticated, _ACCOUNT),
+    "UserDisable": _Row(Unauthenticated, _ACCOUNT),
+    "QuotaExceeded": _Row(Unavailable, _QUOTA),
+    "BucketQuotaExceeded": _Row(Unavailable, _QUOTA),
+    "StorageQuotaExceeded": _Row(Unavailable, _QUOTA),
+    "XMinioAdminBucketQuotaExceeded": _Row(Unavailable, _QUOTA),
+    "InvalidObjectState": _Row(NotSupported, "the object is archived: restore it to read it"),
     "InvalidAccessKeyId": _Row(Unauthenticated, _KEYS),
     "SignatureDoesNotMatch": _Row(Unauthenticated, _KEYS),
     "AuthorizationHeaderMalformed": _Row(Unauthenticated, _KEYS),
@@ -86,7 +101,7 @@ _CODES: Final[Mapping[str, _Row]] = {
     "InvalidClientTokenId": _Row(Unauthenticated, _KEYS),
     "UnrecognizedClientException": _Row(Unauthenticated, _KEYS),
     "InvalidIdentityToken": _Row(Unauthenticated, "check the web identity token and the trust policy of its role"),
-    "AccountProblem": _Row(Unauthenticated, "there is a problem with the account: ask the store's support"),
+    "AccountProblem": _Row(Unauthenticated, _ACCOUNT),
     "NotSignedUp": _Row(Unauthenticated, "the account has no S3: sign up for it"),
     "ExpiredToken": _Row(CredentialsExpired, _EXPIRED),
     "ExpiredTokenException": _Row(CredentialsExpired, _EXPIRED),
@@ -144,10 +159,7 @@ _OF_OPERATION: Final[Mapping[tuple[str, str], _Row]] = {
 """Codes that mean something else for one operation."""
 
 _STATUSES: Final[Mapping[int, _Row]] = {
-    301: _Row(ConfigurationError, _REDIRECTED),
-    302: _Row(ConfigurationError, _REDIRECTED),
-    307: _Row(ConfigurationError, _REDIRECTED),
-    308: _Row(ConfigurationError, _REDIRECTED),
+    **dict.fromkeys((301, 302, 303, 307, 308), _Row(ConfigurationError, _REDIRECTED)),
     401: _Row(Unauthenticated, _KEYS),
     403: _Row(PermissionDenied),
     405: _Row(NotSupported),
@@ -158,13 +170,14 @@ _STATUSES: Final[Mapping[int, _Row]] = {
 }
 """By the HTTP status, for codes that are in no table. Other 5xx are Unavailable, the rest is a StorageError."""
 
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+
 _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "NoCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
     "PartialCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
     "CredentialRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "TokenRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "SSOError": _Row(Unauthenticated, _CREDENTIALS),
-    "ProfileNotFound": _Row(ConfigurationError, "correct or unset AWS_PROFILE"),
     "ConfigParseError": _Row(ConfigurationError, "correct the SDK's configuration file (AWS_CONFIG_FILE, ~/.aws/config)"),
     "InvalidConfigError": _Row(ConfigurationError, _BUNDLE),
     "InvalidRegionError": _Row(ConfigurationError, "write the region as in eu-west-1"),
@@ -192,6 +205,10 @@ _TLS: Final = (
 )
 """By a part of the error's text. Other TLS errors are those of a broken connection."""
 
+_PROFILES: Final = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+_FILES: Final = {**_PROFILES, "AWS_WEB_IDENTITY_TOKEN_FILE": "", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": ""}
+"""Variables that name files which the SDK reads by itself, and where they are by default."""
+
 _ACTIONS: Final[Mapping[str, str]] = {
     "CreateMultipartUpload": "s3:PutObject",
     "UploadPart": "s3:PutObject",
@@ -199,6 +216,8 @@ _ACTIONS: Final[Mapping[str, str]] = {
     "DeleteObjects": "s3:DeleteObject",
     "ListObjectsV2": "s3:ListBucket",
     "AssumeRole": "sts:AssumeRole",
+    "AssumeRoleWithWebIdentity": "sts:AssumeRoleWithWebIdentity",
+    "CreateSession": "s3express:CreateSession",
 }
 """The permission that an operation needs, where it has another name than the operation."""
 
@@ -246,6 +265,8 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
         return answered(response, call._replace(operation=operation))
     text = _cleaned(_reason(error), call)
     names = [class_.__name__ for class_ in type(error).__mro__]
+    if local := _of_this_machine(error, names, call):
+        return local
     row = next((_EXCEPTIONS[name] for name in names if name in _EXCEPTIONS), None)
     if "SSLError" in names:
         row = next((row for part, row in _TLS if part in text), row)
@@ -255,6 +276,30 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     if "WRONG_VERSION_NUMBER" in text:
         setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
     return found
+
+
+def _of_this_machine(error: Exception, names: Sequence[str], call: Call) -> Unauthenticated | None:
+    """The error for files of credentials that cannot be read, or lack the profile. The SDK has sent nothing then."""
+    if isinstance(error, OSError) and error.filename:
+        return unreadable(call, error)
+    if not {"ProfileNotFound", "NoCredentialsError", "CredentialRetrievalError"}.intersection(names):
+        return None
+    # The SDK passes over a file of credentials that it cannot read, as if it were not there.
+    files = {name: os.environ.get(name, "") or _there(default) for name, default in _FILES.items()}
+    if found := unreadable(call, error, files=files):
+        return Unauthenticated(found.message, hint=f"{found.hint}; or {_CREDENTIALS}")
+    if "ProfileNotFound" not in names:
+        return None
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE", "")
+    where = " nor in ".join(filter(None, (os.environ.get(name, "") or default for name, default in _PROFILES.items())))
+    return Unauthenticated(
+        f"{call}: there is no profile {shown(profile)}, neither in {where}",
+        hint="correct or unset AWS_PROFILE, or add the profile there",
+    )
+
+
+def _there(path: str) -> str:
+    return path if path and os.path.lexists(os.path.expanduser(path)) else ""  # noqa: PTH111 - of no home directory it makes no error
 
 
 def response_of(error: Exception) -> Mapping[str, Any] | None:
@@ -275,11 +320,17 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     message = f"{call}: {code}" + (f": {_cleaned(said, call)}" if said else "")
     row = _row(call, own, status)
     if (region := region_told(response)) and region != call.connection.region:
-        return ConfigurationError(
-            f"{call}: the bucket is in {region}, not in {call.connection.region}", hint=f"set AWS_REGION={region}"
+        connection = call.connection
+        hint = (
+            f"set AWS_REGION={region}"
+            if connection.region_variable
+            else f"set {connection.endpoint_variable} to the one of {region}"
         )
+        return ConfigurationError(f"{call}: the bucket is in {region}, not in {connection.region}", hint=hint)
+    if row.error is ConfigurationError and status in _REDIRECTS:
+        return _redirected(message, headers.get("location", ""), str(error.get("Endpoint") or ""), call, is_own=own in _CODES)
     if row.error is PermissionDenied:
-        return _denied(message, said, call)
+        return _denied(message, own, said, call)
     if row.error is NotSupported and not row.hint:
         row = row._replace(hint=_option(str(error.get("Header", "")), call))
     if row.error is Throttled or row.error is Unavailable:
@@ -287,6 +338,17 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     if code == "RequestTimeTooSkewed" and "date" in headers:
         row = row._replace(hint=f"{row.hint}; the store's says {headers['date']}")
     return row.error(message, hint=row.hint)
+
+
+def _redirected(message: str, location: str, named: str, call: Call, *, is_own: bool) -> JobsBackupError:
+    """`named` is the host that AWS names in the answer, instead of a location. `is_own`: the store says so in its own words."""
+    connection = call.connection
+    if not named and (location or not is_own):
+        return moved(message, location, connection.endpoint_variable)
+    hint = f"set {connection.endpoint_variable} to the endpoint of the bucket's region"
+    if connection.region_variable and not (named and connection.endpoint):
+        hint = _REDIRECTED
+    return ConfigurationError(message, hint=f"{hint}: the store names {named}" if named else hint)
 
 
 def _row(call: Call, own: str, status: int) -> _Row:
@@ -321,21 +383,32 @@ def region_told(response: Mapping[str, Any]) -> str | None:
     return region if re.fullmatch(r"[a-z0-9-]{1,40}", region) else None
 
 
-def _denied(message: str, said: str, call: Call) -> PermissionDenied:
+def _denied(message: str, own: str, said: str, call: Call) -> JobsBackupError:
+    """For a 403 that is in no table. `own` is the store's code; the SDK has the status there where the answer has none."""
     connection = call.connection
-    if connection.permission:
-        return PermissionDenied(message, action=connection.permission, resource=connection.bucket)
-    named = re.search(r"\b((?:s3|kms|sts):[A-Za-z]+)\b", said)
+    code = "" if own.isdecimal() else own
+    action, resource = connection.permission or "", connection.bucket
+    if not connection.permission:
+        action, resource = _missing(said, call)
+    if "acl" in said.lower() and connection.acl:
+        hint = "the bucket does not take this ACL: unset JOBS_BACKUP_S3_ACL"
+        return PermissionDenied(message, action=action, resource=resource, hint=hint)
+    return forbidden(message, code, said, action=action, resource=resource, owned=bool(code))
+
+
+def _missing(said: str, call: Call) -> tuple[str, str]:
+    """The action and the resource that have to be granted, if it is that what is missing."""
+    connection = call.connection
+    named = re.search(r"\b((?:s3|s3express|kms|sts):[A-Za-z]+)\b", said)
     action = named[1] if named else _ACTIONS.get(call.operation, f"s3:{call.operation}")
     if action.startswith("kms:"):
         key = re.search(r"arn:[\w-]+:kms:[\w:/-]+", said)
-        resource = key[0] if key else connection.kms_key_id or "the bucket's KMS key"
-    elif action.startswith("sts:"):
-        resource = connection.role_arn or "the role"
-    else:
-        resource = connection.bucket_arn if action == "s3:ListBucket" else connection.resource
-    hint = f"a policy denies {action} on {resource}: change that one" if "explicit deny" in said else ""
-    return PermissionDenied(message, action=action, resource=resource, hint=hint)
+        return action, key[0] if key else connection.kms_key_id or "the bucket's KMS key"
+    if action.startswith("sts:"):
+        return action, connection.role_arn or "the role"
+    if connection.is_directory:
+        return _ACTIONS["CreateSession"], connection.bucket_arn
+    return action, connection.bucket_arn if action == "s3:ListBucket" else connection.resource
 
 
 def _option(header: str, call: Call) -> str:

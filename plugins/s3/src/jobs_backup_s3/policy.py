@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
-from jobs_backup.errors import NotSupported
+from jobs_backup.errors import ConfigurationError, NotSupported
 from jobs_backup.model import Policy
 from jobs_backup_s3.settings import SPACES_PERMISSION, Connection
 
 _WRITES: Final = ("write", "create_multipart", "write_part", "complete_multipart")
+_SESSION: Final = "s3express:CreateSession"
 _DAYS: Final = 7
 """After so many an upload that nobody has completed is ended, by a rule of the bucket."""
 
@@ -71,10 +73,28 @@ def _policy(connection: Connection, format_: str, text: str, *, delete: bool, re
         grants["delete"] = "s3:DeleteObject"
     if replay:
         grants |= {"read": "s3:GetObject", "list": "s3:ListBucket"}
+    if connection.is_directory:
+        grants = dict.fromkeys(grants, _SESSION)
     return Policy(format=format_, text=text, grants=grants, resource=connection.resource)
 
 
 def _document(connection: Connection, *, delete: bool, replay: bool) -> str:
+    if connection.bucket.endswith(("-s3alias", "--ol-s3")):
+        raise ConfigurationError(
+            "JOBS_BACKUP_BUCKET is the alias of an access point, and an IAM policy on an alias grants nothing",
+            hint="set it to the access point's ARN: arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME",
+        )
+    if connection.is_directory:
+        # Its sessions may read, write, list and delete all of the bucket: there is nothing narrower that can write.
+        statements = [_allow("Session", [_SESSION], connection.bucket_arn)]
+    else:
+        statements = list(_statements(connection, delete=delete, replay=replay))
+    if connection.kms_key_id:
+        statements.append(_kms(connection.kms_key_id, connection))
+    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
+
+
+def _statements(connection: Connection, *, delete: bool, replay: bool) -> Iterator[dict[str, Any]]:
     actions = ["s3:PutObject", "s3:AbortMultipartUpload"]
     if connection.acl:
         actions.append("s3:PutObjectAcl")
@@ -82,25 +102,31 @@ def _document(connection: Connection, *, delete: bool, replay: bool) -> str:
         actions.append("s3:DeleteObject")
     if replay:
         actions.append("s3:GetObject")
-    statements: list[dict[str, Any]] = [_allow("Objects", actions, connection.resource)]
+    # What comes through an access point has to be allowed on the bucket behind it, too, whose name is not known here.
+    through = {"StringEquals": {"s3:DataAccessPointArn": connection.bucket}} if connection.is_access_point else {}
+    yield _allow("Objects", actions, connection.resource)
+    if through:
+        yield _allow("ObjectsBehind", actions, f"arn:{connection.partition}:s3:::*/{connection.prefix}*", through)
     if replay:
         # A condition is not met by a request that names no prefix, so there is none where there is no prefix.
-        of_prefix = {"StringLike": {"s3:prefix": f"{connection.prefix}*"}} if connection.prefix else None
-        statements.append(_allow("List", ["s3:ListBucket"], connection.bucket_arn, of_prefix))
-    if connection.kms_key_id:
-        statements.append(_kms(connection.kms_key_id, connection.partition))
-    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
+        of_prefix = {"StringLike": {"s3:prefix": f"{connection.prefix}*"}} if connection.prefix else {}
+        yield _allow("List", ["s3:ListBucket"], connection.bucket_arn, of_prefix)
+        if through:
+            yield _allow("ListBehind", ["s3:ListBucket"], f"arn:{connection.partition}:s3:::*", through | of_prefix)
 
 
 def _aws_commands(connection: Connection, document: str) -> str:
     rules = {"Rules": [_lifecycle_rule(connection)]}
+    # A rule belongs to a bucket, also where an access point leads there.
+    bucket = "BUCKET" if connection.is_access_point else connection.bucket
     return "\n".join([
         _heredoc(document),
         "aws iam create-user --user-name jobs-backup",
         "aws iam put-user-policy --user-name jobs-backup --policy-name jobs-backup --policy-document file://policy.json",
         "aws iam create-access-key --user-name jobs-backup",
+        *(["# BUCKET is the one behind the access point."] if connection.is_access_point else []),
         "# Unfinished uploads end by themselves. This replaces the bucket's other rules: put it among them if there are any.",
-        f"aws s3api put-bucket-lifecycle-configuration --bucket {connection.bucket} --lifecycle-configuration \\\n"
+        f"aws s3api put-bucket-lifecycle-configuration --bucket {bucket} --lifecycle-configuration \\\n"
         f"  '{json.dumps(rules)}'",
     ]) + "\n"  # fmt: skip
 
@@ -135,7 +161,7 @@ resource "aws_iam_user_policy_attachment" "jobs_backup" {{
 
 # A bucket has one such resource: if it has one already, add the rule there.
 resource "aws_s3_bucket_lifecycle_configuration" "jobs_backup" {{
-  bucket = {_quoted(connection.bucket)}
+  bucket = {_quoted("BUCKET-BEHIND-THE-ACCESS-POINT" if connection.is_access_point else connection.bucket)}
 
   rule {{
     id     = "abort-unfinished-multipart-uploads"
@@ -153,14 +179,16 @@ resource "aws_s3_bucket_lifecycle_configuration" "jobs_backup" {{
 """
 
 
-def _kms(key: str, partition: str) -> dict[str, Any]:
+def _kms(key: str, connection: Connection) -> dict[str, Any]:
     """Without a key of the owner's there is nothing to grant: everybody in the account may use AWS's own key through S3."""
     # Parts of an upload are encrypted one by one, and decrypted when it is completed.
     actions = ["kms:GenerateDataKey", "kms:Decrypt"]
-    if key.startswith("alias/"):
-        condition = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": key}}
-        return _allow("Key", actions, f"arn:{partition}:kms:*:*:key/*", condition)
-    return _allow("Key", actions, key if key.startswith("arn:") else f"arn:{partition}:kms:*:*:key/{key}")
+    place, slash, alias = key.partition("alias/")
+    if slash and (not place or place.startswith("arn:")):
+        # IAM compares keys: an alias as a resource grants nothing, whether it is written alone or as an ARN.
+        keys = f"{place}key/*" if place else f"arn:{connection.partition}:kms:*:*:key/*"
+        return _allow("Key", actions, keys, {"ForAnyValue:StringEquals": {"kms:ResourceAliases": f"alias/{alias}"}})
+    return _allow("Key", actions, key if place.startswith("arn:") else f"arn:{connection.partition}:kms:*:*:key/{key}")
 
 
 def _allow(sid: str, actions: list[str], resource: str, condition: dict[str, Any] | None = None) -> dict[str, Any]:

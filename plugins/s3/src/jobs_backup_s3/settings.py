@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Endpoint, Secret, Settings, Variable
+from jobs_backup.settings import Endpoint, Secret, Settings, Variable, shown
 
 log: Final = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ SPACES_PERMISSION: Final = "readwrite"
 """The one that a key of Spaces needs: there are none for single operations (the API of DigitalOcean, spaces keys)."""
 _SPACES_HOST: Final = ".digitaloceanspaces.com"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+_ACCESS_POINT: Final = re.compile(r"arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint/[a-z0-9][a-z0-9-]{1,48}[a-z0-9]")
 _REGION: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
@@ -43,6 +44,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         endpoint: None for AWS itself.
         keys: None for the SDK's default chain.
         checksum: which one is sent with every object and part.
+        endpoint_variable, region_variable: what sets the endpoint and the region; the second one is empty where the endpoint does.
         permission: the one that there is, on whole buckets; None for a store that has one for each operation.
     """
 
@@ -65,6 +67,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     ca_bundle: Path | None = None
     verify_tls: bool = True
     permission: str | None = None
+    endpoint_variable: str = "AWS_ENDPOINT_URL_S3"
+    region_variable: str = "AWS_REGION"
 
     @property
     def location(self) -> str:
@@ -77,17 +81,37 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         return self.endpoint is None or (urlsplit(self.endpoint).hostname or "").endswith(_AWS_HOSTS)
 
     @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory bucket (S3 Express One Zone), whose objects are authorized by sessions."""
+        return self.bucket.endswith("--x-s3")
+
+    @property
+    def is_access_point(self) -> bool:
+        """Whether it is the ARN of an access point."""
+        return self.bucket.startswith("arn:")
+
+    @property
     def resource(self) -> str:
-        """The ARN of all objects that backing up writes."""
-        return f"{self.bucket_arn}/{self.prefix}*"
+        """The ARN of all objects that backing up writes; of a directory bucket its own, since it has no permissions for less."""
+        if self.is_directory:
+            return self.bucket_arn
+        return f"{self.bucket_arn}{'/object' if self.is_access_point else ''}/{self.prefix}*"
 
     @property
     def bucket_arn(self) -> str:
+        """The ARN that listing, or a session, has to be granted on."""
+        if self.is_access_point:
+            return self.bucket
+        if self.is_directory:
+            region = self.region if self.region_is_explicit else "*"
+            return f"arn:{self.partition}:s3express:{region}:*:bucket/{self.bucket}"
         return f"arn:{self.partition}:s3:::{self.bucket}"
 
     @property
     def partition(self) -> str:
         """The part of AWS that the region belongs to, as ARNs name it."""
+        if self.is_access_point:
+            return self.bucket.split(":")[1]
         return {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(self.region.rsplit("-", 2)[0], "aws")
 
 
@@ -255,7 +279,7 @@ class S3Settings(BucketSettings, frozen=True, kw_only=True):
         regions = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.default_region, "AWS_S3_REGION_HINT": self.region_hint}
         variable, region = next((variable, region) for variable, region in regions.items() if region)
         if not _REGION.fullmatch(region):
-            raise _wrong(variable, f"is {region!r}, no region", "write it as in eu-west-1")
+            raise _wrong(variable, f"is {shown(region)}, no region", "write it as in eu-west-1")
         return region
 
 
@@ -273,9 +297,9 @@ class MinioSettings(BucketSettings, frozen=True, kw_only=True):
         endpoint = endpoint_url("MINIO_ENDPOINT", self.endpoint, scheme="https" if self.ssl else "http")
         if self.ssl and endpoint.startswith("http:"):
             raise _wrong("MINIO_SSL", f"is true, but MINIO_ENDPOINT={self.endpoint} says http", "leave the scheme of one of them")
-        return self._connection(
-            endpoint=endpoint, region="us-east-1", keys=Keys(access_key=self.access_key, secret_key=self.secret_key)
-        )
+        keys = Keys(access_key=self.access_key, secret_key=self.secret_key)
+        connection = self._connection(endpoint=endpoint, region="us-east-1", keys=keys)
+        return msgspec.structs.replace(connection, endpoint_variable="MINIO_ENDPOINT", region_variable="")
 
 
 class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
@@ -298,7 +322,9 @@ class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
             parts = parts._replace(netloc=parts.netloc.removeprefix(f"{self.bucket}.") if bucket else parts.netloc)
         keys = Keys(access_key=self.access_key, secret_key=self.secret_key)
         connection = self._connection(endpoint=parts.geturl(), region=region, keys=keys)
-        return msgspec.structs.replace(connection, permission=SPACES_PERMISSION)
+        return msgspec.structs.replace(
+            connection, permission=SPACES_PERMISSION, endpoint_variable="DO_SPACES_ENDPOINT", region_variable=""
+        )
 
 
 def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
@@ -314,9 +340,11 @@ def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
 
 
 def _bucket(name: str) -> str:
+    if _ACCESS_POINT.fullmatch(name):
+        return name
     if not _BUCKET.fullmatch(name):
         hint = "write the bucket's name alone, without s3:// and without a path (that is JOBS_BACKUP_PREFIX)"
-        raise _wrong("JOBS_BACKUP_BUCKET", f"is {name!r}, no bucket's name", hint)
+        raise _wrong("JOBS_BACKUP_BUCKET", f"is {shown(name)}, no bucket's name", hint)
     return name
 
 

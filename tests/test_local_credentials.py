@@ -1,0 +1,179 @@
+"""Credentials that this machine does not give: every file that an SDK reads, missing, unreadable, or a directory."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from jobs_backup import providers
+from jobs_backup.errors import ConfigurationError, JobsBackupError, Unauthenticated
+from jobs_backup.model import BytesBody
+from jobs_backup.testing.driver import Hooks
+
+_ROLE: Final = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/r"}
+_AZURE: Final = {
+    "AZURE_STORAGE_ACCOUNT": "account1", "AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t", "AZURE_AUTHORITY_HOST": "https://127.0.0.1:9/",
+}  # fmt: skip
+_CONTAINER: Final = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/credentials"}
+# Provider, the variable that names the file, and what else makes the SDK read it.
+FILES: Final = [
+    ("S3", "AWS_WEB_IDENTITY_TOKEN_FILE", _ROLE),
+    ("S3", "AWS_WEB_IDENTITY_TOKEN_FILE", {**_ROLE, "BACKUP_IAM_ROLE_ARN": "arn:aws:iam::123456789012:role/backup"}),
+    ("S3", "AWS_SHARED_CREDENTIALS_FILE", {}),
+    ("S3", "AWS_SHARED_CREDENTIALS_FILE", {"AWS_PROFILE": "prod"}),
+    ("S3", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", _CONTAINER),
+    ("AZURE_BLOB", "AZURE_FEDERATED_TOKEN_FILE", _AZURE),
+    ("AZURE_BLOB", "AZURE_CLIENT_CERTIFICATE_PATH", _AZURE),
+]
+TOKEN: Final = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJjYW5hcnkifQ.Y2FuYXJ5"
+every_file = pytest.mark.parametrize(("provider", "variable", "more"), FILES, ids=[f"{one[1]}{len(one[2])}" for one in FILES])
+
+
+def refusal(provider: str, variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> JobsBackupError:
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(JobsBackupError) as caught:
+        Hooks(providers.load(provider, {"JOBS_BACKUP_BUCKET": "my-events", **variables})).write("key", BytesBody(b"data"))
+    return caught.value
+
+
+@every_file
+def test_a_file_that_is_missing_is_named(
+    provider: str, variable: str, more: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "no" / "token")
+    error = refusal(provider, {**more, variable: path}, monkeypatch)
+    assert type(error) is Unauthenticated, error.one_line()
+    assert f"{variable}: {path}: No such file or directory" in str(error)
+    assert error.hint.startswith(
+        f"mount the file there, or correct or unset {variable}; in Kubernetes, look at the pod's service account"
+    )
+
+
+@every_file
+def test_a_directory_in_its_place_is_named(
+    provider: str, variable: str, more: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = refusal(provider, {**more, variable: str(tmp_path)}, monkeypatch)
+    assert type(error) is Unauthenticated, error.one_line()
+    assert f"{variable}: {tmp_path}: Is a directory" in str(error)
+    assert variable in error.hint
+
+
+@every_file
+def test_the_token_itself_in_its_place_is_not_shown(
+    provider: str, variable: str, more: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = refusal(provider, {**more, variable: TOKEN}, monkeypatch)
+    assert type(error) is Unauthenticated, error.one_line()
+    assert f"{variable} holds what looks like a key, not a path" in error.hint
+    said = "".join(traceback.format_exception(error)) + error.one_line() + caplog.text
+    assert not [one for one in TOKEN.split(".") if one in said]
+
+
+def test_a_profile_that_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        (tmp_path / name).write_text("[default]\nregion = eu-west-1\n")
+        monkeypatch.setenv(name, str(tmp_path / name))
+    error = refusal("S3", {"AWS_PROFILE": "prod"}, monkeypatch)
+    assert type(error) is Unauthenticated
+    assert (
+        f"there is no profile 'prod', neither in {tmp_path / 'AWS_SHARED_CREDENTIALS_FILE'} nor in {tmp_path / 'AWS_CONFIG_FILE'}"
+        in (str(error))
+    )
+    assert "AWS_PROFILE" in error.hint
+    error = refusal("S3", {"AWS_PROFILE": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYcanary1KEY"}, monkeypatch)
+    assert "canary" not in error.one_line()
+
+
+def federated(tmp_path: Path, token: Path) -> dict[str, str]:
+    """Workload identity federation, whose token is in a file that the JSON names."""
+    told = {
+        "type": "external_account", "audience": "//iam.googleapis.com/x",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": "http://127.0.0.1:9/token", "credential_source": {"file": str(token)},
+    }  # fmt: skip
+    (tmp_path / "federation.json").write_text(json.dumps(told))
+    return {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "federation.json")}
+
+
+def test_googles_token_of_a_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refusal("GCS", federated(tmp_path, tmp_path / "token"), monkeypatch)
+    assert type(error) is Unauthenticated
+    assert f"credential_source of GOOGLE_APPLICATION_CREDENTIALS: {tmp_path / 'token'}: No such file or directory" in str(error)
+
+
+def test_googles_key_is_missing_at_the_start_or_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tmp_path / "key.json"
+    variables = {"JOBS_BACKUP_BUCKET": "my-events", "GOOGLE_APPLICATION_CREDENTIALS": str(key)}
+    with pytest.raises(ConfigurationError, match=f"^GOOGLE_APPLICATION_CREDENTIALS: {key}: No such file or directory") as at_start:
+        providers.load("GCS", variables)
+    assert "mount the file there" in at_start.value.hint
+    key.write_text('{"type": "service_account"}')
+    hooks = Hooks(providers.load("GCS", variables))
+    key.unlink()
+    with pytest.raises(Unauthenticated, match=f"GOOGLE_APPLICATION_CREDENTIALS: {key}: No such file or directory"):
+        hooks.write("key", BytesBody(b"data"))
+
+
+@pytest.mark.parametrize("name", ["AZURE_STORAGE_SAS_TOKEN_FILE", "AZURE_STORAGE_ACCESS_KEY_FILE"])
+def test_azures_own_files_are_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "sas"
+    variables = {"JOBS_BACKUP_BUCKET": "my-events", "AZURE_STORAGE_ACCOUNT": "account1", name: str(path)}
+    with pytest.raises(ConfigurationError, match=f"^{name}: {path}: No such file or directory"):
+        providers.load("AZURE_BLOB", variables)
+
+
+# What may not be read, by a process without the rights of root
+
+
+def _without_rights(work: Callable[[Path], list[str]], directory: Path, results: multiprocessing.Queue[list[str]]) -> None:
+    if os.geteuid() == 0:
+        header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+        assert ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()) == 0
+    results.put(work(directory))
+
+
+def _unreadable(directory: Path) -> list[str]:
+    token = directory / "token"
+    token.write_text("x")
+    token.chmod(0)
+    said: list[str] = []
+    cases = [(provider, {**more, variable: str(token)}) for provider, variable, more in FILES]
+    for provider, variables in [
+        *cases,
+        ("GCS", federated(directory, token)),
+        ("GCS", {"GOOGLE_APPLICATION_CREDENTIALS": str(token)}),
+    ]:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            try:
+                said.append(refusal(provider, variables, monkeypatch).one_line())
+            except ConfigurationError as error:
+                said.append(error.one_line())
+    return said
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and sys.platform != "linux", reason="root may read everything, and has to give up its capabilities"
+)
+def test_a_file_that_may_not_be_read_is_named_with_what_to_change(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[list[str]] = context.Queue()
+    process = context.Process(target=_without_rights, args=(_unreadable, tmp_path, results))
+    process.start()
+    said = results.get(timeout=100)
+    process.join()
+    assert len(said) == len(FILES) + 2
+    for line in said:
+        assert f"{tmp_path / 'token'}: Permission denied" in line
+        assert f"let the user of this process (uid {os.geteuid()}) read the file" in line
+        assert "securityContext.fsGroup" in line
