@@ -37,6 +37,11 @@ def say(text: str, code: str = "", *, level: int | None = None) -> None:
     click.echo(f"jobs-backup: {printable(text)}" + (f" [{code}]" if code else ""), err=True)
 
 
+def plural(count: int, noun: str) -> str:
+    """So many of them: `1 event`, `2,000 events`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def show_usage(error: click.ClickException) -> None:
     """What is wrong with the command line. The shell may have put names of files into it that others have chosen."""
     if is_json(os.environ):

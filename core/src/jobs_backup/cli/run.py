@@ -101,6 +101,6 @@ class _Events:
             self._ids.write(b"".join(b"null\n" if line is None else b'"%d"\n' % next(ids) for line in found))
 
 
-def _unprinted(why: str) -> JobsBackupError:
+def _unprinted(why: str, _written: int) -> JobsBackupError:
     hint = "what was recorded until then is safe, and its object stays"
     return JobsBackupError(f"not all job ids were printed: {why}", hint=hint)
