@@ -26,6 +26,7 @@ from jobs_backup.errors import (
     Unavailable,
     UploadGone,
 )
+from jobs_backup.exhaustion import explain
 from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
@@ -274,7 +275,8 @@ class FileProvider:
         except FileNotFoundError as error:
             raise ObjectNotFound(f"{action} {key!r}: no such file") from error
         except OSError as error:
-            raise Unavailable(f"{action} {key!r}: {error.strerror}", hint=f"look at the file system of {self._root}") from error
+            why, hint = explain(error, self._root, f"look at the file system of {self._root}")
+            raise Unavailable(f"{action} {key!r}: {why}", hint=hint) from error
 
 
 @contextmanager

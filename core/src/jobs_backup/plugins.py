@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -14,10 +13,11 @@ import pluggy
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION
+from jobs_backup.logs import logger_of
 from jobs_backup.settings import Settings
 from jobs_backup.values import Secret
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 _SHORTEST: Final = 16
 
 

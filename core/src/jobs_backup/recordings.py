@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from jobs_backup import encoding
@@ -28,6 +28,16 @@ def raw_stream(workspace_id: str, source_id: str) -> Stream:
         except (AttributeError, UnicodeEncodeError) as error:
             raise InvalidEvent(f"{name} {value!a} is no text that can be written as UTF-8") from error
     return Stream(Kind.RAW, workspace_id, source_id)
+
+
+def each_of(payloads: Iterable[Payload | Event]) -> Iterator[Payload | Event]:
+    """Iterate over payloads. Raises InvalidEvent: it is one payload, whose characters or keys would be taken for payloads."""
+    if isinstance(payloads, (Mapping, str, bytes, bytearray, memoryview)) or not isinstance(payloads, Iterable):
+        raise InvalidEvent(
+            f"record_many takes a list of payloads, not one {type(payloads).__name__}",
+            hint="pass a list; `record` takes one payload",
+        )
+    return iter(payloads)
 
 
 class Chunk:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import math
 import re
 import typing
@@ -14,11 +13,12 @@ from typing import Annotated, Any, Final, Self
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.logs import logger_of
 from jobs_backup.values import Duration, Endpoint, Secret, Size, redacted
 
 __all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Variable", "redacted"]
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 

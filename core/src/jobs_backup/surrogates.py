@@ -18,8 +18,8 @@ from jobs_backup.errors import InvalidEvent
 T = TypeVar("T")
 Text = bytes | bytearray
 
-# An escape of one of these kinds: a pair, a lone surrogate, or a character that stands in for one. No backslash of the escapes before
-# it is taken for its own.
+# An escape of one of these kinds: a pair, a lone surrogate, or a character that stands in for one. No backslash of the escapes
+# before it is taken for its own.
 _ESCAPE: Final = re.compile(
     rb"(?<!\\)(?:\\\\)*+\\u"
     rb"(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"

@@ -17,6 +17,7 @@ import click
 
 from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.exhaustion import explain
 from jobs_backup.logs import configure, is_json, json_line, printable
 
 INCOMPLETE: Final = 1
@@ -82,8 +83,9 @@ def of_machine(error: BaseException) -> JobsBackupError | None:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return JobsBackupError("a thread could not be started", hint="look at the limits of processes and memory")
     if isinstance(error, OSError):
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return JobsBackupError(f"{where}{error.strerror or error}", hint="look at the disk, the permissions and the limits")
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        why, hint = explain(error, Path(where), "look at the disk, the permissions and the limits")
+        return JobsBackupError(f"{where}: {why}" if where else why, hint=hint)
     return None
 
 

@@ -7,8 +7,9 @@ import itertools
 import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, plural, say
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
 from jobs_backup.cli.replay_output import OutputFile, Stdout
 from jobs_backup.cli.streams import can_output, print_json
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, JobsBackupError
@@ -99,9 +101,7 @@ def replay(
     Example:
       jobs-backup replay --source-id web --since 2h --dry-run --env-file docker.env
     """
-    for option, texts in (("--source-id", source_ids), ("--workspace-id", workspace_ids), ("--after", (after,))):
-        for text in texts:
-            check_text(option, text)
+    _check_texts(("--source-id", source_ids), ("--workspace-id", workspace_ids), ("--after", (after,)))
     _check_output(as_json=as_json, to_stdout=not (dry_run or output))
     summarize_failures()
     settings = read_settings()
@@ -113,7 +113,6 @@ def replay(
         workspace_ids=workspace_ids,
     )
     began = time.monotonic()
-    problem: JobsBackupError | None = None
     with stopping() as stop:
         destination = Destination.from_settings(settings, os.environ, stop=stop)
         if wrapped_only and not destination.wrappers.applied:
@@ -134,36 +133,16 @@ def replay(
             window=settings.upload_concurrency,
         )
         target.restore(found)
-        after = "" if dry_run else begin
-        try:
-            if lists:
-                knowledge = None
-                each = listed(destination, clean_prefix(settings.prefix), query, after, found.seen)
-            else:
-                knowledge = find_knowledge(settings.spool_path, destination.location, query)
-                if knowledge.elsewhere:
-                    say(f"{plural(knowledge.elsewhere, 'object')} in other buckets left out")
-                each = known(settings.spool_path, destination.location, query, after)
-            objects = Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
-        except JobsBackupError as error:
-            _stop(error)
+        knowledge, objects = _find(settings, destination, query, "" if dry_run else begin, found.seen, stop, lists=lists)
         if dry_run:
-            if stop.is_set():
-                sys.exit(INCOMPLETE)
-            gaps = Gaps.of(query, knowledge, None if lists and query.kind is Kind.FAILED else found.seen)
-            _tell_totals(objects, destination.location, gaps, as_json=as_json)
-            sys.exit(INCOMPLETE if gaps else 0)
-        try:
-            found.run(objects, target.write, stop, lambda: target.reached(found), begin)
-        except JobsBackupError as error:
-            problem = error
+            gaps = Gaps.of(query, knowledge, None if query.kind is Kind.FAILED else found.seen)
+            _tell_totals(objects, destination.location, gaps, stop, as_json=as_json)
+        problem = _error_of(lambda: found.run(objects, target.write, stop, lambda: target.reached(found), begin))
         objects.close()
     gaps = Gaps.of(query, knowledge, found.seen if found.finished else None)
     complete = found.finished and problem is None and not found.damaged and not gaps
-    try:
-        (target.finish if complete else target.leave)()
-    except JobsBackupError as error:
-        problem, complete = problem or error, False
+    if (unfinished := _error_of(target.finish if complete else target.leave)) is not None:
+        problem, complete = problem or unfinished, False
     seconds = time.monotonic() - began
     cursor = write_cursor(found.cursor, selection, query) if found.cursor else ""
     if as_json:
@@ -174,8 +153,47 @@ def replay(
     _report(found, cursor, destination.location, seconds, problem, target.part, gaps)
     if problem is not None:
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
-    if found.damaged or stop.is_set() or gaps:
-        sys.exit(INCOMPLETE)
+    sys.exit(INCOMPLETE if found.damaged or stop.is_set() or gaps else 0)
+
+
+def _check_texts(*given: tuple[str, Collection[str]]) -> None:
+    for option, texts in given:
+        for text in texts:
+            check_text(option, text)
+
+
+def _find(
+    settings: CoreSettings,
+    destination: Destination,
+    query: Query,
+    after: str,
+    seen: set[str],
+    stop: threading.Event,
+    *,
+    lists: bool,
+) -> tuple[Knowledge | None, Selection]:
+    """The objects, and what the catalog knows of them; None with --list."""
+    try:
+        if lists:
+            knowledge = None
+            each = listed(destination, clean_prefix(settings.prefix), query, after, seen)
+        else:
+            knowledge = find_knowledge(settings.spool_path, destination.location, query)
+            if knowledge.elsewhere:
+                say(f"{plural(knowledge.elsewhere, 'object')} in other buckets left out")
+            each = known(settings.spool_path, destination.location, query, after)
+        return knowledge, Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
+    except JobsBackupError as error:
+        say(error.one_line(), error.code)
+        sys.exit(INCOMPLETE if error.retryable else MISUSED)
+
+
+def _error_of(step: Callable[[], object]) -> JobsBackupError | None:
+    try:
+        step()
+    except JobsBackupError as error:
+        return error
+    return None
 
 
 def _check_output(*, as_json: bool, to_stdout: bool) -> None:
@@ -226,12 +244,9 @@ def _meant(knowledge: Knowledge) -> str:
     return f"this spool knows {', '.join(map(repr, knowledge.seen[:_REPORTED])) or 'none'}; --list looks in the bucket"
 
 
-def _stop(error: JobsBackupError) -> NoReturn:
-    say(error.one_line(), error.code)
-    sys.exit(INCOMPLETE if error.retryable else MISUSED)
-
-
-def _tell_totals(selection: Selection, location: str, gaps: Gaps, *, as_json: bool) -> None:
+def _tell_totals(selection: Selection, location: str, gaps: Gaps, stop: threading.Event, *, as_json: bool) -> NoReturn:
+    if stop.is_set():
+        sys.exit(INCOMPLETE)
     objects, size, events = selection.totals()
     if as_json:
         print_json({"objects": objects, "bytes": size, "events": events, "unseen": gaps.unseen, "missing": gaps.missing})
@@ -239,6 +254,7 @@ def _tell_totals(selection: Selection, location: str, gaps: Gaps, *, as_json: bo
         known_events = "" if events is None else f", with up to {plural(events, 'event')}"
         click.echo(printable(f"{plural(objects, 'object')} ({plural(size, 'byte')}{known_events}) in {location}"))
     gaps.report()
+    sys.exit(INCOMPLETE if gaps else 0)
 
 
 def _tell_json(found: Replay, cursor: str, seconds: float, gaps: Gaps, *, complete: bool) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from jobs_backup.cli.output import Output
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.exhaustion import explain
 from jobs_backup.fsync import sync_directory
 from jobs_backup.replay import Query, Replay, Unwritten
 
@@ -103,7 +104,8 @@ class OutputFile:
         except BlockingIOError:
             raise ConfigurationError(f"{self.part}: another process is writing it", hint="wait for its end") from None
         except OSError as error:
-            raise ConfigurationError(f"{self.part}: {error.strerror}", hint="give another --output") from error
+            why, hint = explain(error, self.part, "give another --output")
+            raise ConfigurationError(f"{self.part}: {why}", hint=hint) from error
 
     def _refuse_to_replace(self) -> None:
         if os.path.lexists(self._path):
@@ -163,4 +165,5 @@ class OutputFile:
         try:
             step()
         except OSError as error:
-            raise Unwritten(f"{self.part}: {error.strerror}", hint="the same command goes on") from error
+            why, hint = explain(error, self.part, "see to it")
+            raise Unwritten(f"{self.part}: {why}", hint=f"{hint}; the same command goes on") from error

@@ -4,4 +4,17 @@ from jobs_backup.replay.cursor import read_cursor, write_cursor
 from jobs_backup.replay.replay import Damaged, Replay, Unwritten
 from jobs_backup.replay.selection import Found, Knowledge, Query, Selection, knowledge, known, listed
 
-__all__ = ["Damaged", "Found", "Knowledge", "Query", "Replay", "Selection", "Unwritten", "knowledge", "known", "listed", "read_cursor", "write_cursor"]
+__all__ = [
+    "Damaged",
+    "Found",
+    "Knowledge",
+    "Query",
+    "Replay",
+    "Selection",
+    "Unwritten",
+    "knowledge",
+    "known",
+    "listed",
+    "read_cursor",
+    "write_cursor",
+]

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
@@ -24,10 +25,12 @@ from jobs_backup.errors import (
     PermissionDenied,
     WrapperMissing,
 )
+from jobs_backup.exhaustion import explain
 from jobs_backup.layout import formats_of
 from jobs_backup.replay.lines import opened, picker
 from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
 
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK: Final = 1 << 20
 _MAX_LINE: Final = 2 * MAX_PAYLOAD
 """Bytes: a payload, and what stands around it."""
@@ -183,7 +186,7 @@ class Replay:
         try:
             self._destination.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in _NO_ROOM:
                 raise
             raise _no_room(error) from error
         if not known:
@@ -258,7 +261,10 @@ def _temporary() -> BinaryIO:
 
 
 def _no_room(error: OSError) -> ConfigurationError:
-    return ConfigurationError(f"no temporary file could be written: {error.strerror}", hint="set TMPDIR to a directory with room")
+    why, hint = explain(error, Path(tempfile.gettempdir()), "set TMPDIR to a directory with room")
+    if error.errno in _NO_ROOM:
+        hint = "set TMPDIR to a directory with room"
+    return ConfigurationError(f"a temporary file cannot be written: {why}", hint=hint)
 
 
 def _close(file: BinaryIO, _: object = None) -> None:

@@ -207,7 +207,8 @@ def listed(destination: Destination, prefix: str, query: Query, after: str = "",
     then the order of the keys decides (of failures that of the first job ids).
 
     The object of the cursor `after` comes, too, so that its place is known: it may have been deleted since it was read.
-    Sources and workspaces of the query of which there is a key, of any time, are added to `seen`; those of failures are in their lines.
+    Sources and workspaces of the query of which there is a key, of any time, are added to `seen`; the sources of failures are in
+    their lines.
 
     Raises:
         PermissionDenied: the permission to list is missing.
@@ -219,8 +220,8 @@ def listed(destination: Destination, prefix: str, query: Query, after: str = "",
         places = [f"{below}{safe_id(source)}/gw/" for source in sorted(set(query.source_ids))] or [below]
     if after and (place := parse_key(split_cursor(after)[0], prefix)) is not None and place.kind is query.kind:
         yield _of_key(place, split_cursor(after)[0], 0)
-    for place in places:
-        yield from _listed(destination, place, prefix, query, set() if seen is None else seen)
+    for below_it in places:
+        yield from _listed(destination, below_it, prefix, query, set() if seen is None else seen)
 
 
 def _listed(destination: Destination, place: str, prefix: str, query: Query, seen: set[str]) -> Iterator[Found]:

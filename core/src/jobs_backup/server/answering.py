@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import secrets
 import time
@@ -12,13 +11,14 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs_backup.logs import logger_of
 from jobs_backup.server import answers, openapi
 from jobs_backup.server.answers import Refused
 from jobs_backup.server.connections import Connection, connection_of
 from jobs_backup.server.memory import Memory, Share
 from jobs_backup.server.requests import Requests
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _PATHS: Final = frozenset(openapi.PATHS)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -23,6 +22,7 @@ from jobs_backup.backup import Backup
 from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError, StorageError, UnknownJob
 from jobs_backup.failures import FailureRecord, parse_failure
 from jobs_backup.jobs import job_id
+from jobs_backup.logs import logger_of
 from jobs_backup.recordings import raw_stream
 from jobs_backup.server import answers, bodies, openapi, payloads
 from jobs_backup.server.access import Access, Caller
@@ -34,11 +34,11 @@ from jobs_backup.server.memory import Memory, Share
 from jobs_backup.server.openapi import RUDDER_TYPES, Acknowledged, Recorded, Reported
 from jobs_backup.server.requests import Requests
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.spool.status import read_status
+from jobs_backup.spool.status import Limits, read_status
 from jobs_backup.spool.writer import Recording
 
 T = TypeVar("T")
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _ANSWER_SECONDS: Final = 60.0
 """For committing, and for the answer to be taken; who does not read it must not keep a connection for ever."""
@@ -196,8 +196,7 @@ class App:
 
     async def _status(self, request: Request) -> Response:
         self._access.everything(request.headers)
-        settings = self._backup.settings
-        read = functools.partial(read_status, self._backup.spool.directory, upload_frequency=settings.upload_frequency)
+        read = functools.partial(read_status, self._backup.spool.directory, Limits.of(self._backup.settings))
         return answers.json(await asyncio.to_thread(read))
 
     async def _metrics(self, request: Request) -> Response:

@@ -112,7 +112,7 @@ def _lines(body: bytes, most: int, share: Share) -> Iterator[bytes]:
         yield line[0]
 
 
-def _check_count(count: Callable[[bytes], Any], body: bytes, most: int, share: Share) -> None:
+def _check_count(count: Callable[[Text], Any], body: bytes, most: int, share: Share) -> None:
     """Raises Refused, or InvalidEvent, whose `index` is the place of the one that is no object."""
     members = body.count(b",") + 1
     if members > most:  # or they are commas within
@@ -121,8 +121,7 @@ def _check_count(count: Callable[[bytes], Any], body: bytes, most: int, share: S
 
 
 def _count(count: Callable[[Text], Any], body: bytes, most: float) -> int:
-    """The members that are objects, up to the first one that is none. Raises Refused, or InvalidEvent with the index of that one."""
-
+    """The members that are objects. Raises Refused, or InvalidEvent with the index of the one that is none."""
 
     def anew(text: Text) -> Any:
         _counted.members, _counted.most = 0, most

@@ -313,7 +313,8 @@ class Catalog:
     @writes
     def skip_numbers(self, db: sqlite3.Connection, last: int) -> None:
         """Give no number up to this one any more. One that was not given means that this catalog is an older copy."""
-        db.execute(f"{REBUILT} AND ?>(SELECT value FROM counters WHERE name='batch')", (last,))
+        if last > db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0]:
+            db.execute(REBUILT)
         db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (last,))
 
     @reads

@@ -7,8 +7,8 @@ from typing import Final
 SCHEMA: Final = """
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 INSERT INTO counters VALUES ('batch', 0);
--- In microseconds since 1970: since when this catalog has known what is stored; and until when it may have missed something, since it
--- was lost or replaced by an older copy (0: nothing).
+-- In microseconds since 1970: since when this catalog has known what is stored; and until when it may have missed something,
+-- since it was lost or replaced by an older copy (0: nothing).
 INSERT INTO counters VALUES ('known_since', CAST((julianday('now')-2440587.5)*86400000000 AS INTEGER)), ('lost_until', 0);
 -- What the clocks showed when a process last looked: see clock.py. One row.
 CREATE TABLE clock (boot TEXT NOT NULL, wall REAL NOT NULL, uptime REAL NOT NULL, spool REAL NOT NULL) STRICT;
@@ -162,12 +162,18 @@ REBUILT: Final = "UPDATE counters SET value=CAST((julianday('now')-2440587.5)*86
 # Versions up to 8 did not note what they forgot. What is there tells since when all is known, unless more was stored than is there.
 _KNOWN: Final = (
     "UPDATE counters SET value=min(value, coalesce((SELECT min(first_at) FROM batches), value)) WHERE name='known_since'",
-    f"{REBUILT} AND (SELECT sum(iif(state='stored', batches, iif(state='deleted', -batches, 0))) FROM totals)"
+    f"{REBUILT} AND (SELECT sum(iif(state='stored', batches, iif(state='deleted', -batches, 0))) FROM totals)"  # noqa: S608 - our own text
     " > (SELECT count(*) FROM batches WHERE state='stored')",
 )
 UPGRADES: Final = {
     # Version 1 did not count claims: whatever it sealed may have been sent.
-    1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'", _GIVEN_IDS, _OPENED_AT, *_KNOWN),
+    1: (
+        "UPDATE sessions SET blobs=id",
+        "UPDATE batches SET claims=failures+1 WHERE state='sealed'",
+        _GIVEN_IDS,
+        _OPENED_AT,
+        *_KNOWN,
+    ),
     2: (_GIVEN_IDS, _OPENED_AT, *_KNOWN),
     **dict.fromkeys(range(3, 8), (_OPENED_AT, *_KNOWN)),
     8: _KNOWN,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 from collections.abc import Callable, Generator, Sequence
@@ -14,6 +13,7 @@ from jobs_backup.compression import GZIP, Compression
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
 from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
+from jobs_backup.logs import logger_of
 from jobs_backup.measures import Recorded
 from jobs_backup.model import Batch, Body, Stream
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_name, file_number
@@ -30,7 +30,7 @@ from jobs_backup.spool.room import Room, RoomLimits
 from jobs_backup.spool.rows import BatchRow, Damage, Placement, Waiting
 from jobs_backup.spool.writer import BatchLimits, Recording, Session, Writer
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _LOOKED_AT_ONCE: Final = 1000
 _CATALOG_DAMAGED: Final = (
