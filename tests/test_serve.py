@@ -454,7 +454,7 @@ class TestEnd:
             assert sidecar.post("/v1/failures", {"sourceId": "web", "payload": {}, "error": "no"}).status == 200
         sidecar.process.send_signal(signal.SIGTERM)
         _, stderr = sidecar.process.communicate(timeout=30)
-        assert "1 events recorded; 4 events in 2 objects" in stderr
+        assert "1 event recorded; 4 events in 2 objects" in stderr
 
     def test_killed_it_has_what_it_answered(self, env: dict[str, str], tmp_path: Path) -> None:
         acknowledged = []

@@ -158,7 +158,7 @@ class Backup:
             payloads: as in `record`, or `Event`s that carry their own source.
 
         Raises:
-            InvalidEvent: `payloads` is a single payload, or one of them is no JSON object. Those before it are recorded; the error's
+            InvalidEvent: `payloads` is a single payload, or one of them is no JSON object. Those before it are recorded; its
                 `index` is its place, `recorded` the jobs of the others.
             SpoolFull, BackupClosed: as in `record`. What earlier commits recorded stays so: see the error's `recorded`.
         """

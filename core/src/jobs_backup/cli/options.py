@@ -38,6 +38,13 @@ def say(text: str, code: str = "", *, level: int | None = None) -> None:
     click.echo(f"jobs-backup: {printable(text)}" + (f" [{code}]" if code else ""), err=True)
 
 
+def only_one(_context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """For an option that counts once: which of several is meant, nobody knows. As `callback=` beside `multiple=True`."""
+    if len(given) > 1:
+        raise click.BadParameter(f"{option.opts[0]} is given {len(given)} times, and counts once")
+    return given[0] if given else None
+
+
 def plural(count: int, noun: str) -> str:
     """So many of them: `1 event`, `2,000 events`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

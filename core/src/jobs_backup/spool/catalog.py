@@ -51,6 +51,7 @@ class Catalog:
         `notes_clock`: this process uses the spool, so that those of later boots can go on from what its clocks show now.
         `is_rebuilt`: if it is made, another one was there before.
         """
+        is_rebuilt = is_rebuilt and file_version(path) == 0
         schema = f"{SCHEMA.rstrip()};\n{REBUILT}" if is_rebuilt else SCHEMA
         self._database = Database(path, schema, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
         try:

@@ -244,7 +244,8 @@ class Deliveries:
 
 _NOTE_FORGOTTEN: Final = (
     "INSERT INTO forgotten SELECT destination, kind, workspace_id, source_id, 1, events,"
-    " min(first_at, last_at), max(first_at, last_at) FROM batches WHERE id=? AND state='stored' ON CONFLICT DO UPDATE SET objects=objects+1, events=events+excluded.events,"
+    " min(first_at, last_at), max(first_at, last_at) FROM batches WHERE id=? AND state='stored'"
+    " ON CONFLICT DO UPDATE SET objects=objects+1, events=events+excluded.events,"
     " first_at=min(first_at, excluded.first_at), last_at=max(last_at, excluded.last_at)"
 )
 
