@@ -139,7 +139,7 @@ def test_commands(tmp_path: Path) -> None:
     code, out, err = run("run", "--source-id", "web", "--emit-ids", env=env, stdin="".join(f"{one.decode()}\n" for one in PAYLOADS))
     assert (code, out.count("\n"), "ejected" in err) == (0, len(PAYLOADS), False)
     failures = [
-        rb'{"sourceId":"web","error":{"message":"cut \ud83d","code":5},"payload":{"x" :"\udc00\uE83d"},"userId":"\ud83d","attempts":2}',
+        rb'{"sourceId":"web","error":{"message":"cut \ud83d","code":5},"payload":{"x" :"\udc00\uE83d"},"userId":"\ud83d"}',
         rb'{"sourceId":"web","error":"\ud83d","payload":"\ud83d","failedAt":"2026-11-24T10:00:00Z"}',
     ]
     code, _, err = run("failed", env=env, stdin="".join(f"{one.decode()}\n" for one in failures))

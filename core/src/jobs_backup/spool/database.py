@@ -527,6 +527,8 @@ def database_errors(path: Path) -> Generator[None]:
         raise SpoolError(f"{path}: out of memory", hint="give the process more memory") from error
 
 
+_DESCRIPTORS: Final = 4
+"""That SQLite needs to open a database: the file, its log, their index, and the directory."""
 _LOOK: Final = "look at the disk and the permissions of the spool's directory"
 _DAMAGED: Final = "look at the disk; nothing was removed"
 
@@ -548,11 +550,16 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
 
 def _why_not_opened(path: Path) -> Explained | None:
     """What keeps SQLite from opening a file, which it does not tell."""
+    opened: list[int] = []
     try:
-        os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        for _ in range(_DESCRIPTORS):
+            opened.append(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))  # noqa: PERF401 - closed in any case
         path.stat()
         return None if has_inodes(path) else NO_INODES
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not has_inodes(path):
             return NO_INODES
         return explain(error, path, _LOOK)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
