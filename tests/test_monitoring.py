@@ -24,7 +24,7 @@ from scrapes import get, parse, value
 from spools import claim, open_spool, record, tampering
 
 from jobs_backup import Backup, archiver, monitoring
-from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolFull
+from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolError, SpoolFull
 from jobs_backup.monitoring import health, metrics_page, monitored, readiness
 from jobs_backup.spool import Spool
 from jobs_backup.spool.status import read_status
@@ -132,6 +132,16 @@ class TestReadiness:
             assert readiness(backup).endswith("[SpoolError]")
             (tmp_path / "away").rename(tmp_path / "spool")
             assert readiness(backup) == ""
+
+    @pytest.mark.parametrize("name", ["catalog.db", "catalog.db-wal", "catalog.db-shm"])
+    def test_a_catalog_that_is_removed_while_it_is_used(self, tmp_path: Path, name: str) -> None:
+        """Recording goes on, but nothing of it is sent before a new start."""
+        backup = Backup.from_env(file_environment(tmp_path), archive=False)
+        assert readiness(backup) == ""
+        (tmp_path / "spool" / name).unlink()
+        assert "was removed or replaced while it was in use" in readiness(backup)
+        with pytest.raises(SpoolError):
+            backup.close()
 
     def test_a_closed_one(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path)) as backup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _imp
 import asyncio
 import contextlib
 import ctypes
@@ -129,6 +130,7 @@ def subprocesses(directory: Path, backup: Backup, mine: Recorder) -> None:
 def behind_python(directory: Path, backup: Backup, mine: Recorder) -> None:
     """Forked by a program that tells Python only afterwards, as uWSGI does: the child cannot use the spool, and harms nobody."""
     sys.setswitchinterval(1000)  # the child keeps the interpreter's lock until then: nobody is left there to give it back
+    _imp.acquire_lock()  # Python's own code before a fork does so, and its code in the child takes it for granted
     if (pid := ctypes.PyDLL(None).fork()) == 0:
         code = 1
         try:
@@ -141,6 +143,7 @@ def behind_python(directory: Path, backup: Backup, mine: Recorder) -> None:
             code = 0 if "fork" in str(error) and error.hint else 2
         finally:
             os._exit(code)
+    _imp.release_lock()
     sys.setswitchinterval(0.005)
     wait_for(pid)
     mine.record_some()

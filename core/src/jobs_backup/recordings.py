@@ -34,7 +34,8 @@ def each_of(payloads: Iterable[Payload | Event]) -> Iterator[Payload | Event]:
     """Iterate over payloads. Raises InvalidEvent: it is one payload, whose characters or keys would be taken for payloads."""
     if isinstance(payloads, (Mapping, str, bytes, bytearray, memoryview)) or not isinstance(payloads, Iterable):
         raise InvalidEvent(
-            f"record_many takes a list of payloads, not one {type(payloads).__name__}: pass a list", hint="`record` takes one payload"
+            f"record_many takes a list of payloads, not one {type(payloads).__name__}: pass a list",
+            hint="`record` takes one payload",
         )
     return iter(payloads)
 
