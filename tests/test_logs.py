@@ -76,7 +76,7 @@ def test_a_store_that_fails_and_sigterm(tmp_path: Path) -> None:
     pause = next(line for line in found if "is paused" in line["message"])
     assert (pause["code"], pause["wait_seconds"], pause["level"]) == ("Unavailable", 5.0, "ERROR")
     said = [line for line in found if line["logger"] == "jobs_backup.cli"]
-    assert [line.get("code") for line in said if "wait in" in line["message"]] == ["Waiting"]
+    assert [line.get("code") for line in said if "waits in" in line["message"]] == ["Waiting"]
     assert process.returncode == 1
 
 
