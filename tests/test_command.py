@@ -170,7 +170,7 @@ def test_damage_is_reported_and_keeps_nothing_else_back(tmp_path: Path) -> None:
             assert run("archive", "--once", env=env)[0] == 1
     code, _, stderr = run("archive", "--once", env=env)
     assert code == 1
-    assert "damaged in the spool and set aside: 1 events or more" in stderr
+    assert "damaged in the spool and set aside: 1 event or more" in stderr
     assert [key.split("/")[0] for key in objects(tmp_path)] == ["app"]
 
 

@@ -140,7 +140,7 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
         assert (sorted(found) if lists else found) == [b'{"n":1}', b'{"n":3}']
         assert replay(env, "--payload-only", "--source-id", "ios/x", *lists) == [b'{"n":2}']
         assert replay(env, "--payload-only", "--workspace-id", "w2", *lists) == [b'{"n":3}']
-        assert replay(env, "--payload-only", "--source-id", "none", *lists) == []
+        assert replay(env, "--payload-only", "--source-id", "none", *lists, code=1) == []
         failed = ("--kind", "failed", "--payload-only")
         assert replay(env, *failed, "--source-id", "web", *lists) == [b'{"final":3}', b'{"final":4}']
         assert replay(env, *failed, "--source-id", "ios/x", *lists) == []
@@ -390,7 +390,7 @@ def test_archives_that_rudderstack_wrote(tmp_path: Path) -> None:
     assert replay(env, "--list", "--payload-only") == [b'{"a":1.10}', b'{"a":2}']
     assert replay(env, "--list", "--payload-only", "--source-id", "src1", "--since", "2024-05-01T09:10:00Z") == [b'{"a":2}']
     assert replay(env, "--list", "--workspace-id", "ws_1", "--until", "2024-05-01T09:10:00Z") == [raw.splitlines()[0]]
-    assert replay(env, "--list", "--workspace-id", "other") == []
+    assert replay(env, "--list", "--workspace-id", "other", code=1) == []
     older = tmp_path / "bucket/rudder/src0/gw/2023-05-01/9/pod-1.x/1682931600_1682931600_ws_1_0b5c.gz"
     older.parent.mkdir(parents=True)
     older.write_bytes(gzip.compress(raw.splitlines()[0]))

@@ -47,13 +47,11 @@ def test_what_was_forgotten_is_missed_where_it_was_asked_for(tmp_path: Path) -> 
     record(env, b'{"n":5}', source="new")
     code, out, err = run("replay", "--payload-only", env=env)
     assert (code, out) == (1, '{"n":5}\n')
-    assert (
-        "3 objects with 4 events of it were forgotten (JOBS_BACKUP_CATALOG_DAYS): --list finds it in the bucket [Forgotten]" in err
-    )
+    assert "3 objects with 4 events forgotten (JOBS_BACKUP_CATALOG_DAYS): --list finds it in the bucket [Forgotten]" in err
     code, out, _ = run("replay", "--payload-only", "--list", env=env)
     assert (code, sorted(out.split())) == (0, [f'{{"n":{n}}}' for n in range(1, 6)])
     assert "2 objects with 3 events" in dry_run(env, "--source-id", "web")[1]["missing"]
-    assert "1 objects with 1 events" in dry_run(env, "--workspace-id", "w", "--source-id", "ios")[1]["missing"]
+    assert "1 object with 1 event " in dry_run(env, "--workspace-id", "w", "--source-id", "ios")[1]["missing"]
     for options in (
         ["--source-id", "new"],
         ["--until", "2020-01-01"],
@@ -73,7 +71,7 @@ def test_a_file_is_not_finished_where_something_was_forgotten(tmp_path: Path) ->
         code, out, err = run("replay", "--payload-only", "--output", target, "--json", env=env)
         found = json.loads(out)
         assert (code, found["complete"], found["events"]) == (1, False, 1)
-        assert "1 objects" in found["missing"]
+        assert "1 object " in found["missing"]
         assert f"{target}.part has what was found" in err
     assert not target.exists()
 

@@ -423,7 +423,7 @@ class TestStart:
         with serve(env, JOBS_BACKUP_METRICS_PORT=port) as sidecar:
             assert sidecar.post("/v1/events?source_id=web", {}).status == 200
             code, _, stderr = run("archive", "--once", env={**env, "JOBS_BACKUP_METRICS_PORT": port})
-            assert (code, "1 events are in open batches of processes that are alive" in stderr) == (1, True), stderr
+            assert (code, "1 event in open batches of processes that are alive" in stderr) == (1, True), stderr
             assert run("status", env=env)[0] == 0
 
 

@@ -62,6 +62,11 @@ def logger_of(module: str) -> BestEffortLogger:
     return BestEffortLogger(logging.getLogger(module), None)
 
 
+def plural(count: int, noun: str) -> str:
+    """So many of them: `1 event`, `2,000 events`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def printable(text: str) -> str:
     """A text as one line for a terminal or a log, whoever has chosen what is in it.
 

@@ -45,11 +45,6 @@ def only_one(_context: click.Context, option: click.Parameter, given: tuple[str,
     return given[0] if given else None
 
 
-def plural(count: int, noun: str) -> str:
-    """So many of them: `1 event`, `2,000 events`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def show_usage(error: click.ClickException) -> None:
     """What is wrong with the command line. The shell may have put names of files into it that others have chosen."""
     if is_json(os.environ):

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, NoReturn
 import click
 import msgspec
 
-from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, plural, say, with_environment
+from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, say, with_environment
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
 from jobs_backup.cli.replay_output import OutputFile, Stdout
 from jobs_backup.cli.streams import can_output, print_json
@@ -27,7 +27,7 @@ from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
-from jobs_backup.logs import printable
+from jobs_backup.logs import plural, printable
 from jobs_backup.model import Kind
 from jobs_backup.replay import Knowledge, Query, Replay, Selection, known, listed, read_cursor, write_cursor
 from jobs_backup.replay import knowledge as find_knowledge

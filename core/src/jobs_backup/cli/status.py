@@ -10,11 +10,11 @@ from typing import Final, TypeVar
 
 import click
 
-from jobs_backup.cli.options import plural, say, with_environment
+from jobs_backup.cli.options import say, with_environment
 from jobs_backup.cli.streams import is_reader_gone, print_json
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import SpoolError
-from jobs_backup.logs import printable
+from jobs_backup.logs import plural, printable
 from jobs_backup.spool.status import DestinationStatus, Limits, ProcessStatus, Status, StreamStatus, read_status
 from jobs_backup.values import Duration, Size
 

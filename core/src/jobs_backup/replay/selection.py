@@ -14,6 +14,7 @@ import msgspec
 from jobs_backup.destination import Destination
 from jobs_backup.errors import ConfigurationError, SpoolError
 from jobs_backup.layout import FAILED, ParsedKey, parse_key, safe_id
+from jobs_backup.logs import plural
 from jobs_backup.model import Kind
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.overview import StoredObject
@@ -161,7 +162,7 @@ def knowledge(directory: Path, location: str, query: Query) -> Knowledge:
     reasons: list[str] = []
     if forgotten:
         objects, events = sum(one.objects for one in forgotten), sum(one.events for one in forgotten)
-        reasons.append(f"{objects:,} objects with {events:,} events of it were forgotten (JOBS_BACKUP_CATALOG_DAYS)")
+        reasons.append(f"{plural(objects, 'object')} with {plural(events, 'event')} forgotten (JOBS_BACKUP_CATALOG_DAYS)")
     if lost_until and begin < lost_until:
         reasons.append(f"it, or one before it, was lost or replaced by an older copy before {_date(lost_until)}")
     unseen = [f"source {one!r}" for one in query.source_ids if one not in sources]
