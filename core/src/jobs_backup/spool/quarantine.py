@@ -171,25 +171,21 @@ class Quarantine:
 
         Nothing is overwritten: of a catalog that was lost, the same numbers may be here with other events.
         """
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        file = f"{name}{suffix}"
-        for number in itertools.count(2):
-            path = self._directory / file
-            with database_errors(path):
-                if not path.exists():
-                    break
-                if path.read_bytes() == data:
-                    return file
-            file = f"{name}-{number}{suffix}"
-        partial = self._directory / f".{file}"
+        path, numbers = self._directory / f"{name}{suffix}", itertools.count(2)
         with database_errors(path):
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            while path.exists():
+                if path.read_bytes() == data:
+                    return path.name
+                path = path.with_name(f"{name}-{next(numbers)}{suffix}")
+            partial = path.with_name(f".{path.name}")
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as opened:
                 opened.write(data)
                 opened.flush()
                 sync_file(opened.fileno())
             partial.rename(path)
             sync_directory(self._directory)
-        return file
+        return path.name
 
 
 def _gaps(batch: int, chunks: Sequence[Chunk]) -> Iterator[tuple[int, int]]:

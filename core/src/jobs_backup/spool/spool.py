@@ -585,6 +585,7 @@ class Spool:
         try:
             self._catalog.begin_session(name, os.getpid(), self.destination, archives=self._archives)
             blobs = self._files.create(name)
+            lock.witness(0, 0)  # from now on a lock file without one is another one
         except BaseException:
             lock.release(remove=False)
             raise
