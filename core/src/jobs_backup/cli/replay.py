@@ -29,7 +29,7 @@ from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
 from jobs_backup.logs import plural, printable
 from jobs_backup.model import Kind
-from jobs_backup.replay import Knowledge, Query, Replay, Selection, known, listed, read_cursor, write_cursor
+from jobs_backup.replay import Knowledge, Query, Replay, Selection, known, listed, read_cursor, sources_in, write_cursor
 from jobs_backup.replay import knowledge as find_knowledge
 from jobs_backup.values import Duration
 
@@ -176,7 +176,10 @@ def _find(
     try:
         if lists:
             knowledge = None
-            each = listed(destination, clean_prefix(settings.prefix), query, after, seen)
+            prefix = clean_prefix(settings.prefix)
+            if query.kind is Kind.FAILED:  # of which there may be none, and keys do not tell the source
+                seen.update(sources_in(destination, prefix, query), query.workspace_ids)
+            each = listed(destination, prefix, query, after, seen)
         else:
             knowledge = find_knowledge(settings.spool_path, destination.location, query)
             if knowledge.elsewhere:

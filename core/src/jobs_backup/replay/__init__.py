@@ -2,7 +2,7 @@
 
 from jobs_backup.replay.cursor import read_cursor, write_cursor
 from jobs_backup.replay.replay import Damaged, Replay, Unwritten
-from jobs_backup.replay.selection import Found, Knowledge, Query, Selection, knowledge, known, listed
+from jobs_backup.replay.selection import Found, Knowledge, Query, Selection, knowledge, known, listed, sources_in
 
 __all__ = [
     "Damaged",
@@ -16,5 +16,6 @@ __all__ = [
     "known",
     "listed",
     "read_cursor",
+    "sources_in",
     "write_cursor",
 ]

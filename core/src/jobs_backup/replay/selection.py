@@ -225,6 +225,12 @@ def listed(destination: Destination, prefix: str, query: Query, after: str = "",
         yield from _listed(destination, below_it, prefix, query, set() if seen is None else seen)
 
 
+def sources_in(destination: Destination, prefix: str, query: Query) -> set[str]:
+    """Which sources of a query have raw objects in the bucket: one may have those, and no failures. Raises as `listed`."""
+    below = f"{prefix}/" if prefix else ""
+    return {source for source in query.source_ids if destination.list(f"{below}{safe_id(source)}/gw/", "").objects}
+
+
 def _listed(destination: Destination, place: str, prefix: str, query: Query, seen: set[str]) -> Iterator[Found]:
     sources, workspaces = ({safe_id(one): one for one in ids} for ids in (query.source_ids, query.workspace_ids))
     token: str | None = ""
