@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, cast
 
 from jobs_backup import encoding
 from jobs_backup.encoding import Payload
@@ -30,14 +30,12 @@ def raw_stream(workspace_id: str, source_id: str) -> Stream:
     return Stream(Kind.RAW, workspace_id, source_id)
 
 
-def each_of(payloads: Iterable[Payload | Event]) -> Iterator[Payload | Event]:
+def each_of(payloads: object) -> Iterator[Payload | Event]:
     """Iterate over payloads. Raises InvalidEvent: it is one payload, whose characters or keys would be taken for payloads."""
-    if isinstance(payloads, (Mapping, str, bytes, bytearray, memoryview)) or not isinstance(payloads, Iterable):
-        raise InvalidEvent(
-            f"record_many takes a list of payloads, not one {type(payloads).__name__}: pass a list",
-            hint="`record` takes one payload",
-        )
-    return iter(payloads)
+    if not isinstance(payloads, Iterable) or isinstance(payloads, (Mapping, str, bytes, bytearray, memoryview)):
+        one = type(cast(object, payloads)).__name__
+        raise InvalidEvent(f"record_many takes a list of payloads, not one {one}: pass a list", hint="`record` takes one payload")
+    return iter(cast(Iterable[Payload | Event], payloads))
 
 
 class Chunk:
