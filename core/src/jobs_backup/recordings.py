@@ -32,8 +32,9 @@ def raw_stream(workspace_id: str, source_id: str) -> Stream:
 
 def each_of(payloads: object) -> Iterator[Payload | Event]:
     """Iterate over payloads. Raises InvalidEvent: it is one payload, whose characters or keys would be taken for payloads."""
-    if not isinstance(payloads, Iterable) or isinstance(payloads, (Mapping, str, bytes, bytearray, memoryview)):
-        one = type(cast(object, payloads)).__name__
+    kind = type(payloads)
+    if not isinstance(payloads, Iterable) or issubclass(kind, (Mapping, str, bytes, bytearray, memoryview)):
+        one = kind.__name__
         raise InvalidEvent(f"record_many takes a list of payloads, not one {one}: pass a list", hint="`record` takes one payload")
     return iter(cast(Iterable[Payload | Event], payloads))
 
