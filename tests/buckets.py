@@ -59,5 +59,5 @@ def events(directory: Path) -> list[dict[str, Any]]:
 def left_over(directory: Path) -> list[str]:
     """Files in the spool besides those that an idle spool has."""
     spool = directory / "spool"
-    idle = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast"}
+    idle = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast", "made"}
     return sorted(path.relative_to(spool).as_posix() for path in spool.rglob("*") if path.is_file() and path.name not in idle)

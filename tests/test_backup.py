@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gzip
 import json
@@ -12,16 +13,21 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
+from collections import deque
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
 
 import jobs_backup
 from jobs_backup import (
+    AsyncBackup,
     Backup,
     BackupClosed,
     ConfigurationError,
@@ -33,6 +39,7 @@ from jobs_backup import (
     NoArchiver,
 )
 from jobs_backup.errors import SpoolError
+from jobs_backup.model import Kind
 
 
 def test_a_recorded_event_is_in_the_bucket_after_flush(tmp_path: Path) -> None:
@@ -411,3 +418,69 @@ def test_misspelt_settings_are_told_to_who_opens_a_backup(tmp_path: Path, caplog
             ("JOBS_BACKUP_SPOL_DIR is no setting: did you mean JOBS_BACKUP_SPOOL_DIR?", "UnknownSetting"),
             ("JOBS_BACKUP_UPLOAD_FREQENCY is no setting: did you mean JOBS_BACKUP_UPLOAD_FREQUENCY?", "UnknownSetting"),
         ]
+
+
+# What a dict's values become, and what is no list of payloads
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (Decimal("1.10"), "1.10"),
+        (datetime(2026, 11, 24, 9, 30, tzinfo=UTC), "2026-11-24T09:30:00Z"),
+        (date(2026, 11, 24), "2026-11-24"),
+        (timedelta(days=1), "P1D"),
+        (UUID(int=1), str(UUID(int=1))),
+        (b"x", "eA=="),
+        ((1, 2), [1, 2]),
+        ({1}, [1]),
+        (float("nan"), None),
+        (float("-inf"), None),
+        (10**30, 10**30),
+        ({1: 2, 1.5: 3}, {"1": 2, "1.5": 3}),
+        (Kind.RAW, "raw"),
+        ("\ud83d", "\ud83d"),
+    ],
+)
+def test_what_json_does_not_have_is_stored_as_documented(value: Any, stored: object, tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        backup.record({"d": value}, source_id="web")
+        backup.flush(30)
+    assert [event["payload"] for event in events(tmp_path)] == [{"d": stored}]
+    if isinstance(value, Decimal):
+        assert '`Decimal("1.10")` as `"1.10"`' in str(Backup.record.__doc__)
+
+
+@pytest.mark.parametrize("value", [object(), Path("x"), {None: 1}, {(1,): 1}, pytest.param(10**5000, id="huge"), 1j, lambda: 1])
+def test_what_cannot_be_json_is_refused(value: Any, tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
+        with pytest.raises(InvalidEvent, match="can't be written as JSON"):
+            backup.record({"d": value}, source_id="web")
+        with pytest.raises(InvalidEvent) as caught:
+            backup.record_many([{}, {"d": value}], source_id="web")
+        assert (caught.value.index, len(caught.value.recorded)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [{"a": 1}, {}, '{"a":1}', b"{}", bytearray(b"{}"), memoryview(b"{}"), 5, None, 1.5, object(), Event(payload={}, source_id="s")],
+)
+def test_one_payload_is_no_list_of_payloads(payloads: Any, tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
+        with pytest.raises(InvalidEvent, match=r"takes a list of payloads, not one .*: pass a list") as caught:
+            backup.record_many(payloads, source_id="web")
+        assert caught.value.recorded == ()
+
+    async def asynchronously() -> None:
+        async with AsyncBackup.from_env(file_environment(tmp_path), archive=False) as backup:
+            with pytest.raises(InvalidEvent, match="pass a list"):
+                await backup.record_many(payloads, source_id="web")
+
+    asyncio.run(asynchronously())
+
+
+def test_a_list_of_payloads_may_be_any_iterable(tmp_path: Path) -> None:
+    with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
+        each: tuple[Iterable[Any], ...] = ([{}], ({},), iter([{}]), {"k": {}}.values(), {"{}"}, deque([{}]))
+        for payloads in each:
+            assert len(backup.record_many(payloads, source_id="web")) == 1

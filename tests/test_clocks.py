@@ -13,7 +13,7 @@ from spools import claim, claimed, open_spool, record
 from jobs_backup import Backup
 from jobs_backup.errors import Unavailable
 from jobs_backup.spool import clock
-from jobs_backup.spool.status import read_status
+from jobs_backup.spool.status import Limits, read_status
 
 YEAR = 365.25 * 86_400
 LEAPS = {"an hour ahead": 3600.0, "a year ahead": YEAR, "90 years ahead": 90 * YEAR, "a year back": -YEAR, "back to 1970": None}
@@ -86,7 +86,7 @@ def test_the_age_of_what_waits_is_honest(tmp_path: Path, name: str, leap: Callab
     spool.seal()
     leap(0.0)
     until = time.monotonic() + 120
-    while (found := read_status(tmp_path, upload_frequency=0.0)).oldest <= 0:
+    while (found := read_status(tmp_path, Limits(upload_frequency=0.0))).oldest <= 0:
         assert time.monotonic() < until
         time.sleep(0.01)
     assert found.oldest < 300

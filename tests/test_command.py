@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import pty
+import re
 import signal
 import sqlite3
 import subprocess
@@ -24,7 +26,7 @@ def test_files_and_gz_files_are_backed_up(tmp_path: Path) -> None:
     two.write_bytes(gzip.compress(ndjson(tmp_path / "two", 100, first=100).read_bytes()))
     code, _, stderr = run("run", one, two, "--source-id", "web", "--workspace-id", "w", env=env)
     assert code == 0
-    assert "200 events recorded; 200 events in 1 objects" in stderr
+    assert "200 events recorded; 200 events in 1 object " in stderr
     assert numbers(tmp_path) == list(range(200))
     assert left_over(tmp_path) == []
 
@@ -168,7 +170,7 @@ def test_damage_is_reported_and_keeps_nothing_else_back(tmp_path: Path) -> None:
             assert run("archive", "--once", env=env)[0] == 1
     code, _, stderr = run("archive", "--once", env=env)
     assert code == 1
-    assert "damaged in the spool and set aside: 1 events or more" in stderr
+    assert "damaged in the spool and set aside: 1 event or more" in stderr
     assert [key.split("/")[0] for key in objects(tmp_path)] == ["app"]
 
 
@@ -266,7 +268,7 @@ def test_archive_runs_until_it_is_stopped(tmp_path: Path) -> None:
         process.terminate()
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert "1 events in 1 objects" in stderr
+    assert "1 event in 1 object " in stderr
     assert numbers(tmp_path) == [1]
 
 
@@ -352,6 +354,41 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
     assert b"\x1b[" in shown
     _, _, stderr = run("run", tmp_path / "in", "--source-id", "web", env=env)
     assert "\x1b" not in stderr
+
+
+def test_each_command_has_a_summary_of_its_own(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    ids = run("run", "--source-id", "web", "--emit-ids", env=env, stdin="{}\nno\n")
+    assert "jobs-backup: 1 event recorded; 1 event in 1 object (" in ids[2]
+    assert "1 line rejected, in " in ids[2]
+    failure = f'{{"jobId":{ids[1].splitlines()[0]},"error":"no","payload":1}}\n'
+    assert "jobs-backup: 2 failures recorded; 2 events in 1 object (" in run("failed", env=env, stdin=2 * failure)[2]
+    said = run("delivered", env=env, stdin=ids[1].splitlines()[0])[2]
+    assert said.startswith("jobs-backup: 1 event acknowledged; 1 object deleted, all of whose events were delivered; ")
+    said = run("delivered", env=env, stdin='"1"\n"2"\n')[2]
+    assert "jobs-backup: 0 events acknowledged, 2 unknown; " in said
+    assert "2 job ids unknown" in said
+    assert run("archive", "--once", env=env)[2].startswith("jobs-backup: 0 events in 0 objects (0 bytes) stored in file:")
+    assert run("replay", "--kind", "failed", env=env)[2].startswith("jobs-backup: 2 events of 1 object (")
+    assert "1 object (" in run("replay", "--kind", "failed", "--dry-run", env=env)[1]
+
+
+@pytest.mark.parametrize(("command", "reads"), [("archive --once", False), ("run in --source-id web", True)])
+def test_no_progress_is_shown_of_what_a_command_does_not_do(command: str, reads: bool, tmp_path: Path) -> None:
+    env = {**os.environ, **file_environment(tmp_path, TERM="xterm", COLUMNS="200")}
+    ndjson(tmp_path / "in", 5)
+    leader, follower = pty.openpty()
+    done = subprocess.Popen([*COMMAND, *command.split()], env=env, cwd=tmp_path, stderr=follower, stdin=subprocess.DEVNULL)
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal's other end is closed
+        while block := os.read(leader, 65536):
+            shown += block
+    os.close(leader)
+    assert done.wait(60) == 0
+    assert b"stored" in shown
+    assert (re.search(rb"\bread\b", shown) is not None) is reads
+    assert not re.search(rb"\b0/|/0 |/\?", shown)
 
 
 def test_a_message_for_every_wrong_configuration(tmp_path: Path) -> None:

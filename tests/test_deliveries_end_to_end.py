@@ -176,7 +176,7 @@ def test_without_the_right_to_delete_everything_else_works(store: Store, bucket:
         wait_for(lambda: read_status(tmp_path / "spool").destinations[0].delete_error != "")
         code, stdout, _ = run("status", env=put_only)
         assert code == 0
-        assert f"{len(keys)} objects are still to be deleted, next try in" in stdout
+        assert f"{len(keys)} objects still to be deleted, next try in" in stdout
         assert f"grant s3:DeleteObject on arn:aws:s3:::{bucket}/*" in stdout
         assert record(put_only, 10, 10, rng)
         service.terminate()

@@ -155,7 +155,7 @@ class TestDelivered:
         code, _, stderr = run("delivered", env=env, stdin=f"12\n{stdout}13\n")
         assert code == 1
         assert "job 12 is unknown" in stderr
-        assert "2 of the job ids are unknown, all others were taken" in stderr
+        assert "2 job ids unknown, all others were taken" in stderr
         assert objects(tmp_path) == {}
 
     def test_of_many_unknown_ids_twenty_are_named(self, env: dict[str, str]) -> None:

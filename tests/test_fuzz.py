@@ -134,21 +134,11 @@ def is_event(text: bytes) -> bool:
         value = json.loads(bare(text).decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and not _has_lone_surrogate(value)
+    return isinstance(value, dict)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
-
-
-def _has_lone_surrogate(value: object) -> bool:
-    left: list[object] = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, str) and any("\ud800" <= character <= "\udfff" for character in one):
-            return True
-        left += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
-    return False
 
 
 @dataclass

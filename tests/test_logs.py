@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from buckets import FAST_RETRY, file_environment
+from buckets import FAST_RETRY, events, file_environment
 from commands import COMMAND, ndjson, run, start
 from generated import ROOT
 
 from jobs_backup import Backup
 from jobs_backup.errors import DestinationPaused
-from jobs_backup.logs import FIELDS, JsonFormatter
+from jobs_backup.logs import FIELDS, JsonFormatter, logger_of
 
 JSON = {"JOBS_BACKUP_LOG_FORMAT": "json"}
 TYPES: dict[str, Any] = {"events": int, "bytes": int, "attempt": int, "wait_seconds": (int, float)}
@@ -76,7 +76,7 @@ def test_a_store_that_fails_and_sigterm(tmp_path: Path) -> None:
     pause = next(line for line in found if "is paused" in line["message"])
     assert (pause["code"], pause["wait_seconds"], pause["level"]) == ("Unavailable", 5.0, "ERROR")
     said = [line for line in found if line["logger"] == "jobs_backup.cli"]
-    assert [line.get("code") for line in said if "wait in" in line["message"]] == ["Waiting"]
+    assert [line.get("code") for line in said if "waits in" in line["message"]] == ["Waiting"]
     assert process.returncode == 1
 
 
@@ -198,3 +198,48 @@ def test_the_document_has_every_field() -> None:
         re.findall(r"^\| `(\w+)` \| (.+) \|$", page.partition("<!-- fields -->")[2].partition("<!-- end -->")[0], re.MULTILINE)
     )
     assert rows == FIELDS
+
+
+class Fails(logging.Handler):
+    """A handler, or a filter of one, that fails as on a full disk."""
+
+    def __init__(self, *, as_filter: bool) -> None:
+        super().__init__()
+        self.seen = 0
+        if as_filter:
+            self.addFilter(self.fail)
+
+    def fail(self, record: logging.LogRecord) -> bool:
+        self.seen += 1
+        raise OSError(28, f"no space for {record.name}")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.fail(record)
+
+
+@pytest.mark.parametrize("as_filter", [True, False])
+def test_a_handler_that_fails_stops_nothing(as_filter: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an application: what it does with log lines is not on the way of events."""
+    logger, handler = logging.getLogger("jobs_backup"), Fails(as_filter=as_filter)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with Backup.from_env(file_environment(tmp_path)) as backup:
+            for number in range(3):
+                backup.record({"n": number}, source_id="web")
+                backup.flush(30)
+            assert backup.trouble == ""
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert handler.seen > 0
+    assert len(events(tmp_path)) == 3
+    assert "no space for jobs_backup.archiver" in capsys.readouterr().err
+
+
+def test_the_place_of_a_log_line_is_where_it_was_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "jobs_backup"):
+        logger_of("jobs_backup.here").info("said %d", 1, extra={"key": "k"})
+    (record,) = caplog.records
+    assert (record.filename, record.getMessage(), record.__dict__["key"]) == (Path(__file__).name, "said 1", "k")

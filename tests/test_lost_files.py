@@ -45,7 +45,8 @@ HOWS: Final[dict[str, Callable[[Path, Path], None]]] = {
     one.__name__: one for one in (removed, emptied, replaced, garbage, directory, unreadable)
 }
 FILES: Final = [
-    *(f"{name}{suffix}" for name in ("catalog", "open", "other") for suffix in SUFFIXES), "left", "lock", "other lock", "ballast",
+    *(f"{name}{suffix}" for name in ("catalog", "open", "other") for suffix in SUFFIXES), "left", "lock", "other lock",
+    "ballast", "made",
 ]  # fmt: skip
 SINGLE: Final = [((file, how),) for file in FILES for how in HOWS]
 PAIRS: Final = [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from buckets import FAST_RETRY, file_environment, realistic
-from commands import start
+from commands import run, start
 from prometheus_client import CollectorRegistry, generate_latest
 from scrapes import Samples, parse, scrape, scrape_file, value
 from spools import APP, LIMITS, WEB, claim, claimed, die, open_spool, record, rows, tampering
@@ -505,3 +505,15 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
         Database(tmp_path / "none.db", SCHEMA, version=VERSION, durability="full", only_reads=True)
     assert not (tmp_path / "none.db").exists()
     spool.close()
+
+
+def test_rejected_lines_are_counted_and_their_files_told(tmp_path: Path) -> None:
+    """By the process that reads them; and by every process on the spool, until somebody removes the file."""
+    env = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / "run.prom"))
+    assert run("run", "--source-id", "web", env=env, stdin="no\n{}\nno\n")[0] == 3
+    assert "\njobs_backup_rejected_lines_total 2.0\n" in (tmp_path / "run.prom").read_text()
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        told = generate_latest(registry(backup)).decode()
+    assert "\njobs_backup_rejected_lines_total 0.0\n" in told
+    assert "\njobs_backup_rejected_files 1.0\n" in told
+    assert "\njobs_backup_rejected_bytes 6.0\n" in told

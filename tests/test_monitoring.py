@@ -71,7 +71,7 @@ class TestTheCommand:
             assert get(f"{url}/")[0] == get(f"{url}/metrics/x")[0] == 404
             process.send_signal(signal.SIGTERM)
             _, stderr = process.communicate(timeout=120)
-        assert (process.returncode, "30 events in 1 objects" in stderr) == (0, True)
+        assert (process.returncode, "30 events in 1 object " in stderr) == (0, True)
 
     def test_while_it_stops_it_is_not_ready_but_well(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_PORT="0", JOBS_BACKUP_SHUTDOWN_GRACE="10m")

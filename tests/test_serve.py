@@ -465,7 +465,7 @@ class TestStart:
         with serve(env, JOBS_BACKUP_METRICS_PORT=port) as sidecar:
             assert sidecar.post("/v1/events?source_id=web", {}).status == 200
             code, _, stderr = run("archive", "--once", env={**env, "JOBS_BACKUP_METRICS_PORT": port})
-            assert (code, "1 events are in open batches of processes that are alive" in stderr) == (1, True), stderr
+            assert (code, "1 event in open batches of processes that are alive" in stderr) == (1, True), stderr
             assert run("status", env=env)[0] == 0
 
 
@@ -497,7 +497,7 @@ class TestEnd:
             assert sidecar.post("/v1/failures", {"sourceId": "web", "payload": {}, "error": "no"}).status == 200
         sidecar.process.send_signal(signal.SIGTERM)
         _, stderr = sidecar.process.communicate(timeout=120)
-        assert "1 events recorded; 4 events in 2 objects" in stderr
+        assert "1 event recorded; 4 events in 2 objects" in stderr
 
     def test_killed_it_has_what_it_answered(self, env: dict[str, str], tmp_path: Path) -> None:
         acknowledged = []

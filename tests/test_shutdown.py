@@ -66,7 +66,7 @@ def test_on_sigterm_it_ends_within_its_grace_and_tells_what_is_left(tmp_path: Pa
         _, stderr = process.communicate(timeout=120)
         assert time.monotonic() - began >= 1
     assert process.returncode == 1, stderr
-    assert "1 events wait in" in stderr
+    assert "1 event waits in" in stderr
     assert "nothing is lost" in stderr
 
 

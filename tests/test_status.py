@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from buckets import FAST_RETRY, file_environment
 from click.testing import CliRunner
+from commands import run, start
 from spools import APP, claim, die, open_spool, record
 
 from jobs_backup import Backup
@@ -86,7 +87,7 @@ def test_failures_pauses_and_uploads_are_told(tmp_path: Path) -> None:
     assert destination["hint"] == "grant s3:PutObject on arn:aws:s3:::bucket/*"
     assert 80 < destination["paused"] <= 90
     assert "paused, next try in" in text
-    assert "1 multipart uploads are still to be aborted" in text
+    assert "1 multipart upload still to be aborted" in text
     assert "secret" not in text + json.dumps(destination)
     spool.stored(one)
     (destination,) = as_json(tmp_path)["destinations"]
@@ -159,3 +160,70 @@ def test_an_empty_spool_and_none(tmp_path: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.db"))
     read_status(tmp_path)
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.db")) == before
+
+
+# Health
+
+
+def exit_code(directory: Path, **variables: str) -> int:
+    env = {"JOBS_BACKUP_SPOOL_DIR": str(directory), **variables}
+    return CliRunner().invoke(cli, ["status", "--exit-code"], env=env).exit_code
+
+
+def test_the_exit_code_tells_the_health(tmp_path: Path) -> None:
+    assert exit_code(tmp_path / "none") == 2
+    spool = open_spool(tmp_path)
+    assert exit_code(tmp_path) == 0
+    record(spool, [b"{}\n"])
+    assert exit_code(tmp_path) == 0, "it waits, and not for long"
+    assert exit_code(tmp_path, JOBS_BACKUP_SPOOL_MIN_FREE="1000000TB") == 2
+    assert exit_code(tmp_path, JOBS_BACKUP_SPOOL_MAX_BYTES="1") == 2
+    spool.seal()
+    spool.pause(PermissionDenied("no", action="put", resource="b"), seconds=60)
+    assert exit_code(tmp_path) == 1
+    assert CliRunner().invoke(cli, ["status"], env={"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)}).exit_code == 0
+    spool.close()
+    (tmp_path / "catalog.db").write_bytes(b"no database" * 1000)
+    assert exit_code(tmp_path) == 2
+
+
+def test_what_has_run_out_is_told(tmp_path: Path) -> None:
+    open_spool(tmp_path).close()
+    env = {"JOBS_BACKUP_SPOOL_DIR": str(tmp_path), "JOBS_BACKUP_SPOOL_MIN_FREE": "1000000TB"}
+    assert "full: nothing can be recorded: " in CliRunner().invoke(cli, ["status"], env=env).stdout
+    assert "MIN_FREE" in json.loads(CliRunner().invoke(cli, ["status", "--json"], env=env).stdout)["full"]
+    assert as_json(tmp_path)["full"] == ""
+
+
+def test_rejected_lines_are_told_until_their_file_is_removed(tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    assert run("run", "--source-id", "web", env=env, stdin="no event\n{}\n")[0] == 3
+    ((file),) = (tmp_path / "spool" / "rejects").iterdir()
+    assert as_json(tmp_path / "spool")["rejected"] == [{"file": str(file), "bytes": 9}]
+    assert f"{file}: 9 bytes" in status(tmp_path / "spool")
+    assert exit_code(tmp_path / "spool") == 0
+    file.unlink()
+    assert "[Rejected]" not in status(tmp_path / "spool")
+
+
+def test_it_is_watched_until_somebody_stops_it(tmp_path: Path) -> None:
+    open_spool(tmp_path).close()
+    env = {"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)}
+    with start("status", "--watch", "0.1", "--json", "--exit-code", env=env) as process:
+        assert process.stdout is not None
+        for _ in range(3):
+            assert json.loads(process.stdout.readline())["events"] == 0
+        process.terminate()
+        process.stdout.read()
+        assert process.wait(30) == 0
+
+
+def test_watching_ends_with_its_reader_and_goes_on_without_a_spool(tmp_path: Path) -> None:
+    with start("status", "--watch", "0.1", "--exit-code", env={"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)}) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "there is no spool" in process.stderr.readline()
+        open_spool(tmp_path).close()
+        assert "nothing waits" in next(filter(str.strip, process.stdout))
+        process.stdout.close()
+        assert process.wait(30) == 0

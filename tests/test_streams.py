@@ -76,11 +76,35 @@ def test_events_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     assert len(events(tmp_path)) == 1
 
 
-def test_a_reader_of_the_output_that_goes_away_is_told(tmp_path: Path) -> None:
+PRINTS = [
+    *("env FILE", "env", "providers", "providers FILE --json", "wrappers", "policy", "check", "check --json", "status"),
+    *("status --json", "status --watch", "replay", "replay --dry-run", "replay --list --dry-run --json", "--help", "run --help"),
+    *("archive --once --json", "delivered /dev/null --json", "failed /dev/null --json", "run /dev/null --source-id web --json"),
+]
+
+
+@pytest.mark.parametrize("command", PRINTS)
+def test_a_reader_that_goes_away_has_what_it_wants(command: str, tmp_path: Path) -> None:
     env = file_environment(tmp_path)
-    code, said = shell(env, "env FILE", "| true; exit 3")
-    assert code == 3
-    assert said in ("", "jobs-backup: cannot write to standard output: output closed early [JobsBackupError]\n")
+    run("run", "--source-id", "web", env=env, stdin='{"n":1}\n')
+    # The reader has gone before anything is printed.
+    code, said = shell(env, command, "| true", "")
+    assert code == 0
+    closed = f'{{ "$0" {command}; echo "code $?" >&2; }} | {{ exec <&-; sleep 0; }}'
+    done = subprocess.run(["sh", "-c", closed, *COMMAND], env={**os.environ, **env}, capture_output=True, text=True, check=False)
+    assert "code 0" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr + said
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("command", PRINTS)
+def test_output_on_a_full_disk_is_an_error_of_every_command(command: str, tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    run("run", "--source-id", "web", env=env, stdin='{"n":1}\n')
+    for redirect in (FULL.format(1), CLOSED.format(1)):
+        code, said = shell(env, command, redirect)
+        assert code == (2 if command == "replay" and redirect == CLOSED.format(1) else 1)
+        assert len([line for line in said.splitlines() if line.startswith("jobs-backup: ")]) >= 1
 
 
 def test_a_standard_error_that_nobody_reads_does_not_stop_the_work(tmp_path: Path) -> None:

@@ -241,6 +241,7 @@ class Wreck:
             "lock": f"locks/{first}.lock",
             "other lock": f"locks/{second}.lock",
             "ballast": "ballast",
+            "made": "made",
         }
         (self.spool / "ballast").unlink()  # it would only be copied
         (self.spool / "ballast").touch()

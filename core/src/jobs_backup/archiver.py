@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -23,12 +22,13 @@ from jobs_backup.errors import (
     Unproven,
     UploadGone,
 )
+from jobs_backup.logs import logger_of
 from jobs_backup.model import Batch, WriteReceipt
 from jobs_backup.multipart import Multipart, Stopped
 from jobs_backup.spool import Claim, Spool
 
 T = TypeVar("T")
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 TICK: Final = 1.0
 """Seconds between two looks at what other processes did, and at ages."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -32,14 +31,15 @@ from jobs_backup.failures import Failure, FailureRecord
 from jobs_backup.jobs import Event, Job, Jobs, job_sets
 from jobs_backup.known_settings import unknown_settings
 from jobs_backup.layout import clean_prefix
+from jobs_backup.logs import logger_of
 from jobs_backup.model import Kind, Stream
-from jobs_backup.recordings import Chunk, raw_stream
+from jobs_backup.recordings import Chunk, each_of, raw_stream
 from jobs_backup.spool import Spool
 from jobs_backup.spool.blobs import InputPosition
 from jobs_backup.spool.room import RoomLimits
 from jobs_backup.spool.writer import BatchLimits, Recording
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _REPORTED_JOBS: Final = 1000
 _NO_STREAM: Final = Stream(Kind.FAILED, "", "")
@@ -125,8 +125,10 @@ class Backup:
         """Record one event. When this returns, it survives a killed process and, by default, a power loss.
 
         Args:
-            payload: a JSON object, as a dict or as JSON text. JSON text stays as it is, byte for byte. In a dict, NaN and infinity
-                become null: JSON has none.
+            payload: a JSON object, as JSON text or as a dict. JSON text stays as it is, byte for byte. In a dict, what JSON does
+                not have is written as what it has: NaN and infinity as null; Decimal, UUID, date, time, datetime and timedelta
+                as text (`Decimal("1.10")` as `"1.10"`); bytes as base64; tuple and set as arrays; an enum as its value; a number
+                as a key as text. Any other type is refused.
             source_id: events of one source (and workspace) share objects.
             user_id: taken from the payload's `userId` if None.
             message_id: taken from the payload's `messageId` if None.
@@ -160,13 +162,13 @@ class Backup:
             payloads: as in `record`, or `Event`s that carry their own source.
 
         Raises:
-            InvalidEvent: a payload is no JSON object. Those before it are recorded; the error's `index` is its place, `recorded`
-                the jobs of the others.
+            InvalidEvent: `payloads` is a single payload, or one of them is no JSON object. Those before it are recorded; its
+                `index` is its place, `recorded` the jobs of the others.
             SpoolFull, BackupClosed: as in `record`. What earlier commits recorded stays so: see the error's `recorded`.
         """
         self._check_usable()
         source = raw_stream(workspace_id, source_id) if source_id else None
-        left, jobs = iter(payloads), Jobs()
+        left, jobs = each_of(payloads), Jobs()
         while True:
             chunk = Chunk()
             try:

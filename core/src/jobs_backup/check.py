@@ -31,6 +31,7 @@ from jobs_backup.errors import (
     StorageError,
     Unavailable,
 )
+from jobs_backup.exhaustion import NO_INODES, explain, has_inodes
 from jobs_backup.layout import clean_prefix
 from jobs_backup.model import Batch, BytesBody, Kind, Policy, Stream, Upload
 from jobs_backup.retry import Retry, RetryPolicy
@@ -402,7 +403,10 @@ def _look_at_spool(directory: Path, min_free: int) -> None:
         refuse_network(directory)
         free = free_bytes(existing)
     except OSError as error:
-        raise SpoolError(f"{directory}: {error.strerror}", hint=hint) from error
+        why, hint = explain(error, directory, hint)
+        raise SpoolError(f"{directory}: {why}", hint=hint) from error
+    if not has_inodes(existing):
+        raise SpoolError(f"{directory}: {NO_INODES.why}", hint=NO_INODES.hint)
     if free < min_free:
         raise SpoolError(
             f"{free:,} bytes are free on the disk of {directory}, less than the {min_free:,} of JOBS_BACKUP_SPOOL_MIN_FREE",

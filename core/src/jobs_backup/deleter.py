@@ -10,9 +10,10 @@ from typing import Final
 
 from jobs_backup.destination import Destination
 from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError, Throttled, Unavailable
+from jobs_backup.logs import logger_of
 from jobs_backup.spool import DueObject, Spool
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 DELETED_AT_ONCE: Final = 1000
 """Keys in a call at most; no store takes more of them (S3's DeleteObjects)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -27,6 +26,7 @@ from jobs_backup.errors import (
     WrapperMissing,
 )
 from jobs_backup.hookspecs import MULTIPART, hookimpl
+from jobs_backup.logs import logger_of
 from jobs_backup.measures import ATTEMPT_SECONDS, Histogram
 from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
 from jobs_backup.proof import Doubts, Proof, key_of
@@ -35,7 +35,7 @@ from jobs_backup.values import redacted
 from jobs_backup.wrappers import Wrappers
 
 T = TypeVar("T")
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _BLOCK: Final = 1 << 20
 _PUBLISHING: Final = ("write", "complete_multipart")

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from jobs_backup import surrogates
 from jobs_backup.errors import InvalidEvent
 
 Payload = dict[str, Any] | bytes | bytearray | memoryview | str
@@ -26,7 +27,7 @@ _SPACE: Final = b" \t\r\n"
 _DECODED_AT_ONCE: Final = 1 << 20
 _CAUSES: Final = 8
 _utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
-_encode: Final = msgspec.json.Encoder().encode
+_encode: Final = surrogates.encode
 _is_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -92,12 +93,15 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
     if len(json) > MAX_PAYLOAD:
         raise InvalidEvent(f"longer than {MAX_PAYLOAD >> 20} MiB")
     try:
-        head = _read_head(json)  # of a dict, too: it may have msgspec.Raw in it, which is written unchecked
+        try:
+            head = _read_head(json)  # of a dict, too: it may have msgspec.Raw in it, which is written unchecked
+            user, message = bytes(head.user_id), bytes(head.message_id)
+        except msgspec.DecodeError:
+            user, message = _ids_of(json)
     except msgspec.DecodeError as error:
         raise InvalidEvent(f"not a JSON object: {error}") from error
     except RecursionError as error:
         raise InvalidEvent("not a usable JSON object: nested too deeply") from error
-    user, message = bytes(head.user_id), bytes(head.message_id)
     if b"\n" in json or b"\r" in json:
         # In valid JSON these stand between tokens only: inside of a string they would have been refused.
         json = json.replace(b"\n", b" ").replace(b"\r", b" ")
@@ -142,15 +146,15 @@ def failed_line(
     json = _final_json(payload)
     if len(json) > MAX_PAYLOAD:
         raise InvalidEvent(f"longer than {MAX_PAYLOAD >> 20} MiB")
-    head = _read_head(json) if json[:1] == b"{" else _Head()
+    user, message = _ids_of(json) if json[:1] == b"{" else (_NULL, _NULL)
     return (
         b'{"userId":%b,"payload":%b,"createdAt":%b,"messageId":%b,"workspaceId":%b,"sourceId":%b,"destinationId":%b,"jobId":%b,'
         b'"error":%b,"attempts":%b,"failedAt":%b}\n'
     ) % (
-        _string(bytes(head.user_id)) if user_id is None else _given("user_id", user_id),
+        _string(user) if user_id is None else _given("user_id", user_id),
         json.replace(b"\n", b" ").replace(b"\r", b" "),
         context.created_at,
-        _string(bytes(head.message_id)) if message_id is None else _given("message_id", message_id),
+        _string(message) if message_id is None else _given("message_id", message_id),
         _given("workspace_id", context.workspace_id),
         _given("source_id", context.source_id),
         _given("destination_id", context.destination_id),
@@ -159,6 +163,12 @@ def failed_line(
         b"null" if context.attempts is None else _whole("attempts", context.attempts),
         context.failed_at,
     )
+
+
+def _ids_of(json: bytes) -> tuple[bytes, bytes]:
+    """userId and messageId, as JSON. Raises msgspec.DecodeError."""
+    head, parsed = surrogates.decode(_read_head, json)
+    return surrogates.original(json, parsed, head.user_id), surrogates.original(json, parsed, head.message_id)
 
 
 def error_json(error: object, code: str | int = "", stage: str = "") -> bytes:
@@ -183,17 +193,14 @@ def error_json(error: object, code: str | int = "", stage: str = "") -> bytes:
             told = {name: str(fields[name]) for name in ("message", "code", "stage") if isinstance(fields.get(name), (str, int))}
             details = {name: value for name, value in fields.items() if name not in told} or None
     told |= {name: str(given) for name, given in (("code", code), ("stage", stage)) if given}
-    shown: dict[str, object] = {name: _writable(told.get(name, "")) for name in ("message", "code", "stage")}
+    shown: dict[str, object] = {name: told.get(name, "") for name in ("message", "code", "stage")}
     return _encode(shown if details is None else {**shown, "details": details})
 
 
 def _given(name: str, text: str) -> bytes:
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidEvent(f"{name} is a str, not {type(text).__name__}")
-    try:
-        return _encode(text)
-    except UnicodeEncodeError:
-        raise InvalidEvent(f"{name} can't be written as UTF-8") from None
+    return _encode(text)
 
 
 def _whole(name: str, number: int) -> bytes:
@@ -208,15 +215,13 @@ def _to_json(payload: Payload) -> bytes:
     if isinstance(payload, dict):
         try:
             return _encode(payload)
-        except UnicodeEncodeError as error:
-            raise InvalidEvent(f"not UTF-8: {error}") from None  # that error holds the text
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise InvalidEvent(f"the payload can't be written as JSON: {error}") from error
     try:
         if isinstance(payload, (bytes, bytearray, memoryview)):
             json = bytes(payload)
         elif isinstance(payload, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            json = payload.encode()
+            json = surrogates.encode_json(payload)
         else:
             raise InvalidEvent(f"a payload is a dict, or JSON as bytes or str, not {type(payload).__name__}")
         if not json.isascii():
@@ -233,10 +238,10 @@ def _final_json(payload: FinalPayload) -> bytes:
         return _to_json(payload)
     try:
         json = _to_json(payload)
-        _is_json(json)
+        surrogates.decode(_is_json, json)
     except (InvalidEvent, msgspec.DecodeError, RecursionError):
         text = payload if isinstance(payload, str) else bytes(payload).decode("utf-8", "backslashreplace")
-        return _encode(_writable(text))
+        return _encode(text)
     return json
 
 
@@ -262,14 +267,9 @@ def _builtins(structure: object) -> object:
     try:
         shown: object = msgspec.to_builtins(structure, enc_hook=repr, str_keys=True)
         _encode(shown)
-    except (TypeError, ValueError, RecursionError, OverflowError):  # the last of it are surrogates: UnicodeEncodeError
-        return _writable(repr(structure))
+    except (TypeError, ValueError, RecursionError, OverflowError):
+        return repr(structure)
     return shown
-
-
-def _writable(text: str) -> str:
-    """Text that may have come from anywhere, as UTF-8 takes it."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_utf8(json: bytes) -> None:

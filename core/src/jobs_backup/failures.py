@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from json import loads
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from jobs_backup import encoding
+from jobs_backup import encoding, surrogates
 from jobs_backup.encoding import FailureContext, FinalPayload
 from jobs_backup.errors import InvalidEvent, UnknownJob
 from jobs_backup.jobs import Event, job_id
@@ -72,13 +73,14 @@ class ToldFailure(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
 
 
 _decode: Final = msgspec.json.Decoder(ToldFailure).decode
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def parse_failure(json: bytes) -> Failure:
     """What JSON tells of a failure. Raises InvalidEvent."""
     try:
-        told = _decode(json)
-    except msgspec.DecodeError as error:
+        told = _told(json)
+    except (msgspec.DecodeError, ValueError) as error:  # the latter of Python's reader
         raise InvalidEvent(f"no failure: {error}", hint="see `jobs-backup failed --help`") from error
     except RecursionError as error:
         raise InvalidEvent("no failure: nested too deeply") from error
@@ -103,6 +105,18 @@ def parse_failure(json: bytes) -> Failure:
         created_at=told.created_at,
         failed_at=told.failed_at,
     )
+
+
+def _told(json: bytes) -> ToldFailure:
+    try:
+        return _decode(json)
+    except msgspec.DecodeError:
+        if (parsed := surrogates.stand_in(json)) is None:
+            raise
+    # Python's reader takes lone surrogates. The payload may be large, and stays JSON.
+    members = {name: surrogates.original(json, parsed, value) for name, value in _members(parsed).items()}
+    told = {name: msgspec.Raw(value) if name == "payload" else loads(value) for name, value in members.items()}
+    return msgspec.convert(told, ToldFailure)
 
 
 def failure_record(failure: Failure, stream_of: Callable[[int], Stream | None]) -> FailureRecord:

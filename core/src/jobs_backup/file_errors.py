@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs_backup.errors import JobsBackupError, NotSupported, ObjectNotFound, PermissionDenied, Unavailable
+from jobs_backup.exhaustion import explain
 
 LACKING: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 """What a file system answers to an operation that it does not have. Some have more numbers for single operations."""
@@ -34,10 +35,6 @@ _OF_THE_KEY: Final[Mapping[int, tuple[str, str]]] = {
 }
 """What another object need not meet."""
 _MAY_PASS: Final[Mapping[int, str]] = {
-    errno.ENOSPC: "free space on the file system of {root}",
-    errno.EDQUOT: "free space in {root}, or raise this user's quota",
-    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
-    errno.ENFILE: "raise the machine's limit of open files (`sysctl fs.file-max`)",
     errno.EIO: "look at the disk of {root}, and at the kernel's log",
     errno.ESTALE: "mount {root} again",
     errno.ENOTCONN: "mount {root} again",
@@ -69,12 +66,9 @@ def _translated(what: str, error: OSError, root: Path) -> JobsBackupError:
     if number in LACKING or number in _OF_THE_KEY:
         why, hint = _OF_THE_KEY.get(number, (f"the file system of {root} cannot do this", _ELSEWHERE))
         return lacks(f"{what}: {why}: {said}", hint)
-    if error.errno == errno.ENOSPC and not _inodes(root):
-        return Unavailable(
-            f"{what}: no inode is left", hint=f"remove files on the file system of {root}, or make one with more inodes"
-        )
-    hint = _MAY_PASS.get(number, "look at the file system of {root}")
-    return Unavailable(f"{what}: {said}", hint=hint.format(root=root))
+    hint = _MAY_PASS.get(number, "look at the file system of {root}").format(root=root)
+    why, hint = explain(error, root, hint)
+    return Unavailable(f"{what}: {why}", hint=hint)
 
 
 def lacks(message: str, hint: str) -> NotSupported:
@@ -115,12 +109,3 @@ def warnings(root: Path, work: str) -> list[str]:
                 " with long ids of sources and workspaces, objects can't be written"
             )
     return found
-
-
-def _inodes(root: Path) -> bool:
-    """Whether any is left; also where the file system does not count them."""
-    try:
-        found = os.statvfs(root)
-    except OSError:
-        return True
-    return found.f_favail > 0 or found.f_files == 0

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from unicodedata import category
 
 FIELDS: Final = {
@@ -36,6 +38,33 @@ FIELDS: Final = {
 _ALWAYS: Final = ("time", "level", "logger", "message")
 _ADDED: Final = tuple(name for name in FIELDS if name not in (*_ALWAYS, "exception"))
 _TEXT: Final = "%(asctime)s %(levelname)s %(message)s"
+
+
+class BestEffortLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose handlers, filters and formatters may fail: what comes of a diagnostic never stops the work."""
+
+    def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
+        """As it is: a LoggerAdapter would replace `extra`."""
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log, or show on standard error why not, where `logging` shows such errors of its own."""
+        try:
+            super().log(level, msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
+        except Exception:  # noqa: BLE001 - of an application's code, whatever it raises
+            if logging.raiseExceptions:
+                with suppress(Exception):
+                    traceback.print_exc()
+
+
+def logger_of(module: str) -> BestEffortLogger:
+    """A module's logger."""
+    return BestEffortLogger(logging.getLogger(module), None)
+
+
+def plural(count: int, noun: str) -> str:
+    """So many of them: `1 event`, `2,000 events`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def printable(text: str) -> str:

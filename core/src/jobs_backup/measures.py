@@ -40,14 +40,16 @@ class Recorded:
 
     Attributes:
         events, bytes: kind -> how many lines, and their bytes before compression.
+        rejected: lines of inputs that could not be used.
         commit_seconds: of one group commit, compressing and waiting for the disk.
     """
 
-    __slots__ = ("bytes", "commit_seconds", "events")
+    __slots__ = ("bytes", "commit_seconds", "events", "rejected")
 
     def __init__(self) -> None:
         self.events: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
+        self.rejected = 0
         self.commit_seconds = Histogram(COMMIT_SECONDS)
 
     def add(self, kind: str, events: int, size: int) -> None:

@@ -6,7 +6,6 @@ An application with a registry of its own registers a collector there: `REGISTRY
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import platform
 import threading
@@ -19,11 +18,11 @@ from jobs_backup import __version__
 from jobs_backup.backup import Backup
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.installing import how_to_install
-from jobs_backup.logs import printable
+from jobs_backup.logs import logger_of, printable
 from jobs_backup.measures import Histogram
 from jobs_backup.model import Kind
 from jobs_backup.spool.overview import Total
-from jobs_backup.spool.status import Status, watch
+from jobs_backup.spool.status import Limits, Status, watch
 
 try:
     from prometheus_client import CollectorRegistry, Metric, ProcessCollector
@@ -32,7 +31,7 @@ try:
 except ImportError as error:
     raise ConfigurationError("metrics need prometheus-client", hint=how_to_install("jobs-backup", extra="metrics")) from error
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _FRESH_SECONDS: Final = 1.0
 _SHARE: Final = 0.1
@@ -42,6 +41,7 @@ HELP: Final = {
     "build": "Version, Python and provider of this process.",
     "recorded_events": "Events and failures that were recorded (of this process).",
     "recorded_bytes": "Bytes of their lines before compression (of this process).",
+    "rejected_lines": "Lines of inputs that were rejected (of this process).",
     "acknowledged_events": "Deliveries that were acknowledged (of this process).",
     "commit_seconds": "Seconds of a group commit: compressing, and waiting for the disk (of this process).",
     "attempts": "Attempts to call a hook of the provider: 'ok' or the code of the error (of this process).",
@@ -74,6 +74,8 @@ HELP: Final = {
     "open_uploads": "Multipart uploads: those that are being sent, and those that are still to be aborted (of the spool).",
     "unreadable_files": "Files of dead processes whose events nobody can send so far (of the spool).",
     "quarantined_files": "Files with damaged events that nobody has seen to (of the spool).",
+    "rejected_files": "Files in 'rejects/' with lines that were no events, until somebody removes them (of the spool).",
+    "rejected_bytes": "Bytes of them (of the spool).",
 }
 """Every metric, without its prefix and without the suffix of its type."""
 
@@ -127,7 +129,7 @@ class Metrics(Collector):
             begun = time.monotonic()
             if begun >= self._looked_until:
                 try:
-                    self._found = watch(self._backup.spool.directory, upload_frequency=self._backup.settings.upload_frequency)
+                    self._found = watch(self._backup.spool.directory, Limits.of(self._backup.settings))
                 except (JobsBackupError, OSError) as failure:
                     self._found = None
                     self._errors += 1
@@ -142,6 +144,7 @@ class Metrics(Collector):
         yield InfoMetricFamily("jobs_backup_build", HELP["build"], value=build)
         yield _by_kind("recorded_events", recorded.events)
         yield _by_kind("recorded_bytes", recorded.bytes)
+        yield _counter("rejected_lines", recorded.rejected)
         yield _counter("acknowledged_events", backup.spool.acknowledged)
         commits = HistogramMetricFamily("jobs_backup_commit_seconds", HELP["commit_seconds"])
         commits.add_metric([], *_buckets(recorded.commit_seconds))
@@ -189,6 +192,8 @@ class Metrics(Collector):
         yield _gauges("open_uploads", "state", uploads)
         yield _gauge("unreadable_files", len(status.unreadable))
         yield _gauge("quarantined_files", len({one.file for one in status.quarantine}))
+        yield _gauge("rejected_files", len(status.rejected))
+        yield _gauge("rejected_bytes", sum(one.bytes for one in status.rejected))
 
 
 class RequestMetrics(Collector):

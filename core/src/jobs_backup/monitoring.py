@@ -22,14 +22,15 @@ from jobs_backup import listening
 from jobs_backup.backup import Backup
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, JobsBackupError
-from jobs_backup.logs import printable
+from jobs_backup.exhaustion import explain
+from jobs_backup.logs import logger_of, printable
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from jobs_backup.metrics import Metrics
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 FILE_SECONDS: Final = 15.0
 """How often the metrics file is written."""
@@ -118,16 +119,15 @@ def metrics_file(backup: Backup, path: Path) -> Generator[None]:
     try:
         _write(backup, path)
     except OSError as error:
-        raise ConfigurationError(
-            f"JOBS_BACKUP_METRICS_FILE={path}: {error.strerror}", hint="name a file in a directory that can be written"
-        ) from error
+        why, hint = explain(error, path, "name a file in a directory that can be written")
+        raise ConfigurationError(f"JOBS_BACKUP_METRICS_FILE={path}: {why}", hint=hint) from error
     end = threading.Event()
 
     def write() -> None:
         try:
             _write(backup, path)
         except OSError as error:
-            log.warning("the metrics can't be written to %s, tried again: %s", path, error.strerror)
+            log.warning("the metrics can't be written to %s, tried again: %s", path, explain(error, path, "").why)
 
     def work() -> None:
         while not end.wait(FILE_SECONDS):

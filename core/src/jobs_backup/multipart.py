@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -24,11 +23,12 @@ from jobs_backup.errors import (
     Unproven,
     UploadGone,
 )
+from jobs_backup.logs import logger_of
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
 from jobs_backup.spool import Spool
 from jobs_backup.spool.uploads import JournaledUpload
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _BEGINNINGS: Final = 3
 """How often a lost upload is begun anew before the batch has to wait."""

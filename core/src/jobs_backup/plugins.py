@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -16,10 +15,11 @@ from jobs_backup.disclosure import shown, without_credentials
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION
 from jobs_backup.installing import how_to_install
+from jobs_backup.logs import logger_of
 from jobs_backup.settings import Settings
 from jobs_backup.values import Secret
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 _SHORTEST: Final = 16
 
 

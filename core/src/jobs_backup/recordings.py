@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, cast
 
 from jobs_backup import encoding
 from jobs_backup.encoding import Payload
@@ -28,6 +28,15 @@ def raw_stream(workspace_id: str, source_id: str) -> Stream:
         except (AttributeError, UnicodeEncodeError) as error:
             raise InvalidEvent(f"{name} {value!a} is no text that can be written as UTF-8") from error
     return Stream(Kind.RAW, workspace_id, source_id)
+
+
+def each_of(payloads: object) -> Iterator[Payload | Event]:
+    """Iterate over payloads. Raises InvalidEvent: it is one payload, whose characters or keys would be taken for payloads."""
+    kind = type(payloads)
+    if not isinstance(payloads, Iterable) or issubclass(kind, (Mapping, str, bytes, bytearray, memoryview)):
+        one = kind.__name__
+        raise InvalidEvent(f"record_many takes a list of payloads, not one {one}: pass a list", hint="`record` takes one payload")
+    return iter(cast(Iterable[Payload | Event], payloads))
 
 
 class Chunk:

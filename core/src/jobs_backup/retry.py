@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -14,11 +13,12 @@ import msgspec
 from tenacity import RetryCallState, Retrying
 
 from jobs_backup.errors import JobsBackupError
+from jobs_backup.logs import logger_of
 
 T = TypeVar("T")
 Attempted = Callable[[Exception | None, float], None]
 """What is told of each attempt: its error, None for success; and how long it took, in seconds."""
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):

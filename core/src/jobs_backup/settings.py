@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import logging
 import math
 import os
 import re
@@ -17,11 +16,12 @@ import msgspec
 
 from jobs_backup.disclosure import credential_in, is_plain, may_be_credential, shown, without_credentials
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.logs import logger_of
 from jobs_backup.values import Duration, Endpoint, Secret, Size, redacted
 
 __all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Variable", "redacted", "shown"]
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 

@@ -56,7 +56,7 @@ def main(file: Path) -> None:
     except JobsBackupError as error:
         _end(error.one_line(), _NOT_DONE if error.retryable else _MISUSED)
     except BrokenPipeError:
-        sys.exit(_NOT_DONE)  # its reader has enough
+        sys.exit(0)  # its reader has enough
     except OSError as error:
         _end(f"{error.filename or 'standard output'}: {error.strerror}", _NOT_DONE)
 

@@ -36,7 +36,7 @@ def archive(once: bool, metrics_port: int | None, as_json: bool) -> None:
         port = None if once else settings.metrics_port if metrics_port is None else metrics_port
         settings = msgspec.structs.replace(settings, metrics_port=port)
         with monitored_backup(settings, stop) as backup:
-            summary = Summary(backup, "events", of_all=once)
+            summary = Summary(backup, "events", of_all=once, records=False)
             with progress(backup, [], "events") as shown:
                 if not once:
                     while not stop.wait(0.5):

@@ -9,6 +9,7 @@ from typing import Final
 import click
 import msgspec
 
+from jobs_backup import surrogates
 from jobs_backup.backup import Backup
 from jobs_backup.cli.intake import InputOptions, inputs_of, take_in
 from jobs_backup.cli.options import with_environment
@@ -64,7 +65,7 @@ class _Deliveries:
 
 def _job(line: bytes) -> int | None:
     try:
-        given = _decode(line)
+        given = surrogates.decode(_decode, line)[0]
     except msgspec.DecodeError as error:
         raise InvalidEvent(f"no job id: {error}", hint="write a string or a whole number a line") from error
     return None if given is None else job_id(given)

@@ -361,10 +361,11 @@ class Intake(Generic[T]):
 
     def _reject(self, why: str, rejects: Rejects) -> None:
         self._summary.rejected += 1
+        self._spool.recorded.rejected += 1
         if self._summary.rejected <= _REPORTED:
             say(why, "Rejected")
         elif self._summary.rejected == _REPORTED + 1:
-            say("more lines can't be used; they are in the rejects file, too", "Rejected")
+            say("more lines are rejected; they are in the rejects file, too", "Rejected")
         if rejects.path not in self._summary.rejects:
             self._summary.rejects.append(rejects.path)
 

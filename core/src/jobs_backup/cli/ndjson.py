@@ -18,6 +18,7 @@ from jobs_backup.cli.formats import NotPacked, Source, Stopped, Unpacked, refuse
 from jobs_backup.cli.identity import Fingerprint, Position, Sample, SeenFile
 from jobs_backup.encoding import MAX_PAYLOAD
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.exhaustion import explain
 
 MAX_LINE: Final = MAX_PAYLOAD
 """Bytes of a line (not less than a block): a longer one would not fit into memory, and is no event."""
@@ -63,7 +64,8 @@ class Input:
         try:
             status = os.fstat(0) if path is None else _check(path)
         except OSError as error:
-            raise ConfigurationError(f"{self.name}: {error.strerror}", hint="name a readable file of NDJSON") from error
+            why, hint = explain(error, Path(self.name), "name a readable file of NDJSON")
+            raise ConfigurationError(f"{self.name}: {why}", hint=hint) from error
         self.size = status.st_size if path is not None and stat.S_ISREG(status.st_mode) else None
         """Bytes of the file; None for a stream, which can't be read again."""
         self.lock = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:32]
@@ -336,7 +338,7 @@ def _errors(name: str) -> Generator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigurationError(
-            f"{name}: {getattr(error, 'strerror', None) or error}",
-            hint="what was read before is recorded; repair the file and run again",
-        ) from error
+        why, hint = str(error), "repair the file"
+        if isinstance(error, OSError):
+            why, hint = explain(error, Path(name), hint)
+        raise ConfigurationError(f"{name}: {why}", hint=f"what was read before is recorded; {hint} and run again") from error

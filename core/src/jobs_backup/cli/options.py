@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.exhaustion import explain
 from jobs_backup.logs import configure, is_json, json_line, printable
 
 INCOMPLETE: Final = 1
@@ -34,6 +35,13 @@ def say(text: str, code: str = "", *, level: int | None = None) -> None:
         click.echo(json_line(time.time(), logging.getLevelName(level), "jobs_backup.cli", text, {"code": code}), err=True)
         return
     click.echo(f"jobs-backup: {printable(text)}" + (f" [{code}]" if code else ""), err=True)
+
+
+def only_one(_context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """For an option that counts once: which of several is meant, nobody knows. As `callback=` beside `multiple=True`."""
+    if len(given) > 1:
+        raise click.BadParameter(f"{option.opts[0]} is given {len(given)} times, and counts once")
+    return given[0] if given else None
 
 
 def show_usage(error: click.ClickException) -> None:
@@ -76,8 +84,9 @@ def of_machine(error: BaseException) -> JobsBackupError | None:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return JobsBackupError("a thread could not be started", hint="look at the limits of processes and memory")
     if isinstance(error, OSError):
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return JobsBackupError(f"{where}{error.strerror or error}", hint="look at the disk, the permissions and the limits")
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        why, hint = explain(error, Path(where), "look at the disk, the permissions and the limits")
+        return JobsBackupError(f"{where}: {why}" if where else why, hint=hint)
     return None
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
+import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import click
 import msgspec
@@ -24,9 +27,10 @@ from jobs_backup.destination import Destination
 from jobs_backup.encoding import microseconds
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
-from jobs_backup.logs import printable
+from jobs_backup.logs import plural, printable
 from jobs_backup.model import Kind
-from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known, listed, read_cursor, write_cursor
+from jobs_backup.replay import Knowledge, Query, Replay, Selection, known, listed, read_cursor, sources_in, write_cursor
+from jobs_backup.replay import knowledge as find_knowledge
 from jobs_backup.values import Duration
 
 _REPORTED: Final = 20
@@ -51,8 +55,8 @@ def _time(option: str, text: str | None) -> int | None:
 @click.command()
 @click.option("--since", help="The first time that is wanted: 2026-11-24, 2026-11-24T09:30:00Z (UTC), or 2h ago.")
 @click.option("--until", help="The first time behind those that are wanted.")
-@click.option("--source-id", help="Of this source alone.")
-@click.option("--workspace-id", help="Of this workspace alone.")
+@click.option("--source-id", "source_ids", multiple=True, help="Of this source alone; several times for several.")
+@click.option("--workspace-id", "workspace_ids", multiple=True, help="Of this workspace alone; several times for several.")
 @click.option(
     "--kind", type=click.Choice([kind.value for kind in Kind]), default="raw", show_default=True, help="Events, or failures."
 )
@@ -74,8 +78,8 @@ def _time(option: str, text: str | None) -> int | None:
 def replay(
     since: str | None,
     until: str | None,
-    source_id: str | None,
-    workspace_id: str | None,
+    source_ids: tuple[str, ...],
+    workspace_ids: tuple[str, ...],
     kind: str,
     limit: int | None,
     payload_only: bool,
@@ -97,8 +101,7 @@ def replay(
     Example:
       jobs-backup replay --source-id web --since 2h --dry-run --env-file docker.env
     """
-    for option, text in (("--source-id", source_id), ("--workspace-id", workspace_id), ("--after", after)):
-        check_text(option, text or "")
+    _check_texts(("--source-id", source_ids), ("--workspace-id", workspace_ids), ("--after", (after,)))
     _check_output(as_json=as_json, to_stdout=not (dry_run or output))
     summarize_failures()
     settings = read_settings()
@@ -106,17 +109,16 @@ def replay(
         kind=Kind(kind),
         since=_time("--since", since),
         until=_time("--until", until),
-        source_id=source_id,
-        workspace_id=workspace_id,
+        source_ids=source_ids,
+        workspace_ids=workspace_ids,
     )
     began = time.monotonic()
-    problem: JobsBackupError | None = None
     with stopping() as stop:
         destination = Destination.from_settings(settings, os.environ, stop=stop)
         if wrapped_only and not destination.wrappers.applied:
             raise ConfigurationError("--wrapped-only, and JOBS_BACKUP_WRAPPERS names none that makes objects", hint="name it there")
         place = clean_prefix(settings.prefix) if lists else None
-        chosen = [destination.location, place, kind, since, until, source_id, workspace_id, lists, wrapped_only]
+        chosen = [destination.location, place, kind, since, until, sorted(source_ids), sorted(workspace_ids), lists, wrapped_only]
         selection = msgspec.json.encode(chosen)
         begin, query = read_cursor(after, selection, query) if after else ("", query)
         asked = msgspec.json.encode([*chosen, payload_only, limit, after]).decode()
@@ -131,35 +133,70 @@ def replay(
             window=settings.upload_concurrency,
         )
         target.restore(found)
-        try:
-            each = (_listed if lists else _known)(settings, destination, query, "" if dry_run else begin)
-            objects = Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
-        except JobsBackupError as error:
-            _stop(error)
+        knowledge, objects = _find(settings, destination, query, "" if dry_run else begin, found.seen, stop, lists=lists)
         if dry_run:
-            if stop.is_set():
-                sys.exit(INCOMPLETE)
-            _tell_totals(objects, destination.location, as_json=as_json)
-            return
-        try:
-            found.run(objects, target.write, stop, lambda: target.reached(found), begin)
-        except JobsBackupError as error:
-            problem = error
+            gaps = Gaps.of(query, knowledge, None if query.kind is Kind.FAILED else found.seen)
+            _tell_totals(objects, destination.location, gaps, stop, as_json=as_json)
+        problem = _error_of(lambda: found.run(objects, target.write, stop, lambda: target.reached(found), begin))
         objects.close()
-    complete = found.finished and problem is None and not found.damaged
-    try:
-        (target.finish if complete else target.leave)()
-    except JobsBackupError as error:
-        problem, complete = problem or error, False
+    gaps = Gaps.of(query, knowledge, found.seen if found.finished else None)
+    complete = found.finished and problem is None and not found.damaged and not gaps
+    if (unfinished := _error_of(target.finish if complete else target.leave)) is not None:
+        problem, complete = problem or unfinished, False
     seconds = time.monotonic() - began
     cursor = write_cursor(found.cursor, selection, query) if found.cursor else ""
     if as_json:
-        _tell_json(found, cursor, seconds, complete=complete)
-    _report(found, cursor, destination.location, seconds, problem, target.part)
+        _tell_json(found, cursor, seconds, gaps, complete=complete)
+    if target.is_closed:
+        problem = None  # whoever reads, such as `head`, has what it wants
+        say("output closed early", "Incomplete", level=logging.INFO)
+    _report(found, cursor, destination.location, seconds, problem, target.part, gaps)
     if problem is not None:
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
-    if found.damaged or stop.is_set():
-        sys.exit(INCOMPLETE)
+    sys.exit(INCOMPLETE if found.damaged or stop.is_set() or gaps else 0)
+
+
+def _check_texts(*given: tuple[str, Collection[str]]) -> None:
+    for option, texts in given:
+        for text in texts:
+            check_text(option, text)
+
+
+def _find(
+    settings: CoreSettings,
+    destination: Destination,
+    query: Query,
+    after: str,
+    seen: set[str],
+    stop: threading.Event,
+    *,
+    lists: bool,
+) -> tuple[Knowledge | None, Selection]:
+    """The objects, and what the catalog knows of them; None with --list."""
+    try:
+        if lists:
+            knowledge = None
+            prefix = clean_prefix(settings.prefix)
+            if query.kind is Kind.FAILED:  # of which there may be none, and keys do not tell the source
+                seen.update(sources_in(destination, prefix, query), query.workspace_ids)
+            each = listed(destination, prefix, query, after, seen)
+        else:
+            knowledge = find_knowledge(settings.spool_path, destination.location, query)
+            if knowledge.elsewhere:
+                say(f"{plural(knowledge.elsewhere, 'object')} in other buckets left out")
+            each = known(settings.spool_path, destination.location, query, after)
+        return knowledge, Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
+    except JobsBackupError as error:
+        say(error.one_line(), error.code)
+        sys.exit(INCOMPLETE if error.retryable else MISUSED)
+
+
+def _error_of(step: Callable[[], object]) -> JobsBackupError | None:
+    try:
+        step()
+    except JobsBackupError as error:
+        return error
+    return None
 
 
 def _check_output(*, as_json: bool, to_stdout: bool) -> None:
@@ -169,31 +206,61 @@ def _check_output(*, as_json: bool, to_stdout: bool) -> None:
         raise ConfigurationError("events go to standard output, which is closed", hint="open it, or give --output")
 
 
-def _listed(settings: CoreSettings, destination: Destination, query: Query, begin: str) -> Iterator[Found]:
-    return listed(destination, clean_prefix(settings.prefix), query, begin)
+class Gaps(NamedTuple):
+    """What keeps a replay from being called complete, although everything was given that was found.
+
+    Attributes:
+        unseen: what was asked for and never seen.
+        missing: why not everything can be found.
+    """
+
+    unseen: tuple[str, ...]
+    missing: str
+    hint: str
+    known_since: str = ""
+    """When the catalog was made; empty with --list."""
+
+    def __bool__(self) -> bool:
+        return bool(self.unseen or self.missing)
+
+    @classmethod
+    def of(cls, query: Query, knowledge: Knowledge | None, seen: Collection[str] | None) -> Gaps:
+        """`knowledge` is the catalog's; None with --list, where `seen` has the ids that were found, None if that is not known."""
+        if knowledge is None:
+            given = [("source", query.source_ids), ("workspace", query.workspace_ids)]
+            unseen = [] if seen is None else [f"{what} {one!r}" for what, ids in given for one in ids if one not in seen]
+            return cls(tuple(unseen), "", "correct it")
+        return cls(knowledge.unseen, knowledge.missing, _meant(knowledge), knowledge.since)
+
+    def report(self) -> None:
+        if self.unseen:
+            say(f"{', '.join(self.unseen)} was never seen: {self.hint}", "UnknownSource")
+        if self.missing:
+            say(f"this spool's catalog does not know everything: {self.missing}: --list finds it in the bucket", "Forgotten")
 
 
-def _known(settings: CoreSettings, destination: Destination, query: Query, begin: str) -> Iterator[Found]:
-    if others := elsewhere(settings.spool_path, destination.location, query):
-        say(f"{others:,} objects are left out that stand in other buckets")
-    return known(settings.spool_path, destination.location, query, begin)
+def _meant(knowledge: Knowledge) -> str:
+    names = [one.partition(" ")[2].strip("'\"") for one in knowledge.unseen]
+    meant = [close for name in names for close in difflib.get_close_matches(name, knowledge.seen, 1)]
+    if meant:
+        return f"did you mean {', '.join(map(repr, meant))}?"
+    return f"this spool knows {', '.join(map(repr, knowledge.seen[:_REPORTED])) or 'none'}; --list looks in the bucket"
 
 
-def _stop(error: JobsBackupError) -> NoReturn:
-    say(error.one_line(), error.code)
-    sys.exit(INCOMPLETE if error.retryable else MISUSED)
-
-
-def _tell_totals(selection: Selection, location: str, *, as_json: bool) -> None:
+def _tell_totals(selection: Selection, location: str, gaps: Gaps, stop: threading.Event, *, as_json: bool) -> NoReturn:
+    if stop.is_set():
+        sys.exit(INCOMPLETE)
     objects, size, events = selection.totals()
     if as_json:
-        print_json({"objects": objects, "bytes": size, "events": events})
+        print_json({"objects": objects, "bytes": size, "events": events, "unseen": gaps.unseen, "missing": gaps.missing})
     else:
-        known_events = "" if events is None else f", with up to {events:,} events"
-        click.echo(printable(f"{objects:,} objects ({size:,} bytes{known_events}) in {location}"))
+        known_events = "" if events is None else f", with up to {plural(events, 'event')}"
+        click.echo(printable(f"{plural(objects, 'object')} ({plural(size, 'byte')}{known_events}) in {location}"))
+    gaps.report()
+    sys.exit(INCOMPLETE if gaps else 0)
 
 
-def _tell_json(found: Replay, cursor: str, seconds: float, *, complete: bool) -> None:
+def _tell_json(found: Replay, cursor: str, seconds: float, gaps: Gaps, *, complete: bool) -> None:
     told = {
         "complete": complete,
         "events": found.events,
@@ -202,25 +269,37 @@ def _tell_json(found: Replay, cursor: str, seconds: float, *, complete: bool) ->
         "after": cursor,
         "damaged": [one.key for one in found.damaged],
         "unwrapped": found.unwrapped,
+        "unseen": gaps.unseen,
+        "missing": gaps.missing,
+        "known_since": gaps.known_since,
         "seconds": round(seconds, 3),
     }
     print_json(told)
 
 
-def _report(found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, part: Path | None) -> None:
+def _report(
+    found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, part: Path | None, gaps: Gaps
+) -> None:
     for one in found.damaged[:_REPORTED]:
         say(one.error.one_line(), "DamagedObject")
     if len(found.damaged) > _REPORTED:
-        say(f"and {len(found.damaged) - _REPORTED:,} more objects", "DamagedObject")
+        say(f"and {plural(len(found.damaged) - _REPORTED, 'more object')}", "DamagedObject")
     if error is not None:
         say(error.one_line(), error.code)
     for format_, count in found.unwrapped.items():
-        say(f"{count:,} of the objects have no .{format_}: they were recorded without it, or somebody else has written them")
-    say(f"{found.events:,} events of {found.objects:,} objects ({found.bytes:,} bytes) from {location}; {seconds:.1f} s")
+        say(
+            f"{plural(count, 'object')} without .{format_}: recorded without it, or written by somebody else",
+        )
+    given = f"{plural(found.events, 'event')} of {plural(found.objects, 'object')} ({plural(found.bytes, 'byte')})"
+    known_to = f", as this spool has known it since {gaps.known_since}" if gaps.known_since else ""
+    say(f"{given} from {location}{known_to}; {seconds:.1f} s")
+    gaps.report()
     if part is not None and found.damaged:
-        lacks = f"{part} lacks {len(found.damaged):,} objects"
+        lacks = f"{part} lacks {plural(len(found.damaged), 'object')}"
         say(f"{lacks}: repair them and run the same command again, or use the file as it is", "Incomplete")
     elif part is not None and not found.finished:
         say("this was not all: the same command resumes it", "Incomplete")
+    elif part is not None and gaps:
+        say(f"{part} has what was found, and keeps this name since it is not everything", "Incomplete")
     elif (found.limited or not found.finished) and cursor:
         say(f"this was not all: resume with the same options and --after '{cursor}'", "Incomplete")

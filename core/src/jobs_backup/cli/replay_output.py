@@ -13,21 +13,16 @@ from typing import BinaryIO, Final
 import msgspec
 
 from jobs_backup.cli.output import Output
-from jobs_backup.errors import ConfigurationError, JobsBackupError
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.exhaustion import explain
 from jobs_backup.fsync import sync_directory, sync_file
-from jobs_backup.replay import Query, Replay
+from jobs_backup.replay import Query, Replay, Unwritten
 
 _GRACE_SECONDS: Final = 1.0
 
 
-class Incomplete(JobsBackupError):
-    """What was read could not be written."""
-
-    retryable = True
-
-
-def _unwritten(why: str) -> Incomplete:
-    return Incomplete(f"not all events were written: {why}", hint="go on with --after")
+def _unwritten(why: str, written: int) -> Unwritten:
+    return Unwritten(f"not all events were written: {why}", hint="go on with --after", written=written)
 
 
 class Stdout:
@@ -38,7 +33,13 @@ class Stdout:
 
     def __init__(self, query: Query, stop: threading.Event) -> None:
         self.query = query
-        self.write = Output(stop, _GRACE_SECONDS, _unwritten).write
+        self._output = Output(stop, _GRACE_SECONDS, _unwritten)
+        self.write = self._output.write
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its reader has closed it."""
+        return self._output.is_closed
 
     def restore(self, replay: Replay) -> None:
         """Nothing was kept."""
@@ -75,15 +76,19 @@ class OutputFile:
     From an object on that is damaged or missing, the position stays where it was: the same command tries that object again.
     """
 
+    is_closed = False
+
     def __init__(self, path: Path, asked: str, query: Query) -> None:
+        if not path.name or os.path.isdir(path):  # noqa: PTH112 - which takes every path
+            raise ConfigurationError(f"--output {path} is a directory", hint="give the name of a file")
         self.query = query
         self._path = path
         self._asked = asked
         self.part = path.with_name(path.name + ".part")
         self._note = path.with_name(path.name + ".position")
         self.begin = ""
-        self._refuse_to_replace()
         try:
+            self._refuse_to_replace()
             with ExitStack() as opened:
                 descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 self._file: BinaryIO = opened.enter_context(os.fdopen(descriptor, "r+b"))
@@ -99,10 +104,11 @@ class OutputFile:
         except BlockingIOError:
             raise ConfigurationError(f"{self.part}: another process is writing it", hint="wait for its end") from None
         except OSError as error:
-            raise ConfigurationError(f"{self.part}: {error.strerror}", hint="give another --output") from error
+            why, hint = explain(error, self.part, "give another --output")
+            raise ConfigurationError(f"{self.part}: {why}", hint=hint) from error
 
     def _refuse_to_replace(self) -> None:
-        if self._path.exists():
+        if os.path.lexists(self._path):
             raise ConfigurationError(f"{self._path} exists", hint="remove it, or give another --output")
 
     def _known(self) -> _Position | None:
@@ -159,4 +165,5 @@ class OutputFile:
         try:
             step()
         except OSError as error:
-            raise Incomplete(f"{self.part}: {error.strerror}", hint="the same command goes on") from error
+            why, hint = explain(error, self.part, "see to it")
+            raise Unwritten(f"{self.part}: {why}", hint=f"{hint}; the same command goes on") from error

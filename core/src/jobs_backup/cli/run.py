@@ -11,7 +11,7 @@ import click
 from jobs_backup import encoding
 from jobs_backup.backup import Backup
 from jobs_backup.cli.intake import InputOptions, inputs_of, take_in
-from jobs_backup.cli.options import check_text, with_environment, with_input_options
+from jobs_backup.cli.options import check_text, only_one, with_environment, with_input_options
 from jobs_backup.cli.output import Output
 from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.cli.streams import can_output
@@ -23,8 +23,19 @@ from jobs_backup.spool.writer import Recording
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
-@click.option("--source-id", required=True, help="The source that the events come from; the first part of their keys.")
-@click.option("--workspace-id", help="The workspace that the source belongs to.  [default: JOBS_BACKUP_WORKSPACE_ID]")
+@click.option(
+    "--source-id",
+    required=True,
+    multiple=True,
+    callback=only_one,
+    help="The source that the events come from; the first part of their keys.",
+)
+@click.option(
+    "--workspace-id",
+    multiple=True,
+    callback=only_one,
+    help="The workspace that the source belongs to.  [default: JOBS_BACKUP_WORKSPACE_ID]",
+)
 @with_input_options
 @click.option("--emit-ids", is_flag=True, help="Print the job id of each line as soon as it is durable, null where there is none.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -101,6 +112,6 @@ class _Events:
             self._ids.write(b"".join(b"null\n" if line is None else b'"%d"\n' % next(ids) for line in found))
 
 
-def _unprinted(why: str) -> JobsBackupError:
+def _unprinted(why: str, _written: int) -> JobsBackupError:
     hint = "what was recorded until then is safe, and its object stays"
     return JobsBackupError(f"not all job ids were printed: {why}", hint=hint)

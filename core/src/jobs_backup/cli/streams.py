@@ -1,4 +1,5 @@
-"""Standard output and standard error of the command: output that is lost is an error, a diagnostic that is lost is not."""
+"""Standard output and standard error of the command: output that is lost is an error, unless its reader has enough;
+a diagnostic that is lost is not."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from jobs_backup.errors import JobsBackupError
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
-_WHY: Final = {errno.EPIPE: "output closed early", errno.EBADF: "it is closed"}
+_WHY: Final = {errno.EBADF: "it is closed"}
 _PATIENCE: Final = 2.0
 """Seconds that a diagnostic waits for a reader that has stopped."""
 
@@ -44,6 +45,11 @@ def can_output() -> bool:
         return fcntl.fcntl(_STDOUT, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
     except OSError:
         return False
+
+
+def is_reader_gone() -> bool:
+    """Whether the reader of standard output has closed it, so that nothing more need be printed."""
+    return bool(getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "is_reader_gone", False))
 
 
 def print_json(value: object) -> None:
@@ -84,11 +90,15 @@ def _stream(raw: Callable[[int], io.FileIO], descriptor: int, before: Any) -> io
 
 
 class _Output(io.FileIO):
-    """Raises JobsBackupError the first time it cannot write; from then on it is known, and the interpreter's end is quiet."""
+    """Raises JobsBackupError the first time it cannot write; from then on it is known, and the interpreter's end is quiet.
+
+    A reader that goes away, as `head` does, has what it wants: the rest is dropped.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._is_lost = False
+        self.is_reader_gone = False
 
     def write(self, data: Any, /) -> int:
         if self._is_lost:
@@ -98,6 +108,9 @@ class _Output(io.FileIO):
             while written is None:  # somebody made it non-blocking  # pyright: ignore[reportUnnecessaryComparison]
                 select.select([], [self], [])
                 written = super().write(data)
+        except BrokenPipeError:
+            self._is_lost = self.is_reader_gone = True
+            return len(data)
         except OSError as error:
             self._is_lost = True
             why = _WHY.get(error.errno or 0, error.strerror)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from jobs_backup.archiver import Archiver
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import INCOMPLETE, REJECTED, machine_errors, say
 from jobs_backup.cli.progress import Progress
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
+from jobs_backup.logs import logger_of, plural
 from jobs_backup.spool import Waiting, WaitingDeletes
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 Counted = Literal["events", "ids", "failures"]
 """What a command counts, by its name in the summary as JSON."""
 
-_COUNTED: Final = {"events": "events recorded", "ids": "job ids read", "failures": "failures recorded"}
 _LOOK: Final = 0.1
 _REPORTED: Final = 20
 
@@ -37,12 +37,14 @@ class Unfinished(NamedTuple):
 class Summary:
     """What a command has done."""
 
-    def __init__(self, backup: Backup, counted: Counted, *, go_on: str = "", of_all: bool = False) -> None:
+    def __init__(self, backup: Backup, counted: Counted, *, go_on: str = "", of_all: bool = False, records: bool = True) -> None:
         """`go_on` tells how to read the rest of an input, empty if there is no way.
 
         `of_all`: it is complete only once nothing is left in the spool, of other processes either.
+        `records`: whether the command counts anything, and does not only send.
         """
         self._backup = backup
+        self._records = records
         self._of_all = of_all
         self._counted: Counted = counted
         self._go_on = go_on
@@ -120,11 +122,11 @@ class Summary:
         self._deletes = self._backup.spool.waiting_deletes()
         if self._unknown:
             hint = "acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS"
-            self.problem(UnknownJob(f"{self._unknown:,} of the job ids are unknown, all others were taken", hint=hint))
+            self.problem(UnknownJob(f"{plural(self._unknown, 'job id')} unknown, all others were taken", hint=hint))
         if damages := self._backup.spool.quarantined():
             self.problem(
                 SpoolCorrupt(
-                    f"damaged in the spool and set aside: {sum(damage.events for damage in damages):,} events or more, in"
+                    f"damaged in the spool and set aside: {plural(sum(damage.events for damage in damages), 'event')} or more, in"
                     f" {self._backup.spool.directory / 'quarantine'}",
                     hint="`jobs-backup status` tells which; look at the disk; remove the files there when you have seen to them",
                 )
@@ -176,19 +178,27 @@ class Summary:
             "problems": [f"{one.one_line()} [{one.code}]" for one in self.problems],
         }
 
+    def _done(self, archiver: Archiver) -> Iterator[str]:
+        """What this command has done, and nothing that is not its own."""
+        sent, deleted = archiver.sent, archiver.deleter.deleted
+        resumed = ", resumed where the last run ended" if self.resumed else ""
+        if self._counted == "ids":
+            unknown = f", {self._unknown:,} unknown" if self._unknown else ""
+            yield f"{plural(self.count - self._unknown, 'event')} acknowledged{unknown}"
+        elif self._records:
+            yield f"{plural(self.count, self._counted.removesuffix('s'))} recorded{resumed}"
+        if self._counted != "ids" or sent.objects:
+            objects = f"{plural(sent.events, 'event')} in {plural(sent.objects, 'object')}"
+            yield f"{objects} ({plural(sent.bytes, 'byte')}) stored in {self._backup.location}"
+        if deleted:
+            yield f"{plural(deleted, 'object')} deleted, all of whose events were delivered"
+
     def _print(self, *, interrupted: bool) -> None:
         backup, seconds = self._backup, time.monotonic() - self._began
         if backup.archiver is not None:
-            sent, deleted = backup.archiver.sent, backup.archiver.deleter.deleted
-            went_on = ", going on where the last run ended" if self.resumed else ""
-            say(
-                f"{self.count:,} {_COUNTED[self._counted]}{went_on}; {sent.events:,} events in {sent.objects:,} objects"
-                f" ({sent.bytes:,} bytes) stored in {backup.location}"
-                + (f"; {deleted:,} objects deleted, all of whose events were delivered" if deleted else "")
-                + f"; {seconds:.1f} s"
-            )
+            say(f"{'; '.join(self._done(backup.archiver))}; {seconds:.1f} s")
         if self.rejected:
-            say(f"{self.rejected:,} lines can't be used and were put aside: {', '.join(map(str, self.rejects))}", "Rejected")
+            say(f"{plural(self.rejected, 'line')} rejected, in {', '.join(map(str, self.rejects))}", "Rejected")
         for problem in self.problems:
             say(problem.one_line(), problem.code)
         if interrupted:
@@ -199,21 +209,25 @@ class Summary:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
             lost = "" if str(backup.spool.directory) in one.error else "nothing is lost: "  # else a file of the spool is missing
             say(
-                f"{one.events:,} events wait in {backup.spool.directory} for {one.location}{why}"
+                f"{plural(one.events, 'event')} {_verb(one.events, 'wait')} in {backup.spool.directory} for {one.location}{why}"
                 f" — {lost}{alternative}`jobs-backup archive --once` sends them",
                 "Waiting",
             )
         if self._of_all and self._open_elsewhere:
             say(
-                f"{self._open_elsewhere:,} events are in open batches of processes that are alive: they seal them within"
+                f"{plural(self._open_elsewhere, 'event')} in open batches of processes that are alive: they seal them within"
                 " JOBS_BACKUP_UPLOAD_FREQUENCY, or when they end",
                 "Waiting",
             )
         for deletes in self._deletes:
             why = f"{deletes.error}: {deletes.hint}" if deletes.error else "an attempt to write them may still arrive"
-            say(f"{deletes.objects:,} objects in {deletes.location} are to be deleted, and are not yet: {why}", "DeletesWaiting")
+            say(f"{plural(deletes.objects, 'object')} in {deletes.location} still to be deleted: {why}", "DeletesWaiting")
         for key, error, hint in self._open_uploads:
             say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}", "UploadOpen")
+
+
+def _verb(count: int, verb: str) -> str:
+    return f"{verb}s" if count == 1 else verb
 
 
 def _error_of(step: Callable[[], object]) -> JobsBackupError | None:

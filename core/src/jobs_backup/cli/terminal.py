@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs_backup.backup import Backup
 from jobs_backup.cli.ndjson import Input
@@ -25,15 +26,19 @@ class Terminal:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
+            TextColumn("{task.fields[size]}"),
             TextColumn("{task.fields[count]:,} {task.fields[unit]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
             transient=True,
         )
-        self._read = self._bars.add_task("read", total=total, count=0, unit=counted, note="")
-        self._stored = self._bars.add_task("stored", total=None, count=0, unit="objects", note="")
+        self._of = f" of {decimal(total)}" if total else ""
+        # Only of a command that reads something.
+        self._read = self._bars.add_task(
+            "read", total=total or None, count=0, unit=counted, note="", size=decimal(0), visible=bool(inputs)
+        )
+        self._stored = self._bars.add_task("stored", total=None, count=0, unit="objects", note="", size=decimal(0))
         self._count = 0
         self._before = 0
         self._last = 0
@@ -44,7 +49,9 @@ class Terminal:
         if read < self._last:  # the next file has begun
             self._before += self._last
         self._last = read
-        self._bars.update(self._read, completed=self._before + read, count=self._count)
+        self._bars.update(
+            self._read, completed=self._before + read, count=self._count, size=decimal(self._before + read) + self._of
+        )
         self.look()
 
     def look(self) -> None:
@@ -52,7 +59,7 @@ class Terminal:
         if self._archiver is not None:
             sent, error = self._archiver.sent, self._archiver.paused
             note = printable(f"waiting: {error}") if error else ""
-            self._bars.update(self._stored, completed=sent.bytes, count=sent.objects, note=note)
+            self._bars.update(self._stored, completed=sent.bytes, count=sent.objects, note=note, size=decimal(sent.bytes))
 
     def __enter__(self) -> Self:
         self._bars.start()

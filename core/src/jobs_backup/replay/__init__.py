@@ -1,7 +1,21 @@
 """Events back from the bucket: `selection` finds the objects, `lines` knows what is in them, `replay` gives it."""
 
 from jobs_backup.replay.cursor import read_cursor, write_cursor
-from jobs_backup.replay.replay import Damaged, Replay
-from jobs_backup.replay.selection import Found, Query, Selection, elsewhere, known, listed
+from jobs_backup.replay.replay import Damaged, Replay, Unwritten
+from jobs_backup.replay.selection import Found, Knowledge, Query, Selection, knowledge, known, listed, sources_in
 
-__all__ = ["Damaged", "Found", "Query", "Replay", "Selection", "elsewhere", "known", "listed", "read_cursor", "write_cursor"]
+__all__ = [
+    "Damaged",
+    "Found",
+    "Knowledge",
+    "Query",
+    "Replay",
+    "Selection",
+    "Unwritten",
+    "knowledge",
+    "known",
+    "listed",
+    "read_cursor",
+    "sources_in",
+    "write_cursor",
+]

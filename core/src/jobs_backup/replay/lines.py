@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final, cast
 import msgspec
 from isal import igzip
 
+from jobs_backup import surrogates
 from jobs_backup.encoding import microseconds
 from jobs_backup.errors import IntegrityError
 from jobs_backup.model import Kind
@@ -22,8 +23,11 @@ from jobs_backup.replay.selection import Found, Query
 _BLOCK: Final = 1 << 20
 
 
-def picker(query: Query, found: Found, *, payload_only: bool) -> Callable[[bytes], bytes]:
-    """What of a line is wanted; empty if nothing is. Lines are looked into only where it has to be."""
+def picker(query: Query, found: Found, seen: set[str], *, payload_only: bool) -> Callable[[bytes], bytes]:
+    """What of a line is wanted; empty if nothing is. Lines are looked into only where it has to be.
+
+    Sources and workspaces of the query that are found in lines, and nowhere else, are added to `seen`.
+    """
     begin, end = found.bounds
     since = query.since if query.since is not None and begin < query.since else None
     until = query.until if query.until is not None and end >= query.until else None
@@ -31,22 +35,28 @@ def picker(query: Query, found: Found, *, payload_only: bool) -> Callable[[bytes
         since, until = query.since, query.until
     # With the catalog, objects are chosen by what it knows of them.
     by_line = query.kind is Kind.FAILED and found.crc32c is None
-    source = query.source_id if by_line else None
-    workspace = query.workspace_id if by_line else None
-    if not payload_only and all(one is None for one in (since, until, source, workspace)):
+    sources = query.source_ids if by_line else ()
+    workspaces = query.workspace_ids if by_line else ()
+    if not payload_only and since is None and until is None and not sources and not workspaces:
         return lambda line: line if not line.isspace() else b""
 
     def pick(line: bytes) -> bytes:
         if line.isspace():
             return b""
-        event = _decode(line)
+        event, parsed = surrogates.decode(_decode, line)
+        if sources:
+            if event.source not in sources:
+                return b""
+            seen.add(event.source)
+        if workspaces:
+            if event.workspace not in workspaces:
+                return b""
+            seen.add(event.workspace)
         if since is not None or until is not None:
             at = event.at
             if (since is not None and at < since) or (until is not None and at >= until):
                 return b""
-        if (source is not None and event.source != source) or (workspace is not None and event.workspace != workspace):
-            return b""
-        return event.content if payload_only else line
+        return surrogates.original(line, parsed, event.content) if payload_only else line
 
     return pick
 

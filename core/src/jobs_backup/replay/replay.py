@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
@@ -24,13 +25,29 @@ from jobs_backup.errors import (
     PermissionDenied,
     WrapperMissing,
 )
+from jobs_backup.exhaustion import explain
 from jobs_backup.layout import formats_of
 from jobs_backup.replay.lines import opened, picker
 from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
 
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK: Final = 1 << 20
 _MAX_LINE: Final = 2 * MAX_PAYLOAD
 """Bytes: a payload, and what stands around it."""
+
+
+class Unwritten(JobsBackupError):
+    """A block could not be written; `written` bytes of it were."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, hint: str = "", written: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.written = written
+
+    @property
+    def code(self) -> str:
+        return "Incomplete"
 
 
 class Damaged(NamedTuple):
@@ -51,6 +68,7 @@ class Replay:
         unwrapped: format of an active wrapper -> how many of the objects were made without it.
         finished: whether all was given that was asked for.
         limited: whether there is more, behind the limit.
+        seen: sources and workspaces of the query of which something was found in lines.
     """
 
     def __init__(
@@ -81,6 +99,7 @@ class Replay:
         self.unwrapped: Counter[str] = Counter()
         self.finished = False
         self.limited = False
+        self.seen: set[str] = set()
 
     def run(
         self,
@@ -95,6 +114,7 @@ class Replay:
         Raises:
             ConfigurationError: `after` is not a place in this selection.
             StorageError: nothing can be read. What was given until then is told by `cursor`.
+            Unwritten: `write` has raised it.
         """
         key, lines = split_cursor(after)
         self.cursor = after
@@ -166,7 +186,7 @@ class Replay:
         try:
             self._destination.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in _NO_ROOM:
                 raise
             raise _no_room(error) from error
         if not known:
@@ -177,15 +197,24 @@ class Replay:
 
     def _give(self, found: Found, file: BinaryIO, skip: int, write: Callable[[bytes], object], stop: threading.Event) -> bool:
         """Returns whether to go on."""
-        pick = picker(self._query, found, payload_only=self._payload_only)
+        pick = picker(self._query, found, self.seen, payload_only=self._payload_only)
         block: list[bytes] = []
+        places: list[int] = []
         size, number, goes_on = 0, 0, True
 
         def flush() -> None:
             if block:
-                write(b"".join(block))
+                data = b"".join(block)
+                try:
+                    write(data)
+                except Unwritten as error:
+                    if written := data.count(b"\n", 0, error.written):
+                        self.events += written
+                        self.cursor = f"{found.key}:{places[written - 1] + 1}"
+                    raise
                 self.events += len(block)
             block.clear()
+            places.clear()
             if number > skip:
                 self.cursor = f"{found.key}:{number}"
 
@@ -202,6 +231,7 @@ class Replay:
                         raise IntegrityError(f"{found.key}: line {number + 1} is no event: {error}") from None
                     if wanted:
                         block.append(wanted if wanted.endswith(b"\n") else wanted + b"\n")
+                        places.append(number)
                 size += len(line)  # also where nothing is wanted: `stop` is looked at
                 number += 1
                 if size >= _BLOCK:
@@ -231,7 +261,10 @@ def _temporary() -> BinaryIO:
 
 
 def _no_room(error: OSError) -> ConfigurationError:
-    return ConfigurationError(f"no temporary file could be written: {error.strerror}", hint="set TMPDIR to a directory with room")
+    why, hint = explain(error, Path(tempfile.gettempdir()), "set TMPDIR to a directory with room")
+    if error.errno in _NO_ROOM:
+        hint = "set TMPDIR to a directory with room"
+    return ConfigurationError(f"a temporary file cannot be written: {why}", hint=hint)
 
 
 def _close(file: BinaryIO, _: object = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,6 +14,7 @@ import msgspec
 from jobs_backup.destination import Destination
 from jobs_backup.errors import ConfigurationError, SpoolError
 from jobs_backup.layout import FAILED, ParsedKey, parse_key, safe_id
+from jobs_backup.logs import plural
 from jobs_backup.model import Kind
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.overview import StoredObject
@@ -21,12 +23,13 @@ from jobs_backup.spool.status import look
 _PAGE: Final = 1000
 _SECOND: Final = 1_000_000
 _NEVER: Final = 1 << 62
+_LEAST: Final = -_NEVER
 _SLACK: Final = 300 * _SECOND
 """Threads record at the same time, and clocks are set back: some events of an object may lie a little outside of its times."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wanted; None: all of them. Times in microseconds since 1970, of `createdAt` (raw) or `failedAt` (failed).
+    """What is wanted; None, or no ids: all of them. Times in microseconds since 1970, of `createdAt` (raw) or `failedAt` (failed).
 
     Attributes:
         since: the first one that is wanted.
@@ -36,8 +39,32 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind = Kind.RAW
     since: int | None = None
     until: int | None = None
-    source_id: str | None = None
-    workspace_id: str | None = None
+    source_ids: tuple[str, ...] = ()
+    workspace_ids: tuple[str, ...] = ()
+
+    def wants(self, workspace_id: str, source_id: str) -> bool:
+        """Whether a stream is wanted."""
+        return (not self.source_ids or source_id in self.source_ids) and (
+            not self.workspace_ids or workspace_id in self.workspace_ids
+        )
+
+
+class Knowledge(NamedTuple):
+    """What the catalog of a spool knows of what a query asks for.
+
+    Attributes:
+        since: when it was made. What other spools stored, it does not know.
+        missing: why it cannot find all that this spool stored; empty if it can.
+        elsewhere: objects that stand in other buckets.
+        unseen: sources and workspaces of the query of which nothing was ever recorded.
+        seen: the sources and workspaces that there are.
+    """
+
+    since: str
+    missing: str
+    elsewhere: int
+    unseen: tuple[str, ...]
+    seen: tuple[str, ...]
 
 
 class Found(NamedTuple):
@@ -92,7 +119,7 @@ class Selection:
         rows = self._db.execute("SELECT * FROM objects WHERE key=?", (begin,)).fetchall() if begin else []
         if begin and not rows:
             raise ConfigurationError(f"there is no object {begin!r} among those that are asked for", hint="correct --after")
-        first = rows[0][:3] if rows else (-_NEVER, 0, "")
+        first = rows[0][:3] if rows else (_LEAST, 0, "")
         found = self._db.execute(
             "SELECT * FROM objects WHERE (first, tie, key) >= (?, ?, ?) AND (key!=? OR NOT ?) ORDER BY first, tie, key",
             (*first, begin, behind),
@@ -119,16 +146,33 @@ def known(directory: Path, location: str, query: Query, after: str = "") -> Iter
         while rows := catalog.overview.stored(location, query.kind, begin, _PAGE):
             begin = rows[-1].id
             for row in rows:
-                is_of_them = query.source_id in (None, row.stream.source_id)
-                is_of_them &= query.workspace_id in (None, row.stream.workspace_id)
-                if is_of_them and not _is_outside(query, row.first_at, row.last_at):
+                if query.wants(row.stream.workspace_id, row.stream.source_id) and not _is_outside(query, row.first_at, row.last_at):
                     yield _found(row)
 
 
-def elsewhere(directory: Path, location: str, query: Query) -> int:
-    """How many objects of the query's kind, source and workspace the catalog knows to stand in other buckets. Raises as `known`."""
+def knowledge(directory: Path, location: str, query: Query) -> Knowledge:
+    """What the catalog of a spool knows of a query. Raises as `known`."""
     with _catalog(directory) as catalog:
-        return catalog.overview.stored_elsewhere(location, query.kind, query.source_id, query.workspace_id)
+        since, lost_until = catalog.overview.knowledge()
+        elsewhere = [one for one in catalog.overview.stored_elsewhere(location, query.kind) if query.wants(*one[:2])]
+        begin = _LEAST if query.since is None else query.since - _SLACK
+        end = _NEVER if query.until is None else query.until + _SLACK
+        forgotten = [one for one in catalog.overview.forgotten(location, query.kind, begin, end) if query.wants(*one[:2])]
+        workspaces, sources = (sorted(set(ids)) for ids in list(zip(*catalog.overview.streams(), strict=True)) or [(), ()])
+    reasons: list[str] = []
+    if forgotten:
+        objects, events = sum(one.objects for one in forgotten), sum(one.events for one in forgotten)
+        reasons.append(f"{plural(objects, 'object')} with {plural(events, 'event')} forgotten (JOBS_BACKUP_CATALOG_DAYS)")
+    if lost_until and begin < lost_until:
+        reasons.append(f"it, or one before it, was lost or replaced by an older copy before {_date(lost_until)}")
+    unseen = [f"source {one!r}" for one in query.source_ids if one not in sources]
+    unseen += [f"workspace {one!r}" for one in query.workspace_ids if one not in workspaces]
+    seen = [*(sources if query.source_ids else ()), *(workspaces if query.workspace_ids else ())]
+    return Knowledge(_date(since), "; ".join(reasons), sum(one.objects for one in elsewhere), tuple(unseen), tuple(seen))
+
+
+def _date(at: int) -> str:
+    return datetime.fromtimestamp(at // _SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @contextmanager
@@ -155,7 +199,7 @@ def _bounds(first: int, last: int) -> tuple[int, int]:
     return min(first, last) - _SLACK, max(first, last) + _SLACK
 
 
-def listed(destination: Destination, prefix: str, query: Query, after: str = "") -> Iterator[Found]:
+def listed(destination: Destination, prefix: str, query: Query, after: str = "", seen: set[str] | None = None) -> Iterator[Found]:
     """The objects of a query that are in the bucket, as far as their keys tell: RudderStack's, too.
 
     All keys of the source are looked at, whatever time is asked for: the day in a key is that of its first event alone. Raw
@@ -164,22 +208,45 @@ def listed(destination: Destination, prefix: str, query: Query, after: str = "")
     then the order of the keys decides (of failures that of the first job ids).
 
     The object of the cursor `after` comes, too, so that its place is known: it may have been deleted since it was read.
+    Sources and workspaces of the query of which there is a key, of any time, are added to `seen`; the sources of failures are in
+    their lines.
 
     Raises:
         PermissionDenied: the permission to list is missing.
     """
     below = f"{prefix}/" if prefix else ""
-    where = f"{below}{FAILED}/" if query.kind is Kind.FAILED else below
-    if query.kind is Kind.RAW and query.source_id is not None:
-        where = f"{below}{safe_id(query.source_id)}/gw/"
+    if query.kind is Kind.FAILED:
+        places = [f"{below}{FAILED}/"]
+    else:
+        places = [f"{below}{safe_id(source)}/gw/" for source in sorted(set(query.source_ids))] or [below]
     if after and (place := parse_key(split_cursor(after)[0], prefix)) is not None and place.kind is query.kind:
         yield _of_key(place, split_cursor(after)[0], 0)
+    for below_it in places:
+        yield from _listed(destination, below_it, prefix, query, set() if seen is None else seen)
+
+
+def sources_in(destination: Destination, prefix: str, query: Query) -> set[str]:
+    """Which sources of a query have raw objects in the bucket: one may have those, and no failures. Raises as `listed`."""
+    below = f"{prefix}/" if prefix else ""
+    return {source for source in query.source_ids if destination.list(f"{below}{safe_id(source)}/gw/", "").objects}
+
+
+def _listed(destination: Destination, place: str, prefix: str, query: Query, seen: set[str]) -> Iterator[Found]:
+    sources, workspaces = ({safe_id(one): one for one in ids} for ids in (query.source_ids, query.workspace_ids))
     token: str | None = ""
     while token is not None:
-        page = destination.list(where, token)
+        page = destination.list(place, token)
         for one in page.objects:
             parsed = parse_key(one.key, prefix)
-            if parsed is not None and _is_wanted(parsed, query):
+            if parsed is None or parsed.kind is not query.kind:
+                continue
+            if sources and parsed.source is not None and parsed.source not in sources:
+                continue
+            found = (sources.get(parsed.source or ""), None if parsed.workspace is None else workspaces.get(parsed.workspace))
+            seen.update(one for one in found if one is not None)
+            if workspaces and parsed.workspace is not None and parsed.workspace not in workspaces:
+                continue
+            if parsed.last is None or not _is_outside(query, parsed.first * _SECOND, (parsed.last + 1) * _SECOND):
                 yield _of_key(parsed, one.key, one.size)
         token = page.after
 
@@ -189,18 +256,6 @@ def _of_key(parsed: ParsedKey, key: str, size: int) -> Found:
     if parsed.last is None:
         return Found(first, parsed.first_job or 0, key, _NEVER, size, None, None)
     return Found(first, parsed.last, key, (parsed.last + 1) * _SECOND, size, None, None)
-
-
-def _is_wanted(parsed: ParsedKey, query: Query) -> bool:
-    if parsed.kind is not query.kind:
-        return False
-    if query.workspace_id is not None and parsed.workspace not in (None, safe_id(query.workspace_id)):
-        return False
-    if parsed.last is None:
-        return True
-    if query.source_id is not None and parsed.source != safe_id(query.source_id):
-        return False
-    return not _is_outside(query, parsed.first * _SECOND, (parsed.last + 1) * _SECOND)
 
 
 def split_cursor(cursor: str) -> tuple[str, int | None]:

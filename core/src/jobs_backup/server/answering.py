@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import secrets
 import time
@@ -13,6 +12,7 @@ from typing import Any, Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs_backup.logs import logger_of
 from jobs_backup.monitoring import path_of
 from jobs_backup.server import answers, openapi
 from jobs_backup.server.answers import Refused
@@ -21,7 +21,7 @@ from jobs_backup.server.memory import Memory, Share
 from jobs_backup.server.origins import Origins
 from jobs_backup.server.requests import Requests
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _PATHS: Final = frozenset(openapi.PATHS)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +13,10 @@ from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError, Spoo
 
 _COME_AGAIN: Final = 5.0
 """Seconds, until there may be room."""
+MAX_INDEXES: Final = 100
+NOWHERE: Final = -1
+"""The index of what is wrong with a body as a whole."""
+_SHOWN: Final = 20
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -41,6 +45,24 @@ class Refused(JobsBackupError):
         return self.named
 
 
+class Faulty(Refused):
+    """Some of what a request has cannot be used, so that nothing of it was taken.
+
+    Attributes:
+        indexes: the places of what cannot be used, from 0; at most MAX_INDEXES.
+    """
+
+    def __init__(self, faults: Sequence[tuple[int, InvalidEvent | UnknownJob]], count: int) -> None:
+        """`count` is how many there are."""
+        first = faults[0][1]
+        message = first.message
+        if count > 1:
+            message = "; ".join(f"{index}: {error.message}" for index, error in faults[:_SHOWN])
+            message = f"{count:,} of them cannot be used: {message}" + ("; ..." if count > _SHOWN else "")
+        super().__init__(404 if isinstance(first, UnknownJob) else 400, first.code, message, hint=first.hint)
+        self.indexes = [index for index, _ in faults]
+
+
 class Error(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Why a request was refused. Nothing of it was taken, unless the message says otherwise.
 
@@ -48,7 +70,8 @@ class Error(msgspec.Struct, kw_only=True, omit_defaults=True):
         code: names the section of docs/messages.md that tells what to do.
         message: what is wrong, with what.
         hint: what can be done about it.
-        index: the place of the event, id or failure that is wrong, from 0.
+        index: the place of the first event, id or failure that is wrong, from 0.
+        indexes: the places of all that are wrong, if there are several; at most 100.
         request_id: as in the header X-Request-ID, and in the log.
     """
 
@@ -56,6 +79,7 @@ class Error(msgspec.Struct, kw_only=True, omit_defaults=True):
     message: str
     hint: str = ""
     index: int | None = None
+    indexes: Sequence[int] = ()
     request_id: str = ""
 
 
@@ -75,10 +99,13 @@ def of_error(error: JobsBackupError, request_id: str) -> Response:
     retry_after: float | None = getattr(error, "retry_after", None)
     headers: dict[str, str] = {}
     index: int | None = None
+    indexes: Sequence[int] = ()
     if isinstance(error, Refused):
         status, headers = error.status, error.headers
+        if isinstance(error, Faulty):
+            index, indexes = error.indexes[0], error.indexes if len(error.indexes) > 1 else ()
     elif isinstance(error, InvalidEvent):
-        status, index = 400, error.index
+        status, index = 400, None if error.index == NOWHERE else error.index
     elif isinstance(error, UnknownJob):
         status, index = 404, getattr(error, "index", None)
     elif isinstance(error, (SpoolError, BackupClosed)):
@@ -87,5 +114,5 @@ def of_error(error: JobsBackupError, request_id: str) -> Response:
         status = 500
     if retry_after is not None:
         headers = {**headers, "Retry-After": str(math.ceil(retry_after))}
-    told = Error(code=error.code, message=error.message, hint=error.hint, index=index, request_id=request_id)
+    told = Error(code=error.code, message=error.message, hint=error.hint, index=index, indexes=indexes, request_id=request_id)
     return json(ErrorAnswer(error=told), status, headers)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -17,12 +16,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from jobs_backup import monitoring
+from jobs_backup import monitoring, surrogates
 from jobs_backup.async_backup import AsyncBackup
 from jobs_backup.backup import Backup
 from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError, StorageError, UnknownJob
 from jobs_backup.failures import FailureRecord, parse_failure
 from jobs_backup.jobs import job_id
+from jobs_backup.logs import logger_of
 from jobs_backup.recordings import raw_stream
 from jobs_backup.server import answers, bodies, openapi, payloads
 from jobs_backup.server.access import Access, Caller
@@ -34,11 +34,11 @@ from jobs_backup.server.memory import Memory, Share
 from jobs_backup.server.openapi import RUDDER_BATCHES, RUDDER_TYPES, Acknowledged, Recorded, Reported
 from jobs_backup.server.requests import Requests
 from jobs_backup.server.settings import ServerSettings
-from jobs_backup.spool.status import read_status
+from jobs_backup.spool.status import Limits, read_status
 from jobs_backup.spool.writer import Recording
 
 T = TypeVar("T")
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _ANSWER_SECONDS: Final = 60.0
 """For committing, and for the answer to be taken; who does not read it must not keep a connection for ever."""
@@ -166,7 +166,7 @@ class App:
         type_ = payloads.media_type(request.headers.get("content-type", ""))
 
         def read(body: Body, share: Share) -> list[int]:
-            return _each(payloads.ids(body.read(), type_, self._max_events, share), _job)
+            return [job for _, job in payloads.each(payloads.ids(body.read(), type_, self._max_events, share), _job)]
 
         ids = await self._read(request, read)
         self._rate.take(caller.name, len(ids))
@@ -207,12 +207,11 @@ class App:
                 raise InvalidEvent("jobId is a number", hint=_AS_STRING)
             return self._backup.failure_record(failure)
 
-        self._backup.record_failures(_each(told, record))
+        self._backup.record_failures([made for _, made in payloads.each(told, record)])
 
     async def _status(self, request: Request) -> Response:
         self._access.everything(request.headers)
-        settings = self._backup.settings
-        read = functools.partial(read_status, self._backup.spool.directory, upload_frequency=settings.upload_frequency)
+        read = functools.partial(read_status, self._backup.spool.directory, Limits.of(self._backup.settings))
         return answers.json(await asyncio.to_thread(read))
 
     async def _metrics(self, request: Request) -> Response:
@@ -280,23 +279,11 @@ def _named(request: Request, name: str) -> str:
 def _check_error(failure: bytes) -> None:
     """Raises Refused (413)."""
     try:
-        size = len(bytes(_error_of(failure).error))
+        size = len(bytes(surrogates.decode(_error_of, failure)[0].error))
     except (msgspec.DecodeError, RecursionError):
         return  # which is told when it is parsed
     if size > _MAX_ERROR:
         raise Refused(413, "TooLarge", f"the error of a failure has more than {_MAX_ERROR:,} bytes", hint="shorten it")
-
-
-def _each(parts: Iterable[bytes], read: Callable[[bytes], T]) -> list[T]:
-    """Raises what `read` raises, with the place of the one that is wrong."""
-    found: list[T] = []
-    for index, part in enumerate(parts):
-        try:
-            found.append(read(part))
-        except (InvalidEvent, UnknownJob) as error:
-            error.index = index
-            raise
-    return found
 
 
 def _job(part: bytes) -> int:

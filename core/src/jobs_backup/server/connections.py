@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -13,10 +12,11 @@ from uvicorn import Config
 from uvicorn.protocols.http.zttp_impl import RequestResponseCycle, ZttpProtocol
 from uvicorn.server import ServerState
 
+from jobs_backup.logs import logger_of
 from jobs_backup.server import answers
 from jobs_backup.server.answers import Refused
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 KEEP_ALIVE_SECONDS: Final = 75
 _STATE: Final = "jobs_backup.connection"
 _MAX_AHEAD: Final = 128 << 10

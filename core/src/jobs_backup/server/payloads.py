@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from jobs_backup import encoding
-from jobs_backup.errors import InvalidEvent
+from jobs_backup import encoding, surrogates
+from jobs_backup.errors import InvalidEvent, UnknownJob
 from jobs_backup.model import Stream
-from jobs_backup.server.answers import Refused
+from jobs_backup.server.answers import MAX_INDEXES, NOWHERE, Faulty, Refused
 from jobs_backup.server.memory import MEMBER_BYTES, Share
 from jobs_backup.spool.writer import Recording
+from jobs_backup.surrogates import Text
+
+T = TypeVar("T")
+Raws = list[msgspec.Raw]
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -85,7 +90,7 @@ def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
         yield from _lines(body, most, share)
     elif _ARRAY.match(body):
         _check_count(_count_array, body, most, share)
-        yield from map(bytes, _decoded(_array, body))
+        yield from _members(_array, _count_array, body, lambda found: found)
     else:
         yield body
 
@@ -98,13 +103,13 @@ def ids(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
         if (members := body.count(b",") + 1) > most:  # there are no commas within an id
             raise _too_many(most)
         _charge(share, body, members)
-        yield from map(bytes, _decoded(_array, body))
+        yield from map(bytes, _decoded(_array, body)[0])
 
 
 def batch(body: bytes, most: int, share: Share) -> Iterator[bytes]:
     """The events of RudderStack's `/v1/batch`. Raises as `parts`."""
     _check_count(_count_batch, body, most, share)
-    yield from map(bytes, _decoded(_batch, body).batch)
+    yield from _members(_batch, _count_batch, body, lambda found: found.batch)
 
 
 def _lines(body: bytes, most: int, share: Share) -> Iterator[bytes]:
@@ -115,22 +120,42 @@ def _lines(body: bytes, most: int, share: Share) -> Iterator[bytes]:
         yield line[0]
 
 
-def _check_count(count: Callable[[bytes], Any], body: bytes, most: int, share: Share) -> None:
+def _check_count(count: Callable[[Text], Any], body: bytes, most: int, share: Share) -> None:
     """Raises Refused, or InvalidEvent, whose `index` is the place of the one that is no object."""
     members = body.count(b",") + 1
     if members > most:  # or they are commas within
-        _counted.members, _counted.most = 0, most
-        try:
-            _decoded(count, body)
-        except InvalidEvent as error:
-            error.index = _counted.members
-            raise
-        members = _counted.members
+        members = _count(count, body, most)
     _charge(share, body, members)
 
 
+def _count(count: Callable[[Text], Any], body: bytes, most: float) -> int:
+    """The members that are objects. Raises Refused, or InvalidEvent with the index of the one that is none."""
+
+    def anew(text: Text) -> Any:
+        _counted.members, _counted.most = 0, most
+        return count(text)
+
+    try:
+        _decoded(anew, body)
+    except InvalidEvent as error:
+        if _counted.members or count is _count_array:  # else it may be what stands before the events
+            error.index = _counted.members
+        raise
+    return int(_counted.members)
+
+
+def _members(decode: Callable[[Text], T], count: Callable[[Text], Any], body: bytes, of: Callable[[T], Raws]) -> Iterator[bytes]:
+    try:
+        found, parsed = _decoded(decode, body)
+    except InvalidEvent:
+        _count(count, body, math.inf)
+        raise
+    return surrogates.originals(body, parsed, of(found))
+
+
 def _charge(share: Share, body: bytes, members: int) -> None:
-    share.need(2 * len(body) + members * MEMBER_BYTES)
+    copies = 3 if surrogates.may_have(body) else 2
+    share.need(copies * len(body) + members * MEMBER_BYTES)
 
 
 def _too_many(most: int) -> Refused:
@@ -141,7 +166,7 @@ def _too_many(most: int) -> Refused:
 def typed(event: bytes, type_: str) -> bytes:
     """An event with its type, where it has none: a call of `/v1/track` need not repeat it. Raises InvalidEvent."""
     event = event.strip(_SPACE)
-    if _decoded(_typed, event).type is not msgspec.UNSET:
+    if _decoded(_typed, event)[0].type is not msgspec.UNSET:
         return event
     rest = event[1:].lstrip(_SPACE)
     return b'{"type":"%b"%b%b' % (type_.encode(), b"" if rest[:1] == b"}" else b",", rest)
@@ -151,19 +176,14 @@ def recording(stream: Stream, payloads: Iterable[bytes], share: Share) -> Record
     """The payloads as lines.
 
     Raises:
-        InvalidEvent: one of them is wrong; its `index` is the place of it.
+        Faulty: some of them are wrong.
         Refused: 503: too much is in memory.
     """
     at = encoding.now()
     text = encoding.timestamp(at)
     lines: list[bytes] = []
     size = charged = 0
-    for index, payload in enumerate(payloads):
-        try:
-            line = encoding.raw_line(payload, text)
-        except InvalidEvent as error:
-            error.index = index
-            raise
+    for payload, line in each(payloads, lambda payload: encoding.raw_line(payload, text)):
         lines.append(line)
         size += len(payload) + len(line) + MEMBER_BYTES
         if size >= charged:
@@ -173,10 +193,32 @@ def recording(stream: Stream, payloads: Iterable[bytes], share: Share) -> Record
     return Recording(stream, lines, first_at=at, last_at=at)
 
 
-def _decoded(decode: Any, body: bytes) -> Any:
+def each(parts: Iterable[bytes], read: Callable[[bytes], T]) -> Iterator[tuple[bytes, T]]:
+    """Each part, and what `read` makes of it, up to the first that it cannot use; those behind it are only looked at.
+
+    Raises:
+        Faulty: at the end, if there were any.
+    """
+    faults, count = list[tuple[int, InvalidEvent | UnknownJob]](), 0
+    for index, part in enumerate(parts):
+        try:
+            made = read(part)
+        except (InvalidEvent, UnknownJob) as error:
+            count += 1
+            if count <= MAX_INDEXES:
+                faults.append((index, error))
+            continue
+        if not faults:
+            yield part, made
+    if faults:
+        raise Faulty(faults, count)
+
+
+def _decoded(decode: Callable[[Text], T], body: bytes) -> tuple[T, Text]:
+    """See `surrogates.decode`. Raises InvalidEvent."""
     try:
-        return decode(body)
+        return surrogates.decode(decode, body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidEvent(f"the body can't be used: {error}", hint="see /openapi.json") from None
+        raise InvalidEvent(f"the body can't be used: {error}", hint="see /openapi.json", index=NOWHERE) from None
     except RecursionError:
-        raise InvalidEvent("the body can't be used: nested too deeply") from None
+        raise InvalidEvent("the body can't be used: nested too deeply", index=NOWHERE) from None

@@ -17,12 +17,13 @@ import uvicorn
 from jobs_backup import listening
 from jobs_backup.backup import Backup
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.logs import logger_of
 from jobs_backup.server.access import Access
 from jobs_backup.server.app import App
 from jobs_backup.server.connections import KEEP_ALIVE_SECONDS, Connections
 from jobs_backup.server.settings import ServerSettings
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _SPARE_CONNECTIONS: Final = 64
 """Beyond what may be open: they are told so; those beyond these are cut."""

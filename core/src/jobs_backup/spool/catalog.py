@@ -22,7 +22,7 @@ from jobs_backup.spool.deliveries import (
 )
 from jobs_backup.spool.overview import Overview
 from jobs_backup.spool.rows import BatchHeader, BatchRow, Damage, Placement, Seal, Waiting
-from jobs_backup.spool.schema import SCHEMA, UPGRADES, VERSION
+from jobs_backup.spool.schema import REBUILT, SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.uploads import MAX_DELAY, UploadJournal, writable
 
 _SELECT_ROW: Final = (
@@ -43,9 +43,17 @@ class Catalog:
         overview: what is going on.
     """
 
-    def __init__(self, path: Path, *, durability: Durability, only_reads: bool = False, notes_clock: bool = True) -> None:
-        """`notes_clock`: this process uses the spool, so that those of later boots can go on from what its clocks show now."""
-        self._database = Database(path, SCHEMA, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
+    def __init__(
+        self, path: Path, *, durability: Durability, only_reads: bool = False, notes_clock: bool = True, is_rebuilt: bool = False
+    ) -> None:
+        """Open it; where it does not exist, make it.
+
+        `notes_clock`: this process uses the spool, so that those of later boots can go on from what its clocks show now.
+        `is_rebuilt`: if it is made, another one was there before.
+        """
+        is_rebuilt = is_rebuilt and file_version(path) == 0
+        schema = f"{SCHEMA.rstrip()};\n{REBUILT}" if is_rebuilt else SCHEMA
+        self._database = Database(path, schema, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
         try:
             self.clock = Clock(self.set_clock() if notes_clock and not only_reads else self._look_at_clock())
         except BaseException:
@@ -305,7 +313,9 @@ class Catalog:
 
     @writes
     def skip_numbers(self, db: sqlite3.Connection, last: int) -> None:
-        """Give no number up to this one any more."""
+        """Give no number up to this one any more. One that was not given means that this catalog is an older copy."""
+        if last > db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0]:
+            db.execute(REBUILT)
         db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (last,))
 
     @reads
@@ -347,6 +357,7 @@ class Catalog:
     @writes
     def adopt(self, db: sqlite3.Connection, batch: int, header: BatchHeader, blobs: str) -> None:
         """Take up an open batch that a blob file has and this catalog does not know. It may have been sent already."""
+        db.execute(REBUILT)
         db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (header.location,))
         db.execute(
             "INSERT INTO batches (id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id,"

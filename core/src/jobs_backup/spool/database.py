@@ -18,6 +18,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 import msgspec
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.exhaustion import NO_INODES, Explained, explain, has_inodes
 from jobs_backup.fsync import sync_directory
 from jobs_backup.installing import how_to_install
 
@@ -534,13 +535,15 @@ def database_errors(path: Path) -> Generator[None]:
     except sqlite3.Error as error:
         raise _sqlite_error(path, error) from error
     except OSError as error:
-        raise SpoolError(
-            f"{path}: {error.strerror}", hint="look at the disk and the permissions of the spool's directory"
-        ) from error
+        why, hint = explain(error, path, _LOOK)
+        raise SpoolError(f"{path}: {why}", hint=hint) from error
     except MemoryError as error:
         raise SpoolError(f"{path}: out of memory", hint="give the process more memory") from error
 
 
+_DESCRIPTORS: Final = 4
+"""That SQLite needs to open a database: the file, its log, their index, and the directory."""
+_LOOK: Final = "look at the disk and the permissions of the spool's directory"
 _DAMAGED: Final = "look at the disk; nothing was removed"
 
 
@@ -561,16 +564,21 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
         )
     if code == sqlite3.SQLITE_CANTOPEN and (why := _why_not_opened(path)):
         return SpoolError(f"{path}: {text}: {why[0]}", hint=why[1])
-    return SpoolError(f"{path}: {text}", hint="look at the disk and the permissions of the spool's directory")
+    return SpoolError(f"{path}: {text}", hint=_LOOK)
 
 
-def _why_not_opened(path: Path) -> tuple[str, str] | None:
-    """What keeps SQLite from opening a file, which it does not tell: (why, what to do)."""
+def _why_not_opened(path: Path) -> Explained | None:
+    """What keeps SQLite from opening a file, which it does not tell."""
+    opened: list[int] = []
     try:
-        os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        if os.statvfs(path.parent).f_files and not os.statvfs(path.parent).f_favail:
-            return "no inodes are left on its file system", "remove files there, or use another file system"
+        for _ in range(_DESCRIPTORS):
+            opened.append(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))  # noqa: PERF401 - closed in any case
         path.stat()
+        return None if has_inodes(path) else NO_INODES
     except OSError as error:
-        return str(error.strerror), "look at the limits of open files, and at the permissions of the spool's directory"
-    return None
+        if isinstance(error, FileNotFoundError) and not has_inodes(path):
+            return NO_INODES
+        return explain(error, path, _LOOK)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

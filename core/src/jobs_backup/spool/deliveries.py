@@ -237,8 +237,17 @@ class Deliveries:
             if is_over and blobs not in kept:
                 db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
                 db.execute("DELETE FROM settling WHERE batch=?", (batch,))
+                db.execute(_NOTE_FORGOTTEN, (batch,))
                 db.execute("DELETE FROM batches WHERE id=?", (batch,))
         return rows[-1][0] if len(rows) == limit else None
+
+
+_NOTE_FORGOTTEN: Final = (
+    "INSERT INTO forgotten SELECT destination, kind, workspace_id, source_id, 1, events,"
+    " min(first_at, last_at), max(first_at, last_at) FROM batches WHERE id=? AND state='stored'"
+    " ON CONFLICT DO UPDATE SET objects=objects+1, events=events+excluded.events,"
+    " first_at=min(first_at, excluded.first_at), last_at=max(last_at, excluded.last_at)"
+)
 
 
 class Acknowledger:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs_backup.errors import SpoolError
+from jobs_backup.exhaustion import explain
 from jobs_backup.fsync import sync_directory
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -52,10 +53,9 @@ def make_directories(directory: Path) -> None:
             _make_private(path)
         sync_directory(directory)
     except OSError as error:
-        raise SpoolError(
-            f"{directory}: {error.strerror}",
-            hint="set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to",
-        ) from error
+        hint = "set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to"
+        why, hint = explain(error, directory, hint)
+        raise SpoolError(f"{directory}: {why}", hint=hint) from error
 
 
 def _make_directory(path: Path) -> None:

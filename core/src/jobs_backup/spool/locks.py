@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import struct
 import time
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from jobs_backup.checksum import crc32c
+from jobs_backup.logs import logger_of
 from jobs_backup.spool.database import FilesLost, database_errors
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _LOOK_SECONDS: Final = 0.005
 _WITNESS: Final = struct.Struct("<IQ")

@@ -70,6 +70,15 @@ class StoredObject(NamedTuple):
     events: int
 
 
+class StreamObjects(NamedTuple):
+    """So many objects of a stream, with so many events."""
+
+    workspace_id: str
+    source_id: str
+    objects: int
+    events: int
+
+
 _SELECT_OBJECT: Final = (
     "SELECT b.id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events"
     " FROM batches b JOIN destinations d ON d.id=b.destination"
@@ -104,16 +113,37 @@ class Overview:
         return _stored_object(row) if row else None
 
     @reads
-    def stored_elsewhere(
-        self, db: sqlite3.Connection, location: str, kind: Kind, source_id: str | None, workspace_id: str | None
-    ) -> int:
-        """How many objects stand in other buckets; of all sources or workspaces where none is given."""
-        row = db.execute(
-            "SELECT count(*) FROM batches b JOIN destinations d ON d.id=b.destination WHERE state='stored' AND kind=?"
-            " AND source_id=coalesce(?, source_id) AND workspace_id=coalesce(?, workspace_id) AND location!=?",
-            (kind, source_id, workspace_id, location),
-        ).fetchone()
-        return int(row[0])
+    def stored_elsewhere(self, db: sqlite3.Connection, location: str, kind: Kind) -> list[StreamObjects]:
+        """What stands in other buckets."""
+        rows = db.execute(
+            "SELECT workspace_id, source_id, count(*), sum(events) FROM batches b JOIN destinations d ON d.id=b.destination"
+            " WHERE state='stored' AND kind=? AND location!=? GROUP BY workspace_id, source_id",
+            (kind, location),
+        )
+        return [StreamObjects(*row) for row in rows]
+
+    @reads
+    def forgotten(self, db: sqlite3.Connection, location: str, kind: Kind, begin: int, end: int) -> list[StreamObjects]:
+        """What stands in a bucket, may have events between these times, and is not in the catalog any more."""
+        rows = db.execute(
+            "SELECT workspace_id, source_id, objects, events FROM forgotten f JOIN destinations d ON d.id=f.destination"
+            " WHERE location=? AND kind=? AND last_at>=? AND first_at<?",
+            (location, kind, begin, end),
+        )
+        return [StreamObjects(*row) for row in rows]
+
+    @reads
+    def knowledge(self, db: sqlite3.Connection) -> tuple[int, int]:
+        """When the catalog was made, and until when it may have missed something since one before it was lost; 0 if none was."""
+        noted = dict(db.execute("SELECT name, value FROM counters WHERE name!='batch'").fetchall())
+        return noted["known_since"], noted["lost_until"]
+
+    @reads
+    def streams(self, db: sqlite3.Connection) -> list[tuple[str, str]]:
+        """Workspace and source of everything that was ever recorded."""
+        return db.execute(
+            "SELECT workspace_id, source_id FROM batches UNION SELECT workspace_id, source_id FROM forgotten"
+        ).fetchall()
 
     @reads
     def sealed_streams(self, db: sqlite3.Connection) -> list[SealedStream]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Final
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.fsync import sync_directory, sync_file
-from jobs_backup.logs import printable
+from jobs_backup.logs import logger_of, printable
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, Chunk, Form
 from jobs_backup.spool.catalog import Catalog
@@ -20,7 +19,7 @@ from jobs_backup.spool.job_set import INDEX_BITS
 from jobs_backup.spool.open_batch import OpenBatch
 from jobs_backup.spool.rows import BatchRow, Damage
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _NO_STREAM: Final = Stream(Kind.RAW, "", "")
 

@@ -7,6 +7,9 @@ from typing import Final
 SCHEMA: Final = """
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 INSERT INTO counters VALUES ('batch', 0);
+-- In microseconds since 1970: since when this catalog has known what is stored; and until when it may have missed something,
+-- since it was lost or replaced by an older copy (0: nothing).
+INSERT INTO counters VALUES ('known_since', CAST((julianday('now')-2440587.5)*86400000000 AS INTEGER)), ('lost_until', 0);
 -- What the clocks showed when a process last looked: see clock.py. One row.
 CREATE TABLE clock (boot TEXT NOT NULL, wall REAL NOT NULL, uptime REAL NOT NULL, spool REAL NOT NULL) STRICT;
 CREATE TABLE destinations (
@@ -103,6 +106,18 @@ CREATE TABLE acknowledged (
 -- Jobs whose failure record is in this batch, until that is stored.
 CREATE TABLE settling (batch INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (batch, job)) STRICT, WITHOUT ROWID;
 CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT;
+-- What is in a bucket and was forgotten, so that `replay` can tell that it lacks something. Times as in `batches`.
+CREATE TABLE forgotten (
+    destination INTEGER NOT NULL REFERENCES destinations,
+    kind TEXT NOT NULL,
+    workspace_id TEXT NOT NULL,
+    source_id TEXT NOT NULL,
+    objects INTEGER NOT NULL,
+    events INTEGER NOT NULL,
+    first_at INTEGER NOT NULL,
+    last_at INTEGER NOT NULL,
+    PRIMARY KEY (destination, kind, workspace_id, source_id)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE damages (
     file TEXT NOT NULL,           -- where the bytes are now, below the spool's directory
     batch INTEGER NOT NULL,
@@ -137,14 +152,29 @@ WHEN new.state!=old.state AND new.blobs!='' AND (new.state!='sealed' OR old.stat
     WHERE kind=new.kind AND state=iif(new.state='deleted' AND old.state!='stored', 'skipped', new.state); END
 """
 
-VERSION: Final = 8
+VERSION: Final = 9
 # How many ids were given in a batch was not written down, and damage may have taken the last ones: as many as there can be, so that
 # its object is never deleted before all were delivered.
 _GIVEN_IDS: Final = "UPDATE batches SET jobs=1<<21 WHERE state IN ('sealed', 'stored')"
 _OPENED_AT: Final = "UPDATE batches SET opened_at=id/1000.0"  # a batch's number was the time when it was opened
+REBUILT: Final = "UPDATE counters SET value=CAST((julianday('now')-2440587.5)*86400000000 AS INTEGER) WHERE name='lost_until'"
+"""For a catalog that is made beside the files of an earlier one."""
+# Versions up to 8 did not note what they forgot. What is there tells since when all is known, unless more was stored than is there.
+_KNOWN: Final = (
+    "UPDATE counters SET value=min(value, coalesce((SELECT min(first_at) FROM batches), value)) WHERE name='known_since'",
+    f"{REBUILT} AND (SELECT sum(iif(state='stored', batches, iif(state='deleted', -batches, 0))) FROM totals)"  # noqa: S608 - our own text
+    " > (SELECT count(*) FROM batches WHERE state='stored')",
+)
 UPGRADES: Final = {
     # Version 1 did not count claims: whatever it sealed may have been sent.
-    1: ("UPDATE sessions SET blobs=id", "UPDATE batches SET claims=failures+1 WHERE state='sealed'", _GIVEN_IDS, _OPENED_AT),
-    2: (_GIVEN_IDS, _OPENED_AT),
-    **dict.fromkeys(range(3, VERSION), (_OPENED_AT,)),
+    1: (
+        "UPDATE sessions SET blobs=id",
+        "UPDATE batches SET claims=failures+1 WHERE state='sealed'",
+        _GIVEN_IDS,
+        _OPENED_AT,
+        *_KNOWN,
+    ),
+    2: (_GIVEN_IDS, _OPENED_AT, *_KNOWN),
+    **dict.fromkeys(range(3, 8), (_OPENED_AT, *_KNOWN)),
+    8: _KNOWN,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 from collections.abc import Callable, Generator, Sequence
@@ -14,12 +13,14 @@ import msgspec
 
 from jobs_backup.compression import GZIP, Compression
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
+from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
+from jobs_backup.logs import logger_of
 from jobs_backup.measures import Recorded
 from jobs_backup.model import Batch, Body, Stream
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_name, file_number
 from jobs_backup.spool.catalog import Catalog
-from jobs_backup.spool.database import Durability, FilesLost, read_beside
+from jobs_backup.spool.database import Durability, FilesLost, database_errors, read_beside
 from jobs_backup.spool.deliveries import Acknowledger, DeleteAfter, DueObject, WaitingDeletes
 from jobs_backup.spool.disk import Ballast, make_directories, refuse_network
 from jobs_backup.spool.job_set import LOCAL_BITS, JobSet, origin_of
@@ -31,7 +32,7 @@ from jobs_backup.spool.room import Room, RoomLimits
 from jobs_backup.spool.rows import BatchHeader, BatchRow, Damage, Placement, Waiting
 from jobs_backup.spool.writer import BatchLimits, Recording, Session, Writer
 
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _LOOKED_AT_ONCE: Final = 1000
 _CATALOG_DAMAGED: Final = (
@@ -114,7 +115,9 @@ class Spool:
             self.keep_ballast()  # before the first file is opened, which fails on a full disk
         try:
             self._refuse_to_upgrade_in_use()
-            self._catalog = Catalog(directory / "catalog.db", durability=durability)
+            # Made behind the catalog: where it is there, so was a catalog.
+            made = directory / "made"
+            self._catalog = Catalog(directory / "catalog.db", durability=durability, is_rebuilt=made.exists())
         except SpoolCorrupt as error:
             error.hint = _CATALOG_DAMAGED
             error.add_note(_CATALOG_DAMAGED)
@@ -126,6 +129,9 @@ class Spool:
         session: Session | None = None
         try:
             self._check_catalog()
+            with database_errors(made):
+                made.touch(mode=0o600)
+                sync_directory(directory)
             self._skip_numbers()
             self.destination = self._catalog.destination(location)
             self.uploads = self._catalog.uploads(self.destination)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
+from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import SpoolError
+from jobs_backup.exhaustion import NO_INODES, has_inodes
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import BlobFiles
 from jobs_backup.spool.catalog import Catalog
@@ -98,10 +100,18 @@ class UnreadableStatus(msgspec.Struct, kw_only=True):
     error: str
 
 
+class RejectedStatus(msgspec.Struct, kw_only=True):
+    """Lines of inputs that were rejected: `file` has them, until somebody removes it."""
+
+    file: str
+    bytes: int
+
+
 class Status(msgspec.Struct, kw_only=True):
     """The whole spool. `events` wait, in `bytes`; `free` bytes are left on its disk.
 
     Attributes:
+        full: what has run out, so that nothing can be recorded; empty if nothing has.
         behind: why the backup is behind, in one line; empty if it is not. It is while a destination is paused or failing and
             something waits for it, something was damaged or can't be read, or the oldest event that waits is older than it should
             get.
@@ -110,6 +120,7 @@ class Status(msgspec.Struct, kw_only=True):
 
     directory: str
     behind: str
+    full: str
     events: int
     bytes: int
     free: int
@@ -118,30 +129,47 @@ class Status(msgspec.Struct, kw_only=True):
     processes: list[ProcessStatus]
     quarantine: list[QuarantineStatus]
     unreadable: list[UnreadableStatus]
+    rejected: list[RejectedStatus]
 
 
-def read_status(directory: Path, *, upload_frequency: float = 300.0) -> Status:
-    """Look at a spool. Nothing in it is changed, but that reports are forgotten whose file somebody has removed.
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a spool is held to: settings of those that record.
 
-    Args:
+    Attributes:
         upload_frequency: seconds after which a batch is sealed; where the oldest event waits for more than twice that and a
             minute, the backup is behind.
+        min_free: bytes that recording leaves free on the disk.
+        max_bytes: of all that waits; None for no limit.
+    """
+
+    upload_frequency: float = 300.0
+    min_free: int = 0
+    max_bytes: int | None = None
+
+    @classmethod
+    def of(cls, settings: CoreSettings) -> Self:
+        """Those of a process that records."""
+        return cls(upload_frequency=settings.upload_frequency, min_free=settings.spool_min_free, max_bytes=settings.spool_max_bytes)
+
+
+def read_status(directory: Path, limits: Limits = Limits()) -> Status:  # noqa: B008 - frozen
+    """Look at a spool. Nothing in it is changed, but that reports are forgotten whose file somebody has removed.
 
     Raises:
         SpoolError: there is none, or it can't be read.
     """
     with look(directory) as catalog:
-        return _read(directory, catalog, upload_frequency, only_reads=False)
+        return _read(directory, catalog, limits, only_reads=False)
 
 
-def watch(directory: Path, *, upload_frequency: float) -> tuple[Status, list[Total]]:
+def watch(directory: Path, limits: Limits) -> tuple[Status, list[Total]]:
     """For who looks again and again at a spool that this process has open: nobody waits for it, nor it for anybody.
 
     Raises:
         SpoolError: it can't be read.
     """
     with look(directory, only_reads=True) as catalog:
-        return _read(directory, catalog, upload_frequency, only_reads=True), catalog.overview.totals()
+        return _read(directory, catalog, limits, only_reads=True), catalog.overview.totals()
 
 
 @contextmanager
@@ -177,7 +205,7 @@ def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
         catalog.close()
 
 
-def _read(directory: Path, catalog: Catalog, upload_frequency: float, *, only_reads: bool) -> Status:
+def _read(directory: Path, catalog: Catalog, limits: Limits, *, only_reads: bool) -> Status:
     now = catalog.clock.now()
     files = BlobFiles(directory / "blobs", durability="full")
     unreadable: dict[str, str] = {}
@@ -204,11 +232,13 @@ def _read(directory: Path, catalog: Catalog, upload_frequency: float, *, only_re
             destination.deletes_paused = max(0.0, waiting.paused_until - now)
     quarantine = Quarantine(directory / "quarantine", catalog, files).reports(only_reads=only_reads)
     oldest = max((stream.oldest for stream in streams.values()), default=0.0)
+    waiting_bytes = sum(stream.bytes for stream in streams.values())
     return Status(
         directory=str(directory),
-        behind=_behind(destinations, unreadable, bool(quarantine), oldest, 2 * upload_frequency + _LATE_SECONDS),
+        behind=_behind(destinations, unreadable, bool(quarantine), oldest, 2 * limits.upload_frequency + _LATE_SECONDS),
+        full=_full(directory, waiting_bytes, limits),
         events=sum(stream.events + stream.open_events for stream in streams.values()),
-        bytes=sum(stream.bytes for stream in streams.values()),
+        bytes=waiting_bytes,
         free=free_bytes(directory),
         oldest=oldest,
         destinations=[one for one in destinations if one.streams or one.uploads or one.aborts or one.deletes or one.error],
@@ -225,7 +255,28 @@ def _read(directory: Path, catalog: Catalog, upload_frequency: float, *, only_re
             for damage in quarantine
         ],
         unreadable=[UnreadableStatus(file=file, error=error) for file, error in unreadable.items()],
+        rejected=_rejected(directory / "rejects"),
     )
+
+
+def _full(directory: Path, waiting: int, limits: Limits) -> str:
+    if not has_inodes(directory):
+        return NO_INODES.why
+    if (free := free_bytes(directory)) < limits.min_free:
+        return f"{free:,} bytes are free, less than the {limits.min_free:,} of JOBS_BACKUP_SPOOL_MIN_FREE"
+    if limits.max_bytes is not None and waiting >= limits.max_bytes:
+        return f"{waiting:,} bytes wait, and JOBS_BACKUP_SPOOL_MAX_BYTES is {limits.max_bytes:,}"
+    return ""
+
+
+def _rejected(directory: Path) -> list[RejectedStatus]:
+    found: list[RejectedStatus] = []
+    with database_errors(directory), suppress(FileNotFoundError):
+        for path in sorted(directory.iterdir()):
+            with suppress(FileNotFoundError):  # somebody has just removed it
+                if size := path.stat().st_size:
+                    found.append(RejectedStatus(file=str(path), bytes=size))
+    return found
 
 
 def _process(directory: Path, row: SessionRow, now: float, unreadable: dict[str, str]) -> ProcessStatus:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
@@ -11,6 +10,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.logs import logger_of
 from jobs_backup.measures import Recorded
 from jobs_backup.model import Stream
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, Changes, InputPosition, file_name
@@ -25,7 +25,7 @@ from jobs_backup.spool.rows import Placement
 from jobs_backup.spool.turns import Turns
 
 R = TypeVar("R")
-log: Final = logging.getLogger(__name__)
+log: Final = logger_of(__name__)
 
 _MAX_OPEN: Final = 10_000
 """Open batches; above it the oldest are sealed early, so that memory stays bounded whatever the sources are called."""
