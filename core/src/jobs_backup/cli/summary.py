@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import INCOMPLETE, REJECTED, machine_errors, say
 from jobs_backup.cli.progress import Progress
+from jobs_backup.cli.rejects import rejected_lines
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.spool import Waiting, WaitingDeletes
@@ -50,6 +51,7 @@ class Summary:
         self.count = 0
         self.rejected = 0
         self.rejects: list[Path] = []
+        self._rejected_before: dict[Path, int] = {}
         self.unfinished: list[Unfinished] = []
         self.resumed = False
         self.problems: list[JobsBackupError] = []
@@ -63,6 +65,11 @@ class Summary:
         """Something that was asked for could not be done."""
         if error.one_line() not in (one.one_line() for one in self.problems):
             self.problems.append(error)
+
+    def remember_rejects(self, path: Path) -> None:
+        """Earlier runs have rejected lines of an input. They count as long as their file is there. Raises SpoolError."""
+        if path not in self._rejected_before and (lines := rejected_lines(path)):
+            self._rejected_before[path] = lines
 
     def unknown(self, error: UnknownJob) -> None:
         """Jobs were acknowledged that nobody knows."""
@@ -150,7 +157,7 @@ class Summary:
             self._print(interrupted=interrupted)
         if not complete:
             return INCOMPLETE
-        return REJECTED if self.rejected and not allow_rejects else 0
+        return REJECTED if (self.rejected or self._rejected_before) and not allow_rejects else 0
 
     def _as_dict(self, *, complete: bool) -> dict[str, Any]:
         archiver = self._backup.archiver
@@ -162,7 +169,8 @@ class Summary:
             **({"unknown": self._unknown} if self._counted == "ids" else {}),
             "resumed": self.resumed,
             "rejected": self.rejected,
-            "rejects": [str(path) for path in self.rejects],
+            "rejects": [str(path) for path in dict.fromkeys([*self.rejects, *self._rejected_before])],
+            "rejected_before": sum(self._rejected_before.values()),
             "unfinished": [one._asdict() for one in self.unfinished],
             "objects": sent.objects if sent else 0,
             "stored_events": sent.events if sent else 0,
@@ -189,6 +197,8 @@ class Summary:
             )
         if self.rejected:
             say(f"{self.rejected:,} lines can't be used and were put aside: {', '.join(map(str, self.rejects))}", "Rejected")
+        for path, lines in self._rejected_before.items():
+            say(f"{lines:,} lines that earlier runs rejected are in {path}: remove it once they are dealt with", "Rejected")
         for problem in self.problems:
             say(problem.one_line(), problem.code)
         if interrupted:
