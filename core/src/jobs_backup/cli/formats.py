@@ -80,17 +80,21 @@ class Source:
         if not self._is_file:
             return True
         before, self._size = self._size, os.fstat(self._file.fileno()).st_size
-        return self._size >= before and all(
+        is_same = self._size >= before and all(
             os.pread(self._file.fileno(), len(data), start) == data for start, data in self._marks.values()
         )
+        if is_same and "last" in self._marks:
+            self._marks["checked"] = self._marks["last"]
+        return is_same
 
     def _mark(self, data: bytes) -> None:
+        """Note the end of what was just read. What was noted before stays until it was checked together with this."""
         end = self._file.tell()
         last = data[-_MARK:]
         if end == len(data):
             self._marks.setdefault("first", (0, data[:_MARK]))
         self._marks["last"] = (end - len(last), last)
-        if end > self._furthest:  # where it was recognised, before it is read from there
+        if end > self._furthest:
             self._furthest = end
             self._marks["furthest"] = self._marks["last"]
 
@@ -110,6 +114,8 @@ class Source:
     def seek(self, offset: int, whence: int = 0) -> int:
         """Go to a place in a file."""
         self._ahead = b""
+        if "furthest" in self._marks:  # a file is read to be recognised, and then again from where that ended
+            self._marks["sought"] = self._marks["furthest"]
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
