@@ -1,7 +1,7 @@
 """What may happen to inputs, and to their locks, while a command reads them: each line is in the bucket once, or the run says why.
 
-The command runs in this process, and something happens at a certain step of it: before a block is kept (it has been read by then), or
-after. What happens is done to the real files, by this process or by another one.
+The command runs in this process, and something happens at a certain step of it: before a block is kept (it has been read by then),
+or after. What happens is done to the real files, by this process or by another one.
 """
 
 from __future__ import annotations

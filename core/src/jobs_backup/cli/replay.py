@@ -26,7 +26,7 @@ from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
 from jobs_backup.logs import printable
 from jobs_backup.model import Kind
-from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known, listed, read_cursor, write_cursor
+from jobs_backup.replay import Found, Query, Replay, Selection, elsewhere, known, listed, read_cursor, split_cursor, write_cursor
 from jobs_backup.values import Duration
 
 _REPORTED: Final = 20
@@ -130,7 +130,6 @@ def replay(
             limit=limit,
             window=settings.upload_concurrency,
         )
-        target.restore(found)
         try:
             each = (_listed if lists else _known)(settings, destination, query, "" if dry_run else begin)
             objects = Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
@@ -141,12 +140,13 @@ def replay(
                 sys.exit(INCOMPLETE)
             _tell_totals(objects, destination.location, as_json=as_json)
             return
+        begin, query, late = _resume(objects, target, found, begin, query, lists=lists)
         try:
             found.run(objects, target.write, stop, lambda: target.reached(found), begin)
         except JobsBackupError as error:
             problem = error
         objects.close()
-    complete = found.finished and problem is None and not found.damaged
+    complete = found.finished and problem is None and not found.damaged and not late
     try:
         (target.finish if complete else target.leave)()
     except JobsBackupError as error:
@@ -155,11 +155,37 @@ def replay(
     cursor = write_cursor(found.cursor, selection, query) if found.cursor else ""
     if as_json:
         _tell_json(found, cursor, seconds, complete=complete)
-    _report(found, cursor, destination.location, seconds, problem, target.part)
+    _report(found, cursor, destination.location, seconds, problem, target.part, late)
     if problem is not None:
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
-    if found.damaged or stop.is_set():
+    if found.damaged or stop.is_set() or late:
         sys.exit(INCOMPLETE)
+
+
+def _resume(
+    objects: Selection, target: OutputFile | Stdout, found: Replay, begin: str, query: Query, *, lists: bool
+) -> tuple[str, Query, str]:
+    """Where to begin, the query, and what this run cannot give, since it was stored after an earlier one had passed its place."""
+    late = _late(objects, begin, query, lists=lists)
+    if late and target.restart():
+        say(f"{target.part} is written anew: {late}")
+        begin, late = "", ""
+    target.query = msgspec.structs.replace(query, looked_at=None if lists else objects.last_stored())
+    target.restore(found)
+    return begin, target.query, late
+
+
+def _late(objects: Selection, begin: str, query: Query, *, lists: bool) -> str:
+    """What was stored since the cursor was written, and belongs before it; empty if that is nothing."""
+    if lists and begin:
+        say("--list cannot tell objects that were stored since with events from before the cursor: they are not given")
+    if lists or query.looked_at is None:
+        return ""
+    count, first, last = objects.stored_late(split_cursor(begin)[0], query.looked_at)
+    if not count:
+        return ""
+    times = " to ".join(datetime.fromtimestamp(at / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for at in (first, last))
+    return f"{count:,} objects were stored since the cursor was written, with events from before it ({times})"
 
 
 def _check_output(*, as_json: bool, to_stdout: bool) -> None:
@@ -207,7 +233,9 @@ def _tell_json(found: Replay, cursor: str, seconds: float, *, complete: bool) ->
     print_json(told)
 
 
-def _report(found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, part: Path | None) -> None:
+def _report(
+    found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, part: Path | None, late: str
+) -> None:
     for one in found.damaged[:_REPORTED]:
         say(one.error.one_line(), "DamagedObject")
     if len(found.damaged) > _REPORTED:
@@ -217,6 +245,8 @@ def _report(found: Replay, cursor: str, location: str, seconds: float, error: Jo
     for format_, count in found.unwrapped.items():
         say(f"{count:,} of the objects have no .{format_}: they were recorded without it, or somebody else has written them")
     say(f"{found.events:,} events of {found.objects:,} objects ({found.bytes:,} bytes) from {location}; {seconds:.1f} s")
+    if late:
+        say(f"{late}: replay these times in a run of their own", "Incomplete")
     if part is not None and found.damaged:
         lacks = f"{part} lacks {len(found.damaged):,} objects"
         say(f"{lacks}: repair them and run the same command again, or use the file as it is", "Incomplete")
