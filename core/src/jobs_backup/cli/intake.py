@@ -148,7 +148,9 @@ def _report_replaced(inputs: Sequence[Input], contents: Contents, summary: Summa
     """Report files that were there when the command started, and were rotated away before their turn came."""
     opened = [one.opened for one in inputs if one.opened is not None]
     for one in inputs:
-        if one.opened is None or one.noted is None or any(one.noted.is_file(file) for file in opened):
+        if one.opened is None or one.noted is None or one.noted.is_file(one.opened):
+            continue
+        if any(one.noted.is_file(file) for file in opened):  # under another name
             continue
         if contents.is_unchanged(one.noted) is None:  # else an earlier run has read all of it
             summary.problem(
