@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 from buckets import file_environment
-from commands import run, start
+from commands import invoke, run, start
 from spools import WEB, open_spool
 from test_recognition import Case, Lines, Outcome, name_of, named, numbered
 from test_recognition import case as case  # noqa: PLC0414 - a fixture
 
 from jobs_backup.cli import contents, formats, ndjson
+from jobs_backup.cli.delivered import _Deliveries
 from jobs_backup.cli.recognition import Found, Recognition
 from jobs_backup.cli.run import _Events
 from jobs_backup.errors import ConfigurationError
@@ -97,6 +98,11 @@ def filled_with_the_same_first_lines(case: Case, file: Path) -> None:
     copytruncated(case, file, [*named(0, 200), *named(10_000, 2 * LINES)])
 
 
+def filled_with_the_same_first_blocks(case: Case, file: Path) -> None:
+    """More than was looked at to recognise it."""
+    copytruncated(case, file, [*named(0, 900), *named(10_000, 2 * LINES)])
+
+
 def filled_behind_a_hole(case: Case, file: Path) -> None:
     """By a program that does not append."""
     size = file.stat().st_size
@@ -153,7 +159,38 @@ def test_a_file_that_is_truncated_while_it_is_read_is_reported(
     assert outcome.found["events"] == 0
 
 
-@pytest.mark.parametrize("happen", [emptied, filled_with_less, filled_beyond, overwritten], ids=name_of)
+def test_a_file_with_the_same_first_blocks_is_told_by_those_before(case: Case, at: At) -> None:
+    case.file.write_text(case.write(named(0, LINES)))
+    at("after", 5, lambda: filled_with_the_same_first_blocks(case, case.file))
+    outcome = case.run()
+    assert (outcome.code, "was truncated while it was read" in problems(outcome)) == (1, True)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_file_of_ids_that_is_truncated_while_it_is_read_is_reported(
+    case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """It has no position, since acknowledging again does no harm; what is not read has to be reported all the same."""
+    case.file.write_text("null\n" * 20_000)
+    keep = _Deliveries.keep
+
+    def keep_and_truncate(self: _Deliveries, found: Any, position: InputPosition | None) -> None:
+        if when == "after":
+            keep(self, found, position)
+        os.truncate(case.file, 0)
+        if when == "before":
+            keep(self, found, position)
+
+    for module, name in ((ndjson, "_BLOCK"), (formats, "_HEAD")):
+        monkeypatch.setattr(module, name, 16 << 10)
+    monkeypatch.setattr(_Deliveries, "keep", keep_and_truncate)
+    code, stdout, _ = invoke(capsys, "delivered", case.file, "--json")
+    assert (code, "was truncated while it was read" in stdout) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "happen", [emptied, filled_with_less, filled_beyond, filled_with_the_same_first_lines, overwritten], ids=name_of
+)
 def test_a_file_that_is_truncated_once_it_was_recognised_is_reported(
     case: Case, monkeypatch: pytest.MonkeyPatch, happen: Callable[[Case, Path], None]
 ) -> None:
@@ -172,6 +209,8 @@ def test_a_file_that_is_truncated_once_it_was_recognised_is_reported(
     monkeypatch.setattr(Recognition, "find", find_and_happen)
     outcome = case.run()
     assert (outcome.code, "was truncated while it was read" in problems(outcome)) == (1, True)
+    if happen is filled_with_the_same_first_lines:
+        return
     monkeypatch.undo()
     for name, value in environment(case).items():
         monkeypatch.setenv(name, value)
