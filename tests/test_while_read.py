@@ -188,6 +188,27 @@ def test_a_file_of_ids_that_is_truncated_while_it_is_read_is_reported(
     assert (code, "was truncated while it was read" in stdout) == (1, True)
 
 
+def once_recognised(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]) -> None:
+    find = Recognition.find
+
+    def find_and_happen(self: Recognition) -> Found:
+        found = find(self)
+        happen()
+        return found
+
+    monkeypatch.setattr(Recognition, "find", find_and_happen)
+
+
+def test_a_new_file_that_is_truncated_once_it_was_recognised_is_reported(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it was read to see that it is new. What it holds then has the same first lines, and is read at once."""
+    case.file.write_text(case.write(named(0, 50)))
+    assert case.run().code == 0
+    case.file.write_text(case.write(named(1000, 500)))
+    once_recognised(monkeypatch, lambda: copytruncated(case, case.file, [*named(1000, 200), *named(10_000, 2 * LINES)]))
+    outcome = case.run()
+    assert (outcome.code, "was truncated while it was read" in problems(outcome)) == (1, True)
+
+
 @pytest.mark.parametrize(
     "happen", [emptied, filled_with_less, filled_beyond, filled_with_the_same_first_lines, overwritten], ids=name_of
 )
@@ -199,14 +220,7 @@ def test_a_file_that_is_truncated_once_it_was_recognised_is_reported(
     assert case.run().code == 0
     with case.file.open("a") as more:
         more.write(case.write(named(500, 500)))
-    find = Recognition.find
-
-    def find_and_happen(self: Recognition) -> Found:
-        found = find(self)
-        happen(case, case.file)
-        return found
-
-    monkeypatch.setattr(Recognition, "find", find_and_happen)
+    once_recognised(monkeypatch, lambda: happen(case, case.file))
     outcome = case.run()
     assert (outcome.code, "was truncated while it was read" in problems(outcome)) == (1, True)
     if happen is filled_with_the_same_first_lines:
