@@ -18,7 +18,7 @@ projects := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.to
 # The tests start some thousand processes: each compiles what those before it have not kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo environment test conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite clean
+.PHONY: help demo environment test conformance campaign faults load bench bench-quick lint style types types-strict docs helm azurite sdks clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -141,6 +141,15 @@ azurite: build/azurite/installed
 build/azurite/installed:
 	rm -rf build/azurite && mkdir -p build/azurite
 	npm install --prefix build/azurite --silent --no-audit --no-fund --no-save --no-package-lock --ignore-scripts azurite@3.35.0
+	touch $@
+
+# RudderStack's and Segment's SDKs for JavaScript, and jsdom, for the tests that send events with them.
+sdks: build/sdks/installed
+
+build/sdks/installed: $(wildcard tests/javascript/*)
+	mkdir -p build/sdks
+	cp tests/javascript/package.json tests/javascript/*.mjs build/sdks
+	npm install --prefix build/sdks --silent --no-audit --no-fund --no-package-lock --ignore-scripts
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ from serving import TOKEN
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from jobs_backup.server.connections import Connections
+from jobs_backup.server.connections import Connections, Protocol
 
 AUTH: Final = b"Authorization: Bearer %b\r\n" % TOKEN.encode()
 HOST: Final = b"Host: h\r\n"
@@ -73,6 +73,28 @@ CORPUS: Final = [
     _taken("Expect", post(LENGTH + b"Expect: 100-continue\r\n"), 100, 200),
     Case("Expect, refused before its body", post(LENGTH + b"Expect: 100-continue\r\n").replace(AUTH, b"") + LAST, (401,), 0),
     _taken("an absolute target", post(line=b"POST http://h:80/v1/events?source_id=web HTTP/1.1")),
+    _taken("an absolute target with a slash", post(line=b"POST http://h:80//v1/events/?source_id=web HTTP/1.1")),
+    _taken("an absolute target without a path", post(line=b"POST http://h?source_id=web HTTP/1.1"), 404, events=0),
+    _taken("a slash at the end", post(line=b"POST /v1/events/?source_id=web HTTP/1.1")),
+    _taken("slashes at the end", post(line=b"POST /v1/events///?source_id=web HTTP/1.1")),
+    _taken("two slashes", post(line=b"POST //v1//events?source_id=web HTTP/1.1")),
+    _taken("a slash in the query", post(line=b"POST /v1/events?source_id=web&x=//a/ HTTP/1.1")),
+    _taken("an escaped slash", post(line=b"POST /v1%2Fevents%2f?source_id=web HTTP/1.1")),
+    _taken("dots", post(line=b"POST /v1/./events?source_id=web HTTP/1.1"), 404, events=0),
+    _taken("GET with a slash", LAST.replace(b"/healthz", b"/healthz/").replace(b"Connection: close\r\n", b""), events=0),
+    _taken("HEAD with a slash", LAST.replace(b"GET /healthz", b"HEAD //healthz/").replace(b"Connection: close\r\n", b""), events=0),
+    _taken("HEAD of what takes POST", b"HEAD /v1/events/ HTTP/1.1\r\nHost: h\r\n\r\n", 405, events=0),
+    _taken("OPTIONS of all", b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", 404, events=0),
+    _taken(
+        "a preflight",
+        b"OPTIONS /v1/track HTTP/1.1\r\nHost: h\r\nOrigin: https://a\r\nAccess-Control-Request-Method: POST\r\n\r\n",
+        405,
+        events=0,
+    ),
+    _taken(
+        "behind TLS",
+        post(LENGTH + b"X-Forwarded-Proto: https\r\nForwarded: proto=https\r\n", line=b"POST /v1/events/?source_id=web HTTP/1.1"),
+    ),
     _taken("twice the same length", post(LENGTH + LENGTH)),
     _taken("an empty body", post(b"Content-Length: 0\r\n", b""), 400, events=0),
     _taken("no body", post(b"", b""), 400, events=0),
@@ -183,7 +205,7 @@ class Wire(asyncio.Transport):
 
 async def replay(app: ASGIApp, pieces: Sequence[bytes], protocol: type[asyncio.Protocol] | None = None) -> Outcome:
     """What is answered to these pieces, each of which arrives when the server has nothing else to do."""
-    connections = Connections(most=10, arrival_seconds=60, **({} if protocol is None else {"protocol": protocol}))
+    connections = Connections(most=10, arrival_seconds=60, protocol=protocol or Protocol)
     config = uvicorn.Config(app, http=connections, ws="none", lifespan="off", log_config=None, log_level=50, access_log=False)  # type: ignore[arg-type]
     config.load()
     state, wire = ServerState(), Wire()

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import re
+import resource
 import ssl
 import subprocess
 from collections.abc import Generator, Mapping
@@ -36,6 +37,8 @@ class Answer(NamedTuple):
 class Sidecar(NamedTuple):
     process: subprocess.Popen[str]
     url: str
+    said: str
+    """Until it listened, on standard error."""
 
     def connect(self, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
@@ -86,20 +89,37 @@ class Sidecar(NamedTuple):
 @contextlib.contextmanager
 def serve(env: Mapping[str, str], *arguments: str, **variables: str) -> Generator[Sidecar]:
     """It listens when this is entered."""
-    environment = {"JOBS_BACKUP_SERVER_TOKEN": TOKEN, **env, **variables}
-    with start("serve", "--port", "0", *arguments, env=environment) as process:
+    with _started({**env, **variables}, *arguments) as sidecar:
+        yield sidecar
+
+
+@contextlib.contextmanager
+def serve_with_few_files(env: Mapping[str, str], files: int) -> Generator[Sidecar]:
+    """It may open so many at once."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    with _started(env, preexec_fn=limit) as sidecar:
+        yield sidecar
+
+
+@contextlib.contextmanager
+def _started(env: Mapping[str, str], *arguments: str, **options: Any) -> Generator[Sidecar]:
+    environment = {"JOBS_BACKUP_SERVER_TOKEN": TOKEN, **env}
+    with start("serve", "--port", "0", *arguments, env=environment, **options) as process:
         try:
-            yield Sidecar(process, _address(process))
+            yield Sidecar(process, *_address(process))
         finally:
             if process.poll() is None:
                 process.kill()
 
 
-def _address(process: subprocess.Popen[str]) -> str:
+def _address(process: subprocess.Popen[str]) -> tuple[str, str]:
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
         said += line
         if found := re.search(r"listening on (\S+?)[\"\s]", line):
-            return found[1]
+            return found[1], said
     raise AssertionError(f"it ended: {said}")

@@ -177,7 +177,7 @@ def serving(environment: dict[str, str]) -> Generator[tuple[str, str]]:
             while len(found) < 2:
                 line = process.stderr.readline()
                 assert line, "it has ended"
-                if match := re.search(r"(listening on|are at) http://[\d.]+:(\d+)", line):
+                if match := re.search(r"(listening on|are at) http://\S+:(\d+)", line):
                     found[match[1]] = match[2]
             yield found["listening on"], found["are at"]
         finally:

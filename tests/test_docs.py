@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import gzip
 import inspect
 import json
@@ -59,6 +60,21 @@ def follow(document: Path, directory: Path) -> None:
 @pytest.mark.parametrize("document", WITH_EXAMPLES, ids=[path.name for path in WITH_EXAMPLES])
 def test_examples_run_one_after_another_in_one_directory(document: Path, tmp_path: Path) -> None:
     follow(document, tmp_path)
+
+
+WAITING = re.compile(r"^ *(?:until|while) ", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "document", [path for path in WITH_EXAMPLES if WAITING.search(path.read_text())], ids=lambda path: path.name
+)
+def test_an_example_that_waits_ends_when_its_process_cannot_start(document: Path, tmp_path: Path) -> None:
+    """Without what the blocks before it have made, as in an environment that lacks an extra. It may fail, but within the time."""
+    made = re.compile(r"^cat > docker\.env.*?^END$|^export .*?$", re.MULTILINE | re.DOTALL)
+    for _, text in blocks(document, "shell"):
+        if WAITING.search(text):
+            with contextlib.suppress(AssertionError):
+                run(made.sub("", text), "shell", tmp_path)
 
 
 def test_there_are_examples_in_what_people_read_first() -> None:

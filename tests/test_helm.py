@@ -145,7 +145,7 @@ def test_each_variable_is_a_setting_and_the_settings_can_be_read(name: str, docu
     assert sorted(variables.keys() - known) == []
     assert len(variables) == len(container["env"]), "one stands there twice"
     settings = CoreSettings.from_environment(variables)
-    assert settings.metrics_host == "0.0.0.0"
+    assert settings.metrics_host == "::"
     assert str(settings.spool_dir) in {one["mountPath"] for one in container["volumeMounts"]}
     ServerSettings.from_environment(variables)
     assert "JOBS_BACKUP_PREFIX" in variables
@@ -284,7 +284,7 @@ def test_a_sidecar_listens_on_loopback_starts_first_and_ends_last(application: P
     documents = rendered(application)
     (sidecar,) = pod_of(documents)["initContainers"]
     assert (sidecar["restartPolicy"], sidecar["args"]) == ("Always", ["serve"])
-    assert environment(sidecar)["JOBS_BACKUP_SERVER_HOST"] == "127.0.0.1"
+    assert environment(sidecar)["JOBS_BACKUP_SERVER_HOST"] == "localhost"
     assert [one["kind"] for one in documents].count("StatefulSet") == 1, "the application's own"
     plain = rendered(application, "--set", "jobs-backup.sidecar.native=false,jobs-backup.sidecar.command=archive")
     (ordinary,) = pod_of(plain)["initContainers"]
@@ -368,3 +368,20 @@ def test_a_provider_of_ones_own_can_be_named() -> None:
     variables = environment(container_of(configured("minio", "--set", change)))
     assert variables["JOBS_BACKUP_STORAGE_PROVIDER"] == "ACME"
     assert not any(name.startswith("MINIO") for name in variables)
+
+
+@pytest.mark.parametrize("more", [(), ("--set", "listen=0.0.0.0,service.ipFamilyPolicy=,service.ipFamilies={IPv6}")])
+def test_pods_listen_and_services_are_reached_by_both_families(more: tuple[str, ...]) -> None:
+    documents = configured("s3-irsa", *more)
+    container = container_of(documents)
+    hosts = {environment(container)[name] for name in ("JOBS_BACKUP_SERVER_HOST", "JOBS_BACKUP_METRICS_HOST")}
+    services = [one["spec"] for one in documents if one["kind"] == "Service"]
+    assert len(services) == 2
+    families = [(one.get("ipFamilyPolicy"), one.get("ipFamilies")) for one in services]
+    assert (hosts, families[0]) == (({"0.0.0.0"}, (None, ["IPv6"])) if more else ({"::"}, ("PreferDualStack", None)))
+    assert families[0] == families[1]
+    probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
+    assert all("host" not in probe for probe in probes), "the pod's own address, of whichever family"
+    for document in documents:
+        if document["kind"] == "Service":
+            kubernetes_validate.validate(document, OLDEST, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,18 @@ def test_a_request_is_the_same_wherever_it_is_cut(replayed: Replayed, case: Case
     for at in cuts(case.sent, most=8):
         assert replayed([case.sent[:at], case.sent[at:]]) == (whole, recorded), at
     assert replayed([case.sent[at : at + 1] for at in range(len(case.sent))]) == (whole, recorded), "byte by byte"
+
+
+@pytest.mark.parametrize("case", [*CORPUS, *LARGE], ids=lambda case: case.name)
+def test_a_refusal_is_json_and_nothing_is_a_redirect(replayed: Replayed, case: Case) -> None:
+    outcome, _ = replayed([case.sent])
+    answers = re.split(rb"(?=HTTP/1\.1 )", outcome.sent)[1:]
+    for status, answer in zip(case.statuses, answers, strict=True):
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert not 300 <= status < 400
+        if status >= 400:
+            assert b"content-type: application/json" in head.lower(), answer
+            assert b"HEAD" in case.sent or body.startswith(b'{"error":{"code":"'), answer
 
 
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)

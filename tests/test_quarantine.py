@@ -209,6 +209,29 @@ def test_a_file_that_is_damaged_as_a_whole_is_kept_and_stops_nothing(tmp_path: P
     alive.close()
 
 
+def test_what_is_set_aside_outlives_the_catalog_and_is_never_overwritten(tmp_path: Path) -> None:
+    """A catalog that is made anew counts from one again, and so do the names of what is set aside."""
+    for round_ in (1, 2, 3):
+        dead = open_spool(tmp_path)
+        ((job, _),) = record(dead, [b"%d\n" % round_])
+        record(dead, [b"good\n"])
+        rot(dead, job)
+        die(dead)
+        alive = open_spool(tmp_path)
+        alive.recover()
+        files = {Path(damage.file).name for damage in alive.quarantined()}
+        assert files == {path.name for path in (tmp_path / "quarantine").iterdir()}
+        assert len(files) == round_
+        die(alive)
+        for path in tmp_path.glob("catalog.db*"):
+            path.unlink()
+    alive = open_spool(tmp_path)
+    assert {damage.events for damage in alive.quarantined()} == {0}, "the catalog knows nothing of them"
+    assert len(alive.quarantined()) == 3
+    next((tmp_path / "quarantine").iterdir()).unlink()
+    assert len(alive.quarantined()) == 2
+
+
 def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="100")
     with Backup.from_env(environment, archive=False) as backup:

@@ -1,4 +1,4 @@
-"""RudderStack's own Python SDK sends its events to the sidecar, and they are in the bucket."""
+"""RudderStack's and Segment's own Python SDKs send their events to the sidecar, and they are in the bucket."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from buckets import events, file_environment
 from serving import serve
 
 PROGRAM = """
-import sys, rudderstack.analytics as rudder
-rudder.write_key, rudder.dataPlaneUrl, rudder.gzip = "2abcKEY", sys.argv[1], sys.argv[2] == "gzip"
+import importlib, sys
+rudder = importlib.import_module(sys.argv[3] + ".analytics")
+rudder.write_key, rudder.gzip = "2abcKEY", sys.argv[2] == "gzip"
+rudder.dataPlaneUrl = rudder.host = sys.argv[1] + "/"
 failed = []
 rudder.on_error = lambda error, items: failed.append(str(error))
 for number in range(250):
@@ -29,9 +31,12 @@ assert not failed, failed
 
 
 @pytest.mark.parametrize("packed", ["gzip", "plain"])
-def test_all_events_of_the_sdk_are_in_the_bucket_once(tmp_path: Path, packed: str) -> None:
+@pytest.mark.parametrize("sdk", ["rudderstack", "segment"])
+def test_all_events_of_the_sdk_are_in_the_bucket_once(tmp_path: Path, sdk: str, packed: str) -> None:
     with serve(file_environment(tmp_path), JOBS_BACKUP_SERVER_WRITE_KEYS="2abcKEY=web") as sidecar:
-        sent = subprocess.run([sys.executable, "-c", PROGRAM, sidecar.url, packed], capture_output=True, text=True, check=False)
+        sent = subprocess.run(
+            [sys.executable, "-c", PROGRAM, sidecar.url, packed, sdk], capture_output=True, text=True, check=False
+        )
         assert sent.returncode == 0, sent.stderr
         code, stderr = sidecar.end()
         assert code == 0, stderr

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import itertools
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from spools import claim, content, die, open_spool, record
+from spools import APP, WEB, claim, content, die, open_spool, record
 
-from jobs_backup.errors import SpoolError
+from jobs_backup.errors import SpoolError, SpoolFull
 from jobs_backup.spool import Spool
+from jobs_backup.spool import blobs as blob_files
 from jobs_backup.spool.catalog import Catalog
 from jobs_backup.spool.database import FilesLost
+from jobs_backup.spool.room import RoomLimits
+from jobs_backup.spool.writer import BatchLimits
 
 
 def remove_lock(spool: Spool) -> None:
@@ -173,3 +179,179 @@ def test_a_log_that_a_reader_has_left_is_removed_and_one_with_something_in_it_is
     spool.begin_sending()
     left = {path.name for path in blobs.iterdir() if not path.name.startswith(spool.session)}
     assert left == {"writer.db-wal", "writer.db-shm"}
+
+
+CALLS = {
+    "sync_file": (blob_files, "sync_file"),
+    "sync_directory": (blob_files, "sync_directory"),
+    "touch": (Path, "touch"),
+    "unlink": (Path, "unlink"),
+    "rename": (Path, "rename"),
+    "open": (Path, "open"),
+}
+
+
+def remove_blobs(spool: Spool) -> None:
+    for path in (spool.directory / "blobs").glob(f"{spool.session}*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_fault_while_a_removed_file_is_restored_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """One call fails, once; what it would have put back is still there for the next attempt."""
+    spool = open_spool(tmp_path)
+    record(spool, [b"1\n"])
+    remove_blobs(spool)
+    owner, name = CALLS[call]
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def fail_once(*args: object, **arguments: object) -> object:
+        if next(calls) == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(*args, **arguments)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    recorded = [b"1\n"]
+    for line in (b"2\n", b"3\n", b"4\n"):
+        try:
+            record(spool, [line])
+        except SpoolError:
+            continue
+        recorded.append(line)
+    monkeypatch.undo()
+    record(spool, [b"5\n"])
+    spool.recover()
+    spool.seal()
+    assert set(recorded) | {b"5\n"} <= set(send_all(spool))
+    assert spool.quarantined() == []
+
+
+@pytest.mark.parametrize("keeps_catalog", [True, False])
+def test_killed_before_the_copy_of_a_removed_file_is_in_its_place(tmp_path: Path, keeps_catalog: bool) -> None:
+    def work() -> None:
+        spool = open_spool(tmp_path)
+        record(spool, [b"1\n"])
+        remove_blobs(spool)
+        blob_files.BlobFiles.finish_restoring = lambda *_: os._exit(0)  # type: ignore[method-assign]
+        record(spool, [b"2\n"])
+
+    in_child(work)
+    assert list((tmp_path / "blobs").glob("*.restored"))
+    if not keeps_catalog:
+        for path in tmp_path.glob("catalog.db*"):
+            path.unlink()
+    alive = open_spool(tmp_path)
+    assert alive.recover() == (1 if keeps_catalog else 0)
+    assert send_all(alive) == [b"1\n", b"2\n"], "the second was committed, although nobody was told"
+    assert (alive.quarantined(), alive.unreadable, list((tmp_path / "blobs").glob("*.restor*"))) == ([], [], [])
+
+
+def test_a_file_that_is_removed_before_a_fork_is_restored_after_it(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"1\n"])
+    remove_blobs(spool)
+    fork()
+    record(spool, [b"2\n"])
+    spool.seal()
+    assert sorted(send_all(spool)) == [b"1\n", b"2\n"]
+    assert spool.quarantined() == []
+
+
+@pytest.mark.parametrize("name", ["blobs", "locks", "quarantine", "rejects"])
+def test_a_directory_of_the_spool_is_removed_while_it_is_used(tmp_path: Path, name: str) -> None:
+    """It is not ready until the next call has made the directory again."""
+    spool = open_spool(tmp_path)
+    record(spool, [b"1\n"])
+    shutil.rmtree(tmp_path / name)
+    if name in ("blobs", "locks"):
+        with pytest.raises(FilesLost):
+            spool.check_room()
+    record(spool, [b"2\n"])
+    spool.check_room()
+    spool.seal()
+    assert sorted(send_all(spool)) == [b"1\n", b"2\n"]
+
+
+def test_a_directory_of_the_spool_is_replaced_by_a_file(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    record(spool, [b"1\n"])
+    shutil.rmtree(tmp_path / "blobs")
+    (tmp_path / "blobs").touch()
+    with pytest.raises(SpoolError):
+        record(spool, [b"2\n"])
+    with pytest.raises(SpoolError):
+        spool.check_room()
+    (tmp_path / "blobs").unlink()
+    record(spool, [b"3\n"])
+    spool.seal()
+    assert {b"1\n", b"3\n"} <= set(send_all(spool))
+
+
+def test_what_a_renewed_session_has_open_counts_for_others(tmp_path: Path) -> None:
+    limits = BatchLimits(events=1 << 20, bytes=1 << 30, age=300)
+    room = RoomLimits(max_bytes=8 << 20)
+    first = open_spool(tmp_path, limits=limits, room=room)
+    record(first, [b"1\n"])
+    remove_lock(first)
+    line = os.urandom(100_000).hex().encode() + b"\n"
+
+    def fill(spool: Spool, times: int) -> None:
+        for _ in range(times):
+            record(spool, [line])
+
+    fill(first, 30)
+    second = open_spool(tmp_path, limits=limits, room=room)
+    with pytest.raises(SpoolFull):  # alone it would have room for as many
+        fill(second, 60)
+
+
+def test_files_whose_numbers_are_taken_keep_their_sources_and_their_objects(tmp_path: Path) -> None:
+    """The catalog was lost, and a file could not be read until others had used some of its numbers."""
+    dead = open_spool(tmp_path / "old")
+    for number in range(3):
+        record(dead, [b"web %d\n" % number], WEB)
+        record(dead, [b"app %d\n" % number], APP)
+    die(dead)
+    left = list((tmp_path / "old" / "blobs").iterdir())
+    objects: list[dict[str, set[bytes]]] = []
+    for taken in (0, 1):
+        spool = open_spool(tmp_path / f"new-{taken}")
+        jobs = [record(spool, [b"new\n"], WEB)[0][0]] if taken else []
+        for path in left:
+            shutil.copy(path, spool.directory / "blobs")
+        spool.recover()
+        spool.seal()
+        found: dict[str, set[bytes]] = {}
+        while (claimed := spool.claim()) is not None:
+            lines = set(gzip.decompress(content(spool, claimed.batch)).splitlines(keepends=True))
+            found[claimed.batch.key] = lines
+            spool.stored(claimed.batch)
+            if lines != {b"new\n"}:
+                assert {line.split()[0].decode() for line in lines} == {claimed.batch.stream.source_id}
+        objects.append({key: lines for key, lines in found.items() if lines != {b"new\n"}})
+        assert set().union(*objects[-1].values()) == {b"%s %d\n" % (name, n) for name in (b"web", b"app") for n in range(3)}
+        assert all(spool.stream_of(job) == WEB for job in jobs)
+        spool.close()
+    assert objects[0] == objects[1], "else what is in the bucket already would come there again"
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_of_a_process_that_has_ended_nothing_is_missed_without_the_catalog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    if leaves:
+        monkeypatch.setattr("jobs_backup.spool.writer._IDLE_FILE_BYTES", 0)
+    spool = open_spool(tmp_path)
+    for line in (b"1\n", b"2\n"):
+        record(spool, [line])
+        spool.seal()
+    spool.close()
+    assert len(list((tmp_path / "blobs").glob("*.db"))) == (2 if leaves else 1)
+    for path in tmp_path.glob("catalog.db*"):
+        path.unlink()
+    alive = open_spool(tmp_path)
+    alive.recover()
+    assert (sorted(send_all(alive)), alive.quarantined()) == ([b"1\n", b"2\n"], [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -186,6 +187,22 @@ def test_a_file_of_ids_that_is_truncated_while_it_is_read_is_reported(
     monkeypatch.setattr(_Deliveries, "keep", keep_and_truncate)
     code, stdout, _ = invoke(capsys, "delivered", case.file, "--json")
     assert (code, "was truncated while it was read" in stdout) == (1, True)
+
+
+def test_what_was_read_before_a_seek_is_compared_as_well(tmp_path: Path) -> None:
+    """A file is read to be recognised, and then again from an earlier place, in one read beyond what was seen of it."""
+    path = tmp_path / "file"
+    path.write_bytes(b"first" * 2000 + b"old" * 2000)
+    with path.open("rb", buffering=0) as file:
+        source = formats.Source(file, threading.Event(), is_file=True)
+        assert len(source.read(1 << 20)) == 16_000
+        assert source.is_as_it_was_read()
+        source.seek(0)
+        source.read(5000)
+        assert source.is_as_it_was_read()
+        path.write_bytes(b"first" * 2000 + b"new" * 9000)
+        source.read(1 << 20)
+        assert not source.is_as_it_was_read()
 
 
 def once_recognised(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]) -> None:

@@ -294,7 +294,7 @@ class Archiver:
         delay = 0.0 if of_destination or is_first else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
         if isinstance(error, _OF_THE_BATCH):
             fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "destination": self._destination.location}
-            log.error("%s waits for %.0f s, nothing is lost: %s", batch.key, delay, error.one_line(), extra=fields)
+            log.error("%s waits for %.0f s: %s", batch.key, delay, error.one_line(), extra=fields)
         else:
             self._begin_pause(error)  # before the batch is given back, or another worker would take it at once
         self._release(batch, error, delay)

@@ -170,8 +170,13 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = None
     metrics_host: Annotated[
-        str, Variable("JOBS_BACKUP_METRICS_HOST", "The address that JOBS_BACKUP_METRICS_PORT is opened on; 0.0.0.0 for all.")
-    ] = "127.0.0.1"
+        str,
+        Variable(
+            "JOBS_BACKUP_METRICS_HOST",
+            "Address to open JOBS_BACKUP_METRICS_PORT on. `localhost`: both loopbacks; `::`: all of IPv6 and IPv4; `0.0.0.0`: all"
+            " of IPv4.",
+        ),
+    ] = "localhost"
     metrics_file: Annotated[
         Path | None,
         Variable(

@@ -6,6 +6,7 @@ import functools
 import http.server
 import io
 import logging
+import re
 import socket
 import socketserver
 import sys
@@ -17,6 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from jobs_backup import listening
 from jobs_backup.backup import Backup
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, JobsBackupError
@@ -35,6 +37,7 @@ _REQUEST_SECONDS: Final = 5.0
 _THREADS: Final = 4
 _HEAD_BYTES: Final = 16 << 10
 _TEXT: Final = "text/plain; charset=utf-8"
+_ABSOLUTE: Final = re.compile(r"https?://[^/]*(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def health(backup: Backup) -> str:
@@ -67,6 +70,16 @@ def metrics_page(backup: Backup, accept: str) -> tuple[bytes, str]:
 
     encode, content_type = choose_encoder(accept)
     return encode(collected), content_type
+
+
+def path_of(target: str) -> str:
+    """The path of a request's target: without a host (RFC 9112, 3.2.2), and without slashes at its end or in a row.
+
+    So both spellings are served. A redirect would repeat a body, and behind a proxy that ends TLS it would lead to plain HTTP.
+    """
+    if found := _ABSOLUTE.fullmatch(target):
+        target = found[1]
+    return "/" + "/".join(filter(None, target.split("/"))) if target != "*" else target
 
 
 @contextmanager
@@ -179,33 +192,34 @@ def _listening(backup: Backup, host: str, port: int, is_stopping: Callable[[], b
         respond = staticmethod(answer)
 
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        server = _Server((host, port), Handler, family)
+        listeners = listening.listen(host, port)
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(
             f"JOBS_BACKUP_METRICS_PORT: {host}:{port} can't be listened on: {getattr(error, 'strerror', error)}",
             hint="set another port, or JOBS_BACKUP_METRICS_HOST to an address of this machine",
         ) from error
-    threading.Thread(target=server.serve_forever, args=(0.1,), name="jobs-backup-monitoring", daemon=True).start()
+    free = threading.Semaphore(_THREADS)
+    servers = [_Server(listener, Handler, free) for listener in listeners]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, args=(0.1,), name="jobs-backup-monitoring", daemon=True).start()
     try:
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{server.server_address[1]}"
+        yield listening.url("http", host, listeners[0])
     finally:
-        server.shutdown()
-        server.server_close()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A few threads at most: further connections wait."""
 
-    allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, address: tuple[str, int], handler: type[_Handler], family: socket.AddressFamily) -> None:
-        self.address_family = family
-        self._free = threading.Semaphore(_THREADS)
-        super().__init__(address, handler)
+    def __init__(self, listener: socket.socket, handler: type[_Handler], free: threading.Semaphore) -> None:
+        socketserver.BaseServer.__init__(self, listener.getsockname(), handler)  # not TCPServer's: it opens a socket itself
+        self.socket = listener
+        self._free = free
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(timeout=2 * _REQUEST_SECONDS):  # each gets free in half of that
@@ -254,7 +268,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return head
 
     def do_GET(self) -> None:
-        status, content_type, body = self.respond(self.path.partition("?")[0], self.headers.get("Accept", ""))
+        status, content_type, body = self.respond(path_of(self.path.partition("?")[0]), self.headers.get("Accept", ""))
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

@@ -185,12 +185,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - name: JOBS_BACKUP_LOG_FORMAT
   value: {{ .Values.logFormat | quote }}
 - name: JOBS_BACKUP_METRICS_HOST
-  value: "0.0.0.0"
+  value: {{ .Values.listen | quote }}
 - name: JOBS_BACKUP_METRICS_PORT
   value: {{ .Values.metrics.port | quote }}
 {{ if eq (include "jobs-backup._command" .) "serve" -}}
 - name: JOBS_BACKUP_SERVER_HOST
-  value: {{ ternary "127.0.0.1" "0.0.0.0" (eq .Values.mode "sidecar") | quote }}
+  value: {{ ternary "localhost" .Values.listen (eq .Values.mode "sidecar") | quote }}
 - name: JOBS_BACKUP_SERVER_PORT
   value: {{ .Values.server.port | quote }}
 {{ $own := include "jobs-backup.fullname" . }}

@@ -17,7 +17,7 @@ from jobs_backup.server.settings import ServerSettings
 
 
 @click.command()
-@click.option("--host", help="The address to listen on.  [default: JOBS_BACKUP_SERVER_HOST, or 127.0.0.1]")
+@click.option("--host", help="The address to listen on.  [default: JOBS_BACKUP_SERVER_HOST, or localhost]")
 @click.option("--port", type=click.IntRange(0, 65_535), help="The port to listen on.  [default: JOBS_BACKUP_SERVER_PORT, or 8080]")
 @click.option(
     "--metrics-port",

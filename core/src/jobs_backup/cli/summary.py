@@ -207,9 +207,10 @@ class Summary:
         alternative = f"{self._go_on}, or " if self._go_on else ""
         for one in self._waiting:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
+            lost = "" if str(backup.spool.directory) in one.error else "nothing is lost: "  # else a file of the spool is missing
             say(
                 f"{one.events:,} events wait in {backup.spool.directory} for {one.location}{why}"
-                f" — nothing is lost: {alternative}`jobs-backup archive --once` sends them",
+                f" — {lost}{alternative}`jobs-backup archive --once` sends them",
                 "Waiting",
             )
         if self._of_all and self._open_elsewhere:

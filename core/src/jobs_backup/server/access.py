@@ -6,14 +6,15 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.listening import is_loopback
 from jobs_backup.server.answers import Refused
+from jobs_backup.server.origins import Origins
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.values import Secret
 
@@ -36,14 +37,22 @@ class Access:
     """Compares what a request brings with what is allowed, in a time that does not depend on how much of it is right."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Raises ConfigurationError: a token or a write key can't be used, or everybody could record from elsewhere."""
+        """Raises ConfigurationError: a token, a write key or an origin can't be used, or everybody could record from elsewhere."""
         self._tokens = [_digest(token) for token in _tokens(settings.tokens)]
         self._sources = {_digest(key): source for key, source in _write_keys(settings.write_keys)}
-        self._is_open = not self._tokens and not self._sources
-        if self._is_open and not _is_loopback(settings.host):
+        self.is_open = not self._tokens and not self._sources
+        """Whoever reaches the server may do all, without credentials."""
+        if self.is_open and not is_loopback(settings.host):
             raise ConfigurationError(
                 f"JOBS_BACKUP_SERVER_HOST={settings.host} lets everybody who can reach it record events",
-                hint="set JOBS_BACKUP_SERVER_TOKEN or JOBS_BACKUP_SERVER_WRITE_KEYS, or listen on 127.0.0.1",
+                hint="set JOBS_BACKUP_SERVER_TOKEN or JOBS_BACKUP_SERVER_WRITE_KEYS, or listen on localhost",
+            )
+        self.origins = Origins(settings.cors_origins)
+        """The web pages that may call."""
+        if self.is_open and self.origins.is_everybody:
+            raise ConfigurationError(
+                "JOBS_BACKUP_SERVER_CORS_ORIGINS=* lets every web page that is opened on this machine record events",
+                hint="set JOBS_BACKUP_SERVER_WRITE_KEYS or JOBS_BACKUP_SERVER_TOKEN, or list the origins",
             )
 
     def everything(self, headers: Mapping[str, str]) -> Caller:
@@ -53,7 +62,7 @@ class Access:
             Refused: 401 if it is nobody who is known, 403 if it is a write key.
         """
         caller = self.recording(headers)
-        if caller.source_id is not None and not self._is_open:
+        if caller.source_id is not None and not self.is_open:
             raise Refused(403, "Forbidden", "a write key may only record events", hint="authenticate with a bearer token")
         return caller
 
@@ -64,13 +73,18 @@ class Access:
             return self._token(given.strip())
         if scheme.lower() == "basic":
             return self._write_key(_user(given.strip()))
-        if self._is_open:
+        if self.is_open:
             return Caller(name="anybody")
         raise _unknown("no credentials were given")
 
-    def source(self, headers: Mapping[str, str]) -> Caller:
-        """Who may record the events of one source, which its write key tells. Raises Refused (401) if it is nobody who is known."""
-        caller = self.recording(headers)
+    def source(self, headers: Mapping[str, str], key: str = "") -> Caller:
+        """Who may record the events of one source, which its write key tells. Raises Refused (401) if it is nobody who is known.
+
+        Args:
+            headers: of the request.
+            key: the write key, if it came in another way: a browser's `sendBeacon` has no headers.
+        """
+        caller = self._write_key(key) if key else self.recording(headers)
         if caller.source_id is None:
             raise _unknown("no write key was given", scheme="Basic")
         return caller
@@ -78,14 +92,14 @@ class Access:
     def _token(self, token: str) -> Caller:
         digest = _digest(token)
         # All of them are compared, whichever it is.
-        if self._is_open or any([hmac.compare_digest(digest, one) for one in self._tokens]):  # noqa: C419
+        if self.is_open or any([hmac.compare_digest(digest, one) for one in self._tokens]):  # noqa: C419
             return Caller(name=f"token {digest.hex()[:12]}")
         raise _unknown("the token is not one of those that are allowed")
 
     def _write_key(self, key: str) -> Caller:
         digest = _digest(key)
         found = [source for one, source in self._sources.items() if hmac.compare_digest(digest, one)]
-        if self._is_open and key:
+        if self.is_open and key:
             found = [key]
         if not found:
             raise _unknown("the write key is not one of those that are allowed", scheme="Basic")
@@ -136,10 +150,3 @@ def _write_keys(secret: Secret | None) -> Iterator[tuple[str, str]]:
                 f"entry {number} of JOBS_BACKUP_SERVER_WRITE_KEYS can't be used", hint="write WRITE_KEY or WRITE_KEY=SOURCE_ID"
             )
         yield key, source or key
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

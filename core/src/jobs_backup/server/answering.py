@@ -10,19 +10,22 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs_backup.monitoring import path_of
 from jobs_backup.server import answers, openapi
 from jobs_backup.server.answers import Refused
 from jobs_backup.server.connections import Connection, connection_of
 from jobs_backup.server.memory import Memory, Share
+from jobs_backup.server.origins import Origins
 from jobs_backup.server.requests import Requests
 
 log: Final = logging.getLogger(__name__)
 
 _PATHS: Final = frozenset(openapi.PATHS)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_ABSOLUTE: Final = re.compile(r"https?://[^/]*(.*)", re.IGNORECASE | re.DOTALL)
+_CLOSE: Final = {"Connection": "close"}
 _PIECE: Final = 64 << 10
 """Bytes of an answer that are written at once; for more, the client has to read."""
 
@@ -30,21 +33,23 @@ _PIECE: Final = 64 << 10
 class Answering:
     """A request's id, its share of the memory, and the time that it may take."""
 
-    def __init__(self, app: ASGIApp, requests: Requests, memory: Memory, *, timeout: float) -> None:
+    def __init__(self, app: ASGIApp, requests: Requests, memory: Memory, origins: Origins, *, timeout: float) -> None:
         self._app = app
         self._requests = requests
         self._memory = memory
+        self._origins = origins
         self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun, connection = time.monotonic(), connection_of(scope)
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         id_ = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         share = self._memory.share()
         scope["state"].update(request_id=id_, share=share)
-        scope["path"] = _path(scope["path"])
-        answer = _Answer(send, connection, id_, awaits_continue=b"expect" in headers)
+        scope["path"] = path_of(scope["path"])
+        added = [(b"x-request-id", id_.encode()), *self._origins.headers(headers.get("origin"))]
+        answer = _Answer(send, connection, added, awaits_continue="expect" in headers)
 
         async def take() -> Message:
             connection.wants()
@@ -56,13 +61,7 @@ class Answering:
         connection.begin()
         try:
             async with asyncio.timeout(self._timeout):
-                if headers.get(b"transfer-encoding", b"chunked").strip().lower() == b"chunked":
-                    await self._app(scope, take, answer.send)
-                else:
-                    error = Refused(
-                        400, "BadRequest", "the body has a transfer coding besides chunked", headers={"Connection": "close"}
-                    )
-                    await answers.of_error(error, id_)(scope, take, answer.send)
+                await self._answer_to(scope, headers, connection)(scope, take, answer.send)
         except TimeoutError:
             if answer.status:  # nobody reads the answer
                 await _cut(connection)
@@ -77,6 +76,18 @@ class Answering:
             connection.end()
             self._tell(scope, answer.status, time.monotonic() - begun)
 
+    def _answer_to(self, scope: Scope, headers: Headers, connection: Connection) -> ASGIApp:
+        """The application, or what is answered before it."""
+        try:
+            if connection.is_surplus:
+                hint = "come again; the server's JOBS_BACKUP_SERVER_MAX_CONNECTIONS"
+                raise Refused(503, "Busy", "too many connections are open", hint=hint, retry_after=1.0, headers=_CLOSE)
+            if headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+                raise Refused(400, "BadRequest", "the body has a transfer coding besides chunked", headers=_CLOSE)
+            return self._origins.preflight(scope["method"], headers) or self._app
+        except Refused as error:
+            return answers.of_error(error, request_id(scope))
+
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is asked for
         status = 0 if "is_gone" in scope["state"] else status
@@ -89,10 +100,10 @@ class Answering:
 class _Answer:
     """Sends an answer, in pieces if it is large: so it waits for a client that does not read it."""
 
-    def __init__(self, send: Send, connection: Connection, id_: str, *, awaits_continue: bool) -> None:
+    def __init__(self, send: Send, connection: Connection, headers: list[tuple[bytes, bytes]], *, awaits_continue: bool) -> None:
         self._send = send
         self._connection = connection
-        self._id = id_
+        self._headers = headers
         self.awaits_continue = awaits_continue
         """The client waits with the body until it is told to send it; or it sends it: nobody knows which."""
         self.status = 0
@@ -100,7 +111,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self._id.encode())]
+            message["headers"] = [*message["headers"], *self._headers]
             if self.awaits_continue:
                 message["headers"].append((b"connection", b"close"))
         elif len(body := message.get("body", b"")) > _PIECE:
@@ -128,10 +139,3 @@ def share_of(scope: Mapping[str, Any]) -> Share:
     """What a request takes of the memory."""
     share: Share = scope["state"]["share"]
     return share
-
-
-def _path(path: str) -> str:
-    """The path of a target, which a proxy's client names with the host before it (RFC 9112, 3.2.2)."""
-    if path.startswith("/") or (found := _ABSOLUTE.fullmatch(path)) is None:
-        return path
-    return found[1] or "/"

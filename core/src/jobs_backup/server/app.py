@@ -31,7 +31,7 @@ from jobs_backup.server.answers import Refused
 from jobs_backup.server.bodies import Body
 from jobs_backup.server.limits import Rate
 from jobs_backup.server.memory import Memory, Share
-from jobs_backup.server.openapi import RUDDER_TYPES, Acknowledged, Recorded, Reported
+from jobs_backup.server.openapi import RUDDER_BATCHES, RUDDER_TYPES, Acknowledged, Recorded, Reported
 from jobs_backup.server.requests import Requests
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.spool.status import read_status
@@ -83,10 +83,8 @@ class App:
             Route("/v1/events", self._events, methods=["POST"]),
             Route("/v1/delivered", self._delivered, methods=["POST"]),
             Route("/v1/failures", self._failures, methods=["POST"]),
-            *(
-                Route(f"/v1/{one}", functools.partial(self._rudder, type_=one), methods=["POST"])
-                for one in (*RUDDER_TYPES, "batch")
-            ),
+            *(Route(f"/v1/{one}", functools.partial(self._rudder, type_=one), methods=["POST"]) for one in RUDDER_TYPES),
+            *(Route(one, functools.partial(self._rudder, type_=""), methods=["POST"]) for one in RUDDER_BATCHES),
             Route("/status", self._status),
             Route("/metrics", self._metrics),
             Route("/healthz", self._healthz),
@@ -100,7 +98,8 @@ class App:
             Exception: _of_unexpected,
         }
         inner = Starlette(routes=routes, exception_handlers=handlers)
-        return Answering(inner, requests, self._memory, timeout=self._timeout)
+        inner.router.redirect_slashes = False  # both spellings are served: see path_of
+        return Answering(inner, requests, self._memory, self._access.origins, timeout=self._timeout)
 
     async def __aexit__(self, *_: object) -> None:
         self._parsing.shutdown(wait=False)
@@ -128,16 +127,32 @@ class App:
         return await self._record(caller, await self._read(request, read))
 
     async def _rudder(self, request: Request, type_: str) -> Response:
-        caller = self._access.source(request.headers)
-        payloads.media_type(request.headers.get("content-type", payloads.JSON))
+        """One event of a type, or a batch."""
+        key = request.query_params.get("writeKey", "") if request.url.path.startswith("/beacon/") else ""
+        caller = self._access.source(request.headers, key)
+        if key:
+            self._check_page(request)
+        # JSON, whatever type it is said to have: browsers send text/plain, and Node.js' SDK, for gzip, that of a form.
+        payloads.check_charset(request.headers.get("content-type", ""))
         stream = raw_stream("", caller.source_id or "")
 
         def read(body: Body, share: Share) -> Recording:
-            if type_ == "batch":
+            if not type_:
                 return payloads.recording(stream, payloads.batch(body.read(), self._max_events, share), share)
             return payloads.recording(stream, [payloads.typed(body.read(), type_)], share)
 
         return await self._record(caller, await self._read(request, read))
+
+    def _check_page(self, request: Request) -> None:
+        """Raises Refused (403): the server has no credentials, and a page whose origin is not allowed sends a beacon.
+
+        Who reaches such a server may record; but every page in a browser of this machine can make the browser reach it. A
+        beacon needs no preflight, as all else does.
+        """
+        origin = request.headers.get("origin")
+        if self._access.is_open and origin is not None and not self._access.origins.allows(origin):
+            hint = "add the origin to the server's JOBS_BACKUP_SERVER_CORS_ORIGINS, or set write keys"
+            raise Refused(403, "Forbidden", "without credentials, web pages may not record here", hint=hint)
 
     async def _record(self, caller: Caller, recording: Recording) -> Response:
         self._rate.take(caller.name, len(recording.lines))

@@ -3,38 +3,73 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn import Config
-from uvicorn.protocols.http.zttp_impl import ZttpProtocol
+from uvicorn.protocols.http.zttp_impl import RequestResponseCycle, ZttpProtocol
 from uvicorn.server import ServerState
 
+from jobs_backup.server import answers
+from jobs_backup.server.answers import Refused
+
+log: Final = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS: Final = 75
 _STATE: Final = "jobs_backup.connection"
 _MAX_AHEAD: Final = 128 << 10
 """Bytes that may arrive behind a request before it is answered: the parser would hold them all."""
 _FLUSH_SECONDS: Final = 5
 """How long uvicorn, which closes idle connections, may take to write what is left."""
-_BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_NOT_HTTP: Final = answers.of_error(
+    Refused(400, "BadRequest", "the request is not valid HTTP/1.1, or its head is too large", hint="see docs/serve.md, HTTP"), ""
+)
+_BAD_REQUEST: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+    % (len(_NOT_HTTP.body), bytes(_NOT_HTTP.body))
+)
+_WARNING_SECONDS: Final = 60
+"""How often it is reported that idle connections make room."""
+
+
+class Protocol(ZttpProtocol):
+    """uvicorn's, with JSON for what is no request."""
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.abort()  # within another answer it would be a part of that
+        else:
+            self.transport.write(_BAD_REQUEST)
+            self.transport.close()
 
 
 class Connections:
-    """The open connections of a server: the `http` of `uvicorn.Config`."""
+    """The open connections of a server: the `http` of `uvicorn.Config`.
 
-    def __init__(self, *, most: int, arrival_seconds: float, protocol: type[asyncio.Protocol] = ZttpProtocol) -> None:
+    Beyond `most`, the one that has been idle for longest is closed for the new one. If none is idle, the new one is surplus: it
+    gets an answer that says so, up to `spare` of them; those beyond are closed at once.
+    """
+
+    def __init__(self, *, most: int, spare: int = 0, arrival_seconds: float, protocol: type[asyncio.Protocol] = Protocol) -> None:
         """Prepare for any number of them.
 
         Args:
-            most: connections beyond these are closed at once.
+            most: connections that may be open.
+            spare: more of them, which are refused.
             arrival_seconds: maximum time for a request to reach the application.
             protocol: uvicorn's, for one parser or another.
         """
         self.most = most
+        self.spare = spare
         self.arrival_seconds = arrival_seconds
         self.protocol = protocol
         self.open = 0
+        self.idle: dict[Connection, None] = {}
+        """Without a request, in the order in which they became so."""
+        self._warned_at = -math.inf
 
     def __call__(
         self,
@@ -48,6 +83,25 @@ class Connections:
         state = {**app_state, _STATE: connection}
         connection.inner = self.protocol(config=config, server_state=server_state, app_state=state, _loop=_loop)  # type: ignore[call-arg]
         return connection
+
+    def enter(self, connection: Connection) -> bool:
+        """Count it. Gives whether it is surplus."""
+        self.open += 1
+        if self.open > self.most:
+            self._warn()
+            if not self.idle:
+                return True
+            oldest = next(iter(self.idle))
+            del self.idle[oldest]
+            oldest.close()
+        self.idle[connection] = None
+        return False
+
+    def _warn(self) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= _WARNING_SECONDS:
+            self._warned_at = now
+            log.warning("%d connections are open, and no more may be: idle ones are closed for new ones", self.most)
 
 
 class Connection(asyncio.Protocol):
@@ -70,6 +124,8 @@ class Connection(asyncio.Protocol):
         self._ahead = 0
         self._is_paused = False
         self._is_wanted = False
+        self.is_surplus = False
+        """There are too many: its requests are refused."""
 
     def begin(self) -> None:
         """A request has reached the application, which bounds the time from now on."""
@@ -99,6 +155,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(_BAD_REQUEST)
             self._transport.close()
 
+    def close(self) -> None:
+        """Close it once all is written."""
+        if self._transport is not None:
+            self._transport.close()
+
     def abort(self) -> None:
         """Close it, whatever is still to be written."""
         if self._transport is not None:
@@ -107,11 +168,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._connections.open += 1
+        self.is_surplus = self._connections.enter(self)
         self._expire_in(self._connections.arrival_seconds)
         self._look()
         self.inner.connection_made(transport)
-        if self._connections.open > self._connections.most:
+        if self._connections.open > self._connections.most + self._connections.spare:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -119,6 +180,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self._transport = None
         self._connections.open -= 1
+        self._connections.idle.pop(self, None)
         self.inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -129,6 +191,7 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
         elif not self._is_arriving:
             self._is_arriving = True
+            self._connections.idle.pop(self, None)
             self._expire_in(self._connections.arrival_seconds)
         try:
             self.inner.data_received(data)
@@ -150,7 +213,8 @@ class Connection(asyncio.Protocol):
 
     def _ended(self) -> None:
         self._requests -= 1
-        if not self._requests:
+        if not self._requests and self._transport is not None and not self._transport.is_closing():
+            self._connections.idle[self] = None
             self._expire_in(KEEP_ALIVE_SECONDS + _FLUSH_SECONDS)
             self._read_on()
 

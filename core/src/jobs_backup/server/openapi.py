@@ -13,10 +13,12 @@ from jobs_backup.server.payloads import JSON, NDJSON
 from jobs_backup.server.settings import ServerSettings
 from jobs_backup.spool.status import Status
 
-RUDDER_TYPES: Final = ("identify", "track", "page", "screen", "group", "alias")
+RUDDER_TYPES: Final = ("identify", "track", "page", "screen", "group", "alias", "merge")
 """The kinds of events that RudderStack has a path for."""
+RUDDER_BATCHES: Final = ("/v1/batch", "/v1/import", "/beacon/v1/batch")
+"""Where its SDKs send batches: the last one from a page that is being closed, with the write key in the URL."""
 PATHS: Final = (
-    "/v1/events", "/v1/delivered", "/v1/failures", *(f"/v1/{type_}" for type_ in RUDDER_TYPES), "/v1/batch",
+    "/v1/events", "/v1/delivered", "/v1/failures", *(f"/v1/{type_}" for type_ in RUDDER_TYPES), *RUDDER_BATCHES,
     "/status", "/metrics", "/healthz", "/readyz", "/openapi.json",
 )  # fmt: skip
 MAX_NAME: Final = 200
@@ -58,7 +60,7 @@ class Reported(msgspec.Struct, kw_only=True):
 _WHY: Final = {
     400: "The body or a parameter can't be used; nothing of it was taken.",
     401: "Nobody who is known.",
-    403: "A write key may only record the events of its source.",
+    403: "A write key may only record the events of its source. Without credentials, a page's origin has to be allowed.",
     404: "A failure names a job that is not of this server's spool; nothing was taken.",
     408: "The body took too long.",
     413: "The body is too large, or has too many events.",
@@ -88,6 +90,7 @@ _TIME: Final = r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-
 _TOKEN: Final[list[dict[str, list[str]]]] = [{"token": []}]
 _ANY: Final[list[dict[str, list[str]]]] = [{"token": []}, {"writeKey": []}]
 _WRITE_KEY: Final[list[dict[str, list[str]]]] = [{"writeKey": []}]
+_BEACON: Final[list[dict[str, list[str]]]] = [{"writeKey": []}, {"writeKeyInUrl": []}]
 
 
 def document(settings: ServerSettings) -> dict[str, Any]:
@@ -124,6 +127,7 @@ def document(settings: ServerSettings) -> dict[str, Any]:
                     "scheme": "basic",
                     "description": "One of JOBS_BACKUP_SERVER_WRITE_KEYS as the user, the password empty.",
                 },
+                "writeKeyInUrl": {"type": "apiKey", "in": "query", "name": "writeKey", "description": "The same, in the URL."},
             },
         },
     }
@@ -151,12 +155,19 @@ def _paths(max_items: int) -> dict[str, Any]:
         ),
     }
     for type_ in RUDDER_TYPES:
-        body = {JSON: {"schema": {"$ref": "#/components/schemas/Event"}}}
         paths[f"/v1/{type_}"] = _post(
-            f"Record one event, as RudderStack's SDKs send it: {type_}", type_, body, "Recorded", _WRITE_KEY
+            f"Record one event, as RudderStack's SDKs send it: {type_}", type_, _sdk("Event"), "Recorded", _WRITE_KEY
         )
-    batch = {JSON: {"schema": {"$ref": "#/components/schemas/Batch"}}}
-    paths["/v1/batch"] = _post("Record events, as RudderStack's SDKs send them", "batch", batch, "Recorded", _WRITE_KEY)
+    for path, name, what in zip(RUDDER_BATCHES, ("batch", "import", "beacon"), ("", " of the past", " by beacon"), strict=True):
+        is_beacon = name == "beacon"
+        paths[path] = _post(
+            f"Record events, as RudderStack's SDKs send them{what}",
+            name,
+            _sdk("Batch"),
+            "Recorded",
+            _BEACON if is_beacon else _WRITE_KEY,
+            extra=(403,) if is_beacon else (),
+        )
     paths["/status"] = {
         "get": {
             "summary": "What waits in the spool, for which destination, and why; `behind` tells whether that is as it should be",
@@ -178,6 +189,10 @@ def _paths(max_items: int) -> dict[str, Any]:
 def _parameter(name: str, description: str, shortest: int = 0) -> dict[str, Any]:
     schema = {"type": "string", "minLength": shortest, "maxLength": MAX_NAME}
     return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def _sdk(schema: str) -> dict[str, Any]:
+    return {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}  # whatever type it is said to have
 
 
 def _body(schema: str, max_items: int, *, alone: bool = True) -> dict[str, Any]:

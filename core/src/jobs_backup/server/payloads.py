@@ -59,11 +59,19 @@ _typed: Final = msgspec.json.Decoder(_Typed).decode
 
 def media_type(header: str) -> str:
     """JSON or NDJSON, by the header Content-Type. Raises Refused (415): it is another, or not UTF-8."""
-    name, *parameters = (part.strip().lower() for part in header.split(";"))
-    charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
-    if name not in _TYPES or charset not in ("utf-8", "utf8", "us-ascii"):
+    name = header.partition(";")[0].strip().lower()
+    if name not in _TYPES:
         raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
+    check_charset(header)
     return _TYPES[name]
+
+
+def check_charset(header: str) -> None:
+    """Raises Refused (415): the header Content-Type says that the body is not UTF-8."""
+    parameters = (part.strip().lower() for part in header.split(";")[1:])
+    charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint="send UTF-8")
 
 
 def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from typing import Final
 
 import uvicorn
 
+from jobs_backup import listening
 from jobs_backup.backup import Backup
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.server.access import Access
@@ -28,6 +29,8 @@ _SPARE_CONNECTIONS: Final = 64
 _OTHER_FILES: Final = 256
 _DRAIN_SECONDS: Final = 10
 _BACKLOG: Final = 2048
+_ACCEPTED_AT_ONCE: Final = 16
+"""Each takes a descriptor before it can be counted, and refused."""
 
 
 class Server:
@@ -42,11 +45,10 @@ class Server:
         self._settings = settings
         self._access = Access(settings)
         _check_tls(settings)
-        self._listener = _listen(settings)
-        _make_room_for(settings.max_connections + _SPARE_CONNECTIONS + _OTHER_FILES)
+        self._listeners = _listen(settings)
+        self._most = _room_for(settings.max_connections)
         scheme = "http" if settings.tls_certificate is None else "https"
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"{scheme}://{host}:{self._listener.getsockname()[1]}"
+        self.url = listening.url(scheme, settings.host, self._listeners[0])
 
     def serve(self, backup: Backup, stop: threading.Event) -> None:
         """Answer requests until `stop` is set; then those that have begun, for some seconds."""
@@ -55,8 +57,7 @@ class Server:
     async def _serve(self, backup: Backup, stop: threading.Event) -> None:
         settings = self._settings
         async with App(backup, settings, self._access, is_stopping=stop.is_set) as app:
-            most = settings.max_connections + _SPARE_CONNECTIONS
-            connections = Connections(most=most, arrival_seconds=settings.read_timeout)
+            connections = Connections(most=self._most, spare=_SPARE_CONNECTIONS, arrival_seconds=settings.read_timeout)
             config = uvicorn.Config(
                 app,
                 http=connections,  # type: ignore[arg-type] # it is called to make a protocol
@@ -67,13 +68,13 @@ class Server:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=settings.max_connections,
+                backlog=_ACCEPTED_AT_ONCE,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_DRAIN_SECONDS,
                 ssl_certfile=settings.tls_certificate,
                 ssl_keyfile=settings.tls_key,
             )
-            await _Server(config, stop).serve([self._listener])
+            await _Server(config, stop).serve(self._listeners)
 
 
 class _Server(uvicorn.Server):
@@ -90,35 +91,47 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._stop.is_set()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio has one number for the queue and for what it accepts from it at once
 
-def _listen(settings: ServerSettings) -> socket.socket:
+
+def _listen(settings: ServerSettings) -> list[socket.socket]:
     try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+        listeners = listening.listen(settings.host, settings.port, backlog=_BACKLOG)
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(
             f"{settings.host}:{settings.port} can't be listened on: {getattr(error, 'strerror', None) or error}",
             hint="set JOBS_BACKUP_SERVER_PORT to another port, or JOBS_BACKUP_SERVER_HOST to an address of this machine",
         ) from error
-    # Connections inherit it. asyncio sets it only where the socket's protocol is not 0. Without it answers wait 40 ms for an ACK.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: also who does not read the answers is cut
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * KEEP_ALIVE_SECONDS)
-    return listener
+    for listener in listeners:
+        # Connections inherit it. asyncio sets it only where a socket's protocol is not 0. Without it answers wait 40 ms for an ACK.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: also who does not read the answers is cut
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * KEEP_ALIVE_SECONDS)
+    return listeners
 
 
-def _make_room_for(descriptors: int) -> None:
-    """Who has none left can't open the spool's files, so nothing is sent: connections must leave some."""
+def _room_for(connections: int) -> int:
+    """How many connections may be open: with no descriptor left, the spool's files can't be opened, and nothing is sent."""
+    others = _SPARE_CONNECTIONS + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < descriptors:
-        limit = descriptors if hard == resource.RLIM_INFINITY else min(descriptors, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
-        if limit < descriptors:
-            log.warning(
-                "only %d files may be open: lower JOBS_BACKUP_SERVER_MAX_CONNECTIONS, or raise the limit (ulimit -n) to %d",
-                limit,
-                descriptors,
-            )
+    if soft == resource.RLIM_INFINITY or soft >= connections + others:
+        return connections
+    limit = connections + others if hard == resource.RLIM_INFINITY else min(connections + others, hard)
+    limit = max(soft, limit)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    room = min(connections, max(limit - others, limit // 4))
+    if room < connections:
+        log.warning(
+            "only %d files may be open, so at most %d connections: lower JOBS_BACKUP_SERVER_MAX_CONNECTIONS, or raise the limit"
+            " (ulimit -n) to %d",
+            limit,
+            room,
+            connections + others,
+        )
+    return room
 
 
 def _check_tls(settings: ServerSettings) -> None:

@@ -14,7 +14,13 @@ from jobs_backup.values import Duration, Secret, Size
 class ServerSettings(Settings, frozen=True, kw_only=True):
     """Where `serve` listens, whom it lets in, and how much of them it takes."""
 
-    host: Annotated[str, Variable("JOBS_BACKUP_SERVER_HOST", "The address that is listened on; 0.0.0.0 for all.")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        Variable(
+            "JOBS_BACKUP_SERVER_HOST",
+            "Address to listen on. `localhost`: both loopbacks; `::`: all of IPv6 and IPv4; `0.0.0.0`: all of IPv4.",
+        ),
+    ] = "localhost"
     port: Annotated[
         int, msgspec.Meta(ge=0, le=65_535), Variable("JOBS_BACKUP_SERVER_PORT", "The port that is listened on. 0: any free one.")
     ] = 8080
@@ -32,6 +38,15 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
             "JOBS_BACKUP_SERVER_WRITE_KEYS",
             "Who authenticates with one of these (HTTP Basic, as the user's name, as RudderStack's SDKs do) may record events of"
             " its source: separated by commas, each a `WRITE_KEY`, which is the source's id, too, or `WRITE_KEY=SOURCE_ID`.",
+        ),
+    ] = None
+    cors_origins: Annotated[
+        str | None,
+        Variable(
+            "JOBS_BACKUP_SERVER_CORS_ORIGINS",
+            "Origins whose web pages may call this server from a browser (CORS), separated by commas; `*`: every site."
+            " Default: none.",
+            example="https://www.example.com",
         ),
     ] = None
     max_body: Annotated[

@@ -61,7 +61,7 @@ _SINCE_VERSION_2: Final = (
     crc32c INTEGER NOT NULL,      -- of header
     header BLOB NOT NULL          -- all that the catalog knows of the batch when it is opened, as JSON: a BatchHeader
 ) STRICT""",
-    "CREATE TABLE owner (is_adopted INTEGER NOT NULL) STRICT",  # 1: another process has taken the place of its writer
+    "CREATE TABLE owner (is_adopted INTEGER NOT NULL) STRICT",  # 1: its writer has ended, or another process has taken its place
     "INSERT INTO owner VALUES (0)",
 )
 _SCHEMA: Final = ";\n".join((_CHUNKS.strip(), *_SINCE_VERSION_2))
@@ -150,9 +150,12 @@ class BlobFile:
         return changes.size
 
     @writes
-    def adopt(self, db: sqlite3.Connection) -> None:
-        """Keep the process that has made this file from writing into it. What it had committed before is there."""
-        db.execute("UPDATE owner SET is_adopted=1")
+    def finish(self, db: sqlite3.Connection) -> bool:
+        """Keep the process that has made this file from writing into it. What it had committed before is there.
+
+        Returns whether that was done before: then nothing that came later can be missing.
+        """
+        return db.execute("UPDATE owner SET is_adopted=1 WHERE NOT is_adopted").rowcount == 0
 
     def check(self) -> None:
         """Look at the whole structure of the file. Raises SpoolCorrupt."""
@@ -205,14 +208,15 @@ class BlobFile:
         return msgspec.json.decode(row[1], type=BatchHeader)
 
     @writes
-    def renumber(self, db: sqlite3.Connection, batch: int, to: int, header: BatchHeader) -> None:
-        """Give a batch another number."""
-        db.execute(
-            "UPDATE chunks SET job=job+? WHERE job BETWEEN ? AND ?",
-            ((to - batch) << INDEX_BITS, *_jobs_of(batch)),
-        )
-        db.execute("DELETE FROM batches WHERE id=?", (batch,))
-        db.execute("INSERT INTO batches VALUES (?, ?, ?)", _header_row(to, header))
+    def renumber(self, db: sqlite3.Connection, changes: Sequence[tuple[int, int, BatchHeader]]) -> None:
+        """Give batches other numbers, which none in the file has: (number, new one, new header)."""
+        for batch, to, header in changes:
+            db.execute(
+                "UPDATE chunks SET job=job+? WHERE job BETWEEN ? AND ?",
+                ((to - batch) << INDEX_BITS, *_jobs_of(batch)),
+            )
+            db.execute("DELETE FROM batches WHERE id=?", (batch,))
+            db.execute("INSERT INTO batches VALUES (?, ?, ?)", _header_row(to, header))
 
     @reads
     def chunks(self, db: sqlite3.Connection, batch: int) -> list[Chunk]:
@@ -487,18 +491,36 @@ class BlobFiles:
         Raises:
             FilesLost: it does not have it open: a fork has closed it, or the file was put back before.
         """
-        path, copy = self.path(blobs.name), self._directory / f"{blobs.name}.restored"
-        with database_errors(path):
-            copy.unlink(missing_ok=True)
-            blobs.copy_to(copy)
+        copy, partial = self._copy(blobs.name), self._directory / f"{blobs.name}.restoring"
+        with database_errors(copy):
+            if not copy.exists():  # else an earlier call failed behind this
+                partial.unlink(missing_ok=True)
+                partial.touch(mode=0o600)
+                blobs.copy_to(partial)
+                with partial.open("rb") as file:
+                    sync_file(file.fileno())
+                partial.rename(copy)
+                sync_directory(self._directory)
             blobs.close(for_good=False)  # before the new one stands there: closing may remove the log of this name
-            for left in self._paths(blobs.name):
-                left.unlink(missing_ok=True)
-            copy.chmod(0o600)
-            with copy.open("rb") as file:
-                sync_file(file.fileno())
-            copy.rename(path)
-            sync_directory(self._directory)
+        self.finish_restoring(blobs.name)
+
+    def finish_restoring(self, name: str) -> None:
+        """Put the copy in its place that `restore` has completed, if there is one: from then on it was the only one for sure."""
+        with database_errors(self.path(name)):
+            if self._copy(name).exists():
+                for left in self._paths(name):
+                    left.unlink(missing_ok=True)
+                self._copy(name).rename(self.path(name))
+                sync_directory(self._directory)
+            (self._directory / f"{name}.restoring").unlink(missing_ok=True)
+
+    def unfinished(self) -> set[str]:
+        """The files of which there is a copy that was not put in its place, since its process was killed."""
+        with database_errors(self._directory), os.scandir(self._directory) as entries:
+            return {Path(entry.name).stem for entry in entries if entry.name.endswith((".restored", ".restoring"))}
+
+    def _copy(self, name: str) -> Path:
+        return self._directory / f"{name}.restored"
 
     def read_through(self, name: str) -> None:
         """Read all bytes of a file and of its log.

@@ -342,15 +342,16 @@ class Catalog:
         return None if row is None else (row[0], row[1])
 
     @writes
-    def adopt(self, db: sqlite3.Connection, batch: int, header: BatchHeader, blobs: str) -> int:
-        """Take up an open batch that a blob file has and this catalog does not know. It may have been sent already.
+    def replace_taken(self, db: sqlite3.Connection, batches: Sequence[int]) -> dict[int, int]:
+        """New numbers for those of a blob file's batches whose numbers others have. None of these is given any more."""
+        db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (max(batches, default=0),))
+        taken = [batch for batch in batches if db.execute("SELECT 1 FROM batches WHERE id=?", (batch,)).fetchone() is not None]
+        return dict(zip(taken, _new_numbers(db, len(taken)), strict=True))
 
-        Returns its number, another one if that is taken.
-        """
+    @writes
+    def adopt(self, db: sqlite3.Connection, batch: int, header: BatchHeader, blobs: str) -> None:
+        """Take up an open batch that a blob file has and this catalog does not know. It may have been sent already."""
         db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (header.location,))
-        if db.execute("SELECT 1 FROM batches WHERE id=?", (batch,)).fetchone() is not None:
-            (batch,) = _new_numbers(db, 1)
-        db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (batch,))
         db.execute(
             "INSERT INTO batches (id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id,"
             " compression, wrappers, blobs, claims)"
@@ -360,7 +361,6 @@ class Catalog:
                 *(header.prefix, header.instance_id, header.compression, ",".join(header.wrappers), blobs),
             ),
         )
-        return batch
 
     @reads
     def unknown(self, db: sqlite3.Connection, blobs: str, batches: Sequence[int]) -> list[int]:

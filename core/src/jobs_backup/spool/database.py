@@ -145,6 +145,14 @@ class Connection:
     # For forks
 
     @property
+    def is_lost(self) -> bool:
+        """Whether its files are known to be removed or replaced."""
+        try:
+            return self.current_identity() != self.identity
+        except OSError:
+            return False
+
+    @property
     def is_open(self) -> bool:
         """Whether there is a connection."""
         return self._connection is not None
@@ -196,7 +204,11 @@ _process: Final = [os.getpid()]
 
 
 def _before_fork() -> None:
-    """Close all connections, each between two uses. What is in use for too long stays open: see `_notice_fork`."""
+    """Close all connections, each between two uses. What is in use for too long stays open: see `_notice_fork`.
+
+    So does one whose file was removed or replaced: closing it would give up the only handle to what is in it. A child can't open
+    that file, for it has no name any more.
+    """
     until = time.monotonic() + _FORK_SECONDS
     while True:
         _opening.acquire()
@@ -211,7 +223,8 @@ def _before_fork() -> None:
         _after_fork()  # whoever uses one may need another one that is held: all are given back before they are tried again
         time.sleep(0.005)
     for connection in _held_for_fork:
-        connection.suspend()
+        if not connection.is_lost:
+            connection.suspend()
 
 
 def _after_fork() -> None:
@@ -540,6 +553,11 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
         return SpoolCorrupt(f"{path}: {text}", hint=_DAMAGED)
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and path.is_dir():
         return SpoolError(f"{path}: it is a directory", hint="find out what made it, and move it away")
+    if code == sqlite3.SQLITE_BUSY:
+        return SpoolError(
+            f"{path}: another process has kept it locked for too long",
+            hint="find the process that hangs or is stopped (`fuser` shows who has the file open), and continue or end it",
+        )
     if code == sqlite3.SQLITE_CANTOPEN and (why := _why_not_opened(path)):
         return SpoolError(f"{path}: {text}: {why[0]}", hint=why[1])
     return SpoolError(f"{path}: {text}", hint="look at the disk and the permissions of the spool's directory")

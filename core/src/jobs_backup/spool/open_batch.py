@@ -90,11 +90,22 @@ class Fill(NamedTuple):
 class OpenBatch:
     """A batch that still takes events, or one whose file is read to be sealed."""
 
-    __slots__ = ("_compression", "epoch", "fill", "id", "opened", "placement", "stream")
+    __slots__ = ("_compression", "_origin", "epoch", "fill", "id", "opened", "placement", "stream")
 
-    def __init__(self, id_: int, epoch: int, stream: Stream, placement: Placement, fill: Fill | None = None) -> None:
+    def __init__(
+        self,
+        id_: int,
+        epoch: int,
+        stream: Stream,
+        placement: Placement,
+        fill: Fill | None = None,
+        *,
+        origin: tuple[int, int] | None = None,
+    ) -> None:
+        """`origin`: see `BatchHeader`."""
         self.id = id_
         self.epoch = epoch
+        self._origin = origin or (epoch, id_)
         self.stream = stream
         self.placement = placement
         self._compression = placement.compression
@@ -119,7 +130,8 @@ class OpenBatch:
             fill = fill.with_lines(chunk, len(data))
             if chunk.form is Form.MEMBER:
                 fill = fill.with_member(data)
-        return cls(row.id, row.epoch, row.stream, row.placement, fill)
+        header = blobs.header(row.id)
+        return cls(row.id, row.epoch, row.stream, row.placement, fill, origin=header.origin if header else None)
 
     @property
     def next_job(self) -> int:
@@ -181,14 +193,15 @@ class OpenBatch:
         """What is fixed when it is sealed: everything must be folded."""
         fill, placement = self.fill, self.placement
         id_ = self._uuid()
+        first_job = self._origin[1] << INDEX_BITS
         key = object_key(
             prefix=placement.prefix,
             instance_id=placement.instance_id,
             stream=self.stream,
             first_at=fill.first_at,
             last_at=fill.last_at,
-            first_job=self.id << INDEX_BITS,
-            last_job=self.next_job - 1,
+            first_job=first_job,
+            last_job=first_job + fill.end - 1,
             uuid=id_,
             suffix=placement.suffix,
         )
@@ -200,10 +213,11 @@ class OpenBatch:
         So whoever seals the same bytes again, since the catalog was lost or the whole spool was restored from a copy, gets the same
         key, and the store says that they are there. Other bytes get another one.
         """
-        if not self.epoch:
+        epoch, number = self._origin
+        if not epoch:
             return str(uuid.uuid4())  # of a version whose batches had no name beyond their spool
         fill = self.fill
-        return str(uuid.uuid5(_NAMESPACE, f"{self.epoch}/{self.id}/{fill.end}/{fill.events}/{fill.size}/{fill.crc32c}"))
+        return str(uuid.uuid5(_NAMESPACE, f"{epoch}/{number}/{fill.end}/{fill.events}/{fill.size}/{fill.crc32c}"))
 
 
 def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]) -> None:

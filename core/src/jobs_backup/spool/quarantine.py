@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError
-from jobs_backup.fsync import sync_directory
+from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.logs import printable
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.blobs import BlobFile, BlobFiles, Chunk, Form
@@ -87,13 +88,13 @@ class Quarantine:
         `events` is how many were recorded into it, 0 if that is not known.
         """
         why = "the blob file is not there: what was recorded into it is lost"
-        self._write(f"{blobs}.missing", f"blobs/{blobs}.db: {why}\n".encode())
+        file = self._write(blobs, ".missing", f"blobs/{blobs}.db: {why}\n".encode())
         for row in rows:
             log.error("%s: batch %d of source %s: %s", _in_blobs(blobs), row.id, printable(row.stream.source_id), why)
-            self._catalog.set_aside(Damage(row.id, row.stream, 0, 0, f"quarantine/{blobs}.missing", why), instead_of_batch=True)
+            self._catalog.set_aside(Damage(row.id, row.stream, 0, 0, f"quarantine/{file}", why), instead_of_batch=True)
         if events:
             log.error("%s: %d events: %s", _in_blobs(blobs), events, why)
-            self._catalog.set_aside(Damage(0, _NO_STREAM, 0, events, f"quarantine/{blobs}.missing", why))
+            self._catalog.set_aside(Damage(0, _NO_STREAM, 0, events, f"quarantine/{file}", why))
 
     def retire(self, blobs: str) -> bool:
         """Move a damaged file here that holds nothing else any more. False if it is not damaged."""
@@ -119,7 +120,18 @@ class Quarantine:
             found.append(one._replace(file=place))
         if gone and not only_reads:
             self._catalog.forget_damages(gone)
-        return found
+        return found + self._unreported({Path(one.file).name for one in found})
+
+    def _unreported(self, reported: set[str]) -> list[Damage]:
+        """What is here and the catalog does not know: it was made anew, or who wrote the file was killed before he reported it."""
+        with database_errors(self._directory):
+            try:
+                names = sorted(path.name for path in self._directory.iterdir())
+            except FileNotFoundError:
+                names = []
+        # A name that begins with a point is not finished: its bytes are still in blobs/.
+        strange = [n for n in names if n not in reported and not n.startswith(".") and not n.endswith(("-wal", "-shm", "-journal"))]
+        return [Damage(0, _NO_STREAM, 0, 0, f"quarantine/{name}", "the catalog does not know what it is") for name in strange]
 
     def _set_chunks_aside(self, row: BatchRow, name: str, *, good_too: bool = False, size: int | None = None) -> None:
         """`size` is what a sealed batch has.
@@ -148,22 +160,33 @@ class Quarantine:
                     continue
                 why = "its object may be in the bucket already" if is_good else "these are not the bytes that were written"
                 suffix = "" if chunk.form is Form.LINES else Path(row.placement.compression.suffix).suffix
-                file = f"{row.id}-{chunk.start}.ndjson{suffix}"
-                self._write(file, data)
+                file = self._write(f"{row.id}-{chunk.start}", f".ndjson{suffix}", data)
                 damage = Damage(row.id, row.stream, chunk.job, chunk.events, f"quarantine/{file}", why)
                 source = printable(row.stream.source_id)
                 log.error("%d events of source %s are set aside in %s: %s", chunk.events, source, damage.file, why)
                 self._catalog.set_aside(damage)
                 blobs.lose(chunk.job, chunk.events)
 
-    def _write(self, name: str, data: bytes) -> None:
-        path = self._directory / name
+    def _write(self, name: str, suffix: str, data: bytes) -> str:
+        """Write a file, unless it is there, as who was killed behind this has left it. Returns its name.
+
+        Nothing is overwritten: of a catalog that was lost, the same numbers may be here with other events.
+        """
+        path, numbers = self._directory / f"{name}{suffix}", itertools.count(2)
         with database_errors(path):
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            while path.exists():
+                if path.read_bytes() == data:
+                    return path.name
+                path = path.with_name(f"{name}-{next(numbers)}{suffix}")
+            partial = path.with_name(f".{path.name}")
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as opened:
+                opened.write(data)
+                opened.flush()
+                sync_file(opened.fileno())
+            partial.rename(path)
             sync_directory(self._directory)
+        return path.name
 
 
 def _gaps(batch: int, chunks: Sequence[Chunk]) -> Iterator[tuple[int, int]]:

@@ -40,7 +40,8 @@ class Room:
     The limits are for recording alone. Sealing and sending go on, for they are what makes room.
     """
 
-    def __init__(self, directory: Path, catalog: Catalog, ballast: Ballast, session: str, limits: RoomLimits) -> None:
+    def __init__(self, directory: Path, catalog: Catalog, ballast: Ballast, session: Callable[[], str], limits: RoomLimits) -> None:
+        """`session` names that of this process: it gets another one where its files are lost."""
         self._directory = directory
         self._catalog = catalog
         self._ballast = ballast
@@ -50,7 +51,7 @@ class Room:
         self._looked_at = 0.0
         self._looked_with = 0
         self._of_others = 0
-        self._reported = 0
+        self._reported = ("", 0)  # by which session, and what
 
     def check(self, open_bytes: Callable[[], int]) -> None:
         """Check that more may be recorded. `open_bytes` tells what this process has in batches that are not sealed.
@@ -78,11 +79,13 @@ class Room:
         now = time.monotonic()
         looked_long_ago = now - self._looked_at >= _LOOK_SECONDS or abs(own - self._looked_with) >= _LOOK_BYTES
         if looked_long_ago or own + self._of_others >= max_bytes:
-            self._of_others = self._catalog.spooled_bytes(self._session)
+            session = self._session()
+            self._of_others = self._catalog.spooled_bytes(session)
             self._looked_at, self._looked_with = now, own
-            if abs(own - self._reported) >= _LOOK_BYTES:
-                self._catalog.report_spooled(self._session, own)
-                self._reported = own
+            reported = self._reported[1] if self._reported[0] == session else 0
+            if abs(own - reported) >= _LOOK_BYTES:
+                self._catalog.report_spooled(session, own)
+                self._reported = (session, own)
         if own + self._of_others >= max_bytes:
             raise SpoolFull(
                 f"the spool in {self._directory} holds {own + self._of_others:,} bytes of events, and may hold {max_bytes:,}",

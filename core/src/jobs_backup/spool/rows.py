@@ -26,7 +26,11 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch is bound to when it is opened, as its blob file keeps it: so that the file can do without the catalog."""
+    """What a batch is bound to when it is opened, as its blob file keeps it: so that the file can do without the catalog.
+
+    Attributes:
+        origin: epoch and number that it was opened with, if another batch has taken the number. They name its object.
+    """
 
     epoch: int
     kind: Kind
@@ -37,6 +41,7 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
     instance_id: str
     compression: str
     wrappers: tuple[str, ...]
+    origin: tuple[int, int] | None = None
 
 
 class BatchRow(NamedTuple):

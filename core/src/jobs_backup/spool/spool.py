@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+import msgspec
+
 from jobs_backup.compression import GZIP, Compression
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
 from jobs_backup.hookspecs import hookimpl
@@ -26,7 +28,7 @@ from jobs_backup.spool.numbering import Numbering
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.quarantine import Quarantine
 from jobs_backup.spool.room import Room, RoomLimits
-from jobs_backup.spool.rows import BatchRow, Damage, Placement, Waiting
+from jobs_backup.spool.rows import BatchHeader, BatchRow, Damage, Placement, Waiting
 from jobs_backup.spool.writer import BatchLimits, Recording, Session, Writer
 
 T = TypeVar("T")
@@ -146,7 +148,7 @@ class Spool:
                 location=location,
                 placement=placement,
                 limits=limits,
-                room=Room(directory, self._catalog, self._ballast, session.name, room),
+                room=Room(directory, self._catalog, self._ballast, lambda: self._sessions[-1], room),
                 quarantine=self._quarantine,
                 retire=self._clean_up,
                 check_position=self._check_position,
@@ -180,6 +182,7 @@ class Spool:
         self._writer.check_room()
         self._catalog.last_batch()
         self._catalog.check_files()
+        self._writer.check_files()
 
     @property
     def recorded(self) -> Recorded:
@@ -358,7 +361,15 @@ class Spool:
         Raises:
             SpoolCorrupt: they are not those that were sealed.
         """
-        body = SpooledBody(self._files.path(batch.blobs), batch.id)
+        try:
+            body = SpooledBody(self._files.path(batch.blobs), batch.id)
+        except SpoolError:
+            if self._files.exists(batch.blobs):
+                raise
+            raise SpoolError(
+                f"{self._files.path(batch.blobs)} is missing, and with it {batch.events:,} events that are not uploaded yet",
+                hint="find out what removed it, and put it back from a copy of the spool",
+            ) from None
         if body.size != batch.size:
             raise SpoolCorrupt(
                 f"batch {batch.id} has {body.size} bytes in {batch.blobs}.db instead of {batch.size}", hint="look at the disk"
@@ -499,7 +510,8 @@ class Spool:
         Files of which the catalog knows nothing are taken up by what they hold: it may have been lost, or be an older copy.
         """
         written = self._catalog.blob_files()
-        strangers = {name.partition("-")[0] for name in self._files.names() if name not in self._known_files} - written.keys()
+        names = {name for name in self._files.names() if name not in self._known_files} | self._files.unfinished()
+        strangers = {name.partition("-")[0] for name in names} - written.keys()
         for session in self._unreadable.keys() - written.keys() - strangers:
             self._unreadable.pop(session, None)  # another process, or thread, has taken its place
         return sum(self._recover(session) for session in (*written, *strangers) if session != self.session)
@@ -614,15 +626,17 @@ class Spool:
         try:
             self._catalog.begin_session(name, os.getpid(), self.destination, archives=self._archives)
             blobs = self._files.create(name)
+            lock.witness(0, 0)  # from now on a lock file without one is another one
         except BaseException:
             lock.release(remove=False)
             raise
         self._sessions.append(name)
-        return Session(name, secrets.randbits(LOCAL_BITS - 1) + 1, lock, blobs)
+        return Session(name, _new_epoch(), lock, blobs)
 
     def _renew(self, lost: Session, blobs: BlobFile) -> Session:
         """Begin another session, since the lock or the file of this one was lost; the one before is recovered like a dead one."""
         is_whole = True
+        make_directories(self.directory)  # one of them may have been removed
         try:
             blobs.check_files()
         except FilesLost:
@@ -638,6 +652,9 @@ class Spool:
 
     def _adopt(self, session: str, name: str, lock: ProcessLock, *, is_whole: bool) -> None:
         """Take the place of a dead session; `name` is its file, empty if the catalog does not know it."""
+        for one in self._files.unfinished():
+            if one.partition("-")[0] == session:
+                self._files.finish_restoring(one)
         names = [one for one in self._files.names() if one.partition("-")[0] == session]
         for one in names:
             self._files.roll_back(one)
@@ -693,7 +710,7 @@ class Spool:
                 is_blank = blobs.is_blank()  # opening it to write would change that
             with self._files.open(name) as blobs:
                 is_without_log = is_blank or not blobs.logged_pages()
-                blobs.adopt()
+                is_whole = blobs.finish() or is_whole
                 blobs.check()
                 self._take_up(blobs)
                 rows = self._catalog.open_batches_of(name)
@@ -719,13 +736,20 @@ class Spool:
 
     def _take_up(self, blobs: BlobFile) -> None:
         """Enter batches of which the catalog knows nothing."""
+        headers: dict[int, BatchHeader] = {}
         for batch in self._catalog.unknown(blobs.name, blobs.batches()):
             if (header := blobs.header(batch)) is None:
                 self._quarantine.report(blobs.name, batch, f"the catalog does not know batch {batch}, whose source is not known")
-                continue
+            else:
+                headers[batch] = header
+        # First in the file, where it is one step: whoever is killed behind it finds numbers that are free.
+        if numbers := self._catalog.replace_taken(list(headers)):
+            changes = [(batch, to, _renumbered(headers.pop(batch), batch)) for batch, to in numbers.items()]
+            blobs.renumber(changes)
+            headers.update({to: header for _, to, header in changes})
+        for batch, header in headers.items():
             log.warning("batch %d in %s.db is unknown to the catalog, and is taken up", batch, blobs.name)
-            if (number := self._catalog.adopt(batch, header, blobs.name)) != batch:
-                blobs.renumber(batch, number, header)
+            self._catalog.adopt(batch, header, blobs.name)
 
     def _seal_rows(self, rows: Sequence[BatchRow], blobs: BlobFile) -> None:
         batches: list[OpenBatch] = []
@@ -794,3 +818,12 @@ class Spool:
                     f"{self.directory} is used by a process with an earlier version of jobs-backup",
                     hint="stop it first: what it has recorded is kept",
                 )
+
+
+def _renumbered(header: BatchHeader, batch: int) -> BatchHeader:
+    """The header of a batch that gets another number, and so another epoch: what has its ids now may be named by others, too."""
+    return msgspec.structs.replace(header, epoch=_new_epoch(), origin=header.origin or (header.epoch, batch))
+
+
+def _new_epoch() -> int:
+    return secrets.randbits(LOCAL_BITS - 1) + 1

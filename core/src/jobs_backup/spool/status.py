@@ -155,6 +155,13 @@ def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
     with database_errors(path):
         is_there = path.exists()
     if not is_there:
+        with database_errors(directory):
+            left = sum(1 for _ in (directory / "blobs").glob("*.db"))
+        if left:
+            raise SpoolError(
+                f"{path} is missing, and {left} files in {directory / 'blobs'} may hold events",
+                hint="run `jobs-backup archive --once`, which makes the catalog anew from them",
+            )
         raise SpoolError(f"there is no spool in {directory}", hint="set JOBS_BACKUP_SPOOL_DIR as those do that record")
     if Catalog.is_older(path):
         raise SpoolError(

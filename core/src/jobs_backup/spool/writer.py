@@ -230,6 +230,15 @@ class Writer:
             raise BackupClosed("the Backup is closed", hint="open a new one")
         self._room.check(self._open_bytes)
 
+    def check_files(self) -> None:
+        """Check that the lock and the file of this process are there. The next call that needs them replaces them.
+
+        Raises:
+            FilesLost: one was removed or replaced.
+        """
+        self._session.lock.check()
+        self._blobs.check_files()
+
     def _open_bytes(self) -> int:
         # Copies first, for another thread may be recording: a list is copied without a pause.
         return sum(batch.fill.spooled for batch in [*self._open.values(), *self._full])
@@ -244,7 +253,15 @@ class Writer:
     def _close(self) -> list[InputPosition]:
         self._seal_older(0.0)
         self._closed = True
-        return self._blobs.positions()
+        positions = self._blobs.positions()
+        self._finish(self._blobs)
+        return positions
+
+    def _finish(self, blobs: BlobFile) -> None:
+        try:
+            blobs.finish()
+        except SpoolError as error:  # it is not needed, unless the catalog is lost: then it tells that nothing is missing
+            log.debug("%s", error.one_line())
 
     def _seal_older(self, age: float) -> int:
         self._session.lock.check()  # a process that records nothing looks for its lock only here
@@ -439,6 +456,7 @@ class Writer:
             if self._catalog.blob_files().get(self._session.name) == after.name:
                 self._blobs, self._file_number, self._events = after, number, 0
                 self._session.lock.witness(number, 0)
+                self._finish(before)
                 before.close()
             else:
                 after.close()
