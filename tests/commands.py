@@ -42,7 +42,7 @@ def run(*arguments: str | Path, env: dict[str, str], stdin: str | None = None) -
 def summary(*arguments: str | Path, env: dict[str, str], stdin: str | None = None) -> dict[str, Any]:
     code, stdout, stderr = run(*arguments, "--json", env=env, stdin=stdin)
     found: dict[str, Any] = json.loads(stdout)
-    assert code == (1 if not found["complete"] else 3 if found["rejected"] else 0), stderr
+    assert code == (1 if not found["complete"] else 3 if found["rejected"] or found["rejected_before"] else 0), stderr
     return found
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -455,6 +456,91 @@ def test_the_object_of_the_cursor_may_have_been_deleted(lists: list[str], tmp_pa
             time.sleep(0.05)
     assert len(objects(tmp_path)) == 2
     assert [json.loads(line)["n"] for line in replay(env, "--payload-only", "--after", cursor(err), *lists)] == [4, 5, 6, 7]
+
+
+@pytest.fixture
+def stored_at(tmp_path: Path) -> Callable[..., None]:
+    """Records events of these minutes, each two in an object, and waits until they are in the bucket."""
+    env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2")
+
+    def record(*minutes: float) -> None:
+        first = datetime(2026, 1, 1, tzinfo=UTC)
+        with Backup.from_env(env) as backup:
+            for minute in minutes:
+                backup.record({"n": minute}, source_id="web", created_at=first + timedelta(minutes=minute))
+            backup.flush(60)
+
+    return record
+
+
+def given_by(out: str) -> list[float]:
+    return [json.loads(line)["n"] for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 5])
+def test_what_was_stored_since_a_cursor_with_earlier_events_is_reported(
+    tmp_path: Path, limit: int, stored_at: Callable[..., None]
+) -> None:
+    """An event may wait for a day. What is later than the cursor is given, whenever it was stored."""
+    stored_at(0, 1, 10, 11, 20, 21)
+    code, out, err = run("replay", "--payload-only", "--limit", str(limit), env=file_environment(tmp_path))
+    after = ("--after", cursor(err))
+    assert (code, given_by(out)) == (0, [0, 1, 10, 11, 20, 21][:limit])
+    stored_at(12, 13, 30, 31)
+    stored_at(22, 23)
+    is_late = limit == 5
+    code, out, err = run("replay", "--payload-only", *after, env=file_environment(tmp_path))
+    rest = [n for n in (0, 1, 10, 11, 12, 13, 20, 21, 22, 23, 30, 31) if not (is_late and n in (12, 13))][limit:]
+    assert (code, given_by(out)) == (1 if is_late else 0, rest)
+    assert ("1 objects were stored since the cursor was written" in err) == is_late
+    assert ("(2026-01-01T00:12:00Z to 2026-01-01T00:13:00Z)" in err) == is_late
+
+
+def test_what_was_stored_since_is_reported_once_for_each_cursor(tmp_path: Path, stored_at: Callable[..., None]) -> None:
+    stored_at(10, 11, 20, 21, 30, 31)
+    after: list[str] = []
+    codes: list[int] = []
+    found: list[float] = []
+    for late in ((), (0, 1), (), (2, 3, 4, 5)):
+        stored_at(*late)
+        code, out, err = run("replay", "--payload-only", "--limit", "1", *after, env=file_environment(tmp_path))
+        after = ["--after", cursor(err)]
+        codes.append(code)
+        found += given_by(out)
+    assert codes == [0, 1, 0, 1]
+    assert found == [10, 11, 20, 21]
+
+
+def test_a_listing_says_that_it_cannot_tell_what_was_stored_since(tmp_path: Path, stored_at: Callable[..., None]) -> None:
+    stored_at(10, 11, 20, 21)
+    code, _, err = run("replay", "--list", "--payload-only", "--limit", "2", env=file_environment(tmp_path))
+    stored_at(0, 1)
+    code, out, err = run("replay", "--list", "--payload-only", "--after", cursor(err), env=file_environment(tmp_path))
+    assert (code, given_by(out)) == (0, [20, 21])
+    assert "--list cannot tell" in err
+
+
+def test_a_file_is_written_anew_where_something_earlier_was_stored_since(tmp_path: Path, stored_at: Callable[..., None]) -> None:
+    """An interrupted run with --output has a place, too. A file can be written anew, so that nothing is missing in it."""
+    stored_at(10, 11, 20, 21, 30, 31)
+    (path,) = [path for path in (tmp_path / "bucket").rglob("*.gz") if path.name.startswith("1767227400_")]
+    content = path.read_bytes()
+    path.unlink()
+    output = tmp_path / "back"
+    code, _, _ = run("replay", "--payload-only", "--output", output, env=file_environment(tmp_path))
+    assert (code, given_by((tmp_path / "back.part").read_text())) == (1, [10, 11, 20, 21])
+    path.write_bytes(content)
+    stored_at(0, 1, 40, 41)
+    code, _, err = run("replay", "--payload-only", "--output", output, env=file_environment(tmp_path))
+    assert (code, "is written anew" in err) == (0, True)
+    assert given_by(output.read_text()) == [0, 1, 10, 11, 20, 21, 30, 31, 40, 41]
+
+
+def test_a_cursor_of_an_earlier_version_is_read() -> None:
+    query = Query(since=1, until=2)
+    assert read_cursor(write_cursor("a/b:3", b"selection", query), b"selection", Query()) == ("a/b:3", query)
+    later = Query(since=1, until=2, looked_at=1_700_000_000_000_000)
+    assert read_cursor(write_cursor("a/b:3", b"selection", later), b"selection", Query()) == ("a/b:3", later)
 
 
 def test_a_cursor_keeps_the_time_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

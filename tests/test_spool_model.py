@@ -131,13 +131,13 @@ class Machinery:
             machinery.boundary()
             return result
 
-        def changed(blobs: BlobFile, work: Callable[[Changes], None]) -> int:
+        def changed(blobs: BlobFile, work: Callable[[Changes], None], *check: Callable[[InputPosition], None]) -> int:
             def bounded(changes: Changes) -> None:
                 work(changes)
                 machinery.boundary(can_fail=True)
 
             machinery.boundary()
-            size = change(blobs, bounded)
+            size = change(blobs, bounded, *check)
             machinery.boundary()
             return size
 

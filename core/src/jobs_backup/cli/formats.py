@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import select
 import sys
@@ -15,6 +16,7 @@ from jobs_backup.errors import ConfigurationError
 BOM: Final = b"\xef\xbb\xbf"
 
 _HEAD: Final = 64 << 10
+_MARK: Final = 4096
 _POLL: Final = 0.2
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or a skippable one (RFC 8878, 3.1)
@@ -65,6 +67,36 @@ class Source:
         self._stop = stop
         self._is_file = is_file
         self._ahead = b""
+        self._marks: dict[str, tuple[int, bytes]] = {}
+        self._furthest = 0
+        self._size = os.fstat(file.fileno()).st_size if is_file else 0
+
+    def is_as_it_was_read(self) -> bool:
+        """Whether a file still holds what was read of it, as far as a few blocks tell: the first one, and the last ones.
+
+        One that was truncated and filled again beyond what was read has other bytes there. Called after a read, and before what
+        that gave is used: if all is as it was, both are of the same content.
+        """
+        if not self._is_file:
+            return True
+        before, self._size = self._size, os.fstat(self._file.fileno()).st_size
+        is_same = self._size >= before and all(
+            os.pread(self._file.fileno(), len(data), start) == data for start, data in self._marks.values()
+        )
+        if is_same and "last" in self._marks:
+            self._marks["checked"] = self._marks["last"]
+        return is_same
+
+    def _mark(self, data: bytes) -> None:
+        """Note the end of what was just read. What was noted before stays until it was checked together with this."""
+        end = self._file.tell()
+        last = data[-_MARK:]
+        if end == len(data):
+            self._marks.setdefault("first", (0, data[:_MARK]))
+        self._marks["last"] = (end - len(last), last)
+        if end > self._furthest:
+            self._furthest = end
+            self._marks["furthest"] = self._marks["last"]
 
     def head(self) -> bytes:
         """The first bytes, which are read again afterwards; enough of them to tell a format."""
@@ -82,6 +114,8 @@ class Source:
     def seek(self, offset: int, whence: int = 0) -> int:
         """Go to a place in a file."""
         self._ahead = b""
+        if "furthest" in self._marks:  # a file is read to be recognised, and then again from where that ended
+            self._marks["sought"] = self._marks["furthest"]
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -94,6 +128,8 @@ class Source:
             if not self._is_file and not select.select([self._file], [], [], _POLL)[0]:
                 continue
             data = cast(bytes | None, self._file.read(size))
+            if data and self._is_file:
+                self._mark(data)
             if data is not None:  # else standard input was made not to block, and there is nothing just now
                 return data
         raise Stopped

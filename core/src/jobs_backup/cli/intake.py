@@ -13,16 +13,16 @@ from typing import Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 
-from jobs_backup import encoding
 from jobs_backup.backup import Backup
+from jobs_backup.cli.contents import Contents, Known
 from jobs_backup.cli.formats import BOM, Stopped
 from jobs_backup.cli.identity import Fingerprint, Position, Sample, SeenFile
 from jobs_backup.cli.ndjson import MAX_LINE, Block, Input, LongLine, Reader
 from jobs_backup.cli.options import machine_errors, say
 from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
 from jobs_backup.cli.progress import Progress, progress
-from jobs_backup.cli.recognition import Found, Known, Recognition, new_id
-from jobs_backup.cli.rejects import Rejects
+from jobs_backup.cli.recognition import Found, Recognition, new_id
+from jobs_backup.cli.rejects import Rejects, rejects_name, rejects_path, short_name
 from jobs_backup.cli.summary import Counted, Summary, Unfinished
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import (
@@ -30,7 +30,6 @@ from jobs_backup.errors import (
     ConfigurationError,
     InvalidEvent,
     JobsBackupError,
-    SpoolCorrupt,
     SpoolFull,
     UnknownJob,
 )
@@ -121,16 +120,19 @@ def take_in(
         with monitored_backup(own, stop) as backup:
             summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, options))
             handler = make_handler(backup, summary, stop)
+            contents = Contents(backup.spool, _hash(str(handler.job))[:16] + "-")
             with progress(backup, inputs, counted) as shown:
                 for one in inputs:
                     try:
                         with machine_errors():
-                            Intake(backup, one, handler, summary, shown, stop, options).take()
+                            Intake(backup, one, handler, contents, summary, shown, stop, options).take()
                     except (ConfigurationError, AmbiguousInput) as error:
                         summary.problem(error)
                     except JobsBackupError as error:
                         summary.problem(error)
                         break  # the others would meet it, too
+                if not stop.is_set():
+                    _report_replaced(inputs, contents, summary)
                 summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=stop.is_set(), allow_rejects=options.allow_rejects)
     leave(code, backup)
@@ -142,6 +144,23 @@ def _how_to_go_on(inputs: Sequence[Input], options: InputOptions) -> str:
     return "run the same command without --again" if options.again else "run the same command again"
 
 
+def _report_replaced(inputs: Sequence[Input], contents: Contents, summary: Summary) -> None:
+    """Report files that were there when the command started, and were rotated away before their turn came."""
+    opened = [one.opened for one in inputs if one.opened is not None]
+    for one in inputs:
+        if one.opened is None or one.noted is None or one.noted.is_file(one.opened):
+            continue
+        if any(one.noted.is_file(file) for file in opened):  # under another name
+            continue
+        if contents.is_unchanged(one.noted) is None:  # else an earlier run has read all of it
+            summary.problem(
+                ConfigurationError(
+                    f"{one.name} was replaced before it was read, as by log rotation: the file that it was has not been read",
+                    hint="run the same command again, and name rotated files as well",
+                )
+            )
+
+
 class Intake(Generic[T]):
     """Reads one input."""
 
@@ -150,6 +169,7 @@ class Intake(Generic[T]):
         backup: Backup,
         source: Input,
         handler: Handler[T],
+        contents: Contents,
         summary: Summary,
         shown: Progress,
         stop: threading.Event,
@@ -159,15 +179,14 @@ class Intake(Generic[T]):
         self._spool = backup.spool
         self._input = source
         self._handler = handler
+        self._contents = contents
         self._summary = summary
         self._shown = shown
         self._stop = stop
         self._options = options
         self._path_id = _hash(f"{os.path.realpath(source.name)}\0{handler.job}")[:32]
-        self._job_id = _hash(str(handler.job))[:16] + "-"
         self._id: str | None = None
         """Of the position; None if none is kept."""
-        self._position_at = 0
         self._reached = Position()
         self._stored: Position | None = None
         self._opened: SeenFile | None = None
@@ -184,38 +203,51 @@ class Intake(Generic[T]):
         """
         with suppress(Stopped):  # before anything was read
             if self._input.path is None:  # standard input is nobody else's
-                self._read()
+                with self._input.open(self._stop) as reader:
+                    self._read(reader)
                 return
-            with self._spool.reading(_hash(self._input.lock + self._job_id)[:32]) as granted:
+            lock = self._input.lock()
+            with self._spool.reading(_hash(lock + self._contents.prefix)[:32]) as granted:
                 self._check_granted(granted=granted)
-                self._read()
+                with self._input.open(self._stop, lock) as reader:
+                    self._read(reader)
 
-    def _read(self) -> None:
-        with self._input.open(self._stop) as reader:
-            opened = reader.seen()
-            if opened is None or self._handler.job is None:
-                self._reached = Position(rejects_name=_rejects_name(self._input, self._unique()))
-                self._take_all(reader, committed=None)
-                return
-            # Until its end was read, more may come without another time.
-            self._opened, self._seen = opened, msgspec.structs.replace(opened, changed=0)
-            found = self._find(reader, opened)
-            if found is not None:
-                # Whoever reads the same content under another name, in another file, keeps it as well.
-                with self._spool.reading(self._id or "") as granted:
-                    self._check_granted(granted=granted)
-                    self._take_from(found, reader)
-
-    def _find(self, reader: Reader, seen: SeenFile) -> Found | None:
-        """Where to go on; None if there is nothing new."""
-        again = self._options.again
-        known = [Known(one.input, one.at, self._decoded(one)) for one in self._spool.positions(self._job_id)]
-        before = self._spool.position(self._path_id)
-        earlier = Known("", before.at, self._decoded(before)) if before is not None else None
-        recognition = Recognition(reader, seen, known, earlier, append_only=self._options.append_only)
-        if recognition.is_unchanged and not again:
+    def _read(self, reader: Reader) -> None:
+        opened = self._input.opened
+        if opened is None or self._handler.job is None:
+            self._reached = Position(rejects_name=rejects_name(self._input.name, self._unique()))
+            self._take_all(reader, committed=None)
+            return
+        # Until its end was read, more may come without another time.
+        self._opened, self._seen = opened, msgspec.structs.replace(opened, changed=0)
+        self._contents.load()
+        known = self._contents.is_unchanged(opened)
+        if known is not None and not self._options.again:
             self._summary.resumed = True
-            return None
+            self._remember_rejects(known.position)
+            return
+        self._contents.look()
+        while not self._is_taken(self._find(reader, opened), reader):
+            pass
+
+    def _is_taken(self, found: Found, reader: Reader) -> bool:
+        """Read on from there; False if another process has done so meanwhile."""
+        # Whoever reads the same content under another name, in another file, keeps it as well.
+        with self._spool.reading(self._id or "") as granted:
+            self._check_granted(granted=granted)
+            if found.known is not None and found.known.id and not self._contents.is_current(found.known):
+                return False
+            self._take_from(found, reader)
+            return True
+
+    def _find(self, reader: Reader, seen: SeenFile) -> Found:
+        """Where to go on."""
+        again = self._options.again
+        before: InputPosition | None = None
+        if self._contents.in_file(seen) is None and self._contents.at_path(seen) is None:
+            before = self._spool.position(self._path_id)
+        earlier = Known.of(before)._replace(id="") if before is not None else None
+        recognition = Recognition(reader, seen, self._contents, earlier, append_only=self._options.append_only)
         try:
             found = recognition.find()
         except AmbiguousInput:
@@ -224,20 +256,17 @@ class Intake(Generic[T]):
             found = Found(None, Fingerprint(), Sample())
         if found.known is None and recognition.is_replaced and not again:
             say(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
-        self._id = (found.known.id if found.known else "") or new_id(self._job_id)
+        self._id = (found.known.id if found.known else "") or new_id(self._contents.prefix)
         return found
 
     def _take_from(self, found: Found, reader: Reader) -> None:
         known = found.known
-        self._position_at = known.at if known else 0
-        if known is not None and known.id and (now := self._spool.position(known.id)) is not None and now.at != known.at:
-            raise ConfigurationError(f"{self._input.name}: another process has just read it", hint="run the same command again")
         self._reached = known.position if known else Position()
         self._stored = known.position if known and known.id else None
         if not self._reached.rejects_name:
             unique = self._path_id[:8] if known else self._unique()
-            name = _file_name(self._input)
-            self._reached = msgspec.structs.replace(self._reached, name=name, rejects_name=_rejects_name(self._input, unique))
+            name = short_name(self._input.name)
+            self._reached = msgspec.structs.replace(self._reached, name=name, rejects_name=rejects_name(self._input.name, unique))
         if known is None or self._options.again:
             reader.go_to(Fingerprint(), Sample())
             self._take_all(reader, committed=None)
@@ -247,12 +276,12 @@ class Intake(Generic[T]):
             line = known.position.line + 1
             say(f"{self._input.name} holds what was read as {known.position.name}: it is read from line {line:,} on")
         self._summary.resumed = True
+        self._remember_rejects(known.position)
         reader.go_to(found.fingerprint, found.sample)
         self._take_all(reader, committed=known.position.rejects)
 
     def _take_all(self, reader: Reader, *, committed: int | None) -> None:
-        name = os.fsdecode(self._reached.rejects_name.encode())  # the system's encoding may be another one
-        path = self._spool.directory / "rejects" / name
+        path = rejects_path(self._spool.directory, self._reached.rejects_name)
         with closing(Rejects(path, committed)) as rejects:
             self._reached = self._position(reader, rejects)
             for part in reader.parts():
@@ -266,14 +295,8 @@ class Intake(Generic[T]):
     def _finish(self, reader: Reader, rejects: Rejects) -> None:
         """At the end: note how the file is now, by which it is known again."""
         now = reader.seen()
-        if now is None:
-            return
-        if not reader.is_packed and now.size < reader.read:
-            raise ConfigurationError(
-                f"{self._input.name} was truncated while it was read: lines that were not read may be in a copy of it",
-                hint="run the same command on the copy (logrotate's copytruncate makes one), and again on this file",
-            )
-        if self._id is None:
+        reader.check()
+        if now is None or self._id is None:
             return
         is_still = now == self._opened and not self._unfinished and time.time_ns() - now.changed > _TICK
         self._seen = now if is_still else msgspec.structs.replace(now, changed=0)
@@ -282,14 +305,10 @@ class Intake(Generic[T]):
         if end != self._stored:
             self._keep([], reader, end)
 
-    def _decoded(self, known: InputPosition) -> Position:
-        try:
-            return msgspec.json.decode(known.position, type=Position)
-        except msgspec.DecodeError as error:
-            raise SpoolCorrupt(
-                f"{self._input.name}: how far a file was read is not what was written: {error}",
-                hint="look at the disk; move the spool away to begin anew",
-            ) from error
+    def _remember_rejects(self, position: Position) -> None:
+        """What earlier runs have rejected stays a reason for the exit code, until somebody has removed the file."""
+        if position.rejects:
+            self._summary.remember_rejects(rejects_path(self._spool.directory, position.rejects_name))
 
     def _take(self, block: Block, reader: Reader, rejects: Rejects) -> None:
         parse = self._handler.parser()
@@ -340,9 +359,10 @@ class Intake(Generic[T]):
 
     def _keep(self, found: Sequence[T | None], reader: Reader, reached: Position) -> None:
         """Keep what was found together with the position that was reached. The rejects before it are on the disk."""
-        # The latest is the one that counts, also where the clock was set back.
-        self._position_at = max(encoding.now(), self._position_at + 1)
-        position = InputPosition(self._id, self._position_at, msgspec.json.encode(reached)) if self._id is not None else None
+        reader.check()
+        position: InputPosition | None = None
+        if self._id is not None:
+            position = InputPosition(self._id, self._contents.next_at(), msgspec.json.encode(reached))
         waits = True
         while True:
             try:
@@ -354,6 +374,8 @@ class Intake(Generic[T]):
                 self._stop.wait(_ROOM_SECONDS)
                 # As long as something is being sent, there will be room.
                 waits = self._backup.archiver is not None and not self._backup.archiver.drain(0)
+        if position is not None:
+            self._contents.note(Known(position.input, position.at, reached))
         self._reached = self._stored = reached
         kept = sum(one is not None for one in found)
         self._summary.count += kept
@@ -390,15 +412,6 @@ def _parsed(parse: Callable[[bytes], T | None], line: bytes) -> T | None:
         if line.startswith(BOM) and not bare.strip():
             return None
         return parse(bare)
-
-
-def _file_name(source: Input) -> str:
-    # Cut by bytes, since that is what file systems limit; bytes that are no whole characters of UTF-8 are left out.
-    return os.fsencode(Path(source.name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
-
-
-def _rejects_name(source: Input, unique: str) -> str:
-    return f"{_file_name(source)}-{unique}.ndjson"
 
 
 def _hash(text: str) -> str:

@@ -68,15 +68,23 @@ class Input:
             raise ConfigurationError(f"{self.name}: {why}", hint=hint) from error
         self.size = status.st_size if path is not None and stat.S_ISREG(status.st_mode) else None
         """Bytes of the file; None for a stream, which can't be read again."""
-        self.lock = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:32]
-        """What two processes have in common that read it at the same time, whatever names it has."""
+        self.noted = None if path is None or self.size is None else SeenFile.of(path, status)
+        """The file as it was then; None for a stream."""
+        self.opened: SeenFile | None = None
+        """The file that was opened when its turn came, which may be another one."""
+
+    def lock(self) -> str:
+        """What two processes have in common that read it at the same time, whatever names it has. Raises as `open` does."""
+        assert self.path is not None
+        with _errors(self.name):
+            return _lock_of(self.path.stat())
 
     @contextmanager
-    def open(self, stop: threading.Event) -> Generator[Reader]:
+    def open(self, stop: threading.Event, lock: str = "") -> Generator[Reader]:
         """Opens it. Reading ends once `stop` is set.
 
         Raises:
-            ConfigurationError: it can't be opened.
+            ConfigurationError: it can't be opened, or is not what `lock` was of.
         """
         with _errors(self.name):
             if self.path is None:
@@ -87,8 +95,13 @@ class Input:
                 os.set_blocking(descriptor, True)
             file = os.fdopen(descriptor, "rb", buffering=0)
         with file:
-            is_file = self.path is not None and stat.S_ISREG(os.fstat(descriptor).st_mode)
-            yield Reader(self.name, self.path if is_file else None, Source(file, stop, is_file=is_file), descriptor)
+            status = os.fstat(descriptor)
+            is_file = self.path is not None and stat.S_ISREG(status.st_mode)
+            if lock and lock != _lock_of(status):
+                raise ConfigurationError(f"{self.name} was replaced just when it was opened", hint="run the same command again")
+            reader = Reader(self.name, self.path if is_file else None, Source(file, stop, is_file=is_file), descriptor)
+            self.opened = reader.seen()
+            yield reader
 
 
 class Reader:
@@ -132,6 +145,20 @@ class Reader:
             return None
         with _errors(self.name):
             return SeenFile.of(self._path, os.fstat(self._descriptor))
+
+    def check(self) -> None:
+        """Check that the file still holds what was read of it.
+
+        Raises:
+            ConfigurationError: it was truncated or rewritten.
+        """
+        with _errors(self.name):
+            is_as_it_was_read = self._source.is_as_it_was_read()
+        if not is_as_it_was_read:
+            raise ConfigurationError(
+                f"{self.name} was truncated while it was read, or rewritten: lines that were not read may be in a copy of it",
+                hint="run the same command on the copy (logrotate's copytruncate makes one), and again on this file",
+            )
 
     def position(self) -> Position:
         """The position after what was read."""
@@ -321,6 +348,10 @@ class Reader:
             if not data:
                 raise
         return bytes(data)
+
+
+def _lock_of(status: os.stat_result) -> str:
+    return hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:32]
 
 
 def _check(path: Path) -> os.stat_result:

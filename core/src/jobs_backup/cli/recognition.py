@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
-from jobs_backup.cli.identity import Fingerprint, Position, Sample, SeenFile
+from jobs_backup.cli.contents import Contents, Known
+from jobs_backup.cli.identity import Fingerprint, Sample, SeenFile
 from jobs_backup.cli.ndjson import Reader
 from jobs_backup.errors import AmbiguousInput
 
@@ -16,19 +16,6 @@ _SECOND: Final = 1_000_000_000
 _LOOKED_BEHIND: Final = 1 << 20
 
 _AGAIN: Final = "--again, with this file alone, reads it from its beginning (what was recorded before is recorded twice)"
-
-
-class Known(NamedTuple):
-    """A content that was read before.
-
-    Attributes:
-        id: of its position, in the spool.
-        at: of its position.
-    """
-
-    id: str
-    at: int
-    position: Position
 
 
 class Found(NamedTuple):
@@ -48,29 +35,21 @@ class Found(NamedTuple):
 class Recognition:
     """Compares one file with all that was read before."""
 
-    def __init__(self, reader: Reader, seen: SeenFile, known: Sequence[Known], earlier: Known | None, *, append_only: bool) -> None:
+    def __init__(self, reader: Reader, seen: SeenFile, contents: Contents, earlier: Known | None, *, append_only: bool) -> None:
         """Compare nothing yet.
 
         Args:
-            known: the contents that were read for the same purpose.
+            contents: what was read for the same purpose.
             earlier: what an earlier version has noted for the file's path.
             append_only: files only grow, and are never emptied.
         """
         self._reader = reader
         self._seen = seen
-        self._known = known
+        self._contents = contents
         self._earlier = earlier
         self._append_only = append_only
-        at_path = [one for one in known if one.position.seen is not None and one.position.seen.path == seen.path]
-        in_file = [one for one in known if one.position.seen is not None and one.position.seen.is_file(seen)]
-        self._at_path = max(at_path, key=lambda one: one.at, default=None)
-        self._in_file = max(in_file, key=lambda one: one.at, default=None)
-
-    @property
-    def is_unchanged(self) -> bool:
-        """Whether all of the file was read, and it was not written since. It need not be read to see that."""
-        known = self._in_file
-        return known is not None and known.position.seen is not None and known.position.seen.is_unchanged(self._seen)
+        self._at_path = contents.at_path(seen)
+        self._in_file = contents.in_file(seen)
 
     @property
     def is_replaced(self) -> bool:
@@ -108,7 +87,7 @@ class Recognition:
     def _matches(self, first: str) -> list[tuple[Known, Fingerprint]]:
         """The contents that the file begins with, and its fingerprint up to there, the longest one last."""
         # Of a first line that had not ended only the beginning is known.
-        known = [one for one in self._known if one.position.first == first or not one.position.line]
+        known = self._contents.beginning_with(first)
         known.sort(key=lambda one: one.position.offset)
         offsets = sorted({one.position.offset for one in known})
         prefixes = {prefix.offset: prefix for prefix in self._reader.fingerprints(offsets)}
@@ -156,7 +135,8 @@ class Recognition:
 
     def _refuse_rewritten(self, first: str) -> None:
         """Refuse it where lines were read before of its path, of the file, or of a file with the same first line."""
-        related = [one for one in self._known if one in (self._at_path, self._in_file) or one.position.first == first]
+        related = [one for one in self._contents.beginning_with(first) if one.position.first == first]
+        related += [one for one in (self._at_path, self._in_file) if one is not None and one not in related]
         if self._append_only:  # another file has nothing to do with one whose lines repeat
             related = [one for one in related if one == self._in_file or not Sample(one.position.sample).repeats]
         if not related:

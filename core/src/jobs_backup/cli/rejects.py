@@ -10,6 +10,22 @@ from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.spool.database import database_errors
 
 
+def short_name(name: str) -> str:
+    """The name of an input's file, for those of other files."""
+    # Cut by bytes, since that is what file systems limit; bytes that are no whole characters of UTF-8 are left out.
+    return os.fsencode(Path(name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
+
+
+def rejects_name(name: str, unique: str) -> str:
+    """The name of the file for the rejects of an input."""
+    return f"{short_name(name)}-{unique}.ndjson"
+
+
+def rejects_path(directory: Path, name: str) -> Path:
+    """Where that file is, in a spool's directory."""
+    return directory / "rejects" / os.fsdecode(name.encode())  # the system's encoding may be another one
+
+
 class Rejects:
     """Lines are added behind those that are there. It is as long as the committed position says, also after a crash.
 
@@ -53,3 +69,16 @@ class Rejects:
         if self._file is not None:
             with database_errors(self.path):
                 self._file.close()
+
+
+def rejected_lines(path: Path) -> int:
+    """How many lines there are in such a file; 0 if it is not there any more. Raises SpoolError if it can't be read."""
+    lines = 0
+    with database_errors(path):
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    lines += block.count(b"\n")
+        except FileNotFoundError:
+            pass
+    return lines

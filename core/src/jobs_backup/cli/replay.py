@@ -29,7 +29,18 @@ from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.layout import clean_prefix
 from jobs_backup.logs import plural, printable
 from jobs_backup.model import Kind
-from jobs_backup.replay import Knowledge, Query, Replay, Selection, known, listed, read_cursor, sources_in, write_cursor
+from jobs_backup.replay import (
+    Knowledge,
+    Query,
+    Replay,
+    Selection,
+    known,
+    listed,
+    read_cursor,
+    sources_in,
+    split_cursor,
+    write_cursor,
+)
 from jobs_backup.replay import knowledge as find_knowledge
 from jobs_backup.values import Duration
 
@@ -132,14 +143,14 @@ def replay(
             limit=limit,
             window=settings.upload_concurrency,
         )
-        target.restore(found)
         knowledge, objects = _find(settings, destination, query, "" if dry_run else begin, found.seen, stop, lists=lists)
         if dry_run:
             gaps = Gaps.of(query, knowledge, None if query.kind is Kind.FAILED else found.seen)
             _tell_totals(objects, destination.location, gaps, stop, as_json=as_json)
+        begin, query, late = _resume(objects, target, found, begin, query, lists=lists)
         problem = _error_of(lambda: found.run(objects, target.write, stop, lambda: target.reached(found), begin))
         objects.close()
-    gaps = Gaps.of(query, knowledge, found.seen if found.finished else None)
+    gaps = Gaps.of(query, knowledge, found.seen if found.finished else None, late)
     complete = found.finished and problem is None and not found.damaged and not gaps
     if (unfinished := _error_of(target.finish if complete else target.leave)) is not None:
         problem, complete = problem or unfinished, False
@@ -191,6 +202,32 @@ def _find(
         sys.exit(INCOMPLETE if error.retryable else MISUSED)
 
 
+def _resume(
+    objects: Selection, target: OutputFile | Stdout, found: Replay, begin: str, query: Query, *, lists: bool
+) -> tuple[str, Query, str]:
+    """Where to begin, the query, and what this run cannot give, since it was stored after an earlier one had passed its place."""
+    late = _late(objects, begin, query, lists=lists)
+    if late and target.restart():
+        say(f"{target.part} is written anew: {late}")
+        begin, late = "", ""
+    target.query = msgspec.structs.replace(query, looked_at=None if lists else objects.last_stored())
+    target.restore(found)
+    return begin, target.query, late
+
+
+def _late(objects: Selection, begin: str, query: Query, *, lists: bool) -> str:
+    """What was stored since the cursor was written, and belongs before it; empty if that is nothing."""
+    if lists and begin:
+        say("--list cannot tell objects that were stored since with events from before the cursor: they are not given")
+    if lists or query.looked_at is None:
+        return ""
+    count, first, last = objects.stored_late(split_cursor(begin)[0], query.looked_at)
+    if not count:
+        return ""
+    times = " to ".join(datetime.fromtimestamp(at / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for at in (first, last))
+    return f"{plural(count, 'object')} stored since the cursor was written, with events from before it ({times})"
+
+
 def _error_of(step: Callable[[], object]) -> JobsBackupError | None:
     try:
         step()
@@ -212,31 +249,35 @@ class Gaps(NamedTuple):
     Attributes:
         unseen: what was asked for and never seen.
         missing: why not everything can be found.
+        late: what was stored behind the back of an earlier part of this replay.
     """
 
     unseen: tuple[str, ...]
     missing: str
     hint: str
+    late: str = ""
     known_since: str = ""
     """When the catalog was made; empty with --list."""
 
     def __bool__(self) -> bool:
-        return bool(self.unseen or self.missing)
+        return bool(self.unseen or self.missing or self.late)
 
     @classmethod
-    def of(cls, query: Query, knowledge: Knowledge | None, seen: Collection[str] | None) -> Gaps:
+    def of(cls, query: Query, knowledge: Knowledge | None, seen: Collection[str] | None, late: str = "") -> Gaps:
         """`knowledge` is the catalog's; None with --list, where `seen` has the ids that were found, None if that is not known."""
         if knowledge is None:
             given = [("source", query.source_ids), ("workspace", query.workspace_ids)]
             unseen = [] if seen is None else [f"{what} {one!r}" for what, ids in given for one in ids if one not in seen]
-            return cls(tuple(unseen), "", "correct it")
-        return cls(knowledge.unseen, knowledge.missing, _meant(knowledge), knowledge.since)
+            return cls(tuple(unseen), "", "correct it", late)
+        return cls(knowledge.unseen, knowledge.missing, _meant(knowledge), late, knowledge.since)
 
     def report(self) -> None:
         if self.unseen:
             say(f"{', '.join(self.unseen)} was never seen: {self.hint}", "UnknownSource")
         if self.missing:
             say(f"this spool's catalog does not know everything: {self.missing}: --list finds it in the bucket", "Forgotten")
+        if self.late:
+            say(f"{self.late}: replay these times in a run of their own", "Incomplete")
 
 
 def _meant(knowledge: Knowledge) -> str:
@@ -271,6 +312,7 @@ def _tell_json(found: Replay, cursor: str, seconds: float, gaps: Gaps, *, comple
         "unwrapped": found.unwrapped,
         "unseen": gaps.unseen,
         "missing": gaps.missing,
+        "late": gaps.late,
         "known_since": gaps.known_since,
         "seconds": round(seconds, 3),
     }

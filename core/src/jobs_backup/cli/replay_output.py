@@ -44,6 +44,10 @@ class Stdout:
     def restore(self, replay: Replay) -> None:
         """Nothing was kept."""
 
+    def restart(self) -> bool:
+        """What was written cannot be taken back."""
+        return False
+
     def reached(self, replay: Replay) -> None:
         """Nothing to be kept."""
 
@@ -129,6 +133,13 @@ class OutputFile:
         if self._position is not None:
             replay.events = self._position.events
             replay.unwrapped.update(self._position.unwrapped)
+
+    def restart(self) -> bool:
+        """Forget what earlier runs have given."""
+        self._position, self.begin = None, ""
+        self._keep(lambda: self._file.truncate(0))
+        self._keep(lambda: self._file.seek(0))
+        return True
 
     def write(self, data: bytes) -> None:
         self._keep(lambda: self._file.write(data))

@@ -12,6 +12,7 @@ from jobs_backup.archiver import Archiver
 from jobs_backup.backup import Backup
 from jobs_backup.cli.options import INCOMPLETE, REJECTED, machine_errors, say
 from jobs_backup.cli.progress import Progress
+from jobs_backup.cli.rejects import rejected_lines
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.logs import logger_of, plural
@@ -52,6 +53,7 @@ class Summary:
         self.count = 0
         self.rejected = 0
         self.rejects: list[Path] = []
+        self._rejected_before: dict[Path, int] = {}
         self.unfinished: list[Unfinished] = []
         self.resumed = False
         self.problems: list[JobsBackupError] = []
@@ -65,6 +67,11 @@ class Summary:
         """Something that was asked for could not be done."""
         if error.one_line() not in (one.one_line() for one in self.problems):
             self.problems.append(error)
+
+    def remember_rejects(self, path: Path) -> None:
+        """Earlier runs have rejected lines of an input. They count as long as their file is there. Raises SpoolError."""
+        if path not in self._rejected_before and (lines := rejected_lines(path)):
+            self._rejected_before[path] = lines
 
     def unknown(self, error: UnknownJob) -> None:
         """Jobs were acknowledged that nobody knows."""
@@ -152,7 +159,7 @@ class Summary:
             self._print(interrupted=interrupted)
         if not complete:
             return INCOMPLETE
-        return REJECTED if self.rejected and not allow_rejects else 0
+        return REJECTED if (self.rejected or self._rejected_before) and not allow_rejects else 0
 
     def _as_dict(self, *, complete: bool) -> dict[str, Any]:
         archiver = self._backup.archiver
@@ -164,7 +171,8 @@ class Summary:
             **({"unknown": self._unknown} if self._counted == "ids" else {}),
             "resumed": self.resumed,
             "rejected": self.rejected,
-            "rejects": [str(path) for path in self.rejects],
+            "rejects": [str(path) for path in dict.fromkeys([*self.rejects, *self._rejected_before])],
+            "rejected_before": sum(self._rejected_before.values()),
             "unfinished": [one._asdict() for one in self.unfinished],
             "objects": sent.objects if sent else 0,
             "stored_events": sent.events if sent else 0,
@@ -199,6 +207,8 @@ class Summary:
             say(f"{'; '.join(self._done(backup.archiver))}; {seconds:.1f} s")
         if self.rejected:
             say(f"{plural(self.rejected, 'line')} rejected, in {', '.join(map(str, self.rejects))}", "Rejected")
+        for path, lines in self._rejected_before.items():
+            say(f"{plural(lines, 'line')} rejected by earlier runs, in {path}: remove it once they are dealt with", "Rejected")
         for problem in self.problems:
             say(problem.one_line(), problem.code)
         if interrupted:

@@ -2,7 +2,17 @@
 
 from jobs_backup.replay.cursor import read_cursor, write_cursor
 from jobs_backup.replay.replay import Damaged, Replay, Unwritten
-from jobs_backup.replay.selection import Found, Knowledge, Query, Selection, knowledge, known, listed, sources_in
+from jobs_backup.replay.selection import (
+    Found,
+    Knowledge,
+    Query,
+    Selection,
+    knowledge,
+    known,
+    listed,
+    sources_in,
+    split_cursor,
+)
 
 __all__ = [
     "Damaged",
@@ -17,5 +27,6 @@ __all__ = [
     "listed",
     "read_cursor",
     "sources_in",
+    "split_cursor",
     "write_cursor",
 ]

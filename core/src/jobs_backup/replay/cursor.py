@@ -15,15 +15,17 @@ _DIGITS: Final = 8
 
 
 def write_cursor(place: str, selection: bytes, query: Query) -> str:
-    """The cursor for `--after`: `PLACE:SINCE:UNTIL:CHECK`, in ASCII that every terminal and shell passes on as it is.
+    """The cursor for `--after`: `PLACE:SINCE:UNTIL:SELECTION[LOOKED_AT]CHECK`.
+
+    In ASCII that every terminal and shell passes on as it is.
 
     Args:
         place: see `Replay.cursor`.
         selection: everything that decides which objects come, and in which order.
-        query: its times are kept, since "2 hours ago" is another time when the replay is resumed.
+        query: its times are kept, those of events since "2 hours ago" is another time when the replay is resumed.
     """
     times = (str(at) if at is not None else "" for at in (query.since, query.until))
-    body = ":".join((quote(place, safe="/:"), *times, _digest(selection)))
+    body = ":".join((quote(place, safe="/:"), *times, f"{_digest(selection)}{query.looked_at or ''}"))
     return body + _digest(body.encode())
 
 
@@ -39,14 +41,14 @@ def read_cursor(cursor: str, selection: bytes, query: Query) -> tuple[str, Query
             f"--after {cursor!r} is not a cursor, or not a whole one", hint="copy what the earlier run printed, in quotes"
         )
     place, since, until, belongs_to = body.rsplit(":", 3)
-    if belongs_to != _digest(selection):
+    if belongs_to[:_DIGITS] != _digest(selection):
         raise ConfigurationError(
             "--after belongs to another selection, and would skip events of this one",
             hint="use the bucket and the options of the run that printed it: --since, --until, --source-id, --workspace-id, --kind,"
             " --list and --wrapped-only",
         )
-    times = [int(text) if text else None for text in (since, until)]
-    return unquote(place), msgspec.structs.replace(query, since=times[0], until=times[1])
+    times = [int(text) if text else None for text in (since, until, belongs_to[_DIGITS:])]
+    return unquote(place), msgspec.structs.replace(query, since=times[0], until=times[1], looked_at=times[2])
 
 
 def _digest(data: bytes) -> str:

@@ -34,11 +34,13 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         since: the first one that is wanted.
         until: the first one behind those that are wanted.
+        looked_at: of the object that was stored last when an earlier part of the same replay looked, the time (`Found.stored`).
     """
 
     kind: Kind = Kind.RAW
     since: int | None = None
     until: int | None = None
+    looked_at: int | None = None
     source_ids: tuple[str, ...] = ()
     workspace_ids: tuple[str, ...] = ()
 
@@ -76,6 +78,7 @@ class Found(NamedTuple):
         size: in bytes.
         crc32c: None where it is not known.
         events: lines; None where it is not known.
+        stored: when, in microseconds by the spool's clock; 0 where it is not known.
     """
 
     first: int
@@ -85,6 +88,7 @@ class Found(NamedTuple):
     size: int
     crc32c: int | None
     events: int | None
+    stored: int = 0
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -99,16 +103,32 @@ class Selection:
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute(
             "CREATE TABLE objects (first INTEGER, tie INTEGER, key TEXT, last INTEGER, size INTEGER, crc32c INTEGER,"
-            " events INTEGER, PRIMARY KEY (first, tie, key)) WITHOUT ROWID"
+            " events INTEGER, stored INTEGER, PRIMARY KEY (first, tie, key)) WITHOUT ROWID"
         )
         self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)", objects)
+        self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?)", objects)
         self._db.execute("COMMIT")
 
     def totals(self) -> tuple[int, int, int | None]:
         """Objects, bytes, and events where they are known of all."""
         row = self._db.execute("SELECT count(*), coalesce(sum(size), 0), sum(events), count(events) FROM objects").fetchone()
         return row[0], row[1], (row[2] or 0) if row[3] == row[0] else None
+
+    def last_stored(self) -> int:
+        """When the last of them was stored."""
+        return int(self._db.execute("SELECT coalesce(max(stored), 0) FROM objects").fetchone()[0])
+
+    def stored_late(self, begin: str, looked_at: int) -> tuple[int, int, int]:
+        """How many objects come before the one with the key `begin`, and were stored after an earlier part of a replay looked.
+
+        With the times of their first and last event. An event may wait for a day, and then its object is earlier than others.
+        """
+        row = self._db.execute(
+            "SELECT count(*), min(first), max(last) FROM objects WHERE stored>?"
+            " AND (first, tie, key) < (SELECT first, tie, key FROM objects WHERE key=?)",
+            (looked_at, begin),
+        ).fetchone()
+        return row[0], row[1] or 0, row[2] or 0
 
     def objects(self, begin: str = "", *, behind: bool = False) -> Iterator[Found]:
         """From the object with the key `begin` on; or those behind it alone.
@@ -185,7 +205,7 @@ def _catalog(directory: Path) -> Generator[Catalog]:
 
 
 def _found(row: StoredObject) -> Found:
-    return Found(row.first_at, row.id, row.key, row.last_at, row.size, row.crc32c, row.events)
+    return Found(row.first_at, row.id, row.key, row.last_at, row.size, row.crc32c, row.events, int(row.stored_at * _SECOND))
 
 
 def _is_outside(query: Query, first: int, last: int) -> bool:

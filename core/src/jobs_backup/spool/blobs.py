@@ -69,6 +69,9 @@ _VERSION: Final = 2
 _SELECT: Final = "SELECT job, events, raw_bytes, first_at, last_at, member, crc32c, data FROM chunks"
 _FIELDS: Final = struct.Struct("<6q")
 _INSERT: Final = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_SET_POSITION: Final = (
+    "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT (input) DO UPDATE SET at=excluded.at, position=excluded.position"
+)
 _INSERT_AS_OWNER: Final = "INSERT INTO chunks SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM owner WHERE NOT is_adopted"
 
 
@@ -101,7 +104,10 @@ class Chunk(NamedTuple):
 
 
 class InputPosition(NamedTuple):
-    """How far an input was read. Of two, the one with the later `at` (microseconds since 1970) counts."""
+    """How far an input was read. `at` counts the positions: of two, the one with the higher `at` counts.
+
+    It is no time, although earlier versions took microseconds since 1970: a clock may leap.
+    """
 
     input: str
     at: int
@@ -131,13 +137,15 @@ class BlobFile:
         """Bytes on the disk."""
         return self._database.size
 
-    def change(self, work: Callable[[Changes], None]) -> int:
+    def change(self, work: Callable[[Changes], None], check: Callable[[InputPosition], None] = lambda _: None) -> int:
         """Make the changes that `work` makes: together when it returns, or none. Returns the bytes of its chunks.
+
+        `check` is called for each position while nobody else can read or write positions here. What it raises undoes everything.
 
         Raises:
             FilesLost: this process has made the file, and another one has adopted it; or it was removed or replaced.
         """
-        changes = Changes(self._database.path, is_owner=self._is_owner)
+        changes = Changes(self._database.path, is_owner=self._is_owner, check=check)
         self._database.use(functools.partial(changes.make, work))
         return changes.size
 
@@ -272,6 +280,18 @@ class BlobFile:
         return [InputPosition(*row) for row in db.execute("SELECT input, at, position FROM positions")]
 
     @writes
+    def position(self, db: sqlite3.Connection, source: str) -> InputPosition | None:
+        """How far an input was read. It waits for whoever writes: see `Spool.reading`."""
+        if _is_blank(db):
+            return None
+        return position_in(db, source)
+
+    @writes
+    def new_positions(self, db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
+        """See `new_positions_in`. It waits for whoever writes: see `Spool.reading`."""
+        return ([], after) if _is_blank(db) else new_positions_in(db, prefix, after)
+
+    @writes
     def lose(self, db: sqlite3.Connection, job: int, events: int) -> None:
         """Leave a gap where events were damaged, or are missing."""
         db.execute("DELETE FROM chunks WHERE job=?", (job,))
@@ -290,9 +310,11 @@ class Changes:
         size: bytes of all chunks.
     """
 
-    def __init__(self, path: Path, *, is_owner: bool) -> None:
+    def __init__(self, path: Path, *, is_owner: bool, check: Callable[[InputPosition], None] = lambda _: None) -> None:
+        """`check`: see `BlobFile.change`."""
         self._path = path
         self._is_owner = is_owner
+        self._check = check
         self._connection: sqlite3.Connection | None = None
         self._chunks: list[tuple[int | bytes, ...]] = []
         self._folded: list[tuple[int, int]] = []
@@ -354,7 +376,10 @@ class Changes:
         self._remove_folded(connection)
         connection.executemany(_INSERT, self._chunks)
         connection.executemany("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", self._headers)
-        connection.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", self._positions)
+        for position in self._positions:
+            self._check(position)
+            # No REPLACE, which would give the row another number: see `new_positions_in`.
+            connection.execute(_SET_POSITION, position)
         self._chunks, self._headers, self._positions, self._held = [], [], [], 0
 
     def _remove_folded(self, connection: sqlite3.Connection) -> None:
@@ -363,6 +388,21 @@ class Changes:
 
     def _adopted(self) -> FilesLost:
         return FilesLost(f"{self._path} was taken over by another process", hint="see `jobs-backup status`")
+
+
+def position_in(db: sqlite3.Connection, source: str) -> InputPosition | None:
+    """How far an input was read, by the positions of one file: a blob file or the catalog."""
+    row = db.execute("SELECT input, at, position FROM positions WHERE input=?", (source,)).fetchone()
+    return None if row is None else InputPosition(*row)
+
+
+def new_positions_in(db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
+    """The positions of inputs whose ids begin with `prefix`, of those that were entered after the row `after`; and the last row.
+
+    A row keeps its number when its position changes, and none is deleted: so the rows that follow are those of new inputs.
+    """
+    rows = db.execute("SELECT rowid, input, at, position FROM positions WHERE rowid>? ORDER BY rowid", (after,)).fetchall()
+    return [InputPosition(*row[1:]) for row in rows if row[1].startswith(prefix)], rows[-1][0] if rows else after
 
 
 class BlobFiles:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from jobs_backup.compression import Compression
 from jobs_backup.model import Batch, Kind, Stream
-from jobs_backup.spool.blobs import InputPosition
+from jobs_backup.spool.blobs import InputPosition, new_positions_in, position_in
 from jobs_backup.spool.clock import Clock, Reading, read_clocks
 from jobs_backup.spool.database import Database, Durability, file_version, reads, writes
 from jobs_backup.spool.deliveries import (
@@ -145,10 +145,14 @@ class Catalog:
         return int(row[0])
 
     @reads
-    def positions(self, db: sqlite3.Connection, prefix: str) -> list[InputPosition]:
-        """How far the inputs were read whose ids begin with `prefix`, by the sessions that have ended."""
-        rows = db.execute("SELECT input, at, position FROM positions WHERE input>=? AND input<?", (prefix, f"{prefix}\U0010ffff"))
-        return [InputPosition(*row) for row in rows]
+    def position(self, db: sqlite3.Connection, source: str) -> InputPosition | None:
+        """How far an input was read, by the sessions that have ended."""
+        return position_in(db, source)
+
+    @reads
+    def new_positions(self, db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
+        """How far inputs were read, by the sessions that have ended: see `new_positions_in`."""
+        return new_positions_in(db, prefix, after)
 
     # Batches
 

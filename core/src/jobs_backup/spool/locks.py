@@ -65,18 +65,21 @@ class ProcessLock:
                 os.close(descriptor)
         return False
 
+    def is_there(self) -> bool:
+        """Whether others still find it."""
+        with database_errors(self._path):
+            try:
+                return os.path.samestat(self._path.stat(), self._file)
+            except FileNotFoundError:
+                return False
+
     def check(self) -> None:
         """Check that others still find it.
 
         Raises:
             FilesLost: somebody has removed its file: another process may take this one for dead.
         """
-        with database_errors(self._path):
-            try:
-                is_there = os.path.samestat(self._path.stat(), self._file)
-            except FileNotFoundError:
-                is_there = False
-        if not is_there:
+        if not self.is_there():
             raise FilesLost(
                 f"{self._path} was removed or replaced while it was in use",
                 hint="find out what did it: a cleaner of old files, for example, which has to leave the spool alone",
@@ -107,8 +110,10 @@ class ProcessLock:
         """Give the lock up; `remove` also removes its file, where nobody will need it again."""
         if self._descriptor is not None:
             try:
-                if remove:
+                if remove and os.path.samestat(self._path.stat(), self._file):  # else it is another process's by now
                     self._path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                pass
             except OSError as error:  # who starts to send next removes it
                 log.warning("%s can't be removed yet: %s", self._path, error.strerror)
             finally:

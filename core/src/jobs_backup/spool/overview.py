@@ -68,6 +68,7 @@ class StoredObject(NamedTuple):
     size: int
     crc32c: int
     events: int
+    stored_at: float
 
 
 class StreamObjects(NamedTuple):
@@ -80,7 +81,7 @@ class StreamObjects(NamedTuple):
 
 
 _SELECT_OBJECT: Final = (
-    "SELECT b.id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events"
+    "SELECT b.id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events, coalesce(stored_at, 0)"
     " FROM batches b JOIN destinations d ON d.id=b.destination"
 )
 

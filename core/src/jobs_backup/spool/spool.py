@@ -7,12 +7,12 @@ import secrets
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
 from jobs_backup.compression import GZIP, Compression
-from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
+from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
 from jobs_backup.fsync import sync_directory
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.logs import logger_of
@@ -32,6 +32,7 @@ from jobs_backup.spool.room import Room, RoomLimits
 from jobs_backup.spool.rows import BatchHeader, BatchRow, Damage, Placement, Waiting
 from jobs_backup.spool.writer import BatchLimits, Recording, Session, Writer
 
+T = TypeVar("T")
 log: Final = logger_of(__name__)
 
 _LOOKED_AT_ONCE: Final = 1000
@@ -125,6 +126,7 @@ class Spool:
         self._files = BlobFiles(directory / "blobs", durability=durability)
         self._quarantine = Quarantine(directory / "quarantine", self._catalog, self._files)
         self._sessions: list[str] = []
+        self._input_locks: list[ProcessLock] = []
         self._known_files = set[str]()  # of dead sessions, with nothing that the catalog does not know
         session: Session | None = None
         try:
@@ -156,6 +158,7 @@ class Spool:
                 room=Room(directory, self._catalog, self._ballast, lambda: self._sessions[-1], room),
                 quarantine=self._quarantine,
                 retire=self._clean_up,
+                check_position=self._check_position,
             )
         except BaseException:
             self._catalog.close()
@@ -218,38 +221,82 @@ class Spool:
     def reading(self, source: str) -> Generator[bool]:
         """The right to read an input, within the block; False if another process has it.
 
-        Whoever has it next sees how far the input was read: see `position`.
+        Whoever has it next sees how far the input was read: see `position`. Within the block a position is committed only while
+        the lock is there, which is looked at while nobody can read positions. So a process that gets the lock because somebody
+        has removed it either sees the last position of this one, or this one commits no other.
         """
         lock = self._try_lock(f"input-{source}")
         try:
+            if lock is not None:
+                self._input_locks.append(lock)
             yield lock is not None
         finally:
             if lock is not None:
+                self._input_locks.remove(lock)
                 lock.release(remove=True)
 
     def position(self, source: str) -> InputPosition | None:
-        """How far an input was read, by any process; None if it never was. Raises as `positions` does."""
-        return next((position for position in self.positions(source) if position.input == source), None)
+        """How far an input was read, by any process; None if it never was. Raises as `new_positions` does."""
+        found = [self._catalog.position(source)]
+        for name in self._written_files():
+            found += self._of_file(name, lambda blobs: [blobs.position(source)])
+        found.append(self._catalog.position(source))  # again: a file may have been left between the two
+        return max((one for one in found if one is not None), key=lambda one: one.at, default=None)
 
-    def positions(self, prefix: str) -> list[InputPosition]:
-        """How far the inputs were read whose ids begin with `prefix`, by any process: of each the latest position.
+    def new_positions(self, prefix: str, seen: dict[str, int]) -> list[InputPosition]:
+        """How far the inputs were read whose ids begin with `prefix`, by any process: those of which `seen` knows nothing.
+
+        Args:
+            seen: empty at first. It notes what was given, so that the next call gives only what was entered meanwhile. What was
+                given may have changed since: see `position`.
 
         Raises:
             SpoolError: a file can't be read now, for example because too many are open. What is damaged tells no position.
         """
-        found = self._catalog.positions(prefix)
-        for name in self._catalog.blob_files().values():  # those of files that are not written any more are in the catalog
-            try:
-                with self._files.open(name) as blobs:
-                    found += [position for position in blobs.positions() if position.input.startswith(prefix)]
-            except SpoolCorrupt:
-                continue
-            except SpoolError:
-                if self._files.exists(name):
-                    raise
-        # The catalog again: a file may have been left between the two.
-        found += self._catalog.positions(prefix)
-        return list({position.input: position for position in sorted(found, key=lambda position: position.at)}.values())
+        found: list[InputPosition] = []
+
+        def take(name: str, given: tuple[list[InputPosition], int]) -> list[InputPosition]:
+            seen[name] = given[1]
+            return given[0]
+
+        found += take("", self._catalog.new_positions(prefix, seen.get("", 0)))
+        for name in self._written_files():
+            found += self._of_file(name, lambda blobs: take(blobs.name, blobs.new_positions(prefix, seen.get(blobs.name, 0))))
+        found += take("", self._catalog.new_positions(prefix, seen.get("", 0)))
+        return list({one.input: one for one in sorted(found, key=lambda one: one.at)}.values())
+
+    def _written_files(self) -> list[str]:
+        return list(self._catalog.blob_files().values())  # those that are not written any more have left theirs to the catalog
+
+    def _of_file(self, name: str, read: Callable[[BlobFile], list[T]]) -> list[T]:
+        try:
+            with self._files.open(name) as blobs:
+                return read(blobs)
+        except SpoolCorrupt:
+            return []
+        except SpoolError:
+            if self._files.exists(name):
+                raise
+            return []
+
+    def _check_position(self, position: InputPosition) -> None:
+        """Check, before a position is committed, that this process alone reads the input, and that it follows what is there.
+
+        Raises:
+            ConfigurationError: another process may read the input, or has read it.
+        """
+        for lock in self._input_locks:
+            if not lock.is_there():
+                raise ConfigurationError(
+                    f"the lock of an input was removed while it was read: {self.directory / 'locks' / lock.name}.lock",
+                    hint="find out what did it: a cleaner of old files, for example, which has to leave the spool alone; then run"
+                    " the same command again",
+                )
+        there = self._catalog.position(position.input)
+        if there is not None and there.at >= position.at and there != position:
+            raise ConfigurationError(
+                "another process has read the same input meanwhile", hint="run the same command again, one process at a time"
+            )
 
     # Deliveries
 

@@ -136,10 +136,12 @@ class Writer:
         room: Room,
         quarantine: Quarantine,
         retire: Callable[[str], None],
+        check_position: Callable[[InputPosition], None],
     ) -> None:
         """`retire` removes a file that nobody writes any more, once nothing in it is needed.
 
         Args:
+            check_position: raises what keeps a position from being committed.
             renew: gives up a session whose lock or file was lost, and begins another one.
             location: where what is recorded goes to.
         """
@@ -153,6 +155,7 @@ class Writer:
         self._room = room
         self._quarantine = quarantine
         self._retire = retire
+        self._check_position = check_position
         self._blobs = session.blobs
         self._file_number = 0
         self._events = 0  # that were recorded into this file
@@ -290,7 +293,7 @@ class Writer:
                 if recording.position is not None:
                     changes.set_position(recording.position)
 
-        size = self._blobs.change(write)
+        size = self._blobs.change(write, self._check_position)
         self._events += sum(len(addition.lines) for addition in additions)
         self._session.lock.witness(self._file_number, self._events)
         self.recorded.commit_seconds.observe(time.perf_counter() - begun)

@@ -304,7 +304,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         What takes a short answer for the end stores the beginning. `jobs_backup.bodies.Source` gives all that is asked for.
         """
         data = random_bytes(30_000, 9)
-        hooks.write("key", SlowBody(data), checksum=crc32c.crc32c(data))
+        hooks.write("key", SlowBody(data), checksum=crc32c(data))
         assert inspector.get("key") == data
 
     def test_wrong_checksum_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
