@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import crc32c
 import pytest
 from buckets import events, file_environment
 
 from jobs_backup import Backup, file_provider
 from jobs_backup.check import Report, check
+from jobs_backup.checksum import crc32c
 from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import AlreadyExists, JobsBackupError, NotSupported, PermissionDenied, StorageError, Unavailable
 from jobs_backup.file_provider import FileProvider
@@ -57,14 +57,14 @@ def store(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 
 def write(store: Any, key: str = "web/key", *, if_absent: bool = True) -> None:
-    store.write(key, BytesBody(DATA), crc32c.crc32c(DATA), if_absent)
+    store.write(key, BytesBody(DATA), crc32c(DATA), if_absent)
 
 
 def write_in_parts(store: Any, key: str = "web/key", *, if_absent: bool = True) -> None:
     upload = store.create_multipart(key)
     parts = [store.write_part(upload, number, BytesBody(DATA)) for number in (1, 2, 2)][1:]
     parts[0] = store.write_part(upload, 1, BytesBody(DATA))
-    store.complete_multipart(upload, parts, 2 * len(DATA), crc32c.crc32c(DATA * 2), if_absent)
+    store.complete_multipart(upload, parts, 2 * len(DATA), crc32c(DATA * 2), if_absent)
 
 
 def left_over(directory: Path) -> list[str]:

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import BinaryIO
 
-import crc32c
 import pytest
 from gcs import GcsServer, Object
 from s3_client import UPLOAD_ID, refusal, scripted
 
 from jobs_backup import providers
+from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, NotSupported, StorageError, Unavailable, UploadGone
 from jobs_backup.model import Outcome, Part, Upload
 from jobs_backup.testing.driver import Hooks, random_bytes
@@ -277,7 +277,7 @@ def test_googles_service_is_asked_for_the_bytes_as_they_are(gcs: GcsServer, enco
     with body.open() as reader:
         reader.seek(1000)
         assert reader.read() == data[1000:]
-    assert body.crc32c() == crc32c.crc32c(data)
+    assert body.crc32c() == crc32c(data)
 
 
 def _packed(data: bytes) -> Answer:
