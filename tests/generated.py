@@ -22,9 +22,9 @@ from jobs_backup import bodies, checksum, errors, hookspecs, model, sdk, setting
 from jobs_backup.cli import cli
 from jobs_backup.errors import JobsBackupError
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL
-from jobs_backup.server import openapi
-from jobs_backup.server.settings import ServerSettings
+from jobs_backup.inputs.http import openapi
 from jobs_backup.settings import Settings
+from jobs_backup.settings.server import ServerSettings
 from jobs_backup.testing.conformance import ProviderConformance
 from jobs_backup.testing.multipart import MultipartConformance
 from jobs_backup.testing.refusals import RefusalConformance

@@ -15,7 +15,7 @@ from serving import TOKEN
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from jobs_backup.server.connections import Connections, Protocol
+from jobs_backup.inputs.http.connections import Connections, Protocol
 
 AUTH: Final = b"Authorization: Bearer %b\r\n" % TOKEN.encode()
 HOST: Final = b"Host: h\r\n"

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
-from jobs_backup import providers
 from jobs_backup.errors import (
     AlreadyExists,
     CredentialsExpired,
@@ -20,6 +19,7 @@ from jobs_backup.errors import (
     Unavailable,
 )
 from jobs_backup.model import BytesBody
+from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks
 from jobs_backup.testing.fault_proxy import Answer, FaultProxy
 

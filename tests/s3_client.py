@@ -5,8 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 
-from jobs_backup import providers
 from jobs_backup.errors import JobsBackupError
+from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks
 from jobs_backup.testing.fault_proxy import Answer
 

@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs_backup import Backup
-from jobs_backup.metrics import registry
+from jobs_backup.monitoring.metrics import registry
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-from jobs_backup import providers, wrappers
-from jobs_backup.compression import Compression
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.plugins import Kind, settings_of
-from jobs_backup.server.settings import ServerSettings
+from jobs_backup.format.compression import Compression
 from jobs_backup.settings import Duration, Endpoint, Secret, Setting, Settings, Size
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.server import ServerSettings
+from jobs_backup.store import providers, wrappers
+from jobs_backup.store.plugins import Kind, settings_of
 
 ROOT: Final = Path(__file__).parents[1]
 

@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs_backup.compression import GZIP, Compression
+from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool import Claim, Spool
-from jobs_backup.spool.database import Database
-from jobs_backup.spool.room import RoomLimits
-from jobs_backup.spool.writer import BatchLimits, Recording
+from jobs_backup.spool.sqlite.database import Database
+from jobs_backup.spool.sqlite.quota import RoomLimits
+from jobs_backup.spool.sqlite.writer import BatchLimits, Recording
 
 WEB = Stream(Kind.RAW, "w", "web")
 APP = Stream(Kind.RAW, "w", "app")

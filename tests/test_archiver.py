@@ -17,10 +17,10 @@ from spools import tampering
 
 from jobs_backup import Backup, DestinationPaused
 from jobs_backup.errors import PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable, Unreachable
-from jobs_backup.file_provider import FileProvider
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, Outcome, Upload, WriteReceipt
-from jobs_backup.spool.catalog import Catalog
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.store.file_provider import FileProvider
 
 Write = Callable[[FileProvider, str, Body, int, bool], WriteReceipt]
 
@@ -79,7 +79,7 @@ def test_a_batch_that_is_refused_keeps_no_other_back(
     tmp_path: Path, replace_write: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A policy for one prefix only, and a batch that was sealed with another one."""
-    monkeypatch.setattr("jobs_backup.archiver._FIRST_PAUSE", 1.0)
+    monkeypatch.setattr("jobs_backup.archive.archiver._FIRST_PAUSE", 1.0)
 
     def write(_: Write, key: str) -> None:
         if key.startswith("wrong/"):
@@ -126,7 +126,7 @@ def test_what_may_have_arrived_is_never_sent_to_another_bucket(tmp_path: Path, r
 HANGS = """
 import json, sys, threading
 from jobs_backup import Backup
-from jobs_backup.file_provider import FileProvider
+from jobs_backup.store.file_provider import FileProvider
 from jobs_backup.hookspecs import hookimpl
 FileProvider.write_part = hookimpl(lambda self, upload: threading.Event().wait())
 backup = Backup.from_env(json.loads(sys.argv[1]))

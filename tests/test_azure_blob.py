@@ -24,7 +24,6 @@ from buckets import FAST_RETRY, realistic
 from commands import run, summary
 from servers import certificate
 
-from jobs_backup import providers
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     AlreadyExists,
@@ -45,6 +44,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.model import Body, BytesBody, Outcome, Part, Upload
 from jobs_backup.settings import redacted
+from jobs_backup.store import providers
 from jobs_backup.testing.driver import CountingBody, Hooks, random_bytes
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, Delay, FaultProxy, Request, Swallow
 from jobs_backup_azure_blob.crc import combined

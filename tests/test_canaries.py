@@ -16,15 +16,16 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs_backup import Backup, providers, wrappers
+from jobs_backup import Backup
 from jobs_backup.cli import cli
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.disclosure import credential_in, may_be_credential, shown
 from jobs_backup.errors import ConfigurationError, JobsBackupError
-from jobs_backup.plugins import Installed, Kind, settings_of
-from jobs_backup.server.serving import Server
-from jobs_backup.server.settings import ServerSettings
+from jobs_backup.inputs.http.serving import Server
 from jobs_backup.settings import Duration, Endpoint, Secret, Setting, Settings, Size, Variable
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.server import ServerSettings
+from jobs_backup.store import providers, wrappers
+from jobs_backup.store.plugins import Installed, Kind, settings_of
+from jobs_backup.util.disclosure import credential_in, may_be_credential, shown
 
 _BASE64: Final = "Zm9vQ2FuYXJ5K1NlY3JldC83ZjNhOWIyYzRkNWU2ZjcwOE1qUXc5"
 _HEX: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

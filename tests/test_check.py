@@ -17,12 +17,12 @@ from gcs import ALL, LEAST, Emulator, GcsServer
 from s3_client import STORED, open_s3, refusal
 from servers import Moto, Store, operations, policy, weed
 
-import jobs_backup.check as engine
-from jobs_backup import providers
-from jobs_backup.check import Report, check
-from jobs_backup.core_settings import CoreSettings
+import jobs_backup.checks.permissions as engine
+from jobs_backup.checks.permissions import Report, check
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.spool import disk
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool.sqlite import disk
+from jobs_backup.store import providers
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Delay, FaultProxy, Swallow
 from jobs_backup.testing.memory import MemoryProvider, loaded
 

@@ -12,7 +12,7 @@ from spools import claim, claimed, open_spool, record
 
 from jobs_backup import Backup
 from jobs_backup.errors import Unavailable
-from jobs_backup.spool import clock
+from jobs_backup.spool.sqlite import clock
 from jobs_backup.spool.status import Limits, read_status
 
 YEAR = 365.25 * 86_400

@@ -19,9 +19,10 @@ from commands import run
 from distributions import Install
 from generated import ROOT
 
-from jobs_backup import Backup, hookspecs, providers
-from jobs_backup.destination import Destination
+from jobs_backup import Backup, hookspecs
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION, ObjectHooks, StorageProvider
+from jobs_backup.store import providers
+from jobs_backup.store.object_store import Destination
 from jobs_backup.testing.conformance import Inspector, ProviderConformance
 
 FROZEN: Final = ROOT / "tests/frozen"
@@ -144,7 +145,7 @@ def test_both_go_on_when_every_hook_has_gained_an_argument(
     assert list(signature.parameters)[-1] == "priority"
     loaded = providers.load("FROZEN", variables(tmp_path, bucket_of_v1))
     assert "write" in loaded.hooks
-    monkeypatch.setattr("jobs_backup.destination.Destination._attempt", _with_priority())
+    monkeypatch.setattr("jobs_backup.store.object_store.Destination._attempt", _with_priority())
     with Backup.from_env(variables(tmp_path, bucket_of_v1)) as backup:
         jobs = backup.record_many(({"n": n, "id": hashlib.sha256(b"%d" % n).hexdigest()} for n in range(20_000)), source_id="web")
         backup.flush(timeout=120)

@@ -14,8 +14,8 @@ from buckets import file_environment, objects, realistic
 from spools import WEB, claim, content, die, open_spool, record
 
 from jobs_backup import Backup, ConfigurationError, CoreSettings
-from jobs_backup.compression import GZIP, Compression
-from jobs_backup.spool.blobs import Form
+from jobs_backup.format.compression import GZIP, Compression
+from jobs_backup.spool.sqlite.blobs import Form
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -99,7 +99,7 @@ def test_objects_have_the_format_and_its_suffix(tmp_path: Path, text: str) -> No
 
 
 def test_lines_that_wait_are_packed_and_folded_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs_backup.spool.open_batch.MEMBER_BYTES", 64 << 10)
+    monkeypatch.setattr("jobs_backup.spool.sqlite.open_batch.MEMBER_BYTES", 64 << 10)
     for text in ("gzip", "zstd"):
         spool = open_spool(tmp_path / text, compression=Compression.parse(text))
         lines = [b'{"n":%0100d}\n' % number for number in range(990)]

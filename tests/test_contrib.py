@@ -10,10 +10,10 @@ from generated import command
 from servers import POLICIES, Moto
 
 from jobs_backup import Backup
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.env_file import read_env_file
-from jobs_backup.providers import load
-from jobs_backup.settings import report_unknown
+from jobs_backup.settings.base import report_unknown
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.env_file import read_env_file
+from jobs_backup.store.providers import load
 from jobs_backup_s3.settings import S3Settings
 
 CONTRIB = Path(__file__).parents[1] / "contrib"

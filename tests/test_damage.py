@@ -14,7 +14,7 @@ import pytest
 from buckets import objects
 from wrecks import ALL, Process, Wreck, command, sample
 
-from jobs_backup.spool.schema import SCHEMA
+from jobs_backup.spool.sqlite.schema import SCHEMA
 
 FILES: Final = ["catalog", "catalog-wal", "left", "open", "open-wal", "other", "other-wal", "lock", "other lock"]
 BLOCK: Final = 4096

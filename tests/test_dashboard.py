@@ -19,10 +19,10 @@ from buckets import file_environment
 from generated import ROOT
 
 from jobs_backup import Backup
-from jobs_backup.measures import Histogram
-from jobs_backup.metrics import HELP, RequestMetrics, registry
-from jobs_backup.monitoring import metrics_page
-from jobs_backup.monitoring import registry as shown
+from jobs_backup.monitoring.health import metrics_page
+from jobs_backup.monitoring.health import registry as shown
+from jobs_backup.monitoring.metrics import HELP, RequestMetrics, registry
+from jobs_backup.util.histogram import Histogram
 
 PROMETHEUS = ROOT / "contrib/prometheus"
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "contrib/grafana/dashboard.json").read_text())

@@ -21,16 +21,18 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
 from spools import LIMITS, claim, claimed, content, die, open_spool, record, rows
 
-from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob, deleter
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.destination import Destination
+from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob
+from jobs_backup.archive import deleter
+from jobs_backup.backup.events import job_sets
 from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable
-from jobs_backup.jobs import job_sets
 from jobs_backup.model import DeleteReceipt, Kind, Stream
-from jobs_backup.spool import DueObject, Spool, numbering
-from jobs_backup.spool.deliveries import Added
-from jobs_backup.spool.job_set import INDEX_BITS, job_id, local, origin_of
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool import DueObject, Spool
+from jobs_backup.spool.ids import INDEX_BITS, job_id, local, origin_of
+from jobs_backup.spool.sqlite import id_ranges as numbering
+from jobs_backup.spool.sqlite.deliveries import Added
 from jobs_backup.spool.status import DestinationStatus, read_status
+from jobs_backup.store.object_store import Destination
 
 SMALL = {"JOBS_BACKUP_BATCH_EVENTS": "10"}
 
@@ -481,7 +483,7 @@ class TestForgetting:
         spool.close()
 
     def test_it_goes_on_where_it_was_and_looks_at_a_few_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("jobs_backup.spool.spool._LOOKED_AT_ONCE", 2)
+        monkeypatch.setattr("jobs_backup.spool.sqlite.spool._LOOKED_AT_ONCE", 2)
         for is_stored in (True, True, True, False, False):
             spool = open_spool(tmp_path)
             record(spool, [b"{}\n"])
@@ -526,7 +528,7 @@ class TestForgetting:
         old = time.time() - 2 * 86_400
         with contextlib.closing(sqlite3.connect(tmp_path / "spool/catalog.db")) as catalog, catalog:
             catalog.execute("UPDATE batches SET opened_at=?, stored_at=?", (old, old))
-        monkeypatch.setattr("jobs_backup.archiver.TICK", 0.02)
+        monkeypatch.setattr("jobs_backup.archive.archiver.TICK", 0.02)
         with Backup.from_env(environment):
             until = time.monotonic() + (10 if not wanted else 0.5)
             while catalog_rows(tmp_path, "SELECT state FROM batches") != [] and time.monotonic() < until:
@@ -724,7 +726,7 @@ class TestDeleting:
 
     @pytest.mark.parametrize("setting", ["delivered", "settled"])
     def test_looking_for_something_to_delete_reads_no_other_batch(self, spool: Spool, setting: str) -> None:
-        from jobs_backup.spool import deliveries
+        from jobs_backup.spool.sqlite import deliveries
 
         for rest in (deliveries._DUE, ""):
             asked = f"EXPLAIN QUERY PLAN {deliveries._TO_DELETE[setting]} {rest}"
@@ -763,7 +765,7 @@ class TestDoubt:
     """An attempt whose end is not known may still arrive, and would bring back what was deleted."""
 
     def test_after_a_lost_answer_it_is_not_deleted_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("jobs_backup.destination._LANDING_MARGIN", 1.0)
+        monkeypatch.setattr("jobs_backup.store.object_store._LANDING_MARGIN", 1.0)
         environment = file_environment(tmp_path, **FAST_RETRY, JOBS_BACKUP_REQUEST_TIMEOUT="1s")
         write = Destination._attempt
         lost = [True]

@@ -18,8 +18,9 @@ from buckets import FAST_RETRY, realistic
 from commands import run, start, summary
 from servers import Moto, Store, client, operations, policy
 
-from jobs_backup import Backup, deleter
-from jobs_backup.spool.job_set import origin_of
+from jobs_backup import Backup
+from jobs_backup.archive import deleter
+from jobs_backup.spool.ids import origin_of
 from jobs_backup.spool.status import read_status
 from jobs_backup.testing.fault_proxy import Delay, FaultProxy
 
@@ -241,7 +242,7 @@ def test_a_put_that_arrives_late_brings_nothing_back(
     store: Store, bucket: str, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margin: float, comes_back: bool
 ) -> None:
     """The network holds a request back for longer than its sender waits. Without the margin the object would come back."""
-    monkeypatch.setattr("jobs_backup.destination._LANDING_MARGIN", margin)
+    monkeypatch.setattr("jobs_backup.store.object_store._LANDING_MARGIN", margin)
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
         proxy.fail(Delay(3.0), method="PUT")
         own = {"AWS_ENDPOINT_URL_S3": proxy.url, "JOBS_BACKUP_REQUEST_TIMEOUT": "1s"}

@@ -10,8 +10,6 @@ from typing import ClassVar, Self, TypeVar, cast
 
 import pytest
 
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.destination import Destination
 from jobs_backup.errors import ContractViolation, PermissionDenied, StorageError, Throttled, Unavailable
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import (
@@ -27,9 +25,11 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
-from jobs_backup.plugins import Installed
-from jobs_backup.providers import Loaded, register
-from jobs_backup.retry import Retry, RetryPolicy
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.store.object_store import Destination
+from jobs_backup.store.plugins import Installed
+from jobs_backup.store.providers import Loaded, register
+from jobs_backup.store.retry import Retry, RetryPolicy
 
 T = TypeVar("T")
 POLICY = RetryPolicy(attempts=4, deadline=1000.0)

@@ -24,10 +24,11 @@ from generated import command
 from projects import PROJECTS, Environment, clean_environment
 from projects import run as run_command
 
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.env_file import read_env_file
-from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import Duration, report_unknown
+from jobs_backup.settings import Duration
+from jobs_backup.settings.base import report_unknown
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.env_file import read_env_file
+from jobs_backup.settings.server import ServerSettings
 from jobs_backup_s3.settings import S3Settings
 
 ROOT: Final = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs_backup import InvalidEvent
-from jobs_backup.encoding import raw_line, timestamp
+from jobs_backup.format.lines import raw_line, timestamp
 from jobs_backup.testing.events import events
 
 AT = timestamp(1_772_600_767_000_089)

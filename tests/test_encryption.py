@@ -499,7 +499,7 @@ class TestKeys:
 
 def test_configuring_imports_neither_library() -> None:
     program = (
-        "import sys; from jobs_backup.wrappers import Wrappers\n"
+        "import sys; from jobs_backup.store.wrappers import Wrappers\n"
         f"Wrappers.from_settings('OPENTELEMETRY,ENCRYPTION', {{'JOBS_BACKUP_ENCRYPTION_KEY': {text_of(KEY)!r}}})\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & {'cryptography', 'opentelemetry'}))\n"
     )

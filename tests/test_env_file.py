@@ -11,10 +11,10 @@ from commands import start
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs_backup.env_file import read_env_file
+from jobs_backup.checks.settings import warn_of_relative_paths
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.known_settings import warn_of_relative_paths
-from jobs_backup.settings import warn_of_oddity
+from jobs_backup.settings.base import warn_of_oddity
+from jobs_backup.settings.env_file import read_env_file
 
 Read = Callable[..., dict[str, str]]
 

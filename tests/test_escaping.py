@@ -25,8 +25,8 @@ from test_security import store_environment
 
 from jobs_backup import Backup
 from jobs_backup.errors import Unavailable
-from jobs_backup.logs import TextFormatter, printable
 from jobs_backup.testing.fault_proxy import ALWAYS, FaultProxy
+from jobs_backup.util.logs import TextFormatter, printable
 
 FORGED: Final = "2026-11-29 12:00:00,000 INFO 0 events lost"
 CANARY: Final = f"c\n{FORGED}\r\x1b[2J\u2028\x85\x9b31m\u202e\u2066\u200fy\x00\x7f\ufeff"
@@ -164,7 +164,7 @@ def test_an_error_on_one_line() -> None:
 
 
 def test_labels_of_metrics(tmp_path: Path) -> None:
-    from jobs_backup import metrics
+    from jobs_backup.monitoring import metrics
 
     family: Any = metrics._gauges("destination_paused", "destination", {CANARY: 1.0})
     assert [sample.labels["destination"] for sample in family.samples] == [printable(CANARY)]

@@ -12,7 +12,7 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment
 from commands import COMMAND, run
 
-from jobs_backup.exhaustion import NO_INODES, explain, has_inodes
+from jobs_backup.util.exhaustion import NO_INODES, explain, has_inodes
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from servers import Store
 
 from jobs_backup import Backup, Event, InvalidEvent, UnknownJob
-from jobs_backup.encoding import FailureContext, FinalPayload, error_json, failed_line, timestamp
+from jobs_backup.format.lines import FailureContext, FinalPayload, error_json, failed_line, timestamp
 from jobs_backup.spool import Spool
 
 FIELDS = [
@@ -310,13 +310,13 @@ def test_json_comes_back_as_it_was(payload: Any) -> None:
 
 
 def test_a_payload_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs_backup.encoding.MAX_PAYLOAD", 10)
+    monkeypatch.setattr("jobs_backup.format.lines.MAX_PAYLOAD", 10)
     with pytest.raises(InvalidEvent, match="longer than"):
         line("x" * 11)
 
 
 def test_failures_of_many_streams_go_in_one_commit(tmp_path: Path) -> None:
-    from jobs_backup.failures import Failure
+    from jobs_backup.backup.failures import Failure
 
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")) as backup:
         jobs = backup.record_many(Event(payload={"n": n}, source_id=f"s{n % 3}") for n in range(30))

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, UploadGone
-from jobs_backup.file_provider import FileProvider
 from jobs_backup.model import BytesBody
+from jobs_backup.store.file_provider import FileProvider
 
 KEY: Final = "web/gw/2026-11-24/9/object"
 DATA: Final = b"data" * 1000
@@ -194,7 +194,7 @@ STORES: Final[dict[str, Callable[[], Callable[[Any], None]]]] = {
 @pytest.mark.parametrize("name", STORES)
 def test_a_fault_at_each_step(name: str, layout: str, nameless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not nameless:
-        monkeypatch.setattr("jobs_backup.file_provider._NAMELESS", 0)
+        monkeypatch.setattr("jobs_backup.store.file_provider._NAMELESS", 0)
     disk = Disk()
     assert attempt(disk, prepared(tmp_path / "healthy", disk, layout), STORES[name](), None)
     steps = disk.steps

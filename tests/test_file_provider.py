@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from jobs_backup import file_provider
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, PermissionDenied, Unavailable
-from jobs_backup.file_provider import FileProvider
 from jobs_backup.model import Body, BytesBody, Outcome
+from jobs_backup.store import file_provider
+from jobs_backup.store.file_provider import FileProvider
 
 DATA = b"data" * 100_000
 

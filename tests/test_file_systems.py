@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from buckets import events, file_environment
 
-from jobs_backup import Backup, file_provider
-from jobs_backup.check import Report, check
+from jobs_backup import Backup
+from jobs_backup.checks.permissions import Report, check
 from jobs_backup.checksum import crc32c
-from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import AlreadyExists, JobsBackupError, NotSupported, PermissionDenied, StorageError, Unavailable
-from jobs_backup.file_provider import FileProvider
 from jobs_backup.model import BytesBody
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.store import file_provider
+from jobs_backup.store.file_provider import FileProvider
 
 DATA = b"data" * 1000
 NO_LINKS = [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK]

@@ -10,10 +10,10 @@ from commands import run
 from distributions import Install
 from settings_reference import plugins_of_this_repository
 
-from jobs_backup import providers
+from jobs_backup.checks.provider import Result, examine
 from jobs_backup.cli import cli
 from jobs_backup.errors import ProviderNotFound
-from jobs_backup.form import Result, examine
+from jobs_backup.store import providers
 
 REQUIRES = "jobs-backup>=0.1,<0.2"
 HEAD = """

@@ -18,8 +18,8 @@ from spools import APP, claim, open_spool, record
 from jobs_backup import Backup
 from jobs_backup.errors import BackupClosed, SpoolError, SpoolFull
 from jobs_backup.spool import Spool
-from jobs_backup.spool.disk import Ballast, free_bytes, refuse_network
-from jobs_backup.spool.room import RoomLimits
+from jobs_backup.spool.sqlite.disk import Ballast, free_bytes, refuse_network
+from jobs_backup.spool.sqlite.quota import RoomLimits
 
 
 def noise() -> str:

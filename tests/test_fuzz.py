@@ -33,17 +33,18 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from memory import peak_memory
 
-from jobs_backup import Backup, ConfigurationError, InvalidEvent, encoding
+from jobs_backup import Backup, ConfigurationError, InvalidEvent
 from jobs_backup.checksum import crc32c
 from jobs_backup.cli import cli
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.env_file import read_env_file
-from jobs_backup.file_provider import FileProvider
-from jobs_backup.layout import MAX_KEY_BYTES, clean_prefix, object_key
+from jobs_backup.format import lines as encoding
+from jobs_backup.format.keys import MAX_KEY_BYTES, clean_prefix, object_key
 from jobs_backup.model import BytesBody, Kind, Stream
-from jobs_backup.plugins import settings_of
-from jobs_backup.providers import load_class
 from jobs_backup.settings import Settings
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.env_file import read_env_file
+from jobs_backup.store.file_provider import FileProvider
+from jobs_backup.store.plugins import settings_of
+from jobs_backup.store.providers import load_class
 
 CAMPAIGN: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"
 pytestmark = [

@@ -21,7 +21,7 @@ from buckets import FAST_RETRY, realistic
 from commands import run, start, summary
 from gcs import ALL, CHUNK, LEAST, WRITING, Emulator, GcsServer
 
-from jobs_backup import Backup, providers
+from jobs_backup import Backup
 from jobs_backup.errors import (
     AlreadyExists,
     BucketNotFound,
@@ -39,6 +39,7 @@ from jobs_backup.errors import (
     UploadGone,
 )
 from jobs_backup.model import BytesBody, Outcome, Upload
+from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks, random_bytes
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, FaultProxy, Swallow
 

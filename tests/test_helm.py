@@ -17,9 +17,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.server.settings import ServerSettings
 from jobs_backup.settings import Duration, Settings
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.server import ServerSettings
 from jobs_backup_gcs.settings import GcsSettings
 from jobs_backup_s3.settings import MinioSettings, S3Settings, SpacesSettings
 

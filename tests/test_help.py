@@ -13,7 +13,7 @@ from buckets import file_environment
 from commands import COMMAND, invoke, run
 
 from jobs_backup.cli import cli
-from jobs_backup.cli.help import read_sections
+from jobs_backup.cli.commands.help import read_sections
 
 CONTEXT = click.Context(cli)
 NAMES = cli.list_commands(CONTEXT)

@@ -21,10 +21,10 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jobs_backup import Backup
+from jobs_backup.inputs.http.access import Access
+from jobs_backup.inputs.http.app import App
 from jobs_backup.model import Kind
-from jobs_backup.server.access import Access
-from jobs_backup.server.app import App
-from jobs_backup.server.settings import ServerSettings
+from jobs_backup.settings.server import ServerSettings
 
 EVERYWHERE: Final = os.environ.get("JOBS_BACKUP_TEST_HTTP") == "all"
 """Every request of the corpus is cut at every byte; else at some, which differ each day."""

@@ -18,7 +18,7 @@ from buckets import events, file_environment, objects
 from commands import COMMAND, ndjson, numbers, run, start, summary, wait_until_recorded
 from memory import peak_memory
 
-from jobs_backup.spool.disk import Ballast
+from jobs_backup.spool.sqlite.disk import Ballast
 from jobs_backup.spool.status import read_status
 
 pytestmark = pytest.mark.slow  # a process or several for each test
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow  # a process or several for each test
 SMALL_LINES = [
     sys.executable,
     "-c",
-    "import jobs_backup.cli.ndjson as ndjson, jobs_backup.cli as cli; ndjson.MAX_LINE = 2 << 20; cli.main()",
+    "import jobs_backup.inputs.ndjson as ndjson, jobs_backup.cli as cli; ndjson.MAX_LINE = 2 << 20; cli.main()",
 ]
 """The command, with lines of at most 2 MiB instead of 256."""
 

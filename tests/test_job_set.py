@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs_backup import InvalidEvent
-from jobs_backup.jobs import Jobs, job_id, job_sets
-from jobs_backup.spool.job_set import (
+from jobs_backup.backup.events import Jobs, job_id, job_sets
+from jobs_backup.spool.ids import (
     SEGMENT_BITS,
     JobSet,
     batch_of,
@@ -20,7 +20,7 @@ from jobs_backup.spool.job_set import (
     origin_of_segment,
     segments_of,
 )
-from jobs_backup.spool.job_set import job_id as make_id
+from jobs_backup.spool.ids import job_id as make_id
 
 LARGEST = (1 << 126) - 1
 LARGEST_LOCAL = (1 << 63) - 1

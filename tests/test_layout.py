@@ -12,9 +12,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobs_backup import ConfigurationError
-from jobs_backup.compression import Compression
-from jobs_backup.encoding import microseconds
-from jobs_backup.layout import FORMAT, MAX_FORMATS_BYTES, MAX_KEY_BYTES, clean_prefix, formats_of, object_key, parse_key, safe_id
+from jobs_backup.format.compression import Compression
+from jobs_backup.format.keys import (
+    FORMAT,
+    MAX_FORMATS_BYTES,
+    MAX_KEY_BYTES,
+    clean_prefix,
+    formats_of,
+    object_key,
+    parse_key,
+    safe_id,
+)
+from jobs_backup.format.lines import microseconds
 from jobs_backup.model import Kind, Stream
 
 UUID = "0b1f6a0e-6e0e-4c58-9d3a-2f0c8f2f7b11"

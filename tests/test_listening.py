@@ -19,9 +19,9 @@ from commands import run
 from serving import TOKEN, serve
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.listening import is_loopback, listen, url
-from jobs_backup.server.access import Access
-from jobs_backup.server.settings import ServerSettings
+from jobs_backup.inputs.http.access import Access
+from jobs_backup.settings.server import ServerSettings
+from jobs_backup.util.listening import is_loopback, listen, url
 
 V4: Final = "127.0.0.1"
 V6: Final = "::1"

@@ -14,9 +14,9 @@ from typing import Final
 
 import pytest
 
-from jobs_backup import providers
 from jobs_backup.errors import ConfigurationError, JobsBackupError, Unauthenticated
 from jobs_backup.model import BytesBody
+from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks
 
 _ROLE: Final = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/r"}

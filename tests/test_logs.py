@@ -21,7 +21,7 @@ from generated import ROOT
 
 from jobs_backup import Backup
 from jobs_backup.errors import DestinationPaused
-from jobs_backup.logs import FIELDS, JsonFormatter, logger_of
+from jobs_backup.util.logs import FIELDS, JsonFormatter, logger_of
 
 JSON = {"JOBS_BACKUP_LOG_FORMAT": "json"}
 TYPES: dict[str, Any] = {"events": int, "bytes": int, "attempt": int, "wait_seconds": (int, float)}
@@ -44,7 +44,7 @@ def test_an_object_that_is_stored(tmp_path: Path) -> None:
     code, _, stderr = run("run", ndjson(tmp_path / "e", 5), "--source-id", "web", "-v", env=file_environment(tmp_path, **JSON))
     stored, summary = parsed(stderr)
     (key,) = [path.relative_to(tmp_path / "bucket").as_posix() for path in (tmp_path / "bucket").rglob("*.json.gz")]
-    assert (code, stored["logger"], stored["level"]) == (0, "jobs_backup.archiver", "INFO")
+    assert (code, stored["logger"], stored["level"]) == (0, "jobs_backup.archive.archiver", "INFO")
     assert (stored["key"], stored["events"]) == (key, 5)
     assert stored["bytes"] == (tmp_path / "bucket" / key).stat().st_size
     assert stored["destination"] == f"file://{tmp_path}/bucket"
@@ -68,7 +68,7 @@ def test_a_store_that_fails_and_sigterm(tmp_path: Path) -> None:
         _, rest = process.communicate(timeout=120)
     assert "our-payload" not in "".join(lines) + rest
     found = parsed("".join(lines) + rest)
-    attempt = next(line for line in found if line["logger"] == "jobs_backup.retry")
+    attempt = next(line for line in found if line["logger"] == "jobs_backup.store.retry")
     assert (attempt["hook"], attempt["attempt"], attempt["code"], attempt["level"]) == ("write", 1, "Unavailable", "WARNING")
     assert attempt["key"].startswith("web/gw/")
     assert 0 <= attempt["wait_seconds"] < 1, "what was drawn, not what it took"
@@ -235,7 +235,7 @@ def test_a_handler_that_fails_stops_nothing(as_filter: bool, tmp_path: Path, cap
         logger.setLevel(level)
     assert handler.seen > 0
     assert len(events(tmp_path)) == 3
-    assert "no space for jobs_backup.archiver" in capsys.readouterr().err
+    assert "no space for jobs_backup.archive.archiver" in capsys.readouterr().err
 
 
 def test_the_place_of_a_log_line_is_where_it_was_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from commands import ndjson, run, start
 from projects import PROJECTS
 from serving import serve
 
-from jobs_backup.spool import disk
+from jobs_backup.spool.sqlite import disk
 
 MACOS: Final = Path(__file__).parent / "macos"
 SOURCES: Final = sorted(file for path in PROJECTS for file in (path / "src").rglob("*.py"))

@@ -19,19 +19,20 @@ from prometheus_client import CollectorRegistry, generate_latest
 from scrapes import Samples, parse, scrape, scrape_file, value
 from spools import APP, LIMITS, WEB, claim, claimed, die, open_spool, record, rows, tampering
 
-from jobs_backup import Backup, metrics
-from jobs_backup.core_settings import CoreSettings
+from jobs_backup import Backup
+from jobs_backup.backup.events import Event
 from jobs_backup.errors import BucketNotFound, DestinationPaused, SpoolCorrupt, SpoolError, SpoolFull
-from jobs_backup.jobs import Event
-from jobs_backup.measures import Histogram
-from jobs_backup.metrics import HELP, Metrics, registry
 from jobs_backup.model import Kind, Stream, Upload
-from jobs_backup.spool.database import Database
-from jobs_backup.spool.job_set import JobSet
-from jobs_backup.spool.overview import Total
-from jobs_backup.spool.rows import Seal
-from jobs_backup.spool.schema import SCHEMA, VERSION
-from jobs_backup.spool.writer import BatchLimits
+from jobs_backup.monitoring import metrics
+from jobs_backup.monitoring.metrics import HELP, Metrics, registry
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool.ids import JobSet
+from jobs_backup.spool.sqlite.database import Database
+from jobs_backup.spool.sqlite.reader import Total
+from jobs_backup.spool.sqlite.rows import Seal
+from jobs_backup.spool.sqlite.schema import SCHEMA, VERSION
+from jobs_backup.spool.sqlite.writer import BatchLimits
+from jobs_backup.util.histogram import Histogram
 
 
 @pytest.fixture(autouse=True)
@@ -414,14 +415,14 @@ class TestWithoutTheExtra:
 
     def test_recording_neither_needs_nor_imports_it(self, tmp_path: Path) -> None:
         program = (
-            "import sys, jobs_backup.backup, jobs_backup.cli.archive, jobs_backup.monitoring;"
+            "import sys, jobs_backup.backup.backup, jobs_backup.cli.commands.archive, jobs_backup.monitoring.health;"
             "assert 'prometheus_client' not in sys.modules;"
-            "b = jobs_backup.backup.Backup.from_env(); b.record({}, source_id='web'); b.close()"
+            "b = jobs_backup.backup.backup.Backup.from_env(); b.record({}, source_id='web'); b.close()"
         )
         assert self.run(program, **file_environment(tmp_path)).stderr == ""
 
     def test_asking_for_them_tells_what_to_install(self, tmp_path: Path) -> None:
-        found = self.run(self.HIDE + "import jobs_backup.metrics")
+        found = self.run(self.HIDE + "import jobs_backup.monitoring.metrics")
         assert "ConfigurationError: metrics need prometheus-client" in found.stderr
         variables = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / "metrics.prom"))
         command = self.HIDE + "sys.argv = ['jobs-backup', 'archive', '--once']; from jobs_backup.cli import main; main()"
@@ -466,7 +467,7 @@ class TestFile:
     def test_one_that_can_not_be_written_later_is_a_warning(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        from jobs_backup import monitoring
+        from jobs_backup.monitoring import health as monitoring
 
         monkeypatch.setattr(monitoring, "FILE_SECONDS", 0.05)
         directory = tmp_path / "textfiles"

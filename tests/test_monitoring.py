@@ -23,12 +23,14 @@ from commands import run, start
 from scrapes import get, parse, value
 from spools import claim, open_spool, record, tampering
 
-from jobs_backup import Backup, archiver, monitoring
+from jobs_backup import Backup
+from jobs_backup.archive import archiver
 from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolError, SpoolFull
-from jobs_backup.installing import how_to_install
-from jobs_backup.monitoring import health, metrics_page, monitored, readiness
+from jobs_backup.monitoring import health as monitoring
+from jobs_backup.monitoring.health import health, metrics_page, monitored, readiness
 from jobs_backup.spool import Spool
 from jobs_backup.spool.status import read_status
+from jobs_backup.util.installing import how_to_install
 
 
 @contextmanager
@@ -293,10 +295,10 @@ class TestTheListener:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in list(sys.modules):
-            if name.split(".")[0] == "prometheus_client" or name == "jobs_backup.metrics":
+            if name.split(".")[0] == "prometheus_client" or name == "jobs_backup.monitoring.metrics":
                 monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, "prometheus_client", None)
-        monkeypatch.delattr("jobs_backup.metrics", raising=False)
+        monkeypatch.delattr("jobs_backup.monitoring.metrics", raising=False)
         with monitored_backup(tmp_path) as (backup, url):
             status, _, body = get(f"{url}/metrics")
             assert (status, body) == (

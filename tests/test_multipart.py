@@ -24,9 +24,9 @@ from jobs_backup.errors import (
     Unreachable,
     UploadGone,
 )
-from jobs_backup.file_provider import FileProvider
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, Part, Upload, WriteReceipt
+from jobs_backup.store.file_provider import FileProvider
 
 _write_part = FileProvider.write_part
 IN_PARTS = {"JOBS_BACKUP_MULTIPART_THRESHOLD": "64KiB", "JOBS_BACKUP_PART_SIZE": "256KiB", "JOBS_BACKUP_RETRY_ATTEMPTS": "2"}

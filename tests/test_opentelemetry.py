@@ -20,7 +20,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from jobs_backup import Backup
-from jobs_backup.destination import Destination
 from jobs_backup.errors import BucketNotFound, Throttled, Unavailable
 from jobs_backup.hookspecs import PROJECT, ObjectHooks, StorageProvider, hookimpl
 from jobs_backup.model import (
@@ -39,10 +38,11 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
-from jobs_backup.plugins import Installed
-from jobs_backup.providers import Loaded, register
-from jobs_backup.retry import Retry, RetryPolicy
-from jobs_backup.wrappers import Wrappers
+from jobs_backup.store.object_store import Destination
+from jobs_backup.store.plugins import Installed
+from jobs_backup.store.providers import Loaded, register
+from jobs_backup.store.retry import Retry, RetryPolicy
+from jobs_backup.store.wrappers import Wrappers
 from jobs_backup_opentelemetry import OpenTelemetryWrapper
 
 BODY = BytesBody(b"bytes")

@@ -15,10 +15,10 @@ import pytest
 from gcs import GcsServer, Object
 from s3_client import UPLOAD_ID, refusal, scripted
 
-from jobs_backup import providers
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, IntegrityError, JobsBackupError, NotSupported, StorageError, Unavailable, UploadGone
 from jobs_backup.model import Outcome, Part, Upload
+from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks, random_bytes
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
 

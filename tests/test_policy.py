@@ -15,13 +15,13 @@ from botocore import xform_name
 from commands import run
 from servers import Moto, client
 
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.env_file import read_env_file
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.plugins import settings_of
-from jobs_backup.providers import KIND, load, load_class
-from jobs_backup.server.settings import ServerSettings
-from jobs_backup.settings import report_unknown
+from jobs_backup.settings.base import report_unknown
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.env_file import read_env_file
+from jobs_backup.settings.server import ServerSettings
+from jobs_backup.store.plugins import settings_of
+from jobs_backup.store.providers import KIND, load, load_class
 
 BUCKET = {"JOBS_BACKUP_BUCKET": "my-events"}
 

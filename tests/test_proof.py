@@ -16,7 +16,6 @@ from s3_client import refusal
 from s3_client import scripted as s3_hooks
 
 from jobs_backup import Backup
-from jobs_backup.destination import Destination
 from jobs_backup.errors import (
     AlreadyExists,
     IntegrityError,
@@ -29,7 +28,8 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, BytesBody, Kind, Outcome, Part, Stream, Upload, WriteReceipt
-from jobs_backup.retry import Retry, RetryPolicy
+from jobs_backup.store.object_store import Destination
+from jobs_backup.store.retry import Retry, RetryPolicy
 from jobs_backup.testing.driver import Hooks
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy
 from jobs_backup.testing.memory import MemoryProvider, MemorySettings, loaded

@@ -13,11 +13,11 @@ from typing import Annotated, Any, cast
 import pytest
 from distributions import Install
 
-from jobs_backup import plugins, providers
-from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError, JobsBackupError, ProviderNotFound
 from jobs_backup.hookspecs import API_VERSION
 from jobs_backup.settings import Secret, Settings, Variable
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.store import plugins, providers
 
 ROOT = Path(__file__).parents[1]
 HEAD = """
@@ -192,7 +192,7 @@ def test_an_unknown_provider_tells_what_is_installed(install: Install) -> None:
     ],
 )
 def test_a_well_known_provider_tells_what_to_install(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs_backup.plugins._entry_points", lambda group: [])
+    monkeypatch.setattr("jobs_backup.store.plugins._entry_points", lambda group: [])
     error = refusal(name)
     assert error.message == f"no provider {name!r} is installed (installed: none)"
     (directory,) = (path.parent for path in ROOT.glob("*/*/pyproject.toml") if f'name = "{package}"' in path.read_text())

@@ -14,9 +14,9 @@ from jobs_backup import Backup
 from jobs_backup.errors import SpoolCorrupt, SpoolFull, Unavailable
 from jobs_backup.model import Upload
 from jobs_backup.spool import Spool
-from jobs_backup.spool.blobs import InputPosition
-from jobs_backup.spool.job_set import local, origin_of
-from jobs_backup.spool.writer import Recording
+from jobs_backup.spool.ids import local, origin_of
+from jobs_backup.spool.sqlite.blobs import InputPosition
+from jobs_backup.spool.sqlite.writer import Recording
 
 
 def rot(spool: Spool, job: int) -> None:

@@ -20,12 +20,13 @@ from spools import APP, WEB, claim, claimed, content, die, open_spool, position,
 
 from jobs_backup import Backup
 from jobs_backup.errors import SpoolCorrupt, SpoolError, Unavailable
-from jobs_backup.spool import Spool, writer
-from jobs_backup.spool.blobs import BlobFiles, InputPosition
-from jobs_backup.spool.catalog import Catalog
-from jobs_backup.spool.job_set import local
-from jobs_backup.spool.schema import VERSION
-from jobs_backup.spool.writer import Recording
+from jobs_backup.spool import Spool
+from jobs_backup.spool.ids import local
+from jobs_backup.spool.sqlite import writer
+from jobs_backup.spool.sqlite.blobs import BlobFiles, InputPosition
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.schema import VERSION
+from jobs_backup.spool.sqlite.writer import Recording
 
 
 def rot(of: Spool, job: int) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from refused import STORES, Refusal, store_that_refuses
 
-from jobs_backup import providers
 from jobs_backup.errors import ConfigurationError, JobsBackupError, PermissionDenied
 from jobs_backup.model import BytesBody
+from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks
 from jobs_backup.testing.fault_proxy import Answer, FaultProxy
 

@@ -554,7 +554,7 @@ def test_a_cursor_keeps_the_time_that_was_asked_for(tmp_path: Path, monkeypatch:
     for name, text in env.items():
         monkeypatch.setenv(name, text)
     later = time.time() + 3600
-    monkeypatch.setattr("jobs_backup.cli.replay.time.time", lambda: later)
+    monkeypatch.setattr("jobs_backup.cli.commands.replay.time.time", lambda: later)
     output = tmp_path / "rest"
     result = CliRunner().invoke(cli, ["replay", "--payload-only", "--since", "2h", "--after", cursor(err), "--output", str(output)])
     assert result.exit_code == 0, result.output

@@ -22,7 +22,7 @@ from jobs_backup.errors import (
     Throttled,
     Unavailable,
 )
-from jobs_backup.retry import Retry, RetryPolicy
+from jobs_backup.store.retry import Retry, RetryPolicy
 
 POLICY = RetryPolicy(attempts=4, first_wait=1.0, max_wait=8.0, deadline=1000.0)
 

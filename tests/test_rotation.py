@@ -21,9 +21,10 @@ from s3_client import CREATED, STORED, open_s3, refusal
 from test_gcs import key as key  # noqa: PLC0414 - a fixture
 from test_gcs import service_account
 
-from jobs_backup import Backup, providers
+from jobs_backup import Backup
 from jobs_backup.errors import ConfigurationError, JobsBackupError, PermissionDenied, Unauthenticated
 from jobs_backup.model import Part, Upload
+from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
 

@@ -29,11 +29,11 @@ from jobs_backup import Backup, DestinationPaused, Event, InvalidEvent
 from jobs_backup.checksum import crc32c
 from jobs_backup.cli import cli
 from jobs_backup.errors import ConfigurationError, JobsBackupError, UploadGone
-from jobs_backup.file_provider import FileProvider
-from jobs_backup.logs import printable
 from jobs_backup.model import BytesBody, Outcome, Upload
 from jobs_backup.settings import redacted
+from jobs_backup.store.file_provider import FileProvider
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, Fault, FaultProxy
+from jobs_backup.util.logs import printable
 from jobs_backup_s3.errors import Call
 from jobs_backup_s3.provider import S3Provider
 from jobs_backup_s3.settings import S3Settings

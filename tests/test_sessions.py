@@ -17,11 +17,11 @@ from spools import APP, WEB, claim, content, die, open_spool, record
 
 from jobs_backup.errors import SpoolError, SpoolFull
 from jobs_backup.spool import Spool
-from jobs_backup.spool import blobs as blob_files
-from jobs_backup.spool.catalog import Catalog
-from jobs_backup.spool.database import FilesLost
-from jobs_backup.spool.room import RoomLimits
-from jobs_backup.spool.writer import BatchLimits
+from jobs_backup.spool.sqlite import blobs as blob_files
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.database import FilesLost
+from jobs_backup.spool.sqlite.quota import RoomLimits
+from jobs_backup.spool.sqlite.writer import BatchLimits
 
 
 def remove_lock(spool: Spool) -> None:
@@ -292,7 +292,7 @@ def test_a_sealed_batch_whose_file_is_removed_is_named(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_another_process_keeps_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs_backup.spool.database._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("jobs_backup.spool.sqlite.database._BUSY_SECONDS", 0.1)
     spool = open_spool(tmp_path)
     with closing(sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -385,7 +385,7 @@ def test_of_a_process_that_has_ended_nothing_is_missed_without_the_catalog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
     if leaves:
-        monkeypatch.setattr("jobs_backup.spool.writer._IDLE_FILE_BYTES", 0)
+        monkeypatch.setattr("jobs_backup.spool.sqlite.writer._IDLE_FILE_BYTES", 0)
     spool = open_spool(tmp_path)
     for line in (b"1\n", b"2\n"):
         record(spool, [line])

@@ -15,19 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import (
-    Duration,
-    Endpoint,
-    Secret,
-    Settings,
-    Size,
-    Variable,
-    oddity_of,
-    report_unknown,
-    warn_of_oddity,
-)
+from jobs_backup.settings import Duration, Endpoint, Secret, Settings, Size, Variable
+from jobs_backup.settings.base import oddity_of, report_unknown, warn_of_oddity
+from jobs_backup.settings.core import CoreSettings
 
 CANARY = "canary-7f3a"
 

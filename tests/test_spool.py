@@ -20,12 +20,13 @@ from spools import APP, WEB, claim, content, die, open_spool, position, record, 
 
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.model import Kind, Part, Stream, Upload
-from jobs_backup.spool import Claim, Spool, writer
-from jobs_backup.spool.blobs import Changes, Chunk, Form, InputPosition
-from jobs_backup.spool.job_set import INDEX_BITS, JobSet, job_id, origin_of
-from jobs_backup.spool.locks import ProcessLock
-from jobs_backup.spool.open_batch import MEMBER_BYTES
-from jobs_backup.spool.writer import BatchLimits, Recording
+from jobs_backup.spool import Claim, Spool
+from jobs_backup.spool.ids import INDEX_BITS, JobSet, job_id, origin_of
+from jobs_backup.spool.sqlite import writer
+from jobs_backup.spool.sqlite.blobs import Changes, Chunk, Form, InputPosition
+from jobs_backup.spool.sqlite.locks import ProcessLock
+from jobs_backup.spool.sqlite.open_batch import MEMBER_BYTES
+from jobs_backup.spool.sqlite.writer import BatchLimits, Recording
 
 
 def test_lines_come_out_as_they_went_in(tmp_path: Path) -> None:

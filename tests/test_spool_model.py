@@ -32,13 +32,13 @@ from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
 from jobs_backup.spool import DueObject, Spool
-from jobs_backup.spool.blobs import BlobFile, Changes, Form, InputPosition
-from jobs_backup.spool.database import Database
-from jobs_backup.spool.disk import Ballast
-from jobs_backup.spool.job_set import INDEX_BITS, LOCAL_BITS, SEGMENT_BITS, JobSet, job_id, job_index, local, origin_of
-from jobs_backup.spool.locks import ProcessLock
-from jobs_backup.spool.uploads import JournaledUpload
-from jobs_backup.spool.writer import BatchLimits, Recording
+from jobs_backup.spool.ids import INDEX_BITS, LOCAL_BITS, SEGMENT_BITS, JobSet, job_id, job_index, local, origin_of
+from jobs_backup.spool.sqlite.blobs import BlobFile, Changes, Form, InputPosition
+from jobs_backup.spool.sqlite.database import Database
+from jobs_backup.spool.sqlite.disk import Ballast
+from jobs_backup.spool.sqlite.locks import ProcessLock
+from jobs_backup.spool.sqlite.uploads import JournaledUpload
+from jobs_backup.spool.sqlite.writer import BatchLimits, Recording
 
 STREAMS: Final = [Stream(Kind.RAW, "w", "web"), Stream(Kind.RAW, "", "web"), Stream(Kind.FAILED, "w", "web")]
 LOCATIONS: Final = ["s3://one", "s3://two"]

@@ -15,9 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from serving import serve
 
-from jobs_backup import Backup, Event, surrogates
-from jobs_backup.encoding import raw_line
+from jobs_backup import Backup, Event
 from jobs_backup.errors import InvalidEvent
+from jobs_backup.format import surrogates
+from jobs_backup.format.lines import raw_line
 
 AT = b'"2026-11-24T10:00:00.000000Z"'
 PAYLOADS = [

@@ -26,7 +26,7 @@ from commands import ndjson
 from commands import run as jobs_backup_command
 
 import jobs_backup
-from jobs_backup.providers import KIND
+from jobs_backup.store.providers import KIND
 from jobs_backup.testing.conformance import ProviderConformance
 from jobs_backup.testing.fault_proxy import FaultProxy
 from jobs_backup.testing.multipart import MultipartConformance

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from servers import certificate
 
-from jobs_backup import providers
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import ConfigurationError, JobsBackupError, Unavailable
 from jobs_backup.model import BytesBody
+from jobs_backup.store import providers
 
 BODY = b"x" * 1_000_000
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs_backup.errors import SpoolError
-from jobs_backup.spool.turns import Turns
+from jobs_backup.spool.group_commit import Turns
 
 
 class Disk:
@@ -250,7 +250,7 @@ def test_a_single_thread_never_waits_for_others() -> None:
     turns = Turns(disk.commit)
     slept: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs_backup.spool.turns.time.sleep", slept.append)
+        patch.setattr("jobs_backup.spool.group_commit.time.sleep", slept.append)
         for item in range(5):
             turns.commit(item)
     assert slept == [0.01] * 5  # the disk's own

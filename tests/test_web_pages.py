@@ -14,7 +14,7 @@ from commands import run
 from serving import Sidecar, serve
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.server.origins import Origins
+from jobs_backup.inputs.http.origins import Origins
 
 SHOP = "https://shop.example"
 OTHER = "https://other.example"

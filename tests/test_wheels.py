@@ -162,7 +162,7 @@ def test_with_gcs_there_is_no_package_of_another_cloud(core_and_gcs: Environment
     packages = core_and_gcs.packages()
     assert packages >= {"jobs-backup", "jobs-backup-gcs", "google-cloud-storage"}
     assert not {name for name in packages if name.startswith(("boto", "azure"))}
-    code = "import sys\nfrom jobs_backup import providers\nproviders.load('GCS', {'JOBS_BACKUP_BUCKET': 'events'})\n"
+    code = "import sys\nfrom jobs_backup.store import providers\nproviders.load('GCS', {'JOBS_BACKUP_BUCKET': 'events'})\n"
     assert core_and_gcs.python(code + "print({'google.auth', 'google.cloud', 'requests'} & sys.modules.keys())") == "set()\n"
     bucket = gcs.bucket()
     variables = {**gcs.environment(bucket), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}
@@ -180,7 +180,7 @@ SDKS = {
     "S3": ("jobs_backup_s3", "boto3", "botocore"),
     "GCS": ("jobs_backup_gcs", "google.auth", "google.cloud"),
     "AZURE_BLOB": ("jobs_backup_azure_blob", "azure"),
-    "FILE": ("jobs_backup.file_provider",),
+    "FILE": ("jobs_backup.store.file_provider",),
 }
 VARIABLES = {
     "S3": {"AWS_ENDPOINT_URL_S3": NOWHERE, "AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "a"},
@@ -241,7 +241,7 @@ def test_the_wrappers_install_beside_core_alone(wheels: dict[Path, Path], tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
-    ["import jobs_backup", "from jobs_backup import *", "from jobs_backup import providers; providers.load_class('S3')"],
+    ["import jobs_backup", "from jobs_backup import *", "from jobs_backup.store import providers; providers.load_class('S3')"],
 )
 def test_importing_core_and_loading_the_provider_imports_no_sdk(core_and_s3: Environment, statement: str) -> None:
     code = f"import sys\n{statement}\nprint('jobs_backup' in sys.modules, {{'boto3', 'botocore', 'urllib3'}} & sys.modules.keys())"
@@ -252,7 +252,10 @@ def test_importing_core_and_loading_the_provider_imports_no_sdk(core_and_s3: Env
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import jobs_backup", {"asyncio", "click", "jobs_backup.backup", "msgspec", "pluggy", "rich", "sqlite3", "tenacity"}),
+        (
+            "import jobs_backup",
+            {"asyncio", "click", "jobs_backup.backup.backup", "msgspec", "pluggy", "rich", "sqlite3", "tenacity"},
+        ),
         ("from jobs_backup import Backup", {"asyncio", "backports.zstd", "click", "http.server", "rich", "ssl", "urllib.request"}),
     ],
 )

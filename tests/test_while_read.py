@@ -22,13 +22,13 @@ from spools import WEB, open_spool
 from test_recognition import Case, Lines, Outcome, name_of, named, numbered
 from test_recognition import case as case  # noqa: PLC0414 - a fixture
 
-from jobs_backup.cli import contents, formats, ndjson
-from jobs_backup.cli.delivered import _Deliveries
-from jobs_backup.cli.recognition import Found, Recognition
-from jobs_backup.cli.run import _Events
+from jobs_backup.cli.commands.delivered import _Deliveries
+from jobs_backup.cli.commands.run import _Events
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.spool.blobs import BlobFiles, InputPosition
-from jobs_backup.spool.writer import Recording
+from jobs_backup.inputs import contents, formats, ndjson
+from jobs_backup.inputs.recognition import Found, Recognition
+from jobs_backup.spool.sqlite.blobs import BlobFiles, InputPosition
+from jobs_backup.spool.sqlite.writer import Recording
 
 LINES = 2000
 """Of a file, which is read in ten blocks or so."""
@@ -479,7 +479,7 @@ def test_positions_are_read_once_for_each_run(case: Case, monkeypatch: pytest.Mo
     monkeypatch.setattr(BlobFiles, "open", counted_open)
     with files[0].open("a") as more:
         more.write(case.write(named(90_000, 3)))
-    monkeypatch.setattr("jobs_backup.cli.intake._TICK", -(10**18))  # the files are not recent
+    monkeypatch.setattr("jobs_backup.inputs.intake._TICK", -(10**18))  # the files are not recent
     assert case.run(*files).found["events"] == 3
     decoded = opened = 0
     assert case.run(*files).found["events"] == 0
@@ -537,7 +537,7 @@ def test_a_rotated_file_that_is_read_all_the_same_is_no_problem(
     case.file.write_text(case.write(named(0, LINES)))
     second.write_text(case.write(named(30_000, 10)))
     older.write_text(case.write(named(40_000, 10)))
-    monkeypatch.setattr("jobs_backup.cli.intake._TICK", -(10**18))
+    monkeypatch.setattr("jobs_backup.inputs.intake._TICK", -(10**18))
     assert case.run(older, *([second] if what == "was read before" else [])).code == 0
 
     def rotate() -> None:

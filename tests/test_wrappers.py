@@ -17,10 +17,8 @@ from commands import run
 from distributions import Install
 from example_wrappers import SEEN, Failing
 
-from jobs_backup import Backup, plugins
+from jobs_backup import Backup
 from jobs_backup.checksum import crc32c
-from jobs_backup.core_settings import CoreSettings
-from jobs_backup.destination import Destination
 from jobs_backup.errors import (
     ConfigurationError,
     ContractViolation,
@@ -33,8 +31,11 @@ from jobs_backup.errors import (
     WrapperNotFound,
 )
 from jobs_backup.model import Body, BytesBody
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.store import plugins
+from jobs_backup.store.object_store import Destination
+from jobs_backup.store.wrappers import Wrappers, load
 from jobs_backup.testing.memory import MemoryProvider
-from jobs_backup.wrappers import Wrappers, load
 
 GROUP = "jobs_backup.wrappers"
 NAMES = ("First", "Second", "Inner", "Outer", "Meddling", "Failing", "Forgetting")

@@ -20,8 +20,8 @@ from buckets import events, file_environment
 
 from jobs_backup import Backup
 from jobs_backup.cli import main
-from jobs_backup.spool import writer
-from jobs_backup.spool.blobs import InputPosition
+from jobs_backup.spool.sqlite import writer
+from jobs_backup.spool.sqlite.blobs import InputPosition
 
 T = TypeVar("T")
 
@@ -33,10 +33,10 @@ SUFFIXES: Final = ("", "-wal", "-shm")
 
 # Its processes are forked from one that has imported everything: starting Python anew would take most of the time.
 _processes: Final = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload([
-    "jobs_backup.cli.archive", "jobs_backup.cli.delivered", "jobs_backup.cli.run", "jobs_backup.cli.status",
-    "jobs_backup.cli.replay", "jobs_backup.file_provider",
-])  # fmt: skip
+_processes.set_forkserver_preload(
+    [f"jobs_backup.cli.commands.{name}" for name in ("archive", "delivered", "replay", "run", "status")]
+    + ["jobs_backup.store.file_provider"]
+)
 
 
 def sample(cases: Sequence[T], count: int, seed: int = 1) -> list[T]:
@@ -188,7 +188,7 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
 
 
 def _position(name: str, at: int) -> writer.Recording:
-    from jobs_backup.backup import _NO_STREAM
+    from jobs_backup.backup.backup import _NO_STREAM
 
     return writer.Recording(_NO_STREAM, [], first_at=0, last_at=0, position=InputPosition(name, at, b"1"))
 

@@ -20,7 +20,7 @@ from buckets import file_environment, realistic
 from scrapes import Samples, get, parse
 
 from jobs_backup import Backup
-from jobs_backup.monitoring import monitored
+from jobs_backup.monitoring.health import monitored
 
 mpl.use("svg")
 SECONDS: Final = 150

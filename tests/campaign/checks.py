@@ -17,8 +17,8 @@ import msgspec
 from campaign.targets import Target
 from campaign.worker import EventId
 
-from jobs_backup.spool.disk import Ballast
-from jobs_backup.spool.job_set import job_id, origin_of
+from jobs_backup.spool.ids import job_id, origin_of
+from jobs_backup.spool.sqlite.disk import Ballast
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
 _FAILURE_FIELDS: Final = [

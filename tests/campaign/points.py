@@ -122,15 +122,15 @@ def _has_folded(args: tuple[Any, ...]) -> bool:
     return bool(args[0]._folded)
 
 
-_SPOOL: Final = "jobs_backup.spool.spool:Spool"
-_CATALOG: Final = "jobs_backup.spool.catalog:Catalog"
-_WRITER: Final = "jobs_backup.spool.writer:Writer"
-_BLOBS: Final = "jobs_backup.spool.blobs"
-_UPLOADS: Final = "jobs_backup.spool.uploads:UploadJournal"
-_DELIVERIES: Final = "jobs_backup.spool.deliveries:Deliveries"
-_DESTINATION: Final = "jobs_backup.destination:Destination"
-_LOCK: Final = "jobs_backup.spool.locks:ProcessLock"
-_FILE: Final = "jobs_backup.file_provider"
+_SPOOL: Final = "jobs_backup.spool.sqlite.spool:Spool"
+_CATALOG: Final = "jobs_backup.spool.sqlite.catalog:Catalog"
+_WRITER: Final = "jobs_backup.spool.sqlite.writer:Writer"
+_BLOBS: Final = "jobs_backup.spool.sqlite.blobs"
+_UPLOADS: Final = "jobs_backup.spool.sqlite.uploads:UploadJournal"
+_DELIVERIES: Final = "jobs_backup.spool.sqlite.deliveries:Deliveries"
+_DESTINATION: Final = "jobs_backup.store.object_store:Destination"
+_LOCK: Final = "jobs_backup.spool.sqlite.locks:ProcessLock"
+_FILE: Final = "jobs_backup.store.file_provider"
 
 KILLS: Final = (
     # A process begins
@@ -179,7 +179,7 @@ KILLS: Final = (
     Point("noted as deleted", f"{_DELIVERIES}.deleted", "after", "send", 2),
     # Adopting what a dead process left, and ending
     Point("at adoption", f"{_SPOOL}._adopt", "before", "send", 2),
-    Point("open batch read for its adoption", "jobs_backup.spool.open_batch:OpenBatch.restored", "after", "send", 3),
+    Point("open batch read for its adoption", "jobs_backup.spool.sqlite.open_batch:OpenBatch.restored", "after", "send", 3),
     Point("before a session is forgotten", f"{_CATALOG}.end_session", "before", "any", 2),
     Point("session forgotten, files there", f"{_CATALOG}.end_session", "after", "any", 2),
     Point("adopted, lock file there", f"{_SPOOL}._adopt", "after", "send", 2),

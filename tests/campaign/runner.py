@@ -28,7 +28,7 @@ from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
 from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task, is_delivered
 from servers import Store
 
-from jobs_backup.spool.job_set import origin_of
+from jobs_backup.spool.ids import origin_of
 from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TESTS: Final = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ _COMMAND: Final = [
     sys.executable,
     "-c",
     "import sys; from campaign import clocks; clocks.leap(sys.argv.pop(1))\n"
-    f"import jobs_backup.destination; jobs_backup.destination.{LANDING_MARGIN.partition(':')[2]} = {LANDING_SECONDS}\n"
+    f"from jobs_backup.store import object_store; object_store.{LANDING_MARGIN.partition(':')[2]} = {LANDING_SECONDS}\n"
     "from jobs_backup.cli import main; main()",
 ]
 """`jobs-backup`, with what it waits for an attempt to arrive as in the workers; the first argument is what its clock shows."""

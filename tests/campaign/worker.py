@@ -27,27 +27,27 @@ from campaign import clocks, points
 
 from jobs_backup import Backup, Event
 from jobs_backup.errors import BackupClosed, DestinationPaused, NoArchiver, SpoolFull
-from jobs_backup.spool.job_set import origin_of
+from jobs_backup.spool.ids import origin_of
 
 SOURCES: Final = ("web", "ios", "android")
-LANDING_MARGIN: Final = "jobs_backup.destination:_LANDING_MARGIN"
+LANDING_MARGIN: Final = "jobs_backup.store.object_store:_LANDING_MARGIN"
 LANDING_SECONDS: Final = 0.5
 FAILURE: Final = -1
 """In the place of a job id, where a failure was acknowledged."""
 _DELIVERED_AT_ONCE: Final = 50
 _LOOK_SECONDS: Final = 0.05
 _HURRY: Final = {
-    "jobs_backup.archiver:_FIRST_PAUSE": 0.2,
-    "jobs_backup.archiver:_MAX_PAUSE": 1.0,
-    "jobs_backup.archiver:TICK": 0.25,
-    "jobs_backup.backup:TICK": 0.25,
-    "jobs_backup.spool.writer:_IDLE_FILE_BYTES": 600_000,
-    "jobs_backup.multipart:_ABORT_FIRST_WAIT": 0.5,
-    "jobs_backup.deleter:_TICK": 0.25,
-    "jobs_backup.deleter:_FIRST_PAUSE": 0.2,
-    "jobs_backup.deleter:_MAX_PAUSE": 1.0,
-    "jobs_backup.deleter:_FIRST_PROBE": 0.2,
-    "jobs_backup.deleter:_MAX_PROBE": 1.0,
+    "jobs_backup.archive.archiver:_FIRST_PAUSE": 0.2,
+    "jobs_backup.archive.archiver:_MAX_PAUSE": 1.0,
+    "jobs_backup.archive.archiver:TICK": 0.25,
+    "jobs_backup.backup.backup:TICK": 0.25,
+    "jobs_backup.spool.sqlite.writer:_IDLE_FILE_BYTES": 600_000,
+    "jobs_backup.archive.multipart:_ABORT_FIRST_WAIT": 0.5,
+    "jobs_backup.archive.deleter:_TICK": 0.25,
+    "jobs_backup.archive.deleter:_FIRST_PAUSE": 0.2,
+    "jobs_backup.archive.deleter:_MAX_PAUSE": 1.0,
+    "jobs_backup.archive.deleter:_FIRST_PROBE": 0.2,
+    "jobs_backup.archive.deleter:_MAX_PROBE": 1.0,
     LANDING_MARGIN: LANDING_SECONDS,
 }
 """Waits and sizes that are right for months of service, and too large for a worker that lives for some seconds."""
@@ -217,7 +217,7 @@ def main(task: Task) -> int:
     for module in ("boto", "urllib3"):
         logging.getLogger(module).setLevel(logging.WARNING)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
-    _set({**_HURRY, "jobs_backup.spool.writer:_FILE_BYTES": 2 * task.bulk_bytes})
+    _set({**_HURRY, "jobs_backup.spool.sqlite.writer:_FILE_BYTES": 2 * task.bulk_bytes})
     _note_uploads(_append_to(task, "journaled"))
     _arm(task)
     _live(task)
@@ -343,7 +343,7 @@ def _set(constants: Mapping[str, float]) -> None:
 
 def _note_uploads(note: int) -> None:
     """Write down the ids of uploads that are in the journal: none of them may be open in the end."""
-    owner, name = points.resolve("jobs_backup.spool.uploads:UploadJournal.begin")
+    owner, name = points.resolve("jobs_backup.spool.sqlite.uploads:UploadJournal.begin")
     begin = getattr(owner, name)
 
     def noted(*args: Any, **kwargs: Any) -> Any:

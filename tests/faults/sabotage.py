@@ -142,7 +142,7 @@ ALL: Final = {
     for one in (
         Sabotage(
             name="a directory that could not be synced passes for synced",
-            place="jobs_backup.fsync:sync_directory",
+            place="jobs_backup.util.fsync:sync_directory",
             guard="        sync_file(descriptor)",
             instead=_suppressed("sync_file(descriptor)", "OSError", indent=8),
             scenario="archive",
@@ -151,7 +151,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="a link that fails passes for an object that exists",
-            place="jobs_backup.file_provider:FileProvider._publish",
+            place="jobs_backup.store.file_provider:FileProvider._publish",
             guard="except FileExistsError:\n            exists = True",
             instead="except OSError as error:\n            raise AlreadyExists(key) from error",
             scenario="archive",
@@ -160,7 +160,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="a batch is marked as stored before it is written",
-            place="jobs_backup.archiver:Archiver._store",
+            place="jobs_backup.archive.archiver:Archiver._store",
             guard="    if batch.wrappers:",
             instead="    self._spool.stored(batch)\n    if batch.wrappers:",
             scenario="archive",
@@ -170,7 +170,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="a provider that is unavailable passes for one that has stored",
-            place="jobs_backup.archiver:Archiver._store",
+            place="jobs_backup.archive.archiver:Archiver._store",
             guard="except AlreadyExists:",
             instead="except (AlreadyExists, Unavailable):",
             scenario="archive",
@@ -180,7 +180,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="a batch that failed is not given back",
-            place="jobs_backup.archiver:Archiver._failed",
+            place="jobs_backup.archive.archiver:Archiver._failed",
             guard="    self._release(batch, error, delay)",
             instead="    pass",
             scenario="archive",
@@ -190,7 +190,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="run goes on where lines could not be kept",
-            place="jobs_backup.cli.run:_Events.keep",
+            place="jobs_backup.cli.commands.run:_Events.keep",
             guard="    self._backup.keep([recording])",
             instead=_suppressed("self._backup.keep([recording])", "Exception", indent=4),
             scenario="run",
@@ -199,7 +199,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="acknowledgements that could not be kept pass for taken",
-            place="jobs_backup.cli.delivered:_Deliveries.keep",
+            place="jobs_backup.cli.commands.delivered:_Deliveries.keep",
             guard="except UnknownJob as error:\n        self._summary.unknown(error)",
             instead="except Exception:\n        pass",
             scenario="delivered",
@@ -208,7 +208,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="serve answers 200 to what it could not keep",
-            place="jobs_backup.server.app:App._record",
+            place="jobs_backup.inputs.http.app:App._record",
             guard="    await self._async.keep(recording)",
             instead=_suppressed("await self._async.keep(recording)", "JobsBackupError", indent=4),
             scenario="serve",
@@ -236,7 +236,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="recorded events are not synced",
-            place="jobs_backup.spool.database:Database.__init__",
+            place="jobs_backup.spool.sqlite.database:Database.__init__",
             guard='f"PRAGMA synchronous={_SYNCHRONOUS[durability]}"',
             instead='"PRAGMA synchronous=OFF"',
             scenario="run",
@@ -245,7 +245,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="events whose commit failed pass for recorded",
-            place="jobs_backup.spool.blobs:Changes.make",
+            place="jobs_backup.spool.sqlite.blobs:Changes.make",
             guard='            connection.execute("COMMIT")',
             instead=_suppressed('connection.execute("COMMIT")', "Exception", indent=12),
             scenario="run",
@@ -254,7 +254,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="what is known of open batches is kept after a failure",
-            place="jobs_backup.spool.writer:Writer._in_step",
+            place="jobs_backup.spool.sqlite.writer:Writer._in_step",
             guard="    self._known = False\n",
             instead="",
             scenario="serve",
@@ -263,7 +263,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="a dead file that could not be read passes for damaged",
-            place="jobs_backup.spool.spool:Spool._take_over",
+            place="jobs_backup.spool.sqlite.spool:Spool._take_over",
             guard="        self._files.confirm_damage(name)\n",
             instead="",
             scenario="archive-open",
@@ -272,7 +272,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="blob files that cannot be listed pass for none",
-            place="jobs_backup.spool.blobs:BlobFiles.names",
+            place="jobs_backup.spool.sqlite.blobs:BlobFiles.names",
             guard="with database_errors(self._directory), os.scandir(self._directory) as entries:",
             instead="for entries in [list(self._directory.glob('*'))]:",  # it takes EACCES for an empty directory
             scenario="archive-open",
@@ -281,10 +281,10 @@ ALL: Final = {
         ),
         Sabotage(
             name="what cannot be taken over is not in the account",
-            place="jobs_backup.spool.spool:Spool.account",
+            place="jobs_backup.spool.sqlite.spool:Spool.account",
             guard="            if session in self._catalog.blob_files():  # else it has ended meanwhile",
             instead="            if False:",
-            also=(("jobs_backup.spool.spool:Spool._recover", "        self._unreadable[session] = error\n", ""),),
+            also=(("jobs_backup.spool.sqlite.spool:Spool._recover", "        self._unreadable[session] = error\n", ""),),
             scenario="archive-open",
             calls="^(open64|stat64) spool/blobs.*_recover",
             count=_ALL,
@@ -292,12 +292,12 @@ ALL: Final = {
         ),
         Sabotage(
             name="a file is removed although batches in it wait",
-            place="jobs_backup.spool.catalog:Catalog.is_needed",
+            place="jobs_backup.spool.sqlite.catalog:Catalog.is_needed",
             guard="return found.fetchone() is not None",
             instead="return False",
             also=(
                 (
-                    "jobs_backup.spool.spool:Spool._clean_up",
+                    "jobs_backup.spool.sqlite.spool:Spool._clean_up",
                     "if unsent := self._catalog.unsent_of(self._batches_in(name)):",
                     "if unsent := []:",
                 ),
@@ -319,10 +319,10 @@ ALL: Final = {
         ),
         Sabotage(
             name="a claim that failed behind its commit is kept",
-            place="jobs_backup.archiver:Archiver._is_drained",
+            place="jobs_backup.archive.archiver:Archiver._is_drained",
             guard=" and not self._give_back_claims()",
             instead="",
-            also=(("jobs_backup.archiver:Archiver._look_after", "        _guarded(self._give_back_claims)\n", ""),),
+            also=(("jobs_backup.archive.archiver:Archiver._look_after", "        _guarded(self._give_back_claims)\n", ""),),
             scenario="archive",
             calls="^stat64 spool/catalog.db.* claim",
             found=frozenset({"silent failure"}),

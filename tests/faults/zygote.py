@@ -19,7 +19,7 @@ import msgspec
 from faults.injector import Fault, arm, die_with_parent
 
 import jobs_backup
-import jobs_backup.destination
+import jobs_backup.store.object_store
 
 LANDING_SECONDS: Final = 0.2
 """How long a delete waits, beyond the time-out, for a write that may still arrive. A minute would slow the sweep down."""
@@ -46,7 +46,7 @@ def main() -> None:
     for module in pkgutil.walk_packages(jobs_backup.__path__, "jobs_backup."):
         if not module.name.startswith("jobs_backup.testing"):
             importlib.import_module(module.name)
-    vars(jobs_backup.destination)["_LANDING_MARGIN"] = LANDING_SECONDS
+    vars(jobs_backup.store.object_store)["_LANDING_MARGIN"] = LANDING_SECONDS
     gc.freeze()  # or each child would copy and free every imported object
     answers = os.dup(1)
     os.dup2(2, 1)

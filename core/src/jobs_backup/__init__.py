@@ -10,9 +10,9 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs_backup.async_backup import AsyncBackup
-    from jobs_backup.backup import Backup
-    from jobs_backup.core_settings import CoreSettings
+    from jobs_backup.backup.async_backup import AsyncBackup
+    from jobs_backup.backup.backup import Backup
+    from jobs_backup.backup.events import Event, Job, Jobs
     from jobs_backup.errors import (
         BackupClosed,
         ConfigurationError,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         StorageError,
         UnknownJob,
     )
-    from jobs_backup.jobs import Event, Job, Jobs
+    from jobs_backup.settings.core import CoreSettings
 
 __version__ = "0.1.0"  # also the distribution's, whose metadata would take longer to read than all of `--version`
 
@@ -53,12 +53,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncBackup": "async_backup",
-    "Backup": "backup",
-    "CoreSettings": "core_settings",
-    "Event": "jobs",
-    "Job": "jobs",
-    "Jobs": "jobs",
+    "AsyncBackup": "backup.async_backup",
+    "Backup": "backup.backup",
+    "CoreSettings": "settings.core",
+    "Event": "backup.events",
+    "Job": "backup.events",
+    "Jobs": "backup.events",
 }  # all others are errors
 
 

@@ -14,7 +14,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import ClassVar
 
-from jobs_backup.logs import printable
+from jobs_backup.util.logs import printable
 
 
 class JobsBackupError(Exception):

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from jobs_backup.disclosure import may_be_credential, shown
 from jobs_backup.errors import (
     ConfigurationError,
     JobsBackupError,
@@ -24,6 +23,7 @@ from jobs_backup.errors import (
     Unavailable,
 )
 from jobs_backup.model import DeleteReceipt
+from jobs_backup.util.disclosure import may_be_credential, shown
 
 T = TypeVar("T")
 _DELETES: Final = 8

@@ -147,7 +147,7 @@ class Zipped:
 def encoded_lines(job: Job) -> Iterable[bytes]:
     """What those write who have no envelope: the line itself, or the dict as orjson writes it. That favours them."""
     if job.same_lines:
-        from jobs_backup import encoding
+        from jobs_backup.format import lines as encoding
 
         at = encoding.timestamp(encoding.now())
         return (encoding.raw_line(event, at) for event in job.raw_lines())

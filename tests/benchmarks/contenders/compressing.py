@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from benchmarks.contenders.common import Job, Measured, main
 
-from jobs_backup import encoding
-from jobs_backup.compression import Compression
+from jobs_backup.format import lines as encoding
+from jobs_backup.format.compression import Compression
 
 _MEMBER = 1 << 20
 

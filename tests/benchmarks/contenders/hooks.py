@@ -7,12 +7,12 @@ from typing import ClassVar, Final, Self
 
 from benchmarks.contenders.common import Job, Measured, main
 
-from jobs_backup.destination import Destination
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Batch, Body, BytesBody, DeleteReceipt, Kind, Outcome, Stream, Upload, WriteReceipt
-from jobs_backup.plugins import Installed
-from jobs_backup.providers import Loaded, register
-from jobs_backup.retry import Retry, RetryPolicy
+from jobs_backup.store.object_store import Destination
+from jobs_backup.store.plugins import Installed
+from jobs_backup.store.providers import Loaded, register
+from jobs_backup.store.retry import Retry, RetryPolicy
 
 _BATCH: Final = Batch(
     id=1, stream=Stream(Kind.RAW, "", "web"), events=1, raw_bytes=1, size=1, crc32c=0, key="key", uuid="uuid", wrappers=(),

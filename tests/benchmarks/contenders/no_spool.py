@@ -16,8 +16,8 @@ from benchmarks.contenders.common import Job, Measured, main
 from botocore.config import Config
 from isal import igzip
 
-from jobs_backup import encoding
-from jobs_backup.encoding import Payload
+from jobs_backup.format import lines as encoding
+from jobs_backup.format.lines import Payload
 
 _MEMBER: Final = 1 << 20
 _SENDING: Final = 4

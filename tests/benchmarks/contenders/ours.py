@@ -15,8 +15,8 @@ from benchmarks.contenders.common import REGION, Job, Measured, main
 
 import jobs_backup_s3.provider
 from jobs_backup import Backup, Event
-from jobs_backup.encoding import Payload
-from jobs_backup.spool import writer
+from jobs_backup.format.lines import Payload
+from jobs_backup.spool.sqlite import writer
 
 # The others import their SDK before they are measured; this one would when it sends the first object.
 _IMPORTED = (boto3.session, jobs_backup_s3.provider)

@@ -11,7 +11,8 @@ from pathlib import Path
 from benchmarks.contenders.common import Job, Measured, main
 from benchmarks.contenders.ours import local_environment
 
-from jobs_backup import Backup, encoding
+from jobs_backup import Backup
+from jobs_backup.format import lines as encoding
 
 
 def _ours(job: Job, events: Sequence[bytes], threads: int, measured: Measured) -> None:

@@ -33,8 +33,8 @@ def _ours(job: Job, path: Path) -> Callable[[], None]:
     import boto3.session
     from benchmarks.contenders.ours import environment
 
-    from jobs_backup.core_settings import CoreSettings
-    from jobs_backup.destination import Destination
+    from jobs_backup.settings.core import CoreSettings
+    from jobs_backup.store.object_store import Destination
 
     _ = boto3.session
     body = _FileBody(path)

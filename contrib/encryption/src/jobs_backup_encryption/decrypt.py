@@ -12,8 +12,8 @@ from typing import BinaryIO, Final, NoReturn
 import click
 
 from jobs_backup.errors import JobsBackupError
-from jobs_backup.logs import printable
 from jobs_backup.model import Body
+from jobs_backup.util.logs import printable
 from jobs_backup_encryption.format import DecryptedBody
 from jobs_backup_encryption.keys import Keys
 

@@ -42,7 +42,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"jobs_backup.cli.{cmd_name}"), cmd_name)
+        command = getattr(importlib.import_module(f"jobs_backup.cli.commands.{cmd_name}"), cmd_name)
         if not isinstance(command, click.Command):
             return None
         command.short_help = _COMMANDS[cmd_name]  # also for shell completion

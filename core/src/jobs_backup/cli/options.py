@@ -16,8 +16,8 @@ from typing import Any, Final, NoReturn
 import click
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, SpoolFull
-from jobs_backup.exhaustion import explain
-from jobs_backup.logs import configure, is_json, json_line, printable
+from jobs_backup.util.exhaustion import explain
+from jobs_backup.util.logs import configure, is_json, json_line, printable
 
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
@@ -121,8 +121,8 @@ def with_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _read(env_file: Path) -> None:
     """Make the file's variables the process's own. Raises ConfigurationError."""
-    from jobs_backup.env_file import read_env_file  # noqa: PLC0415 - `--version` and `--help` need no settings
-    from jobs_backup.known_settings import warn_of_relative_paths  # noqa: PLC0415
+    from jobs_backup.checks.settings import warn_of_relative_paths  # noqa: PLC0415
+    from jobs_backup.settings.env_file import read_env_file  # noqa: PLC0415 - `--version` and `--help` need no settings
 
     variables = read_env_file(env_file, os.environ)
     os.environ.update(variables)

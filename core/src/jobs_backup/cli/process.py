@@ -13,12 +13,12 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Final, NoReturn
 
-from jobs_backup.backup import Backup
+from jobs_backup.backup.backup import Backup
+from jobs_backup.checks.settings import plugins_of, unknown_settings
 from jobs_backup.cli.options import say
-from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.known_settings import plugins_of, unknown_settings
-from jobs_backup.monitoring import monitored
+from jobs_backup.monitoring.health import monitored
+from jobs_backup.settings.core import CoreSettings
 
 _M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
 
@@ -50,7 +50,7 @@ def bound_memory() -> None:
 def summarize_failures() -> None:
     """Without --verbose, leave it to the summary to tell what could not be sent, in one line instead of one for each attempt."""
     if logging.getLogger("jobs_backup").level > logging.INFO:
-        for module in ("retry", "archiver", "deleter", "multipart"):
+        for module in ("store.retry", "archive.archiver", "archive.deleter", "archive.multipart"):
             logging.getLogger(f"jobs_backup.{module}").setLevel(logging.CRITICAL)
 
 

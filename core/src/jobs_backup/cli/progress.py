@@ -8,9 +8,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from jobs_backup.backup import Backup
-from jobs_backup.cli.ndjson import Input
-from jobs_backup.logs import is_json
+from jobs_backup.backup.backup import Backup
+from jobs_backup.inputs.ndjson import Input
+from jobs_backup.util.logs import is_json
 
 
 class Progress(Protocol):

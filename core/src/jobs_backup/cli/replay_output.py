@@ -14,9 +14,9 @@ import msgspec
 
 from jobs_backup.cli.output import Output
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.exhaustion import explain
-from jobs_backup.fsync import sync_directory, sync_file
 from jobs_backup.replay import Query, Replay, Unwritten
+from jobs_backup.util.exhaustion import explain
+from jobs_backup.util.fsync import sync_directory, sync_file
 
 _GRACE_SECONDS: Final = 1.0
 

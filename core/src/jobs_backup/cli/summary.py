@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from jobs_backup.archiver import Archiver
-from jobs_backup.backup import Backup
+from jobs_backup.archive.archiver import Archiver
+from jobs_backup.backup.backup import Backup
 from jobs_backup.cli.options import INCOMPLETE, REJECTED, machine_errors, say
 from jobs_backup.cli.progress import Progress
-from jobs_backup.cli.rejects import rejected_lines
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
-from jobs_backup.logs import logger_of, plural
+from jobs_backup.inputs.rejects import rejected_lines
 from jobs_backup.spool import Waiting, WaitingDeletes
+from jobs_backup.util.logs import logger_of, plural
 
 log: Final = logger_of(__name__)
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from jobs_backup.backup import Backup
-from jobs_backup.cli.ndjson import Input
-from jobs_backup.logs import printable
+from jobs_backup.backup.backup import Backup
+from jobs_backup.inputs.ndjson import Input
+from jobs_backup.util.logs import printable
 
 
 class Terminal:

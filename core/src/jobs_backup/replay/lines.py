@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, Final, cast
 import msgspec
 from isal import igzip
 
-from jobs_backup import surrogates
-from jobs_backup.encoding import microseconds
 from jobs_backup.errors import IntegrityError
+from jobs_backup.format import surrogates
+from jobs_backup.format.lines import microseconds
 from jobs_backup.model import Kind
 from jobs_backup.replay.selection import Found, Query
 

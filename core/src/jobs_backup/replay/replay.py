@@ -15,8 +15,6 @@ from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
 
-from jobs_backup.destination import Destination
-from jobs_backup.encoding import MAX_PAYLOAD
 from jobs_backup.errors import (
     ConfigurationError,
     IntegrityError,
@@ -25,10 +23,12 @@ from jobs_backup.errors import (
     PermissionDenied,
     WrapperMissing,
 )
-from jobs_backup.exhaustion import explain
-from jobs_backup.layout import formats_of
+from jobs_backup.format.keys import formats_of
+from jobs_backup.format.lines import MAX_PAYLOAD
 from jobs_backup.replay.lines import opened, picker
 from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
+from jobs_backup.store.object_store import Destination
+from jobs_backup.util.exhaustion import explain
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK: Final = 1 << 20

@@ -11,14 +11,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from jobs_backup.destination import Destination
 from jobs_backup.errors import ConfigurationError, SpoolError
-from jobs_backup.layout import FAILED, ParsedKey, parse_key, safe_id
-from jobs_backup.logs import plural
+from jobs_backup.format.keys import FAILED, ParsedKey, parse_key, safe_id
 from jobs_backup.model import Kind
-from jobs_backup.spool.catalog import Catalog
-from jobs_backup.spool.overview import StoredObject
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.reader import StoredObject
 from jobs_backup.spool.status import look
+from jobs_backup.store.object_store import Destination
+from jobs_backup.util.logs import plural
 
 _PAGE: Final = 1000
 _SECOND: Final = 1_000_000

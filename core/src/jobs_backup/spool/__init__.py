@@ -4,8 +4,8 @@
 `deliveries.py` what was delivered; `locks.py` tells which process is alive; `spool.py` joins them.
 """
 
-from jobs_backup.spool.deliveries import DueObject, WaitingDeletes
-from jobs_backup.spool.rows import Waiting
-from jobs_backup.spool.spool import Claim, Spool
+from jobs_backup.spool.sqlite.deliveries import DueObject, WaitingDeletes
+from jobs_backup.spool.sqlite.rows import Waiting
+from jobs_backup.spool.sqlite.spool import Claim, Spool
 
 __all__ = ["Claim", "DueObject", "Spool", "Waiting", "WaitingDeletes"]

@@ -9,17 +9,17 @@ from typing import Final, Self
 
 import msgspec
 
-from jobs_backup.core_settings import CoreSettings
 from jobs_backup.errors import SpoolError
-from jobs_backup.exhaustion import NO_INODES, has_inodes
 from jobs_backup.model import Stream
-from jobs_backup.spool.blobs import BlobFiles
-from jobs_backup.spool.catalog import Catalog
-from jobs_backup.spool.database import database_errors
-from jobs_backup.spool.disk import free_bytes
-from jobs_backup.spool.locks import ProcessLock
-from jobs_backup.spool.overview import SessionRow, Total
-from jobs_backup.spool.quarantine import Quarantine
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool.sqlite.blobs import BlobFiles
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.database import database_errors
+from jobs_backup.spool.sqlite.disk import free_bytes
+from jobs_backup.spool.sqlite.locks import ProcessLock
+from jobs_backup.spool.sqlite.quarantine import Quarantine
+from jobs_backup.spool.sqlite.reader import SessionRow, Total
+from jobs_backup.util.exhaustion import NO_INODES, has_inodes
 
 _LATE_SECONDS: Final = 60.0
 """How long it may take to send what was sealed, beside twice the time after which that is done."""

@@ -26,7 +26,6 @@ from typing import ClassVar
 
 import pytest
 
-from jobs_backup import providers
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     AlreadyExists,
@@ -40,7 +39,8 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL
 from jobs_backup.model import Listed
-from jobs_backup.plugins import settings_of
+from jobs_backup.store import providers
+from jobs_backup.store.plugins import settings_of
 from jobs_backup.testing.driver import (
     ODD_KEYS,
     TIMEOUT,
@@ -111,7 +111,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         """Run a script in a new process, with `hooks`, as this suite has it, and `given`, which was made JSON."""
         program = (
             "import json, sys\n"
-            "from jobs_backup import providers\n"
+            "from jobs_backup.store import providers\n"
             "from jobs_backup.testing.driver import Hooks\n"
             "name, environment, given, script = json.load(sys.stdin)\n"
             "exec(script, {'hooks': Hooks(providers.load(name, environment)), 'given': given})\n"
@@ -158,7 +158,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         script = (
             "import json, sys\n"
             "name, environment, forbidden = json.load(sys.stdin)\n"
-            "from jobs_backup import providers\n"
+            "from jobs_backup.store import providers\n"
             "providers.load(name, environment)\n"
             "print(json.dumps([module for module in forbidden if module in sys.modules]))\n"
         )

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, Protocol, Self, TypeVar
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.model import AbortReceipt, Body, BytesBody, DeleteReceipt, Outcome, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.providers import Loaded, load
+from jobs_backup.store.providers import Loaded, load
 
 T = TypeVar("T")
 TIMEOUT: Final = 30.0

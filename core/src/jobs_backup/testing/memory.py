@@ -18,7 +18,6 @@ from typing import Annotated, ClassVar, Final, Self
 
 import msgspec
 
-from jobs_backup import providers
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import AlreadyExists, BucketNotFound, IntegrityError, ObjectNotFound, UploadGone
 from jobs_backup.hookspecs import MULTIPART, hookimpl
@@ -35,8 +34,9 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
-from jobs_backup.plugins import Installed
 from jobs_backup.settings import Secret, Settings, Variable
+from jobs_backup.store import providers
+from jobs_backup.store.plugins import Installed
 
 _PAGE: Final = 1000
 

@@ -31,7 +31,7 @@ from jobs_backup.hookspecs import MULTIPART
 from jobs_backup.model import Body
 from jobs_backup.testing.driver import CountingBody, FailingBody, Hooks, Inspector, random_bytes
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
-from jobs_backup.values import redacted
+from jobs_backup.util.disclosure import redacted
 
 _PATIENCE: Final = 4.0
 """Seconds that a machine under load may add to a timeout of 0.5; less than what people write for their own."""

@@ -1,0 +1,400 @@
+"""Sends sealed batches into the bucket, several at once, until none is left or the destination has to be paused."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from jobs_backup.archive.deleter import Deleter
+from jobs_backup.archive.multipart import Multipart, Stopped
+from jobs_backup.errors import (
+    AlreadyExists,
+    IntegrityError,
+    JobsBackupError,
+    SpoolCorrupt,
+    SpoolError,
+    Throttled,
+    Unavailable,
+    Unproven,
+    UploadGone,
+)
+from jobs_backup.model import Batch, WriteReceipt
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool import Claim, Spool
+from jobs_backup.store.object_store import Destination
+from jobs_backup.util.logs import logger_of
+
+T = TypeVar("T")
+log: Final = logger_of(__name__)
+
+TICK: Final = 1.0
+"""Seconds between two looks at what other processes did, and at ages."""
+
+_OF_THE_BATCH: Final = (IntegrityError, Unproven, UploadGone, SpoolError)
+"""Errors that another batch need not meet."""
+_OF_THE_DESTINATION: Final = (Throttled, Unavailable)
+"""Errors that every batch would meet, beside those that are `refused`. All that are in neither of the two count as both."""
+
+_STALLED_SECONDS: Final = 300.0
+"""What looks after the spool waits for a busy one for a minute at most, a few times."""
+_FORGET_SECONDS: Final = 3600.0
+_FIRST_PAUSE: Final = 5.0
+_MAX_PAUSE: Final = 300.0
+_CLAIM_SECONDS: Final = 5.0
+"""After so long a spool that gives nothing is not waited for."""
+_MAX_ASKED: Final = 3600.0
+"""Seconds; a store that asks for a longer pause is not believed."""
+
+
+class Sent:
+    """What was stored since the start. Read it for a summary or a progress bar."""
+
+    def __init__(self) -> None:
+        self.objects = 0
+        self.events = 0
+        self.bytes = 0
+
+
+class Archiver:
+    """Worker threads that send, and others that look after the rest: ages, dead processes, uploads to be aborted, deletes."""
+
+    def __init__(self, spool: Spool, destination: Destination, settings: CoreSettings, *, stop: threading.Event) -> None:
+        """`stop` also ends the destination's retries."""
+        self._spool = spool
+        self._destination = destination
+        self._threshold = min(settings.multipart_threshold, destination.max_write_size or settings.multipart_threshold)
+        self._skip_delivered = settings.skip_delivered and settings.delete_after != "never"
+        self._catalog_seconds = settings.catalog_days * 86_400.0
+        self._forget_at = 0.0
+        self._forgotten = 0
+        self._stop = stop
+        self._multipart = Multipart(
+            spool, destination, part_size=settings.part_size, concurrency=settings.upload_concurrency, stop=stop
+        )
+        # Entered as a lock: an interrupt within the condition's own entry, which is Python's, would leave it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._sending = 0
+        self._pause: JobsBackupError | None = None
+        self._pauses = 0
+        self._paused_until = 0.0
+        self._has_begun = False
+        self._claim_error: SpoolError | None = None
+        self._claims_fail_since = math.inf
+        self._unreleased: list[Callable[[], None]] = []
+        self.deleter = Deleter(spool, destination, stop=stop, on_change=self.wake)
+        self.sent = Sent()
+        self.failure: JobsBackupError | None = None
+        """The last error that delayed a batch; None again once another one was stored."""
+        # Daemons, since a request that hangs must not keep the process from ending: its batch is sent again at the next start.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"jobs-backup-send-{number}", daemon=True)
+            for number in range(settings.upload_concurrency)
+        ]
+        self._looked_at = math.inf  # first there may be much to recover
+        self._looker = threading.Thread(target=self._look_after, name="jobs-backup-look-after", daemon=True)
+        self._threads.append(self._looker)
+        self._threads.append(threading.Thread(target=self._abort, name="jobs-backup-abort", daemon=True))
+        self._threads.append(threading.Thread(target=self._delete, name="jobs-backup-delete", daemon=True))
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._spool.on_sealed(self.wake)
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            raise SpoolError(
+                f"a thread could not be started: {error}", hint="look at the limits of processes and memory"
+            ) from error
+
+    def wake(self) -> None:
+        """Say that something was sealed, or deleted."""
+        with self._lock:
+            self._changed.notify_all()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a thread is alive, for example in a request that does not end."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    @property
+    def trouble(self) -> str:
+        """Which thread has ended, or looks after nothing any more; empty if all work."""
+        dead = next((thread.name for thread in self._threads if not thread.is_alive()), "")
+        return f"the thread {dead} has ended" if dead else stalled(self._looker, self._looked_at)
+
+    @property
+    def paused(self) -> JobsBackupError | None:
+        """Why nothing is being sent, None if something may be."""
+        with self._lock:
+            return self._pause if time.monotonic() < self._paused_until else None
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is left that could be sent or deleted now: it is done, or paused. False at a time-out."""
+        until = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            while not (self._stop.is_set() or (self._is_drained() and self.deleter.is_idle)):
+                left = TICK if until is None else min(TICK, until - time.monotonic())
+                if left <= 0:
+                    return False
+                self._changed.wait(left)  # not for longer: another process may do it, and does not tell
+        return True
+
+    @property
+    def stuck(self) -> JobsBackupError | None:
+        """Why nothing more can be sent for the time being, None if something can be or nothing has failed."""
+        with self._lock:
+            if (failure := self.claim_failure) is not None:
+                return failure
+            return self.failure if self.failure is not None and self._is_drained() else None
+
+    def abort_abandoned(self) -> list[JobsBackupError]:
+        """Abort what will not be continued. Returns the refusals."""
+        return self._multipart.abort_abandoned()
+
+    def wait(self, timeout: float) -> None:
+        """Wait for a change: something stored, sealed, or failed."""
+        with self._lock:
+            self._changed.wait(timeout)
+
+    def stop(self, timeout: float) -> None:
+        """End: no further attempt is begun. Waits up to `timeout` seconds for those under way."""
+        self._stop.set()
+        self.wake()
+        self.deleter.wake()
+        until = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
+        self._multipart.close()
+
+    def _is_drained(self) -> bool:
+        if not self._has_begun or self._sending:
+            return False
+        if time.monotonic() < self._paused_until or self.claim_failure is not None:
+            return True
+        return not self._spool.has_claimable() and not self._give_back_claims()
+
+    def _give_back_claims(self) -> bool:
+        """Whether there were batches that this process has claimed without knowing it: the claim failed behind its commit."""
+        with self._lock:
+            if self._sending or self._unreleased or not self._spool.give_back_claims():
+                return False
+            self._changed.notify_all()
+            return True
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            if (claimed := _guarded(self._next)) is None:
+                continue
+            batch = claimed.batch
+            try:
+                if self._skip_delivered and claimed.is_delivered and claimed.times == 1:
+                    self._spool.skip(batch)
+                    fields = {"key": batch.key, "events": batch.events, "bytes": batch.size}
+                    log.info("%s is not written: all of its %d events were delivered", batch.key, batch.events, extra=fields)
+                else:
+                    self._store(claimed)
+            except SpoolCorrupt as error:
+                self._damaged(claimed, error)
+            except JobsBackupError as error:
+                self._failed(batch, claimed.failures, error)
+            except Exception as error:
+                if not isinstance(error, OSError | MemoryError | RuntimeError):  # of the machine, not of the program
+                    log.exception("sending %s failed unexpectedly", batch.key, extra={"key": batch.key})
+                self._failed(batch, claimed.failures, SpoolError(f"{batch.key}: {type(error).__name__}: {error}"))
+            finally:
+                with self._lock:
+                    self._sending -= 1
+                    self._changed.notify_all()
+
+    def _next(self) -> Claim | None:
+        """The next batch to send; waits for one. None at the end."""
+        with self._lock:
+            while not self._stop.is_set():
+                wait = self._paused_until - time.monotonic()
+                # After a pause a single batch is sent as a probe; the others follow if it gets through.
+                if wait <= 0 and not (self._pause and self._sending) and (claimed := self._claim()) is not None:
+                    self._sending += 1
+                    return claimed
+                self._changed.wait(wait if wait > 0 else None)
+        return None
+
+    def _claim(self) -> Claim | None:
+        try:
+            claim = self._spool.claim()
+        except SpoolError as error:
+            if self._claim_error is None or error.message != self._claim_error.message:  # else each worker would say it each second
+                log.error("%s", error.one_line(), extra={"code": error.code})
+            self._claims_fail_since = min(self._claims_fail_since, time.monotonic())
+            self._claim_error = error
+            return None  # tried again when the thread that looks after things finds that something is to be sent
+        self._claim_error, self._claims_fail_since = None, math.inf
+        return claim
+
+    @property
+    def claim_failure(self) -> SpoolError | None:
+        """Why nothing can be taken out of the spool, for some time now; None if it can be."""
+        return self._claim_error if time.monotonic() - self._claims_fail_since >= _CLAIM_SECONDS else None
+
+    def _store(self, claimed: Claim) -> None:
+        batch, body = self._destination.prepare(claimed.batch)
+        if batch.wrappers:
+            self._spool.hold_to(batch)
+        try:
+            if self._destination.has_multipart and (batch.size > self._threshold or self._is_begun(claimed)):
+                receipt = self._multipart.send(batch, body, claimed.failures)
+            else:
+                receipt = self._destination.write(batch, body)
+        except AlreadyExists:
+            # It is proven (see proof.py): an earlier attempt, whose answer was lost, has stored these bytes.
+            receipt = WriteReceipt(existed=True)
+        sent_before = claimed.times > 1 or receipt.existed
+        self._spool.stored(batch, deletable_after=self._destination.may_land_for(sent_before=sent_before))
+        with self._lock:
+            self._pause, self._pauses, self.failure = None, 0, None
+            self.sent.objects += 1
+            self.sent.events += batch.events
+            self.sent.bytes += batch.size
+        if claimed.is_delivered:
+            self.deleter.wake()
+        log.info(
+            "stored %s: %d events, %d bytes%s",
+            batch.key,
+            batch.events,
+            batch.size,
+            ", was there" if receipt.existed else "",
+            extra={"key": batch.key, "events": batch.events, "bytes": batch.size, "destination": self._destination.location},
+        )
+
+    def _is_begun(self, claimed: Claim) -> bool:
+        """Whether an earlier attempt has begun an upload in parts, which has to be ended by its own means whatever is set now."""
+        return claimed.times > 1 and self._spool.uploads.of(claimed.batch) is not None
+
+    def _damaged(self, claim: Claim, error: SpoolCorrupt) -> None:
+        """What is damaged goes into quarantine; the rest is sent as another object, if it can be."""
+        log.error("%s: %s", claim.batch.key, error.one_line(), extra={"key": claim.batch.key, "code": error.code})
+        try:
+            self._spool.set_aside(claim, error)
+        except SpoolError as failure:
+            self._failed(claim.batch, claim.failures, failure)
+
+    def _failed(self, batch: Batch, failures: int, error: JobsBackupError) -> None:
+        if isinstance(error, Stopped) or self._stop.is_set():
+            self._release(batch, error, 0.0)
+            return
+        self.failure = error
+        of_destination = error.refused or isinstance(error, _OF_THE_DESTINATION)
+        # The spool's disk may only have been busy: the first retry comes at once.
+        is_first = isinstance(error, SpoolError) and not failures
+        delay = 0.0 if of_destination or is_first else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
+        if isinstance(error, _OF_THE_BATCH):
+            fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "destination": self._destination.location}
+            log.error("%s waits for %.0f s: %s", batch.key, delay, error.one_line(), extra=fields)
+        else:
+            self._begin_pause(error)  # before the batch is given back, or another worker would take it at once
+        self._release(batch, error, delay)
+
+    def _begin_pause(self, error: JobsBackupError) -> None:
+        with self._lock:
+            if time.monotonic() >= self._paused_until:  # else others of the same moment have failed, too
+                self._pauses += 1
+            asked: float | None = getattr(error, "retry_after", None)
+            pause = max(min(asked or 0.0, _MAX_ASKED), min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16)))
+            self._paused_until = time.monotonic() + pause
+            self._pause = error
+        try:
+            self._spool.pause(error, seconds=pause)
+        except SpoolError as failure:
+            log.error("%s", failure.one_line(), extra={"code": failure.code})
+        fields = {"code": error.code, "wait_seconds": pause, "destination": self._destination.location}
+        log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line(), extra=fields)
+
+    def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
+        """Give the batch back. A full disk must not keep it: it is tried again at each look, until it works or the session ends.
+
+        The others come before it, since what this one met may be its own.
+        """
+        standing = "proven" if self._destination.may_have_accepted else "refused" if error.refused else None
+
+        def release() -> None:
+            self._spool.release(batch, error, delay=delay, standing=standing)
+
+        try:
+            release()
+        except SpoolError as failure:
+            log.error("%s", failure.one_line(), extra={"code": failure.code})
+            self._unreleased.append(release)
+
+    def _release_again(self) -> None:
+        while self._unreleased:
+            self._unreleased[0]()
+            del self._unreleased[0]
+
+    def _look_after(self) -> None:
+        """First what dead processes left, which may take a while; then ages, and what other processes do."""
+        begun = _guarded(self._begin) or _guarded(self._begin)  # twice: a disk may only have been busy
+        with self._lock:
+            self._has_begun = True
+            self._changed.notify_all()
+        while not self._stop.wait(TICK):
+            self._looked_at = time.monotonic()
+            begun = begun or _guarded(self._begin)
+            _guarded(self._spool.keep_ballast)
+            _guarded(self._release_again)
+            _guarded(self._give_back_claims)
+            _guarded(self._spool.recover)
+            _guarded(self._spool.seal_due)
+            if _guarded(self._spool.has_claimable):
+                self.wake()
+            _guarded(self._forget)
+
+    def _forget(self) -> None:
+        """Some of what is old at each look, so that nobody has to wait for it."""
+        if self._catalog_seconds and time.monotonic() >= self._forget_at:
+            after = self._spool.forget(self._catalog_seconds, self._forgotten)
+            self._forgotten = after or 0
+            if after is None:
+                self._forget_at = time.monotonic() + _FORGET_SECONDS
+
+    def _begin(self) -> bool:
+        self._spool.recover()
+        self._spool.begin_sending()
+        return True
+
+    def _delete(self) -> None:
+        """Once what failed before need not wait any longer: see `_begin`."""
+        with self._lock:
+            self._changed.wait_for(lambda: self._has_begun or self._stop.is_set())
+        self.deleter.work()
+
+    def _abort(self) -> None:
+        """Uploads to be aborted: in a thread of its own, since a store that does not answer must hold nothing up."""
+        while not self._stop.wait(TICK):
+            if not self.paused:
+                _guarded(self._multipart.abort_abandoned)
+
+
+def stalled(thread: threading.Thread, looked_at: float) -> str:
+    """Whether a thread that looks each second has done so lately: what is wrong with it, empty if nothing is."""
+    seconds = time.monotonic() - looked_at
+    if thread.is_alive() and seconds < _STALLED_SECONDS:
+        return ""
+    return f"the thread {thread.name} " + (f"has made no progress for {seconds:.0f} s" if thread.is_alive() else "has ended")
+
+
+def _guarded(job: Callable[[], T]) -> T | None:
+    """One of several jobs that have to go on whatever happens to the others."""
+    try:
+        return job()
+    except JobsBackupError as error:
+        log.error("%s", error.one_line(), extra={"code": error.code})
+    except (OSError, MemoryError) as error:
+        log.error("looking after the spool failed, tried again: %s: %s", type(error).__name__, error)
+    except Exception:
+        log.exception("looking after the spool failed unexpectedly")
+    return None

@@ -1,0 +1,163 @@
+"""Deletes objects whose events were all delivered: in bulk, again and again where it fails, slowly where it is not granted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError, Throttled, Unavailable
+from jobs_backup.spool import DueObject, Spool
+from jobs_backup.store.object_store import Destination
+from jobs_backup.util.logs import logger_of
+
+log: Final = logger_of(__name__)
+
+DELETED_AT_ONCE: Final = 1000
+"""Keys in a call at most; no store takes more of them (S3's DeleteObjects)."""
+
+_NOTE_SECONDS: Final = 10.0
+_TICK: Final = 1.0
+_FIRST_PAUSE: Final = 5.0
+_MAX_PAUSE: Final = 300.0
+_FIRST_PROBE: Final = 60.0
+_MAX_PROBE: Final = 1800.0
+"""Seconds between two probes where the permission is missing: somebody has to grant it first, or means not to."""
+
+
+class Deleter:
+    """One thread. Nothing waits for it: what can't be deleted stays in the bucket, and in the spool's list."""
+
+    def __init__(self, spool: Spool, destination: Destination, *, stop: threading.Event, on_change: Callable[[], None]) -> None:
+        """`on_change` is called whenever `is_idle` may have become true."""
+        self._spool = spool
+        self._destination = destination
+        self._stop = stop
+        self._on_change = on_change
+        self._wake = threading.Event()
+        self._is_busy = True  # until it has looked for the first time
+        self._pauses = 0
+        self._paused_until = 0.0
+        self._is_denied = False  # what it is paused for
+        self._at_once = DELETED_AT_ONCE
+        self._told = ""  # the code of the error that was reported; empty since a call in which nothing failed
+        self.deleted = 0
+        """Objects, since the start."""
+
+    def wake(self) -> None:
+        """Say that there may be something to delete, or that it is time to stop."""
+        self._wake.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left that could be deleted now."""
+        # In this order: it becomes busy before it claims anything, which then is not to be claimed any more.
+        return (self._is_paused or not self._spool.has_deletes()) and not self._is_busy
+
+    @property
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until
+
+    def work(self) -> None:
+        """What the thread does."""
+        while not self._stop.is_set():
+            self._wake.clear()
+            if not self._look():
+                if self._is_busy:
+                    self._is_busy = False
+                    self._on_change()
+                self._wake.wait(_TICK)
+
+    def _look(self) -> bool:
+        """Delete some. False if there was nothing that could be."""
+        try:
+            if self._is_paused or not self._spool.has_deletes():
+                return False
+            self._is_busy = True
+            objects = self._spool.claim_deletes(self._at_once)
+            if objects:
+                self._delete(objects)
+            return bool(objects)
+        except SpoolError as error:
+            log.error("%s", error.one_line(), extra={"code": error.code})
+        except Exception:
+            log.exception("deleting failed unexpectedly")
+        return False
+
+    def _delete(self, objects: Sequence[DueObject]) -> None:
+        failed: Mapping[str, Exception]
+        is_of_call = False
+        try:
+            failed = self._destination.delete([one.key for one in objects]).failed
+        except Exception as error:  # noqa: BLE001 - whatever it is, they must not stay claimed
+            failed, is_of_call = dict.fromkeys((one.key for one in objects), error), True
+        if self._stop.is_set() and is_of_call:
+            return  # it was interrupted; whoever ends the session gives them back
+        gone = [one for one in objects if one.key not in failed]
+        refused = [(one, _known(failed[one.key])) for one in objects if one.key in failed]
+        if gone:
+            self._note(lambda: self._spool.deleted(gone))
+            self.deleted += len(gone)
+            for one in gone:
+                fields = {"key": one.key, "destination": self._destination.location}
+                log.info("deleted %s: all of its events were delivered", one.key, extra=fields)
+            if self._is_denied:
+                self._note(self._spool.retry_deletes)  # it was granted: what else was refused may work by now
+            self._pauses, self._is_denied = 0, False
+            self._at_once = min(2 * self._at_once, DELETED_AT_ONCE)
+        if refused:
+            self._give_back(refused, len(objects), is_of_call=is_of_call)
+        else:
+            self._told = ""
+
+    def _give_back(self, refused: Sequence[tuple[DueObject, JobsBackupError]], tried: int, *, is_of_call: bool) -> None:
+        """Some could not be deleted. If none could, all wait, and then one is tried, and more of them as long as that works.
+
+        One whose own fault it may be waits for longer: also the only one of a call that the store refused.
+        """
+        error = refused[0][1]
+        first, longest = (_FIRST_PROBE, _MAX_PROBE) if isinstance(error, PermissionDenied) else (_FIRST_PAUSE, _MAX_PAUSE)
+        pause = 0.0
+        if len(refused) == tried:
+            asked: float = getattr(error, "retry_after", None) or 0.0
+            pause = min(longest, max(asked, first * 2 ** min(self._pauses, 16)))
+            self._pauses += 1
+            self._is_denied = isinstance(error, PermissionDenied)
+            self._at_once = 1
+            self._paused_until = time.monotonic() + pause
+        of_store = is_of_call and (tried > 1 or isinstance(error, Throttled | Unavailable))
+        retries = [(one, None if of_store else min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16))) for one, _ in refused]
+        self._note(lambda: self._spool.give_back_deletes(retries, error, pause=pause))
+        # Said once: who has not granted it may mean it so. `status` tells it as long as it is so.
+        log.log(
+            logging.DEBUG if self._told == error.code else logging.ERROR,
+            "%d of %d objects whose events were all delivered can't be deleted from %s, all else goes on; tried again from time to"
+            " time: %s: %s",
+            len(refused),
+            tried,
+            self._destination.location,
+            refused[0][0].key,
+            error.one_line(),
+            extra={"code": error.code, "hook": "delete", "key": refused[0][0].key, "destination": self._destination.location},
+        )
+        self._told = error.code
+
+    def _note(self, write: Callable[[], None]) -> None:
+        """Write down what came of it. A full disk must not keep objects claimed: tried until it works, for some time."""
+        until = time.monotonic() + _NOTE_SECONDS
+        while True:
+            try:
+                write()
+            except SpoolError as error:
+                if self._stop.is_set() or time.monotonic() >= until:
+                    return  # what is claimed is free again when the session has ended
+                log.error("%s", error.one_line(), extra={"code": error.code})
+                self._stop.wait(_TICK)
+            else:
+                return
+
+
+def _known(error: Exception) -> JobsBackupError:
+    return error if isinstance(error, JobsBackupError) else StorageError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,1 @@
+"""What applications call: `Backup`, `AsyncBackup`, events and jobs."""

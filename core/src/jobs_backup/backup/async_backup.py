@@ -1,0 +1,373 @@
+"""`Backup` for asyncio: the same promises; never blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import os
+import time
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from datetime import datetime
+from queue import Empty, SimpleQueue
+from threading import Thread
+from types import TracebackType
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias, TypeVar, cast, overload
+
+from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.events import Event, Job, Jobs
+from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError
+from jobs_backup.format.lines import Payload
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool.sqlite.writer import Recording
+
+P = ParamSpec("P")
+Waiting: TypeAlias = "tuple[Recording, asyncio.Future[None]] | None"
+"""What a task wants committed, and its future; None at the end."""
+T = TypeVar("T")
+
+_THREADS: Final = 16
+"""Calls under way at once, beside those of `record`; what they record and acknowledge meanwhile shares a wait for the disk."""
+_LARGE: Final = 64 << 10
+"""Bytes. To encode more takes long enough to be left to a thread."""
+_CHUNK_EVENTS: Final = 1000
+_CHUNK_BYTES: Final = 1 << 20
+_MEMORY_SECONDS: Final = 0.05
+_FLUSH_SECONDS: Final = 0.5
+"""So long a thread may wait for somebody who has given up."""
+
+
+def _in_thread(method: Callable[Concatenate[Backup, P], T]) -> Callable[Concatenate[AsyncBackup, P], Coroutine[Any, Any, T]]:
+    async def call(self: AsyncBackup, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._call(method, *args, **kwargs)  # pyright: ignore[reportPrivateUsage] - it becomes a method
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+class AsyncBackup:
+    """`Backup` for asyncio; never blocks the event loop. Use it as an asynchronous context manager.
+
+    The methods are those of `Backup`, to be awaited. Calls run in a few threads; events that tasks record at the same time share a
+    commit. A cancelled call is not undone: what it was to record or acknowledge may be.
+
+    Tasks of any number of event loops may share it, one loop after another or in several threads. A forked process opens it anew.
+    """
+
+    def __init__(self, settings: CoreSettings, *, environment: Mapping[str, str] | None = None, archive: bool = True) -> None:
+        """Take the arguments of `Backup`. It is opened by `async with`, which raises what `Backup` raises."""
+        self._prepare(functools.partial(Backup, settings, environment=environment, archive=archive), is_lent=False)
+
+    @classmethod
+    def of(cls, backup: Backup) -> Self:
+        """One that uses a Backup which is open, and leaves it open."""
+        made = cls.__new__(cls)
+        made._prepare(lambda: backup, is_lent=True)  # noqa: SLF001 - its own
+        return made
+
+    def _prepare(self, open_: Callable[[], Backup], *, is_lent: bool) -> None:
+        self._open = functools.partial(_Opening, open_, is_lent=is_lent)
+        self._openings: dict[int, _Opening] = {}  # of this process, and of those that it was forked from
+        self._closing: dict[int, Future[None]] = {}
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str] | None = None, *, archive: bool = True) -> Self:
+        """As the environment variables say: see `Backup.from_env`."""
+        environment = os.environ if environment is None else environment
+        return cls(CoreSettings.from_environment(environment), environment=environment, archive=archive)
+
+    delivered = _in_thread(Backup.delivered)
+    failed = _in_thread(Backup.failed)
+
+    async def record(
+        self,
+        payload: Payload,
+        *,
+        source_id: str,
+        user_id: str | None = None,
+        workspace_id: str = "",
+        message_id: str | None = None,
+        created_at: datetime | None = None,
+    ) -> Job:
+        """Record one event: see `Backup.record`."""
+        opening = self._opened()
+        event = Event(
+            payload=payload,
+            source_id=source_id,
+            user_id=user_id,
+            workspace_id=workspace_id,
+            message_id=message_id,
+            created_at=created_at,
+        )
+        is_small = not isinstance(payload, dict) and _length(payload) <= _LARGE
+        recording = opening.backup.recording(event) if is_small else await self._call(Backup.recording, event)
+        await opening.commits.add(recording)
+        return Job(recording.jobs[0][0])
+
+    async def keep(self, recording: Recording) -> None:
+        """Record raw events that are encoded; fills in their jobs: see `Backup.keep`."""
+        await self._opened().commits.add(recording)
+
+    @overload
+    async def record_many(
+        self, payloads: Iterable[Payload] | AsyncIterable[Payload], *, source_id: str, workspace_id: str = ""
+    ) -> Jobs: ...
+    @overload
+    async def record_many(self, payloads: Iterable[Event] | AsyncIterable[Event]) -> Jobs: ...
+    async def record_many(
+        self,
+        payloads: Iterable[Payload | Event] | AsyncIterable[Payload | Event],
+        *,
+        source_id: str = "",
+        workspace_id: str = "",
+    ) -> Jobs:
+        """Record any number of events: see `Backup.record_many`. A plain iterable is read in a thread."""
+        record_many = cast(
+            Callable[..., Jobs], functools.partial(Backup.record_many, source_id=source_id, workspace_id=workspace_id)
+        )
+        if not isinstance(payloads, AsyncIterable):
+            return await self._call(record_many, payloads)
+        jobs = Jobs()
+        chunk: list[Payload | Event] = []
+        size = 0
+
+        async def record_chunk() -> None:
+            try:
+                jobs.extend(await self._call(record_many, chunk))
+            except JobsBackupError as error:
+                if isinstance(error, InvalidEvent):
+                    error.index += len(jobs)
+                if isinstance(error.recorded, Jobs):
+                    jobs.extend(error.recorded)
+                error.recorded = jobs
+                raise
+
+        async for one in payloads:
+            chunk.append(one)
+            size += _length(one.payload if isinstance(one, Event) else one)
+            if len(chunk) >= _CHUNK_EVENTS or size >= _CHUNK_BYTES:
+                await record_chunk()
+                chunk, size = [], 0
+        await record_chunk()
+        return jobs
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until what this process recorded is in the bucket: see `Backup.flush`."""
+        until = None if timeout is None else time.monotonic() + timeout
+        last = await self._call(Backup.seal)
+        while True:
+            left = _FLUSH_SECONDS if until is None else min(_FLUSH_SECONDS, max(0.0, until - time.monotonic()))
+            if await self._call(Backup.wait_until_stored, last, left):
+                return
+            if until is not None and time.monotonic() >= until:
+                raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
+
+    async def close(self, grace: float | None = None) -> None:
+        """Seal, upload what can be uploaded within `grace` seconds, and end: see `Backup.close`. Cancelling it does not stop it.
+
+        Calls that have not begun by then raise BackupClosed. To close it again waits until it is closed.
+        """
+        process = os.getpid()
+        if (opening := self._openings.pop(process, None)) is not None:
+            self._closing[process] = opening.close(grace)
+        if (closing := self._closing.get(process)) is None:
+            return
+        try:
+            await _result(closing)
+        finally:
+            if closing.done() and self._closing.get(process) is closing:
+                del self._closing[process]
+
+    async def __aenter__(self) -> Self:
+        process, opening = os.getpid(), self._open()
+        if self._openings.setdefault(process, opening) is not opening:
+            raise JobsBackupError(
+                "the AsyncBackup is open already", hint="enter it once and share it, or make an AsyncBackup for each event loop"
+            )
+        try:
+            await _result(opening.begin())
+        except BaseException:
+            if self._openings.pop(process, None) is opening:
+                opening.close(grace=0)  # cancelled, it may be open, or be so soon
+            raise
+        return self
+
+    async def __aexit__(
+        self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _opened(self) -> _Opening:
+        opening = self._openings.get(os.getpid())
+        if opening is None and self._openings:
+            raise BackupClosed(
+                "the AsyncBackup belongs to the process that this one was forked from",
+                hint="open it in each process, after the fork",
+            )
+        if opening is None or not opening.is_open:
+            raise BackupClosed("the AsyncBackup is not open", hint="use it as `async with AsyncBackup.from_env() as backup:`")
+        return opening
+
+    async def _call(self, method: Callable[Concatenate[Backup, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        opening = self._opened()
+        call = opening.call(functools.partial(method, opening.backup, *args, **kwargs))
+        try:
+            return await _result(call)
+        finally:
+            call.cancel()  # if nobody waits for it, and no thread has begun with it
+
+
+class _Opening:
+    """One opening of an AsyncBackup, from `async with` to `close`, and its threads. It knows no event loop.
+
+    Attributes:
+        is_open: whether there are `backup`, and `commits`, the group commit of its events.
+    """
+
+    backup: Backup
+    commits: _Commits
+
+    def __init__(self, open_: Callable[[], Backup], *, is_lent: bool) -> None:
+        self._open = open_
+        self._is_lent = is_lent
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-async")
+        self._begun: Future[None] | None = None
+        self.is_open = False
+
+    def begin(self) -> Future[None]:
+        """Open the Backup, in a thread."""
+
+        def begin() -> None:
+            self.backup = self._open()
+            self.commits = _Commits(self.backup)
+            self.is_open = True
+
+        self._begun = self._threads.submit(begin)
+        return self._begun
+
+    def call(self, call: Callable[[], T]) -> Future[T]:
+        """Call something in a thread.
+
+        Raises:
+            BackupClosed: it was closed.
+        """
+        try:
+            return self._threads.submit(call)
+        except RuntimeError as error:  # the threads are shut down
+            raise _closed() from error
+
+    def close(self, grace: float | None) -> Future[None]:
+        """Close the Backup, in a thread of its own, since the others may all be at work. Call it once."""
+
+        def close() -> None:
+            try:
+                if self._begun is not None:
+                    wait([self._begun])  # it may still be opened
+                if self.is_open and not self._is_lent:
+                    self.backup.close(grace)
+            finally:
+                if self.is_open:
+                    self.commits.close()
+                self._threads.shutdown(wait=False)
+
+        closer = ThreadPoolExecutor(1, thread_name_prefix="jobs-backup-close")
+        closing = closer.submit(close)
+        closer.shutdown(wait=False)
+        return closing
+
+
+class _Commits:
+    """Group commit for the tasks of event loops: what comes while one commit waits for the disk goes into the next one.
+
+    A task puts its recording into a queue and waits for a future of its own loop. Loops and the thread that commits share nothing
+    else, so that a loop may end, and a task be cancelled or interrupted, anywhere.
+    """
+
+    def __init__(self, backup: Backup) -> None:
+        self._backup = backup
+        self._waiting = SimpleQueue[Waiting]()
+        self._is_closed = False
+        Thread(target=self._commit_until_closed, name="jobs-backup-commit", daemon=True).start()
+
+    async def add(self, recording: Recording) -> None:
+        """Returns when it is durable. Raises as `Backup.keep` does."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.put((recording, future))
+        if self._is_closed:
+            self._refuse_rest()
+        await future
+
+    def close(self) -> None:
+        """No further commit is begun. Who waits for one gets BackupClosed."""
+        self._is_closed = True
+        self._waiting.put(None)
+
+    def _commit_until_closed(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group = [first]
+            error: BaseException | None = None
+            try:
+                self._take(group)
+                self._backup.keep([recording for recording, _ in group])
+            except BaseException as caught:  # noqa: BLE001 - each task of the group raises it
+                error = caught
+            _tell([future for _, future in group], error)
+        while True:
+            try:
+                self._refuse_rest()
+            except MemoryError:  # whoever waits has to hear of it
+                time.sleep(_MEMORY_SECONDS)
+            else:
+                return
+
+    def _refuse_rest(self) -> None:
+        """After `close`, by the thread and by whoever comes too late for it."""
+        rest: list[tuple[Recording, asyncio.Future[None]]] = []
+        self._take(rest)
+        _tell([future for _, future in rest], _closed())
+
+    def _take(self, taken: list[tuple[Recording, asyncio.Future[None]]]) -> None:
+        """Add all that wait to `taken`. The end stays in the queue."""
+        with suppress(Empty):
+            while (one := self._waiting.get_nowait()) is not None:
+                taken.append(one)
+            self._waiting.put(None)
+
+
+async def _result(future: Future[T]) -> T:
+    """Wait for what a thread does, in whichever event loop this is. The thread continues if this is cancelled or the loop ends."""
+    done = asyncio.get_running_loop().create_future()
+    future.add_done_callback(lambda _: _tell([done], None))
+    await done
+    return future.result()
+
+
+def _tell(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+    """Settle futures, of any event loops, from any thread."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for future in futures:
+        loops.setdefault(future.get_loop(), []).append(future)
+    for loop, its in loops.items():
+        with suppress(RuntimeError):  # it is closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle, its, error)
+
+
+def _settle(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+    for future in futures:
+        if future.done():  # it was cancelled
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(copy.copy(error) if isinstance(error, JobsBackupError) else error)  # each task may add to its own
+
+
+def _length(payload: object) -> int:
+    """Of JSON text; 0 of a dict, and of what is no payload, which `Backup` tells."""
+    return len(payload) if isinstance(payload, Sized) and not isinstance(payload, dict) else 0
+
+
+def _closed() -> BackupClosed:
+    return BackupClosed("the AsyncBackup is closed", hint="open a new one")

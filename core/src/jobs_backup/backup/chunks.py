@@ -1,0 +1,103 @@
+"""Events on their way into the spool: encoded, ordered by stream, and numbered when they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, cast
+
+from jobs_backup.backup.events import Event, Jobs
+from jobs_backup.errors import InvalidEvent
+from jobs_backup.format import lines as encoding
+from jobs_backup.format.lines import Payload
+from jobs_backup.model import Kind, Stream
+from jobs_backup.spool.sqlite.writer import Recording
+
+_STREAM_BYTES: Final = 4 << 20
+"""Of lines in a chunk, for each stream. Small commits wait more often for the disk, and small pieces compress worse."""
+_MAX_STREAMS: Final = 8
+"""More of them share what eight have: so that much memory is taken."""
+
+
+def raw_stream(workspace_id: str, source_id: str) -> Stream:
+    """The stream of a source's events. Raises InvalidEvent."""
+    if not source_id:
+        raise InvalidEvent("source_id is empty", hint="say which source the event comes from")
+    for name, value in (("source_id", source_id), ("workspace_id", workspace_id)):
+        try:
+            value.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise InvalidEvent(f"{name} {value!a} is no text that can be written as UTF-8") from error
+    return Stream(Kind.RAW, workspace_id, source_id)
+
+
+def each_of(payloads: object) -> Iterator[Payload | Event]:
+    """Iterate over payloads. Raises InvalidEvent: it is one payload, whose characters or keys would be taken for payloads."""
+    kind = type(payloads)
+    if not isinstance(payloads, Iterable) or issubclass(kind, (Mapping, str, bytes, bytearray, memoryview)):
+        one = kind.__name__
+        raise InvalidEvent(f"record_many takes a list of payloads, not one {one}: pass a list", hint="`record` takes one payload")
+    return iter(cast(Iterable[Payload | Event], payloads))
+
+
+class Chunk:
+    """Encoded events on their way into one commit."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, str], Recording] = {}  # workspace and source ->
+        self._order: list[Recording] = []  # that of each event, in the order in which they came
+        self._bytes = 0
+        self._now = encoding.now()
+        self._now_text = encoding.timestamp(self._now)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def recordings(self) -> list[Recording]:
+        return list(self._of.values())
+
+    def fill(self, payloads: Iterator[Payload | Event], source: Stream | None) -> bool:
+        """Encode events until it is full, or there are no more. False then.
+
+        `source` is that of payloads that are no Event. Raises InvalidEvent; what stands before that one is in the chunk.
+        """
+        of, order, now, now_text = self._of, self._order, self._now, self._now_text
+        own = None if source is None else (source.workspace_id, source.source_id)
+        for one in payloads:
+            at, text = now, now_text
+            if isinstance(one, Event):
+                key = (one.workspace_id, one.source_id)
+                if one.created_at is not None:
+                    at = encoding.microseconds(one.created_at)
+                    text = encoding.timestamp(at)
+                line = encoding.raw_line(one.payload, text, one.user_id, one.message_id)
+            elif own is not None:
+                key = own
+                line = encoding.raw_line(one, text)
+            else:
+                raise InvalidEvent("source_id is missing", hint="pass source_id, or Event objects that carry their own")
+            try:
+                recording = of.get(key)
+            except TypeError:  # they are no text, which `raw_stream` tells
+                recording = None
+            if recording is None:
+                recording = of[key] = Recording(raw_stream(*key), [], first_at=at, last_at=at)
+            recording.lines.append(line)
+            if at > recording.last_at:  # for each event: `min` and `max` would be calls
+                recording.last_at = at
+            elif at < recording.first_at:
+                recording.first_at = at
+            order.append(recording)
+            self._bytes += len(line)
+            if self._bytes >= _STREAM_BYTES and self._bytes >= _STREAM_BYTES * min(len(of), _MAX_STREAMS):
+                return True
+        return False
+
+    def number(self, jobs: Jobs) -> None:
+        """Add the ids that the events got, in the order in which they came."""
+        if len(self._of) == 1:
+            for first, count in self.recordings[0].jobs:
+                jobs.add_run(first, count)
+            return
+        ids = {id(recording): recording.ids() for recording in self._of.values()}
+        jobs.add(next(ids[id(recording)]) for recording in self._order)

@@ -1,0 +1,414 @@
+"""What the settings' credentials are allowed: found out by trying it, with small objects that say what they are.
+
+Backing up needs few rights, and so does this: the bucket is never looked at, it is written to. What else is allowed is tried too,
+since rights that nobody needs are to be taken away.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from jobs_backup.errors import (
+    AlreadyExists,
+    JobsBackupError,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+    SpoolError,
+    StorageError,
+    Unavailable,
+)
+from jobs_backup.format.keys import clean_prefix
+from jobs_backup.model import Batch, BytesBody, Kind, Policy, Stream, Upload
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool.sqlite.disk import free_bytes, refuse_network
+from jobs_backup.store import providers
+from jobs_backup.store.object_store import Destination
+from jobs_backup.store.retry import Retry, RetryPolicy
+from jobs_backup.store.wrappers import Wrappers
+from jobs_backup.util.exhaustion import NO_INODES, explain, has_inodes
+
+_RETRY: Final = RetryPolicy(attempts=2, first_wait=0.5, max_wait=1.0, deadline=20.0)
+_TIMEOUT: Final = 15.0
+"""Seconds for an attempt, or what the settings say, if that is less: somebody waits for the answer."""
+_DIRECTORY: Final = "jobs-backup-check"
+_CONTENT: Final = BytesBody(b"Written by `jobs-backup check` to see whether it may write here. It may be deleted.\n")
+_BACKING_UP: Final = frozenset({"write", "create_multipart", "abort_multipart"})
+"""The hooks that backing up calls, where the provider has no policy that tells."""
+_PURPOSES: Final = {"read": "jobs-backup replay", "list": "jobs-backup replay --list", "delete": "deleting what was delivered"}
+_MAX_SKEW: Final = 60.0
+
+
+class State(StrEnum):
+    """What became of a probe."""
+
+    GRANTED = "granted"
+    SUPPORTED = "supported"
+    REFUSED = "refused"
+    NOT_SUPPORTED = "not supported"
+    FAILED = "failed"
+    NOT_TRIED = "not tried"
+    OFF = "off"
+
+
+_BAD: Final = (State.REFUSED, State.FAILED, State.NOT_TRIED)
+
+
+class Right(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the report: something that was tried.
+
+    Attributes:
+        needed: whether events can't be backed up without it.
+        permission: in the store's own words, empty if it is not known.
+        purpose: what it is for, if it is not needed.
+        error, hint: of what was refused or failed.
+        retryable: whether it may succeed later without anybody changing anything.
+    """
+
+    name: str
+    outcome: State
+    needed: bool
+    permission: str = ""
+    purpose: str = ""
+    error: str = ""
+    hint: str = ""
+    retryable: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Whether events can't be backed up because of it."""
+        return self.needed and self.outcome in _BAD
+
+
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """A probe that stays in the bucket. `what`: `object`, `upload` (an unfinished one), or `unsure` (perhaps an object)."""
+
+    key: str
+    what: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found.
+
+    Attributes:
+        clock_skew: seconds by which this machine's clock is ahead of the store's; None if the store does not tell.
+        ready: whether events can be backed up.
+        notes: what is allowed and need not be.
+        warnings: what does not keep events from being backed up, and should be seen to.
+        left: what could not be removed.
+    """
+
+    destination: str
+    provider: str
+    prefix: str
+    region: str
+    clock_skew: float | None
+    ready: bool
+    rights: list[Right]
+    notes: list[str]
+    warnings: list[str]
+    left: list[Left]
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it is not ready, and may be later without anybody changing anything."""
+        tried = [right for right in self.rights if right.missing and right.outcome is not State.NOT_TRIED]
+        return not self.ready and bool(tried) and all(right.retryable for right in tried)
+
+
+def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
+    """Try what backing up needs, and what else is allowed. It takes about half a minute at most if nobody answers.
+
+    Raises:
+        ConfigurationError: the provider or a wrapper is not installed, or its settings are wrong. Nothing was sent.
+    """
+    prefix = clean_prefix(settings.prefix)
+    spool = list(_spool(settings.spool_path, settings.spool_min_free))
+    loaded = providers.load(settings.storage_provider, environment)
+    destination = Destination(
+        loaded,
+        retry=Retry(_RETRY),
+        wrappers=Wrappers.from_settings(settings.wrappers, environment),
+        timeout=min(settings.request_timeout, _TIMEOUT),
+        if_absent=settings.conditional_writes,
+    )
+    probes = _Probes(destination, environment, prefix, conditional=settings.conditional_writes)
+    probes.run()
+    rights = [*probes.rights, *spool]
+    return Report(
+        destination=destination.location,
+        provider=loaded.installed.name,
+        prefix=prefix,
+        region=destination.region,
+        clock_skew=probes.clock_skew,
+        ready=not any(right.missing for right in rights),
+        rights=rights,
+        notes=probes.notes,
+        warnings=[*probes.warnings, *destination.warnings],
+        left=[Left(key=key, what=what) for key, what in probes.left.items()],
+    )
+
+
+class _Probes:
+    """One after the other, each as a row of `rights`."""
+
+    def __init__(self, destination: Destination, environment: Mapping[str, str], prefix: str, *, conditional: bool) -> None:
+        self._destination = destination
+        self._environment = environment
+        self._prefix = prefix
+        self._conditional = conditional
+        self._least = _policy(destination, environment)
+        self._most = _policy(destination, environment, everything=True)
+        self._needed = frozenset(self._least.grants) if self._least else _BACKING_UP
+        self._directory = f"{prefix}/{_DIRECTORY}" if prefix else _DIRECTORY
+        self._id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex}"
+        self._over = False
+        self._can_begin = False
+        self.rights: list[Right] = []
+        self.left: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.clock_skew: float | None = None
+
+    def run(self) -> None:
+        """Reading comes when there is something to be read, deleting last."""
+        self._try("write", "write", self._write)
+        if self._conditional:
+            self._try("conditional write", "write", self._write_again, sensible=self._is("write", State.GRANTED))
+        else:
+            self._add("conditional write", "write", State.OFF)
+        if self._destination.has_multipart:
+            self._try("multipart", "create_multipart", self._write_in_parts)
+            self._try("abort", "abort_multipart", lambda: self._abort(self._key("-aborted")), sensible=self._can_begin)
+        else:
+            self._add("multipart", "create_multipart", State.NOT_SUPPORTED)
+            self._add("abort", "abort_multipart", State.NOT_SUPPORTED)
+        if self._is("abort", State.GRANTED) and self._is_bound_to_prefix():
+            self._look_beside_prefix()
+        stored = [key for key, what in self.left.items() if what == "object"]
+        # Where nothing is stored, a store may refuse to tell even who may read: it is worth trying only where it has to be granted.
+        self._try("read", "read", lambda: self._read(stored), sensible=bool(stored) or "read" in self._needed)
+        self._try("list", "list", self._list)
+        self._try("delete", "delete", self._delete)
+        self.notes += [
+            f"{right.name} is granted, which is wider than backing up needs: it is for {right.purpose}"
+            for right in self.rights
+            if right.outcome is State.GRANTED and not right.needed
+        ]
+
+    def _write(self) -> State:
+        key = self._key()
+        before = time.time()
+        with self._storing(key):
+            try:
+                at = self._destination.write(_batch(key), _CONTENT).at
+            except AlreadyExists:  # by an attempt whose answer was lost: nobody else has this key
+                at = None
+        if at is not None:
+            self._compare_clocks((before + time.time()) / 2 - at)
+        return State.GRANTED
+
+    def _compare_clocks(self, skew: float) -> None:
+        self.clock_skew = round(skew, 1)
+        if abs(skew) > _MAX_SKEW:
+            direction = "ahead of" if skew > 0 else "behind"
+            self.warnings.append(
+                f"this machine's clock is {abs(skew):,.0f} s {direction} the store's: set it;"
+                " stores refuse requests from 15 minutes on"
+            )
+
+    def _write_again(self) -> State:
+        # Should the store not see that there is one, it is overwritten with the same bytes.
+        try:
+            self._destination.write(_batch(self._key()), _CONTENT)
+        except AlreadyExists:
+            return State.SUPPORTED
+        self.warnings.append(
+            "the store overwrites objects although it is asked not to: harmless, as the same bytes overwrite themselves;"
+            " JOBS_BACKUP_CONDITIONAL_WRITES=false does not ask"
+        )
+        return State.NOT_SUPPORTED
+
+    def _write_in_parts(self) -> State:
+        batch = _batch(self._key("-parts"))
+        upload = self._begin(batch)
+        try:
+            with self._storing(batch.key):
+                part = self._destination.write_part(upload, 1, 0, _CONTENT, last=True)
+                self._destination.complete_multipart(upload, [part], batch)
+        except AlreadyExists:
+            self._end(upload)
+            self.left[batch.key] = "object"
+        except JobsBackupError:
+            self._end(upload)
+            raise
+        return State.GRANTED
+
+    def _abort(self, key: str) -> State:
+        upload = self._begin(_batch(key))
+        self.left[key] = "upload"
+        self._destination.abort_multipart(upload)
+        del self.left[key]
+        return State.GRANTED
+
+    def _begin(self, batch: Batch) -> Upload:
+        upload = self._destination.create_multipart(batch)
+        self._can_begin = True
+        return upload
+
+    def _end(self, upload: Upload) -> None:
+        try:
+            self._destination.abort_multipart(upload)
+        except JobsBackupError:
+            self.left.setdefault(upload.key, "upload")  # why it was begun and not completed is what is reported
+
+    def _is_bound_to_prefix(self) -> bool:
+        """Whether the prefix is a part of the policy: not all stores can grant rights on a part of a bucket."""
+        if not self._least or not self._prefix or f"{_DIRECTORY}/".startswith(f"{self._prefix}/"):
+            return False
+        anywhere = _policy(self._destination, {**self._environment, "JOBS_BACKUP_PREFIX": ""})
+        return anywhere is not None and anywhere.text != self._least.text
+
+    def _look_beside_prefix(self) -> None:
+        try:
+            self._abort(f"{_DIRECTORY}/{self._id}.txt")
+        except JobsBackupError:
+            return  # it should be refused
+        self.notes.append("may also write outside of JOBS_BACKUP_PREFIX, which is wider than backing up needs")
+
+    def _read(self, stored: list[str]) -> State:
+        if stored:
+            self._destination.fetch(stored[0], io.BytesIO(), size=_CONTENT.size, crc=_CONTENT.crc32c())
+            return State.GRANTED
+        with suppress(ObjectNotFound):  # who is told this may read
+            self._destination.fetch(self._key(), io.BytesIO())
+        return State.GRANTED
+
+    def _list(self) -> State:
+        self._destination.list(f"{self._directory}/", "")
+        return State.GRANTED
+
+    def _delete(self) -> State:
+        # Also those that seem not to be there: what was refused, or whose answer was lost, may be known better by the store.
+        keys = [self._key(), self._key("-parts")] if self._destination.has_multipart else [self._key()]
+        was_there = [key for key, what in self.left.items() if what != "upload"]
+        receipt = self._destination.delete(keys)
+        for key in receipt.deleted:
+            if self.left.get(key) != "upload":
+                self.left.pop(key, None)
+        for error in receipt.failed.values():
+            raise error if isinstance(error, JobsBackupError) else StorageError(f"delete failed: {type(error).__name__}")
+        # To delete what is not there may succeed whoever asks for it.
+        return State.GRANTED if was_there else State.NOT_TRIED
+
+    def _try(self, name: str, hook: str, probe: Callable[[], State], *, sensible: bool = True) -> None:
+        if self._over or not sensible:
+            self._add(name, hook, State.NOT_TRIED)
+            return
+        try:
+            self._add(name, hook, probe())
+        except PermissionDenied as error:
+            self._add(name, hook, State.REFUSED, error, error.action)
+        except NotSupported as error:
+            self._add(name, hook, State.FAILED if hook in self._needed else State.NOT_SUPPORTED, error)
+            self._over = name == "write"
+        except JobsBackupError as error:
+            self._add(name, hook, State.FAILED, error)
+            self._over = error.refused or name == "write"  # then all others would meet the same
+
+    def _add(self, name: str, hook: str, outcome: State, error: JobsBackupError | None = None, action: str = "") -> None:
+        needed = hook in self._needed
+        known = self._most or self._least
+        self.rights.append(
+            Right(
+                name=name,
+                outcome=outcome,
+                needed=needed,
+                permission=action or (known.grants.get(hook, "") if known else ""),
+                purpose="" if needed else _PURPOSES.get(name, ""),
+                error=str(error) if error else "",
+                hint=error.hint if error else "",
+                retryable=error.retryable if error else False,
+            )
+        )
+
+    @contextmanager
+    def _storing(self, key: str) -> Generator[None]:
+        """Notes what is written within as left: it is there, or perhaps is there, as its answer was lost."""
+        try:
+            yield
+        except (NotSupported, Unavailable) as error:
+            if not error.refused:
+                self.left[key] = "unsure"
+            raise
+        self.left[key] = "object"
+
+    def _is(self, name: str, outcome: State) -> bool:
+        return any(right.name == name and right.outcome is outcome for right in self.rights)
+
+    def _key(self, kind: str = "") -> str:
+        return f"{self._directory}/{self._id}{kind}.txt"
+
+
+def _batch(key: str) -> Batch:
+    """A batch that is nobody's, for what a destination wants to know of an object."""
+    return Batch(
+        id=0,
+        stream=Stream(Kind.RAW, "", ""),
+        events=0,
+        raw_bytes=_CONTENT.size,
+        size=_CONTENT.size,
+        crc32c=_CONTENT.crc32c(),
+        key=key,
+        uuid="",
+        content_type="text/plain",
+        wrappers=(),
+        blobs="",
+    )
+
+
+def _policy(destination: Destination, environment: Mapping[str, str], *, everything: bool = False) -> Policy | None:
+    try:
+        return destination.policy(environment, delete=everything, replay=everything)
+    except StorageError:  # it has none: then nothing is known of permissions beforehand
+        return None
+
+
+def _spool(directory: Path, min_free: int) -> Iterator[Right]:
+    """A row if the spool can't be used where it is to be. It is not made."""
+    try:
+        _look_at_spool(directory, min_free)
+    except SpoolError as error:
+        yield Right(name="spool", outcome=State.FAILED, needed=True, error=str(error), hint=error.hint)
+
+
+def _look_at_spool(directory: Path, min_free: int) -> None:
+    hint = "set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to"
+    try:
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        if not existing.is_dir():
+            raise SpoolError(f"{existing} is no directory", hint=hint)
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise SpoolError(f"{existing} can't be written by this user", hint=hint)
+        refuse_network(directory)
+        free = free_bytes(existing)
+    except OSError as error:
+        why, hint = explain(error, directory, hint)
+        raise SpoolError(f"{directory}: {why}", hint=hint) from error
+    if not has_inodes(existing):
+        raise SpoolError(f"{directory}: {NO_INODES.why}", hint=NO_INODES.hint)
+    if free < min_free:
+        raise SpoolError(
+            f"{free:,} bytes are free on the disk of {directory}, less than the {min_free:,} of JOBS_BACKUP_SPOOL_MIN_FREE",
+            hint="free space, or set JOBS_BACKUP_SPOOL_DIR to another disk",
+        )

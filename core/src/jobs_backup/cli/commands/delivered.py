@@ -1,0 +1,71 @@
+"""`jobs-backup delivered`: acknowledge events by their job ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.events import job_id
+from jobs_backup.cli.options import with_environment
+from jobs_backup.cli.process import read_settings, summarize_failures
+from jobs_backup.cli.summary import Summary
+from jobs_backup.errors import InvalidEvent, UnknownJob
+from jobs_backup.format import surrogates
+from jobs_backup.inputs.intake import InputOptions, inputs_of, take_in
+from jobs_backup.spool.sqlite.blobs import InputPosition
+
+_decode: Final = msgspec.json.Decoder(str | int | None).decode
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
+@click.option("--allow-rejects", is_flag=True, help="Exit code 0 instead of 3 where lines were rejected.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@with_environment
+def delivered(files: tuple[Path, ...], allow_rejects: bool, as_json: bool) -> None:
+    """Say which events were delivered: FILES (or standard input) have a job id a line, as `run --emit-ids` prints them.
+
+    Once all events of an object were delivered, it is deleted from the bucket. Saying it again does no harm. Ids that the spool
+    does not know are reported, and make the exit code 1.
+
+    \b
+    Example:
+      jobs-backup delivered ids.ndjson --env-file docker.env
+    """
+    inputs = inputs_of(files)
+    summarize_failures()
+    options = InputOptions(allow_rejects=allow_rejects)
+    take_in(
+        inputs, read_settings(), "ids", lambda backup, summary, _: _Deliveries(backup, summary), options=options, as_json=as_json
+    )
+
+
+class _Deliveries:
+    """See `Handler`: a job id a line."""
+
+    def __init__(self, backup: Backup, summary: Summary) -> None:
+        self.job: str | None = None  # what was acknowledged before may be acknowledged again
+        self._backup = backup
+        self._summary = summary
+
+    def parser(self) -> Callable[[bytes], int | None]:
+        return _job
+
+    def keep(self, found: Sequence[int | None], position: InputPosition | None) -> None:  # noqa: ARG002 - there is none
+        try:
+            self._backup.delivered(job for job in found if job is not None)
+        except UnknownJob as error:
+            self._summary.unknown(error)
+
+
+def _job(line: bytes) -> int | None:
+    try:
+        given = surrogates.decode(_decode, line)[0]
+    except msgspec.DecodeError as error:
+        raise InvalidEvent(f"no job id: {error}", hint="write a string or a whole number a line") from error
+    return None if given is None else job_id(given)

@@ -1,0 +1,58 @@
+"""`jobs-backup failed`: back up delivery failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.failures import FailureRecord, parse_failure
+from jobs_backup.cli.options import with_environment, with_input_options
+from jobs_backup.cli.process import read_settings, summarize_failures
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.inputs.intake import InputOptions, inputs_of, take_in
+from jobs_backup.spool.sqlite.blobs import InputPosition
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
+@with_input_options
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@with_environment
+def failed(files: tuple[Path, ...], as_json: bool, again: bool, append_only: bool, allow_rejects: bool) -> None:
+    """Back up delivery failures: FILES (or standard input) have one a line, a JSON object.
+
+    `error` (text or object), `payload` (what was sent in the end), and `jobId`, or for an event that was not recorded
+    `sourceId` and `workspaceId`; if you like `destinationId`, `attempts`, `stage`, `code`, `userId`, `messageId`,
+    `createdAt`, `failedAt`. A line that cannot be used is rejected (exit code 3).
+
+    \b
+    Example:
+      jobs-backup failed failures.ndjson --env-file docker.env
+    """
+    inputs = inputs_of(files)
+    summarize_failures()
+    settings = read_settings()
+    if not settings.failed:
+        raise ConfigurationError("JOBS_BACKUP_FAILED is off, so that there is nothing to do", hint="turn it on")
+    options = InputOptions(again=again, append_only=append_only, allow_rejects=allow_rejects)
+    take_in(inputs, settings, "failures", lambda backup, _summary, _stop: _Failures(backup), options=options, as_json=as_json)
+
+
+class _Failures:
+    """See `Handler`: a failure a line."""
+
+    def __init__(self, backup: Backup) -> None:
+        self.job: str | None = "failed"
+        self._backup = backup
+
+    def parser(self) -> Callable[[bytes], FailureRecord]:
+        return self._record
+
+    def keep(self, found: Sequence[FailureRecord | None], position: InputPosition | None) -> None:
+        self._backup.record_failures((record for record in found if record is not None), position=position)
+
+    def _record(self, line: bytes) -> FailureRecord:
+        return self._backup.failure_record(parse_failure(line))

@@ -1,0 +1,48 @@
+"""`jobs-backup policy`: the narrowest rights that suffice."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+import click
+
+from jobs_backup.cli.options import fail, with_environment
+from jobs_backup.errors import ConfigurationError, JobsBackupError
+from jobs_backup.format.keys import clean_prefix
+from jobs_backup.store import providers as registry
+from jobs_backup.store.object_store import Destination
+from jobs_backup.store.retry import Retry, RetryPolicy
+
+_FORMATS: Final = ("json", "terraform", "commands")
+
+
+@click.command()
+@click.option("--provider", help="Which provider's.  [default: JOBS_BACKUP_STORAGE_PROVIDER]")
+@click.option("--with-delete", is_flag=True, help="With the right to delete what was delivered.")
+@click.option("--with-replay", is_flag=True, help="With the rights to list and to read back.")
+@click.option("--format", "format_", type=click.Choice(_FORMATS), help="Of the output.  [default: what fits the store best]")
+@with_environment
+def policy(provider: str | None, with_delete: bool, with_replay: bool, format_: str | None) -> None:
+    """Print the narrowest rights that suffice for exactly these settings: this bucket, this prefix, this key.
+
+    Credentials are not needed, and not looked at. Nothing is sent.
+
+    \b
+    Example:
+      JOBS_BACKUP_BUCKET=my-events jobs-backup policy --provider FILE
+    """
+    name = provider or os.environ.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip()
+    if not name:
+        raise ConfigurationError(
+            "JOBS_BACKUP_STORAGE_PROVIDER is not set", hint=f"set it, or give --provider: {', '.join(registry.KIND.names())}"
+        )
+    clean_prefix(os.environ.get("JOBS_BACKUP_PREFIX", "").strip())
+    environment = registry.without_credentials(registry.load_class(name)[1], os.environ)
+    destination = Destination(registry.load(name, environment), retry=Retry(RetryPolicy()))
+    try:
+        found = destination.policy(environment, delete=with_delete, replay=with_replay, format_=format_ or "")
+    except JobsBackupError as error:
+        fail(error)
+    sys.stdout.write(found.text)

@@ -1,0 +1,208 @@
+"""`jobs-backup status`: what waits in the spool, and why."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+
+from jobs_backup.cli.options import say, with_environment
+from jobs_backup.cli.streams import is_reader_gone, print_json
+from jobs_backup.errors import SpoolError
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.values import Duration, Size
+from jobs_backup.spool.status import DestinationStatus, Limits, ProcessStatus, Status, StreamStatus, read_status
+from jobs_backup.util.logs import plural, printable
+
+_HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")
+
+_TROUBLE: Final = ("  paused", "  last error", "damaged", "full")
+_WATCH_SECONDS: Final = 2.0
+_HEALTHY: Final = 0
+_BEHIND: Final = 1
+_UNUSABLE: Final = 2
+T = TypeVar("T")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option(
+    "--exit-code", is_flag=True, help="Exit code 0 healthy, 1 behind or paused, 2 unusable: it cannot be read, or nothing recorded."
+)
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=_WATCH_SECONDS,
+    metavar="[SECONDS]",
+    help="Print it every 2 seconds, or as often as given, until stopped; with --json a line each time.",
+)
+@with_environment
+def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
+    """Show what waits in the spool, for which destination, since when, and why.
+
+    It reads beside the processes that use the spool, and needs no setting but JOBS_BACKUP_SPOOL_DIR.
+
+    \b
+    Example:
+      jobs-backup status --env-file docker.env
+    """
+    directory = CoreSettings.find_spool(os.environ)
+    if watch is None:
+        health = _show(directory, as_json=as_json, exit_code=exit_code)
+    else:
+        from jobs_backup.cli.process import stopping  # noqa: PLC0415 - slow to import
+
+        with stopping() as stop:
+            while True:
+                if sys.stdout.isatty() and not as_json:
+                    click.clear()
+                health = _show(directory, as_json=as_json, exit_code=True)
+                sys.stdout.flush()
+                if is_reader_gone() or stop.wait(watch):
+                    break
+                if not as_json:
+                    click.echo()
+    sys.exit(health if exit_code else 0)
+
+
+def _show(directory: Path, *, as_json: bool, exit_code: bool) -> int:
+    """Print it once. Returns the exit code of its health.
+
+    Raises:
+        SpoolError: the spool cannot be read; with `exit_code` that is reported.
+    """
+    try:
+        found = read_status(directory, _limits())
+    except SpoolError as error:
+        if not exit_code:
+            raise
+        say(error.one_line(), error.code)
+        return _UNUSABLE
+    if as_json:
+        print_json(found)
+    else:
+        for line in _lines(found):
+            plain = printable(line)
+            # Where it is, in bold; what hinders, in red. Pipes and files get neither.
+            colour = "red" if line.startswith(_TROUBLE) else None
+            click.echo(click.style(plain, fg=colour, bold=not line.startswith(" ")) if line else "")
+    if found.full:
+        return _UNUSABLE
+    return _BEHIND if found.behind or any(one.paused for one in found.destinations) else _HEALTHY
+
+
+def _limits() -> Limits:
+    """It needs no settings: what is wrong with these is for those to tell who record."""
+    return Limits(
+        upload_frequency=_setting("JOBS_BACKUP_UPLOAD_FREQUENCY", Duration.parse, Duration(300)),
+        min_free=_setting("JOBS_BACKUP_SPOOL_MIN_FREE", Size.parse, Size.parse("128MiB")),
+        max_bytes=_setting("JOBS_BACKUP_SPOOL_MAX_BYTES", Size.parse, None),
+    )
+
+
+def _setting(name: str, parse: Callable[[str], T], default: T) -> T:
+    try:
+        return parse(os.environ[name])
+    except (KeyError, ValueError):
+        return default
+
+
+def _lines(found: Status) -> Iterator[str]:
+    free = f"{_bytes(found.free)} free on its disk"
+    if found.events:
+        wait = "waits" if found.events == 1 else "wait"
+        oldest = f"{_bytes(found.bytes)}, the oldest for {_time(found.oldest)}"
+        waiting = f"{plural(found.events, 'event')} {wait}, {oldest}"
+    else:
+        waiting = "nothing waits"
+    behind = f"; behind: {found.behind}" if found.behind else ""
+    yield f"{found.directory}: {waiting}; {free}{behind}"
+    if found.full:
+        yield f"full: nothing can be recorded: {found.full} [SpoolFull]"
+    for destination in found.destinations:
+        yield ""
+        yield from _destination(destination)
+    if found.processes:
+        yield ""
+        yield from map(_process, found.processes)
+    if found.unreadable:
+        yield ""
+        yield "recorded by processes that have died, and not taken over yet [Unreadable]:"
+        yield from (f"  {one.file}: {one.error}" for one in found.unreadable)
+    if found.quarantine:
+        yield ""
+        yield "damaged, set aside; remove the files when you have seen to them [Quarantine]:"
+        for one in found.quarantine:
+            events = plural(one.events, "event") if one.events else "events"
+            yield f"  {events} of {one.kind} {one.source_id} in {one.file}: {one.error}"
+    if found.rejected:
+        yield ""
+        yield "lines that were rejected; correct them, run them again, and remove the files [Rejected]:"
+        yield from (f"  {one.file}: {_bytes(one.bytes)}" for one in found.rejected)
+
+
+def _destination(one: DestinationStatus) -> Iterator[str]:
+    yield one.location
+    if one.error:
+        paused = f"paused, next try in {_time(one.paused)}" if one.paused else "last error"
+        yield f"  {paused}: {one.error}" + (f": {one.hint}" if one.hint else "")
+    if one.streams:
+        yield from (f"  {line}" for line in _table(one.streams))
+    if one.uploads:
+        yield f"  {plural(one.uploads, 'multipart upload')} under way"
+    if one.deletes:
+        paused = f", next try in {_time(one.deletes_paused)}" if one.deletes_paused else ""
+        why = f": {one.delete_error}: {one.delete_hint}" if one.delete_error else ""
+        yield f"  {plural(one.deletes, 'object')} still to be deleted{paused}{why}"
+    if one.aborts:
+        yield f"  {plural(one.aborts, 'multipart upload')} still to be aborted" + (
+            f": {one.abort_error}" if one.abort_error else ""
+        )
+
+
+def _table(streams: Sequence[StreamStatus]) -> Iterator[str]:
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and mostly nothing waits
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading in _HEADINGS[:3] else "right", overflow="fold")
+    for stream in streams:
+        counts = (stream.events, stream.bytes, stream.objects, stream.sending, stream.open_events)
+        names = (stream.kind, stream.workspace_id or "-", stream.source_id)
+        table.add_row(*map(_plain, names), *(f"{count:,}" for count in counts), _time(stream.oldest))
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    yield from (line.rstrip() for line in captured.get().splitlines())
+
+
+def _process(one: ProcessStatus) -> str:
+    what = "records and sends" if one.sends else "records"
+    if one.alive:
+        return f"process {one.pid} {what}, since {_time(one.seconds)}"
+    return f"process {one.pid} has died; the next process that sends takes its place"
+
+
+def _plain(text: str) -> str:
+    return printable(text).replace("[", r"\[")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _time(seconds: float) -> str:
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} days"

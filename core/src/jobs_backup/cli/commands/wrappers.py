@@ -1,0 +1,25 @@
+"""`jobs-backup wrappers`: what is installed to stand between core and the store, and what it is set by."""
+
+from __future__ import annotations
+
+import click
+
+from jobs_backup.cli.commands.plugins import show
+from jobs_backup.cli.options import with_environment
+from jobs_backup.store.wrappers import KIND
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@with_environment
+def wrappers(name: str | None, as_json: bool) -> None:
+    """List the installed wrappers, such as encryption; with NAME, one with its settings.
+
+    JOBS_BACKUP_WRAPPERS says which of them are active, and in which order.
+
+    \b
+    Example:
+      jobs-backup wrappers --json
+    """
+    show(KIND, name, as_json=as_json)

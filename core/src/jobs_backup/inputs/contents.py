@@ -1,0 +1,127 @@
+"""What was read before of inputs, by any process: looked up once for each run, and kept up to date while that goes on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from jobs_backup.errors import SpoolCorrupt
+from jobs_backup.inputs.identity import Position, SeenFile
+from jobs_backup.spool import Spool
+from jobs_backup.spool.sqlite.blobs import InputPosition
+
+_NO_LINE: Final = "no line"
+
+
+class Known(NamedTuple):
+    """A content that was read before.
+
+    Attributes:
+        id: of its position, in the spool.
+        at: of its position.
+    """
+
+    id: str
+    at: int
+    position: Position
+
+    @classmethod
+    def of(cls, position: InputPosition) -> Known:
+        """Raises SpoolCorrupt if it is not what was written."""
+        try:
+            return cls(position.input, position.at, msgspec.json.decode(position.position, type=Position))
+        except msgspec.DecodeError as error:
+            raise SpoolCorrupt(
+                f"how far an input was read is not what was written: {error}",
+                hint="look at the disk; move the spool away to begin anew",
+            ) from error
+
+
+class Contents:
+    """The contents that were read for one purpose.
+
+    Others may read on meanwhile: of contents that are new `look` learns, and `is_current` tells whether one was read on.
+    """
+
+    def __init__(self, spool: Spool, prefix: str) -> None:
+        """`prefix` is that of the ids of their positions. Nothing is looked up yet."""
+        self.prefix = prefix
+        self._spool = spool
+        self._seen: dict[str, int] = {}
+        self._known: dict[str, Known] = {}
+        self._index: defaultdict[object, dict[str, Known]] = defaultdict(dict)
+        self._at = 0
+        self._is_loaded = False
+
+    def load(self) -> None:
+        """Look up what there is, the first time."""
+        if not self._is_loaded:
+            self.look()
+
+    def look(self) -> None:
+        """Look up what is new. Raises SpoolError."""
+        for position in self._spool.new_positions(self.prefix, self._seen):
+            self._note_newer(Known.of(position))
+        self._is_loaded = True
+
+    def is_current(self, known: Known) -> bool:
+        """Whether nobody has read it on meanwhile; if somebody has, that is noted. Raises SpoolError."""
+        position = self._spool.position(known.id)
+        if position is None or position.at == known.at:
+            return True
+        self.note(Known.of(position))
+        return False
+
+    def note(self, known: Known) -> None:
+        """This is how far a content was read now."""
+        if (before := self._known.get(known.id)) is not None:
+            for key in _keys(before):
+                del self._index[key][known.id]
+        self._known[known.id] = known
+        for key in _keys(known):
+            self._index[key][known.id] = known
+        self._at = max(self._at, known.at)
+
+    def next_at(self) -> int:
+        """What the next position gets: more than all have. A counter, since a clock may leap."""
+        self._at += 1
+        return self._at
+
+    def in_file(self, seen: SeenFile) -> Known | None:
+        """What was read last of a file."""
+        return _latest(
+            one for one in self._index["inode", seen.inode].values() if one.position.seen and one.position.seen.is_file(seen)
+        )
+
+    def at_path(self, seen: SeenFile) -> Known | None:
+        """What was read last at the path of a file."""
+        return _latest(self._index["path", seen.path].values())
+
+    def beginning_with(self, first: str) -> list[Known]:
+        """The contents with this first line; and those of which only the beginning of the first line is known."""
+        return [*{**self._index["first", first], **self._index[_NO_LINE]}.values()]
+
+    def is_unchanged(self, seen: SeenFile) -> Known | None:
+        """What a file holds, if all of it was read and it was not written since. It need not be read to see that."""
+        known = self.in_file(seen)
+        return known if known and known.position.seen and known.position.seen.is_unchanged(seen) else None
+
+    def _note_newer(self, known: Known) -> None:
+        before = self._known.get(known.id)
+        if before is None or before.at < known.at:
+            self.note(known)
+
+
+def _keys(known: Known) -> list[object]:
+    position = known.position
+    keys: list[object] = [("first", position.first)]
+    if position.seen is not None:
+        keys += [("inode", position.seen.inode), ("path", position.seen.path)]
+    return keys if position.line else [*keys, _NO_LINE]
+
+
+def _latest(some: Iterable[Known]) -> Known | None:
+    return max(some, key=lambda one: one.at, default=None)

@@ -1,0 +1,242 @@
+"""One connection: the bounds that uvicorn leaves to others, between the socket and its protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from uvicorn import Config
+from uvicorn.protocols.http.zttp_impl import RequestResponseCycle, ZttpProtocol
+from uvicorn.server import ServerState
+
+from jobs_backup.inputs.http import answers
+from jobs_backup.inputs.http.answers import Refused
+from jobs_backup.util.logs import logger_of
+
+log: Final = logger_of(__name__)
+KEEP_ALIVE_SECONDS: Final = 75
+_STATE: Final = "jobs_backup.connection"
+_MAX_AHEAD: Final = 128 << 10
+"""Bytes that may arrive behind a request before it is answered: the parser would hold them all."""
+_FLUSH_SECONDS: Final = 5
+"""How long uvicorn, which closes idle connections, may take to write what is left."""
+_NOT_HTTP: Final = answers.of_error(
+    Refused(400, "BadRequest", "the request is not valid HTTP/1.1, or its head is too large", hint="see docs/serve.md, HTTP"), ""
+)
+_BAD_REQUEST: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+    % (len(_NOT_HTTP.body), bytes(_NOT_HTTP.body))
+)
+_WARNING_SECONDS: Final = 60
+"""How often it is reported that idle connections make room."""
+
+
+class Protocol(ZttpProtocol):
+    """uvicorn's, with JSON for what is no request."""
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.abort()  # within another answer it would be a part of that
+        else:
+            self.transport.write(_BAD_REQUEST)
+            self.transport.close()
+
+
+class Connections:
+    """The open connections of a server: the `http` of `uvicorn.Config`.
+
+    Beyond `most`, the one that has been idle for longest is closed for the new one. If none is idle, the new one is surplus: it
+    gets an answer that says so, up to `spare` of them; those beyond are closed at once.
+    """
+
+    def __init__(self, *, most: int, spare: int = 0, arrival_seconds: float, protocol: type[asyncio.Protocol] = Protocol) -> None:
+        """Prepare for any number of them.
+
+        Args:
+            most: connections that may be open.
+            spare: more of them, which are refused.
+            arrival_seconds: maximum time for a request to reach the application.
+            protocol: uvicorn's, for one parser or another.
+        """
+        self.most = most
+        self.spare = spare
+        self.arrival_seconds = arrival_seconds
+        self.protocol = protocol
+        self.open = 0
+        self.idle: dict[Connection, None] = {}
+        """Without a request, in the order in which they became so."""
+        self._warned_at = -math.inf
+
+    def __call__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> asyncio.Protocol:
+        """What uvicorn calls for each connection."""
+        connection = Connection(self)
+        state = {**app_state, _STATE: connection}
+        connection.inner = self.protocol(config=config, server_state=server_state, app_state=state, _loop=_loop)  # type: ignore[call-arg]
+        return connection
+
+    def enter(self, connection: Connection) -> bool:
+        """Count it. Gives whether it is surplus."""
+        self.open += 1
+        if self.open > self.most:
+            self._warn()
+            if not self.idle:
+                return True
+            oldest = next(iter(self.idle))
+            del self.idle[oldest]
+            oldest.close()
+        self.idle[connection] = None
+        return False
+
+    def _warn(self) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= _WARNING_SECONDS:
+            self._warned_at = now
+            log.warning("%d connections are open, and no more may be: idle ones are closed for new ones", self.most)
+
+
+class Connection(asyncio.Protocol):
+    """Passes everything on to uvicorn's protocol, unchanged: its parser alone reads what arrives.
+
+    The application calls `begin`, `wants` and `took` (of the body), and `end`. So whatever a client does, one of two clocks runs:
+    that of the connection, or that of the application; and what the client sends ahead is left in the socket.
+    """
+
+    inner: asyncio.Protocol
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0  # of the loop's clock: then it is closed
+        self._is_arriving = False  # a request has begun to arrive, and is not with the application yet
+        self._requests = 0  # that the application has: of those that are pipelined the next one begins before this one ends
+        self._ahead = 0
+        self._is_paused = False
+        self._is_wanted = False
+        self.is_surplus = False
+        """There are too many: its requests are refused."""
+
+    def begin(self) -> None:
+        """A request has reached the application, which bounds the time from now on."""
+        self._requests += 1
+        self._is_arriving = False
+        self._until = math.inf
+
+    def wants(self) -> None:
+        """The application asks for a piece of the body."""
+        if self._is_paused:
+            self._is_wanted = True
+            self._loop.call_soon(self._read_what_is_wanted)
+
+    def took(self, *, is_all: bool) -> None:
+        """The application has got a piece of the body: all of it that has arrived."""
+        self._is_wanted = False
+        if not is_all:  # so there is nothing behind it
+            self._read_on()
+
+    def end(self) -> None:
+        """The application is done with the request."""
+        self._loop.call_soon(self._ended)  # by then the next request has begun, if it has arrived
+
+    def refuse(self) -> None:
+        """Answer a request that uvicorn can't pass on, and close."""
+        if self._transport is not None:
+            self._transport.write(_BAD_REQUEST)
+            self._transport.close()
+
+    def close(self) -> None:
+        """Close it once all is written."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close it, whatever is still to be written."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.is_surplus = self._connections.enter(self)
+        self._expire_in(self._connections.arrival_seconds)
+        self._look()
+        self.inner.connection_made(transport)
+        if self._connections.open > self._connections.most + self._connections.spare:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self._connections.open -= 1
+        self._connections.idle.pop(self, None)
+        self.inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._requests:
+            self._ahead += len(data)
+            if self._ahead > _MAX_AHEAD and self._transport is not None:
+                self._is_paused = True
+                self._transport.pause_reading()
+        elif not self._is_arriving:
+            self._is_arriving = True
+            self._connections.idle.pop(self, None)
+            self._expire_in(self._connections.arrival_seconds)
+        try:
+            self.inner.data_received(data)
+        except UnicodeDecodeError:  # uvicorn takes a path for ASCII
+            self.refuse()
+
+    def eof_received(self) -> bool | None:
+        return self.inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
+
+    def _read_what_is_wanted(self) -> None:
+        if self._is_wanted:
+            self._read_on()
+
+    def _ended(self) -> None:
+        self._requests -= 1
+        if not self._requests and self._transport is not None and not self._transport.is_closing():
+            self._connections.idle[self] = None
+            self._expire_in(KEEP_ALIVE_SECONDS + _FLUSH_SECONDS)
+            self._read_on()
+
+    def _read_on(self) -> None:
+        self._ahead = 0
+        if self._is_paused and self._transport is not None:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _expire_in(self, seconds: float) -> None:
+        """Only notes when: a timer for each request would cost more than all else here."""
+        self._until = self._loop.time() + seconds
+
+    def _look(self) -> None:
+        left = self._until - self._loop.time()
+        if left <= 0:
+            self.abort()
+        else:
+            self._timer = self._loop.call_later(min(left, self._connections.arrival_seconds), self._look)
+
+
+def connection_of(scope: Mapping[str, Any]) -> Connection:
+    """The connection that a request came on."""
+    connection: Connection = scope["state"][_STATE]
+    return connection

@@ -1,0 +1,35 @@
+"""How many events of whom: a rate for each caller."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Final
+
+from jobs_backup.inputs.http.answers import Refused
+
+_BURST_SECONDS: Final = 10.0
+_MAX_CALLERS: Final = 10_000
+
+
+class Rate:
+    """So many events a second of each caller, in the long run; those of ten seconds at once."""
+
+    def __init__(self, per_second: int | None) -> None:
+        self._per_second = per_second
+        self._free_at: OrderedDict[str, float] = OrderedDict()  # caller -> when all that was taken is paid for
+
+    def take(self, caller: str, events: int) -> None:
+        """Count these. Raises Refused (429): there were too many before them."""
+        if self._per_second is None:
+            return
+        now = time.monotonic()
+        free_at = max(self._free_at.pop(caller, 0.0), now - _BURST_SECONDS)
+        if free_at > now:
+            self._free_at[caller] = free_at
+            hint = "come again later; the server's JOBS_BACKUP_SERVER_RATE"
+            message = f"more than {self._per_second:,} events a second"
+            raise Refused(429, "TooManyEvents", message, hint=hint, retry_after=free_at - now)
+        self._free_at[caller] = free_at + events / self._per_second
+        if len(self._free_at) > _MAX_CALLERS:
+            self._free_at.popitem(last=False)

@@ -1,0 +1,245 @@
+"""The document at /openapi.json (OpenAPI 3.1): what may be sent, and what is answered."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from jobs_backup import __version__
+from jobs_backup.backup.failures import ToldFailure
+from jobs_backup.inputs.http.answers import ErrorAnswer
+from jobs_backup.inputs.http.payloads import JSON, NDJSON
+from jobs_backup.settings.server import ServerSettings
+from jobs_backup.spool.status import Status
+
+RUDDER_TYPES: Final = ("identify", "track", "page", "screen", "group", "alias", "merge")
+"""The kinds of events that RudderStack has a path for."""
+RUDDER_BATCHES: Final = ("/v1/batch", "/v1/import", "/beacon/v1/batch")
+"""Where its SDKs send batches: the last one from a page that is being closed, with the write key in the URL."""
+PATHS: Final = (
+    "/v1/events", "/v1/delivered", "/v1/failures", *(f"/v1/{type_}" for type_ in RUDDER_TYPES), *RUDDER_BATCHES,
+    "/status", "/metrics", "/healthz", "/readyz", "/openapi.json",
+)  # fmt: skip
+MAX_NAME: Final = 200
+"""Characters of a source's or a workspace's id."""
+
+
+class Recorded(msgspec.Struct, kw_only=True):
+    """The events are durable: on the disk of the server, from which they go to the bucket.
+
+    Attributes:
+        jobs: an id for each, in the order in which they were sent. They exceed 2^53, so they are strings.
+    """
+
+    jobs: list[str]
+
+
+class Acknowledged(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Deliveries that were taken, durably.
+
+    Attributes:
+        acknowledged: how many.
+        unknown_count: how many ids are not of this server's spool; of those nothing was taken.
+        unknown: the first 1,000 of them.
+        message: what that means; only where there are such ids.
+    """
+
+    acknowledged: int
+    unknown_count: int = 0
+    unknown: list[str] = []
+    message: str = ""
+
+
+class Reported(msgspec.Struct, kw_only=True):
+    """Failures that are durable. `failures`: how many."""
+
+    failures: int
+
+
+_WHY: Final = {
+    400: "The body or a parameter can't be used; nothing of it was taken.",
+    401: "Nobody who is known.",
+    403: "A write key may only record the events of its source. Without credentials, a page's origin has to be allowed.",
+    404: "A failure names a job that is not of this server's spool; nothing was taken.",
+    408: "The body took too long.",
+    413: "The body is too large, or has too many events.",
+    415: "The body is of another type, or packed in another way.",
+    429: "Too many events a second.",
+    503: "The spool is full or can't be used, or the server is busy: come again. Nothing was taken, unless the message says so.",
+}
+_REFUSALS: Final = (400, 401, 408, 413, 415, 429, 503)
+_RETRIED: Final = (429, 503)
+
+_ID_HEADER: Final[dict[str, Any]] = {"schema": {"type": "string"}, "description": "As it was sent, or made."}
+
+_EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "title": "Event",
+    "description": "One event's payload, as it was ingested; its bytes are kept. `messageId` and `userId` stand in the line, too.",
+    "examples": [{"type": "track", "userId": "u1", "messageId": "m1", "event": "Order completed", "properties": {"total": 9.5}}],
+}
+_JOB: Final[dict[str, Any]] = {
+    "title": "Job",
+    "description": "The id of an event that was recorded. A string, since it exceeds 2^53, up to which numbers are exact.",
+    "type": "string",
+    "pattern": "^[0-9]{1,38}$",
+}
+_TIME: Final = r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?Z$"
+"""The form of RFC 3339 that every tool takes: a time in UTC."""
+_TOKEN: Final[list[dict[str, list[str]]]] = [{"token": []}]
+_ANY: Final[list[dict[str, list[str]]]] = [{"token": []}, {"writeKey": []}]
+_WRITE_KEY: Final[list[dict[str, list[str]]]] = [{"writeKey": []}]
+_BEACON: Final[list[dict[str, list[str]]]] = [{"writeKey": []}, {"writeKeyInUrl": []}]
+
+
+def document(settings: ServerSettings) -> dict[str, Any]:
+    """The whole document, with the bounds that are set."""
+    _, components = msgspec.json.schema_components(
+        (Recorded, Acknowledged, Reported, ErrorAnswer, Status, ToldFailure), ref_template="#/components/schemas/{name}"
+    )
+    for component in components.values():
+        # The first paragraph of the docstring. (Since Python 3.13 docstrings have no indentation; before, all of it.)
+        component["description"] = " ".join(component["description"].partition("\n\n")[0].split())
+    failure = components.pop("ToldFailure")
+    ids: dict[str, Any] = {"jobId": {"$ref": "#/components/schemas/Job"}, "sourceId": {"type": "string", "minLength": 1}}
+    failure["properties"] |= {name: {"anyOf": [one, {"type": "null"}]} for name, one in ids.items()}
+    time = {"type": "string", "format": "date-time", "pattern": _TIME}
+    failure["properties"] |= {name: {"anyOf": [time, {"type": "null"}]} for name in ("createdAt", "failedAt")}
+    failure["anyOf"] = [{"required": [name], "properties": {name: one}} for name, one in ids.items()]
+    events = {"type": "array", "items": {"$ref": "#/components/schemas/Event"}, "maxItems": settings.max_events}
+    batch = {"type": "object", "title": "Batch", "required": ["batch"], "properties": {"batch": events}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "jobs-backup",
+            "version": __version__,
+            "description": "Every event of your pipeline, safe in your own bucket. What is answered with 200 is durable.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": _paths(settings.max_events),
+        "components": {
+            "schemas": {**components, "Failure": {**failure, "title": "Failure"}, "Event": _EVENT, "Job": _JOB, "Batch": batch},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "JOBS_BACKUP_SERVER_TOKEN"},
+                "writeKey": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "One of JOBS_BACKUP_SERVER_WRITE_KEYS as the user, the password empty.",
+                },
+                "writeKeyInUrl": {"type": "apiKey", "in": "query", "name": "writeKey", "description": "The same, in the URL."},
+            },
+        },
+    }
+
+
+def _paths(max_items: int) -> dict[str, Any]:
+    names = [
+        {**_parameter("source_id", "The source that the events come from. A write key need not say it.", 1), "required": True},
+        _parameter("workspace_id", "The workspace that the source belongs to."),
+    ]
+    paths: dict[str, Any] = {
+        "/v1/events": _post(
+            "Record events", "recordEvents", _body("Event", max_items), "Recorded", _ANY, extra=(403,), parameters=names
+        ),
+        "/v1/delivered": _post(
+            "Say which events were delivered",
+            "acknowledgeEvents",
+            _body("Job", max_items, alone=False),
+            "Acknowledged",
+            _TOKEN,
+            extra=(403,),
+        ),
+        "/v1/failures": _post(
+            "Report delivery failures", "reportFailures", _body("Failure", max_items), "Reported", _TOKEN, extra=(403, 404)
+        ),
+    }
+    for type_ in RUDDER_TYPES:
+        paths[f"/v1/{type_}"] = _post(
+            f"Record one event, as RudderStack's SDKs send it: {type_}", type_, _sdk("Event"), "Recorded", _WRITE_KEY
+        )
+    for path, name, what in zip(RUDDER_BATCHES, ("batch", "import", "beacon"), ("", " of the past", " by beacon"), strict=True):
+        is_beacon = name == "beacon"
+        paths[path] = _post(
+            f"Record events, as RudderStack's SDKs send them{what}",
+            name,
+            _sdk("Batch"),
+            "Recorded",
+            _BEACON if is_beacon else _WRITE_KEY,
+            extra=(403,) if is_beacon else (),
+        )
+    paths["/status"] = {
+        "get": {
+            "summary": "What waits in the spool, for which destination, and why; `behind` tells whether that is as it should be",
+            "operationId": "status",
+            "security": _TOKEN,
+            "responses": {"200": _answer("Status"), "401": _refusal(401), "403": _refusal(403), "503": _refusal(503)},
+        }
+    }
+    text = {"200": _text("All is well."), "503": _text("It is not: one line tells why.")}
+    paths["/healthz"] = _get("Whether the process works; else only a new start helps", "healthz", text)
+    paths["/readyz"] = _get("Whether an event would be recorded now", "readyz", text)
+    metrics = {"200": _text("The metrics."), "401": _refusal(401), "403": _refusal(403), "404": _refusal(404)}
+    paths["/metrics"] = _get("Metrics for Prometheus", "metrics", metrics, _TOKEN)
+    document = {"200": {"description": "It.", "content": {JSON: {"schema": {"type": "object"}}}}}
+    paths["/openapi.json"] = _get("This document", "openapi", document)
+    return paths
+
+
+def _parameter(name: str, description: str, shortest: int = 0) -> dict[str, Any]:
+    schema = {"type": "string", "minLength": shortest, "maxLength": MAX_NAME}
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def _sdk(schema: str) -> dict[str, Any]:
+    return {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}  # whatever type it is said to have
+
+
+def _body(schema: str, max_items: int, *, alone: bool = True) -> dict[str, Any]:
+    one = {"$ref": f"#/components/schemas/{schema}"}
+    many = {"type": "array", "items": one, "maxItems": max_items}
+    lines = {"type": "string", "description": f"A JSON document a line, each as in {JSON}."}
+    return {JSON: {"schema": {"anyOf": [one, many]} if alone else many}, NDJSON: {"schema": lines}}
+
+
+def _post(
+    summary: str,
+    name: str,
+    content: dict[str, Any],
+    answer: str,
+    security: list[dict[str, list[str]]],
+    *,
+    extra: tuple[int, ...] = (),
+    parameters: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    return {
+        "post": {
+            "summary": summary,
+            "operationId": name,
+            "security": security,
+            **({"parameters": parameters} if parameters else {}),
+            "requestBody": {"required": True, "content": content},
+            "responses": {"200": _answer(answer), **{str(status): _refusal(status) for status in sorted((*_REFUSALS, *extra))}},
+        }
+    }
+
+
+def _get(summary: str, name: str, responses: dict[str, Any], security: list[dict[str, list[str]]] | None = None) -> dict[str, Any]:
+    return {"get": {"summary": summary, "operationId": name, "security": security or [], "responses": responses}}
+
+
+def _answer(schema: str) -> dict[str, Any]:
+    content = {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"description": "Done.", "headers": {"X-Request-ID": _ID_HEADER}, "content": content}
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    headers: dict[str, Any] = {"X-Request-ID": _ID_HEADER}
+    if status in _RETRIED:
+        headers["Retry-After"] = {"schema": {"type": "integer"}, "description": "Seconds."}
+    content = {JSON: {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+    return {"description": _WHY[status], "headers": headers, "content": content}
+
+
+def _text(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}

@@ -1,0 +1,225 @@
+"""What is in a body: the parts of a JSON or NDJSON document, each as the bytes that were sent."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from jobs_backup.errors import InvalidEvent, UnknownJob
+from jobs_backup.format import lines as encoding
+from jobs_backup.format import surrogates
+from jobs_backup.format.surrogates import Text
+from jobs_backup.inputs.http.answers import MAX_INDEXES, NOWHERE, Faulty, Refused
+from jobs_backup.inputs.http.memory import MEMBER_BYTES, Share
+from jobs_backup.model import Stream
+from jobs_backup.spool.sqlite.writer import Recording
+
+T = TypeVar("T")
+Raws = list[msgspec.Raw]
+
+JSON: Final = "application/json"
+NDJSON: Final = "application/x-ndjson"
+_TYPES: Final = {JSON: JSON, NDJSON: NDJSON, "application/ndjson": NDJSON, "application/jsonl": NDJSON}
+_SPACE: Final = b" \t\r\n"
+_LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*")
+_ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
+_CHARGED_AT_ONCE: Final = 1 << 20
+_counted: Final = threading.local()
+
+_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class _Member(msgspec.Struct, frozen=True):
+    """An object that is counted, and dropped: all of them are equal, so that a set has one."""
+
+    def __post_init__(self) -> None:
+        _counted.members += 1
+        if _counted.members > _counted.most:
+            raise _too_many(_counted.most)
+
+
+class _BatchOfMembers(msgspec.Struct):
+    batch: frozenset[_Member]
+
+
+class _Batch(msgspec.Struct):
+    """RudderStack's `/v1/batch`; what stands beside the events (`sentAt`) tells of the request, not of them."""
+
+    batch: list[msgspec.Raw]
+
+
+class _Typed(msgspec.Struct):
+    type: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_count_array: Final = msgspec.json.Decoder(frozenset[_Member]).decode
+_count_batch: Final = msgspec.json.Decoder(_BatchOfMembers).decode
+_batch: Final = msgspec.json.Decoder(_Batch).decode
+_typed: Final = msgspec.json.Decoder(_Typed).decode
+
+
+def media_type(header: str) -> str:
+    """JSON or NDJSON, by the header Content-Type. Raises Refused (415): it is another, or not UTF-8."""
+    name = header.partition(";")[0].strip().lower()
+    if name not in _TYPES:
+        raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
+    check_charset(header)
+    return _TYPES[name]
+
+
+def check_charset(header: str) -> None:
+    """Raises Refused (415): the header Content-Type says that the body is not UTF-8."""
+    parameters = (part.strip().lower() for part in header.split(";")[1:])
+    charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint="send UTF-8")
+
+
+def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
+    """The members of an array of objects, or the only object; of NDJSON, its lines but those that are empty.
+
+    Raises:
+        InvalidEvent: it is neither.
+        Refused: 413: there are more than `most`, and they are counted before they are taken apart; 503: too much is in memory.
+    """
+    if type_ == NDJSON:
+        yield from _lines(body, most, share)
+    elif _ARRAY.match(body):
+        _check_count(_count_array, body, most, share)
+        yield from _members(_array, _count_array, body, lambda found: found)
+    else:
+        yield body
+
+
+def ids(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
+    """The job ids of an array, or of the lines of NDJSON, as JSON. Raises as `parts`."""
+    if type_ == NDJSON:
+        yield from _lines(body, most, share)
+    else:
+        if (members := body.count(b",") + 1) > most:  # there are no commas within an id
+            raise _too_many(most)
+        _charge(share, body, members)
+        yield from map(bytes, _decoded(_array, body)[0])
+
+
+def batch(body: bytes, most: int, share: Share) -> Iterator[bytes]:
+    """The events of RudderStack's `/v1/batch`. Raises as `parts`."""
+    _check_count(_count_batch, body, most, share)
+    yield from _members(_batch, _count_batch, body, lambda found: found.batch)
+
+
+def _lines(body: bytes, most: int, share: Share) -> Iterator[bytes]:
+    _charge(share, body, min(body.count(b"\n") + 1, most))
+    for index, line in enumerate(_LINE.finditer(body)):
+        if index == most:
+            raise _too_many(most)
+        yield line[0]
+
+
+def _check_count(count: Callable[[Text], Any], body: bytes, most: int, share: Share) -> None:
+    """Raises Refused, or InvalidEvent, whose `index` is the place of the one that is no object."""
+    members = body.count(b",") + 1
+    if members > most:  # or they are commas within
+        members = _count(count, body, most)
+    _charge(share, body, members)
+
+
+def _count(count: Callable[[Text], Any], body: bytes, most: float) -> int:
+    """The members that are objects. Raises Refused, or InvalidEvent with the index of the one that is none."""
+
+    def anew(text: Text) -> Any:
+        _counted.members, _counted.most = 0, most
+        return count(text)
+
+    try:
+        _decoded(anew, body)
+    except InvalidEvent as error:
+        if _counted.members or count is _count_array:  # else it may be what stands before the events
+            error.index = _counted.members
+        raise
+    return int(_counted.members)
+
+
+def _members(decode: Callable[[Text], T], count: Callable[[Text], Any], body: bytes, of: Callable[[T], Raws]) -> Iterator[bytes]:
+    try:
+        found, parsed = _decoded(decode, body)
+    except InvalidEvent:
+        _count(count, body, math.inf)
+        raise
+    return surrogates.originals(body, parsed, of(found))
+
+
+def _charge(share: Share, body: bytes, members: int) -> None:
+    copies = 3 if surrogates.may_have(body) else 2
+    share.need(copies * len(body) + members * MEMBER_BYTES)
+
+
+def _too_many(most: int) -> Refused:
+    hint = "send fewer at once; the server's JOBS_BACKUP_SERVER_MAX_EVENTS"
+    return Refused(413, "TooLarge", f"a request may have {most:,} events, and this one has more", hint=hint)
+
+
+def typed(event: bytes, type_: str) -> bytes:
+    """An event with its type, where it has none: a call of `/v1/track` need not repeat it. Raises InvalidEvent."""
+    event = event.strip(_SPACE)
+    if _decoded(_typed, event)[0].type is not msgspec.UNSET:
+        return event
+    rest = event[1:].lstrip(_SPACE)
+    return b'{"type":"%b"%b%b' % (type_.encode(), b"" if rest[:1] == b"}" else b",", rest)
+
+
+def recording(stream: Stream, payloads: Iterable[bytes], share: Share) -> Recording:
+    """The payloads as lines.
+
+    Raises:
+        Faulty: some of them are wrong.
+        Refused: 503: too much is in memory.
+    """
+    at = encoding.now()
+    text = encoding.timestamp(at)
+    lines: list[bytes] = []
+    size = charged = 0
+    for payload, line in each(payloads, lambda payload: encoding.raw_line(payload, text)):
+        lines.append(line)
+        size += len(payload) + len(line) + MEMBER_BYTES
+        if size >= charged:
+            share.need(size)
+            charged = size + _CHARGED_AT_ONCE
+    share.need(size)
+    return Recording(stream, lines, first_at=at, last_at=at)
+
+
+def each(parts: Iterable[bytes], read: Callable[[bytes], T]) -> Iterator[tuple[bytes, T]]:
+    """Each part, and what `read` makes of it, up to the first that it cannot use; those behind it are only looked at.
+
+    Raises:
+        Faulty: at the end, if there were any.
+    """
+    faults, count = list[tuple[int, InvalidEvent | UnknownJob]](), 0
+    for index, part in enumerate(parts):
+        try:
+            made = read(part)
+        except (InvalidEvent, UnknownJob) as error:
+            count += 1
+            if count <= MAX_INDEXES:
+                faults.append((index, error))
+            continue
+        if not faults:
+            yield part, made
+    if faults:
+        raise Faulty(faults, count)
+
+
+def _decoded(decode: Callable[[Text], T], body: bytes) -> tuple[T, Text]:
+    """See `surrogates.decode`. Raises InvalidEvent."""
+    try:
+        return surrogates.decode(decode, body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidEvent(f"the body can't be used: {error}", hint="see /openapi.json", index=NOWHERE) from None
+    except RecursionError:
+        raise InvalidEvent("the body can't be used: nested too deeply", index=NOWHERE) from None

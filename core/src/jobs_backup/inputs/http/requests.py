@@ -1,0 +1,40 @@
+"""What was asked of the server: counted, and among the metrics."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from typing import Final
+
+from jobs_backup.backup.backup import Backup
+from jobs_backup.monitoring import health as monitoring
+from jobs_backup.util.histogram import Histogram
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Requests:
+    """Counts requests.
+
+    Attributes:
+        answered: (path, status) -> how many; the status is 0 where there was nobody to answer.
+        seconds: path -> until the answer was sent.
+    """
+
+    def __init__(self) -> None:
+        self.answered: Counter[tuple[str, int]] = Counter()
+        self.seconds: dict[str, Histogram] = {}
+
+    def add(self, path: str, status: int, seconds: float) -> None:
+        """Count one."""
+        self.answered[path, status] += 1
+        if path not in self.seconds:
+            self.seconds[path] = Histogram(SECONDS)
+        self.seconds[path].observe(seconds)
+
+    def show(self, backup: Backup) -> None:
+        """Have them among the metrics of a Backup, if there are any: they are an extra of their own."""
+        if importlib.util.find_spec("prometheus_client") is not None:
+            from jobs_backup.monitoring.metrics import RequestMetrics  # noqa: PLC0415 - an extra
+
+            monitoring.registry(backup).register(RequestMetrics(self.answered, self.seconds))

@@ -1,0 +1,418 @@
+"""Reads inputs line by line into the spool, for the commands that do: what can't be used is put aside, and the rest goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+import msgspec
+
+from jobs_backup.backup.backup import Backup
+from jobs_backup.cli.options import machine_errors, say
+from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
+from jobs_backup.cli.progress import Progress, progress
+from jobs_backup.cli.summary import Counted, Summary, Unfinished
+from jobs_backup.errors import (
+    AmbiguousInput,
+    ConfigurationError,
+    InvalidEvent,
+    JobsBackupError,
+    SpoolFull,
+    UnknownJob,
+)
+from jobs_backup.inputs.contents import Contents, Known
+from jobs_backup.inputs.formats import BOM, Stopped
+from jobs_backup.inputs.identity import Fingerprint, Position, Sample, SeenFile
+from jobs_backup.inputs.ndjson import MAX_LINE, Block, Input, LongLine, Reader
+from jobs_backup.inputs.recognition import Found, Recognition, new_id
+from jobs_backup.inputs.rejects import Rejects, rejects_name, rejects_path, short_name
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.values import Duration
+from jobs_backup.spool.sqlite.blobs import InputPosition
+
+T = TypeVar("T")
+_REPORTED: Final = 20
+_ROOM_SECONDS: Final = 0.1
+_ENDS_OF_VALUES: Final = b'}]"'
+"""Behind another byte a JSON value may go on: a number."""
+
+_TICK: Final = 2_000_000_000
+"""Nanoseconds within which two writes may leave the same time, on any file system (FAT's are two seconds)."""
+
+_LOOK_SECONDS: Final = Duration(1)
+"""So often it looks whether waiting for room in a full spool makes sense."""
+
+
+class Handler(Protocol[T]):
+    """What a command makes of lines."""
+
+    job: str | None
+    """Tells this use of a file from others, so that the next run goes on where this one was; None to read files from their
+    beginning, always."""
+
+    def parser(self) -> Callable[[bytes], T | None]:
+        """What makes something of each line of the next block; None of a line that means nothing.
+
+        It raises InvalidEvent or UnknownJob where it can't.
+        """
+        ...
+
+    def keep(self, found: Sequence[T | None], position: InputPosition | None) -> None:
+        """Make it durable, together with the position. There is one for each line: None where there was nothing to be used.
+
+        Where it raises SpoolFull it has kept nothing, and may be called again.
+        """
+        ...
+
+
+class InputOptions(NamedTuple):
+    """How inputs are read.
+
+    Attributes:
+        again: read files from their beginning, whatever was read of them.
+        append_only: files only grow, and are never emptied.
+        allow_rejects: rejected lines do not change the exit code.
+    """
+
+    again: bool = False
+    append_only: bool = False
+    allow_rejects: bool = False
+
+
+def inputs_of(files: Sequence[Path]) -> list[Input]:
+    """The inputs that were named; standard input, if none was.
+
+    Raises:
+        ConfigurationError: one of them can't be read.
+    """
+    return [Input(None if str(file) == "-" else file) for file in files or (Path("-"),)]
+
+
+def take_in(
+    inputs: Sequence[Input],
+    settings: CoreSettings,
+    counted: Counted,
+    make_handler: Callable[[Backup, Summary, threading.Event], Handler[Any]],
+    *,
+    options: InputOptions,
+    as_json: bool = False,
+    is_measured: bool = False,
+) -> NoReturn:
+    """Read the inputs, send what can be sent, print the summary, and leave.
+
+    `is_measured`: it writes JOBS_BACKUP_METRICS_FILE, which only one of the processes on a spool should.
+    """
+    bound_memory()
+    with stopping() as stop:
+        # No port: two of them at once shall not need two.
+        own = msgspec.structs.replace(
+            settings,
+            spool_full_timeout=_LOOK_SECONDS,
+            metrics_port=None,
+            metrics_file=settings.metrics_file if is_measured else None,
+        )
+        with monitored_backup(own, stop) as backup:
+            summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, options))
+            handler = make_handler(backup, summary, stop)
+            contents = Contents(backup.spool, _hash(str(handler.job))[:16] + "-")
+            with progress(backup, inputs, counted) as shown:
+                for one in inputs:
+                    try:
+                        with machine_errors():
+                            Intake(backup, one, handler, contents, summary, shown, stop, options).take()
+                    except (ConfigurationError, AmbiguousInput) as error:
+                        summary.problem(error)
+                    except JobsBackupError as error:
+                        summary.problem(error)
+                        break  # the others would meet it, too
+                if not stop.is_set():
+                    _report_replaced(inputs, contents, summary)
+                summary.finish(stop, shown)
+        code = summary.show(as_json=as_json, interrupted=stop.is_set(), allow_rejects=options.allow_rejects)
+    leave(code, backup)
+
+
+def _how_to_go_on(inputs: Sequence[Input], options: InputOptions) -> str:
+    if any(one.size is None for one in inputs):
+        return ""  # what was read from a stream can't be read again
+    return "run the same command without --again" if options.again else "run the same command again"
+
+
+def _report_replaced(inputs: Sequence[Input], contents: Contents, summary: Summary) -> None:
+    """Report files that were there when the command started, and were rotated away before their turn came."""
+    opened = [one.opened for one in inputs if one.opened is not None]
+    for one in inputs:
+        if one.opened is None or one.noted is None or one.noted.is_file(one.opened):
+            continue
+        if any(one.noted.is_file(file) for file in opened):  # under another name
+            continue
+        if contents.is_unchanged(one.noted) is None:  # else an earlier run has read all of it
+            summary.problem(
+                ConfigurationError(
+                    f"{one.name} was replaced before it was read, as by log rotation: the file that it was has not been read",
+                    hint="run the same command again, and name rotated files as well",
+                )
+            )
+
+
+class Intake(Generic[T]):
+    """Reads one input."""
+
+    def __init__(
+        self,
+        backup: Backup,
+        source: Input,
+        handler: Handler[T],
+        contents: Contents,
+        summary: Summary,
+        shown: Progress,
+        stop: threading.Event,
+        options: InputOptions,
+    ) -> None:
+        self._backup = backup
+        self._spool = backup.spool
+        self._input = source
+        self._handler = handler
+        self._contents = contents
+        self._summary = summary
+        self._shown = shown
+        self._stop = stop
+        self._options = options
+        self._path_id = _hash(f"{os.path.realpath(source.name)}\0{handler.job}")[:32]
+        self._id: str | None = None
+        """Of the position; None if none is kept."""
+        self._reached = Position()
+        self._stored: Position | None = None
+        self._opened: SeenFile | None = None
+        self._seen: SeenFile | None = None
+        self._unfinished = False
+
+    def take(self) -> None:
+        """Take in what was not taken in yet.
+
+        Raises:
+            ConfigurationError: the input can't be read, or another process reads it.
+            AmbiguousInput: whether it was read before can't be told.
+            SpoolError: what was read can't be kept.
+        """
+        with suppress(Stopped):  # before anything was read
+            if self._input.path is None:  # standard input is nobody else's
+                with self._input.open(self._stop) as reader:
+                    self._read(reader)
+                return
+            lock = self._input.lock()
+            with self._spool.reading(_hash(lock + self._contents.prefix)[:32]) as granted:
+                self._check_granted(granted=granted)
+                with self._input.open(self._stop, lock) as reader:
+                    self._read(reader)
+
+    def _read(self, reader: Reader) -> None:
+        opened = self._input.opened
+        if opened is None or self._handler.job is None:
+            self._reached = Position(rejects_name=rejects_name(self._input.name, self._unique()))
+            self._take_all(reader, committed=None)
+            return
+        # Until its end was read, more may come without another time.
+        self._opened, self._seen = opened, msgspec.structs.replace(opened, changed=0)
+        self._contents.load()
+        known = self._contents.is_unchanged(opened)
+        if known is not None and not self._options.again:
+            self._summary.resumed = True
+            self._remember_rejects(known.position)
+            return
+        self._contents.look()
+        while not self._is_taken(self._find(reader, opened), reader):
+            pass
+
+    def _is_taken(self, found: Found, reader: Reader) -> bool:
+        """Read on from there; False if another process has done so meanwhile."""
+        # Whoever reads the same content under another name, in another file, keeps it as well.
+        with self._spool.reading(self._id or "") as granted:
+            self._check_granted(granted=granted)
+            if found.known is not None and found.known.id and not self._contents.is_current(found.known):
+                return False
+            self._take_from(found, reader)
+            return True
+
+    def _find(self, reader: Reader, seen: SeenFile) -> Found:
+        """Where to go on."""
+        again = self._options.again
+        before: InputPosition | None = None
+        if self._contents.in_file(seen) is None and self._contents.at_path(seen) is None:
+            before = self._spool.position(self._path_id)
+        earlier = Known.of(before)._replace(id="") if before is not None else None
+        recognition = Recognition(reader, seen, self._contents, earlier, append_only=self._options.append_only)
+        try:
+            found = recognition.find()
+        except AmbiguousInput:
+            if not again:
+                raise
+            found = Found(None, Fingerprint(), Sample())
+        if found.known is None and recognition.is_replaced and not again:
+            say(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
+        self._id = (found.known.id if found.known else "") or new_id(self._contents.prefix)
+        return found
+
+    def _take_from(self, found: Found, reader: Reader) -> None:
+        known = found.known
+        self._reached = known.position if known else Position()
+        self._stored = known.position if known and known.id else None
+        if not self._reached.rejects_name:
+            unique = self._path_id[:8] if known else self._unique()
+            name = short_name(self._input.name)
+            self._reached = msgspec.structs.replace(self._reached, name=name, rejects_name=rejects_name(self._input.name, unique))
+        if known is None or self._options.again:
+            reader.go_to(Fingerprint(), Sample())
+            self._take_all(reader, committed=None)
+            return
+        before = known.position.seen
+        if before is not None and self._seen is not None and before.path != self._seen.path:
+            line = known.position.line + 1
+            say(f"{self._input.name} holds what was read as {known.position.name}: it is read from line {line:,} on")
+        self._summary.resumed = True
+        self._remember_rejects(known.position)
+        reader.go_to(found.fingerprint, found.sample)
+        self._take_all(reader, committed=known.position.rejects)
+
+    def _take_all(self, reader: Reader, *, committed: int | None) -> None:
+        path = rejects_path(self._spool.directory, self._reached.rejects_name)
+        with closing(Rejects(path, committed)) as rejects:
+            self._reached = self._position(reader, rejects)
+            for part in reader.parts():
+                if isinstance(part, LongLine):
+                    self._put_aside(part, reader, rejects)
+                else:
+                    self._take(part, reader, rejects)
+            if not self._stop.is_set():
+                self._finish(reader, rejects)
+
+    def _finish(self, reader: Reader, rejects: Rejects) -> None:
+        """At the end: note how the file is now, by which it is known again."""
+        now = reader.seen()
+        reader.check()
+        if now is None or self._id is None:
+            return
+        is_still = now == self._opened and not self._unfinished and time.time_ns() - now.changed > _TICK
+        self._seen = now if is_still else msgspec.structs.replace(now, changed=0)
+        # Behind an unfinished line nothing was reached.
+        end = msgspec.structs.replace(self._reached, seen=self._seen) if self._unfinished else self._position(reader, rejects)
+        if end != self._stored:
+            self._keep([], reader, end)
+
+    def _remember_rejects(self, position: Position) -> None:
+        """What earlier runs have rejected stays a reason for the exit code, until somebody has removed the file."""
+        if position.rejects:
+            self._summary.remember_rejects(rejects_path(self._spool.directory, position.rejects_name))
+
+    def _take(self, block: Block, reader: Reader, rejects: Rejects) -> None:
+        parse = self._handler.parser()
+        found: list[T | None] = []
+        for number, line in enumerate(block.lines, block.first):
+            one: T | None = None
+            if line and not line.isspace():
+                try:
+                    if block.continued and number == block.first:
+                        raise InvalidEvent("not a line of its own: what stands before it was read by the last run")
+                    if block.unfinished and line.rstrip()[-1] not in _ENDS_OF_VALUES:
+                        raise InvalidEvent("a number that may go on")
+                    one = _parsed(parse, line)
+                except (InvalidEvent, UnknownJob) as error:
+                    if block.unfinished:
+                        self._leave(number, line)
+                        return
+                    self._reject(f"{self._input.name}:{number}: {error.one_line()}", rejects)
+                    rejects.add(line, b"\n")
+            found.append(one)
+        block.lines.clear()  # they may be large, and the block lives until the next one is read
+        if block.unfinished and found == [None]:
+            self._unfinished = True  # blank so far
+        else:
+            self._keep(found, reader, self._position(reader, rejects))
+
+    def _leave(self, number: int, line: bytes) -> None:
+        self._unfinished = True
+        self._summary.unfinished.append(Unfinished(self._input.name, number, len(line)))
+        say(f"{self._input.name}:{number}: an unfinished line of {len(line):,} bytes is left for the next run", "Unfinished")
+
+    def _put_aside(self, line: LongLine, reader: Reader, rejects: Rejects) -> None:
+        self._reject(f"{self._input.name}:{line.number}: longer than {MAX_LINE >> 20} MiB", rejects)
+        for piece in line.pieces:
+            rejects.add(piece)
+        rejects.add(b"\n")
+        if not self._stop.is_set():  # else its end may not have been read
+            self._keep([None], reader, self._position(reader, rejects))
+
+    def _position(self, reader: Reader, rejects: Rejects) -> Position:
+        return msgspec.structs.replace(
+            reader.position(),
+            rejects=rejects.sync(),
+            name=self._reached.name,
+            rejects_name=self._reached.rejects_name,
+            seen=self._seen,
+        )
+
+    def _keep(self, found: Sequence[T | None], reader: Reader, reached: Position) -> None:
+        """Keep what was found together with the position that was reached. The rejects before it are on the disk."""
+        reader.check()
+        position: InputPosition | None = None
+        if self._id is not None:
+            position = InputPosition(self._id, self._contents.next_at(), msgspec.json.encode(reached))
+        waits = True
+        while True:
+            try:
+                self._handler.keep(found, position)
+                break
+            except SpoolFull:
+                if self._stop.is_set() or not waits:
+                    raise
+                self._stop.wait(_ROOM_SECONDS)
+                # As long as something is being sent, there will be room.
+                waits = self._backup.archiver is not None and not self._backup.archiver.drain(0)
+        if position is not None:
+            self._contents.note(Known(position.input, position.at, reached))
+        self._reached = self._stored = reached
+        kept = sum(one is not None for one in found)
+        self._summary.count += kept
+        self._shown.taken(kept, reader.read)
+
+    def _reject(self, why: str, rejects: Rejects) -> None:
+        self._summary.rejected += 1
+        self._spool.recorded.rejected += 1
+        if self._summary.rejected <= _REPORTED:
+            say(why, "Rejected")
+        elif self._summary.rejected == _REPORTED + 1:
+            say("more lines are rejected; they are in the rejects file, too", "Rejected")
+        if rejects.path not in self._summary.rejects:
+            self._summary.rejects.append(rejects.path)
+
+    def _check_granted(self, *, granted: bool) -> None:
+        if not granted:
+            raise ConfigurationError(f"{self._input.name}: another process is reading it", hint="wait for its end")
+
+    def _unique(self) -> str:
+        if self._id is not None:
+            return self._id[-8:]
+        return f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}" if self._input.size is None else self._path_id[:8]
+
+
+def _parsed(parse: Callable[[bytes], T | None], line: bytes) -> T | None:
+    try:
+        return parse(line)
+    except (InvalidEvent, UnknownJob):
+        # What an editor puts before a file; and the hole in a file that was truncated under a program that goes on behind it.
+        bare = line.lstrip(b"\0").removeprefix(BOM)
+        if len(bare) == len(line):
+            raise
+        if line.startswith(BOM) and not bare.strip():
+            return None
+        return parse(bare)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,84 @@
+"""The file of the lines that are no events, as they were."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs_backup.spool.sqlite.database import database_errors
+from jobs_backup.util.fsync import sync_directory, sync_file
+
+
+def short_name(name: str) -> str:
+    """The name of an input's file, for those of other files."""
+    # Cut by bytes, since that is what file systems limit; bytes that are no whole characters of UTF-8 are left out.
+    return os.fsencode(Path(name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
+
+
+def rejects_name(name: str, unique: str) -> str:
+    """The name of the file for the rejects of an input."""
+    return f"{short_name(name)}-{unique}.ndjson"
+
+
+def rejects_path(directory: Path, name: str) -> Path:
+    """Where that file is, in a spool's directory."""
+    return directory / "rejects" / os.fsdecode(name.encode())  # the system's encoding may be another one
+
+
+class Rejects:
+    """Lines are added behind those that are there. It is as long as the committed position says, also after a crash.
+
+    Every method raises SpoolError if the file can't be used.
+    """
+
+    def __init__(self, path: Path, committed: int | None) -> None:
+        """`committed` is its size at the position from which the input is read, None if that is read from its beginning."""
+        self.path = path
+        self._file: BinaryIO | None = None
+        self._synced = True
+        with database_errors(path):
+            self._size = path.stat().st_size if path.exists() else 0
+            if committed is not None and committed < self._size:
+                os.truncate(path, committed)
+                self._size = committed
+
+    def add(self, *parts: bytes | bytearray) -> None:
+        """Put a line, or parts of one, aside."""
+        with database_errors(self.path):
+            if self._file is None:
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._file = os.fdopen(descriptor, "ab")
+                sync_directory(self.path.parent)
+            for part in parts:
+                self._file.write(part)
+                self._size += len(part)
+        self._synced = False
+
+    def sync(self) -> int:
+        """Its size, once all of it is on the disk."""
+        if self._file is not None and not self._synced:
+            with database_errors(self.path):
+                self._file.flush()
+                sync_file(self._file.fileno())
+            self._synced = True
+        return self._size
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with database_errors(self.path):
+                self._file.close()
+
+
+def rejected_lines(path: Path) -> int:
+    """How many lines there are in such a file; 0 if it is not there any more. Raises SpoolError if it can't be read."""
+    lines = 0
+    with database_errors(path):
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    lines += block.count(b"\n")
+        except FileNotFoundError:
+            pass
+    return lines

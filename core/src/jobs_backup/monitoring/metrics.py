@@ -1,0 +1,264 @@
+"""Metrics for Prometheus, of a Backup and of the whole spool that it uses. Needs `pip install 'jobs-backup[metrics]'`.
+
+An application with a registry of its own registers a collector there: `REGISTRY.register(Metrics(backup))`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import platform
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from jobs_backup import __version__
+from jobs_backup.backup.backup import Backup
+from jobs_backup.errors import ConfigurationError, JobsBackupError
+from jobs_backup.model import Kind
+from jobs_backup.spool.sqlite.reader import Total
+from jobs_backup.spool.status import Limits, Status, watch
+from jobs_backup.util.histogram import Histogram
+from jobs_backup.util.installing import how_to_install
+from jobs_backup.util.logs import logger_of, printable
+
+try:
+    from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ConfigurationError("metrics need prometheus-client", hint=how_to_install("jobs-backup", extra="metrics")) from error
+
+log: Final = logger_of(__name__)
+
+_FRESH_SECONDS: Final = 1.0
+_SHARE: Final = 0.1
+"""Of the time, at most so much goes into looking at the spool, however often somebody asks."""
+
+HELP: Final = {
+    "build": "Version, Python and provider of this process.",
+    "recorded_events": "Events and failures that were recorded (of this process).",
+    "recorded_bytes": "Bytes of their lines before compression (of this process).",
+    "rejected_lines": "Lines of inputs that were rejected (of this process).",
+    "acknowledged_events": "Deliveries that were acknowledged (of this process).",
+    "commit_seconds": "Seconds of a group commit: compressing, and waiting for the disk (of this process).",
+    "attempts": "Attempts to call a hook of the provider: 'ok' or the code of the error (of this process).",
+    "attempt_seconds": "Seconds of an attempt, whatever came of it (of this process).",
+    "http_requests": "Requests to 'serve', by path ('other' for those that are none) and status (of this process).",
+    "http_request_seconds": "Seconds until a request was answered, its body included (of this process).",
+    "scrape_errors": "Scrapes without what is of the spool, since it could not be read (of this process).",
+    "behind": "1 if the backup is behind: see 'jobs-backup status' (of the spool).",
+    "spool_events": "Events that wait, in batches that are open, and in those that are sealed (of the spool).",
+    "spool_objects": "Objects that wait to be sent (of the spool).",
+    "spool_bytes": "Bytes of what waits, as it is stored (of the spool).",
+    "spool_max_bytes": "JOBS_BACKUP_SPOOL_MAX_BYTES, where it is set: recording stops there (of the spool).",
+    "spool_oldest_seconds": "Seconds since the oldest event that waits was recorded, 0 if none does (of the spool).",
+    "spool_free_bytes": "Bytes that are free on the disk (of the spool).",
+    "spool_min_free_bytes": "JOBS_BACKUP_SPOOL_MIN_FREE: recording stops there (of the spool).",
+    "spool_processes": "Processes that are alive and have it open, by whether they send or only record (of the spool).",
+    "sealed_events": "Events of batches that were sealed, since it was made (of the spool).",
+    "sealed_bytes": "Bytes of their objects (of the spool).",
+    "sealed_raw_bytes": "Bytes of their lines before compression (of the spool).",
+    "stored_objects": "Objects that were stored in a bucket (of the spool).",
+    "stored_events": "Events in them (of the spool).",
+    "stored_bytes": "Bytes of them (of the spool).",
+    "skipped_objects": "Objects that were not written since all of their events were delivered before (of the spool).",
+    "deleted_objects": "Objects that were deleted since all of their events were delivered (of the spool).",
+    "set_aside_objects": "Batches that were set aside, whole or in part, since they were damaged on the disk (of the spool).",
+    "last_stored_timestamp_seconds": "When the last object was stored, in seconds since 1970, 0 if none was (of the spool).",
+    "destination_paused": "1 while nothing is sent there since it refuses or fails (of the spool).",
+    "destination_failing": "1 if sending there has failed and nothing was stored there since (of the spool).",
+    "waiting_deletes": "Objects that are still to be deleted (of the spool).",
+    "open_uploads": "Multipart uploads: those that are being sent, and those that are still to be aborted (of the spool).",
+    "unreadable_files": "Files of dead processes whose events nobody can send so far (of the spool).",
+    "quarantined_files": "Files with damaged events that nobody has seen to (of the spool).",
+    "rejected_files": "Files in 'rejects/' with lines that were no events, until somebody removes them (of the spool).",
+    "rejected_bytes": "Bytes of them (of the spool).",
+}
+"""Every metric, without its prefix and without the suffix of its type."""
+
+_TOTALS: Final = (
+    ("sealed_events", "sealed", "events"),
+    ("sealed_bytes", "sealed", "size"),
+    ("sealed_raw_bytes", "sealed", "raw_bytes"),
+    ("stored_objects", "stored", "batches"),
+    ("stored_events", "stored", "events"),
+    ("stored_bytes", "stored", "size"),
+    ("skipped_objects", "skipped", "batches"),
+    ("deleted_objects", "deleted", "batches"),
+    ("set_aside_objects", "set aside", "batches"),
+)
+"""(metric, state of batches, column of the table `totals`)."""
+
+
+class Metrics(Collector):
+    """Collects what the process has counted, and what is in the spool. Any number of threads may collect.
+
+    What is of the spool every process on it tells alike, so that it must not be summed over them. It is read at most once a
+    second, and less often where that takes long. While it can't be read, it is left out.
+    """
+
+    def __init__(self, backup: Backup) -> None:
+        """The Backup may be closed before the last scrape."""
+        self._backup = backup
+        self._looking = threading.Lock()
+        self._looked_until = 0.0
+        self._found: tuple[Status, list[Total]] | None = None
+        self._errors = 0
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is collected when it is registered."""
+        yield _gauge("behind", 0)
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics."""
+        found = self._look()
+        yield from self._of_process()
+        if found is not None:
+            yield from self._of_spool(*found)
+
+    def expire(self) -> None:
+        """Have the next scrape read the spool, however short ago it was read."""
+        with self._looking:
+            self._looked_until = 0.0
+
+    def _look(self) -> tuple[Status, list[Total]] | None:
+        with self._looking:
+            begun = time.monotonic()
+            if begun >= self._looked_until:
+                try:
+                    self._found = watch(self._backup.spool.directory, Limits.of(self._backup.settings))
+                except (JobsBackupError, OSError) as failure:
+                    self._found = None
+                    self._errors += 1
+                    log.warning("the spool can't be read for a scrape: %s", failure)
+                took = time.monotonic() - begun
+                self._looked_until = begun + max(_FRESH_SECONDS, took / _SHARE)
+            return self._found
+
+    def _of_process(self) -> Iterator[Metric]:
+        backup, recorded, destination = self._backup, self._backup.spool.recorded, self._backup.destination
+        build = {"version": __version__, "python": platform.python_version(), "provider": backup.settings.storage_provider.upper()}
+        yield InfoMetricFamily("jobs_backup_build", HELP["build"], value=build)
+        yield _by_kind("recorded_events", recorded.events)
+        yield _by_kind("recorded_bytes", recorded.bytes)
+        yield _counter("rejected_lines", recorded.rejected)
+        yield _counter("acknowledged_events", backup.spool.acknowledged)
+        commits = HistogramMetricFamily("jobs_backup_commit_seconds", HELP["commit_seconds"])
+        commits.add_metric([], *_buckets(recorded.commit_seconds))
+        yield commits
+        attempts = CounterMetricFamily("jobs_backup_attempts", HELP["attempts"], labels=["hook", "outcome"])
+        for (hook, outcome), count in sorted(destination.attempts.copy().items()):
+            attempts.add_metric([hook, outcome], count)
+        yield attempts
+        seconds = HistogramMetricFamily("jobs_backup_attempt_seconds", HELP["attempt_seconds"], labels=["hook"])
+        for hook, histogram in sorted(destination.attempt_seconds.copy().items()):
+            seconds.add_metric([hook], *_buckets(histogram))
+        yield seconds
+        yield _counter("scrape_errors", self._errors)
+
+    def _of_spool(self, status: Status, totals: list[Total]) -> Iterator[Metric]:
+        settings = self._backup.settings
+        streams = [stream for one in status.destinations for stream in one.streams]
+        open_events = sum(stream.open_events for stream in streams)
+        yield _gauge("behind", bool(status.behind))
+        yield _gauges("spool_events", "state", {"open": open_events, "sealed": status.events - open_events})
+        yield _gauge("spool_objects", sum(stream.objects for stream in streams))
+        yield _gauge("spool_bytes", status.bytes)
+        if settings.spool_max_bytes is not None:
+            yield _gauge("spool_max_bytes", settings.spool_max_bytes)
+        yield _gauge("spool_oldest_seconds", status.oldest)
+        yield _gauge("spool_free_bytes", status.free)
+        yield _gauge("spool_min_free_bytes", settings.spool_min_free)
+        alive = [one.sends for one in status.processes if one.alive]
+        yield _gauges("spool_processes", "role", {"sends": alive.count(True), "records": alive.count(False)})
+        for metric, state, column in _TOTALS:
+            yield _by_kind(metric, {one.kind: getattr(one, column) for one in totals if one.state == state})
+        yield _gauge("last_stored_timestamp_seconds", max(one.stored_at for one in totals if one.state == "stored"))
+        # Its own, too, where nothing is to be told of it.
+        destinations = dict.fromkeys([self._backup.location]) | {one.location: one for one in status.destinations}
+        paused = {location: one is not None and one.paused > 0 for location, one in destinations.items()}
+        failing = {location: one is not None and bool(one.error) for location, one in destinations.items()}
+        deletes = {location: 0 if one is None else one.deletes for location, one in destinations.items()}
+        yield _gauges("destination_paused", "destination", paused)
+        yield _gauges("destination_failing", "destination", failing)
+        yield _gauges("waiting_deletes", "destination", deletes)
+        uploads = {
+            "sending": sum(one.uploads for one in status.destinations),
+            "to_abort": sum(one.aborts for one in status.destinations),
+        }
+        yield _gauges("open_uploads", "state", uploads)
+        yield _gauge("unreadable_files", len(status.unreadable))
+        yield _gauge("quarantined_files", len({one.file for one in status.quarantine}))
+        yield _gauge("rejected_files", len(status.rejected))
+        yield _gauge("rejected_bytes", sum(one.bytes for one in status.rejected))
+
+
+class RequestMetrics(Collector):
+    """What `serve` was asked."""
+
+    def __init__(self, answered: Counter[tuple[str, int]], seconds: dict[str, Histogram]) -> None:
+        """`answered`: (path, status) -> how many; `seconds`: path -> until the answer was sent."""
+        self._answered = answered
+        self._seconds = seconds
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is collected when it is registered."""
+        yield _counter("http_requests", 0)
+
+    def collect(self) -> Iterator[Metric]:
+        """Both metrics."""
+        requests = CounterMetricFamily("jobs_backup_http_requests", HELP["http_requests"], labels=["path", "status"])
+        for (path, status), count in sorted(self._answered.copy().items()):
+            requests.add_metric([path, str(status)], count)
+        yield requests
+        family = HistogramMetricFamily("jobs_backup_http_request_seconds", HELP["http_request_seconds"], labels=["path"])
+        for path, seconds in sorted(self._seconds.copy().items()):
+            family.add_metric([path], *_buckets(seconds))
+        yield family
+
+
+def registry(backup: Backup, collector: Metrics | None = None) -> CollectorRegistry:
+    """A registry with the metrics of this Backup, and with `process_*`: memory, processor time, files, and when it started.
+
+    `collector` is one that was made before.
+    """
+    made = CollectorRegistry()
+    ProcessCollector(registry=made)
+    made.register(collector or Metrics(backup))
+    return made
+
+
+def _gauge(name: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"jobs_backup_{name}", HELP[name], value=value)
+
+
+def _gauges(name: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"jobs_backup_{name}", HELP[name], labels=[label])
+    for text, value in values.items():
+        family.add_metric([printable(text)], value)
+    return family
+
+
+def _counter(name: str, value: float) -> Metric:
+    return CounterMetricFamily(f"jobs_backup_{name}", HELP[name], value=value)
+
+
+def _by_kind(name: str, values: Mapping[str, float]) -> Metric:
+    """Both kinds are always there: else the first increase of a counter would go unseen."""
+    family = CounterMetricFamily(f"jobs_backup_{name}", HELP[name], labels=["kind"])
+    for kind in Kind:
+        family.add_metric([kind.value], values.get(kind, 0))
+    return family
+
+
+def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    """(bound, how many values lie below it), and the sum, as prometheus_client takes them."""
+    bounds = [*histogram.bounds, math.inf]
+    counts = itertools.accumulate(histogram.counts.copy())
+    below: list[tuple[str, float]] = [
+        ("+Inf" if bound == math.inf else str(bound), count) for bound, count in zip(bounds, counts, strict=True)
+    ]
+    return below, histogram.sum

@@ -1,0 +1,298 @@
+"""Settings: environment variables -> frozen Structs. The one source of values, defaults, help texts and the reference."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import os
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+import msgspec
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings.values import Duration, Endpoint, Secret, Size
+from jobs_backup.util.disclosure import credential_in, is_plain, may_be_credential, redacted, shown, without_credentials
+from jobs_backup.util.logs import logger_of
+
+__all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Variable", "redacted", "shown"]
+
+log: Final = logger_of(__name__)
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+_QUOTED: Final = re.compile(r"([\"'`]).*\1|[\u201c\u201d\u201e\u2018\u2019].*[\u201c\u201d\u2018\u2019]", re.DOTALL)
+
+
+class Variable(msgspec.Struct, frozen=True):
+    """The annotation that ties a Struct's field to an environment variable.
+
+    Attributes:
+        name: of the environment variable.
+        help: one or more sentences, for the reference and for `docker.env`.
+        aliases: other names that are accepted, with a warning.
+        example: what to write into an example where there is no default.
+        basic: whether nearly everybody sets it: it is not commented out in a `docker.env` that is made.
+        credential: whether it leads to credentials (a Secret always does), which need not exist yet where a policy is made.
+        minimum, maximum: of a Duration or a Size, whose bounds `msgspec.Meta` can't tell.
+    """
+
+    name: str
+    help: str
+    aliases: tuple[str, ...] = ()
+    example: str = ""
+    basic: bool = False
+    credential: bool = False
+    minimum: float = 0
+    maximum: float = math.inf
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting as the reference shows it. `default` is None for a setting that has to be given."""
+
+    field: str
+    type: Any
+    variable: Variable
+    default: str | None
+
+    @property
+    def secret(self) -> bool:
+        return self.type is Secret or Secret in typing.get_args(self.type)
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it names a file or a directory."""
+        return Path in _alternatives(self.type)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of settings: a field `Annotated[type, Variable("NAME", "help")]` is read from the environment variable NAME.
+
+    Types: str, int, float, bool, Literal, Path, Secret, classes whose class method `parse` takes a text and raises ValueError, such
+    as Duration, Size and Endpoint; and these or None. `msgspec.Meta` adds bounds. An empty variable counts as not set.
+    """
+
+    @classmethod
+    def describe(cls) -> Iterator[Setting]:
+        """Every setting, in the order in which the fields stand."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        for field in msgspec.structs.fields(cls):
+            for extra in getattr(hints[field.name], "__metadata__", ()):
+                if isinstance(extra, Variable):
+                    default = None if field.required else _to_text(field.default)
+                    type_ = typing.get_args(hints[field.name])[0]
+                    yield Setting(field=field.name, type=type_, variable=extra, default=default)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read every field from its variable.
+
+        Raises:
+            ConfigurationError: variables are missing or wrong; the message names all of them.
+        """
+        return cls(**cls._read(environment, cls.describe()))
+
+    @classmethod
+    def _read(cls, environment: Mapping[str, str], settings: Iterable[Setting]) -> dict[str, Any]:
+        """Field -> value, of those that are set. Raises as `from_environment` does."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        known = {name for setting in cls.describe() for name in (setting.variable.name, *setting.variable.aliases)}
+        values: dict[str, Any] = {}
+        wrong: list[str] = []
+        for setting in settings:
+            name, text = _look_up(setting.variable, environment)
+            if odd := oddity_of(text):
+                warn_of_oddity(name, odd)
+            try:
+                if misplaced := _misplaced(setting.type, text):
+                    wrong.append(f"{name} holds {misplaced}")
+                elif text:
+                    value = values[setting.field] = _from_text(text, hints[setting.field])
+                    if isinstance(value, (Duration, Size)) and value < setting.variable.minimum:
+                        raise ValueError(f"expected at least {type(value)(setting.variable.minimum)}")
+                    if isinstance(value, (Duration, Size)) and value > setting.variable.maximum:
+                        raise ValueError(f"expected at most {type(value)(setting.variable.maximum)}")
+                    _check_characters(text, value)
+                elif setting.default is None:
+                    near = difflib.get_close_matches(setting.variable.name, environment.keys() - known, n=1, cutoff=0.85)
+                    wrong.append(f"{name} is not set" + (f" (but {near[0]} is: a typing error?)" if near else ""))
+            except UnicodeEncodeError:
+                wrong.append(f"{name} is not UTF-8")
+            except ValueError as error:
+                wrong.append(f"{name}{_equals(setting.type, text)}: {without_credentials(str(error), [text])}")
+        if wrong:
+            raise ConfigurationError("; ".join(wrong), hint="correct the environment or the --env-file")
+        return values
+
+
+def oddity_of(text: str) -> str:
+    """What of a value was hardly meant as it is: quotes, a comment, a reference, which Docker keeps. Empty if nothing."""
+    if _QUOTED.fullmatch(text):
+        return "the quotes are a part of the value: remove them"
+    if re.search(r"\s#\s", text):
+        return "what looks like a comment behind the value is a part of it: move it to a line of its own"
+    if re.fullmatch(r"\$([A-Za-z_]\w*|\{\w+\}|\(.*\)).*", text, re.DOTALL):
+        return "a reference such as ${NAME} is not replaced: write the value"
+    return ""
+
+
+@functools.cache
+def warn_of_oddity(name: str, odd: str) -> None:
+    """Once: several of core and plugins read the same variable."""
+    log.warning("%s: %s", name, odd, extra={"code": "OddValue"})
+
+
+def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, str]:
+    for name in (variable.name, *variable.aliases):
+        if text := environment.get(name, "").strip():
+            if name != variable.name:
+                log.warning("%s is an old name: use %s", name, variable.name, extra={"code": "UnknownSetting"})
+            return name, text
+    return variable.name, ""
+
+
+def _misplaced(type_: Any, text: str) -> str:
+    """The kind of credential in a setting that is for something else, and what to do; empty if there is none.
+
+    It is not shown, and it comes no further: a key in the place of a bucket or a prefix would be in every message from here on.
+    """
+    alternatives = _alternatives(type_)
+    if {Secret, Endpoint}.intersection(alternatives):
+        return ""  # an Endpoint is never shown, and says itself what it expects
+    kind = credential_in(text)
+    if Path in alternatives:
+        if os.path.lexists(text) or not may_be_credential(text):
+            return ""
+        return f"{kind or 'what looks like a key'}, not a path: save it in a file, and write the file's path here"
+    if not kind:
+        return ""
+    return f"{kind}, not {_expected(alternatives) or 'what belongs there'}"
+
+
+def _equals(type_: Any, text: str) -> str:
+    """A wrong value for its message, unless it may be a credential."""
+    alternatives = _alternatives(type_)
+    if {Secret, Endpoint}.intersection(alternatives):
+        return ""
+    is_shown = not may_be_credential(text) if {str, Path}.intersection(alternatives) else is_plain(text)
+    return f"={text!r}" if is_shown else ""
+
+
+def _check_characters(text: str, value: Any) -> None:
+    """Keys, lines and requests are UTF-8, and a control character would break a request's head. Paths may be nearly anything.
+
+    Raises ValueError. It tells nothing of the text, which may be a secret.
+    """
+    is_path = isinstance(value, Path)
+    if "\0" in text or (not is_path and _CONTROL.search(text)):
+        raise ValueError("it has a control character")
+    if not is_path:
+        text.encode()
+
+
+def _from_text(text: str, type_: Any) -> Any:
+    alternatives = _alternatives(type_)
+    if bool in alternatives:
+        text = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(text.lower(), text)
+    try:
+        return msgspec.convert(text, type_, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        why = str(error)
+        if "got `str`" in why or all(isinstance(one, str) for one in alternatives):
+            why = f"expected {_expected(alternatives) or 'something else'}"
+        raise ValueError(why[:1].lower() + why[1:]) from None
+
+
+_EXPECTED: Final = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    Duration: "a duration",
+    Size: "a size",
+}
+
+
+def _expected(alternatives: tuple[Any, ...]) -> str:
+    """What a setting is, in words; empty for a text."""
+    choices = [one for one in alternatives if isinstance(one, str)]
+    return f"one of {', '.join(choices)}" if choices else next((_EXPECTED[one] for one in alternatives if one in _EXPECTED), "")
+
+
+def _alternatives(type_: Any) -> tuple[Any, ...]:
+    type_ = _plain(type_)
+    return tuple(map(_plain, typing.get_args(type_))) or (type_,)
+
+
+def _plain(type_: Any) -> Any:
+    while hasattr(type_, "__metadata__"):
+        type_ = typing.get_args(type_)[0]
+    return type_
+
+
+def _decode(type_: type[Any], value: Any) -> Any:
+    if type_ is Secret:
+        return Secret(value)
+    if issubclass(type_, Path):
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError("there is no home directory for `~`") from None
+    if parse := getattr(type_, "parse", None):
+        return parse(value)
+    raise TypeError(f"a setting can't be of type {type_}")
+
+
+def _to_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+IGNORED: Final = frozenset({"JOBS_BACKUP_DEFAULT_PREFIX"})
+"""Variables of RudderStack's that mean nothing here (it belongs to the buckets that they host)."""
+
+_PREFIX: Final = "JOBS_BACKUP_"
+_FAMILY: Final = "AWS_ENDPOINT_URL_"
+"""There is one of these for each service of AWS."""
+
+# Kubernetes puts these into every container for a Service that is called jobs-backup.
+_SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?)")
+
+
+def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> list[str]:
+    """A line for every `JOBS_BACKUP_*` variable that no setting has, with the nearest name that one has.
+
+    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`), or like another setting (`AWS_REGON`), are reported.
+    """
+    variables = [setting.variable for settings in known for setting in settings.describe()]
+    names = {name for variable in variables for name in (variable.name, *variable.aliases)}
+    tails = [name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)]
+    lines: list[str] = []
+    for name in sorted(environment):
+        if name in names | IGNORED or _SERVICE_LINK.fullmatch(name):
+            continue
+        shown = shown_name(name)
+        if name.startswith(_PREFIX):
+            near = difflib.get_close_matches(shown.removeprefix(_PREFIX), tails, n=1)
+            lines.append(f"{shown} is no setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
+            continue
+        near = difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9)
+        if not near and not name.startswith(_FAMILY):
+            near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.93)
+        if near:
+            lines.append(f"{shown} is no setting: did you mean {near[0]}?")
+    return lines
+
+
+def shown_name(name: str) -> str:
+    """A variable's name, as far as it looks like one: what follows a `:` in the place of a `=` may be a secret."""
+    end = re.search(r"[^A-Za-z0-9_]", name)
+    return f"{name[: end.start()]}..." if end else name

@@ -1,0 +1,56 @@
+"""`--env-file`: reads a docker.env exactly as `docker run --env-file` reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from jobs_backup.errors import ConfigurationError
+from jobs_backup.settings.base import oddity_of, warn_of_oddity
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a docker.env.
+
+    As in Docker: one `NAME=value` a line; the value is everything behind the first `=`, quotes, spaces and `#` included; blank
+    lines and lines that begin with `#` are skipped; white space before the name is dropped; a `NAME` alone takes its value from
+    `environment`, and is left out where that has none.
+
+    Raises:
+        ConfigurationError: the file can't be read, is not UTF-8, or a line has no name or one with white space in it.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}", hint="pass a readable file to --env-file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: byte {error.start} is not UTF-8", hint="save the file as UTF-8") from error
+    variables: dict[str, str] = {}
+    for number, ended in enumerate(text.split("\n"), 1):
+        line = ended.removesuffix("\r").lstrip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not name:
+            raise ConfigurationError(f"{path}:{number}: no variable's name before '='", hint="write NAME=value")
+        if " " in name or "\t" in name:
+            raise ConfigurationError(
+                f"{path}:{number}: white space in the variable's name", hint="write NAME=value, without `export` and without spaces"
+            )
+        if "\0" in line:
+            raise ConfigurationError(f"{path}:{number}: a NUL character", hint="remove it")
+        if not _NAME.fullmatch(name):
+            warn_of_oddity(f"{path}:{number}", "this is not the name of a variable: write NAME=value")
+        if equals:
+            variables[name] = value
+            if odd := oddity_of(value.strip()) or (
+                value != value.strip() and "the spaces around the value are a part of it: remove them"
+            ):
+                warn_of_oddity(name, odd)
+        elif name in environment:
+            variables[name] = environment[name]
+    return variables

@@ -1,0 +1,116 @@
+"""What settings can be, beside what Python has: secrets, durations, sizes, endpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+
+class Secret:
+    """A text that shows itself to nobody: `repr`, `str` and formatting give `****`. `reveal()` gives the text.
+
+    It is no `str`, so that joining, encoding or serialising it by mistake fails instead of giving it away.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return "****"
+
+    def __format__(self, spec: str) -> str:
+        return "****"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._text
+
+
+class Duration(float):
+    """Seconds, written as `500ms`, `30s`, `5m`, `2h` or a plain number of seconds."""
+
+    _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+    _LONGEST: Final = 36500 * 86400.0  # the system's timers overflow at some time
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Raises ValueError."""
+        value = cls(_quantity(text, cls._UNITS, "a duration such as 500ms, 30s or 5m"))
+        if value > cls._LONGEST:
+            raise ValueError(f"expected at most {cls(cls._LONGEST)}")
+        return value
+
+    def __str__(self) -> str:
+        for unit in ("d", "h", "m", "s"):
+            if self and self % self._UNITS[unit] == 0:
+                return f"{self / self._UNITS[unit]:.0f}{unit}"
+        return f"{self * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
+
+
+class Size(int):
+    """Bytes, written as `64MiB` (powers of 1,024), `1GB` (powers of 1,000) or a plain number of bytes."""
+
+    _UNITS: Final = {
+        "": 1, "b": 1,
+        "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+        "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+    }  # fmt: skip
+    _LARGEST: Final = 2**60
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """Raises ValueError."""
+        value = _quantity(text, cls._UNITS, "a size such as 64MiB or 1GB")
+        if value > cls._LARGEST:
+            raise ValueError(f"expected at most {cls(cls._LARGEST)}")
+        return cls(value)
+
+    def __str__(self) -> str:
+        for unit in ("TiB", "TB", "GiB", "GB", "MiB", "MB", "KiB", "kB"):
+            if self and self % self._UNITS[unit.lower()] == 0:
+                return f"{int(self) // self._UNITS[unit.lower()]}{unit}"
+        return str(int(self))
+
+
+class Endpoint(str):
+    """The URL of a server: `http` or `https`, host, port and path, without a slash at its end.
+
+    What is none is shown nowhere: people write credentials into URLs.
+    """
+
+    __slots__ = ()
+    _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+    _FORM: Final = re.compile(
+        rf"(https?)://({_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::([0-9]{{1,5}}))?(/[a-z0-9._~!$&'()*+,;=:%/-]*)?",
+        re.IGNORECASE | re.ASCII,
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Raises ValueError."""
+        if not {"@", "?", "#"}.isdisjoint(text):
+            raise ValueError("expected a URL with nothing but host, port and path")
+        match = cls._FORM.fullmatch(text)
+        if match is None or not 0 < int(match[3] or 1) <= 65_535:
+            raise ValueError("expected a URL such as https://host or http://host:port")
+        port = f":{match[3]}" if match[3] else ""
+        return cls(f"{match[1].lower()}://{match[2]}{port}{(match[4] or '').rstrip('/')}")
+
+
+def _quantity(text: str, units: Mapping[str, float], expected: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].lower() not in units:
+        raise ValueError(f"expected {expected}")
+    return float(match[1]) * units[match[2].lower()]

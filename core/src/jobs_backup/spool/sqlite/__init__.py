@@ -1,0 +1,1 @@
+"""The spool in a directory: SQLite files on a local disk."""

@@ -1,0 +1,720 @@
+"""The bytes of batches: SQLite files, each with one writer; chunks are appended and read, and removed with their file."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import io
+import itertools
+import os
+import sqlite3
+import struct
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+
+import msgspec
+
+from jobs_backup.checksum import crc32c
+from jobs_backup.errors import SpoolCorrupt, SpoolError
+from jobs_backup.model import Body
+from jobs_backup.spool.ids import INDEX_BITS
+from jobs_backup.spool.sqlite.database import (
+    Connection,
+    Database,
+    Durability,
+    FilesLost,
+    database_errors,
+    read_beside,
+    reads,
+    writes,
+)
+from jobs_backup.spool.sqlite.rows import BatchHeader
+from jobs_backup.util.fsync import sync_directory, sync_file
+
+_INDEX_MASK: Final = (1 << INDEX_BITS) - 1
+# Of the sizes that SQLite has it is the fastest both for an event a commit and for chunks of 1 MiB.
+_PAGE_SIZE: Final = 16384
+_CHECKPOINT_BYTES: Final = 8 << 20
+_HELD_BYTES: Final = 4 << 20
+"""So much of one thing is held in memory: of what is to be written in a transaction, and of a body while it is sent."""
+_READ_SECONDS: Final = 60.0
+_LOOK: Final = "look at the disk; nothing was removed"
+_CHUNKS: Final = """
+CREATE TABLE chunks (
+    job INTEGER PRIMARY KEY,      -- its first job: the batch's number and the index in it
+    events INTEGER NOT NULL,
+    raw_bytes INTEGER NOT NULL,   -- of its lines
+    first_at INTEGER NOT NULL,    -- the earliest and the latest createdAt, microseconds
+    last_at INTEGER NOT NULL,
+    member INTEGER NOT NULL,      -- what data is: a Form
+    crc32c INTEGER NOT NULL,      -- of all of it, in files of version 1 of data alone
+    data BLOB NOT NULL
+) STRICT;
+CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT
+"""
+_SINCE_VERSION_2: Final = (
+    """CREATE TABLE batches (
+    id INTEGER PRIMARY KEY,
+    crc32c INTEGER NOT NULL,      -- of header
+    header BLOB NOT NULL          -- all that the catalog knows of the batch when it is opened, as JSON: a BatchHeader
+) STRICT""",
+    "CREATE TABLE owner (is_adopted INTEGER NOT NULL) STRICT",  # 1: its writer has ended, or another process has taken its place
+    "INSERT INTO owner VALUES (0)",
+)
+_SCHEMA: Final = ";\n".join((_CHUNKS.strip(), *_SINCE_VERSION_2))
+_VERSION: Final = 2
+_SELECT: Final = "SELECT job, events, raw_bytes, first_at, last_at, member, crc32c, data FROM chunks"
+_FIELDS: Final = struct.Struct("<6q")
+_INSERT: Final = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_SET_POSITION: Final = (
+    "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT (input) DO UPDATE SET at=excluded.at, position=excluded.position"
+)
+_INSERT_AS_OWNER: Final = "INSERT INTO chunks SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM owner WHERE NOT is_adopted"
+
+
+class Form(IntEnum):
+    """What the bytes of a chunk are: a member of the object; or lines that wait to become one, compressed or as they are.
+
+    LOST has none: it stands where events were damaged, so that a gap that nobody has noticed yet is seen.
+    """
+
+    LINES = 0
+    MEMBER = 1
+    PACKED = 2
+    LOST = 3
+
+
+class Chunk(NamedTuple):
+    """Consecutive events of one batch, without their bytes: see the table."""
+
+    job: int
+    events: int
+    raw_bytes: int
+    first_at: int
+    last_at: int
+    form: Form
+
+    @property
+    def start(self) -> int:
+        """The place of its first event in the batch."""
+        return self.job & _INDEX_MASK
+
+
+class InputPosition(NamedTuple):
+    """How far an input was read. `at` counts the positions: of two, the one with the higher `at` counts.
+
+    It is no time, although earlier versions took microseconds since 1970: a clock may leap.
+    """
+
+    input: str
+    at: int
+    position: bytes
+
+
+class BlobFile:
+    """One writer's file. The members of a batch stand before its waiting lines; folding keeps it so."""
+
+    def __init__(self, path: Path, *, durability: Durability, create: bool = False, only_reads: bool = False) -> None:
+        self.name = path.stem
+        self._database = Database(
+            path,
+            _SCHEMA,
+            version=_VERSION,
+            durability=durability,
+            page_size=_PAGE_SIZE,
+            checkpoint_pages=_CHECKPOINT_BYTES // _PAGE_SIZE,
+            create=create,
+            additions={1: _SINCE_VERSION_2},
+            only_reads=only_reads,
+        )
+        self._is_owner = create
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return self._database.size
+
+    def change(self, work: Callable[[Changes], None], check: Callable[[InputPosition], None] = lambda _: None) -> int:
+        """Make the changes that `work` makes: together when it returns, or none. Returns the bytes of its chunks.
+
+        `check` is called for each position while nobody else can read or write positions here. What it raises undoes everything.
+
+        Raises:
+            FilesLost: this process has made the file, and another one has adopted it; or it was removed or replaced.
+        """
+        changes = Changes(self._database.path, is_owner=self._is_owner, check=check)
+        self._database.use(functools.partial(changes.make, work))
+        return changes.size
+
+    @writes
+    def finish(self, db: sqlite3.Connection) -> bool:
+        """Keep the process that has made this file from writing into it. What it had committed before is there.
+
+        Returns whether that was done before: then nothing that came later can be missing.
+        """
+        return db.execute("UPDATE owner SET is_adopted=1 WHERE NOT is_adopted").rowcount == 0
+
+    def check(self) -> None:
+        """Look at the whole structure of the file. Raises SpoolCorrupt."""
+        self._database.check()
+
+    def check_files(self) -> None:
+        """Raises FilesLost if the file was removed or replaced."""
+        self._database.check_files()
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the whole file, as this process sees it, into a new one."""
+        self._database.copy_to(path)
+
+    @reads
+    def logged_pages(self, db: sqlite3.Connection) -> int:
+        """How many pages its log has; 0 if there is none, or nothing in it that can be used."""
+        return _natural(db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
+
+    @reads
+    def is_blank(self, db: sqlite3.Connection) -> bool:
+        """Whether it does not even have tables."""
+        return _is_blank(db)
+
+    @reads
+    def batches(self, db: sqlite3.Connection) -> list[int]:
+        """The numbers of all batches of which it has something."""
+        if _is_blank(db):
+            return []  # whoever made it was killed before there was anything in it
+        found = {row[0] for row in db.execute("SELECT id FROM batches")} if _has_batches(db) else set[int]()
+        following = -1
+        while (row := db.execute("SELECT job FROM chunks WHERE job>? ORDER BY job LIMIT 1", (following,)).fetchone()) is not None:
+            found.add(row[0] >> INDEX_BITS)
+            following = row[0] | _INDEX_MASK
+        return sorted(found)
+
+    @reads
+    def header(self, db: sqlite3.Connection, batch: int) -> BatchHeader | None:
+        """What a batch was bound to when it was opened; None in a file of an earlier version.
+
+        Raises:
+            SpoolCorrupt: it is not what was written.
+        """
+        if not _has_batches(db):
+            return None
+        row = db.execute("SELECT crc32c, header FROM batches WHERE id=?", (batch,)).fetchone()
+        if row is None:
+            return None
+        if crc32c(row[1]) != row[0]:
+            raise SpoolCorrupt(f"{self._database.path}: the header of batch {batch} is not what was written", hint=_LOOK)
+        return msgspec.json.decode(row[1], type=BatchHeader)
+
+    @writes
+    def renumber(self, db: sqlite3.Connection, changes: Sequence[tuple[int, int, BatchHeader]]) -> None:
+        """Give batches other numbers, which none in the file has: (number, new one, new header)."""
+        for batch, to, header in changes:
+            db.execute(
+                "UPDATE chunks SET job=job+? WHERE job BETWEEN ? AND ?",
+                ((to - batch) << INDEX_BITS, *_jobs_of(batch)),
+            )
+            db.execute("DELETE FROM batches WHERE id=?", (batch,))
+            db.execute("INSERT INTO batches VALUES (?, ?, ?)", _header_row(to, header))
+
+    @reads
+    def chunks(self, db: sqlite3.Connection, batch: int) -> list[Chunk]:
+        """A batch's chunks in order."""
+        rows = db.execute(
+            "SELECT job, events, raw_bytes, first_at, last_at, iif(member=? AND length(data), ?, member) FROM chunks"
+            " WHERE job BETWEEN ? AND ? ORDER BY job",
+            (Form.LOST, Form.LINES, *_jobs_of(batch)),  # what has bytes is not lost: its checksum will tell
+        )
+        return [
+            Chunk(job, _natural(events), _natural(size), first, last, Form(form)) for job, events, size, first, last, form in rows
+        ]
+
+    @reads
+    def events(self, db: sqlite3.Connection) -> int:
+        """How many events were ever recorded in it."""
+        return _natural(db.execute("SELECT coalesce(sum(events), 0) FROM chunks").fetchone()[0])
+
+    @reads
+    def holds(self, db: sqlite3.Connection, job: int) -> bool:
+        """Whether a job is there."""
+        row = db.execute(
+            "SELECT job+events FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job DESC LIMIT 1", (job & ~_INDEX_MASK, job)
+        ).fetchone()
+        return row is not None and job < row[0]
+
+    @reads
+    def spooled(self, db: sqlite3.Connection, batch: int) -> tuple[int, int]:
+        """How many events of a batch there are, and their bytes on the disk."""
+        row = db.execute(
+            "SELECT coalesce(sum(events), 0), coalesce(sum(length(data)), 0) FROM chunks WHERE job BETWEEN ? AND ? AND member!=?",
+            (*_jobs_of(batch), Form.LOST),
+        ).fetchone()
+        return _natural(row[0]), _natural(row[1])
+
+    @reads
+    def lines(self, db: sqlite3.Connection, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
+        """The waiting lines of a batch, from `first_job` on; `unpack` is for those that are packed."""
+        return _lines(db, self._database.path, first_job, unpack)
+
+    def data(self, job: int) -> bytes:
+        """The bytes of one chunk.
+
+        Raises:
+            SpoolCorrupt: they are not those that were written.
+        """
+        data, is_good = self.examine(job)
+        if not is_good:
+            raise _damaged(self._database.path, job)
+        return data
+
+    @reads
+    def examine(self, db: sqlite3.Connection, job: int) -> tuple[bytes, bool]:
+        """The bytes of one chunk, and whether they are those that were written."""
+        row = db.execute(f"{_SELECT} WHERE job=?", (job,)).fetchone()
+        return row[-1], _is_good(row)
+
+    @reads
+    def positions(self, db: sqlite3.Connection) -> list[InputPosition]:
+        """How far each input was read; committed together with the events read from it."""
+        return [InputPosition(*row) for row in db.execute("SELECT input, at, position FROM positions")]
+
+    @writes
+    def position(self, db: sqlite3.Connection, source: str) -> InputPosition | None:
+        """How far an input was read. It waits for whoever writes: see `Spool.reading`."""
+        if _is_blank(db):
+            return None
+        return position_in(db, source)
+
+    @writes
+    def new_positions(self, db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
+        """See `new_positions_in`. It waits for whoever writes: see `Spool.reading`."""
+        return ([], after) if _is_blank(db) else new_positions_in(db, prefix, after)
+
+    @writes
+    def lose(self, db: sqlite3.Connection, job: int, events: int) -> None:
+        """Leave a gap where events were damaged, or are missing."""
+        db.execute("DELETE FROM chunks WHERE job=?", (job,))
+        db.execute(_INSERT, _row(Chunk(job, events, 0, 0, 0, Form.LOST), b""))
+
+    def close(self, *, for_good: bool = True) -> None:
+        """Close the file; unless `for_good`, until its next use."""
+        self._database.close(for_good=for_good)
+
+
+class Changes:
+    """What is done in a transaction of a BlobFile. It begins late, and what is large is written before its end, so that it takes no
+    memory.
+
+    Attributes:
+        size: bytes of all chunks.
+    """
+
+    def __init__(self, path: Path, *, is_owner: bool, check: Callable[[InputPosition], None] = lambda _: None) -> None:
+        """`check`: see `BlobFile.change`."""
+        self._path = path
+        self._is_owner = is_owner
+        self._check = check
+        self._connection: sqlite3.Connection | None = None
+        self._chunks: list[tuple[int | bytes, ...]] = []
+        self._folded: list[tuple[int, int]] = []
+        self._headers: list[tuple[int, int, bytes]] = []
+        self._positions: list[InputPosition] = []
+        self._held = 0
+        self.size = 0
+
+    def make(self, work: Callable[[Changes], None], connection: sqlite3.Connection) -> None:
+        """For BlobFile: call `work`, and commit."""
+        self._connection = connection
+        try:
+            work(self)
+            if connection.in_transaction or self._folded or self._headers or self._positions or len(self._chunks) != 1:
+                self._write()
+                connection.execute("COMMIT")
+            else:  # in one statement, since it waits for the interpreter once
+                statement = _INSERT_AS_OWNER if self._is_owner else _INSERT
+                if connection.execute(statement, self._chunks[0]).rowcount != 1:
+                    raise self._adopted()
+        except BaseException:
+            connection.rollback()
+            raise
+
+    def describe(self, batch: int, header: BatchHeader) -> None:
+        """Note what a batch is bound to; with its first chunk."""
+        self._headers.append(_header_row(batch, header))
+
+    def append(self, chunk: Chunk, data: bytes) -> None:
+        """Add a chunk."""
+        self._chunks.append(_row(chunk, data))
+        self.size += len(data)
+        self._held += len(data)
+        if self._held >= _HELD_BYTES:
+            self._write()
+
+    def lines(self, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
+        """The waiting lines of a batch, from `first_job` on; `unpack` is for those that are packed. Nothing of it was changed."""
+        assert self._connection is not None
+        return _lines(self._connection, self._path, first_job, unpack)
+
+    def fold(self, chunk: Chunk, member: bytes) -> None:
+        """Put one member into the place of all chunks of its batch from its first job on."""
+        self._folded.append((chunk.job, chunk.job | _INDEX_MASK))
+        self.append(chunk, member)
+
+    def set_position(self, position: InputPosition) -> None:
+        """Remember how far an input was read."""
+        self._positions.append(position)
+
+    def _write(self) -> None:
+        """Write what is held."""
+        connection = self._connection
+        assert connection is not None
+        if not connection.in_transaction:
+            connection.execute("BEGIN IMMEDIATE")
+            if self._is_owner and connection.execute("SELECT is_adopted FROM owner").fetchone()[0]:
+                raise self._adopted()
+        self._remove_folded(connection)
+        connection.executemany(_INSERT, self._chunks)
+        connection.executemany("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", self._headers)
+        for position in self._positions:
+            self._check(position)
+            # No REPLACE, which would give the row another number: see `new_positions_in`.
+            connection.execute(_SET_POSITION, position)
+        self._chunks, self._headers, self._positions, self._held = [], [], [], 0
+
+    def _remove_folded(self, connection: sqlite3.Connection) -> None:
+        connection.executemany("DELETE FROM chunks WHERE job BETWEEN ? AND ?", self._folded)
+        self._folded = []
+
+    def _adopted(self) -> FilesLost:
+        return FilesLost(f"{self._path} was taken over by another process", hint="see `jobs-backup status`")
+
+
+def position_in(db: sqlite3.Connection, source: str) -> InputPosition | None:
+    """How far an input was read, by the positions of one file: a blob file or the catalog."""
+    row = db.execute("SELECT input, at, position FROM positions WHERE input=?", (source,)).fetchone()
+    return None if row is None else InputPosition(*row)
+
+
+def new_positions_in(db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
+    """The positions of inputs whose ids begin with `prefix`, of those that were entered after the row `after`; and the last row.
+
+    A row keeps its number when its position changes, and none is deleted: so the rows that follow are those of new inputs.
+    """
+    rows = db.execute("SELECT rowid, input, at, position FROM positions WHERE rowid>? ORDER BY rowid", (after,)).fetchall()
+    return [InputPosition(*row[1:]) for row in rows if row[1].startswith(prefix)], rows[-1][0] if rows else after
+
+
+class BlobFiles:
+    """The directory of blob files."""
+
+    def __init__(self, directory: Path, *, durability: Durability) -> None:
+        self._directory = directory
+        self._durability: Durability = durability
+
+    def path(self, name: str) -> Path:
+        """Where a file is."""
+        return self._directory / f"{name}.db"
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        with database_errors(self.path(name)):
+            return self.path(name).exists()
+
+    def names(self) -> list[str]:
+        """All files."""
+        with database_errors(self._directory), os.scandir(self._directory) as entries:  # `glob` takes what it can't read for empty
+            return sorted(Path(entry.name).stem for entry in entries if entry.name.endswith(".db"))
+
+    def create(self, name: str) -> BlobFile:
+        """A new file."""
+        return BlobFile(self.path(name), durability=self._durability, create=True)
+
+    def roll_back(self, name: str) -> None:
+        """Undo what a kill has left half done while a file was made: until then it can't be opened to be read."""
+        path = self.path(name)
+        with database_errors(path):
+            if Path(f"{path}-journal").exists():
+                with suppress(sqlite3.DatabaseError), closing(Connection(path, timeout=_READ_SECONDS)) as connection:
+                    connection.use(lambda _: None)
+
+    @contextmanager
+    def open(self, name: str, *, only_reads: bool = False) -> Generator[BlobFile]:
+        """A file that is there, for as long as the block lasts."""
+        blobs = BlobFile(self.path(name), durability=self._durability, only_reads=only_reads)
+        try:
+            yield blobs
+        finally:
+            blobs.close()
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        for path in self._paths(name):
+            with database_errors(path):
+                path.unlink(missing_ok=True)
+
+    def remove_left(self) -> None:
+        """Remove empty logs without their file: who opens a file to read it while it is removed leaves one."""
+        names = set(self.names())
+        with database_errors(self._directory):
+            for log in self._directory.glob("*.db-wal"):
+                if log.name.removesuffix(".db-wal") not in names and log.stat().st_size == 0:
+                    for path in self._paths(log.name.removesuffix(".db-wal"))[:-1]:
+                        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def ends(self) -> Generator[Callable[[int, str], int]]:
+        """A function that tells, by what is in its file, which index the next event of a batch will have: (batch, file) -> index.
+
+        Each file is opened once.
+        """
+        with ExitStack() as opened:
+            connections: dict[str, Connection] = {}
+
+            def end_of(batch: int, name: str) -> int:
+                path = self.path(name)
+                with database_errors(path):
+                    if name not in connections:
+                        connections[name] = opened.enter_context(closing(_connect(path)))
+                    row = connections[name].use(
+                        lambda db: db.execute(
+                            "SELECT job, events FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job DESC LIMIT 1", _jobs_of(batch)
+                        ).fetchone()
+                    )
+                return 0 if row is None else (row[0] & _INDEX_MASK) + row[1]
+
+            yield end_of
+
+    def restore(self, blobs: BlobFile) -> None:
+        """Put a file back that was removed or replaced while this process had it open, as it sees it.
+
+        Raises:
+            FilesLost: it does not have it open: a fork has closed it, or the file was put back before.
+        """
+        copy, partial = self._copy(blobs.name), self._directory / f"{blobs.name}.restoring"
+        with database_errors(copy):
+            if not copy.exists():  # else an earlier call failed behind this
+                partial.unlink(missing_ok=True)
+                partial.touch(mode=0o600)
+                blobs.copy_to(partial)
+                with partial.open("rb") as file:
+                    sync_file(file.fileno())
+                partial.rename(copy)
+                sync_directory(self._directory)
+            blobs.close(for_good=False)  # before the new one stands there: closing may remove the log of this name
+        self.finish_restoring(blobs.name)
+
+    def finish_restoring(self, name: str) -> None:
+        """Put the copy in its place that `restore` has completed, if there is one: from then on it was the only one for sure."""
+        with database_errors(self.path(name)):
+            if self._copy(name).exists():
+                for left in self._paths(name):
+                    left.unlink(missing_ok=True)
+                self._copy(name).rename(self.path(name))
+                sync_directory(self._directory)
+            (self._directory / f"{name}.restoring").unlink(missing_ok=True)
+
+    def unfinished(self) -> set[str]:
+        """The files of which there is a copy that was not put in its place, since its process was killed."""
+        with database_errors(self._directory), os.scandir(self._directory) as entries:
+            return {Path(entry.name).stem for entry in entries if entry.name.endswith((".restored", ".restoring"))}
+
+    def _copy(self, name: str) -> Path:
+        return self._directory / f"{name}.restored"
+
+    def read_through(self, name: str) -> None:
+        """Read all bytes of a file and of its log.
+
+        SQLite reports what can't be read as damage (it makes EIO a malformed file), so that this has to be asked beside it.
+
+        Raises:
+            SpoolError: the disk does not give them.
+        """
+        for path in (self.path(name), Path(f"{self.path(name)}-wal")):
+            with database_errors(path), suppress(FileNotFoundError):
+                read_beside(path)
+
+    def confirm_damage(self, name: str) -> None:
+        """Look at a damaged file once more, by a new connection.
+
+        Raises:
+            SpoolError: it is not damaged, or can't be read now.
+        """
+        self.read_through(name)
+        try:
+            with self.open(name, only_reads=True) as blobs:
+                blobs.check()
+                for batch in blobs.batches():
+                    blobs.header(batch)
+                    blobs.chunks(batch)
+        except SpoolCorrupt:
+            self.read_through(name)
+            return
+        raise SpoolError(f"{self.path(name)} could not be read, and can be now: it is retried", hint="look at the disk")
+
+    def move(self, name: str, directory: Path) -> None:
+        """Take a file away that nobody uses, unless another process has just done so."""
+        for path in self._paths(name):
+            with database_errors(path), suppress(FileNotFoundError):
+                path.rename(directory / path.name)
+
+    def _paths(self, name: str) -> list[Path]:
+        # The file itself comes last: as long as it is there, what a kill has left of the removal is found and removed. A journal
+        # is left by who was killed while making the file.
+        return [Path(f"{self.path(name)}{suffix}") for suffix in ("-wal", "-shm", "-journal", "")]
+
+
+def file_name(session: str, number: int) -> str:
+    """The name of a session's file."""
+    return f"{session}-{number}" if number else session
+
+
+def file_number(name: str) -> int:
+    """Which of its session's files it is, by its name; 0 for the first."""
+    return int(name.partition("-")[2] or 0)
+
+
+class SpooledBody(Body):
+    """The members of a batch, one after another, read from the spool chunk by chunk; a small one at once."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self._path = path
+        self._whole: bytes | None = None
+        with database_errors(path), closing(_connect(path)) as connection:
+            rows = connection.use(
+                lambda db: db.execute(
+                    "SELECT job, length(data) FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job", _jobs_of(batch)
+                ).fetchall()
+            )
+            self._jobs: list[int] = [job for job, size in rows if size]
+            self._ends: list[int] = list(itertools.accumulate(size for _, size in rows if size))
+            self.size = self._ends[-1] if self._ends else 0
+            if self.size <= _HELD_BYTES:  # it will be read two or three times: for a checksum, for the signature, and to be sent
+                self._whole = b"".join(_read(connection, path, job) for job in self._jobs)
+
+    def open(self) -> BinaryIO:
+        if self._whole is not None:
+            return io.BytesIO(self._whole)
+        return io.BufferedReader(_MembersReader(self._path, self._jobs, self._ends), 1 << 16)
+
+
+class _MembersReader(io.RawIOBase):
+    """Reads chunks as one file. Holds one chunk in memory, and no transaction between two reads."""
+
+    def __init__(self, path: Path, jobs: Sequence[int], ends: Sequence[int]) -> None:
+        self._path = path
+        self._jobs = jobs
+        self._ends = ends
+        self._position = 0
+        self._chunk = memoryview(b"")
+        self._chunk_start = 0
+        self._connection = _connect(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1] if self._ends else 0}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        offset = self._position - self._chunk_start
+        if not 0 <= offset < len(self._chunk):
+            index = bisect.bisect_right(self._ends, self._position)
+            if index == len(self._ends):
+                return 0
+            with database_errors(self._path):
+                self._chunk = memoryview(_read(self._connection, self._path, self._jobs[index]))
+            self._chunk_start = self._ends[index] - len(self._chunk)
+            offset = self._position - self._chunk_start
+        block = self._chunk[offset : offset + len(buffer)]
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._connection.close()
+        super().close()
+
+
+def _connect(path: Path) -> Connection:
+    """A connection of its own for a reader: many uploads and parts read at once, and none shall wait for the writer.
+
+    It only reads, so that it leaves the log as it is when it is the last to close the file.
+    """
+    # One page, since every byte is read once: a larger cache would only take memory.
+    return Connection(path, timeout=_READ_SECONDS, mode="ro", prepare=("PRAGMA cache_size=1",))
+
+
+def _read(connection: Connection, path: Path, job: int) -> bytes:
+    row = connection.use(lambda db: db.execute(f"{_SELECT} WHERE job=?", (job,)).fetchone())
+    if row is None:
+        raise SpoolCorrupt(f"{path}: the bytes of job {job} are missing", hint=_LOOK)
+    return _checked(path, row)
+
+
+def _lines(db: sqlite3.Connection, path: Path, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
+    rows = db.execute(f"{_SELECT} WHERE job BETWEEN ? AND ? ORDER BY job", (first_job, first_job | _INDEX_MASK))
+    chunks = [(row[5], _checked(path, row)) for row in rows]
+    return b"".join(unpack(data) if form == Form.PACKED else data for form, data in chunks)
+
+
+def _checked(path: Path, row: Sequence[Any]) -> bytes:
+    if not _is_good(row):
+        raise _damaged(path, row[0])
+    data: bytes = row[-1]
+    return data
+
+
+def _row(chunk: Chunk, data: bytes) -> tuple[int | bytes, ...]:
+    return (*chunk, _checksum(*chunk, data), data)
+
+
+def _checksum(job: int, events: int, raw_bytes: int, first_at: int, last_at: int, form: int, data: bytes) -> int:
+    # Without the number of the batch, which may get another one: see `renumber`.
+    return crc32c(data, crc32c(_FIELDS.pack(job & _INDEX_MASK, events, raw_bytes, first_at, last_at, form)))
+
+
+def _is_good(row: Sequence[Any]) -> bool:
+    """Whether a row is what was written."""
+    job, events, raw_bytes, first_at, last_at, form, found, data = row
+    try:
+        return bool(_checksum(job, events, raw_bytes, first_at, last_at, form, data) == found or crc32c(data) == found)
+    except (struct.error, TypeError):
+        return False
+
+
+def _damaged(path: Path, job: int) -> SpoolCorrupt:
+    return SpoolCorrupt(f"{path}: the bytes of job {job} are not those that were written", hint=_LOOK)
+
+
+def _header_row(batch: int, header: BatchHeader) -> tuple[int, int, bytes]:
+    data = msgspec.json.encode(header)
+    return batch, crc32c(data), data
+
+
+def _is_blank(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
+
+
+def _has_batches(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_schema WHERE name='batches'").fetchone() is not None
+
+
+def _natural(number: int) -> int:
+    """A count of a row. Raises ValueError."""
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number
+
+
+def _jobs_of(batch: int) -> tuple[int, int]:
+    return batch << INDEX_BITS, batch << INDEX_BITS | _INDEX_MASK

@@ -1,0 +1,574 @@
+"""All state of the spool: batches, destinations, journaled uploads and their parts, sessions, input positions."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from jobs_backup.format.compression import Compression
+from jobs_backup.model import Batch, Kind, Stream
+from jobs_backup.spool.sqlite.blobs import InputPosition, new_positions_in, position_in
+from jobs_backup.spool.sqlite.clock import Clock, Reading, read_clocks
+from jobs_backup.spool.sqlite.database import Database, Durability, file_version, reads, writes
+from jobs_backup.spool.sqlite.deliveries import (
+    Deliveries,
+    check_session,
+    forget_settling,
+    is_complete,
+    mark_deleted,
+    settle_jobs_of,
+)
+from jobs_backup.spool.sqlite.reader import Overview
+from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Damage, Placement, Seal, Waiting
+from jobs_backup.spool.sqlite.schema import REBUILT, SCHEMA, UPGRADES, VERSION
+from jobs_backup.spool.sqlite.uploads import MAX_DELAY, UploadJournal, writable
+
+_SELECT_ROW: Final = (
+    "SELECT id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers"
+    " FROM batches"
+)
+_SEAL: Final = (
+    "UPDATE batches SET state='sealed', jobs=max(jobs, ?), events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?,"
+    " key=?, made='', is_doubted=0"
+)
+
+
+class Catalog:
+    """`catalog.db`. Every method is one transaction.
+
+    Attributes:
+        deliveries: what was delivered, and what is to be deleted.
+        overview: what is going on.
+    """
+
+    def __init__(
+        self, path: Path, *, durability: Durability, only_reads: bool = False, notes_clock: bool = True, is_rebuilt: bool = False
+    ) -> None:
+        """Open it; where it does not exist, make it.
+
+        `notes_clock`: this process uses the spool, so that those of later boots can go on from what its clocks show now.
+        `is_rebuilt`: if it is made, another one was there before.
+        """
+        is_rebuilt = is_rebuilt and file_version(path) == 0
+        schema = f"{SCHEMA.rstrip()};\n{REBUILT}" if is_rebuilt else SCHEMA
+        self._database = Database(path, schema, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
+        try:
+            self.clock = Clock(self.set_clock() if notes_clock and not only_reads else self._look_at_clock())
+        except BaseException:
+            self._database.close()
+            raise
+        self.deliveries = Deliveries(self._database, self.clock)
+        self.overview = Overview(self._database)
+
+    @writes
+    def set_clock(self, db: sqlite3.Connection) -> Reading:
+        """Note what the clocks show, for processes of later boots."""
+        reading = read_clocks(_last_reading(db))
+        db.execute("DELETE FROM clock")
+        db.execute("INSERT INTO clock VALUES (?, ?, ?, ?)", reading)
+        return reading
+
+    @reads
+    def _look_at_clock(self, db: sqlite3.Connection) -> Reading:
+        return read_clocks(_last_reading(db))
+
+    def check(self) -> None:
+        """Look at the structure of the whole file. Raises SpoolCorrupt."""
+        self._database.check()
+
+    def check_files(self) -> None:
+        """Raises FilesLost if the file was removed or replaced."""
+        self._database.check_files()
+
+    @staticmethod
+    def is_older(path: Path) -> bool:
+        """Whether opening the file would upgrade it."""
+        return 0 < file_version(path) < VERSION
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def uploads(self, destination: int) -> UploadJournal:
+        """The journal of multipart uploads to a destination."""
+        return UploadJournal(self._database, destination, self.clock)
+
+    # Sessions
+
+    @writes
+    def begin_session(self, db: sqlite3.Connection, session: str, pid: int, destination: int, *, archives: bool) -> None:
+        """Enter a session, whose lock is held."""
+        db.execute(
+            "INSERT INTO sessions (id, pid, destination, archives, began_at, blobs) VALUES (?, ?, ?, ?, ?, ?)",
+            (session, pid, destination, archives, self.clock.now(), session),
+        )
+
+    @reads
+    def sessions(self, db: sqlite3.Connection, *, archives: bool | None = None) -> list[str]:
+        """All sessions that were not ended: alive, or waiting to be adopted; those that (do not) archive, if asked for."""
+        rows = db.execute("SELECT id FROM sessions WHERE ? IS NULL OR archives=? ORDER BY began_at", (archives, archives))
+        return [row[0] for row in rows]
+
+    @reads
+    def blob_files(self, db: sqlite3.Connection) -> dict[str, str]:
+        """session -> the blob file that it writes."""
+        return dict(db.execute("SELECT id, blobs FROM sessions").fetchall())
+
+    @writes
+    def change_file(self, db: sqlite3.Connection, session: str, blobs: str, positions: Iterable[InputPosition]) -> None:
+        """A session goes on in another file; nothing is open in the one before, whose positions are kept here."""
+        _leave_file(db, session, positions)
+        db.execute("UPDATE sessions SET blobs=? WHERE id=?", (blobs, session))
+
+    @writes
+    def end_session(self, db: sqlite3.Connection, session: str, positions: Iterable[InputPosition]) -> None:
+        """Forget a session: its batches are sealed, what it was sending may be sent by others, and its positions are kept here."""
+        _leave_file(db, session, positions)
+        db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=?", (session,))
+        db.execute("DELETE FROM sessions WHERE id=?", (session,))
+
+    @writes
+    def report_spooled(self, db: sqlite3.Connection, session: str, size: int) -> None:
+        """Tell the others how many bytes a session has in open batches."""
+        db.execute("UPDATE sessions SET spooled=? WHERE id=?", (size, session))
+
+    @reads
+    def spooled_bytes(self, db: sqlite3.Connection, session: str) -> int:
+        """Bytes of all batches that are not stored, without those that `session` has open."""
+        row = db.execute(
+            "SELECT (SELECT coalesce(sum(size), 0) FROM batches WHERE state='sealed')"
+            " + (SELECT coalesce(sum(spooled), 0) FROM sessions WHERE id!=?)",
+            (session,),
+        ).fetchone()
+        return int(row[0])
+
+    @reads
+    def position(self, db: sqlite3.Connection, source: str) -> InputPosition | None:
+        """How far an input was read, by the sessions that have ended."""
+        return position_in(db, source)
+
+    @reads
+    def new_positions(self, db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
+        """How far inputs were read, by the sessions that have ended: see `new_positions_in`."""
+        return new_positions_in(db, prefix, after)
+
+    # Batches
+
+    @writes
+    def destination(self, db: sqlite3.Connection, location: str) -> int:
+        """The number of a destination."""
+        db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (location,))
+        return int(db.execute("SELECT id FROM destinations WHERE location=?", (location,)).fetchone()[0])
+
+    @writes
+    def number(self, db: sqlite3.Connection, stream: Stream, placement: Placement, epoch: int, jobs: int) -> int:
+        """A batch of events that are not kept: its number gives them their ids, and there is nothing of it to be sent."""
+        (batch,) = _open(db, [stream], placement, "", epoch, self.clock.now())
+        db.execute("UPDATE batches SET state='deleted', jobs=? WHERE id=?", (jobs, batch))
+        return batch
+
+    @writes
+    def open_batches(
+        self, db: sqlite3.Connection, streams: Sequence[Stream], placement: Placement, *, blobs: str, epoch: int
+    ) -> list[int]:
+        """New batches. A number is never used again in this catalog.
+
+        Raises:
+            FilesLost: no session writes this file (any more).
+        """
+        check_session(db, blobs.partition("-")[0])
+        return _open(db, streams, placement, blobs, epoch, self.clock.now())
+
+    @reads
+    def open_batches_of(self, db: sqlite3.Connection, blobs: str) -> list[BatchRow]:
+        """The open batches in a blob file."""
+        rows = db.execute(f"{_SELECT_ROW} WHERE blobs=? AND state='open' AND state IN ('open', 'sealed') ORDER BY id", (blobs,))
+        return [_batch_row(row) for row in rows]
+
+    @reads
+    def batch(self, db: sqlite3.Connection, batch: int) -> BatchRow:
+        """One batch."""
+        return _batch_row(db.execute(f"{_SELECT_ROW} WHERE id=?", (batch,)).fetchone())
+
+    @writes
+    def seal(self, db: sqlite3.Connection, seals: Sequence[Seal]) -> None:
+        """Fix batches for ever; from now on they wait to be sent."""
+        db.executemany(f"{_SEAL} WHERE id=? AND state='open'", seals)
+
+    @writes
+    def claim(self, db: sqlite3.Connection, destination: int, session: str) -> tuple[Batch, int, int, bool] | None:
+        """A sealed batch that nobody is sending and whose time has come.
+
+        Beside it, how often it failed, how often it was claimed, and whether all of it was delivered. It is the one that was not
+        tried for the longest time.
+
+        From now on it is claimed by `session`, and the destination does not count as one that has refused everything.
+
+        Raises:
+            FilesLost: the session has ended.
+        """
+        check_session(db, session)
+        while (row := self._claim(db, destination, session)) is not None:
+            try:
+                batch = _batch(row[:13])
+            except (TypeError, ValueError) as error:  # it shall not keep the others from being sent
+                why = f"its row in the catalog is not what was written ({error})"
+                db.execute(
+                    "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, retry_at=? WHERE id=?",
+                    (writable(why), self.clock.now() + MAX_DELAY, row[0]),
+                )
+                continue
+            db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
+            return batch, row[13], row[14], bool(row[15]) and is_complete(db, batch.id, "delivered")
+        return None
+
+    def _claim(self, db: sqlite3.Connection, destination: int, session: str) -> Any:
+        now = self.clock.now()
+        return db.execute(
+            "UPDATE batches SET claimed_by=?, claims=claims+1 WHERE id=(SELECT id FROM batches WHERE destination=?"
+            " AND state='sealed' AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
+            " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, compression, wrappers,"
+            " blobs, failures, claims, kind='raw' AND delivered>=jobs",
+            (session, destination, now, now + MAX_DELAY),
+        ).fetchone()
+
+    @reads
+    def has_claimable(self, db: sqlite3.Connection, destination: int) -> bool:
+        """Whether `claim` would give one."""
+        now = self.clock.now()
+        found = db.execute(
+            "SELECT 1 FROM batches WHERE destination=? AND state='sealed' AND claimed_by IS NULL"
+            " AND (retry_at<=? OR retry_at>?) LIMIT 1",
+            (destination, now, now + MAX_DELAY),
+        )
+        return found.fetchone() is not None
+
+    @reads
+    def has_claimed(self, db: sqlite3.Connection, session: str) -> bool:
+        """Whether a session has claimed a sealed batch."""
+        return db.execute("SELECT 1 FROM batches WHERE claimed_by=? AND state='sealed' LIMIT 1", (session,)).fetchone() is not None
+
+    @writes
+    def give_back_claims(self, db: sqlite3.Connection, session: str) -> int:
+        """Let everything be claimed again that a session has claimed, which is not sending any of it. Returns how many batches."""
+        return db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=? AND state='sealed'", (session,)).rowcount
+
+    @writes
+    def release(
+        self, db: sqlite3.Connection, batch: int, session: str, *, error: str, hint: str, delay: float, standing: str | None
+    ) -> None:
+        """Give a batch back that `session` has claimed: it was not stored. One that is not its own any more is left as it is.
+
+        `standing` is what its failure tells of the destination, if anything.
+
+        A destination counts as refusing only while no other batch is on its way there.
+        """
+        db.execute(
+            "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?"
+            " AND state='sealed' AND claimed_by=?",
+            (writable(error), writable(hint), self.clock.now() + delay, batch, session),
+        )
+        if standing is not None:
+            db.execute(
+                "UPDATE destinations SET standing=? WHERE id=(SELECT destination FROM batches WHERE id=?)"
+                " AND standing!='proven' AND (?='proven' OR NOT EXISTS (SELECT 1 FROM batches b"
+                " WHERE b.destination=destinations.id AND b.claimed_by IS NOT NULL))",
+                (standing, batch, standing),
+            )
+
+    @writes
+    def stored(self, db: sqlite3.Connection, batch: int, *, deletable_after: float) -> None:
+        """The batch's object stands in the bucket. An upload of it that was not completed is left to be aborted."""
+        db.execute(
+            "UPDATE batches SET state='stored', claimed_by=NULL, error='', hint='', failures=0, retry_at=?, stored_at=? WHERE id=?",
+            (self.clock.now() + deletable_after if deletable_after else 0.0, self.clock.now(), batch),
+        )
+        settle_jobs_of(db, batch)
+        db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
+        db.execute(
+            "UPDATE destinations SET standing='proven', error='', hint='', paused_until=0"
+            " WHERE id=(SELECT destination FROM batches WHERE id=?) AND (standing!='proven' OR error!='')",
+            (batch,),
+        )
+
+    @writes
+    def hold_to(self, db: sqlite3.Connection, batch: int, made: str) -> bool:
+        """Note what the wrappers make of a batch, at the first time. False if it was something else then."""
+        db.execute("UPDATE batches SET made=? WHERE id=? AND made=''", (made, batch))
+        return bool(db.execute("SELECT made=? FROM batches WHERE id=?", (made, batch)).fetchone()[0])
+
+    @writes
+    def doubt(self, db: sqlite3.Connection, key: str) -> None:
+        """Note that the store may hold other bytes under the key of a sealed batch. Sealing it anew, under another key, ends it."""
+        db.execute("UPDATE batches SET is_doubted=1 WHERE key=? AND state='sealed'", (key,))
+
+    @reads
+    def is_doubted(self, db: sqlite3.Connection, key: str) -> bool:
+        """Whether that was noted."""
+        found = db.execute("SELECT is_doubted FROM batches WHERE key=? AND state='sealed'", (key,)).fetchone()
+        return found is not None and bool(found[0])
+
+    @writes
+    def skipped(self, db: sqlite3.Connection, batch: int) -> None:
+        """The batch is not sent, since all of it was delivered."""
+        mark_deleted(db, batch)
+
+    @writes
+    def skip_numbers(self, db: sqlite3.Connection, last: int) -> None:
+        """Give no number up to this one any more. One that was not given means that this catalog is an older copy."""
+        if last > db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0]:
+            db.execute(REBUILT)
+        db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (last,))
+
+    @reads
+    def last_batch(self, db: sqlite3.Connection) -> int:
+        """The number of the batch that was opened last."""
+        return int(db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0])
+
+    @reads
+    def is_needed(self, db: sqlite3.Connection, blobs: str) -> bool:
+        """Whether a blob file has a batch that is still to be sent."""
+        found = db.execute("SELECT 1 FROM batches WHERE blobs=? AND state IN ('open', 'sealed') LIMIT 1", (blobs,))
+        return found.fetchone() is not None
+
+    @reads
+    def is_unsent(self, db: sqlite3.Connection, session: str, last: int) -> bool:
+        """Whether a sealed batch that a session has recorded, up to the number `last`, is not stored yet."""
+        found = db.execute(
+            "SELECT 1 FROM batches WHERE blobs BETWEEN ? AND ? AND id<=? AND state IN ('open', 'sealed') AND state='sealed'"
+            " LIMIT 1",
+            (session, f"{session}~", last),
+        )
+        return found.fetchone() is not None
+
+    @reads
+    def given(self, db: sqlite3.Connection, epoch: int, batch: int) -> tuple[str, int | None] | None:
+        """The blob file of a batch, and how many ids were given in it, None while it is open; None if there is no such batch."""
+        row = db.execute(
+            "SELECT blobs, iif(state='open', NULL, jobs) FROM batches WHERE id=? AND epoch=?", (batch, epoch)
+        ).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    @writes
+    def replace_taken(self, db: sqlite3.Connection, batches: Sequence[int]) -> dict[int, int]:
+        """New numbers for those of a blob file's batches (at least one) whose numbers others have. None of these is given again."""
+        db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (max(batches),))
+        taken = [batch for batch in batches if db.execute("SELECT 1 FROM batches WHERE id=?", (batch,)).fetchone() is not None]
+        return dict(zip(taken, _new_numbers(db, len(taken)), strict=True))
+
+    @writes
+    def adopt(self, db: sqlite3.Connection, batch: int, header: BatchHeader, blobs: str) -> None:
+        """Take up an open batch that a blob file has and this catalog does not know. It may have been sent already."""
+        db.execute(REBUILT)
+        db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (header.location,))
+        db.execute(
+            "INSERT INTO batches (id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id,"
+            " compression, wrappers, blobs, claims)"
+            " VALUES (?, ?, ?, ?, ?, ?, (SELECT id FROM destinations WHERE location=?), ?, ?, ?, ?, ?, 1)",
+            (
+                *(batch, header.epoch, self.clock.now(), header.kind, header.workspace_id, header.source_id, header.location),
+                *(header.prefix, header.instance_id, header.compression, ",".join(header.wrappers), blobs),
+            ),
+        )
+
+    @reads
+    def unknown(self, db: sqlite3.Connection, blobs: str, batches: Sequence[int]) -> list[int]:
+        """Which of a blob file's batches this catalog does not have."""
+        return [
+            batch
+            for batch in batches
+            if db.execute("SELECT 1 FROM batches WHERE id=? AND blobs=?", (batch, blobs)).fetchone() is None
+        ]
+
+    @reads
+    def unsent_of(self, db: sqlite3.Connection, batches: Sequence[int]) -> list[int]:
+        """Which of these batches are not known to be stored, or to need nothing more."""
+        found = [(batch, db.execute("SELECT state FROM batches WHERE id=?", (batch,)).fetchone()) for batch in batches]
+        return [batch for batch, row in found if row is None or row[0] in ("open", "sealed")]
+
+    @writes
+    def note_dead(self, db: sqlite3.Connection, session: str, error: str) -> None:
+        """Note why nobody can take the place of a dead session; empty if that is not known any more."""
+        db.execute("UPDATE sessions SET error=? WHERE id=? AND error!=?", (writable(error), session, writable(error)))
+
+    @reads
+    def waiting(self, db: sqlite3.Connection) -> list[Waiting]:
+        """What is sealed and not stored, for each destination."""
+        rows = db.execute(
+            "SELECT location, count(*), sum(events), sum(size), max(b.error), b.hint FROM destinations d"
+            " JOIN batches b ON b.destination=d.id AND b.state='sealed' GROUP BY d.id ORDER BY d.id"
+        )
+        return [Waiting(*row) for row in rows]
+
+    @reads
+    def batches_of(self, db: sqlite3.Connection, session: str) -> set[int]:
+        """The numbers of all batches that a session has recorded."""
+        return {row[0] for row in db.execute("SELECT id FROM batches WHERE blobs BETWEEN ? AND ?", (session, f"{session}~"))}
+
+    # Damage
+
+    @writes
+    def set_aside(self, db: sqlite3.Connection, damage: Damage, *, instead_of_batch: bool = False) -> None:
+        """Report bytes that can't be sent; if they are all that there is of their batch, it will not be sent."""
+        stream = damage.stream
+        row = (stream.kind, stream.workspace_id, stream.source_id, damage.job, damage.events, writable(damage.error))
+        db.execute("INSERT OR REPLACE INTO damages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (damage.file, damage.batch, *row))
+        if instead_of_batch:
+            _reseal(db, damage.batch, None)
+
+    @writes
+    def reseal(self, db: sqlite3.Connection, batch: int, seal: Seal | None) -> None:
+        """Fix a batch anew, of which something was set aside; None if nothing is left of it. It may be claimed again at once."""
+        _reseal(db, batch, seal)
+
+    @reads
+    def damages(self, db: sqlite3.Connection) -> list[Damage]:
+        """All that is set aside."""
+        rows = db.execute("SELECT batch, kind, workspace_id, source_id, job, events, file, error FROM damages ORDER BY job")
+        return [Damage(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
+
+    @reads
+    def is_damaged(self, db: sqlite3.Connection, blobs: str) -> bool:
+        """Whether a blob file has something that can't be read, and so could not be taken out of it."""
+        return db.execute("SELECT 1 FROM damages WHERE file=? LIMIT 1", (f"blobs/{blobs}.db",)).fetchone() is not None
+
+    @writes
+    def moved(self, db: sqlite3.Connection, file: str, to: str) -> None:
+        """A file with damage was moved."""
+        db.execute("UPDATE OR REPLACE damages SET file=? WHERE file=?", (to, file))
+
+    @writes
+    def forget_damages(self, db: sqlite3.Connection, files: Iterable[str]) -> None:
+        """Somebody has removed these files."""
+        db.executemany("DELETE FROM damages WHERE file=?", [(file,) for file in files])
+
+    # Destinations
+
+    @writes
+    def pause(self, db: sqlite3.Connection, destination: int, *, error: str, hint: str, seconds: float) -> None:
+        """Note why nothing is sent for so many seconds."""
+        db.execute(
+            "UPDATE destinations SET error=?, hint=?, paused_until=? WHERE id=?",
+            (writable(error), writable(hint), self.clock.now() + seconds, destination),
+        )
+
+    @writes
+    def follow(self, db: sqlite3.Connection, destination: int) -> list[tuple[str, int]]:
+        """Give `destination` the batches of those that were tried, refused everything, and that no session uses any more.
+
+        But not what was claimed more often than it came back: who had it was killed, perhaps after it had arrived.
+
+        Returns the locations that lost batches, and how many.
+        """
+        lost = db.execute(
+            "SELECT d.id, d.location, count(*) FROM destinations d JOIN batches b ON b.destination=d.id AND b.state='sealed'"
+            " WHERE d.standing='refused' AND d.id!=? AND b.claimed_by IS NULL AND b.claims=b.failures"
+            " AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.destination=d.id) GROUP BY d.id",
+            (destination,),
+        ).fetchall()
+        db.executemany(
+            "UPDATE batches SET destination=?, retry_at=0 WHERE destination=? AND state='sealed' AND claimed_by IS NULL"
+            " AND claims=failures",
+            [(destination, id_) for id_, _, _ in lost],
+        )
+        return [(location, count) for _, location, count in lost]
+
+    @writes
+    def free_claims(self, db: sqlite3.Connection) -> None:
+        """Let batches be claimed that nobody can have: no such session is there."""
+        db.execute(
+            "UPDATE batches SET claimed_by=NULL WHERE claimed_by IS NOT NULL AND claimed_by NOT IN (SELECT id FROM sessions)"
+        )
+
+    @writes
+    def make_due(self, db: sqlite3.Connection, destination: int) -> None:
+        """Let everything be tried at once that failed and waits for its time."""
+        db.execute("UPDATE batches SET retry_at=0 WHERE destination=? AND state='sealed' AND retry_at>0", (destination,))
+        db.execute("UPDATE uploads SET retry_at=0 WHERE destination=? AND retry_at>0", (destination,))
+
+
+def _batch(row: tuple[Any, ...]) -> Batch:
+    if None in row:
+        raise ValueError("something of it is missing")
+    id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, compression, wrappers, blobs = row
+    return Batch(
+        id=id_,
+        stream=Stream(Kind(kind), workspace_id, source_id),
+        events=events,
+        raw_bytes=raw_bytes,
+        size=size,
+        crc32c=crc32c,
+        key=key,
+        uuid=uuid,
+        content_type=Compression.parse(compression).content_type,
+        wrappers=_names(wrappers),
+        blobs=blobs,
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
+def _batch_row(row: tuple[Any, ...]) -> BatchRow:
+    id_, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers = row
+    placement = Placement(
+        destination=destination,
+        prefix=prefix,
+        instance_id=instance_id,
+        compression=Compression.parse(compression),
+        wrappers=_names(wrappers),
+    )
+    return BatchRow(id_, epoch, opened_at, Stream(Kind(kind), workspace_id, source_id), placement)
+
+
+def _open(db: sqlite3.Connection, streams: Sequence[Stream], placement: Placement, blobs: str, epoch: int, now: float) -> list[int]:
+    numbers = _new_numbers(db, len(streams))
+    compression, wrappers = str(placement.compression), ",".join(placement.wrappers)
+    bound = (placement.destination, placement.prefix, placement.instance_id, compression, wrappers, blobs, epoch, now)
+    db.executemany(
+        "INSERT INTO batches (id, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers, blobs,"
+        " epoch, opened_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (number, stream.kind, stream.workspace_id, stream.source_id, *bound)
+            for number, stream in zip(numbers, streams, strict=True)
+        ],
+    )
+    return numbers
+
+
+def _new_numbers(db: sqlite3.Connection, count: int) -> list[int]:
+    # Beside the counter, since that may have changed on the disk: a number that is there would be refused for ever.
+    (last,) = db.execute(
+        "SELECT max(value, coalesce((SELECT max(id) FROM batches), 0)) FROM counters WHERE name='batch'"
+    ).fetchone()
+    db.execute("UPDATE counters SET value=? WHERE name='batch'", (last + count,))
+    return list(range(last + 1, last + count + 1))
+
+
+def _last_reading(db: sqlite3.Connection) -> Reading | None:
+    row = db.execute("SELECT boot, wall, uptime, spool FROM clock").fetchone()
+    return None if row is None else Reading(*row)
+
+
+def _reseal(db: sqlite3.Connection, batch: int, seal: Seal | None) -> None:
+    db.execute("UPDATE batches SET state='set aside', claimed_by=NULL, retry_at=0 WHERE id=?", (batch,))
+    if seal is not None:
+        db.execute(f"{_SEAL} WHERE id=?", seal)
+    db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
+    forget_settling(db, batch)  # some of its failure records may not get into the bucket
+
+
+def _leave_file(db: sqlite3.Connection, session: str, positions: Iterable[InputPosition]) -> None:
+    db.execute(
+        "DELETE FROM batches WHERE blobs=(SELECT blobs FROM sessions WHERE id=?) AND state='open'"  # they are empty
+        " AND state IN ('open', 'sealed')",
+        (session,),
+    )
+    db.executemany(
+        "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT (input) DO UPDATE SET at=excluded.at, position=excluded.position"
+        " WHERE excluded.at>at",
+        positions,
+    )

@@ -1,0 +1,584 @@
+"""SQLite as the spool uses it: WAL, one connection behind a lock, safe across forks and interrupts, errors of the taxonomy."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
+
+import msgspec
+
+from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.util.exhaustion import NO_INODES, Explained, explain, has_inodes
+from jobs_backup.util.fsync import sync_directory
+from jobs_backup.util.installing import how_to_install
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Durability = Literal["full", "process"]
+
+_BUSY_SECONDS: Final = 60.0
+READER_BUSY_SECONDS: Final = 1.0
+"""Readers wait only while another process repairs or removes the log."""
+_FORK_SECONDS: Final = 60.0
+"""How long a fork waits for transactions that are under way."""
+_OLDEST: Final = (3, 37)  # STRICT tables; RETURNING is older
+_SYNCHRONOUS: Final = {"full": "FULL", "process": "NORMAL"}  # in WAL mode, NORMAL does not wait for the disk at a commit
+_FILES: Final = ("", "-wal", "-shm")
+
+
+class FilesLost(SpoolError):
+    """The files of an open database were removed or replaced, or another process has adopted them."""
+
+    @property
+    def code(self) -> str:
+        return SpoolError.__name__
+
+
+class Connection:
+    """A connection to a SQLite file, opened at its first use. One thread at a time uses it.
+
+    A fork closes it, and the next use opens it again. For SQLite keeps locks and shared memory for each process and file
+    (sqlite.org/howtocorrupt.html, "Carrying an open database across a fork"): a child that inherits an open connection, and opens
+    the same file itself, takes the parent's locks for its own and damages the file.
+    """
+
+    def __init__(self, path: Path, *, timeout: float, mode: Literal["ro", "rw"] = "rw", prepare: Sequence[str] = ()) -> None:
+        """`prepare` are statements that each new connection begins with. No file is created."""
+        self.path = path.absolute()
+        self._timeout = timeout
+        self._mode = mode
+        self._prepare = prepare
+        self._lock = threading.Lock()
+        self._user = 0  # the thread that holds the lock
+        self._connection: sqlite3.Connection | None = None
+        self._is_closed = False
+        self.identity: tuple[object, ...] = ()
+        """Which files they were when it was opened."""
+
+    def use(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `work` with the connection.
+
+        It takes a function and is no context manager, since an interrupt (Ctrl-C, an alarm) between the two halves of one would
+        leave the lock held. A transaction that an interrupt has left is rolled back at the next use.
+
+        Raises:
+            SpoolError: this thread uses it already: see `Reentered`.
+        """
+        me = threading.get_ident()
+        if self._user == me:
+            raise reentered()
+        with self._lock:
+            self._user = me
+            try:
+                return work(self._usable())
+            finally:
+                self._user = 0
+
+    def prepare(self, statement: str) -> None:
+        """Have this connection, and each new one, begin with one more statement."""
+        self._prepare = (*self._prepare, statement)
+        self.use(lambda connection: connection.execute(statement))
+
+    def close(self, *, for_good: bool = True) -> None:
+        """Close it; unless `for_good`, the next use opens it again, if it still is the same file."""
+        with self._lock:
+            self._is_closed = for_good
+            self._suspend()
+
+    def current_identity(self) -> tuple[object, ...]:
+        """Which files stand at its path now."""
+        return tuple(_file_identity(f"{self.path}{suffix}") for suffix in _FILES)
+
+    def _usable(self) -> sqlite3.Connection:
+        connection = self._connection
+        if connection is None:
+            if self._is_closed:
+                raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
+            connection = self._open()
+        elif connection.in_transaction:
+            connection.rollback()
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        with _opening:
+            _notice_fork()
+            if _file_identity(str(self.path)) in _inherited:
+                raise SpoolError(
+                    f"{self.path} was in use when this process was forked, and could not be closed before",
+                    hint="fork before a Backup is opened, or where no call of it is under way",
+                )
+            if self.identity and self.identity[0] != _file_identity(str(self.path)):
+                raise _lost(self.path)  # meanwhile: a fork had closed it
+            connection = sqlite3.connect(
+                f"{self.path.as_uri()}?mode={self._mode}",
+                uri=True,
+                timeout=self._timeout,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                for statement in self._prepare:
+                    connection.execute(statement)
+                connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens the log as well
+            except BaseException:
+                connection.close()
+                raise
+            self.identity = self.current_identity()
+            self._connection = connection
+            _opened.add(self)
+        return connection
+
+    def _suspend(self) -> None:
+        """Close what is open; the lock is held."""
+        if (connection := self._connection) is not None:
+            self._connection = None
+            connection.close()
+
+    # For forks
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its files are known to be removed or replaced."""
+        try:
+            return self.current_identity() != self.identity
+        except OSError:
+            return False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection."""
+        return self._connection is not None
+
+    @property
+    def is_used_here(self) -> bool:
+        """Whether this thread uses it."""
+        return self._user == threading.get_ident()
+
+    def hold(self, timeout: float) -> bool:
+        """Keep everybody from using it. False if it stays in use for so many seconds."""
+        return not self.is_used_here and self._lock.acquire(timeout=timeout)
+
+    def suspend(self) -> None:
+        """Close what is open, while it is held: the next use opens it again."""
+        self._suspend()
+
+    def release(self) -> None:
+        """End `hold`."""
+        self._lock.release()
+
+    def keep_for_ever(self) -> None:
+        """Have the connection outlive this object, and the interpreter: a child may not even close what it has inherited."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
+
+def _lost(path: Path) -> FilesLost:
+    return FilesLost(
+        f"{path} or its log was removed or replaced while it was in use",
+        hint="find out what did it (a cleaner of old files, for example), and restart this process",
+    )
+
+
+def reentered() -> SpoolError:
+    """The error of a call that comes within another one of the same thread, and would wait for it for ever."""
+    return SpoolError(
+        "called within another call of the same Backup in this thread, as from a signal handler, `__del__` or a logging handler",
+        hint="hand the event to another thread there, for example by a queue.SimpleQueue",
+    )
+
+
+_opening: Final = threading.Lock()
+"""Held while a connection is opened, and during a fork."""
+_opened: Final = weakref.WeakSet[Connection]()
+_held_for_fork: Final = list[Connection]()
+_inherited: Final = set[object]()
+"""Files that were open when this process was forked: what SQLite knows of them is the parent's."""
+_process: Final = [os.getpid()]
+
+
+def _before_fork() -> None:
+    """Close all connections, each between two uses. What is in use for too long stays open: see `_notice_fork`.
+
+    A connection whose files were removed or replaced stays open as well: closing it would lose what only it still reaches. If only
+    the log is gone, a child cannot open the file; it is refused as in `_notice_fork`.
+    """
+    until = time.monotonic() + _FORK_SECONDS
+    while True:
+        _opening.acquire()
+        is_busy = False
+        for connection in list(_opened):
+            if connection.hold(0.01):
+                _held_for_fork.append(connection)
+            elif not connection.is_used_here:
+                is_busy = True
+        if not is_busy or time.monotonic() >= until:
+            break
+        _after_fork()  # whoever uses one may need another one that is held: all are given back before they are tried again
+        time.sleep(0.005)
+    for connection in _held_for_fork:
+        if not connection.is_lost:
+            connection.suspend()
+
+
+def _after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().release()
+    _opening.release()
+
+
+def _after_fork_in_child() -> None:
+    if _opening.locked():  # else a program around Python has forked, as uWSGI does, and tells Python only now
+        _after_fork()
+    with _opening:
+        _notice_fork()
+
+
+def _notice_fork() -> None:
+    """In a child, note which files were open: opening them again would damage them. `_before_fork` has left none."""
+    if os.getpid() == _process[0]:
+        return
+    _process[0] = os.getpid()
+    for connection in list(_opened):
+        if connection.is_open:
+            _inherited.add(connection.identity[0])
+            connection.keep_for_ever()
+    _opened.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+
+class Database:
+    """One SQLite file. All its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        *,
+        version: int,
+        durability: Durability,
+        page_size: int = 4096,
+        checkpoint_pages: int = 1000,
+        create: bool = True,
+        upgrades: Mapping[int, Sequence[str]] = MappingProxyType({}),
+        additions: Mapping[int, Sequence[str]] = MappingProxyType({}),
+        only_reads: bool = False,
+    ) -> None:
+        """Open the file; `create` it where it does not exist.
+
+        Args:
+            upgrades: version -> statements that complete what was copied from a file of that version: see `_upgrade`.
+            additions: version -> statements that are all that a file of that version lacks.
+            only_reads: it is there, with this version. Nobody who writes is ever waited for, or has to wait.
+
+        Raises:
+            SpoolError: it was written by a newer version, or can't be opened.
+        """
+        self.path = path
+        if sqlite3.sqlite_version_info < _OLDEST:
+            raise SpoolError(f"SQLite {sqlite3.sqlite_version} is too old", hint="use a Python with SQLite 3.37 or later")
+        if only_reads:
+            self._connection = Connection(path, timeout=READER_BUSY_SECONDS, mode="ro")
+            self.read(lambda _: None)
+            return
+        self._connection = Connection(
+            path,
+            timeout=_BUSY_SECONDS,
+            prepare=[
+                f"PRAGMA page_size={page_size}",
+                "PRAGMA journal_mode=WAL",
+                f"PRAGMA synchronous={_SYNCHRONOUS[durability]}",
+                "PRAGMA fullfsync=ON",  # on macOS, where fsync alone does not reach the disk
+                f"PRAGMA wal_autocheckpoint={checkpoint_pages}",
+            ],
+        )
+        with database_errors(path):
+            # Not by SQLite: another process may have removed a file that was drained, and it shall not come back empty.
+            if create:
+                if not path.exists():
+                    path.touch(mode=0o600)
+                sync_directory(path.parent)  # also where it is there: whoever made it may have died before it was durable
+        try:
+            self.write(functools.partial(_create, path, schema, version, upgrades, additions))
+            self._connection.prepare("PRAGMA foreign_keys=ON")  # not before: an upgrade makes tables anew
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` does, as one transaction: committed when it returns, rolled back when it raises.
+
+        Raises:
+            FilesLost: the files were removed or replaced, so that nobody will find what was committed.
+        """
+        return self._used(functools.partial(_transact, work), self._check_files)
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` finds. Keep it short: a long read lets the log grow."""
+        return self._used(work)
+
+    def use(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` does, which begins and commits for itself. Raises as `write` does."""
+        return self._used(work, self._check_files)
+
+    def check(self) -> None:
+        """Look at the structure of the whole file, its indexes and constraints included.
+
+        Raises:
+            SpoolCorrupt: it is damaged.
+        """
+        found = self.read(lambda connection: connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        if found == "ok":
+            row = self.read(lambda connection: connection.execute("PRAGMA foreign_key_check").fetchone())
+            found = "ok" if row is None else f"a row of {row[0]} names one of {row[2]} that is not there"
+        if found != "ok":
+            raise SpoolCorrupt(f"{self.path} is damaged: {' '.join(str(found).split())}", hint=_DAMAGED)
+
+    def check_files(self) -> None:
+        """Raises FilesLost if the files were removed or replaced."""
+        with database_errors(self.path):
+            self._connection.use(lambda _: self._check_files())
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk, with those of the log."""
+        # In a read, which opens what a fork has closed: closing it may have removed the log.
+        return self.read(lambda _: self.path.stat().st_size + Path(f"{self.path}-wal").stat().st_size)
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the whole database, as this connection sees it, into a new file."""
+
+        def copy(connection: sqlite3.Connection) -> None:
+            target = sqlite3.connect(path)
+            try:
+                connection.backup(target)
+            finally:
+                target.close()
+
+        self.read(copy)
+
+    def close(self, *, for_good: bool = True) -> None:
+        """Close the connection. See `Connection.close`."""
+        self._connection.close(for_good=for_good)
+
+    def _used(self, work: Callable[[sqlite3.Connection], T], check: Callable[[], None] = lambda: None) -> T:
+        def checked(connection: sqlite3.Connection) -> T:
+            try:
+                result = work(connection)
+            except (TypeError, ValueError, LookupError, AttributeError, OverflowError, msgspec.DecodeError) as error:
+                # Whatever is made of rows: what it can't be made of is not what was written.
+                raise SpoolCorrupt(f"{self.path}: a row is not what was written ({error})", hint=_DAMAGED) from error
+            check()
+            return result
+
+        with database_errors(self.path):
+            return self._connection.use(checked)
+
+    def _check_files(self) -> None:
+        if self._connection.current_identity() != self._connection.identity:
+            raise _lost(self.path)
+
+
+class _HasDatabase(Protocol):
+    @property
+    def _database(self) -> Database: ...
+
+
+S = TypeVar("S", bound=_HasDatabase)
+
+
+def writes(method: Callable[Concatenate[S, sqlite3.Connection, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Make a method one transaction of its object's database: see `Database.write`."""
+
+    @functools.wraps(method)
+    def in_transaction(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.write(lambda connection: method(self, connection, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] - of the methods of such classes
+
+    return in_transaction
+
+
+def reads(method: Callable[Concatenate[S, sqlite3.Connection, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Give a method the connection to its object's database, to read: see `Database.read`."""
+
+    @functools.wraps(method)
+    def in_use(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.read(lambda connection: method(self, connection, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] - as above
+
+    return in_use
+
+
+_beside: Final = list[int]()
+"""Descriptors that `read_beside` could not close yet."""
+
+
+def read_beside(path: Path) -> None:
+    """Read all bytes of a database's file without SQLite.
+
+    Its descriptor is closed only when no connection of this process has the file open: closing any descriptor of a file gives up
+    all locks that the process has on it (POSIX), those of SQLite included.
+
+    Raises:
+        OSError: they can't be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    _beside.append(descriptor)
+    with _opening:
+        open_files = {file for one in list(_opened) if one.is_open for file in one.identity}
+        for left in [one for one in _beside if one != descriptor and _identity_of(os.fstat(one)) not in open_files]:
+            _beside.remove(left)
+            os.close(left)
+    while os.read(descriptor, 1 << 20):
+        pass
+
+
+def file_version(path: Path) -> int:
+    """The version of the format that a file has; 0 if there is none yet."""
+    connection = Connection(path, timeout=READER_BUSY_SECONDS)
+    try:
+        with database_errors(path):
+            return connection.use(_version) if path.exists() else 0
+    finally:
+        connection.close()
+
+
+def _transact(work: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+    return result
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _create(
+    path: Path,
+    schema: str,
+    version: int,
+    upgrades: Mapping[int, Sequence[str]],
+    additions: Mapping[int, Sequence[str]],
+    connection: sqlite3.Connection,
+) -> None:
+    found = _version(connection)
+    if found > version:
+        raise SpoolError(
+            f"{path} was written by a newer jobs-backup (version {found} of the format, this one knows {version})",
+            hint=how_to_install("jobs-backup", "--upgrade"),
+        )
+    if found == version:
+        return
+    if found in additions:
+        for statement in additions[found]:
+            connection.execute(statement)
+    elif found:
+        _upgrade(connection, schema, upgrades[found])
+    else:
+        _run(connection, schema)
+    connection.execute(f"PRAGMA user_version={version}")
+
+
+def _run(connection: sqlite3.Connection, schema: str) -> None:
+    for statement in schema.split(";\n"):
+        connection.execute(statement)
+
+
+def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[str]) -> None:
+    """Make all tables anew, copy what the old ones have, and complete it. In a transaction: all of it or nothing."""
+    names = "SELECT name FROM sqlite_schema WHERE type=? AND name NOT LIKE 'sqlite_%'"
+    tables = [row[0] for row in connection.execute(names, ("table",)).fetchall()]
+    for kind in ("index", "trigger"):
+        for (name,) in connection.execute(names, (kind,)).fetchall():
+            connection.execute(f"DROP {kind} {name}")
+    for table in tables:
+        connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+    _run(connection, schema)
+    for table in tables:
+        columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA table_info(old_{table})").fetchall())
+        connection.execute(f"INSERT OR REPLACE INTO {table} ({columns}) SELECT {columns} FROM old_{table}")  # noqa: S608 - our own names
+        connection.execute(f"DROP TABLE old_{table}")
+    for statement in statements:
+        connection.execute(statement)
+
+
+def _file_identity(path: str) -> object:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - three times for each commit, and a Path would take longer than the call
+    except FileNotFoundError:
+        return None
+    return _identity_of(status)
+
+
+def _identity_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def database_errors(path: Path) -> Generator[None]:
+    """SQLite's and the operating system's errors as the taxonomy's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _sqlite_error(path, error) from error
+    except OSError as error:
+        why, hint = explain(error, path, _LOOK)
+        raise SpoolError(f"{path}: {why}", hint=hint) from error
+    except MemoryError as error:
+        raise SpoolError(f"{path}: out of memory", hint="give the process more memory") from error
+
+
+_DESCRIPTORS: Final = 4
+"""That SQLite needs to open a database: the file, its log, their index, and the directory."""
+_LOOK: Final = "look at the disk and the permissions of the spool's directory"
+_DAMAGED: Final = "look at the disk; nothing was removed"
+
+
+def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    text = str(error)
+    if code == sqlite3.SQLITE_FULL:
+        return SpoolFull(f"{path}: the disk is full", hint="free space on the spool's disk")
+    is_row = code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH) or text.startswith(("no such table", "Could not decode"))
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or is_row:
+        return SpoolCorrupt(f"{path}: {text}", hint=_DAMAGED)
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and path.is_dir():
+        return SpoolError(f"{path}: it is a directory", hint="find out what made it, and move it away")
+    if code == sqlite3.SQLITE_BUSY:
+        return SpoolError(
+            f"{path}: another process has kept it locked for too long",
+            hint="find the process that hangs or is stopped (`fuser` shows who has the file open), and continue or end it",
+        )
+    if code == sqlite3.SQLITE_CANTOPEN and (why := _why_not_opened(path)):
+        return SpoolError(f"{path}: {text}: {why[0]}", hint=why[1])
+    return SpoolError(f"{path}: {text}", hint=_LOOK)
+
+
+def _why_not_opened(path: Path) -> Explained | None:
+    """What keeps SQLite from opening a file, which it does not tell."""
+    opened: list[int] = []
+    try:
+        for _ in range(_DESCRIPTORS):
+            opened.append(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))  # noqa: PERF401 - closed in any case
+        path.stat()
+        return None if has_inodes(path) else NO_INODES
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not has_inodes(path):
+            return NO_INODES
+        return explain(error, path, _LOOK)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

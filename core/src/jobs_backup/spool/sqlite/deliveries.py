@@ -1,0 +1,402 @@
+"""What was delivered: a bit for each job, and the objects that can be deleted since all of their jobs were."""
+
+from __future__ import annotations
+
+import copy
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from jobs_backup.errors import SpoolError
+from jobs_backup.model import Kind, Stream
+from jobs_backup.spool.group_commit import Turns
+from jobs_backup.spool.ids import (
+    INDEX_BITS,
+    LOCAL_BITS,
+    SEGMENT_BITS,
+    JobSet,
+    batch_of,
+    first_index,
+    local,
+    local_segment,
+    origin_of,
+    origin_of_segment,
+    segments_of,
+)
+from jobs_backup.spool.sqlite.clock import Clock
+from jobs_backup.spool.sqlite.database import Database, FilesLost, reads, writes
+from jobs_backup.spool.sqlite.uploads import MAX_DELAY, writable
+
+DeleteAfter = Literal["delivered", "settled", "never"]
+"""When an object is deleted: all of its jobs were delivered; or each was delivered or has a failure record in the bucket; never."""
+
+EndOf = Callable[[int, str], int]
+"""(batch, its blob file) -> the index that the next job of this open batch will have. Raises SpoolError."""
+Ends = Callable[[], AbstractContextManager[EndOf]]
+"""What opens blob files, to be asked for the ends of batches."""
+
+# Which objects are to be deleted, now or later; with the conditions of the indexes as they stand in the schema.
+_OF: Final = "SELECT id, key, failures FROM batches WHERE destination=? AND state = 'stored'"
+_TO_DELETE: Final = {
+    "delivered": f"{_OF} AND delivered >= jobs",
+    "settled": f"{_OF} AND jobs <= delivered + settled",
+    "never": f"{_OF} AND 0",
+}
+_DUE: Final = "AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?)"
+
+
+class DueObject(NamedTuple):
+    """An object that is to be deleted, which this process alone does now. `failures`: how often that has failed."""
+
+    batch: int
+    key: str
+    failures: int
+
+
+@dataclass
+class Added:
+    """What became of an acknowledgement. `unknown` are none of this spool's raw events; of `unreadable` it can't be said, for this
+    `error`; all others were taken."""
+
+    unknown: JobSet
+    unreadable: JobSet
+    error: SpoolError | None = None
+
+
+class WaitingDeletes(msgspec.Struct, frozen=True):
+    """Objects of a destination that are to be deleted. `error` and `hint` are why the last ones could not be, empty if they could;
+    nothing is deleted before `paused_until` (seconds since 1970)."""
+
+    location: str
+    objects: int
+    error: str
+    hint: str
+    paused_until: float
+
+
+class Deliveries:
+    """The tables `acknowledged` and `settling` of the catalog, and batches from stored to deleted. A method is a transaction."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    @writes
+    def add(self, db: sqlite3.Connection, jobs: JobSet, ends: Ends) -> Added:
+        """Remember that these jobs were delivered. What is wrong with some of them keeps none of the others from being taken."""
+        added = Added(JobSet(), JobSet())
+        with ends() as end_of:
+            for (epoch, batch), some in groupby(sorted(jobs.masks()), lambda one: origin_of_segment(one[0])):
+                segments = list(some)
+                try:
+                    found = _find(db, epoch, batch, _end(*segments[-1]), end_of)
+                except SpoolError as error:
+                    added.error = error
+                    for segment, mask in segments:
+                        added.unreadable.add_mask(segment, mask)
+                    continue
+                known: list[tuple[int, int]] = []
+                for segment, mask in segments:
+                    given = mask & _mask_below((0 if found is None else found.end) - first_index(segment))
+                    if given != mask:
+                        added.unknown.add_mask(segment, mask & ~given)
+                    if given and found is not None and found.state != "deleted":
+                        known.append((local_segment(segment), given))
+                _mark_delivered(db, batch, known)
+        return added
+
+    @writes
+    def stream_of(self, db: sqlite3.Connection, job: int, ends: Ends) -> Stream | None:
+        """The stream of a raw event; None if this is none of the spool's."""
+        end = (job & ((1 << INDEX_BITS) - 1)) + 1
+        with ends() as end_of:
+            found = _find(db, *origin_of(job), end, end_of)
+            return None if found is None or end > found.end else found.stream
+
+    @writes
+    def settle(self, db: sqlite3.Connection, failures: Sequence[tuple[int, int]]) -> None:
+        """The failure record in a batch of a job: (batch, job). The job is settled once that batch is stored."""
+        db.executemany("INSERT OR IGNORE INTO settling VALUES (?, ?)", [(batch, local(job)) for batch, job in failures])
+        for batch in {batch for batch, _ in failures}:
+            (state,) = db.execute("SELECT state FROM batches WHERE id=?", (batch,)).fetchone()
+            if state == "stored":
+                settle_jobs_of(db, batch)
+            elif state == "set aside":
+                forget_settling(db, batch)
+
+    def _now(self) -> tuple[float, float]:
+        """The parameters of _DUE: nothing is ever made to wait longer than that."""
+        now = self._clock.now()
+        return now, now + MAX_DELAY
+
+    # Deleting
+
+    @writes
+    def begin(self, db: sqlite3.Connection, destination: int, delete_after: DeleteAfter) -> None:
+        """Who deletes has started: what failed need not wait any longer. What an attempt may still bring back has to."""
+        db.execute("UPDATE destinations SET delete_after=?, deletes_paused_until=0 WHERE id=?", (delete_after, destination))
+        failed = db.execute(f"{_TO_DELETE[delete_after]} AND failures>0 AND retry_at>0", (destination,)).fetchall()
+        db.executemany("UPDATE batches SET retry_at=0 WHERE id=?", [(id_,) for id_, _, _ in failed])
+
+    @writes
+    def claim(
+        self, db: sqlite3.Connection, destination: int, session: str, delete_after: DeleteAfter, limit: int
+    ) -> list[DueObject]:
+        """Objects that can be deleted now and that nobody is deleting. From now on `session` is.
+
+        Raises:
+            FilesLost: the session has ended.
+        """
+        check_session(db, session)
+        due = [
+            row
+            for row in db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (destination, *self._now(), limit)).fetchall()
+            if is_complete(db, row[0], delete_after)
+        ]
+        db.executemany("UPDATE batches SET claimed_by=? WHERE id=?", [(session, id_) for id_, _, _ in due])
+        return [DueObject(*row) for row in due]
+
+    @reads
+    def has_due(self, db: sqlite3.Connection, destination: int, delete_after: DeleteAfter) -> bool:
+        """Whether `claim` would give any."""
+        return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (destination, *self._now())).fetchone() is not None
+
+    @reads
+    def waiting(self, db: sqlite3.Connection) -> list[WaitingDeletes]:
+        """What is to be deleted and was not yet, for each destination, by the setting of who sent there last."""
+        waiting: list[WaitingDeletes] = []
+        for id_, delete_after, *row in db.execute(
+            "SELECT id, delete_after, location, delete_error, delete_hint, deletes_paused_until FROM destinations ORDER BY id"
+        ).fetchall():
+            to_delete = _TO_DELETE[delete_after]
+            (objects,) = db.execute(f"SELECT count(*) FROM ({to_delete})", (id_,)).fetchone()  # noqa: S608 - our own text
+            if objects:
+                waiting.append(WaitingDeletes(row[0], objects, *row[1:]))
+        return waiting
+
+    @writes
+    def deleted(self, db: sqlite3.Connection, destination: int, batches: Sequence[int]) -> None:
+        """These objects are gone, and deleting works."""
+        for batch in batches:
+            mark_deleted(db, batch)
+        db.execute(
+            "UPDATE destinations SET delete_error='', delete_hint='', deletes_paused_until=0 WHERE id=? AND delete_error!=''",
+            (destination,),
+        )
+
+    @writes
+    def give_back(
+        self,
+        db: sqlite3.Connection,
+        destination: int,
+        retries: Iterable[tuple[int, float | None]],
+        *,
+        error: str,
+        hint: str,
+        pause: float,
+    ) -> None:
+        """Deleting these has failed: (batch, after how many seconds it is retried, or None where it was not its own fault).
+
+        Nothing is deleted for `pause` seconds.
+        """
+        now = self._clock.now()
+        db.executemany(
+            "UPDATE batches SET claimed_by=NULL, failures=failures+?, retry_at=coalesce(?, retry_at) WHERE id=? AND state='stored'",
+            [(delay is not None, None if delay is None else now + delay, batch) for batch, delay in retries],
+        )
+        db.execute(
+            "UPDATE destinations SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
+            (writable(error), writable(hint), now + pause, destination),
+        )
+
+    @writes
+    def forget(self, db: sqlite3.Connection, age: float, after: int, limit: int, keep: Sequence[str]) -> int | None:
+        """Look at `limit` batches behind the number `after`, and forget those that were stored, or at least opened, so many seconds
+        ago and whose objects stay for ever, or are gone.
+
+        Those that are to be deleted are kept until they are, and so are those in the blob files `keep`: whoever removes a file asks
+        whether all of it was stored. Returns the last number that was looked at; None at the end.
+        """
+        before = self._clock.now() - age
+        rows = db.execute(
+            "SELECT b.id, coalesce(stored_at, 0)<? AND (state='deleted'"
+            " OR (state='set aside' AND NOT EXISTS (SELECT 1 FROM damages WHERE batch=b.id))"
+            " OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
+            " AND (d.delete_after!='settled' OR delivered+settled<jobs)))"
+            " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id), blobs"
+            " FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.opened_at<? ORDER BY b.id LIMIT ?",
+            (before, after, before, limit),
+        ).fetchall()
+        kept = set(keep)
+        for batch, is_over, blobs in rows:
+            if is_over and blobs not in kept:
+                db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
+                db.execute("DELETE FROM settling WHERE batch=?", (batch,))
+                db.execute(_NOTE_FORGOTTEN, (batch,))
+                db.execute("DELETE FROM batches WHERE id=?", (batch,))
+        return rows[-1][0] if len(rows) == limit else None
+
+
+_NOTE_FORGOTTEN: Final = (
+    "INSERT INTO forgotten SELECT destination, kind, workspace_id, source_id, 1, events,"
+    " min(first_at, last_at), max(first_at, last_at) FROM batches WHERE id=? AND state='stored'"
+    " ON CONFLICT DO UPDATE SET objects=objects+1, events=events+excluded.events,"
+    " first_at=min(first_at, excluded.first_at), last_at=max(last_at, excluded.last_at)"
+)
+
+
+class Acknowledger:
+    """Threads that acknowledge at the same time share a transaction: each of them waits for the disk."""
+
+    def __init__(self, deliveries: Deliveries, ends: Ends) -> None:
+        self._deliveries = deliveries
+        self._ends = ends
+        self._turns = Turns[_Acknowledgement](self._commit)
+        self.acknowledged = 0
+        """How many ids were taken, those included that had been taken before."""
+
+    def add(self, jobs: JobSet) -> JobSet:
+        """Durable when it returns. Returns those that are unknown. Raises SpoolError, where only some can't be looked up, too."""
+        this = _Acknowledgement(jobs)
+        self._turns.commit(this)
+        if this.added.error is not None and this.added.unreadable & jobs:
+            raise copy.copy(this.added.error) from this.added.error
+        return this.added.unknown & jobs
+
+    def _commit(self, group: Sequence[_Acknowledgement]) -> None:
+        jobs = JobSet()
+        for one in group:
+            jobs.update(one.jobs)
+        added = self._deliveries.add(jobs, self._ends)
+        self.acknowledged += len(jobs) - len(added.unknown) - len(added.unreadable)
+        for one in group:
+            one.added = added
+
+
+class _Acknowledgement:
+    def __init__(self, jobs: JobSet) -> None:
+        self.jobs = jobs
+        self.added = Added(JobSet(), JobSet())
+
+
+def check_session(db: sqlite3.Connection, session: str) -> None:
+    """Check that a session has not ended: what is claimed by one that has stays claimed for ever.
+
+    Raises:
+        FilesLost: another process, which took this one for dead, has ended it.
+    """
+    if db.execute("SELECT 1 FROM sessions WHERE id=?", (session,)).fetchone() is None:
+        raise FilesLost(
+            f"the session {session} was ended by another process, to which this one seemed to be dead",
+            hint="it is begun anew within a second; see the log of that time",
+        )
+
+
+def settle_jobs_of(db: sqlite3.Connection, batch: int) -> None:
+    """The failure records in this batch are stored: so their jobs are settled."""
+    jobs = JobSet()
+    for (job,) in db.execute("SELECT job FROM settling WHERE batch=?", (batch,)):
+        jobs.add(job)
+    for segment, mask in jobs.masks():
+        delivered, settled = _marks(db, segment)
+        new = mask & ~settled
+        if db.execute("SELECT 1 FROM batches WHERE id=? AND state!='deleted'", (batch_of(segment),)).fetchone():
+            _write_marks(db, segment, delivered, settled | new)
+            _count(db, batch_of(segment), delivered=0, settled=(new & ~delivered).bit_count(), end=_end(segment, mask))
+    forget_settling(db, batch)
+
+
+def forget_settling(db: sqlite3.Connection, batch: int) -> None:
+    """The failure records in this batch settle nothing (any more)."""
+    db.execute("DELETE FROM settling WHERE batch=?", (batch,))
+
+
+def mark_deleted(db: sqlite3.Connection, batch: int) -> None:
+    """The batch has no object (any more)."""
+    db.execute("UPDATE batches SET state='deleted', claimed_by=NULL, error='', hint='' WHERE id=?", (batch,))
+    db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
+
+
+class _Found(NamedTuple):
+    state: str
+    stream: Stream
+    end: int
+
+
+def _find(db: sqlite3.Connection, epoch: int, batch: int, end: int, end_of: EndOf) -> _Found | None:
+    """A batch of raw events, and how many ids were given in it: of an open one at least whether `end` were.
+
+    Nothing of it changes before the transaction ends.
+    """
+    if epoch >> LOCAL_BITS:
+        return None  # no spool has ever given such an id
+    row = db.execute(
+        "SELECT state, workspace_id, source_id, jobs, blobs FROM batches WHERE id=? AND epoch=? AND kind='raw'", (batch, epoch)
+    ).fetchone()
+    if row is None:
+        return None
+    state, workspace_id, source_id, jobs, blobs = row
+    if state == "open" and end > jobs:
+        jobs = max(jobs, end_of(batch, blobs))
+    return _Found(state, Stream(Kind.RAW, workspace_id, source_id), jobs)
+
+
+def _mark_delivered(db: sqlite3.Connection, batch: int, segments: Sequence[tuple[int, int]]) -> None:
+    more = settled_before = end = 0
+    for segment, mask in segments:
+        delivered, settled = _marks(db, segment)
+        if new := mask & ~delivered:
+            _write_marks(db, segment, delivered | new, settled)
+            more += new.bit_count()
+            settled_before += (new & settled).bit_count()
+            end = _end(segment, new)  # they come in order
+    if more:
+        _count(db, batch, delivered=more, settled=-settled_before, end=end)
+
+
+def _marks(db: sqlite3.Connection, segment: int) -> tuple[int, int]:
+    row = db.execute("SELECT delivered, settled FROM acknowledged WHERE segment=?", (segment,)).fetchone()
+    return (0, 0) if row is None else (int.from_bytes(row[0], "little"), int.from_bytes(row[1], "little"))
+
+
+def _write_marks(db: sqlite3.Connection, segment: int, *marks: int) -> None:
+    written = [mask.to_bytes((mask.bit_length() + 7) // 8, "little") for mask in marks]
+    db.execute("INSERT OR REPLACE INTO acknowledged VALUES (?, ?, ?)", (segment, *written))
+
+
+def _count(db: sqlite3.Connection, batch: int, *, delivered: int, settled: int, end: int) -> None:
+    # What is counted lies below `jobs`, whatever is damaged later on: else a batch could seem to be complete.
+    db.execute(
+        "UPDATE batches SET delivered=delivered+?, settled=settled+?, jobs=max(jobs, ?) WHERE id=?",
+        (delivered, settled, end, batch),
+    )
+
+
+def _end(segment: int, mask: int) -> int:
+    """The index, in its batch, behind the last of these jobs."""
+    return first_index(segment) + mask.bit_length()
+
+
+def _mask_below(end: int) -> int:
+    """A segment's bits below `end`, which may lie before or behind it."""
+    return (1 << min(max(end, 0), 1 << SEGMENT_BITS)) - 1
+
+
+def is_complete(db: sqlite3.Connection, batch: int, delete_after: DeleteAfter) -> bool:
+    """Whether each job of a batch has its bit: what is counted may have changed on the disk. Then it is counted again."""
+    (jobs,) = db.execute("SELECT max(jobs, events) FROM batches WHERE id=?", (batch,)).fetchone()
+    delivered = settled = 0
+    for (segment,) in db.execute("SELECT segment FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch)).fetchall():
+        given = _mask_below(jobs - first_index(segment))
+        marks = _marks(db, segment)
+        delivered += (marks[0] & given).bit_count()
+        settled += (marks[1] & ~marks[0] & given).bit_count()
+    if delivered + (settled if delete_after == "settled" else 0) >= jobs > 0:
+        return True
+    db.execute("UPDATE batches SET jobs=?, delivered=?, settled=? WHERE id=?", (jobs, delivered, settled, batch))
+    return False

@@ -1,0 +1,55 @@
+"""Ids of events that are not kept, where only failures are backed up: a failure can be told of by its job's id all the same."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final, NamedTuple
+
+from jobs_backup.model import Stream
+from jobs_backup.spool.ids import INDEX_BITS, job_id
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.rows import Placement
+
+_RENEWED_AFTER: Final = 6 * 3600.0
+"""Seconds. The catalog forgets old batches, and must not forget one that still gives ids."""
+_MAX_STREAMS: Final = 10_000
+"""So many streams are remembered; the rest of another one's ids is never given, so that memory stays bounded."""
+
+
+class _Range(NamedTuple):
+    next: int
+    end: int
+    renewed_after: float
+
+
+class Numbering:
+    """Gives ids from a batch for each stream that has no events. Any number of threads may ask."""
+
+    def __init__(self, catalog: Catalog, placement: Placement, epoch: int) -> None:
+        self._catalog = catalog
+        self._epoch = epoch
+        self._placement = placement
+        self._ranges: dict[Stream, _Range] = {}
+        self._lock = threading.Lock()
+
+    def take(self, stream: Stream, count: int) -> list[tuple[int, int]]:
+        """So many ids, as runs of consecutive ones: (first, how many)."""
+        runs: list[tuple[int, int]] = []
+        with self._lock:
+            while count:
+                range_ = self._ranges.get(stream)
+                if range_ is None or range_.next == range_.end or time.monotonic() > range_.renewed_after:
+                    self._ranges.pop(stream, None)
+                    if len(self._ranges) >= _MAX_STREAMS:
+                        del self._ranges[next(iter(self._ranges))]
+                    range_ = self._new(stream)
+                some = min(count, range_.end - range_.next)
+                self._ranges[stream] = range_._replace(next=range_.next + some)
+                runs.append((range_.next, some))
+                count -= some
+        return runs
+
+    def _new(self, stream: Stream) -> _Range:
+        first = job_id(self._epoch, self._catalog.number(stream, self._placement, self._epoch, 1 << INDEX_BITS), 0)
+        return _Range(first, first + (1 << INDEX_BITS), time.monotonic() + _RENEWED_AFTER)

@@ -1,0 +1,163 @@
+"""Locks of the operating system, which end with their process: they tell which process is alive, and who reads an input."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+import weakref
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+from jobs_backup.checksum import crc32c
+from jobs_backup.spool.sqlite.database import FilesLost, database_errors
+from jobs_backup.util.logs import logger_of
+
+log: Final = logger_of(__name__)
+
+_LOOK_SECONDS: Final = 0.005
+_WITNESS: Final = struct.Struct("<IQ")
+
+
+class Witness(NamedTuple):
+    """How many events a process had recorded into the file that it wrote last: `file` is the number of that one."""
+
+    file: int
+    events: int
+
+
+class ProcessLock:
+    """An exclusive lock on `<directory>/<name>.lock`. It ends with its process, however that ends."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.name = path.stem
+        self._path = path
+        self._descriptor: int | None = descriptor
+        self._file = os.fstat(descriptor)
+        _held.add(self)
+
+    @classmethod
+    def try_to_take(cls, directory: Path, name: str) -> Self | None:
+        """The lock; None if another process has it."""
+        path = directory / f"{name}.lock"
+        with database_errors(path):
+            if (descriptor := _try(path)) is None:
+                time.sleep(_LOOK_SECONDS)  # it may have been somebody who only looked
+                descriptor = _try(path)
+            return None if descriptor is None else cls(path, descriptor)
+
+    @staticmethod
+    def is_held(directory: Path, name: str) -> bool:
+        """Whether a process has the lock."""
+        path = directory / f"{name}.lock"
+        with database_errors(path):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(descriptor)
+        return False
+
+    def is_there(self) -> bool:
+        """Whether others still find it."""
+        with database_errors(self._path):
+            try:
+                return os.path.samestat(self._path.stat(), self._file)
+            except FileNotFoundError:
+                return False
+
+    def check(self) -> None:
+        """Check that others still find it.
+
+        Raises:
+            FilesLost: somebody has removed its file: another process may take this one for dead.
+        """
+        if not self.is_there():
+            raise FilesLost(
+                f"{self._path} was removed or replaced while it was in use",
+                hint="find out what did it: a cleaner of old files, for example, which has to leave the spool alone",
+            )
+
+    def witness(self, file: int, events: int) -> None:
+        """Note how many events this process has recorded into a file.
+
+        Whoever takes its place compares: it is how a log is noticed that lacks its end. This is not synced, since it need not
+        survive more than the process does.
+        """
+        data = _WITNESS.pack(file, events)
+        with database_errors(self._path):
+            assert self._descriptor is not None
+            os.pwrite(self._descriptor, data + crc32c(data).to_bytes(4, "little"), 0)
+
+    def read_witness(self) -> Witness | None:
+        """What the process that had it before has noted; None if there is nothing, or nothing that can be read."""
+        with database_errors(self._path):
+            assert self._descriptor is not None
+            noted = os.pread(self._descriptor, _WITNESS.size + 4, 0)
+        data = noted[: _WITNESS.size]
+        if len(noted) != _WITNESS.size + 4 or crc32c(data) != int.from_bytes(noted[_WITNESS.size :], "little"):
+            return None
+        return Witness(*_WITNESS.unpack(data))
+
+    def release(self, *, remove: bool) -> None:
+        """Give the lock up; `remove` also removes its file, where nobody will need it again."""
+        if self._descriptor is not None:
+            try:
+                if remove and os.path.samestat(self._path.stat(), self._file):  # else it is another process's by now
+                    self._path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # who starts to send next removes it
+                log.warning("%s can't be removed yet: %s", self._path, error.strerror)
+            finally:
+                self.drop()
+
+    def drop(self) -> None:
+        """Close the descriptor."""
+        if (descriptor := self._descriptor) is not None:
+            self._descriptor = None
+            with contextlib.suppress(OSError):  # it is closed all the same, close(2), and nothing was written that could be lost
+                os.close(descriptor)
+
+
+def _try(path: Path) -> int | None:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                return descriptor
+            os.close(descriptor)  # it was removed meanwhile: a lock that nobody else would find
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+_held: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The lock belongs to the open file, which the child shares: it would outlive the parent. Closing the child's
+    # descriptor leaves the parent's lock as it is (unlocking it would not).
+    for lock in list(_held):
+        lock.drop()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

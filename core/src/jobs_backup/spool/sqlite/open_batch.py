@@ -1,0 +1,232 @@
+"""An open batch: what it holds, how its lines become members, and how it is sealed."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Self
+
+from jobs_backup.checksum import crc32c
+from jobs_backup.errors import SpoolCorrupt
+from jobs_backup.format.keys import object_key
+from jobs_backup.model import Stream
+from jobs_backup.spool.ids import INDEX_BITS
+from jobs_backup.spool.sqlite.blobs import BlobFile, Changes, Chunk, Form
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Placement, Seal
+
+MEMBER_BYTES: Final = 1 << 20
+"""Lines wait until there are so many bytes of them; then they become one member. Smaller members compress worse."""
+
+_AT_ONCE_BYTES: Final = 256 << 10
+"""So many lines of one commit become a member at once, if none wait: they compress 3 % worse, but are not compressed twice."""
+
+_PACKED_BYTES: Final = 8 << 10
+"""So many lines of one commit are compressed while they wait: that is quicker than to write, and read, them as they are."""
+
+_NAMESPACE: Final = uuid.UUID("6d1f2f4e-3c0b-4d5e-9a57-8f0c2b7f9d31")
+
+SEALED_AT_ONCE: Final = 64
+"""Batches that share two transactions."""
+
+
+class Fill(NamedTuple):
+    """What is in an open batch: members, and behind them the tail, lines that wait to become a member."""
+
+    events: int = 0
+    end: int = 0  # index of the next event; more than `events` where some were damaged and set aside
+    raw_bytes: int = 0
+    first_at: int = 0
+    last_at: int = 0
+    size: int = 0  # of the members
+    crc32c: int = 0  # of the members
+    tail_events: int = 0
+    tail_bytes: int = 0
+    tail_size: int = 0  # on the disk
+    tail_first_at: int = 0
+    tail_start: int = 0  # index of the tail's first event
+    tail_lost: int = 0  # events that were damaged among the tail's
+
+    @property
+    def spooled(self) -> int:
+        """Bytes on the disk."""
+        return self.size + self.tail_size
+
+    def with_lines(self, chunk: Chunk, size: int) -> Fill:
+        """After lines were added to the tail, which take `size` bytes there."""
+        return self._replace(
+            events=self.events + chunk.events,
+            end=chunk.start + chunk.events,
+            raw_bytes=self.raw_bytes + chunk.raw_bytes,
+            first_at=min(self.first_at, chunk.first_at) if self.events else chunk.first_at,
+            last_at=max(self.last_at, chunk.last_at) if self.events else chunk.last_at,
+            tail_events=self.tail_events + chunk.events,
+            tail_bytes=self.tail_bytes + chunk.raw_bytes,
+            tail_size=self.tail_size + size,
+            tail_first_at=min(self.tail_first_at, chunk.first_at) if self.tail_events else chunk.first_at,
+            tail_start=self.tail_start if self.tail_events else chunk.start,
+        )
+
+    def with_lost(self, chunk: Chunk) -> Fill:
+        """After a chunk whose events were damaged: their indexes are not used again."""
+        return self._replace(
+            end=chunk.start + chunk.events, tail_lost=self.tail_lost + chunk.events if self.tail_events else self.tail_lost
+        )
+
+    def with_member(self, member: bytes) -> Fill:
+        """After the tail has become this member."""
+        return self._replace(
+            size=self.size + len(member),
+            crc32c=crc32c(member, self.crc32c),
+            tail_events=0,
+            tail_bytes=0,
+            tail_size=0,
+            tail_first_at=0,
+            tail_lost=0,
+        )
+
+
+class OpenBatch:
+    """A batch that still takes events, or one whose file is read to be sealed."""
+
+    __slots__ = ("_compression", "_origin", "epoch", "fill", "id", "opened", "placement", "stream")
+
+    def __init__(
+        self,
+        id_: int,
+        epoch: int,
+        stream: Stream,
+        placement: Placement,
+        fill: Fill | None = None,
+        *,
+        origin: tuple[int, int] | None = None,
+    ) -> None:
+        """`origin`: see `BatchHeader`."""
+        self.id = id_
+        self.epoch = epoch
+        self._origin = origin or (epoch, id_)
+        self.stream = stream
+        self.placement = placement
+        self._compression = placement.compression
+        self.opened = time.monotonic()
+        self.fill = fill or Fill()
+
+    @classmethod
+    def restored(cls, row: BatchRow, blobs: BlobFile) -> Self:
+        """The batch as its file tells it.
+
+        Raises:
+            SpoolCorrupt: some of it is not what was written, or not there.
+        """
+        fill = Fill()
+        for chunk in blobs.chunks(row.id):
+            if chunk.start != fill.end:
+                raise SpoolCorrupt(f"batch {row.id} in {blobs.name}.db has no event number {fill.end}", hint="look at the disk")
+            if chunk.form is Form.LOST:
+                fill = fill.with_lost(chunk)
+                continue
+            data = blobs.data(chunk.job)
+            fill = fill.with_lines(chunk, len(data))
+            if chunk.form is Form.MEMBER:
+                fill = fill.with_member(data)
+        header = blobs.header(row.id)
+        return cls(row.id, row.epoch, row.stream, row.placement, fill, origin=header.origin if header else None)
+
+    @property
+    def next_job(self) -> int:
+        """The id that its next event will have."""
+        return (self.id << INDEX_BITS) + self.fill.end
+
+    @property
+    def tail_job(self) -> int:
+        """The id of the tail's first event."""
+        return (self.id << INDEX_BITS) + self.fill.tail_start
+
+    def header(self, location: str) -> BatchHeader:
+        """What its file keeps of it. `location` is where it goes to."""
+        return BatchHeader(
+            epoch=self.epoch,
+            kind=self.stream.kind,
+            workspace_id=self.stream.workspace_id,
+            source_id=self.stream.source_id,
+            location=location,
+            prefix=self.placement.prefix,
+            instance_id=self.placement.instance_id,
+            compression=str(self.placement.compression),
+            wrappers=self.placement.wrappers,
+        )
+
+    def add(self, changes: Changes, lines: Sequence[bytes], first_at: int, last_at: int) -> None:
+        """Add lines; once there are enough of them, the tail becomes a member."""
+        data = b"".join(lines)
+        is_packed = len(data) >= _PACKED_BYTES
+        chunk = Chunk(self.next_job, len(lines), len(data), first_at, last_at, Form.PACKED if is_packed else Form.LINES)
+        waits = self.fill.tail_events > 0
+        if self.fill.tail_bytes + len(data) >= (MEMBER_BYTES if waits else _AT_ONCE_BYTES):
+            waiting = self._tail(changes) if waits else b""
+            self.fill = self.fill.with_lines(chunk, len(data))
+            self._fold(changes, waiting + data if waiting else data)
+        else:
+            stored = self._compression.compress(data) if is_packed else data
+            self.fill = self.fill.with_lines(chunk, len(stored))
+            changes.append(chunk, stored)
+
+    def fold(self, changes: Changes) -> None:
+        """Make the tail a member, if there is one."""
+        if self.fill.tail_events:
+            self._fold(changes, self._tail(changes))
+
+    def _tail(self, changes: Changes) -> bytes:
+        return changes.lines(self.tail_job, self._compression.decompress)
+
+    def _fold(self, changes: Changes, lines: bytes) -> None:
+        fill = self.fill
+        member = self._compression.compress(lines)
+        chunk = Chunk(self.tail_job, fill.tail_events, fill.tail_bytes, fill.tail_first_at, fill.last_at, Form.MEMBER)
+        changes.fold(chunk, member)
+        if fill.tail_lost:
+            changes.append(Chunk(self.tail_job + fill.tail_events, fill.tail_lost, 0, 0, 0, Form.LOST), b"")
+        self.fill = fill.with_member(member)
+
+    def seal(self) -> Seal:
+        """What is fixed when it is sealed: everything must be folded."""
+        fill, placement = self.fill, self.placement
+        id_ = self._uuid()
+        first_job = self._origin[1] << INDEX_BITS
+        key = object_key(
+            prefix=placement.prefix,
+            instance_id=placement.instance_id,
+            stream=self.stream,
+            first_at=fill.first_at,
+            last_at=fill.last_at,
+            first_job=first_job,
+            last_job=first_job + fill.end - 1,
+            uuid=id_,
+            suffix=placement.suffix,
+        )
+        return Seal(fill.end, fill.events, fill.raw_bytes, fill.first_at, fill.last_at, fill.size, fill.crc32c, id_, key, self.id)
+
+    def _uuid(self) -> str:
+        """It names the batch and its bytes.
+
+        So whoever seals the same bytes again, since the catalog was lost or the whole spool was restored from a copy, gets the same
+        key, and the store says that they are there. Other bytes get another one.
+        """
+        epoch, number = self._origin
+        if not epoch:
+            return str(uuid.uuid4())  # of a version whose batches had no name beyond their spool
+        fill = self.fill
+        return str(uuid.uuid5(_NAMESPACE, f"{epoch}/{number}/{fill.end}/{fill.events}/{fill.size}/{fill.crc32c}"))
+
+
+def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]) -> None:
+    """Fix the bytes (in the blob file), then the key, uuid and checksum (in the catalog). May be repeated after a crash between."""
+
+    def fold(changes: Changes) -> None:
+        for batch in batches:
+            batch.fold(changes)
+
+    if any(batch.fill.tail_events for batch in batches):
+        blobs.change(fold)
+    catalog.seal([batch.seal() for batch in batches])

@@ -1,0 +1,183 @@
+"""What is going on in the catalog, for whoever looks: queries that nothing else needs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from jobs_backup.model import Kind, Stream
+from jobs_backup.spool.sqlite.database import Database, reads
+
+
+class SealedStream(NamedTuple):
+    """What is sealed of a stream for a destination, and not stored."""
+
+    destination: int
+    stream: Stream
+    batches: int
+    events: int
+    size: int
+    opened_at: float
+    claimed: int
+
+
+class DestinationRow(NamedTuple):
+    """A destination, with its multipart uploads: those under way, those to be aborted."""
+
+    id: int
+    location: str
+    error: str
+    hint: str
+    paused_until: float
+    uploads: int
+    aborts: int
+    abort_error: str
+
+
+class SessionRow(NamedTuple):
+    """See the table."""
+
+    id: str
+    pid: int
+    archives: bool
+    began_at: float
+    error: str
+
+
+class Total(NamedTuple):
+    """How many batches of a kind came to a state, and what was in them: see the table."""
+
+    kind: str
+    state: str
+    batches: int
+    events: int
+    raw_bytes: int
+    size: int
+    stored_at: float
+
+
+class StoredObject(NamedTuple):
+    """A batch whose object stands in the bucket."""
+
+    id: int
+    stream: Stream
+    key: str
+    first_at: int
+    last_at: int
+    size: int
+    crc32c: int
+    events: int
+    stored_at: float
+
+
+class StreamObjects(NamedTuple):
+    """So many objects of a stream, with so many events."""
+
+    workspace_id: str
+    source_id: str
+    objects: int
+    events: int
+
+
+_SELECT_OBJECT: Final = (
+    "SELECT b.id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events, coalesce(stored_at, 0)"
+    " FROM batches b JOIN destinations d ON d.id=b.destination"
+)
+
+
+def _stored_object(row: Sequence[Any]) -> StoredObject:
+    return StoredObject(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:])
+
+
+class Overview:
+    """Reads the catalog."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @reads
+    def stored(self, db: sqlite3.Connection, location: str, kind: Kind, after: int, limit: int) -> list[StoredObject]:
+        """What stands in a bucket, by batch numbers, from behind `after` on."""
+        rows = db.execute(
+            f"{_SELECT_OBJECT} WHERE b.id>? AND state='stored' AND kind=? AND location=? ORDER BY b.id LIMIT ?",
+            (after, kind, location, limit),
+        )
+        return [_stored_object(row) for row in rows]
+
+    @reads
+    def written(self, db: sqlite3.Connection, location: str, kind: Kind, key: str) -> StoredObject | None:
+        """What stands in a bucket under a key, or stood there until it was deleted."""
+        row = db.execute(
+            f"{_SELECT_OBJECT} WHERE key=? AND state IN ('stored', 'deleted') AND kind=? AND location=?", (key, kind, location)
+        ).fetchone()
+        return _stored_object(row) if row else None
+
+    @reads
+    def stored_elsewhere(self, db: sqlite3.Connection, location: str, kind: Kind) -> list[StreamObjects]:
+        """What stands in other buckets."""
+        rows = db.execute(
+            "SELECT workspace_id, source_id, count(*), sum(events) FROM batches b JOIN destinations d ON d.id=b.destination"
+            " WHERE state='stored' AND kind=? AND location!=? GROUP BY workspace_id, source_id",
+            (kind, location),
+        )
+        return [StreamObjects(*row) for row in rows]
+
+    @reads
+    def forgotten(self, db: sqlite3.Connection, location: str, kind: Kind, begin: int, end: int) -> list[StreamObjects]:
+        """What stands in a bucket, may have events between these times, and is not in the catalog any more."""
+        rows = db.execute(
+            "SELECT workspace_id, source_id, objects, events FROM forgotten f JOIN destinations d ON d.id=f.destination"
+            " WHERE location=? AND kind=? AND last_at>=? AND first_at<?",
+            (location, kind, begin, end),
+        )
+        return [StreamObjects(*row) for row in rows]
+
+    @reads
+    def knowledge(self, db: sqlite3.Connection) -> tuple[int, int]:
+        """When the catalog was made, and until when it may have missed something since one before it was lost; 0 if none was."""
+        noted = dict(db.execute("SELECT name, value FROM counters WHERE name!='batch'").fetchall())
+        return noted["known_since"], noted["lost_until"]
+
+    @reads
+    def streams(self, db: sqlite3.Connection) -> list[tuple[str, str]]:
+        """Workspace and source of everything that was ever recorded."""
+        return db.execute(
+            "SELECT workspace_id, source_id FROM batches UNION SELECT workspace_id, source_id FROM forgotten"
+        ).fetchall()
+
+    @reads
+    def sealed_streams(self, db: sqlite3.Connection) -> list[SealedStream]:
+        """What is sealed and not stored, for each destination and stream."""
+        rows = db.execute(
+            "SELECT destination, kind, workspace_id, source_id, count(*), sum(events), sum(size), min(opened_at),"
+            " sum(claimed_by IS NOT NULL) FROM batches WHERE state='sealed'"
+            " GROUP BY destination, kind, workspace_id, source_id"
+        )
+        return [SealedStream(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
+
+    @reads
+    def destinations(self, db: sqlite3.Connection) -> list[DestinationRow]:
+        """Every destination there ever was. The error is the last one's of those that delay something."""
+        rows = db.execute(
+            "SELECT d.id, d.location, CASE WHEN d.error!='' THEN d.error ELSE coalesce(b.error, '') END,"
+            " CASE WHEN d.error!='' THEN d.hint ELSE coalesce(b.hint, '') END, d.paused_until,"
+            " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND NOT u.abandoned),"
+            " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
+            " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned)"
+            " FROM destinations d LEFT JOIN batches b ON b.id=(SELECT id FROM batches e WHERE e.destination=d.id"
+            " AND e.state='sealed' AND e.error!='' ORDER BY e.retry_at DESC LIMIT 1) ORDER BY d.id"
+        )
+        return [DestinationRow(*row) for row in rows]
+
+    @reads
+    def totals(self, db: sqlite3.Connection) -> list[Total]:
+        """What all processes have done since the spool was made. Every state of every kind is there."""
+        rows = db.execute("SELECT kind, state, batches, events, raw_bytes, size, stored_at FROM totals")
+        return [Total(*row) for row in rows]
+
+    @reads
+    def sessions(self, db: sqlite3.Connection) -> list[SessionRow]:
+        """All sessions that were not ended."""
+        rows = db.execute("SELECT id, pid, archives, began_at, error FROM sessions ORDER BY began_at")
+        return [SessionRow(row[0], row[1], bool(row[2]), row[3], row[4]) for row in rows]

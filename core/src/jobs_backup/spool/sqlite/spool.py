@@ -1,0 +1,839 @@
+"""The spool: the writer of this process, and the batches of all processes on their way to the bucket."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
+from jobs_backup.format.compression import GZIP, Compression
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import Batch, Body, Stream
+from jobs_backup.spool.ids import LOCAL_BITS, JobSet, origin_of
+from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_name, file_number
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.database import Durability, FilesLost, database_errors, read_beside
+from jobs_backup.spool.sqlite.deliveries import Acknowledger, DeleteAfter, DueObject, WaitingDeletes
+from jobs_backup.spool.sqlite.disk import Ballast, make_directories, refuse_network
+from jobs_backup.spool.sqlite.id_ranges import Numbering
+from jobs_backup.spool.sqlite.locks import ProcessLock, Witness
+from jobs_backup.spool.sqlite.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
+from jobs_backup.spool.sqlite.quarantine import Quarantine
+from jobs_backup.spool.sqlite.quota import Room, RoomLimits
+from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Damage, Placement, Waiting
+from jobs_backup.spool.sqlite.writer import BatchLimits, Recording, Session, Writer
+from jobs_backup.util.fsync import sync_directory
+from jobs_backup.util.histogram import Recorded
+from jobs_backup.util.logs import logger_of
+
+T = TypeVar("T")
+log: Final = logger_of(__name__)
+
+_LOOKED_AT_ONCE: Final = 1000
+_CATALOG_DAMAGED: Final = (
+    "nothing was removed; if the disk is well, move catalog.db, catalog.db-wal and catalog.db-shm away and keep them: the next"
+    " start makes the catalog anew from blobs/"
+)
+
+
+class Account(NamedTuple):
+    """What the spool holds that is not sealed, as its files say.
+
+    Attributes:
+        problems: why some of it can't be said, or nobody seals it.
+        open_elsewhere: events in open batches of other processes that are alive.
+    """
+
+    problems: list[SpoolError]
+    open_elsewhere: int
+
+
+class Claim(NamedTuple):
+    """A batch that this process alone may send.
+
+    Attributes:
+        failures: how often sending it has failed.
+        times: how often it was claimed, now included.
+        is_delivered: all of its jobs were delivered already.
+    """
+
+    batch: Batch
+    failures: int
+    times: int
+    is_delivered: bool
+
+
+class Spool:
+    """A directory with `catalog.db` (all state), `blobs/` (the bytes), `locks/` (one for each process and input), `rejects/` (of
+    the command), `quarantine/` (what was damaged) and `ballast` (for a full disk).
+
+    Bytes are committed in the writer's file, then sealed in the catalog, then stored in the catalog; at last their file is
+    removed. Each step may be repeated, so that no transaction spans two files.
+
+    Attributes:
+        uploads: the journal of multipart uploads to its destination.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        location: str,
+        prefix: str,
+        instance_id: str,
+        limits: BatchLimits,
+        room: RoomLimits = RoomLimits(),  # noqa: B008 - frozen
+        durability: Durability = "full",
+        compression: Compression = GZIP,
+        wrappers: tuple[str, ...] = (),
+        archives: bool = True,
+        delete_after: DeleteAfter = "delivered",
+    ) -> None:
+        """Open the spool, create it where it does not exist.
+
+        Args:
+            location: of the destination; what is recorded here is bound to it.
+            wrappers: what its objects will be made by, see `Batch.wrappers`.
+            archives: whether this process also sends, and deletes.
+
+        Raises:
+            SpoolError: the directory can't be used.
+        """
+        self.directory = directory
+        self._delete_after: DeleteAfter = delete_after
+        self._archives = archives
+        self._unreadable: dict[str, SpoolError] = {}
+        make_directories(directory)
+        refuse_network(directory)
+        self._ballast = Ballast(directory, min_free=room.min_free)
+        if archives:
+            self.keep_ballast()  # before the first file is opened, which fails on a full disk
+        try:
+            self._refuse_to_upgrade_in_use()
+            # Made behind the catalog: where it is there, so was a catalog.
+            made = directory / "made"
+            self._catalog = Catalog(directory / "catalog.db", durability=durability, is_rebuilt=made.exists())
+        except SpoolCorrupt as error:
+            error.hint = _CATALOG_DAMAGED
+            error.add_note(_CATALOG_DAMAGED)
+            raise
+        self._files = BlobFiles(directory / "blobs", durability=durability)
+        self._quarantine = Quarantine(directory / "quarantine", self._catalog, self._files)
+        self._sessions: list[str] = []
+        self._input_locks: list[ProcessLock] = []
+        self._known_files = set[str]()  # of dead sessions, with nothing that the catalog does not know
+        session: Session | None = None
+        try:
+            self._check_catalog()
+            with database_errors(made):
+                made.touch(mode=0o600)
+                sync_directory(directory)
+            self._skip_numbers()
+            self.destination = self._catalog.destination(location)
+            self.uploads = self._catalog.uploads(self.destination)
+            session = self._begin_session()
+            placement = Placement(
+                destination=self.destination,
+                prefix=prefix,
+                instance_id=instance_id,
+                compression=compression,
+                wrappers=wrappers,
+            )
+            self._numbering = Numbering(self._catalog, placement, session.epoch)
+            self._acknowledger = Acknowledger(self._catalog.deliveries, self._files.ends)
+            self._writer = Writer(
+                self._catalog,
+                self._files,
+                session=session,
+                renew=self._renew,
+                location=location,
+                placement=placement,
+                limits=limits,
+                room=Room(directory, self._catalog, self._ballast, lambda: self._sessions[-1], room),
+                quarantine=self._quarantine,
+                retire=self._clean_up,
+                check_position=self._check_position,
+            )
+        except BaseException:
+            self._catalog.close()
+            if session is not None:
+                session.blobs.close()
+                session.lock.release(remove=False)
+            raise
+
+    @property
+    def session(self) -> str:
+        """The name of what this process records and sends as."""
+        return self._writer.session.name
+
+    # Recording
+
+    def append(self, recordings: Sequence[Recording]) -> None:
+        """Make the recordings durable. See `Writer.append`."""
+        self._writer.append(recordings)
+
+    def check_room(self) -> None:
+        """Check that what is recorded now would find room, and that the catalog can be read, and is the one that others see.
+
+        Raises:
+            SpoolFull: there is no room.
+            SpoolError: the spool can't be used.
+            BackupClosed: after `close`.
+        """
+        self._writer.check_room()
+        self._catalog.last_batch()
+        self._catalog.check_files()
+        self._writer.check_files()
+
+    @property
+    def recorded(self) -> Recorded:
+        """What this process has recorded."""
+        return self._writer.recorded
+
+    @property
+    def acknowledged(self) -> int:
+        """How many deliveries this process has taken."""
+        return self._acknowledger.acknowledged
+
+    def number(self, stream: Stream, events: int) -> list[tuple[int, int]]:
+        """Ids for events that are not kept, as runs: (first, how many)."""
+        return self._numbering.take(stream, events)
+
+    def on_sealed(self, call: Callable[[], None]) -> None:
+        """Have something called whenever this process has sealed something."""
+        self._writer.on_sealed = call
+
+    def seal(self) -> int:
+        """Seal what this process has open. Returns the number of batches."""
+        return self._writer.seal()
+
+    def seal_due(self) -> int:
+        """Seal what this process has open and what has reached the limit of age. Returns the number of batches."""
+        return self._writer.seal_due()
+
+    @contextmanager
+    def reading(self, source: str) -> Generator[bool]:
+        """The right to read an input, within the block; False if another process has it.
+
+        Whoever has it next sees how far the input was read: see `position`. Within the block a position is committed only while
+        the lock is there, which is looked at while nobody can read positions. So a process that gets the lock because somebody
+        has removed it either sees the last position of this one, or this one commits no other.
+        """
+        lock = self._try_lock(f"input-{source}")
+        try:
+            if lock is not None:
+                self._input_locks.append(lock)
+            yield lock is not None
+        finally:
+            if lock is not None:
+                self._input_locks.remove(lock)
+                lock.release(remove=True)
+
+    def position(self, source: str) -> InputPosition | None:
+        """How far an input was read, by any process; None if it never was. Raises as `new_positions` does."""
+        found = [self._catalog.position(source)]
+        for name in self._written_files():
+            found += self._of_file(name, lambda blobs: [blobs.position(source)])
+        found.append(self._catalog.position(source))  # again: a file may have been left between the two
+        return max((one for one in found if one is not None), key=lambda one: one.at, default=None)
+
+    def new_positions(self, prefix: str, seen: dict[str, int]) -> list[InputPosition]:
+        """How far the inputs were read whose ids begin with `prefix`, by any process: those of which `seen` knows nothing.
+
+        Args:
+            seen: empty at first. It notes what was given, so that the next call gives only what was entered meanwhile. What was
+                given may have changed since: see `position`.
+
+        Raises:
+            SpoolError: a file can't be read now, for example because too many are open. What is damaged tells no position.
+        """
+        found: list[InputPosition] = []
+
+        def take(name: str, given: tuple[list[InputPosition], int]) -> list[InputPosition]:
+            seen[name] = given[1]
+            return given[0]
+
+        found += take("", self._catalog.new_positions(prefix, seen.get("", 0)))
+        for name in self._written_files():
+            found += self._of_file(name, lambda blobs: take(blobs.name, blobs.new_positions(prefix, seen.get(blobs.name, 0))))
+        found += take("", self._catalog.new_positions(prefix, seen.get("", 0)))
+        return list({one.input: one for one in sorted(found, key=lambda one: one.at)}.values())
+
+    def _written_files(self) -> list[str]:
+        return list(self._catalog.blob_files().values())  # those that are not written any more have left theirs to the catalog
+
+    def _of_file(self, name: str, read: Callable[[BlobFile], list[T]]) -> list[T]:
+        try:
+            with self._files.open(name) as blobs:
+                return read(blobs)
+        except SpoolCorrupt:
+            return []
+        except SpoolError:
+            if self._files.exists(name):
+                raise
+            return []
+
+    def _check_position(self, position: InputPosition) -> None:
+        """Check, before a position is committed, that this process alone reads the input, and that it follows what is there.
+
+        Raises:
+            ConfigurationError: another process may read the input, or has read it.
+        """
+        for lock in self._input_locks:
+            if not lock.is_there():
+                raise ConfigurationError(
+                    f"the lock of an input was removed while it was read: {self.directory / 'locks' / lock.name}.lock",
+                    hint="find out what did it: a cleaner of old files, for example, which has to leave the spool alone; then run"
+                    " the same command again",
+                )
+        there = self._catalog.position(position.input)
+        if there is not None and there.at >= position.at and there != position:
+            raise ConfigurationError(
+                "another process has read the same input meanwhile", hint="run the same command again, one process at a time"
+            )
+
+    # Deliveries
+
+    def delivered(self, jobs: JobSet) -> JobSet:
+        """Remember that these were delivered; durable when it returns. Returns those that are unknown."""
+        return self._acknowledger.add(jobs)
+
+    def stream_of(self, job: int) -> Stream | None:
+        """The stream of a raw event that this spool has or had; None if it knows no such job."""
+        return self._catalog.deliveries.stream_of(job, self._files.ends)
+
+    def settle(self, failures: Sequence[tuple[int, int]]) -> None:
+        """Each job has a failure record: (job, id of that). It is settled once that is stored."""
+        self._catalog.deliveries.settle([(origin_of(failure)[1], job) for job, failure in failures])
+
+    def claim_deletes(self, limit: int) -> list[DueObject]:
+        """Objects that only this process may delete now, since all of their jobs were delivered."""
+        return self._catalog.deliveries.claim(self.destination, self.session, self._delete_after, limit)
+
+    def has_deletes(self) -> bool:
+        """Whether `claim_deletes` would give any."""
+        return self._catalog.deliveries.has_due(self.destination, self._delete_after)
+
+    def waiting_deletes(self) -> list[WaitingDeletes]:
+        """What is to be deleted and was not yet, for each destination."""
+        return self._catalog.deliveries.waiting()
+
+    def deleted(self, objects: Sequence[DueObject]) -> None:
+        """These are gone."""
+        self._catalog.deliveries.deleted(self.destination, [one.batch for one in objects])
+
+    def give_back_deletes(self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, pause: float) -> None:
+        """Deleting these failed; after so many seconds each may be claimed again, at any time where it is None.
+
+        Nothing is deleted for `pause` seconds.
+        """
+        batches = [(one.batch, delay) for one, delay in retries]
+        self._catalog.deliveries.give_back(self.destination, batches, error=str(error), hint=error.hint, pause=pause)
+
+    def retry_deletes(self) -> None:
+        """What could not be deleted need not wait any longer."""
+        self._catalog.deliveries.begin(self.destination, self._delete_after)
+
+    def forget(self, age: float, after: int) -> int | None:
+        """Forget batches that were stored, or at least opened, so many seconds ago, unless something is still to be done with them.
+        It looks at some behind the number `after`. Returns what to go on behind; None at the end."""
+        self._catalog.set_clock()
+        return self._catalog.deliveries.forget(age, after, _LOOKED_AT_ONCE, self._files.names())
+
+    # Sending
+
+    def claim(self) -> Claim | None:
+        """A batch for this destination that can be sent now, the one that has waited for the longest; None if there is none."""
+        claimed = self._catalog.claim(self.destination, self.session)
+        return None if claimed is None else Claim(*claimed)
+
+    def has_claimable(self) -> bool:
+        """Whether `claim` would give one."""
+        return self._catalog.has_claimable(self.destination)
+
+    def give_back_claims(self) -> int:
+        """Let everything be claimed again that this process has claimed. Returns how many batches: for when it sends nothing."""
+        return self._catalog.give_back_claims(self.session) if self._catalog.has_claimed(self.session) else 0
+
+    @hookimpl
+    def open_body(self, batch: Batch) -> Body:
+        """The bytes of a sealed batch.
+
+        Raises:
+            SpoolCorrupt: they are not those that were sealed.
+        """
+        try:
+            body = SpooledBody(self._files.path(batch.blobs), batch.id)
+        except SpoolError:
+            if self._files.exists(batch.blobs):
+                raise
+            raise SpoolError(
+                f"{self._files.path(batch.blobs)} is missing, and with it {batch.events:,} events that are not uploaded yet",
+                hint="find out what removed it, and put it back from a copy of the spool",
+            ) from None
+        if body.size != batch.size:
+            raise SpoolCorrupt(
+                f"batch {batch.id} has {body.size} bytes in {batch.blobs}.db instead of {batch.size}", hint="look at the disk"
+            )
+        return body
+
+    def stored(self, batch: Batch, *, deletable_after: float = 0.0) -> None:
+        """The batch's object stands in the bucket. Its bytes go with their file, once that is left and nothing in it waits.
+
+        It is not deleted for `deletable_after` seconds: an earlier attempt may still arrive, and would bring it back.
+        """
+        self._catalog.stored(batch.id, deletable_after=deletable_after)
+        self._clean_up(batch.blobs)
+
+    def hold_to(self, made: Batch) -> None:
+        """Hold a batch to what its wrappers have made of it at the first attempt.
+
+        An upload would be continued with other bytes, and encryption with the same key and nonce would give both contents away.
+
+        Args:
+            made: as `Destination.prepare` gives it.
+
+        Raises:
+            WrapperMissing: they make something else of it now.
+        """
+        if not self._catalog.hold_to(made.id, f"{made.size}:{made.crc32c:08x}"):
+            raise WrapperMissing(
+                f"{made.key} would not have the bytes of the first attempt: a wrapper makes something else of its batch now",
+                hint="put back the version of the wrapper, and its settings, until the object is stored",
+            )
+
+    def doubt(self, key: str) -> None:
+        """Note that the store may hold other bytes under the key of a batch that waits."""
+        self._catalog.doubt(key)
+
+    def is_doubted(self, key: str) -> bool:
+        """Whether that was noted, by whichever process."""
+        return self._catalog.is_doubted(key)
+
+    def skip(self, batch: Batch) -> None:
+        """A batch that was never tried to be sent will not be: all of it was delivered."""
+        self._catalog.skipped(batch.id)
+        self._clean_up(batch.blobs)
+
+    def set_aside(self, claim: Claim, error: SpoolCorrupt) -> None:
+        """A claimed batch turned out to be damaged, while it was sent or before.
+
+        What is damaged goes into quarantine. The rest is sealed anew, unless an earlier attempt may have stored the whole.
+        """
+        self._quarantine.set_aside(claim.batch, whole=claim.times > 1 or error.attempts > 1)
+        self._clean_up(claim.batch.blobs)
+
+    def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
+        """Sending a batch that this process has claimed failed; after `delay` seconds it may be claimed again.
+
+        `standing` is what is known of the destination now: it has `refused` everything, or it is `proven`: it may have got
+        something.
+        """
+        self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, delay=delay, standing=standing)
+
+    def waiting(self) -> list[Waiting]:
+        """What is sealed and not stored, for each destination."""
+        return self._catalog.waiting()
+
+    def pause(self, error: JobsBackupError, *, seconds: float) -> None:
+        """Note for others that nothing is sent for so many seconds, and why."""
+        self._catalog.pause(self.destination, error=str(error), hint=error.hint, seconds=seconds)
+
+    @property
+    def unreadable(self) -> list[SpoolError]:
+        """Why some of what dead processes recorded can't be sent: they can't be replaced yet."""
+        return list(self._unreadable.values())
+
+    def quarantined(self, *, own: bool = False) -> list[Damage]:
+        """What was damaged, and set aside; if `own`, of what this process has recorded."""
+        found = self._quarantine.reports()
+        if found and own:
+            batches = set[int]().union(*map(self._catalog.batches_of, self._sessions))
+            found = [damage for damage in found if damage.batch in batches]
+        return found
+
+    def account(self) -> Account:
+        """Look at each session and each file: what is in none of them, and is not sealed, is in the bucket."""
+        problems: dict[str, SpoolError] = {}
+        open_elsewhere = 0
+        written = self._catalog.blob_files()
+        for session, name in written.items():
+            try:
+                is_alive = session != self.session and self._is_alive(session)
+                events = self._open_events(name)
+                if is_alive:
+                    open_elsewhere += events
+                elif events or session != self.session:
+                    raise SpoolError(f"{events:,} events in blobs/{name}.db are not sealed", hint="run the command again")
+            except SpoolError as error:
+                if session in self._catalog.blob_files():  # else it has ended meanwhile
+                    problems[session] = error
+        for name in self._files.names():
+            if name in written.values():
+                continue
+            try:
+                if unknown := self._unknown_in(name):
+                    why = f"blobs/{name}.db holds {len(unknown)} batches that the catalog does not know"
+                    raise SpoolError(why, hint="run the command again")
+            except SpoolError as error:
+                session = name.partition("-")[0]
+                if self._files.exists(name) and session not in self._catalog.blob_files() and not self._is_alive(session):
+                    problems[session] = error
+        return Account([*({**problems, **self._unreadable}).values()], open_elsewhere)
+
+    def _open_events(self, name: str) -> int:
+        if not (rows := self._catalog.open_batches_of(name)):
+            return 0
+        with self._files.open(name, only_reads=True) as blobs:
+            return sum(blobs.spooled(row.id)[0] for row in rows)
+
+    def last_batch(self) -> int:
+        """The number of the batch that was opened last."""
+        return self._catalog.last_batch()
+
+    def is_unsent(self, last: int) -> bool:
+        """Whether a sealed batch that this process has recorded, up to the number `last`, is not stored yet."""
+        left = set(self._sessions[:-1])
+        return any(self._catalog.is_unsent(session, last) for session in self._sessions) or bool(
+            left and left.intersection(self._catalog.sessions())
+        )
+
+    def has_archiver(self) -> bool:
+        """Whether a process that sends is alive."""
+        return any(session == self.session or self._is_alive(session) for session in self._catalog.sessions(archives=True))
+
+    # Life and death
+
+    def recover(self) -> int:
+        """Take the place of processes that died: seal what they had open, free what they were sending. Returns how many.
+
+        One whose files can't be read is reported, keeps no other from being recovered, and is tried again: a disk may only be full.
+        Files of which the catalog knows nothing are taken up by what they hold: it may have been lost, or be an older copy.
+        """
+        written = self._catalog.blob_files()
+        names = {name for name in self._files.names() if name not in self._known_files} | self._files.unfinished()
+        strangers = {name.partition("-")[0] for name in names} - written.keys()
+        for session in self._unreadable.keys() - written.keys() - strangers:
+            self._unreadable.pop(session, None)  # another process, or thread, has taken its place
+        return sum(self._recover(session) for session in (*written, *strangers) if session != self.session)
+
+    def _recover(self, session: str, *, is_whole: bool = False) -> bool:
+        """Take the place of one; False if it is alive. `is_whole`: nothing of its file can be missing."""
+        adopted = is_recovered = False
+        lock: ProcessLock | None = None
+        try:
+            if (lock := self._try_lock(session)) is None:
+                return False
+            name = self._catalog.blob_files().get(session, "")  # none if another process was quicker
+            is_recovered = bool(name)
+            self._adopt(session, name, lock, is_whole=is_whole)
+            adopted = True
+            self._unreadable.pop(session, None)
+        except SpoolError as error:
+            if str(self._unreadable.get(session)) != str(error):  # else it would be said at every look
+                log.error("what a dead process recorded can't be taken over yet: %s", error.one_line())
+            self._unreadable[session] = error
+            self._note_dead(session, error)
+        finally:
+            if lock is not None:
+                lock.release(remove=adopted)
+        return adopted and is_recovered
+
+    def _note_dead(self, session: str, error: SpoolError) -> None:
+        try:
+            self._catalog.note_dead(session, error.one_line())
+        except SpoolError as failure:
+            log.debug("not noted: %s", failure.one_line())
+
+    def begin_sending(self) -> None:
+        """What a process does that starts to send: whoever starts it may have changed the settings, or the rights.
+
+        It takes over what waits for destinations that were tried, refused everything, and so never got any of it: they were a
+        mistake, since corrected. All other batches stay where they belong. And what failed need not wait any longer.
+        """
+        for location, batches in self._catalog.follow(self.destination):
+            log.warning(
+                "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
+            )
+        self._catalog.free_claims()
+        self._catalog.make_due(self.destination)
+        self._catalog.deliveries.begin(self.destination, self._delete_after)
+        names, written = self._files.names(), self._catalog.blob_files()
+        for name in names:  # who should have removed it was killed
+            session = name.partition("-")[0]
+            if session in written and file_number(name) < file_number(written[session]):
+                self._clean_up(name)
+        self._files.remove_left()
+        self._remove_left_locks()
+
+    def keep_ballast(self) -> None:
+        """Look after the reserve of space with which the catalog can be written on a full disk.
+
+        For those who send: what recorders gave up would only be taken by whoever fills the disk.
+        """
+        try:
+            self._ballast.balance()
+        except OSError as error:
+            log.debug("no ballast: %s", error)
+
+    def close(self) -> None:
+        """Seal what is open and leave. What is not sent yet waits for the next process.
+
+        Raises:
+            SpoolError: it can't be sealed. It is safe all the same: the next process takes this one's place.
+        """
+        ended = False
+        try:
+            positions = self._writer.close()
+            names = self._files.names()
+            self._catalog.end_session(self.session, positions)
+            ended = True
+            self._writer.close_file()
+            self._remove_drained_of(self.session, names)
+        finally:
+            self._writer.close_file()
+            self._catalog.close()
+            self._writer.session.lock.release(remove=ended)
+
+    def _check_catalog(self) -> None:
+        try:
+            self._catalog.check()
+        except SpoolCorrupt:
+            try:
+                read_beside(self.directory / "catalog.db")  # what can't be read is no damage, although SQLite says so
+                self._catalog.check()
+            except SpoolCorrupt as error:
+                error.hint = _CATALOG_DAMAGED
+                error.add_note(_CATALOG_DAMAGED)
+                raise
+            except OSError as error:
+                raise SpoolError(f"{self.directory / 'catalog.db'}: {error.strerror}", hint="look at the disk") from error
+
+    def _skip_numbers(self) -> None:
+        """Give no number again that a batch in a file has: a catalog that was lost, or is an older copy, does not know of it.
+
+        Such a batch may be in the bucket, under a key that has its number.
+        """
+        last = 0
+        for name in self._files.names():
+            try:
+                last = max([last, *self._batches_in(name)])
+            except SpoolError as error:  # whoever recovers it reports that
+                log.debug("%s", error.one_line())
+        self._catalog.skip_numbers(last)
+
+    def _begin_session(self) -> Session:
+        while (lock := self._try_lock(name := secrets.token_hex(8))) is None:
+            pass  # somebody looks whether it was left over
+        try:
+            self._catalog.begin_session(name, os.getpid(), self.destination, archives=self._archives)
+            blobs = self._files.create(name)
+            lock.witness(0, 0)  # from now on a lock file without one is another one
+        except BaseException:
+            lock.release(remove=False)
+            raise
+        self._sessions.append(name)
+        return Session(name, _new_epoch(), lock, blobs)
+
+    def _renew(self, lost: Session, blobs: BlobFile) -> Session:
+        """Begin another session, since the lock or the file of this one was lost; the one before is recovered like a dead one."""
+        is_whole = True
+        make_directories(self.directory)  # one of them may have been removed
+        try:
+            blobs.check_files()
+        except FilesLost:
+            try:
+                self._files.restore(blobs)
+            except FilesLost:
+                is_whole = False
+        session = self._begin_session()
+        blobs.close()  # not before: this is tried again if it fails
+        lost.lock.release(remove=False)
+        self._recover(lost.name, is_whole=is_whole)
+        return session
+
+    def _adopt(self, session: str, name: str, lock: ProcessLock, *, is_whole: bool) -> None:
+        """Take the place of a dead session; `name` is its file, empty if the catalog does not know it."""
+        for one in self._files.unfinished():
+            if one.partition("-")[0] == session:
+                self._files.finish_restoring(one)
+        names = [one for one in self._files.names() if one.partition("-")[0] == session]
+        for one in names:
+            self._files.roll_back(one)
+        witness = lock.read_witness()
+        positions: list[InputPosition] = []
+        last = name
+        if not last and witness is not None and witness.events:
+            last = file_name(session, witness.file)
+        if last and last not in names:
+            rows = self._catalog.open_batches_of(last)
+            events = witness.events if witness is not None and witness.file == file_number(last) else 0
+            # Else it died before it had a file; or it had ended, and its file was drained.
+            if rows or (events and (name or not self._catalog.batches_of(session))):
+                self._quarantine.report_missing(last, rows, events)
+        for one in names:
+            is_left = file_number(one) < max(map(file_number, [*names, last]))
+            if one == last or self._is_strange(one, is_left=is_left):
+                positions += self._take_over(one, witness, is_left=is_left, is_whole=is_whole)
+        self._catalog.end_session(session, positions)
+        for one in names:
+            self._known_files.add(one)
+            self._clean_up(one)
+
+    def _is_strange(self, name: str, *, is_left: bool) -> bool:
+        """Whether a file may have something of which the catalog does not know. If the catalog is right, all in it is sealed."""
+        try:
+            batches = self._batches_in(name)
+        except SpoolCorrupt:
+            return True
+        except SpoolError:
+            if self._files.exists(name):
+                raise
+            return False  # another thread has just removed it, as `_clean_up` does
+        return bool(self._catalog.unknown(name, batches)) or (is_left and not batches)  # none is left without a batch
+
+    def _batches_in(self, name: str) -> list[int]:
+        with self._files.open(name, only_reads=True) as blobs:
+            return blobs.batches()
+
+    def _unknown_in(self, name: str) -> list[int]:
+        """The batches in a file that the catalog does not know; none if another thread has just removed it, as `_clean_up` does."""
+        try:
+            return self._catalog.unknown(name, self._batches_in(name))
+        except SpoolError:
+            if self._files.exists(name):
+                raise
+            return []
+
+    def _take_over(self, name: str, witness: Witness | None, *, is_left: bool, is_whole: bool) -> list[InputPosition]:
+        """Seal what is open in the file of a dead process, which nobody writes any more. Returns its positions."""
+        try:
+            with self._files.open(name, only_reads=True) as blobs:
+                is_blank = blobs.is_blank()  # opening it to write would change that
+            with self._files.open(name) as blobs:
+                is_without_log = is_blank or not blobs.logged_pages()
+                is_whole = blobs.finish() or is_whole
+                blobs.check()
+                self._take_up(blobs)
+                rows = self._catalog.open_batches_of(name)
+                for start in range(0, len(rows), SEALED_AT_ONCE):
+                    self._seal_rows(rows[start : start + SEALED_AT_ONCE], blobs)
+                events = blobs.events()
+                if witness is not None and witness.file == file_number(name) and events < witness.events:
+                    missing = witness.events - events
+                    self._quarantine.report(name, 0, f"{missing} events that were recorded last are missing", events=missing)
+                elif is_left and not blobs.batches():
+                    self._quarantine.report(name, 0, "it is empty, and was not when it was left: what was recorded into it is lost")
+                elif witness is None and is_without_log and not is_whole and any(row.epoch for row in rows):
+                    self._quarantine.report(name, 0, "its log and its lock are lost, and perhaps events that were recorded last")
+                return blobs.positions()
+        except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
+            self._files.confirm_damage(name)
+            rows = self._catalog.open_batches_of(name)
+            for row in rows:
+                self._quarantine.leave_in_file(row, name, error)
+            if not rows:
+                self._quarantine.report(name, 0, error.message)
+            return []
+
+    def _take_up(self, blobs: BlobFile) -> None:
+        """Enter batches of which the catalog knows nothing."""
+        headers: dict[int, BatchHeader] = {}
+        for batch in self._catalog.unknown(blobs.name, blobs.batches()):
+            if (header := blobs.header(batch)) is None:
+                self._quarantine.report(blobs.name, batch, f"the catalog does not know batch {batch}, whose source is not known")
+            else:
+                headers[batch] = header
+        if not headers:
+            return
+        # First in the file, where it is one step: whoever is killed behind it finds numbers that are free.
+        if numbers := self._catalog.replace_taken(list(headers)):
+            changes = [(batch, to, _renumbered(headers.pop(batch), batch)) for batch, to in numbers.items()]
+            blobs.renumber(changes)
+            headers.update({to: header for _, to, header in changes})
+        for batch, header in headers.items():
+            log.warning("batch %d in %s.db is unknown to the catalog, and is taken up", batch, blobs.name)
+            self._catalog.adopt(batch, header, blobs.name)
+
+    def _seal_rows(self, rows: Sequence[BatchRow], blobs: BlobFile) -> None:
+        batches: list[OpenBatch] = []
+        for row in rows:
+            try:
+                batches.append(self._quarantine.restore(row, blobs)[0])
+            except SpoolCorrupt as error:
+                self._files.confirm_damage(blobs.name)
+                self._quarantine.leave_in_file(row, blobs.name, error)
+        seal_batches(self._catalog, blobs, [batch for batch in batches if batch.fill.events])
+
+    def _is_alive(self, session: str) -> bool:
+        return ProcessLock.is_held(self.directory / "locks", session)
+
+    def _try_lock(self, name: str) -> ProcessLock | None:
+        return ProcessLock.try_to_take(self.directory / "locks", name)
+
+    def _remove_left_locks(self) -> None:
+        """Locks of those that were killed before they were a session, or when they no longer were one."""
+        for path in (self.directory / "locks").glob("*.lock"):
+            if path.stem in self._catalog.sessions():
+                continue
+            if not path.stem.startswith("input-"):
+                self._recover(path.stem)
+            elif (lock := self._try_lock(path.stem)) is not None:
+                # It is not held while the catalog is asked: who wants to read the input meanwhile would be refused.
+                lock.release(remove=True)
+
+    def _remove_drained_of(self, session: str, names: Sequence[str]) -> None:
+        for name in names:
+            if name.partition("-")[0] == session:
+                self._clean_up(name)
+
+    def _clean_up(self, name: str) -> None:
+        """Remove a file that nobody writes any more, once everything in it is stored; or retire it, if it is damaged.
+
+        It is removed only if the catalog says of each batch in it that it is stored. It comes behind what was to be done, which
+        must not count as failed now: who starts to send next tries it again.
+        """
+        try:
+            is_left = name not in self._catalog.blob_files().values()
+            if not is_left or self._catalog.is_needed(name):
+                return
+            if self._quarantine.retire(name):
+                return
+            if unsent := self._catalog.unsent_of(self._batches_in(name)):
+                raise SpoolError(
+                    f"blobs/{name}.db holds batches that the catalog does not know to be stored: {unsent[:10]}",
+                    hint="run `jobs-backup archive --once`, which takes them up",
+                )
+            self._files.remove(name)
+            self._known_files.discard(name)
+        except SpoolError as error:
+            if not self._files.exists(name):
+                return  # another process has removed it
+            self._known_files.discard(name)
+            log.warning("a file of the spool that is not needed any more can't be removed yet: %s", error.one_line())
+
+    def _refuse_to_upgrade_in_use(self) -> None:
+        if not Catalog.is_older(self.directory / "catalog.db"):
+            return
+        for path in (self.directory / "locks").glob("*.lock"):
+            # Again: another one that has just started may have upgraded it.
+            if self._is_alive(path.stem) and Catalog.is_older(self.directory / "catalog.db"):
+                raise SpoolError(
+                    f"{self.directory} is used by a process with an earlier version of jobs-backup",
+                    hint="stop it first: what it has recorded is kept",
+                )
+
+
+def _renumbered(header: BatchHeader, batch: int) -> BatchHeader:
+    """The header of a batch that gets another number, and so another epoch: what has its ids now may be named by others, too."""
+    return msgspec.structs.replace(header, epoch=_new_epoch(), origin=header.origin or (header.epoch, batch))
+
+
+def _new_epoch() -> int:
+    return secrets.randbits(LOCAL_BITS - 1) + 1

@@ -1,0 +1,122 @@
+"""The journal of multipart uploads: their ids, before the first part is sent, and the receipts of their parts."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from jobs_backup.errors import JobsBackupError, SpoolCorrupt
+from jobs_backup.model import Batch, Part, Upload
+from jobs_backup.spool.sqlite.clock import Clock
+from jobs_backup.spool.sqlite.database import Database, reads, writes
+
+T = TypeVar("T")
+MAX_DELAY: Final = 3600.0
+"""Seconds; nothing is ever made to wait longer. What seems to was noted before the clock was set back."""
+
+
+class JournaledUpload(NamedTuple):
+    """A multipart upload in the journal."""
+
+    id: int
+    batch: int
+    upload: Upload
+    part_size: int
+    failures: int
+    """How often sending it has failed since a part of it arrived; once it is abandoned, aborting it."""
+
+
+class UploadJournal:
+    """The tables `uploads` and `parts` of the catalog. Every method is one transaction."""
+
+    def __init__(self, database: Database, destination: int, clock: Clock) -> None:
+        """`destination` is where its uploads go to."""
+        self._database = database
+        self._destination = destination
+        self._clock = clock
+
+    @writes
+    def begin(self, db: sqlite3.Connection, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
+        """Remember an upload; before its first part is sent."""
+        id_ = db.execute(
+            "INSERT INTO uploads (batch, destination, upload, part_size) VALUES (?, ?, ?, ?)",
+            (batch.id, self._destination, msgspec.json.encode(upload), part_size),
+        ).lastrowid
+        assert id_ is not None
+        return JournaledUpload(id_, batch.id, upload, part_size, 0)
+
+    @reads
+    def of(self, db: sqlite3.Connection, batch: Batch) -> tuple[JournaledUpload, list[Part]] | None:
+        """The upload to be continued for a batch, with the parts that the store has."""
+        row = db.execute(
+            "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned ORDER BY id DESC LIMIT 1",
+            (batch.id,),
+        ).fetchone()
+        if row is None:
+            return None
+        parts = db.execute("SELECT part FROM parts WHERE upload=? ORDER BY number", (row[0],))
+        return _upload(row), [_decode(part, Part) for (part,) in parts]
+
+    @writes
+    def add_part(self, db: sqlite3.Connection, upload: JournaledUpload, part: Part) -> None:
+        """Remember the receipt of a part."""
+        db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload.id, part.number, msgspec.json.encode(part)))
+        db.execute("UPDATE uploads SET failures=0 WHERE id=? AND failures>0 AND NOT abandoned", (upload.id,))
+
+    @writes
+    def failed(self, db: sqlite3.Connection, upload: JournaledUpload) -> int:
+        """Sending it has failed. Returns how often it has since a part of it arrived."""
+        (failures,) = db.execute("UPDATE uploads SET failures=failures+1 WHERE id=? RETURNING failures", (upload.id,)).fetchone()
+        return int(failures)
+
+    @writes
+    def abandon(self, db: sqlite3.Connection, upload: JournaledUpload) -> None:
+        """It will not be continued: it has to be aborted."""
+        db.execute("UPDATE uploads SET abandoned=1, failures=0 WHERE id=?", (upload.id,))
+
+    @writes
+    def forget(self, db: sqlite3.Connection, upload: JournaledUpload) -> None:
+        """It was completed or aborted."""
+        db.execute("DELETE FROM uploads WHERE id=?", (upload.id,))
+
+    @reads
+    def abandoned(self, db: sqlite3.Connection) -> list[JournaledUpload]:
+        """The uploads to this destination that have to be aborted and whose time has come."""
+        rows = db.execute(
+            "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
+            " AND (retry_at<=? OR retry_at>?) ORDER BY id",
+            (self._destination, self._clock.now(), self._clock.now() + MAX_DELAY),
+        ).fetchall()
+        return [_upload(row) for row in rows]
+
+    @writes
+    def postpone(self, db: sqlite3.Connection, upload: JournaledUpload, error: JobsBackupError, *, delay: float) -> None:
+        """Aborting it failed; after `delay` seconds it is tried again."""
+        db.execute(
+            "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
+            (writable(str(error)), writable(error.hint), self._clock.now() + delay, upload.id),
+        )
+
+    @reads
+    def waiting(self, db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+        """(key, error, hint) of every upload that is to be aborted and was not yet, wherever it goes to."""
+        rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
+        return [(_decode(upload, Upload).key, error, hint) for upload, error, hint in rows]
+
+
+def _upload(row: tuple[Any, ...]) -> JournaledUpload:
+    return JournaledUpload(row[0], row[1], _decode(row[2], Upload), row[3], row[4])
+
+
+def _decode(data: bytes, type_: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except msgspec.DecodeError:
+        raise SpoolCorrupt("the journal of uploads is not what was written", hint="look at the disk") from None
+
+
+def writable(text: str) -> str:
+    """Text that may have come from anywhere, as SQLite takes it."""
+    return text.encode("utf-8", "backslashreplace").decode()

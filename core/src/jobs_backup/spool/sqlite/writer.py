@@ -1,0 +1,464 @@
+"""Record and seal: the open batches of this process, and the group commit that makes events durable."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.model import Stream
+from jobs_backup.spool.group_commit import Turns
+from jobs_backup.spool.ids import job_id, job_index, local, origin_of
+from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Changes, InputPosition, file_name
+from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.database import FilesLost
+from jobs_backup.spool.sqlite.locks import ProcessLock
+from jobs_backup.spool.sqlite.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
+from jobs_backup.spool.sqlite.quarantine import Quarantine
+from jobs_backup.spool.sqlite.quota import Room
+from jobs_backup.spool.sqlite.rows import Placement
+from jobs_backup.util.histogram import Recorded
+from jobs_backup.util.logs import logger_of
+
+R = TypeVar("R")
+log: Final = logger_of(__name__)
+
+_MAX_OPEN: Final = 10_000
+"""Open batches; above it the oldest are sealed early, so that memory stays bounded whatever the sources are called."""
+_FILE_BYTES: Final = 512 << 20
+"""A file that has grown so large is left for a new one: it is removed when all of it is sent, which gives the disk back."""
+_LOOKS: Final = 6
+"""Its size is looked at whenever it may have grown by that divided by two to the power of so many."""
+_IDLE_FILE_BYTES: Final = 16 << 20
+"""The same, of a file in which nothing is open: leaving it seals nothing early."""
+_WAIT_FOR_ROOM: Final = 0.05
+_RENEWALS: Final = 3
+"""How often a call goes on after its file was lost or damaged."""
+_ADDITION_BYTES: Final = 64 << 20
+"""Of the lines that many threads add to one batch at the same time, so many become a chunk: SQLite takes 1 GB. Not less than a
+member has, see `_plan`."""
+
+
+class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """When a batch is sealed: events, bytes of its lines, seconds since it was opened."""
+
+    events: int
+    bytes: int
+    age: float
+
+
+class Recording:
+    """Lines of one stream on their way to the disk: what `Writer.append` takes and fills in.
+
+    Attributes:
+        lines: each with its newline.
+        first_at, last_at: the earliest and the latest createdAt (failedAt) of the lines, microseconds.
+        position: how far the input is read with these lines; committed together with them.
+        jobs: the result: (id of the first job, how many) for each run of consecutive ids.
+    """
+
+    __slots__ = ("first_at", "jobs", "last_at", "lines", "position", "stream")
+
+    def __init__(
+        self, stream: Stream, lines: list[bytes], *, first_at: int, last_at: int, position: InputPosition | None = None
+    ) -> None:
+        self.stream = stream
+        self.lines = lines
+        self.first_at = first_at
+        self.last_at = last_at
+        self.position = position
+        self.jobs: list[tuple[int, int]] = []
+
+    def ids(self) -> Iterator[int]:
+        """The ids of the jobs, in the order of the lines."""
+        return itertools.chain.from_iterable(range(first, first + count) for first, count in self.jobs)
+
+
+class Session(NamedTuple):
+    """What a writer writes as: a name, with a lock that tells that it is alive, and a blob file.
+
+    Attributes:
+        name: of the lock, and the beginning of the names of its files.
+        epoch: of the job ids that are given in it: see job_set.py.
+        lock: held as long as it lasts.
+        blobs: its first file.
+    """
+
+    name: str
+    epoch: int
+    lock: ProcessLock
+    blobs: BlobFile
+
+
+class _Addition:
+    """What a commit adds to a batch."""
+
+    __slots__ = ("batch", "bytes", "end", "first_at", "last_at", "lines")
+
+    def __init__(self, batch: OpenBatch, end: int) -> None:
+        """`end`: the index of the next event in the batch."""
+        self.batch = batch
+        self.end = end
+        self.bytes = 0
+        self.lines: list[bytes] = []
+        self.first_at = self.last_at = 0
+
+    def add(self, lines: list[bytes], recording: Recording) -> int:
+        """Add a recording's lines, or some of them. Returns the id of the first."""
+        if not self.lines:
+            self.first_at, self.last_at, self.lines = recording.first_at, recording.last_at, lines.copy()
+        else:
+            self.first_at, self.last_at = min(self.first_at, recording.first_at), max(self.last_at, recording.last_at)
+            self.lines += lines
+        self.bytes += sum(map(len, lines))
+        first = job_id(self.batch.epoch, self.batch.id, self.end)
+        self.end += len(lines)
+        return first
+
+
+class Writer:
+    """Records into the blob file of this process. Any number of threads may append at once: they share commits."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        files: BlobFiles,
+        *,
+        session: Session,
+        renew: Callable[[Session, BlobFile], Session],
+        location: str,
+        placement: Placement,
+        limits: BatchLimits,
+        room: Room,
+        quarantine: Quarantine,
+        retire: Callable[[str], None],
+        check_position: Callable[[InputPosition], None],
+    ) -> None:
+        """`retire` removes a file that nobody writes any more, once nothing in it is needed.
+
+        Args:
+            check_position: raises what keeps a position from being committed.
+            renew: gives up a session whose lock or file was lost, and begins another one.
+            location: where what is recorded goes to.
+        """
+        self._catalog = catalog
+        self._files = files
+        self._session = session
+        self._renew = renew
+        self._location = location
+        self._placement = placement
+        self._limits = limits
+        self._room = room
+        self._quarantine = quarantine
+        self._retire = retire
+        self._check_position = check_position
+        self._blobs = session.blobs
+        self._file_number = 0
+        self._events = 0  # that were recorded into this file
+        self._open: dict[Stream, OpenBatch] = {}
+        self._full: list[OpenBatch] = []  # others of these streams have taken their places; they only wait to be sealed
+        self._known = True
+        self._since_look = 0  # bytes since the last look at the file's size
+        self._turns = Turns[Sequence[Recording]](self._commit)
+        self._closed = False
+        self.recorded = Recorded()
+        self.on_sealed: Callable[[], None] = lambda: None
+        """Called when something was sealed."""
+
+    def append(self, recordings: Sequence[Recording]) -> None:
+        """Make the recordings durable. They are on the disk when this returns; none of them is if it raises an error of the spool.
+
+        Without room it waits. Where the lock or the file of this process was lost or damaged, it goes on in another session.
+
+        Raises:
+            SpoolFull: there was no room in all that time.
+            SpoolError: the spool can't be written.
+            BackupClosed: after `close`.
+        """
+        until = time.monotonic() + self._room.limits.timeout
+        waits = False
+        while True:
+            try:
+                self._renewing(lambda: self._turns.commit(recordings))
+            except SpoolFull:
+                if not waits:
+                    self._make_room()
+                waits = True
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_WAIT_FOR_ROOM)
+            else:
+                return
+
+    def seal(self, *, older_than: float = 0.0) -> int:
+        """Seal the batches that were opened so many seconds ago. Returns how many."""
+        return self._renewing(lambda: self._turns.alone(lambda: self._in_step(lambda: self._seal_older(older_than))))
+
+    def seal_due(self) -> int:
+        """Seal the batches that have reached the limit of age. Returns how many."""
+        return self.seal(older_than=self._limits.age)
+
+    def close(self) -> list[InputPosition]:
+        """Seal everything. Nothing is recorded after that, and nothing that comes meanwhile slips between.
+
+        Returns how far the inputs were read.
+        """
+        return self._renewing(lambda: self._turns.alone(lambda: self._in_step(self._close)))
+
+    def close_file(self) -> None:
+        """Close the file, whatever is in it."""
+        self._blobs.close()
+
+    @property
+    def session(self) -> Session:
+        """What it writes as now."""
+        return self._session
+
+    def check_room(self) -> None:
+        """Check that what is recorded now would find room. It waits for no commit, and changes nothing.
+
+        Raises:
+            SpoolFull: it would not.
+            SpoolError: the spool can't be looked at.
+            BackupClosed: after `close`.
+        """
+        if self._closed:
+            raise BackupClosed("the Backup is closed", hint="open a new one")
+        self._room.check(self._open_bytes)
+
+    def check_files(self) -> None:
+        """Check that the lock and the file of this process are there. The next call that needs them replaces them.
+
+        Raises:
+            FilesLost: one was removed or replaced.
+        """
+        self._session.lock.check()
+        self._blobs.check_files()
+
+    def _open_bytes(self) -> int:
+        # Copies first, for another thread may be recording: a list is copied without a pause.
+        return sum(batch.fill.spooled for batch in [*self._open.values(), *self._full])
+
+    def _make_room(self) -> None:
+        """Seal what is open: only then it can be sent, and make room."""
+        try:
+            self.seal()
+        except SpoolError as error:
+            log.warning("sealing failed, tried again later: %s", error.one_line())
+
+    def _close(self) -> list[InputPosition]:
+        self._seal_older(0.0)
+        self._closed = True
+        positions = self._blobs.positions()
+        self._finish(self._blobs)
+        return positions
+
+    def _finish(self, blobs: BlobFile) -> None:
+        try:
+            blobs.finish()
+        except SpoolError as error:  # it is not needed, unless the catalog is lost: then it tells that nothing is missing
+            log.debug("%s", error.one_line())
+
+    def _seal_older(self, age: float) -> int:
+        self._session.lock.check()  # a process that records nothing looks for its lock only here
+        due = time.monotonic() - age
+        batches = [batch for batch in self._open.values() if batch.opened <= due and batch.fill.events]
+        batches += self._full
+        self._seal(batches)
+        self._leave_large_file()
+        return len(batches)
+
+    def _commit(self, group: Sequence[Sequence[Recording]]) -> None:
+        if self._closed:
+            raise BackupClosed("the Backup is closed", hint="open a new one")
+        self._room.check(self._open_bytes)
+        self._session.lock.check()
+        self._seal_full(self._in_step(lambda: self._record(self._new(group))))
+
+    def _record(self, recordings: Sequence[Recording]) -> list[OpenBatch]:
+        """Write recordings into the file. Returns the batches that got some."""
+        additions = self._plan(recordings)
+        begun = time.perf_counter()
+
+        def write(changes: Changes) -> None:
+            for addition in additions:
+                if not addition.batch.fill.end:
+                    changes.describe(addition.batch.id, addition.batch.header(self._location))
+                addition.batch.add(changes, addition.lines, addition.first_at, addition.last_at)
+            for recording in recordings:
+                if recording.position is not None:
+                    changes.set_position(recording.position)
+
+        size = self._blobs.change(write, self._check_position)
+        self._events += sum(len(addition.lines) for addition in additions)
+        self._session.lock.witness(self._file_number, self._events)
+        self.recorded.commit_seconds.observe(time.perf_counter() - begun)
+        for addition in additions:
+            self.recorded.add(addition.batch.stream.kind, len(addition.lines), addition.bytes)
+        self._since_look += size
+        return list(dict.fromkeys(addition.batch for addition in additions))
+
+    def _new(self, group: Sequence[Sequence[Recording]]) -> list[Recording]:
+        """Those that are not on the disk yet. An earlier commit of some may have ended without anybody knowing how."""
+        return [one for some in group for one in some if not (one.jobs and self._is_recorded(one.jobs[0][0]))]
+
+    def _is_recorded(self, job: int) -> bool:
+        epoch, batch = origin_of(job)
+        found = self._catalog.given(epoch, batch)
+        if found is None:
+            return False
+        blobs, jobs = found
+        if jobs is not None:
+            return job_index(job) < jobs
+        if blobs == self._blobs.name:
+            return self._blobs.holds(local(job))
+        with self._files.open(blobs, only_reads=True) as left:
+            return left.holds(local(job))
+
+    def _in_step(self, work: Callable[[], R]) -> R:
+        """Keeps what this object knows of its open batches in step with the file: after a failure it is read anew."""
+        if not self._known:
+            self._read_open()
+        self._known = False
+        result = work()
+        self._known = True
+        return result
+
+    def _read_open(self) -> None:
+        opened = {batch.id: batch.opened for batch in (*self._open.values(), *self._full)}
+        self._open, self._full = {}, []
+        for row in self._catalog.open_batches_of(self._blobs.name):
+            batch, is_whole = self._quarantine.restore(row, self._blobs)
+            batch.opened = opened.get(batch.id, batch.opened)
+            if not is_whole:
+                if batch.fill.events:  # it gets nothing more: the indexes of what was set aside are not used again
+                    self._full.append(batch)
+                continue
+            if (before := self._open.get(row.stream)) is not None and before.fill.events:
+                self._full.append(before)
+            self._open[row.stream] = batch
+        self._events = self._blobs.events()
+
+    def _renewing(self, work: Callable[[], R]) -> R:
+        """Call `work`, and go on in another session where the lock or the file of this one was lost or damaged."""
+        for renewals in itertools.count():
+            session = self._session
+            try:
+                return work()
+            except (FilesLost, SpoolCorrupt) as error:
+                if renewals == _RENEWALS:
+                    raise
+                # At first only what is damaged is set aside, before the next commit: see `_read_open`.
+                if renewals or isinstance(error, FilesLost):
+                    self._start_over(session, error)
+        raise AssertionError("unreachable")
+
+    def _start_over(self, lost: Session, error: SpoolError) -> None:
+        """Go on in another session, whose lock and file are there, unless another thread has done so."""
+
+        def renew() -> None:
+            if self._session is not lost or self._closed:
+                return
+            log.error("the session is given up, and another one begun; what was recorded is kept: %s", error.one_line())
+            session = self._renew(lost, self._blobs)
+            self._session, self._blobs, self._file_number, self._events = session, session.blobs, 0, 0
+            self._open, self._full, self._known = {}, [], True
+
+        self._turns.alone(renew)
+
+    def _plan(self, recordings: Sequence[Recording]) -> list[_Addition]:
+        """Which lines go into which batch, in order, and so the ids of their jobs. Opens the batches that are missing."""
+        streams = dict.fromkeys(recording.stream for recording in recordings if recording.lines)
+        self._open_for([stream for stream in streams if stream not in self._open])
+        planned = {stream: _Addition(self._open[stream], self._open[stream].fill.end) for stream in streams}
+        plan = list(planned.values())
+        for recording in recordings:
+            stream, lines = recording.stream, recording.lines
+            recording.jobs = []
+            while lines:
+                addition = planned[stream]
+                if (room := self._limits.events - addition.end) <= 0:
+                    self._full.append(addition.batch)
+                    self._open_for([stream])
+                    addition = planned[stream] = _Addition(self._open[stream], 0)
+                    plan.append(addition)
+                    continue
+                if addition.bytes >= _ADDITION_BYTES:  # it becomes a member, so that this one need not be folded with it
+                    addition = planned[stream] = _Addition(addition.batch, addition.end)
+                    plan.append(addition)
+                some = lines if len(lines) <= room else lines[:room]
+                recording.jobs.append((addition.add(some, recording), len(some)))
+                lines = lines[room:]
+        return [addition for addition in plan if addition.lines]
+
+    def _open_for(self, streams: Sequence[Stream]) -> None:
+        if not streams:
+            return
+        placement = self._placement
+        epoch = self._session.epoch
+        numbers = self._catalog.open_batches(streams, placement, blobs=self._blobs.name, epoch=epoch)
+        for number, stream in zip(numbers, streams, strict=True):
+            self._open[stream] = OpenBatch(number, epoch, stream, placement)
+
+    def _seal_full(self, changed: Iterable[OpenBatch]) -> None:
+        limits = self._limits
+        full = [batch for batch in changed if batch.fill.end >= limits.events or batch.fill.raw_bytes >= limits.bytes]
+        full = [batch for batch in full if batch not in self._full]
+        if len(self._open) > _MAX_OPEN:
+            oldest = sorted(self._open.values(), key=lambda batch: batch.opened)[: len(self._open) // 2]
+            full = [batch for batch in oldest if batch.fill.events]
+        try:
+            if full or self._full or self._is_file_large():
+                self._in_step(lambda: self._seal_and_leave([*self._full, *full]))
+        except Exception as error:  # noqa: BLE001 - see below
+            # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
+            log.warning("sealing failed, tried again later: %s", error)
+
+    def _seal_and_leave(self, batches: Sequence[OpenBatch]) -> None:
+        self._seal(batches)
+        self._leave_large_file()
+
+    def _seal(self, batches: Sequence[OpenBatch]) -> None:
+        for start in range(0, len(batches), SEALED_AT_ONCE):
+            some = batches[start : start + SEALED_AT_ONCE]
+            seal_batches(self._catalog, self._blobs, some)
+            for batch in some:
+                if self._open.get(batch.stream) is batch:
+                    del self._open[batch.stream]
+            self._full = [batch for batch in self._full if batch not in some]
+        if batches:
+            self.on_sealed()
+
+    def _is_file_large(self) -> bool:
+        """Asked after each commit, it looks now and then."""
+        if self._since_look < _FILE_BYTES >> _LOOKS:
+            return False
+        self._since_look = 0
+        return self._blobs.size >= _FILE_BYTES
+
+    def _leave_large_file(self) -> None:
+        """Go on in a new file. Everything that is open is sealed, so that the old one only waits to be sent."""
+        holding = [batch for batch in self._open.values() if batch.fill.events]
+        if self._blobs.size < (_FILE_BYTES if holding else _IDLE_FILE_BYTES):
+            return
+        self._seal(holding)
+        self._open.clear()  # these are empty
+        before, number = self._blobs, self._file_number + 1
+        after = self._files.create(file_name(self._session.name, number))
+        try:
+            self._catalog.change_file(self._session.name, after.name, before.positions())
+        finally:
+            # An interrupt may come right behind the commit: then the other one is ours, and the old one may be removed by others.
+            if self._catalog.blob_files().get(self._session.name) == after.name:
+                self._blobs, self._file_number, self._events = after, number, 0
+                self._session.lock.witness(number, 0)
+                self._finish(before)
+                before.close()
+            else:
+                after.close()
+                self._files.remove(after.name)
+        self._retire(before.name)

@@ -1,0 +1,404 @@
+"""A configured provider behind its retry policy: the only door through which core calls a hook."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, Final, TypeVar
+
+import msgspec
+
+from jobs_backup.checksum import crc32c
+from jobs_backup.errors import (
+    ConfigurationError,
+    ContractViolation,
+    IntegrityError,
+    JobsBackupError,
+    NotSupported,
+    StorageError,
+    WrapperMissing,
+)
+from jobs_backup.hookspecs import MULTIPART, hookimpl
+from jobs_backup.model import AbortReceipt, Batch, Body, DeleteReceipt, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.store import providers
+from jobs_backup.store.proof import Doubts, Proof, key_of
+from jobs_backup.store.retry import Attempted, Retry, RetryPolicy
+from jobs_backup.store.wrappers import Wrappers
+from jobs_backup.util.disclosure import redacted
+from jobs_backup.util.histogram import ATTEMPT_SECONDS, Histogram
+from jobs_backup.util.logs import logger_of
+
+T = TypeVar("T")
+log: Final = logger_of(__name__)
+
+_BLOCK: Final = 1 << 20
+_PUBLISHING: Final = ("write", "complete_multipart")
+"""The hooks that make an object appear; where parts are sequential, `write_part` with the last part may, too."""
+_LANDING_MARGIN: Final = 60.0
+"""Seconds. What was sent may wait on its way, or in the store, for longer than its sender."""
+
+
+class Destination:
+    """One method for each hook; each calls the provider under the retry policy and checks what it returns.
+
+    All errors are of the taxonomy: what a provider raises beside it becomes a StorageError that names provider and hook.
+    """
+
+    def __init__(
+        self,
+        loaded: providers.Loaded,
+        *,
+        retry: Retry,
+        wrappers: Wrappers = Wrappers(),  # noqa: B008 - none, and nothing changes that
+        timeout: float = 60.0,
+        if_absent: bool = True,
+    ) -> None:
+        """`timeout` is for one attempt, in seconds."""
+        self._arrived = _Arrived()
+        if wrappers.names:
+            loaded.manager.register(self._arrived, name="arrived")  # the innermost
+        wrappers.wrap(loaded.manager)
+        self._manager = loaded.manager
+        self.wrappers = wrappers
+        self._left_out: set[str] = set()
+        self._provider_name = loaded.installed.name
+        self._name = " within ".join((loaded.installed.name, *reversed(wrappers.names)))
+        self._secrets = (*loaded.secrets, *wrappers.secrets)
+        self._retry = retry
+        self._timeout = timeout
+        self._if_absent = if_absent
+        self._implemented = loaded.hooks
+        self._provider = loaded.provider
+        self._counting = threading.Lock()
+        provider = loaded.provider
+        self.location: str = provider.location
+        self.has_multipart = set(MULTIPART) <= loaded.hooks
+        self.sequential_parts: bool = getattr(provider, "sequential_parts", False)
+        self.max_parts: int = getattr(provider, "max_parts", 10_000)
+        self.part_multiple: int = getattr(provider, "part_multiple", 1)
+        self.min_part_size: int = getattr(provider, "min_part_size", 1)
+        self.max_write_size: int | None = getattr(provider, "max_write_size", None)
+        self._proof = Proof(if_absent=if_absent, sequential_parts=self.sequential_parts)
+        self.attempts: Counter[tuple[str, str]] = Counter()
+        """(hook, "ok" or the error's code) -> how often."""
+        self.attempt_seconds: dict[str, Histogram] = {}
+        """hook -> how long its attempts took, whatever came of them."""
+        self.may_have_accepted = False
+        """Whether any attempt so far may have left something at the store: it succeeded, or its end is not known."""
+        self._in_doubt_at = -math.inf
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: CoreSettings,
+        environment: Mapping[str, str],
+        *,
+        stop: threading.Event | None = None,
+    ) -> Destination:
+        """The destination that the environment asks for.
+
+        Raises:
+            ConfigurationError: the provider or a wrapper is not installed, or its settings are wrong.
+        """
+        policy = RetryPolicy(attempts=settings.retry_attempts, max_wait=settings.retry_max_wait, deadline=settings.retry_deadline)
+        return cls(
+            providers.load(settings.storage_provider, environment),
+            retry=Retry(policy, stop=stop),
+            wrappers=Wrappers.from_settings(settings.wrappers, environment),
+            timeout=settings.request_timeout,
+            if_absent=settings.conditional_writes,
+        )
+
+    def use_bodies(self, bodies: object) -> None:
+        """`bodies` implements the hook `open_body`: it knows where the bytes of batches are."""
+        self._bodies = self.wrappers.around(bodies)
+
+    def remember_doubts_in(self, doubts: Doubts) -> None:
+        """`doubts` remembers mismatches of checksums for later processes."""
+        self._proof.remember_in(doubts)
+
+    def prepare(self, batch: Batch) -> tuple[Batch, Body]:
+        """What becomes the batch's object: the batch as the store gets to see it, behind the wrappers; and the bytes.
+
+        Raises:
+            WrapperMissing: a wrapper that it was opened with, or a key of one, is not there.
+            SpoolCorrupt, IntegrityError: its bytes are not those that were sealed.
+        """
+        hook = self.wrappers.opening(self._bodies, batch)
+        self._tell_left_out(batch)
+        try:
+            body = self._attempt("open_body", hook, {"batch": batch}, Body)
+            if not batch.wrappers:
+                return batch, body
+            with self._translated("open_body"):
+                # What the wrappers make is known nowhere but here: it is made once for its checksum, and again to be sent.
+                size, checksum = body.size, body.crc32c()
+        except (ConfigurationError, WrapperMissing) as error:
+            raise WrapperMissing(f"{batch.key} can't be made: {error}", hint=error.hint) from error
+        return msgspec.structs.replace(batch, size=size, crc32c=checksum, content_type="application/octet-stream"), body
+
+    def _tell_left_out(self, batch: Batch) -> None:
+        for one in self.wrappers.left_out(batch.formats):
+            if one not in self._left_out:
+                self._left_out.add(one)
+                log.warning(
+                    "%s is sent without .%s, and so is what else was recorded without it: before JOBS_BACKUP_WRAPPERS had it, or by"
+                    " a process that lacks it",
+                    batch.key,
+                    one,
+                )
+
+    def write(self, batch: Batch, body: Body) -> WriteReceipt:
+        """Store the batch's object in one request.
+
+        Raises:
+            AlreadyExists: the object is stored already: see `Proof`.
+            Unproven: the store says so, and it can't be believed.
+        """
+        arguments = self._object_arguments(batch)
+        receipt = self._call("write", WriteReceipt, batch.key, body=body, **arguments)
+        self._proof.stored(batch.key)
+        return receipt
+
+    def may_land_for(self, *, sent_before: bool) -> float:
+        """For how many seconds an attempt to write whose end is not known may still put an object into the bucket.
+
+        0 if there was none. `sent_before`: another process, or an earlier start, may have tried as late as now.
+        """
+        now = time.monotonic()
+        in_doubt_at = now if sent_before else self._in_doubt_at
+        return max(0.0, in_doubt_at + self._timeout + _LANDING_MARGIN - now)
+
+    def create_multipart(self, batch: Batch) -> Upload:
+        """Begin to store the batch's object in parts."""
+        return self._call("create_multipart", Upload, batch.key, **self._object_arguments(batch))
+
+    def write_part(self, upload: Upload, number: int, offset: int, body: Body, last: bool) -> Part:
+        """Store one part; `body` is this part alone."""
+        what = f"{upload.key} part {number}"
+        return self._call(
+            "write_part", Part, what, upload=upload, number=number, offset=offset, body=body, size=body.size, last=last
+        )
+
+    def complete_multipart(self, upload: Upload, parts: Sequence[Part], batch: Batch) -> WriteReceipt:
+        """Make the parts the batch's object. Errors are those of `write`."""
+        receipt = self._call(
+            "complete_multipart",
+            WriteReceipt,
+            upload.key,
+            upload=upload,
+            parts=parts,
+            size=batch.size,
+            checksum=batch.crc32c,
+            if_absent=self._if_absent,
+        )
+        self._proof.stored(batch.key)
+        return receipt
+
+    def abort_multipart(self, upload: Upload) -> AbortReceipt:
+        """End an upload."""
+        return self._call("abort_multipart", AbortReceipt, upload.key, upload=upload)
+
+    def delete(self, keys: Sequence[str]) -> DeleteReceipt:
+        """Delete up to 1,000 objects."""
+        receipt = self._call("delete", DeleteReceipt, f"{len(keys)} objects", keys=keys)
+        if missing := set(keys) - receipt.deleted - receipt.failed.keys():
+            raise ContractViolation(f"{self._name}: delete gave no outcome for {len(missing)} of {len(keys)} keys")
+        return receipt
+
+    @property
+    def region(self) -> str:
+        """Where the bucket is, as far as the provider knows; else empty."""
+        return str(getattr(self._provider, "region", ""))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the provider has to say of the bucket, for people. It may look there."""
+        return list(getattr(self._provider, "warnings", ()))
+
+    def fetch(self, key: str, target: BinaryIO, *, size: int | None = None, crc: int | None = None) -> int:
+        """Get an object's bytes, as they were before the wrappers, into a file that is empty, and rewind it.
+
+        Returns how many there are.
+
+        Args:
+            size, crc: what they have to be, and their CRC-32C, where they are known.
+
+        Raises:
+            WrapperMissing: a wrapper that the object was made by, or a key of one, is not there.
+            ObjectNotFound: there is no such object.
+            IntegrityError: it has other bytes.
+            NotSupported: the provider can't read back.
+        """
+        self._need("read")
+        hook = self.wrappers.reading(self._manager, key)
+        damages: list[IntegrityError] = []
+
+        def get() -> int:
+            try:
+                return attempt()
+            except IntegrityError as error:
+                # Damaged twice, it is damaged in the store, and not on its way.
+                setattr(error, "retryable", not damages)  # noqa: B010 - of this one; as a class, it is
+                damages.append(error)
+                raise
+
+        def attempt() -> int:
+            body = self._attempt("read", hook, {"key": key, "timeout": self._timeout}, Body)
+            target.seek(0)
+            target.truncate()
+            got = checksum = 0
+            with self._translated("read"):
+                reader = body.open()
+            with reader:
+                while block := self._block(reader):
+                    target.write(block)
+                    checksum = crc32c(block, checksum)
+                    got += len(block)
+            if (size is not None and got != size) or (crc is not None and checksum != crc):
+                raise IntegrityError(f"{key} has other bytes in the bucket than those that were sent ({got:,} of {size or got:,})")
+            target.seek(0)
+            return got
+
+        fields = {"hook": "read", "destination": self.location, "key": key}
+        return self._retry.call(f"{self._name} read {key}", get, self._counted("read"), fields=fields)
+
+    def _block(self, reader: BinaryIO) -> bytes:
+        with self._translated("read"):
+            return reader.read(_BLOCK)
+
+    def list(self, prefix: str, after: str) -> Page:
+        """Objects whose keys begin with `prefix`, from the first one behind `after`.
+
+        Raises:
+            NotSupported: the provider can't list.
+        """
+        self._need("list")
+        return self._call("list", Page, prefix, prefix=prefix, after=after)
+
+    def policy(self, environment: Mapping[str, str], *, delete: bool = False, replay: bool = False, format_: str = "") -> Policy:
+        """The narrowest rights that suffice. Nothing is sent.
+
+        Raises:
+            NotSupported: the provider has none, or not in this format.
+        """
+        self._need("policy")
+        arguments = {"settings": environment, "delete": delete, "replay": replay, "format": format_}
+        return self._attempt("policy", self._manager.hook.policy, arguments, Policy)
+
+    def _need(self, hook: str) -> None:
+        if hook not in self._implemented:
+            raise NotSupported(f"the provider {self._provider_name} has no hook `{hook}`", hint="ask its maintainers for it")
+
+    def _object_arguments(self, batch: Batch) -> dict[str, Any]:
+        return {
+            "key": batch.key,
+            "size": batch.size,
+            "checksum": batch.crc32c,
+            "content_type": batch.content_type,
+            "metadata": _metadata(batch),
+            "if_absent": self._if_absent,
+        }
+
+    def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
+        publishes = hook in _PUBLISHING or (self.sequential_parts and arguments.get("last", False))
+        arguments["timeout"] = self._timeout
+        fields = {"hook": hook, "destination": self.location, "key": key_of(arguments)}
+        attempted = self._counted(hook, publishes=publishes)
+        what = f"{self._name} {hook} {what}"
+        call: Callable[..., object] = getattr(self._manager.hook, hook)
+
+        def attempt() -> T:
+            with self._proof.demanded(hook, arguments):
+                result = self._attempt(hook, call, arguments, expected)
+            if isinstance(result, WriteReceipt) and result.existed:
+                self._proof.check(hook, arguments, f"{self._name}: {key_of(arguments)}")
+            return result
+
+        return self._retry.call(what, attempt, attempted, fields=fields)
+
+    def _counted(self, hook: str, *, publishes: bool = False) -> Attempted:
+        """What is told of each attempt. `publishes`: the attempt may make an object appear."""
+
+        def attempted(error: Exception | None, seconds: float) -> None:
+            refused = getattr(error, "refused", False)
+            self.may_have_accepted |= not refused
+            if publishes and error is not None and not refused:
+                self._in_doubt_at = time.monotonic()
+            with self._counting:
+                self.attempts[hook, "ok" if error is None else type(error).__name__] += 1
+                if hook not in self.attempt_seconds:
+                    self.attempt_seconds[hook] = Histogram(ATTEMPT_SECONDS)
+                self.attempt_seconds[hook].observe(seconds)
+
+        return attempted
+
+    def _attempt(self, hook: str, call: Callable[..., object], arguments: Mapping[str, Any], expected: type[T]) -> T:
+        upload = arguments.get("upload")
+        self._arrived.begin()
+        try:
+            with self._translated(hook, *([upload.id] if isinstance(upload, Upload) else [])):
+                result = call(**arguments)
+        except JobsBackupError as error:
+            if self._arrived.receipt is not None:
+                # The provider has done its work, and a wrapper has failed behind it.
+                setattr(error, "refused", False)  # noqa: B010 - of this one; as a class, it may be
+                self._abort_arrived()
+            raise
+        if not isinstance(result, expected):
+            self._abort_arrived()
+            raise ContractViolation(
+                f"{self._name}: {hook} returned {type(result).__name__} instead of {expected.__name__}",
+                hint="update the provider's distribution, or report it to its maintainers",
+            )
+        return result
+
+    def _abort_arrived(self) -> None:
+        """An upload that the provider has begun, and a wrapper has lost: nobody will know of it, now or never."""
+        if isinstance(self._arrived.receipt, Upload):
+            with suppress(Exception):
+                self._manager.hook.abort_multipart(upload=self._arrived.receipt, timeout=self._timeout)
+
+    @contextmanager
+    def _translated(self, hook: str, *secrets: str) -> Generator[None]:
+        """What is raised within is of the taxonomy, and shows no secret."""
+        try:
+            yield
+        except JobsBackupError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
+            # What a provider or a wrapper did not foresee may carry anything, secrets and the upload's id included; then it is not
+            # even shown as the cause.
+            hidden = [*(secret.reveal() for secret in self._secrets), *secrets]
+            whole = "".join(traceback.format_exception(error))
+            cause = error if redacted(whole, hidden) == whole else None
+            text = redacted(str(error), hidden)
+            raise StorageError(f"{self._name}: {hook} failed: {type(error).__name__}: {text}") from cause
+
+
+class _Arrived(threading.local):
+    """Beside the provider, within all wrappers: what the provider has returned in this thread's call, None if it has not."""
+
+    receipt: object = None
+
+    def begin(self) -> None:
+        """Another call begins."""
+        self.receipt = None
+
+    @hookimpl(wrapper=True)
+    def write(self) -> Generator[None, object, object]:
+        self.receipt = yield
+        return self.receipt
+
+    create_multipart = write_part = complete_multipart = write
+
+
+def _metadata(batch: Batch) -> dict[str, str]:
+    metadata = {"jobs-backup-batch": str(batch.id), "jobs-backup-events": str(batch.events)}
+    return metadata | ({"jobs-backup-wrappers": ",".join(batch.wrappers)} if batch.wrappers else {})

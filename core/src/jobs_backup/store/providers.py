@@ -1,0 +1,110 @@
+"""The provider that was chosen: loaded alone, and held to the contract's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import pluggy
+
+from jobs_backup.errors import ProviderNotFound
+from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL, PROJECT, Provider, StorageProvider
+from jobs_backup.settings.values import Secret
+from jobs_backup.store.plugins import Installed, Kind, secrets_of, settings_of
+
+KIND: Final = Kind(
+    noun="provider",
+    group="jobs_backup.providers",
+    not_found=ProviderNotFound,
+    distributions={
+        "S3": "jobs-backup-s3",
+        "MINIO": "jobs-backup-s3",
+        "DIGITAL_OCEAN_SPACES": "jobs-backup-s3",
+        "GCS": "jobs-backup-gcs",
+        "AZURE_BLOB": "jobs-backup-azure-blob",
+    },
+)
+HOOKS: Final = (*MANDATORY, *MULTIPART, *OPTIONAL)
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A provider's instance, checked, on a plugin manager of its own. `secrets` are those of its settings."""
+
+    installed: Installed
+    provider: Provider
+    manager: pluggy.PluginManager
+    hooks: frozenset[str]
+    secrets: tuple[Secret, ...] = ()
+
+
+def load_class(name: str) -> tuple[Installed, type[Provider]]:
+    """Import the provider that is called `name` (in any case), and no other one.
+
+    Raises:
+        ProviderNotFound: nobody offers it, two distributions do, or it can't be imported.
+    """
+    return KIND.load_class(name)
+
+
+def load(name: str, environment: Mapping[str, str]) -> Loaded:
+    """Import, configure and check the provider `name`.
+
+    Raises:
+        ProviderNotFound: it is not installed, or breaks the contract's form; the message names the distribution.
+        ConfigurationError: its settings are wrong.
+    """
+    one, class_ = load_class(name)
+    provider = KIND.configure(one, class_, environment)
+    manager, hooks = register(provider, one)
+    return Loaded(installed=one, provider=provider, manager=manager, hooks=hooks, secrets=secrets_of(class_, environment))
+
+
+def register(provider: Provider, one: Installed) -> tuple[pluggy.PluginManager, frozenset[str]]:
+    """Put the provider, alone, on a plugin manager. Returns it with the names of the hooks that the provider implements.
+
+    With two providers on one manager, pluggy would ask the last one registered and fall through to the next at a None.
+
+    Raises:
+        ProviderNotFound: it breaks the contract's form.
+    """
+    if not isinstance(getattr(provider, "location", None), str):
+        raise KIND.broken(one, "it has no `location`")
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(StorageProvider)
+    KIND.register(manager, provider, one)
+    hooks = frozenset(name for name in HOOKS if implementations(manager, name))
+    # pluggy takes a method without the marker, or with another project's, for none of its business.
+    if unmarked := [name for name in HOOKS if name not in hooks and callable(getattr(provider, name, None))]:
+        raise KIND.broken(one, f"{', '.join(unmarked)} without jobs_backup's @hookimpl")
+    if missing := [name for name in MANDATORY if name not in hooks]:
+        raise KIND.broken(one, f"it does not implement {', '.join(missing)}")
+    if (some := hooks & set(MULTIPART)) and len(some) != len(MULTIPART):
+        raise KIND.broken(one, f"of the multipart hooks it has only {', '.join(sorted(some))}: all three or none")
+    if wrapping := [name for name in hooks if any(impl.wrapper or impl.hookwrapper for impl in implementations(manager, name))]:
+        raise KIND.broken(one, f"{', '.join(sorted(wrapping))} as a wrapper: that is what wrappers are for")
+    return manager, hooks
+
+
+def implementations(manager: pluggy.PluginManager, name: str) -> list[pluggy.HookImpl]:
+    """Who implements a hook."""
+    caller: pluggy.HookCaller = getattr(manager.hook, name)
+    return caller.get_hookimpls()
+
+
+def without_credentials(class_: type[Provider], environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment as it is before there are credentials: for what calls no store, such as printing the policy for them.
+
+    Those that have to be set get a text that is none, where they are secret or not set.
+    """
+    changed = dict(environment)
+    settings = settings_of(class_)
+    for setting in settings.describe() if settings else ():
+        names = (setting.variable.name, *setting.variable.aliases)
+        is_needed = setting.default is None
+        if setting.secret or (setting.variable.credential and not (is_needed and any(map(changed.get, names)))):
+            for name in names:
+                changed.pop(name, None)
+            if is_needed:
+                changed[setting.variable.name] = "to-be-made"
+    return changed

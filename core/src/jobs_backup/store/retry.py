@@ -1,0 +1,157 @@
+"""The one retry policy: every hook call goes through `Retry.call`. The only module that knows tenacity."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar, cast
+
+import msgspec
+from tenacity import RetryCallState, Retrying
+
+from jobs_backup.errors import JobsBackupError
+from jobs_backup.util.logs import logger_of
+
+T = TypeVar("T")
+Attempted = Callable[[Exception | None, float], None]
+"""What is told of each attempt: its error, None for success; and how long it took, in seconds."""
+log: Final = logger_of(__name__)
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How often and how long.
+
+    Attributes:
+        attempts: at most so many calls, the first one included.
+        first_wait: seconds; the upper bound of the first wait, doubled for each further one.
+        max_wait: seconds; no wait is longer, unless the store asks for it (`Retry-After`).
+        deadline: seconds; no wait begins that would end after them.
+    """
+
+    attempts: int = 6
+    first_wait: float = 0.5
+    max_wait: float = 30.0
+    deadline: float = 120.0
+
+
+class Retry:
+    """Calls a function until it succeeds, fails for good, or the policy's bounds are reached.
+
+    Waits are exponential with full jitter (a random part of a bound that doubles), so that many clients do not come back at the
+    same moment. Only errors that are `retryable` are tried again. `stop` ends a wait, and with it the call: the last error is
+    raised. Safe to use from many threads.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        stop: threading.Event | None = None,
+        sleep: Callable[[float], None] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._policy = policy
+        self._stop = stop or threading.Event()
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
+        # One for all calls: tenacity keeps a call's state apart for each thread, and building one costs more than using it.
+        self._retrying = Retrying(
+            retry=lambda state: getattr(_attempts(state).error, "retryable", False),
+            stop=self._is_over,
+            wait=self._wait,
+            sleep=sleep or self._pause,
+            before_sleep=_log_failure,
+            reraise=True,
+        )
+
+    def call(
+        self,
+        what: str,
+        function: Callable[[], T],
+        attempted: Attempted,
+        *,
+        fields: Mapping[str, object] = MappingProxyType({}),
+    ) -> T:
+        """Call `function`. `what` names the call in log lines, which have these `fields`: see `logs.FIELDS`.
+
+        Raises:
+            JobsBackupError: the last attempt's error. It tells the number of attempts and the time that they took.
+        """
+        attempts = _Attempts(what, function, attempted, self._stop, fields)
+        try:
+            return self._retrying(attempts)
+        except JobsBackupError as error:
+            error.attempts = attempts.count
+            error.elapsed = time.monotonic() - attempts.began
+            raise
+
+    def _pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+
+    def _wait(self, state: RetryCallState) -> float:
+        bound = min(self._policy.max_wait, self._policy.first_wait * 2 ** min(state.attempt_number - 1, 32))
+        asked: float | None = getattr(_attempts(state).error, "retry_after", None)
+        return max(self._rng.uniform(0, bound), asked or 0.0)
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        attempts = _attempts(state)
+        return (
+            self._stop.is_set()
+            or attempts.count >= self._policy.attempts
+            or time.monotonic() - attempts.began + state.upcoming_sleep > self._policy.deadline
+        )
+
+
+class _Attempts(Generic[T]):
+    """What tenacity calls: one call of it is one attempt."""
+
+    def __init__(
+        self,
+        what: str,
+        function: Callable[[], T],
+        attempted: Attempted,
+        stop: threading.Event,
+        fields: Mapping[str, object],
+    ) -> None:
+        self.what = what
+        self.count = 0
+        self.error: Exception | None = None
+        self.began = time.monotonic()
+        self._function = function
+        self._attempted = attempted
+        self._stop = stop
+        self.fields = fields
+
+    def __call__(self) -> T:
+        if self.error is not None and self._stop.is_set():
+            raise self.error  # shutdown woke the wait: no further attempt
+        self.error = None
+        self.count += 1
+        began = time.monotonic()
+        try:
+            result = self._function()
+        except Exception as error:
+            self.error = error
+            self._attempted(error, time.monotonic() - began)
+            raise
+        self._attempted(None, time.monotonic() - began)
+        return result
+
+
+def _attempts(state: RetryCallState) -> _Attempts[Any]:
+    return cast(_Attempts[Any], state.fn)
+
+
+def _log_failure(state: RetryCallState) -> None:
+    attempts = _attempts(state)
+    fields = {"code": getattr(attempts.error, "code", ""), "attempt": attempts.count, "wait_seconds": state.upcoming_sleep}
+    log.warning(
+        "%s: attempt %d failed, next in %.1f s: %s",
+        attempts.what,
+        attempts.count,
+        state.upcoming_sleep,
+        attempts.error,
+        extra={**attempts.fields, **fields},
+    )

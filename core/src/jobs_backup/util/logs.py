@@ -1,0 +1,139 @@
+"""Log lines: as text, or as JSON objects with names of fields that stay. What comes from outside is escaped in both, in JSON by
+its own rules."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final
+from unicodedata import category
+
+FIELDS: Final = {
+    "time": "when, in UTC, as RFC 3339 with milliseconds",
+    "level": "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`",
+    "logger": "the module, for example `jobs_backup.archive.archiver`; `jobs_backup.cli` is what the command says",
+    "message": "what happened, for people",
+    "code": "the error's, a section of [messages](messages.md)",
+    "key": "of the object",
+    "events": "in the object",
+    "bytes": "of the object",
+    "hook": "of the provider, that was called",
+    "attempt": "how often it was tried, this one included",
+    "wait_seconds": "until it is tried again",
+    "destination": "the bucket",
+    "request_id": "of a request to `serve`, as in its answer; and of the same",
+    "method": "its method",
+    "path": "its path, `other` if `serve` has no such one",
+    "status": "of the answer",
+    "seconds": "until it was answered",
+    "exception": "the traceback, of an error that nobody foresaw",
+}
+"""Every field, in order. The first four are always there; the others where the line has them."""
+
+_ALWAYS: Final = ("time", "level", "logger", "message")
+_ADDED: Final = tuple(name for name in FIELDS if name not in (*_ALWAYS, "exception"))
+_TEXT: Final = "%(asctime)s %(levelname)s %(message)s"
+
+
+class BestEffortLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose handlers, filters and formatters may fail: what comes of a diagnostic never stops the work."""
+
+    def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
+        """As it is: a LoggerAdapter would replace `extra`."""
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log, or show on standard error why not, where `logging` shows such errors of its own."""
+        try:
+            super().log(level, msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
+        except Exception:  # noqa: BLE001 - of an application's code, whatever it raises
+            if logging.raiseExceptions:
+                with suppress(Exception):
+                    traceback.print_exc()
+
+
+def logger_of(module: str) -> BestEffortLogger:
+    """A module's logger."""
+    return BestEffortLogger(logging.getLogger(module), None)
+
+
+def plural(count: int, noun: str) -> str:
+    """So many of them: `1 event`, `2,000 events`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def printable(text: str) -> str:
+    """A text as one line for a terminal or a log, whoever has chosen what is in it.
+
+    Everything is escaped that ends a line, moves a cursor, changes the direction of text, or cannot be seen: what
+    `str.isprintable` does not take, but for spaces of other widths. So nothing from outside can forge a line, or hide one.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or category(one) == "Zs" else ascii(one)[1:-1] for one in text)
+
+
+class TextFormatter(logging.Formatter):
+    """Formats records as text. Each line of a traceback is indented, so that it cannot pass for a record."""
+
+    def __init__(self) -> None:
+        super().__init__(_TEXT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A line, and those of a traceback."""
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        code = getattr(record, "code", "")
+        lines = [printable(self.formatMessage(record)) + (f" [{code}]" if code else "")]
+        exception = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        for more in (exception, record.stack_info):
+            lines += [f"    {printable(line)}" for line in (more or "").split("\n") if line]
+        return "\n".join(lines)
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats records of any logger; beside the message, what was given as `extra=` and is in `FIELDS`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        exception = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        added = {name: getattr(record, name, None) for name in _ADDED}
+        return json_line(record.created, record.levelname, record.name, record.getMessage(), {**added, "exception": exception})
+
+
+def json_line(at: float, level: str, logger: str, message: str, added: Mapping[str, object]) -> str:
+    """The line, without its end. `at` is in seconds since 1970; what is None or empty in `added` is left out."""
+    line: dict[str, object] = {"time": _time(at), "level": level, "logger": logger, "message": message}
+    line |= {name: value for name, value in added.items() if value is not None and value != ""}
+    # In ASCII. The name of a file may be no UTF-8, which a reader of JSON need not take.
+    line = {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in line.items()
+    }
+    return json.dumps(line, default=str)
+
+
+def is_json(environment: Mapping[str, str]) -> bool:
+    """Whether JOBS_BACKUP_LOG_FORMAT says so. What is wrong with it is told when the settings are read."""
+    return environment.get("JOBS_BACKUP_LOG_FORMAT", "").strip() == "json"
+
+
+def configure(*, as_json: bool) -> None:
+    """Have this process log to standard error; nothing where an application, or a test, has set that up itself.
+
+    Of loggers without a level of their own only what is critical is shown.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.CRITICAL)
+    formatter = JsonFormatter() if as_json else TextFormatter()
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:  # and none that is derived from it
+            handler.setFormatter(formatter)
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
