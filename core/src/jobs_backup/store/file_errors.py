@@ -68,7 +68,7 @@ def _translated(what: str, error: OSError, root: Path) -> JobsBackupError:
         return lacks(f"{what}: {why}: {said}", hint)
     hint = _MAY_PASS.get(number, "look at the file system of {root}").format(root=root)
     why, hint = explain(error, root, hint)
-    return Unavailable(f"{what}: {why}", hint=hint)
+    return Unavailable(f"{what}: {root}: {why}", hint=hint)
 
 
 def lacks(message: str, hint: str) -> NotSupported:
