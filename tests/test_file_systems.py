@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from buckets import events, file_environment
-from jobs_backup.file_provider import FileProvider
 
 from jobs_backup import Backup
 from jobs_backup.checks.permissions import Report, check
