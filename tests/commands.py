@@ -14,7 +14,7 @@ import pytest
 from buckets import events
 
 from jobs_backup.cli import cli
-from jobs_backup.spool.status import read_status
+from jobs_backup.spool.engines import read_status
 
 COMMAND = [str(Path(sys.executable).with_name("jobs-backup"))]
 

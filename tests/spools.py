@@ -10,10 +10,9 @@ from typing import Any
 
 from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.model import Batch, Kind, Stream
-from jobs_backup.spool import Claim, Spool
+from jobs_backup.spool.interface import BatchLimits, Claim, Recording, RoomLimits, Spool
 from jobs_backup.spool.sqlite.database import Database
-from jobs_backup.spool.sqlite.quota import RoomLimits
-from jobs_backup.spool.sqlite.writer import BatchLimits, Recording
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 WEB = Stream(Kind.RAW, "w", "web")
 APP = Stream(Kind.RAW, "w", "app")
@@ -30,8 +29,14 @@ def open_spool(
     limits: BatchLimits = LIMITS,
     room: RoomLimits = ANY_ROOM,
     compression: Compression = GZIP,
-) -> Spool:
-    return Spool(directory, location=location, prefix="p", instance_id="1", limits=limits, room=room, compression=compression)
+) -> SqliteSpool:
+    return SqliteSpool(directory, location=location, prefix="p", instance_id="1", limits=limits, room=room, compression=compression)
+
+
+def engine(spool: Spool) -> SqliteSpool:
+    """What is behind the interface, for tests that look into it."""
+    assert isinstance(spool, SqliteSpool)
+    return spool
 
 
 def record(spool: Spool, lines: Sequence[bytes], stream: Stream = WEB, at: int = 1_000_000) -> list[tuple[int, int]]:
@@ -50,17 +55,17 @@ def claim(spool: Spool) -> Batch:
     return claimed(spool).batch
 
 
-def position(spool: Spool, source: str) -> bytes | None:
+def position(spool: SqliteSpool, source: str) -> bytes | None:
     found = spool.position(source)
     return None if found is None else found.position
 
 
-def content(spool: Spool, batch: Batch) -> bytes:
+def content(spool: SqliteSpool, batch: Batch) -> bytes:
     with spool.open_body(batch).open() as reader:
         return reader.read()
 
 
-def die(spool: Spool) -> None:
+def die(spool: SqliteSpool) -> None:
     """What a killed process leaves: nothing was ended, but its lock is free."""
     spool._writer.close_file()
     spool._catalog.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
-from spools import tampering
+from spools import engine, tampering
 
 from jobs_backup import Backup, DestinationPaused
 from jobs_backup.errors import PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable, Unreachable
@@ -157,10 +157,10 @@ def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
         backup.record({"n": 1}, source_id="web")
         assert wait_for(lambda: objects(tmp_path))
         batch = backup.spool.last_batch()
-        with tampering(backup.spool._catalog._database) as connection:
+        with tampering(engine(backup.spool)._catalog._database) as connection:
             connection.execute(
                 "INSERT INTO uploads (batch, destination, upload, part_size, abandoned) VALUES (?, ?, ?, 1, 1)",
-                (batch, backup.spool.destination, b'{"key":"k","id":"i"}'),
+                (batch, engine(backup.spool).destination, b'{"key":"k","id":"i"}'),
             )
         assert entered.wait(120)
         backup.record({"n": 2}, source_id="web")

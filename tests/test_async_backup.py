@@ -26,7 +26,7 @@ from jobs_backup import (
     Job,
     UnknownJob,
 )
-from jobs_backup.spool import Spool
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -168,7 +168,7 @@ async def test_what_is_no_payload_is_named(tmp_path: Path) -> None:
 
 @asynchronous
 async def test_the_loop_goes_on_while_the_disk_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    append, acknowledge, heart, calls = Spool.append, Spool.delivered, Heartbeat(), Counter[str]()
+    append, acknowledge, heart, calls = SqliteSpool.append, SqliteSpool.delivered, Heartbeat(), Counter[str]()
 
     def slow(*arguments: Any) -> Any:
         calls["append"] += 1
@@ -180,8 +180,8 @@ async def test_the_loop_goes_on_while_the_disk_does_not(tmp_path: Path, monkeypa
         heart.wait()
         return acknowledge(*arguments)
 
-    monkeypatch.setattr(Spool, "append", slow)
-    monkeypatch.setattr(Spool, "delivered", slow_too)
+    monkeypatch.setattr(SqliteSpool, "append", slow)
+    monkeypatch.setattr(SqliteSpool, "delivered", slow_too)
     async with AsyncBackup.from_env(file_environment(tmp_path)) as backup, heart:
         jobs = await asyncio.gather(*(backup.record({"n": n}, source_id="web") for n in range(8)))
         await asyncio.gather(*(backup.delivered(job) for job in jobs))
@@ -265,7 +265,7 @@ async def test_closed_and_not_opened(tmp_path: Path) -> None:
 async def test_to_close_needs_no_thread_of_the_others_and_goes_on_when_it_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = Spool.append
+    append = SqliteSpool.append
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.5)
@@ -275,7 +275,7 @@ async def test_to_close_needs_no_thread_of_the_others_and_goes_on_when_it_is_giv
     await backup.__aenter__()
     inner = backup._opened().backup
     await backup.record({"n": 0}, source_id="web")
-    monkeypatch.setattr(Spool, "append", slow)
+    monkeypatch.setattr(SqliteSpool, "append", slow)
     calls = [asyncio.create_task(backup.record({"n": n}, source_id="web")) for n in range(1, 65)]
     await asyncio.sleep(0.05)
     with pytest.raises(TimeoutError):

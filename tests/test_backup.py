@@ -24,6 +24,7 @@ from uuid import UUID
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
+from spools import engine
 
 import jobs_backup
 from jobs_backup import (
@@ -158,7 +159,7 @@ def test_threads_share_one_backup(tmp_path: Path) -> None:
 def test_concurrent_records_share_commits(tmp_path: Path) -> None:
     """16 threads need fewer transactions than they record events."""
     with Backup.from_env(file_environment(tmp_path)) as backup:
-        writer = backup.spool._writer
+        writer = engine(backup.spool)._writer
         commits = 0
         commit = writer._commit
 
@@ -277,7 +278,10 @@ def test_a_forked_child_has_to_open_its_own(tmp_path: Path) -> None:
 
 def test_a_forked_child_inherits_no_open_connection(tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
-        connections = [backup.spool._catalog._database._connection, backup.spool._writer._blobs._database._connection]
+        connections = [
+            engine(backup.spool)._catalog._database._connection,
+            engine(backup.spool)._writer._blobs._database._connection,
+        ]
         assert all(connection.is_open for connection in connections)
         if (child := os.fork()) == 0:
             os._exit(int(any(connection.is_open for connection in connections)))

@@ -12,8 +12,9 @@ from spools import claim, claimed, open_spool, record
 
 from jobs_backup import Backup
 from jobs_backup.errors import Unavailable
+from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.sqlite import clock
-from jobs_backup.spool.status import Limits, read_status
+from jobs_backup.spool.status import Limits
 
 YEAR = 365.25 * 86_400
 LEAPS = {"an hour ahead": 3600.0, "a year ahead": YEAR, "90 years ahead": 90 * YEAR, "a year back": -YEAR, "back to 1970": None}

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
-from spools import LIMITS, claim, claimed, content, die, open_spool, record, rows
+from spools import LIMITS, claim, claimed, content, die, engine, open_spool, record, rows
 
 from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob
 from jobs_backup.archive import deleter
@@ -27,11 +27,13 @@ from jobs_backup.backup.events import job_sets
 from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable
 from jobs_backup.model import DeleteReceipt, Kind, Stream
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.spool import DueObject, Spool
+from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.ids import INDEX_BITS, job_id, local, origin_of
+from jobs_backup.spool.interface import DueObject
 from jobs_backup.spool.sqlite import id_ranges as numbering
 from jobs_backup.spool.sqlite.deliveries import Added
-from jobs_backup.spool.status import DestinationStatus, read_status
+from jobs_backup.spool.sqlite.spool import SqliteSpool
+from jobs_backup.spool.status import DestinationStatus
 from jobs_backup.store.object_store import Destination
 
 SMALL = {"JOBS_BACKUP_BATCH_EVENTS": "10"}
@@ -205,7 +207,7 @@ class TestAcknowledging:
         with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="50"), archive=False) as backup:
             jobs = list(backup.record_many(numbered(320), source_id="web"))
             random.Random(1).shuffle(jobs)
-            deliveries = backup.spool._catalog.deliveries
+            deliveries = engine(backup.spool)._catalog.deliveries
             add, commits = deliveries.add, itertools.count()
 
             def slow(*arguments: object) -> Added:
@@ -294,7 +296,7 @@ class TestUnknown:
             backup.flush(120)
             (key,) = objects(tmp_path)
             in_key = int(key.split("/")[-1].split(".")[2].split("-")[0])
-            for id_ in (in_key, job_id(backup.spool._writer.session.epoch, *divmod(in_key, 1 << INDEX_BITS))):
+            for id_ in (in_key, job_id(engine(backup.spool)._writer.session.epoch, *divmod(in_key, 1 << INDEX_BITS))):
                 with pytest.raises(UnknownJob):
                     backup.delivered(id_)
             assert settled_objects(backup, tmp_path) == {key}
@@ -450,7 +452,7 @@ class TestSwitches:
         with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_RAW="false"), archive=False) as backup:
             jobs = [backup.record({}, source_id=f"source-{number % 20}") for number in range(100)]
             assert len(set(jobs)) == 100
-            assert len(backup.spool._numbering._ranges) == 5
+            assert len(engine(backup.spool)._numbering._ranges) == 5
 
 
 class TestForgetting:
@@ -539,7 +541,7 @@ class TestForgetting:
 class TestDamage:
     """What is damaged on the disk never makes an object seem to be complete."""
 
-    def spoil(self, spool: Spool, job: int) -> None:
+    def spoil(self, spool: SqliteSpool, job: int) -> None:
         path = spool.directory / "blobs" / f"{spool.session}.db"
         with contextlib.closing(sqlite3.connect(path)) as blobs, blobs:
             assert blobs.execute("UPDATE chunks SET data=x'00' WHERE job=?", (local(job),)).rowcount == 1
@@ -577,7 +579,7 @@ class TestDeleting:
     """What the deleter makes of a store's answers."""
 
     @pytest.fixture
-    def spool(self, tmp_path: Path) -> Iterator[Spool]:
+    def spool(self, tmp_path: Path) -> Iterator[SqliteSpool]:
         """Five objects whose events were all delivered, and one with an event that was not."""
         spool = open_spool(tmp_path / "spool")
         for number in range(6):
@@ -594,7 +596,7 @@ class TestDeleting:
         monkeypatch.setattr(deleter, "_FIRST_PAUSE", 0.05)
         monkeypatch.setattr(deleter, "_TICK", 0.02)
 
-    def work(self, spool: Spool, store: _Store, until: Callable[[], bool]) -> deleter.Deleter:
+    def work(self, spool: SqliteSpool, store: _Store, until: Callable[[], bool]) -> deleter.Deleter:
         stop = threading.Event()
         made = deleter.Deleter(spool, store, stop=stop, on_change=lambda: None)  # type: ignore[arg-type]
         thread = threading.Thread(target=made.work)
@@ -608,20 +610,22 @@ class TestDeleting:
         assert until()
         return made
 
-    def test_all_in_one_call(self, spool: Spool) -> None:
+    def test_all_in_one_call(self, spool: SqliteSpool) -> None:
         store = _Store()
         made = self.work(spool, store, lambda: len(store.deleted) == 5)
         assert [len(call) for call in store.calls] == [5]
         assert made.deleted == 5
         assert spool.waiting_deletes() == []
 
-    def test_so_many_in_a_call_as_a_store_takes(self, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_so_many_in_a_call_as_a_store_takes(self, spool: SqliteSpool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(deleter, "DELETED_AT_ONCE", 2)
         store = _Store()
         self.work(spool, store, lambda: len(store.deleted) == 5)
         assert [len(call) for call in store.calls] == [2, 2, 1]
 
-    def test_what_is_refused_for_single_keys_is_kept_and_tried_again(self, spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    def test_what_is_refused_for_single_keys_is_kept_and_tried_again(
+        self, spool: SqliteSpool, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A bulk delete that answers 200 and has errors for some of its keys."""
         broken = [one.key for one in _peek(spool)][1:3]
         store = _Store(keys={key: [Unavailable("InternalError"), IntegrityError("?")] for key in broken})
@@ -631,7 +635,7 @@ class TestDeleting:
         assert store.deleted.count(broken[0]) == 1
         assert "2 of 5 objects whose events were all delivered can't be deleted" in caplog.text
 
-    def test_refused_keys_are_told_by_the_status(self, spool: Spool) -> None:
+    def test_refused_keys_are_told_by_the_status(self, spool: SqliteSpool) -> None:
         broken = [one.key for one in _peek(spool)][:2]
         store = _Store(keys=dict.fromkeys(broken, [Unavailable("InternalError", hint="wait")] * 1000))
         self.work(spool, store, lambda: len(store.deleted) == 3 and len(store.calls) > 3)
@@ -639,7 +643,7 @@ class TestDeleting:
         assert (waiting.objects, waiting.error, waiting.hint) == (2, "InternalError", "wait")
 
     def test_without_the_permission_one_report_slow_probes_and_then_all_of_it(
-        self, spool: Spool, caplog: pytest.LogCaptureFixture
+        self, spool: SqliteSpool, caplog: pytest.LogCaptureFixture
     ) -> None:
         denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
         store = _Store(calls=[denied] * 4)
@@ -649,14 +653,16 @@ class TestDeleting:
         assert "grant s3:DeleteObject on arn:aws:s3:::b/*" in told.getMessage()
         assert spool.waiting_deletes() == []
 
-    def test_each_key_denied_is_the_same_as_the_whole_call_denied(self, spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    def test_each_key_denied_is_the_same_as_the_whole_call_denied(
+        self, spool: SqliteSpool, caplog: pytest.LogCaptureFixture
+    ) -> None:
         denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
         store = _Store(each=[denied] * 4)
         self.work(spool, store, lambda: len(store.deleted) == 5)
         assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 2, 2]
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
-    def test_a_key_that_may_not_be_deleted_keeps_no_other_from_it(self, spool: Spool) -> None:
+    def test_a_key_that_may_not_be_deleted_keeps_no_other_from_it(self, spool: SqliteSpool) -> None:
         """Its refusal comes first, when all of them wait and one is tried."""
         denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
         stuck = _peek(spool)[0].key
@@ -666,7 +672,7 @@ class TestDeleting:
 
     @pytest.mark.parametrize("place", range(5))
     def test_a_key_for_which_the_call_is_refused_keeps_no_other_from_it(
-        self, spool: Spool, place: int, monkeypatch: pytest.MonkeyPatch
+        self, spool: SqliteSpool, place: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A store may find fault with one key, and refuse the call: S3's DeleteObjects is XML, which can't have each character."""
 
@@ -683,49 +689,49 @@ class TestDeleting:
         self.work(spool, store, lambda: len(store.deleted) == 4)
         assert len(store.calls) < 10
 
-    def test_keys_that_are_all_throttled_are_a_store_that_is(self, spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    def test_keys_that_are_all_throttled_are_a_store_that_is(self, spool: SqliteSpool, caplog: pytest.LogCaptureFixture) -> None:
         slow = Throttled("SlowDown", retry_after=0.4)
         store = _Store(each=[slow])
         self.work(spool, store, lambda: len(store.deleted) == 5)
         assert store.times[1] - store.times[0] >= 0.4
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
-    def test_an_error_that_nobody_foresaw_keeps_nothing_claimed(self, spool: Spool) -> None:
+    def test_an_error_that_nobody_foresaw_keeps_nothing_claimed(self, spool: SqliteSpool) -> None:
         store = _Store(calls=[MemoryError(), TypeError("a bug")])
         self.work(spool, store, lambda: len(store.deleted) == 5)
 
-    def test_pauses_grow_and_a_store_is_believed_how_long_to_wait(self, spool: Spool) -> None:
+    def test_pauses_grow_and_a_store_is_believed_how_long_to_wait(self, spool: SqliteSpool) -> None:
         error = Unavailable("SlowDown", retry_after=0.4)
         store = _Store(calls=[error])
         self.work(spool, store, lambda: len(store.deleted) == 5)
         assert store.times[1] - store.times[0] >= 0.4
 
-    def test_a_failing_spool_does_not_end_it(self, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failing_spool_does_not_end_it(self, spool: SqliteSpool, monkeypatch: pytest.MonkeyPatch) -> None:
         """A full disk, say: what was deleted is deleted again, which does no harm."""
         errors = [SpoolError("disk full")] * 3
-        deleted, has = Spool.deleted, Spool.has_deletes
+        deleted, has = SqliteSpool.deleted, SqliteSpool.has_deletes
 
-        def failing(self: Spool, objects: Sequence[DueObject]) -> None:
+        def failing(self: SqliteSpool, objects: Sequence[DueObject]) -> None:
             if errors:
                 raise errors.pop()
             deleted(self, objects)
 
         unexpected = [ValueError("a bug")]
 
-        def buggy(self: Spool) -> bool:
+        def buggy(self: SqliteSpool) -> bool:
             if unexpected:
                 raise unexpected.pop()
             return has(self)
 
-        monkeypatch.setattr(Spool, "deleted", failing)
-        monkeypatch.setattr(Spool, "has_deletes", buggy)
+        monkeypatch.setattr(SqliteSpool, "deleted", failing)
+        monkeypatch.setattr(SqliteSpool, "has_deletes", buggy)
         store = _Store()
         made = self.work(spool, store, lambda: spool.waiting_deletes() == [])
         assert made.deleted == 5
         assert made.is_idle
 
     @pytest.mark.parametrize("setting", ["delivered", "settled"])
-    def test_looking_for_something_to_delete_reads_no_other_batch(self, spool: Spool, setting: str) -> None:
+    def test_looking_for_something_to_delete_reads_no_other_batch(self, spool: SqliteSpool, setting: str) -> None:
         from jobs_backup.spool.sqlite import deliveries
 
         for rest in (deliveries._DUE, ""):
@@ -733,7 +739,7 @@ class TestDeleting:
             plan = rows(spool._catalog._database, asked, (1, *((0, 0) if rest else ())))
             assert f"USING INDEX {setting}_batches (destination=?" in str(plan)
 
-    def test_another_process_takes_over_what_a_dead_one_was_deleting(self, spool: Spool, tmp_path: Path) -> None:
+    def test_another_process_takes_over_what_a_dead_one_was_deleting(self, spool: SqliteSpool, tmp_path: Path) -> None:
         dead = open_spool(tmp_path / "spool")
         assert len(dead.claim_deletes(3)) == 3
         assert len(spool.claim_deletes(10)) == 2
@@ -742,7 +748,7 @@ class TestDeleting:
         spool.recover()
         assert len(spool.claim_deletes(10)) == 3
 
-    def test_a_new_start_need_not_wait(self, spool: Spool) -> None:
+    def test_a_new_start_need_not_wait(self, spool: SqliteSpool) -> None:
         objects = spool.claim_deletes(10)
         spool.give_back_deletes([(one, 1000) for one in objects], Unavailable("no"), pause=0)
         assert not spool.has_deletes()
@@ -791,7 +797,7 @@ class TestDoubt:
         environment = file_environment(tmp_path)
         settings = CoreSettings.from_environment(environment)
         location = (tmp_path / "bucket").as_uri()
-        dead = Spool(settings.spool_path, location=location, prefix="", instance_id="1", limits=LIMITS)
+        dead = SqliteSpool(settings.spool_path, location=location, prefix="", instance_id="1", limits=LIMITS)
         ((job, _),) = record(dead, [b"{}\n"])
         dead.seal()
         before = time.time()
@@ -859,7 +865,7 @@ class _Store:
         return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
 
-def _peek(spool: Spool) -> list[DueObject]:
+def _peek(spool: SqliteSpool) -> list[DueObject]:
     """What is to be deleted."""
     found = spool.claim_deletes(10)
     spool.give_back_deletes([(one, None) for one in found], Unavailable(""), pause=0)

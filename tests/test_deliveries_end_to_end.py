@@ -20,8 +20,8 @@ from servers import Moto, Store, client, operations, policy
 
 from jobs_backup import Backup
 from jobs_backup.archive import deleter
+from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.ids import origin_of
-from jobs_backup.spool.status import read_status
 from jobs_backup.testing.fault_proxy import Delay, FaultProxy
 
 EVENTS = 50_000

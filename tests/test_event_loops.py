@@ -16,7 +16,7 @@ import pytest
 from buckets import events, file_environment, left_over
 
 from jobs_backup import AsyncBackup, Backup, BackupClosed, Job, JobsBackupError
-from jobs_backup.spool import Spool
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 PATIENCE = 120
 """Seconds after which a call hangs, however slow the machine is."""
@@ -32,14 +32,14 @@ class Disk:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.busy = threading.Event()
         self._free = threading.Event()
-        append = Spool.append
+        append = SqliteSpool.append
 
         def slow(*arguments: Any) -> Any:
             self.busy.set()
             assert self._free.wait(PATIENCE)
             return append(*arguments)
 
-        patch.setattr(Spool, "append", slow)
+        patch.setattr(SqliteSpool, "append", slow)
 
     def let_go(self) -> None:
         self._free.set()

@@ -19,7 +19,7 @@ from servers import Store
 
 from jobs_backup import Backup, Event, InvalidEvent, UnknownJob
 from jobs_backup.format.lines import FailureContext, FinalPayload, error_json, failed_line, timestamp
-from jobs_backup.spool import Spool
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 FIELDS = [
     "userId", "payload", "createdAt", "messageId", "workspaceId", "sourceId", "destinationId", "jobId", "error", "attempts",
@@ -168,7 +168,7 @@ def test_a_record_that_settles_nothing_is_told(tmp_path: Path, monkeypatch: pyte
 
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")) as backup:
         job = backup.record({}, source_id="web")
-        monkeypatch.setattr(Spool, "settle", full)
+        monkeypatch.setattr(SqliteSpool, "settle", full)
         with pytest.raises(SpoolError, match="are recorded, but their events' objects will stay") as caught:
             backup.failed(job, error="no", payload={})
         assert not isinstance(caught.value, SpoolFull), "calling again would record it twice"

@@ -17,9 +17,9 @@ from spools import APP, claim, open_spool, record
 
 from jobs_backup import Backup
 from jobs_backup.errors import BackupClosed, SpoolError, SpoolFull
-from jobs_backup.spool import Spool
+from jobs_backup.spool.interface import RoomLimits
 from jobs_backup.spool.sqlite.disk import Ballast, free_bytes, refuse_network
-from jobs_backup.spool.sqlite.quota import RoomLimits
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
 def noise() -> str:
@@ -30,7 +30,7 @@ def noise() -> str:
 LINE = b'{"noise":"%s"}\n' % noise().encode()
 
 
-def record_often(spool: Spool, times: int) -> None:
+def record_often(spool: SqliteSpool, times: int) -> None:
     for _ in range(times):
         record(spool, [LINE])
 

@@ -18,8 +18,8 @@ from buckets import events, file_environment, objects
 from commands import COMMAND, ndjson, numbers, run, start, summary, wait_until_recorded
 from memory import peak_memory
 
+from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.sqlite.disk import Ballast
-from jobs_backup.spool.status import read_status
 
 pytestmark = pytest.mark.slow  # a process or several for each test
 

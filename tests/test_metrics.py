@@ -17,7 +17,7 @@ from buckets import FAST_RETRY, file_environment, realistic
 from commands import run, start
 from prometheus_client import CollectorRegistry, generate_latest
 from scrapes import Samples, parse, scrape, scrape_file, value
-from spools import APP, LIMITS, WEB, claim, claimed, die, open_spool, record, rows, tampering
+from spools import APP, LIMITS, WEB, claim, claimed, die, engine, open_spool, record, rows, tampering
 
 from jobs_backup import Backup
 from jobs_backup.backup.events import Event
@@ -27,11 +27,10 @@ from jobs_backup.monitoring import metrics
 from jobs_backup.monitoring.metrics import HELP, Metrics, registry
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.spool.ids import JobSet
+from jobs_backup.spool.interface import BatchLimits, Total
 from jobs_backup.spool.sqlite.database import Database
-from jobs_backup.spool.sqlite.reader import Total
 from jobs_backup.spool.sqlite.rows import Seal
 from jobs_backup.spool.sqlite.schema import SCHEMA, VERSION
-from jobs_backup.spool.sqlite.writer import BatchLimits
 from jobs_backup.util.histogram import Histogram
 
 
@@ -185,7 +184,7 @@ class TestOfTheSpool:
             assert value(found, "destination_paused", destination=location) == 0
             path = tmp_path / "spool/quarantine/rotten"
             path.write_bytes(b"")
-            with tampering(spool._catalog._database) as db:
+            with tampering(engine(spool)._catalog._database) as db:
                 db.execute("INSERT INTO damages VALUES ('quarantine/rotten', 1, 'raw', 'w', 'web', 0, 0, 'rotten')")
             found = scrape(backup)
             assert (value(found, "quarantined_files"), value(found, "behind")) == (1, 1)
@@ -361,7 +360,7 @@ class TestTotals:
             pass
 
         def seal() -> None:
-            with tampering(spool._catalog._database) as db:
+            with tampering(engine(spool)._catalog._database) as db:
                 db.execute("UPDATE batches SET state='sealed' WHERE state='open'")
                 raise Killed
 

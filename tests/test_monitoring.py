@@ -21,15 +21,15 @@ import pytest
 from buckets import FAST_RETRY, file_environment, realistic
 from commands import run, start
 from scrapes import get, parse, value
-from spools import claim, open_spool, record, tampering
+from spools import claim, engine, open_spool, record, tampering
 
 from jobs_backup import Backup
 from jobs_backup.archive import archiver
 from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolError, SpoolFull
 from jobs_backup.monitoring import health as monitoring
 from jobs_backup.monitoring.health import health, metrics_page, monitored, readiness
-from jobs_backup.spool import Spool
-from jobs_backup.spool.status import read_status
+from jobs_backup.spool.engines import read_status
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 from jobs_backup.util.installing import how_to_install
 
 
@@ -214,8 +214,8 @@ class TestHealth:
     def test_what_takes_long_at_the_start_is_no_hang(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(archiver, "_STALLED_SECONDS", 0.1)
         go_on = threading.Event()
-        recover = Spool.recover
-        monkeypatch.setattr(Spool, "recover", lambda self: (go_on.wait(), recover(self))[1])
+        recover = SqliteSpool.recover
+        monkeypatch.setattr(SqliteSpool, "recover", lambda self: (go_on.wait(), recover(self))[1])
         with Backup.from_env(file_environment(tmp_path)) as backup:
             time.sleep(0.3)
             assert health(backup) == ""
@@ -383,7 +383,7 @@ class TestBehind:
         with Backup.from_env(environment, archive=False) as backup:
             backup.record({}, source_id="web")
             backup.seal()
-            with tampering(backup.spool._catalog._database) as db:
+            with tampering(engine(backup.spool)._catalog._database) as db:
                 db.execute("UPDATE batches SET opened_at=opened_at-100")
             assert value(parse(metrics_page(backup, "")[0].decode()), "behind") == 0
         with Backup.from_env({**environment, "JOBS_BACKUP_UPLOAD_FREQUENCY": "10s"}, archive=False) as backup:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from buckets import events, file_environment
 from commands import run
+from spools import engine
 
 from jobs_backup import Backup, SpoolError
 
@@ -47,7 +48,7 @@ def test_what_is_acknowledged_is_in_the_bucket_once(tmp_path: Path, name: str, h
         backup = Backup.from_env(environment, archive=False)
         for number in range(3):
             backup.record({"messageId": f"before{number}"}, source_id="web")
-        os.write(ready[1], backup.spool.session.encode())
+        os.write(ready[1], engine(backup.spool).session.encode())
         os.read(end[0], 1)
         for number in range(4):
             try:

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 from buckets import events, file_environment, left_over
-from spools import APP, WEB, claim, claimed, content, die, open_spool, record, tampering
+from spools import APP, WEB, claim, claimed, content, die, engine, open_spool, record, tampering
 
 from jobs_backup import Backup
 from jobs_backup.errors import SpoolCorrupt, SpoolFull, Unavailable
 from jobs_backup.model import Upload
-from jobs_backup.spool import Spool
 from jobs_backup.spool.ids import local, origin_of
-from jobs_backup.spool.sqlite.blobs import InputPosition
-from jobs_backup.spool.sqlite.writer import Recording
+from jobs_backup.spool.interface import InputPosition, Recording
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
-def rot(spool: Spool, job: int) -> None:
+def rot(spool: SqliteSpool, job: int) -> None:
     """What a disk does to the bytes of one chunk."""
     with tampering(spool._writer._blobs._database) as connection:
         changed = connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (local(job),))
@@ -64,7 +63,7 @@ def test_a_living_process_goes_on_after_damage_and_uses_no_id_again(tmp_path: Pa
     spool.close()
 
 
-def sealed(spool: Spool) -> list[int]:
+def sealed(spool: SqliteSpool) -> list[int]:
     """A sealed batch of three members. Returns their first jobs."""
     lines = [b"{%s}\n" % (b" " * (1 << 20))] * 3
     jobs = [record(spool, [line])[0][0] for line in lines]
@@ -237,9 +236,9 @@ def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFi
     with Backup.from_env(environment, archive=False) as backup:
         payloads = [{"n": number, "space": " " * (1 << 18)} for number in range(100)]
         jobs = backup.record_many(payloads, source_id="web")
-        chunks = backup.spool._writer._blobs.chunks(origin_of(jobs[0])[1])
+        chunks = engine(backup.spool)._writer._blobs.chunks(origin_of(jobs[0])[1])
         backup.spool.seal()
-        rot(backup.spool, chunks[1].job)
+        rot(engine(backup.spool), chunks[1].job)
         lost = range(chunks[1].start, chunks[1].start + chunks[1].events)
         with (
             caplog.at_level(logging.ERROR),

@@ -20,16 +20,16 @@ from spools import APP, WEB, claim, claimed, content, die, open_spool, position,
 
 from jobs_backup import Backup
 from jobs_backup.errors import SpoolCorrupt, SpoolError, Unavailable
-from jobs_backup.spool import Spool
 from jobs_backup.spool.ids import local
+from jobs_backup.spool.interface import InputPosition, Recording
 from jobs_backup.spool.sqlite import writer
-from jobs_backup.spool.sqlite.blobs import BlobFiles, InputPosition
+from jobs_backup.spool.sqlite.blobs import BlobFiles
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.schema import VERSION
-from jobs_backup.spool.sqlite.writer import Recording
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
-def rot(of: Spool, job: int) -> None:
+def rot(of: SqliteSpool, job: int) -> None:
     with tampering(of._writer._blobs._database) as connection:
         connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (local(job),))
 
@@ -311,7 +311,7 @@ def test_two_processes_start_at_once_on_a_spool_of_an_earlier_version(tmp_path: 
     with sqlite3.connect(tmp_path / "catalog.db") as connection:
         connection.execute(f"PRAGMA user_version={VERSION - 1}")
     connection.close()
-    is_older, quick = Catalog.is_older, list[Spool]()
+    is_older, quick = Catalog.is_older, list[SqliteSpool]()
 
     def looked(path: Path) -> bool:
         found = is_older(path)

@@ -16,15 +16,14 @@ import pytest
 from spools import APP, WEB, claim, content, die, open_spool, record
 
 from jobs_backup.errors import SpoolError, SpoolFull
-from jobs_backup.spool import Spool
+from jobs_backup.spool.interface import BatchLimits, RoomLimits
 from jobs_backup.spool.sqlite import blobs as blob_files
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import FilesLost
-from jobs_backup.spool.sqlite.quota import RoomLimits
-from jobs_backup.spool.sqlite.writer import BatchLimits
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
-def remove_lock(spool: Spool) -> None:
+def remove_lock(spool: SqliteSpool) -> None:
     (spool.directory / "locks" / f"{spool.session}.lock").unlink()
 
 
@@ -43,7 +42,7 @@ def in_child(work: Callable[[], object]) -> None:
     os.waitpid(pid, 0)
 
 
-def send_all(spool: Spool) -> list[bytes]:
+def send_all(spool: SqliteSpool) -> list[bytes]:
     """The lines of all batches, which count as stored after that."""
     found: list[bytes] = []
     while (claimed := spool.claim()) is not None:
@@ -192,7 +191,7 @@ CALLS = {
 }
 
 
-def remove_blobs(spool: Spool) -> None:
+def remove_blobs(spool: SqliteSpool) -> None:
     for path in (spool.directory / "blobs").glob(f"{spool.session}*"):
         path.unlink()
 
@@ -340,7 +339,7 @@ def test_what_a_renewed_session_has_open_counts_for_others(tmp_path: Path) -> No
     remove_lock(first)
     line = os.urandom(100_000).hex().encode() + b"\n"
 
-    def fill(spool: Spool, times: int) -> None:
+    def fill(spool: SqliteSpool, times: int) -> None:
         for _ in range(times):
             record(spool, [line])
 

@@ -20,13 +20,13 @@ from spools import APP, WEB, claim, content, die, open_spool, position, record, 
 
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.model import Kind, Part, Stream, Upload
-from jobs_backup.spool import Claim, Spool
 from jobs_backup.spool.ids import INDEX_BITS, JobSet, job_id, origin_of
+from jobs_backup.spool.interface import BatchLimits, Claim, InputPosition, Recording
 from jobs_backup.spool.sqlite import writer
-from jobs_backup.spool.sqlite.blobs import Changes, Chunk, Form, InputPosition
+from jobs_backup.spool.sqlite.blobs import Changes, Chunk, Form
 from jobs_backup.spool.sqlite.locks import ProcessLock
 from jobs_backup.spool.sqlite.open_batch import MEMBER_BYTES
-from jobs_backup.spool.sqlite.writer import BatchLimits, Recording
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
 def test_lines_come_out_as_they_went_in(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_nothing_that_is_acknowledged_slips_through_while_it_closes(tmp_path: Pa
         spool = open_spool(tmp_path / str(attempt))
         recorded: list[int] = []
 
-        def work(spool: Spool = spool, recorded: list[int] = recorded) -> None:
+        def work(spool: SqliteSpool = spool, recorded: list[int] = recorded) -> None:
             with contextlib.suppress(BackupClosed):
                 while True:
                     recorded.append(record(spool, [b"{}\n"])[0][0])

@@ -31,14 +31,13 @@ from spools import position
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
-from jobs_backup.spool import DueObject, Spool
 from jobs_backup.spool.ids import INDEX_BITS, LOCAL_BITS, SEGMENT_BITS, JobSet, job_id, job_index, local, origin_of
-from jobs_backup.spool.sqlite.blobs import BlobFile, Changes, Form, InputPosition
+from jobs_backup.spool.interface import BatchLimits, DueObject, InputPosition, JournaledUpload, Recording
+from jobs_backup.spool.sqlite.blobs import BlobFile, Changes, Form
 from jobs_backup.spool.sqlite.database import Database
 from jobs_backup.spool.sqlite.disk import Ballast
 from jobs_backup.spool.sqlite.locks import ProcessLock
-from jobs_backup.spool.sqlite.uploads import JournaledUpload
-from jobs_backup.spool.sqlite.writer import BatchLimits, Recording
+from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 STREAMS: Final = [Stream(Kind.RAW, "w", "web"), Stream(Kind.RAW, "", "web"), Stream(Kind.FAILED, "w", "web")]
 LOCATIONS: Final = ["s3://one", "s3://two"]
@@ -94,12 +93,12 @@ class Process:
     uploads: dict[str, JournaledUpload] = field(default_factory=dict)
     last_job: dict[Stream, int] = field(default_factory=dict)
     accepted: bool = False  # its destination has taken something from it
-    spool: Spool = None  # type: ignore[assignment]
+    spool: SqliteSpool = None  # type: ignore[assignment]
 
     def open(self, directory: Path, age: float) -> None:
         """Start."""
         limits = BatchLimits(events=BATCH_EVENTS, bytes=BATCH_BYTES, age=age)
-        self.spool = Spool(
+        self.spool = SqliteSpool(
             directory, location=self.location, prefix="p", instance_id="1", limits=limits, durability="process", archives=True
         )
 

@@ -17,7 +17,7 @@ from jobs_backup import Backup
 from jobs_backup.cli import cli
 from jobs_backup.errors import DestinationPaused, PermissionDenied
 from jobs_backup.model import Upload
-from jobs_backup.spool.status import read_status
+from jobs_backup.spool.engines import read_status
 
 
 def status(directory: Path, *arguments: str) -> str:

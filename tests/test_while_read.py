@@ -27,8 +27,8 @@ from jobs_backup.cli.commands.run import _Events
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.inputs import contents, formats, ndjson
 from jobs_backup.inputs.recognition import Found, Recognition
-from jobs_backup.spool.sqlite.blobs import BlobFiles, InputPosition
-from jobs_backup.spool.sqlite.writer import Recording
+from jobs_backup.spool.interface import InputPosition, Recording
+from jobs_backup.spool.sqlite.blobs import BlobFiles
 
 LINES = 2000
 """Of a file, which is read in ten blocks or so."""

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from buckets import events, file_environment
+from spools import engine
 
 from jobs_backup import Backup
 from jobs_backup.cli import main
+from jobs_backup.spool.interface import InputPosition, Recording
 from jobs_backup.spool.sqlite import writer
-from jobs_backup.spool.sqlite.blobs import InputPosition
 
 T = TypeVar("T")
 
@@ -167,7 +168,7 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
         writer._IDLE_FILE_BYTES = limit  # type: ignore[misc]
 
     steps: dict[str, Callable[..., Any]] = {
-        "session": lambda: backup.spool.session,
+        "session": lambda: engine(backup.spool).session,
         "record": record,
         "seal": backup.spool.seal,
         "leave file": leave_file,
@@ -187,10 +188,10 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
         pipe.send(answer)
 
 
-def _position(name: str, at: int) -> writer.Recording:
+def _position(name: str, at: int) -> Recording:
     from jobs_backup.backup.backup import _NO_STREAM
 
-    return writer.Recording(_NO_STREAM, [], first_at=0, last_at=0, position=InputPosition(name, at, b"1"))
+    return Recording(_NO_STREAM, [], first_at=0, last_at=0, position=InputPosition(name, at, b"1"))
 
 
 class Wreck:

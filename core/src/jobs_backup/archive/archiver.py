@@ -23,7 +23,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.model import Batch, WriteReceipt
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.spool import Claim, Spool
+from jobs_backup.spool.interface import Claim, Spool
 from jobs_backup.store.object_store import Destination
 from jobs_backup.util.logs import logger_of
 
@@ -344,7 +344,7 @@ class Archiver:
         while not self._stop.wait(TICK):
             self._looked_at = time.monotonic()
             begun = begun or _guarded(self._begin)
-            _guarded(self._spool.keep_ballast)
+            _guarded(self._spool.maintain)
             _guarded(self._release_again)
             _guarded(self._give_back_claims)
             _guarded(self._spool.recover)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError, Throttled, Unavailable
-from jobs_backup.spool import DueObject, Spool
+from jobs_backup.spool.interface import DueObject, Spool
 from jobs_backup.store.object_store import Destination
 from jobs_backup.util.logs import logger_of
 

@@ -23,8 +23,7 @@ from jobs_backup.errors import (
     UploadGone,
 )
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
-from jobs_backup.spool import Spool
-from jobs_backup.spool.sqlite.uploads import JournaledUpload
+from jobs_backup.spool.interface import JournaledUpload, Spool
 from jobs_backup.store.object_store import Destination
 from jobs_backup.util.logs import logger_of
 

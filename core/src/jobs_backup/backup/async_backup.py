@@ -21,7 +21,7 @@ from jobs_backup.backup.events import Event, Job, Jobs
 from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError
 from jobs_backup.format.lines import Payload
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.spool.sqlite.writer import Recording
+from jobs_backup.spool.interface import Recording
 
 P = ParamSpec("P")
 Waiting: TypeAlias = "tuple[Recording, asyncio.Future[None]] | None"

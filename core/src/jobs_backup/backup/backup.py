@@ -29,14 +29,11 @@ from jobs_backup.errors import (
     UnknownJob,
 )
 from jobs_backup.format import lines as encoding
-from jobs_backup.format.keys import clean_prefix
 from jobs_backup.format.lines import FinalPayload, Payload
 from jobs_backup.model import Kind, Stream
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.spool import Spool
-from jobs_backup.spool.sqlite.blobs import InputPosition
-from jobs_backup.spool.sqlite.quota import RoomLimits
-from jobs_backup.spool.sqlite.writer import BatchLimits, Recording
+from jobs_backup.spool.engines import open_spool
+from jobs_backup.spool.interface import InputPosition, Recording
 from jobs_backup.store.object_store import Destination
 from jobs_backup.util.logs import logger_of
 
@@ -71,28 +68,13 @@ class Backup:
         self._closed = False
         self._looked_at = time.monotonic()
         self.settings = settings
-        prefix = clean_prefix(settings.prefix)
         if environment is not None:  # otherwise, whoever has read the settings reports them
             for line in unknown_settings(settings, environment):
                 log.warning("%s", line, extra={"code": "UnknownSetting"})
         destination = Destination.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
         self.destination = destination
         self.location = destination.location
-        self.spool = Spool(
-            settings.spool_path,
-            location=destination.location,
-            prefix=prefix,
-            instance_id=settings.instance_id,
-            limits=BatchLimits(events=settings.batch_events, bytes=settings.batch_bytes, age=settings.upload_frequency),
-            room=RoomLimits(
-                max_bytes=settings.spool_max_bytes, min_free=settings.spool_min_free, timeout=settings.spool_full_timeout
-            ),
-            durability=settings.spool_durability,
-            compression=settings.compression,
-            wrappers=destination.wrappers.applied,
-            archives=archive,
-            delete_after=settings.delete_after,
-        )
+        self.spool = open_spool(settings, location=destination.location, wrappers=destination.wrappers.applied, archives=archive)
         destination.use_bodies(self.spool)
         destination.remember_doubts_in(self.spool)
         self.archiver = Archiver(self.spool, destination, settings, stop=self._stop) if archive else None
@@ -206,7 +188,7 @@ class Backup:
             self.archiver.deleter.wake()
         if unknown:
             raise UnknownJob(
-                f"{count:,} job ids are unknown to {self.spool.directory}, for example {unknown[0]}",
+                f"{count:,} job ids are unknown to {self.spool.name}, for example {unknown[0]}",
                 jobs=unknown,
                 count=count,
                 hint="acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS",

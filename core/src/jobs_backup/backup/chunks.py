@@ -10,7 +10,7 @@ from jobs_backup.errors import InvalidEvent
 from jobs_backup.format import lines as encoding
 from jobs_backup.format.lines import Payload
 from jobs_backup.model import Kind, Stream
-from jobs_backup.spool.sqlite.writer import Recording
+from jobs_backup.spool.interface import Recording
 
 _STREAM_BYTES: Final = 4 << 20
 """Of lines in a chunk, for each stream. Small commits wait more often for the disk, and small pieces compress worse."""

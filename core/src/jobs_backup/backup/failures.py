@@ -16,7 +16,7 @@ from jobs_backup.format import lines as encoding
 from jobs_backup.format import surrogates
 from jobs_backup.format.lines import FailureContext, FinalPayload
 from jobs_backup.model import Kind, Stream
-from jobs_backup.spool.sqlite.writer import Recording
+from jobs_backup.spool.interface import Recording
 
 _OF_THE_EVENT: Final = ("payload", "user_id", "message_id", "created_at")
 

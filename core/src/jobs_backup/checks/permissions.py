@@ -7,7 +7,6 @@ since rights that nobody needs are to be taken away.
 from __future__ import annotations
 
 import io
-import os
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -31,12 +30,11 @@ from jobs_backup.errors import (
 from jobs_backup.format.keys import clean_prefix
 from jobs_backup.model import Batch, BytesBody, Kind, Policy, Stream, Upload
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.spool.sqlite.disk import free_bytes, refuse_network
+from jobs_backup.spool import engines
 from jobs_backup.store import providers
 from jobs_backup.store.object_store import Destination
 from jobs_backup.store.retry import Retry, RetryPolicy
 from jobs_backup.store.wrappers import Wrappers
-from jobs_backup.util.exhaustion import NO_INODES, explain, has_inodes
 
 _RETRY: Final = RetryPolicy(attempts=2, first_wait=0.5, max_wait=1.0, deadline=20.0)
 _TIMEOUT: Final = 15.0
@@ -387,28 +385,6 @@ def _policy(destination: Destination, environment: Mapping[str, str], *, everyth
 def _spool(directory: Path, min_free: int) -> Iterator[Right]:
     """A row if the spool can't be used where it is to be. It is not made."""
     try:
-        _look_at_spool(directory, min_free)
+        engines.check(directory, min_free)
     except SpoolError as error:
         yield Right(name="spool", outcome=State.FAILED, needed=True, error=str(error), hint=error.hint)
-
-
-def _look_at_spool(directory: Path, min_free: int) -> None:
-    hint = "set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to"
-    try:
-        existing = next(path for path in (directory, *directory.parents) if path.exists())
-        if not existing.is_dir():
-            raise SpoolError(f"{existing} is no directory", hint=hint)
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise SpoolError(f"{existing} can't be written by this user", hint=hint)
-        refuse_network(directory)
-        free = free_bytes(existing)
-    except OSError as error:
-        why, hint = explain(error, directory, hint)
-        raise SpoolError(f"{directory}: {why}", hint=hint) from error
-    if not has_inodes(existing):
-        raise SpoolError(f"{directory}: {NO_INODES.why}", hint=NO_INODES.hint)
-    if free < min_free:
-        raise SpoolError(
-            f"{free:,} bytes are free on the disk of {directory}, less than the {min_free:,} of JOBS_BACKUP_SPOOL_MIN_FREE",
-            hint="free space, or set JOBS_BACKUP_SPOOL_DIR to another disk",
-        )

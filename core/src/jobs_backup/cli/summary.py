@@ -15,7 +15,7 @@ from jobs_backup.cli.progress import Progress
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
 from jobs_backup.inputs.rejects import rejected_lines
-from jobs_backup.spool import Waiting, WaitingDeletes
+from jobs_backup.spool.interface import Waiting, WaitingDeletes
 from jobs_backup.util.logs import logger_of, plural
 
 log: Final = logger_of(__name__)
@@ -76,7 +76,7 @@ class Summary:
     def unknown(self, error: UnknownJob) -> None:
         """Jobs were acknowledged that nobody knows."""
         for job in error.jobs[: max(0, _REPORTED - self._unknown)]:
-            say(f"job {job} is unknown to {self._backup.spool.directory}", "UnknownIds")
+            say(f"job {job} is unknown to {self._backup.spool.name}", "UnknownIds")
         self._unknown += error.count
 
     def finish(self, stop: threading.Event, shown: Progress) -> None:
@@ -134,7 +134,7 @@ class Summary:
             self.problem(
                 SpoolCorrupt(
                     f"damaged in the spool and set aside: {plural(sum(damage.events for damage in damages), 'event')} or more, in"
-                    f" {self._backup.spool.directory / 'quarantine'}",
+                    f" {self._backup.spool.quarantine}",
                     hint="`jobs-backup status` tells which; look at the disk; remove the files there when you have seen to them",
                 )
             )
@@ -217,9 +217,9 @@ class Summary:
         alternative = f"{self._go_on}, or " if self._go_on else ""
         for one in self._waiting:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
-            lost = "" if str(backup.spool.directory) in one.error else "nothing is lost: "  # else a file of the spool is missing
+            lost = "" if backup.spool.name in one.error else "nothing is lost: "  # else a file of the spool is missing
             say(
-                f"{plural(one.events, 'event')} {_verb(one.events, 'wait')} in {backup.spool.directory} for {one.location}{why}"
+                f"{plural(one.events, 'event')} {_verb(one.events, 'wait')} in {backup.spool.name} for {one.location}{why}"
                 f" — {lost}{alternative}`jobs-backup archive --once` sends them",
                 "Waiting",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -10,8 +11,7 @@ import msgspec
 
 from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.inputs.identity import Position, SeenFile
-from jobs_backup.spool import Spool
-from jobs_backup.spool.sqlite.blobs import InputPosition
+from jobs_backup.spool.interface import InputPosition, Spool
 
 _NO_LINE: Final = "no line"
 
@@ -125,3 +125,8 @@ def _keys(known: Known) -> list[object]:
 
 def _latest(some: Iterable[Known]) -> Known | None:
     return max(some, key=lambda one: one.at, default=None)
+
+
+def digest(text: str) -> str:
+    """A name for what a text names, in letters and digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from jobs_backup.backup.backup import Backup
-from jobs_backup.cli.options import machine_errors, say
-from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
-from jobs_backup.cli.progress import Progress, progress
-from jobs_backup.cli.summary import Counted, Summary, Unfinished
 from jobs_backup.errors import (
     AmbiguousInput,
     ConfigurationError,
     InvalidEvent,
-    JobsBackupError,
     SpoolFull,
     UnknownJob,
 )
-from jobs_backup.inputs.contents import Contents, Known
+from jobs_backup.inputs.contents import Contents, Known, digest
 from jobs_backup.inputs.formats import BOM, Stopped
 from jobs_backup.inputs.identity import Fingerprint, Position, Sample, SeenFile
 from jobs_backup.inputs.ndjson import MAX_LINE, Block, Input, LongLine, Reader
 from jobs_backup.inputs.recognition import Found, Recognition, new_id
 from jobs_backup.inputs.rejects import Rejects, rejects_name, rejects_path, short_name
-from jobs_backup.settings.core import CoreSettings
-from jobs_backup.settings.values import Duration
-from jobs_backup.spool.sqlite.blobs import InputPosition
+from jobs_backup.spool.interface import InputPosition
 
 T = TypeVar("T")
-_REPORTED: Final = 20
 _ROOM_SECONDS: Final = 0.1
 _ENDS_OF_VALUES: Final = b'}]"'
 """Behind another byte a JSON value may go on: a number."""
 
 _TICK: Final = 2_000_000_000
 """Nanoseconds within which two writes may leave the same time, on any file system (FAT's are two seconds)."""
-
-_LOOK_SECONDS: Final = Duration(1)
-"""So often it looks whether waiting for room in a full spool makes sense."""
 
 
 class Handler(Protocol[T]):
@@ -85,80 +73,26 @@ class InputOptions(NamedTuple):
     allow_rejects: bool = False
 
 
-def inputs_of(files: Sequence[Path]) -> list[Input]:
-    """The inputs that were named; standard input, if none was.
+class Report(Protocol):
+    """What the reader of an input tells while it reads."""
 
-    Raises:
-        ConfigurationError: one of them can't be read.
-    """
-    return [Input(None if str(file) == "-" else file) for file in files or (Path("-"),)]
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
 
+    def taken(self, count: int, read: int) -> None:
+        """So many lines were taken in; so many bytes of the current file have been read."""
 
-def take_in(
-    inputs: Sequence[Input],
-    settings: CoreSettings,
-    counted: Counted,
-    make_handler: Callable[[Backup, Summary, threading.Event], Handler[Any]],
-    *,
-    options: InputOptions,
-    as_json: bool = False,
-    is_measured: bool = False,
-) -> NoReturn:
-    """Read the inputs, send what can be sent, print the summary, and leave.
+    def resumed(self) -> None:
+        """It goes on where an earlier run ended."""
 
-    `is_measured`: it writes JOBS_BACKUP_METRICS_FILE, which only one of the processes on a spool should.
-    """
-    bound_memory()
-    with stopping() as stop:
-        # No port: two of them at once shall not need two.
-        own = msgspec.structs.replace(
-            settings,
-            spool_full_timeout=_LOOK_SECONDS,
-            metrics_port=None,
-            metrics_file=settings.metrics_file if is_measured else None,
-        )
-        with monitored_backup(own, stop) as backup:
-            summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, options))
-            handler = make_handler(backup, summary, stop)
-            contents = Contents(backup.spool, _hash(str(handler.job))[:16] + "-")
-            with progress(backup, inputs, counted) as shown:
-                for one in inputs:
-                    try:
-                        with machine_errors():
-                            Intake(backup, one, handler, contents, summary, shown, stop, options).take()
-                    except (ConfigurationError, AmbiguousInput) as error:
-                        summary.problem(error)
-                    except JobsBackupError as error:
-                        summary.problem(error)
-                        break  # the others would meet it, too
-                if not stop.is_set():
-                    _report_replaced(inputs, contents, summary)
-                summary.finish(stop, shown)
-        code = summary.show(as_json=as_json, interrupted=stop.is_set(), allow_rejects=options.allow_rejects)
-    leave(code, backup)
+    def rejected(self, why: str, path: Path) -> None:
+        """A line can't be used; it is in this file."""
 
+    def rejected_before(self, path: Path) -> None:
+        """Earlier runs have rejected lines of this input; they are in this file. Raises SpoolError."""
 
-def _how_to_go_on(inputs: Sequence[Input], options: InputOptions) -> str:
-    if any(one.size is None for one in inputs):
-        return ""  # what was read from a stream can't be read again
-    return "run the same command without --again" if options.again else "run the same command again"
-
-
-def _report_replaced(inputs: Sequence[Input], contents: Contents, summary: Summary) -> None:
-    """Report files that were there when the command started, and were rotated away before their turn came."""
-    opened = [one.opened for one in inputs if one.opened is not None]
-    for one in inputs:
-        if one.opened is None or one.noted is None or one.noted.is_file(one.opened):
-            continue
-        if any(one.noted.is_file(file) for file in opened):  # under another name
-            continue
-        if contents.is_unchanged(one.noted) is None:  # else an earlier run has read all of it
-            summary.problem(
-                ConfigurationError(
-                    f"{one.name} was replaced before it was read, as by log rotation: the file that it was has not been read",
-                    hint="run the same command again, and name rotated files as well",
-                )
-            )
+    def left(self, name: str, line: int, size: int) -> None:
+        """An unfinished line of an input is left for the next run."""
 
 
 class Intake(Generic[T]):
@@ -170,8 +104,7 @@ class Intake(Generic[T]):
         source: Input,
         handler: Handler[T],
         contents: Contents,
-        summary: Summary,
-        shown: Progress,
+        report: Report,
         stop: threading.Event,
         options: InputOptions,
     ) -> None:
@@ -180,11 +113,11 @@ class Intake(Generic[T]):
         self._input = source
         self._handler = handler
         self._contents = contents
-        self._summary = summary
-        self._shown = shown
+        self._report = report
+        self._rejects = backup.settings.spool_path / "rejects"
         self._stop = stop
         self._options = options
-        self._path_id = _hash(f"{os.path.realpath(source.name)}\0{handler.job}")[:32]
+        self._path_id = digest(f"{os.path.realpath(source.name)}\0{handler.job}")[:32]
         self._id: str | None = None
         """Of the position; None if none is kept."""
         self._reached = Position()
@@ -207,7 +140,7 @@ class Intake(Generic[T]):
                     self._read(reader)
                 return
             lock = self._input.lock()
-            with self._spool.reading(_hash(lock + self._contents.prefix)[:32]) as granted:
+            with self._spool.reading(digest(lock + self._contents.prefix)[:32]) as granted:
                 self._check_granted(granted=granted)
                 with self._input.open(self._stop, lock) as reader:
                     self._read(reader)
@@ -223,7 +156,7 @@ class Intake(Generic[T]):
         self._contents.load()
         known = self._contents.is_unchanged(opened)
         if known is not None and not self._options.again:
-            self._summary.resumed = True
+            self._report.resumed()
             self._remember_rejects(known.position)
             return
         self._contents.look()
@@ -255,7 +188,7 @@ class Intake(Generic[T]):
                 raise
             found = Found(None, Fingerprint(), Sample())
         if found.known is None and recognition.is_replaced and not again:
-            say(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
+            self._report.note(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
         self._id = (found.known.id if found.known else "") or new_id(self._contents.prefix)
         return found
 
@@ -274,14 +207,14 @@ class Intake(Generic[T]):
         before = known.position.seen
         if before is not None and self._seen is not None and before.path != self._seen.path:
             line = known.position.line + 1
-            say(f"{self._input.name} holds what was read as {known.position.name}: it is read from line {line:,} on")
-        self._summary.resumed = True
+            self._report.note(f"{self._input.name} holds what was read as {known.position.name}: it is read from line {line:,} on")
+        self._report.resumed()
         self._remember_rejects(known.position)
         reader.go_to(found.fingerprint, found.sample)
         self._take_all(reader, committed=known.position.rejects)
 
     def _take_all(self, reader: Reader, *, committed: int | None) -> None:
-        path = rejects_path(self._spool.directory, self._reached.rejects_name)
+        path = rejects_path(self._rejects, self._reached.rejects_name)
         with closing(Rejects(path, committed)) as rejects:
             self._reached = self._position(reader, rejects)
             for part in reader.parts():
@@ -308,7 +241,7 @@ class Intake(Generic[T]):
     def _remember_rejects(self, position: Position) -> None:
         """What earlier runs have rejected stays a reason for the exit code, until somebody has removed the file."""
         if position.rejects:
-            self._summary.remember_rejects(rejects_path(self._spool.directory, position.rejects_name))
+            self._report.rejected_before(rejects_path(self._rejects, position.rejects_name))
 
     def _take(self, block: Block, reader: Reader, rejects: Rejects) -> None:
         parse = self._handler.parser()
@@ -337,8 +270,7 @@ class Intake(Generic[T]):
 
     def _leave(self, number: int, line: bytes) -> None:
         self._unfinished = True
-        self._summary.unfinished.append(Unfinished(self._input.name, number, len(line)))
-        say(f"{self._input.name}:{number}: an unfinished line of {len(line):,} bytes is left for the next run", "Unfinished")
+        self._report.left(self._input.name, number, len(line))
 
     def _put_aside(self, line: LongLine, reader: Reader, rejects: Rejects) -> None:
         self._reject(f"{self._input.name}:{line.number}: longer than {MAX_LINE >> 20} MiB", rejects)
@@ -377,19 +309,11 @@ class Intake(Generic[T]):
         if position is not None:
             self._contents.note(Known(position.input, position.at, reached))
         self._reached = self._stored = reached
-        kept = sum(one is not None for one in found)
-        self._summary.count += kept
-        self._shown.taken(kept, reader.read)
+        self._report.taken(sum(one is not None for one in found), reader.read)
 
     def _reject(self, why: str, rejects: Rejects) -> None:
-        self._summary.rejected += 1
         self._spool.recorded.rejected += 1
-        if self._summary.rejected <= _REPORTED:
-            say(why, "Rejected")
-        elif self._summary.rejected == _REPORTED + 1:
-            say("more lines are rejected; they are in the rejects file, too", "Rejected")
-        if rejects.path not in self._summary.rejects:
-            self._summary.rejects.append(rejects.path)
+        self._report.rejected(why, rejects.path)
 
     def _check_granted(self, *, granted: bool) -> None:
         if not granted:
@@ -412,7 +336,3 @@ def _parsed(parse: Callable[[bytes], T | None], line: bytes) -> T | None:
         if line.startswith(BOM) and not bare.strip():
             return None
         return parse(bare)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-from jobs_backup.spool.sqlite.database import database_errors
+from jobs_backup.errors import SpoolError
+from jobs_backup.util.exhaustion import explain
 from jobs_backup.util.fsync import sync_directory, sync_file
+
+_LOOK: Final = "look at the disk and the permissions of the spool's directory"
+
+
+@contextmanager
+def _spool_errors(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        why, hint = explain(error, path, _LOOK)
+        raise SpoolError(f"{path}: {why}", hint=hint) from error
 
 
 def short_name(name: str) -> str:
@@ -22,8 +36,8 @@ def rejects_name(name: str, unique: str) -> str:
 
 
 def rejects_path(directory: Path, name: str) -> Path:
-    """Where that file is, in a spool's directory."""
-    return directory / "rejects" / os.fsdecode(name.encode())  # the system's encoding may be another one
+    """Where that file is, in the directory of rejects."""
+    return directory / os.fsdecode(name.encode())  # the system's encoding may be another one
 
 
 class Rejects:
@@ -37,7 +51,7 @@ class Rejects:
         self.path = path
         self._file: BinaryIO | None = None
         self._synced = True
-        with database_errors(path):
+        with _spool_errors(path):
             self._size = path.stat().st_size if path.exists() else 0
             if committed is not None and committed < self._size:
                 os.truncate(path, committed)
@@ -45,7 +59,7 @@ class Rejects:
 
     def add(self, *parts: bytes | bytearray) -> None:
         """Put a line, or parts of one, aside."""
-        with database_errors(self.path):
+        with _spool_errors(self.path):
             if self._file is None:
                 descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 self._file = os.fdopen(descriptor, "ab")
@@ -58,7 +72,7 @@ class Rejects:
     def sync(self) -> int:
         """Its size, once all of it is on the disk."""
         if self._file is not None and not self._synced:
-            with database_errors(self.path):
+            with _spool_errors(self.path):
                 self._file.flush()
                 sync_file(self._file.fileno())
             self._synced = True
@@ -67,14 +81,14 @@ class Rejects:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            with database_errors(self.path):
+            with _spool_errors(self.path):
                 self._file.close()
 
 
 def rejected_lines(path: Path) -> int:
     """How many lines there are in such a file; 0 if it is not there any more. Raises SpoolError if it can't be read."""
     lines = 0
-    with database_errors(path):
+    with _spool_errors(path):
         try:
             with path.open("rb") as file:
                 while block := file.read(1 << 20):

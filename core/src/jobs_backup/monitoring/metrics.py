@@ -18,8 +18,9 @@ from jobs_backup import __version__
 from jobs_backup.backup.backup import Backup
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.model import Kind
-from jobs_backup.spool.sqlite.reader import Total
-from jobs_backup.spool.status import Limits, Status, watch
+from jobs_backup.spool.engines import watch
+from jobs_backup.spool.interface import Total
+from jobs_backup.spool.status import Limits, Status
 from jobs_backup.util.histogram import Histogram
 from jobs_backup.util.installing import how_to_install
 from jobs_backup.util.logs import logger_of, printable
@@ -129,7 +130,7 @@ class Metrics(Collector):
             begun = time.monotonic()
             if begun >= self._looked_until:
                 try:
-                    self._found = watch(self._backup.spool.directory, Limits.of(self._backup.settings))
+                    self._found = watch(self._backup.settings.spool_path, Limits.of(self._backup.settings))
                 except (JobsBackupError, OSError) as failure:
                     self._found = None
                     self._errors += 1

@@ -14,9 +14,8 @@ import msgspec
 from jobs_backup.errors import ConfigurationError, SpoolError
 from jobs_backup.format.keys import FAILED, ParsedKey, parse_key, safe_id
 from jobs_backup.model import Kind
-from jobs_backup.spool.sqlite.catalog import Catalog
-from jobs_backup.spool.sqlite.reader import StoredObject
-from jobs_backup.spool.status import look
+from jobs_backup.spool.engines import open_reader
+from jobs_backup.spool.interface import SpoolReader, StoredObject
 from jobs_backup.store.object_store import Destination
 from jobs_backup.util.logs import plural
 
@@ -160,10 +159,10 @@ def known(directory: Path, location: str, query: Query, after: str = "") -> Iter
         SpoolError: there is no spool, or it can't be read.
     """
     with _catalog(directory) as catalog:
-        if after and (place := catalog.overview.written(location, query.kind, split_cursor(after)[0])) is not None:
+        if after and (place := catalog.written(location, query.kind, split_cursor(after)[0])) is not None:
             yield _found(place)
         begin = 0
-        while rows := catalog.overview.stored(location, query.kind, begin, _PAGE):
+        while rows := catalog.stored(location, query.kind, begin, _PAGE):
             begin = rows[-1].id
             for row in rows:
                 if query.wants(row.stream.workspace_id, row.stream.source_id) and not _is_outside(query, row.first_at, row.last_at):
@@ -173,12 +172,12 @@ def known(directory: Path, location: str, query: Query, after: str = "") -> Iter
 def knowledge(directory: Path, location: str, query: Query) -> Knowledge:
     """What the catalog of a spool knows of a query. Raises as `known`."""
     with _catalog(directory) as catalog:
-        since, lost_until = catalog.overview.knowledge()
-        elsewhere = [one for one in catalog.overview.stored_elsewhere(location, query.kind) if query.wants(*one[:2])]
+        since, lost_until = catalog.knowledge()
+        elsewhere = [one for one in catalog.stored_elsewhere(location, query.kind) if query.wants(*one[:2])]
         begin = _LEAST if query.since is None else query.since - _SLACK
         end = _NEVER if query.until is None else query.until + _SLACK
-        forgotten = [one for one in catalog.overview.forgotten(location, query.kind, begin, end) if query.wants(*one[:2])]
-        workspaces, sources = (sorted(set(ids)) for ids in list(zip(*catalog.overview.streams(), strict=True)) or [(), ()])
+        forgotten = [one for one in catalog.forgotten(location, query.kind, begin, end) if query.wants(*one[:2])]
+        workspaces, sources = (sorted(set(ids)) for ids in list(zip(*catalog.streams(), strict=True)) or [(), ()])
     reasons: list[str] = []
     if forgotten:
         objects, events = sum(one.objects for one in forgotten), sum(one.events for one in forgotten)
@@ -196,9 +195,9 @@ def _date(at: int) -> str:
 
 
 @contextmanager
-def _catalog(directory: Path) -> Generator[Catalog]:
+def _catalog(directory: Path) -> Generator[SpoolReader]:
     try:
-        with look(directory) as catalog:
+        with open_reader(directory) as catalog:
             yield catalog
     except SpoolError as error:
         raise SpoolError(error.message, hint=f"{error.hint}; or find the objects by listing the bucket: --list") from error

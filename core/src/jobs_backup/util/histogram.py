@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 ATTEMPT_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -33,26 +31,3 @@ class Histogram:
         """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
-
-
-class Recorded:
-    """What a process has made durable since its start. Who commits counts, which is one thread at a time.
-
-    Attributes:
-        events, bytes: kind -> how many lines, and their bytes before compression.
-        rejected: lines of inputs that could not be used.
-        commit_seconds: of one group commit, compressing and waiting for the disk.
-    """
-
-    __slots__ = ("bytes", "commit_seconds", "events", "rejected")
-
-    def __init__(self) -> None:
-        self.events: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.rejected = 0
-        self.commit_seconds = Histogram(COMMIT_SECONDS)
-
-    def add(self, kind: str, events: int, size: int) -> None:
-        """Count what was committed of one stream."""
-        self.events[kind] += events
-        self.bytes[kind] += size

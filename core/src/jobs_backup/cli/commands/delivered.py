@@ -11,13 +11,14 @@ import msgspec
 
 from jobs_backup.backup.backup import Backup
 from jobs_backup.backup.events import job_id
+from jobs_backup.cli.inputs import inputs_of, take_in
 from jobs_backup.cli.options import with_environment
 from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import InvalidEvent, UnknownJob
 from jobs_backup.format import surrogates
-from jobs_backup.inputs.intake import InputOptions, inputs_of, take_in
-from jobs_backup.spool.sqlite.blobs import InputPosition
+from jobs_backup.inputs.intake import InputOptions
+from jobs_backup.spool.interface import InputPosition
 
 _decode: Final = msgspec.json.Decoder(str | int | None).decode
 

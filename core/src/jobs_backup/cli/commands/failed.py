@@ -9,11 +9,12 @@ import click
 
 from jobs_backup.backup.backup import Backup
 from jobs_backup.backup.failures import FailureRecord, parse_failure
+from jobs_backup.cli.inputs import inputs_of, take_in
 from jobs_backup.cli.options import with_environment, with_input_options
 from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.inputs.intake import InputOptions, inputs_of, take_in
-from jobs_backup.spool.sqlite.blobs import InputPosition
+from jobs_backup.inputs.intake import InputOptions
+from jobs_backup.spool.interface import InputPosition
 
 
 @click.command()

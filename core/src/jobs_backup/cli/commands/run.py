@@ -9,16 +9,16 @@ from pathlib import Path
 import click
 
 from jobs_backup.backup.backup import Backup
+from jobs_backup.cli.inputs import inputs_of, take_in
 from jobs_backup.cli.options import check_text, only_one, with_environment, with_input_options
 from jobs_backup.cli.output import Output
 from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.cli.streams import can_output
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.format import lines as encoding
-from jobs_backup.inputs.intake import InputOptions, inputs_of, take_in
+from jobs_backup.inputs.intake import InputOptions
 from jobs_backup.model import Kind, Stream
-from jobs_backup.spool.sqlite.blobs import InputPosition
-from jobs_backup.spool.sqlite.writer import Recording
+from jobs_backup.spool.interface import InputPosition, Recording
 
 
 @click.command()

@@ -15,7 +15,8 @@ from jobs_backup.cli.streams import is_reader_gone, print_json
 from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.settings.values import Duration, Size
-from jobs_backup.spool.status import DestinationStatus, Limits, ProcessStatus, Status, StreamStatus, read_status
+from jobs_backup.spool.engines import read_status
+from jobs_backup.spool.status import DestinationStatus, Limits, ProcessStatus, Status, StreamStatus
 from jobs_backup.util.logs import plural, printable
 
 _HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")

@@ -34,8 +34,9 @@ from jobs_backup.inputs.http.openapi import RUDDER_BATCHES, RUDDER_TYPES, Acknow
 from jobs_backup.inputs.http.requests import Requests
 from jobs_backup.monitoring import health as monitoring
 from jobs_backup.settings.server import ServerSettings
-from jobs_backup.spool.sqlite.writer import Recording
-from jobs_backup.spool.status import Limits, read_status
+from jobs_backup.spool.engines import read_status
+from jobs_backup.spool.interface import Recording
+from jobs_backup.spool.status import Limits
 from jobs_backup.util.logs import logger_of
 
 T = TypeVar("T")
@@ -212,7 +213,7 @@ class App:
 
     async def _status(self, request: Request) -> Response:
         self._access.everything(request.headers)
-        read = functools.partial(read_status, self._backup.spool.directory, Limits.of(self._backup.settings))
+        read = functools.partial(read_status, self._backup.settings.spool_path, Limits.of(self._backup.settings))
         return answers.json(await asyncio.to_thread(read))
 
     async def _metrics(self, request: Request) -> Response:

@@ -17,7 +17,7 @@ from jobs_backup.format.surrogates import Text
 from jobs_backup.inputs.http.answers import MAX_INDEXES, NOWHERE, Faulty, Refused
 from jobs_backup.inputs.http.memory import MEMBER_BYTES, Share
 from jobs_backup.model import Stream
-from jobs_backup.spool.sqlite.writer import Recording
+from jobs_backup.spool.interface import Recording
 
 T = TypeVar("T")
 Raws = list[msgspec.Raw]

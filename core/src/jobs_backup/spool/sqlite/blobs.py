@@ -21,16 +21,8 @@ from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Body
 from jobs_backup.spool.ids import INDEX_BITS
-from jobs_backup.spool.sqlite.database import (
-    Connection,
-    Database,
-    Durability,
-    FilesLost,
-    database_errors,
-    read_beside,
-    reads,
-    writes,
-)
+from jobs_backup.spool.interface import Durability, InputPosition
+from jobs_backup.spool.sqlite.database import Connection, Database, FilesLost, database_errors, read_beside, reads, writes
 from jobs_backup.spool.sqlite.rows import BatchHeader
 from jobs_backup.util.fsync import sync_directory, sync_file
 
@@ -101,17 +93,6 @@ class Chunk(NamedTuple):
     def start(self) -> int:
         """The place of its first event in the batch."""
         return self.job & _INDEX_MASK
-
-
-class InputPosition(NamedTuple):
-    """How far an input was read. `at` counts the positions: of two, the one with the higher `at` counts.
-
-    It is no time, although earlier versions took microseconds since 1970: a clock may leap.
-    """
-
-    input: str
-    at: int
-    position: bytes
 
 
 class BlobFile:

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from jobs_backup.format.compression import Compression
 from jobs_backup.model import Batch, Kind, Stream
-from jobs_backup.spool.sqlite.blobs import InputPosition, new_positions_in, position_in
+from jobs_backup.spool.interface import Damage, Durability, InputPosition, Waiting
+from jobs_backup.spool.sqlite.blobs import new_positions_in, position_in
 from jobs_backup.spool.sqlite.clock import Clock, Reading, read_clocks
-from jobs_backup.spool.sqlite.database import Database, Durability, file_version, reads, writes
+from jobs_backup.spool.sqlite.database import Database, file_version, reads, writes
 from jobs_backup.spool.sqlite.deliveries import (
     Deliveries,
     check_session,
@@ -20,8 +21,8 @@ from jobs_backup.spool.sqlite.deliveries import (
     mark_deleted,
     settle_jobs_of,
 )
-from jobs_backup.spool.sqlite.reader import Overview
-from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Damage, Placement, Seal, Waiting
+from jobs_backup.spool.sqlite.reader import CatalogReader
+from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Placement, Seal
 from jobs_backup.spool.sqlite.schema import REBUILT, SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.sqlite.uploads import MAX_DELAY, UploadJournal, writable
 
@@ -60,7 +61,7 @@ class Catalog:
             self._database.close()
             raise
         self.deliveries = Deliveries(self._database, self.clock)
-        self.overview = Overview(self._database)
+        self.overview = CatalogReader(self._database)
 
     @writes
     def set_clock(self, db: sqlite3.Connection) -> Reading:

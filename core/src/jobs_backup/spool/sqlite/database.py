@@ -18,13 +18,13 @@ from typing import Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 import msgspec
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.spool.interface import Durability
 from jobs_backup.util.exhaustion import NO_INODES, Explained, explain, has_inodes
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.installing import how_to_install
 
 T = TypeVar("T")
 P = ParamSpec("P")
-Durability = Literal["full", "process"]
 
 _BUSY_SECONDS: Final = 60.0
 READER_BUSY_SECONDS: Final = 1.0

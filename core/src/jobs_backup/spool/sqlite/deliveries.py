@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final, Literal, NamedTuple
-
-import msgspec
+from typing import Final, NamedTuple
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.model import Kind, Stream
@@ -28,12 +26,10 @@ from jobs_backup.spool.ids import (
     origin_of_segment,
     segments_of,
 )
+from jobs_backup.spool.interface import DeleteAfter, DueObject, WaitingDeletes
 from jobs_backup.spool.sqlite.clock import Clock
 from jobs_backup.spool.sqlite.database import Database, FilesLost, reads, writes
 from jobs_backup.spool.sqlite.uploads import MAX_DELAY, writable
-
-DeleteAfter = Literal["delivered", "settled", "never"]
-"""When an object is deleted: all of its jobs were delivered; or each was delivered or has a failure record in the bucket; never."""
 
 EndOf = Callable[[int, str], int]
 """(batch, its blob file) -> the index that the next job of this open batch will have. Raises SpoolError."""
@@ -50,14 +46,6 @@ _TO_DELETE: Final = {
 _DUE: Final = "AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?)"
 
 
-class DueObject(NamedTuple):
-    """An object that is to be deleted, which this process alone does now. `failures`: how often that has failed."""
-
-    batch: int
-    key: str
-    failures: int
-
-
 @dataclass
 class Added:
     """What became of an acknowledgement. `unknown` are none of this spool's raw events; of `unreadable` it can't be said, for this
@@ -66,17 +54,6 @@ class Added:
     unknown: JobSet
     unreadable: JobSet
     error: SpoolError | None = None
-
-
-class WaitingDeletes(msgspec.Struct, frozen=True):
-    """Objects of a destination that are to be deleted. `error` and `hint` are why the last ones could not be, empty if they could;
-    nothing is deleted before `paused_until` (seconds since 1970)."""
-
-    location: str
-    objects: int
-    error: str
-    hint: str
-    paused_until: float
 
 
 class Deliveries:

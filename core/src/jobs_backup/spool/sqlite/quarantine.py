@@ -11,11 +11,12 @@ from typing import Final
 from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.ids import INDEX_BITS
+from jobs_backup.spool.interface import Damage
 from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Chunk, Form
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import database_errors
 from jobs_backup.spool.sqlite.open_batch import OpenBatch
-from jobs_backup.spool.sqlite.rows import BatchRow, Damage
+from jobs_backup.spool.sqlite.rows import BatchRow
 from jobs_backup.util.fsync import sync_directory, sync_file
 from jobs_backup.util.logs import logger_of, printable
 

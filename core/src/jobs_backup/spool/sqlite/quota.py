@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from jobs_backup.errors import SpoolFull
+from jobs_backup.spool.interface import RoomLimits
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import database_errors
 from jobs_backup.spool.sqlite.disk import Ballast, free_bytes
@@ -18,20 +17,6 @@ from jobs_backup.spool.sqlite.disk import Ballast, free_bytes
 _DISK_SECONDS: Final = 0.02
 _LOOK_SECONDS: Final = 0.25
 _LOOK_BYTES: Final = 1 << 20
-
-
-class RoomLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What recording has to leave.
-
-    Attributes:
-        max_bytes: of all events in the spool, as they are stored (mostly compressed); None: as much as the disk has.
-        min_free: bytes on the disk.
-        timeout: seconds that recording waits for room.
-    """
-
-    max_bytes: int | None = None
-    min_free: int = 0
-    timeout: float = 0.0
 
 
 class Room:

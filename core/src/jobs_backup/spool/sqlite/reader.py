@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from jobs_backup.model import Kind, Stream
+from jobs_backup.spool.interface import StoredObject, StreamObjects, Total
 from jobs_backup.spool.sqlite.database import Database, reads
 
 
@@ -45,41 +46,6 @@ class SessionRow(NamedTuple):
     error: str
 
 
-class Total(NamedTuple):
-    """How many batches of a kind came to a state, and what was in them: see the table."""
-
-    kind: str
-    state: str
-    batches: int
-    events: int
-    raw_bytes: int
-    size: int
-    stored_at: float
-
-
-class StoredObject(NamedTuple):
-    """A batch whose object stands in the bucket."""
-
-    id: int
-    stream: Stream
-    key: str
-    first_at: int
-    last_at: int
-    size: int
-    crc32c: int
-    events: int
-    stored_at: float
-
-
-class StreamObjects(NamedTuple):
-    """So many objects of a stream, with so many events."""
-
-    workspace_id: str
-    source_id: str
-    objects: int
-    events: int
-
-
 _SELECT_OBJECT: Final = (
     "SELECT b.id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events, coalesce(stored_at, 0)"
     " FROM batches b JOIN destinations d ON d.id=b.destination"
@@ -90,7 +56,7 @@ def _stored_object(row: Sequence[Any]) -> StoredObject:
     return StoredObject(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:])
 
 
-class Overview:
+class CatalogReader:
     """Reads the catalog."""
 
     def __init__(self, database: Database) -> None:

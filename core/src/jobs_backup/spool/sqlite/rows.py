@@ -67,25 +67,3 @@ class Seal(NamedTuple):
     uuid: str
     key: str
     id: int
-
-
-class Damage(NamedTuple):
-    """Bytes that were set aside: see the table."""
-
-    batch: int
-    stream: Stream
-    job: int
-    events: int
-    file: str
-    error: str
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    """What a destination still has to get. `error` and `hint` are the last failure's, empty if there was none."""
-
-    location: str
-    batches: int
-    events: int
-    bytes: int
-    error: str
-    hint: str

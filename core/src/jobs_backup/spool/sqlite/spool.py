@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -16,20 +16,34 @@ from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Stream
 from jobs_backup.spool.ids import LOCAL_BITS, JobSet, origin_of
-from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, InputPosition, SpooledBody, file_name, file_number
+from jobs_backup.spool.interface import (
+    Account,
+    BatchLimits,
+    Claim,
+    Damage,
+    DeleteAfter,
+    DueObject,
+    Durability,
+    InputPosition,
+    Recorded,
+    Recording,
+    RoomLimits,
+    Waiting,
+    WaitingDeletes,
+)
+from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, SpooledBody, file_name, file_number
 from jobs_backup.spool.sqlite.catalog import Catalog
-from jobs_backup.spool.sqlite.database import Durability, FilesLost, database_errors, read_beside
-from jobs_backup.spool.sqlite.deliveries import Acknowledger, DeleteAfter, DueObject, WaitingDeletes
+from jobs_backup.spool.sqlite.database import FilesLost, database_errors, read_beside
+from jobs_backup.spool.sqlite.deliveries import Acknowledger
 from jobs_backup.spool.sqlite.disk import Ballast, make_directories, refuse_network
 from jobs_backup.spool.sqlite.id_ranges import Numbering
 from jobs_backup.spool.sqlite.locks import ProcessLock, Witness
 from jobs_backup.spool.sqlite.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.sqlite.quarantine import Quarantine
-from jobs_backup.spool.sqlite.quota import Room, RoomLimits
-from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Damage, Placement, Waiting
-from jobs_backup.spool.sqlite.writer import BatchLimits, Recording, Session, Writer
+from jobs_backup.spool.sqlite.quota import Room
+from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Placement
+from jobs_backup.spool.sqlite.writer import Session, Writer
 from jobs_backup.util.fsync import sync_directory
-from jobs_backup.util.histogram import Recorded
 from jobs_backup.util.logs import logger_of
 
 T = TypeVar("T")
@@ -42,34 +56,7 @@ _CATALOG_DAMAGED: Final = (
 )
 
 
-class Account(NamedTuple):
-    """What the spool holds that is not sealed, as its files say.
-
-    Attributes:
-        problems: why some of it can't be said, or nobody seals it.
-        open_elsewhere: events in open batches of other processes that are alive.
-    """
-
-    problems: list[SpoolError]
-    open_elsewhere: int
-
-
-class Claim(NamedTuple):
-    """A batch that this process alone may send.
-
-    Attributes:
-        failures: how often sending it has failed.
-        times: how often it was claimed, now included.
-        is_delivered: all of its jobs were delivered already.
-    """
-
-    batch: Batch
-    failures: int
-    times: int
-    is_delivered: bool
-
-
-class Spool:
+class SqliteSpool:
     """A directory with `catalog.db` (all state), `blobs/` (the bytes), `locks/` (one for each process and input), `rejects/` (of
     the command), `quarantine/` (what was damaged) and `ballast` (for a full disk).
 
@@ -113,7 +100,7 @@ class Spool:
         refuse_network(directory)
         self._ballast = Ballast(directory, min_free=room.min_free)
         if archives:
-            self.keep_ballast()  # before the first file is opened, which fails on a full disk
+            self.maintain()  # before the first file is opened, which fails on a full disk
         try:
             self._refuse_to_upgrade_in_use()
             # Made behind the catalog: where it is there, so was a catalog.
@@ -166,6 +153,16 @@ class Spool:
                 session.blobs.close()
                 session.lock.release(remove=False)
             raise
+
+    @property
+    def name(self) -> str:
+        """The directory."""
+        return str(self.directory)
+
+    @property
+    def quarantine(self) -> str:
+        """The directory of what was damaged."""
+        return str(self.directory / "quarantine")
 
     @property
     def session(self) -> str:
@@ -572,7 +569,7 @@ class Spool:
         self._files.remove_left()
         self._remove_left_locks()
 
-    def keep_ballast(self) -> None:
+    def maintain(self) -> None:
         """Look after the reserve of space with which the catalog can be written on a full disk.
 
         For those who send: what recorders gave up would only be taken by whoever fills the disk.

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt
 from jobs_backup.model import Batch, Part, Upload
+from jobs_backup.spool.interface import JournaledUpload
 from jobs_backup.spool.sqlite.clock import Clock
 from jobs_backup.spool.sqlite.database import Database, reads, writes
 
 T = TypeVar("T")
 MAX_DELAY: Final = 3600.0
 """Seconds; nothing is ever made to wait longer. What seems to was noted before the clock was set back."""
-
-
-class JournaledUpload(NamedTuple):
-    """A multipart upload in the journal."""
-
-    id: int
-    batch: int
-    upload: Upload
-    part_size: int
-    failures: int
-    """How often sending it has failed since a part of it arrived; once it is abandoned, aborting it."""
 
 
 class UploadJournal:

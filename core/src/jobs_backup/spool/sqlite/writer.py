@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
-
-import msgspec
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Stream
 from jobs_backup.spool.group_commit import Turns
 from jobs_backup.spool.ids import job_id, job_index, local, origin_of
-from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Changes, InputPosition, file_name
+from jobs_backup.spool.interface import BatchLimits, InputPosition, Recorded, Recording
+from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Changes, file_name
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import FilesLost
 from jobs_backup.spool.sqlite.locks import ProcessLock
@@ -21,7 +20,6 @@ from jobs_backup.spool.sqlite.open_batch import SEALED_AT_ONCE, OpenBatch, seal_
 from jobs_backup.spool.sqlite.quarantine import Quarantine
 from jobs_backup.spool.sqlite.quota import Room
 from jobs_backup.spool.sqlite.rows import Placement
-from jobs_backup.util.histogram import Recorded
 from jobs_backup.util.logs import logger_of
 
 R = TypeVar("R")
@@ -41,41 +39,6 @@ _RENEWALS: Final = 3
 _ADDITION_BYTES: Final = 64 << 20
 """Of the lines that many threads add to one batch at the same time, so many become a chunk: SQLite takes 1 GB. Not less than a
 member has, see `_plan`."""
-
-
-class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """When a batch is sealed: events, bytes of its lines, seconds since it was opened."""
-
-    events: int
-    bytes: int
-    age: float
-
-
-class Recording:
-    """Lines of one stream on their way to the disk: what `Writer.append` takes and fills in.
-
-    Attributes:
-        lines: each with its newline.
-        first_at, last_at: the earliest and the latest createdAt (failedAt) of the lines, microseconds.
-        position: how far the input is read with these lines; committed together with them.
-        jobs: the result: (id of the first job, how many) for each run of consecutive ids.
-    """
-
-    __slots__ = ("first_at", "jobs", "last_at", "lines", "position", "stream")
-
-    def __init__(
-        self, stream: Stream, lines: list[bytes], *, first_at: int, last_at: int, position: InputPosition | None = None
-    ) -> None:
-        self.stream = stream
-        self.lines = lines
-        self.first_at = first_at
-        self.last_at = last_at
-        self.position = position
-        self.jobs: list[tuple[int, int]] = []
-
-    def ids(self) -> Iterator[int]:
-        """The ids of the jobs, in the order of the lines."""
-        return itertools.chain.from_iterable(range(first, first + count) for first, count in self.jobs)
 
 
 class Session(NamedTuple):

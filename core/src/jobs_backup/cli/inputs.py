@@ -1,0 +1,134 @@
+"""What `run`, `delivered` and `failed` share: read the inputs, send what can be sent, print the summary, and leave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from jobs_backup.backup.backup import Backup
+from jobs_backup.cli.options import machine_errors, say
+from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
+from jobs_backup.cli.progress import Progress, progress
+from jobs_backup.cli.summary import Counted, Summary, Unfinished
+from jobs_backup.errors import AmbiguousInput, ConfigurationError, JobsBackupError
+from jobs_backup.inputs.contents import Contents, digest
+from jobs_backup.inputs.intake import Handler, InputOptions, Intake
+from jobs_backup.inputs.ndjson import Input
+from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.values import Duration
+
+_REPORTED: Final = 20
+_LOOK_SECONDS: Final = Duration(1)
+"""So often it looks whether waiting for room in a full spool makes sense."""
+
+
+def inputs_of(files: Sequence[Path]) -> list[Input]:
+    """The inputs that were named; standard input, if none was.
+
+    Raises:
+        ConfigurationError: one of them can't be read.
+    """
+    return [Input(None if str(file) == "-" else file) for file in files or (Path("-"),)]
+
+
+def take_in(
+    inputs: Sequence[Input],
+    settings: CoreSettings,
+    counted: Counted,
+    make_handler: Callable[[Backup, Summary, threading.Event], Handler[Any]],
+    *,
+    options: InputOptions,
+    as_json: bool = False,
+    is_measured: bool = False,
+) -> NoReturn:
+    """Read the inputs, send what can be sent, print the summary, and leave.
+
+    `is_measured`: it writes JOBS_BACKUP_METRICS_FILE, which only one of the processes on a spool should.
+    """
+    bound_memory()
+    with stopping() as stop:
+        # No port: two of them at once shall not need two.
+        own = msgspec.structs.replace(
+            settings,
+            spool_full_timeout=_LOOK_SECONDS,
+            metrics_port=None,
+            metrics_file=settings.metrics_file if is_measured else None,
+        )
+        with monitored_backup(own, stop) as backup:
+            summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, options))
+            handler = make_handler(backup, summary, stop)
+            contents = Contents(backup.spool, digest(str(handler.job))[:16] + "-")
+            with progress(backup, inputs, counted) as shown:
+                for one in inputs:
+                    try:
+                        with machine_errors():
+                            Intake(backup, one, handler, contents, _Report(summary, shown), stop, options).take()
+                    except (ConfigurationError, AmbiguousInput) as error:
+                        summary.problem(error)
+                    except JobsBackupError as error:
+                        summary.problem(error)
+                        break  # the others would meet it, too
+                if not stop.is_set():
+                    _report_replaced(inputs, contents, summary)
+                summary.finish(stop, shown)
+        code = summary.show(as_json=as_json, interrupted=stop.is_set(), allow_rejects=options.allow_rejects)
+    leave(code, backup)
+
+
+def _how_to_go_on(inputs: Sequence[Input], options: InputOptions) -> str:
+    if any(one.size is None for one in inputs):
+        return ""  # what was read from a stream can't be read again
+    return "run the same command without --again" if options.again else "run the same command again"
+
+
+def _report_replaced(inputs: Sequence[Input], contents: Contents, summary: Summary) -> None:
+    """Report files that were there when the command started, and were rotated away before their turn came."""
+    opened = [one.opened for one in inputs if one.opened is not None]
+    for one in inputs:
+        if one.opened is None or one.noted is None or one.noted.is_file(one.opened):
+            continue
+        if any(one.noted.is_file(file) for file in opened):  # under another name
+            continue
+        if contents.is_unchanged(one.noted) is None:  # else an earlier run has read all of it
+            summary.problem(
+                ConfigurationError(
+                    f"{one.name} was replaced before it was read, as by log rotation: the file that it was has not been read",
+                    hint="run the same command again, and name rotated files as well",
+                )
+            )
+
+
+class _Report:
+    """What is read, for the summary and the progress display."""
+
+    def __init__(self, summary: Summary, shown: Progress) -> None:
+        self._summary = summary
+        self._shown = shown
+        self.note = say
+
+    def taken(self, count: int, read: int) -> None:
+        self._summary.count += count
+        self._shown.taken(count, read)
+
+    def resumed(self) -> None:
+        self._summary.resumed = True
+
+    def rejected(self, why: str, path: Path) -> None:
+        self._summary.rejected += 1
+        if self._summary.rejected <= _REPORTED:
+            say(why, "Rejected")
+        elif self._summary.rejected == _REPORTED + 1:
+            say("more lines are rejected; they are in the rejects file, too", "Rejected")
+        if path not in self._summary.rejects:
+            self._summary.rejects.append(path)
+
+    def rejected_before(self, path: Path) -> None:
+        self._summary.remember_rejects(path)
+
+    def left(self, name: str, line: int, size: int) -> None:
+        self._summary.unfinished.append(Unfinished(name, line, size))
+        say(f"{name}:{line}: an unfinished line of {size:,} bytes is left for the next run", "Unfinished")
