@@ -224,11 +224,11 @@ def test_how_it_may_be_required(install: Install, requires: str) -> None:
 
 
 def test_an_sdk_that_is_imported_at_once(install: Install) -> None:
-    install(f"import crc32c, yaml\n{HEAD}", requires=f"{REQUIRES}\nRequires-Dist: PyYAML>=6\nRequires-Dist: crc32c")
+    install(f"import fastcrc, yaml\n{HEAD}", requires=f"{REQUIRES}\nRequires-Dist: PyYAML>=6\nRequires-Dist: fastcrc")
     assert look()["imports"] == (
         Result.WRONG,
         "it imports yaml at once: import what you need when a hook is called for the first time",
-    )  # crc32c is core's own
+    )  # fastcrc is core's own
 
 
 def test_one_that_can_not_be_imported_is_an_error_of_its_own(install: Install) -> None:
