@@ -8,6 +8,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from jobs_backup import Backup
+from jobs_backup.archive.archiver import Archiver
+from jobs_backup.backup.backup import session_of
 from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.interface import BatchLimits, Claim, Recording, RoomLimits, Spool
@@ -31,6 +34,13 @@ def open_spool(
     compression: Compression = GZIP,
 ) -> SqliteSpool:
     return SqliteSpool(directory, location=location, prefix="p", instance_id="1", limits=limits, room=room, compression=compression)
+
+
+def archiver_of(backup: Backup) -> Archiver:
+    """What sends, of a Backup that does."""
+    archiver = session_of(backup).archiver
+    assert archiver is not None
+    return archiver
 
 
 def engine(spool: Spool) -> SqliteSpool:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
-from spools import engine, tampering
+from spools import archiver_of, engine, tampering
 
 from jobs_backup import Backup, DestinationPaused
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable, Unreachable
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, Outcome, Upload, WriteReceipt
@@ -66,12 +67,10 @@ def test_no_error_of_a_provider_ends_a_worker(tmp_path: Path, replace_write: Cal
         backup.record({"n": 1}, source_id="web")
         with pytest.raises(DestinationPaused):
             backup.flush(timeout=120)
-        assert backup.archiver is not None
-        assert all(thread.is_alive() for thread in backup.archiver._threads)
-        assert backup.archiver._paused_until - time.monotonic() <= 3600
+        assert all(thread.is_alive() for thread in archiver_of(backup)._threads)
+        assert archiver_of(backup)._paused_until - time.monotonic() <= 3600
     with Backup.from_env(file_environment(tmp_path)) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
     assert len(events(tmp_path)) == 1
 
 
@@ -89,10 +88,9 @@ def test_a_batch_that_is_refused_keeps_no_other_back(
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_PREFIX="wrong"), archive=False) as recorder:
         recorder.record({"n": 1}, source_id="web")
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_PREFIX="right")) as backup:
-        assert backup.archiver is not None
-        assert wait_for(lambda: backup.archiver and backup.archiver.paused)
+        assert wait_for(lambda: archiver_of(backup) and archiver_of(backup).paused)
         backup.record({"n": 2}, source_id="web")
-        backup.spool.seal()
+        session_of(backup).spool.seal()
         assert wait_for(lambda: objects(tmp_path), timeout=120)
     assert [event["payload"]["n"] for event in events(tmp_path)] == [2]
 
@@ -117,8 +115,7 @@ def test_what_may_have_arrived_is_never_sent_to_another_bucket(tmp_path: Path, r
     other = tmp_path / "other"
     other.mkdir()
     with Backup.from_env({**environment, "JOBS_BACKUP_BUCKET": str(other)}) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
     assert len(events(tmp_path)) == 1
     assert not list(other.iterdir())
 
@@ -139,8 +136,7 @@ def test_a_request_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Pa
     environment = file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1", JOBS_BACKUP_PART_SIZE="10")
     subprocess.run([sys.executable, "-c", HANGS, json.dumps(environment)], check=True, timeout=120)
     with Backup.from_env(environment) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
     assert len(events(tmp_path)) == 1
 
 
@@ -156,11 +152,11 @@ def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_UPLOAD_FREQUENCY="200ms")) as backup:
         backup.record({"n": 1}, source_id="web")
         assert wait_for(lambda: objects(tmp_path))
-        batch = backup.spool.last_batch()
-        with tampering(engine(backup.spool)._catalog._database) as connection:
+        batch = session_of(backup).spool.last_batch()
+        with tampering(engine(session_of(backup).spool)._catalog._database) as connection:
             connection.execute(
                 "INSERT INTO uploads (batch, destination, upload, part_size, abandoned) VALUES (?, ?, ?, 1, 1)",
-                (batch, engine(backup.spool).destination, b'{"key":"k","id":"i"}'),
+                (batch, engine(session_of(backup).spool).destination, b'{"key":"k","id":"i"}'),
             )
         assert entered.wait(120)
         backup.record({"n": 2}, source_id="web")
@@ -185,9 +181,8 @@ def test_an_upload_that_was_begun_is_ended_in_parts_whatever_is_set_by_then(
             backup.flush(timeout=120)
     monkeypatch.setattr(FileProvider, "complete_multipart", original)
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1GB")) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
-        assert backup.destination.attempts == {("complete_multipart", "ok"): 1}
+        assert archiver_of(backup).drain(120)
+        assert session_of(backup).destination.attempts == {("complete_multipart", "ok"): 1}
     assert len(events(tmp_path)) == 1
 
 
@@ -196,26 +191,25 @@ def test_what_another_process_does_meanwhile_is_drained(tmp_path: Path, what: st
     """All workers of a server end at once, and each waits for what any of them uploads and deletes."""
     environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
     with Backup.from_env(environment) as waiting:
-        archiver = waiting.archiver
-        assert archiver is not None
+        archiver = archiver_of(waiting)
         assert archiver.drain(120)
         if what == "uploads":
             monkeypatch.setattr(archiver, "_claim", lambda: None)  # the other one is always quicker
         else:
-            monkeypatch.setattr(waiting.spool, "claim_deletes", lambda _: [])
+            monkeypatch.setattr(session_of(waiting).spool, "claim_deletes", lambda _: [])
         job = waiting.record({"n": 1}, source_id="web")
         if what == "deletes":
             assert archiver.drain(120)
             waiting.delivered(job)
         looks: list[bool] = []
         has = "has_claimable" if what == "uploads" else "has_deletes"
-        look = getattr(waiting.spool, has)
+        look = getattr(session_of(waiting).spool, has)
 
         def looked() -> bool:
             looks.append(look())
             return looks[-1]
 
-        monkeypatch.setattr(waiting.spool, has, looked)
+        monkeypatch.setattr(session_of(waiting).spool, has, looked)
         drained: list[bool] = []
         drain = threading.Thread(target=lambda: drained.append(archiver.drain()), daemon=True)
         drain.start()
@@ -247,7 +241,7 @@ def test_an_error_behind_a_commit_duplicates_nothing_and_holds_nothing_back(
         for number in range(3):
             backup.record({"messageId": str(number)}, source_id=f"source{number}")
         backup.flush(120)
-        assert not backup.spool.quarantined()
+        assert not session_of(backup).spool.quarantined()
     assert len(calls) > 3
     assert sorted(event["payload"]["messageId"] for event in events(tmp_path)) == ["0", "1", "2"]
     assert len(objects(tmp_path)) == 3

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, objects
+from spools import archiver_of
 
 from jobs_backup import (
     AsyncBackup,
@@ -26,6 +27,7 @@ from jobs_backup import (
     Job,
     UnknownJob,
 )
+from jobs_backup.backup.backup import session_of
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
@@ -201,9 +203,7 @@ async def test_flush_does_not_hold_up_what_is_recorded_meanwhile(tmp_path: Path)
         with pytest.raises(DestinationPaused):
             await backup.flush(120)
     async with AsyncBackup.from_env(environment, archive=False) as recorder, AsyncBackup.from_env(environment) as other:
-        archiver = other._opened().backup.archiver
-        assert archiver is not None
-        archiver.stop(5)  # alive, and sends nothing
+        archiver_of(other._opened().backup).stop(5)  # alive, and sends nothing
         await recorder.record({"n": 1}, source_id="web")
         flushes = [asyncio.create_task(recorder.flush(10)) for _ in range(40)]
         await asyncio.sleep(0.1)
@@ -281,7 +281,7 @@ async def test_to_close_needs_no_thread_of_the_others_and_goes_on_when_it_is_giv
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(backup.close(), 0.001)
     await backup.close()
-    assert inner._closed
+    assert session_of(inner)._closed
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(one, (Job, BackupClosed)) for one in outcomes)
     assert {event["payload"]["n"] for event in events(tmp_path)} >= {0}
@@ -315,9 +315,9 @@ async def test_given_up_while_it_is_opened_nothing_stays_open(tmp_path: Path, mo
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(use(), 0.05)
     deadline = time.monotonic() + 120
-    while not (opened and opened[0]._closed) and time.monotonic() < deadline:
+    while not (opened and session_of(opened[0])._closed) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-    assert opened[0]._closed
+    assert session_of(opened[0])._closed
 
 
 def test_it_has_what_backup_has() -> None:

@@ -24,7 +24,7 @@ from uuid import UUID
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
-from spools import engine
+from spools import archiver_of, engine
 
 import jobs_backup
 from jobs_backup import (
@@ -39,6 +39,7 @@ from jobs_backup import (
     Job,
     NoArchiver,
 )
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import SpoolError
 from jobs_backup.model import Kind
 
@@ -159,7 +160,7 @@ def test_threads_share_one_backup(tmp_path: Path) -> None:
 def test_concurrent_records_share_commits(tmp_path: Path) -> None:
     """16 threads need fewer transactions than they record events."""
     with Backup.from_env(file_environment(tmp_path)) as backup:
-        writer = engine(backup.spool)._writer
+        writer = engine(session_of(backup).spool)._writer
         commits = 0
         commit = writer._commit
 
@@ -207,7 +208,7 @@ def test_another_process_archives(tmp_path: Path) -> None:
             recorder.record({"a": 2}, source_id="web")
             recorder.flush(timeout=120)
             assert len(events(tmp_path)) == 2
-            assert archiver.archiver is not None
+            assert archiver_of(archiver)
     assert left_over(tmp_path) == []
 
 
@@ -222,16 +223,14 @@ def test_flush_tells_that_the_destination_is_paused_and_nothing_is_lost(tmp_path
         assert f"mkdir -p {bucket}" in caught.value.hint
     bucket.mkdir()
     with Backup.from_env(environment) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
     assert len(events(tmp_path)) == 1
 
 
 def test_flush_gives_up_after_its_timeout(tmp_path: Path) -> None:
     environment = file_environment(tmp_path)
     with Backup.from_env(environment, archive=False) as recorder, Backup.from_env(environment) as other:
-        assert other.archiver is not None
-        other.archiver.stop(5)  # alive, and sends nothing
+        archiver_of(other).stop(5)  # alive, and sends nothing
         recorder.record({"a": 1}, source_id="web")
         began = time.monotonic()
         with pytest.raises(TimeoutError):
@@ -271,16 +270,15 @@ def test_a_forked_child_has_to_open_its_own(tmp_path: Path) -> None:
         process.join()
         backup.record({"from": "parent again"}, source_id="web")
     with Backup.from_env(environment) as archiver:
-        assert archiver.archiver is not None
-        assert archiver.archiver.drain(120)
+        assert archiver_of(archiver).drain(120)
     assert sorted(event["payload"]["from"] for event in events(tmp_path)) == ["child's own", "parent", "parent again"]
 
 
 def test_a_forked_child_inherits_no_open_connection(tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
         connections = [
-            engine(backup.spool)._catalog._database._connection,
-            engine(backup.spool)._writer._blobs._database._connection,
+            engine(session_of(backup).spool)._catalog._database._connection,
+            engine(session_of(backup).spool)._writer._blobs._database._connection,
         ]
         assert all(connection.is_open for connection in connections)
         if (child := os.fork()) == 0:
@@ -327,8 +325,7 @@ def test_the_lock_of_a_dead_parent_is_not_held_by_its_child(tmp_path: Path) -> N
         assert parent.stdout.readline() == b"recorded\n"
         assert parent.wait(timeout=120) == 9
         with Backup.from_env(environment) as backup:
-            assert backup.archiver is not None
-            assert backup.archiver.drain(120)
+            assert archiver_of(backup).drain(120)
         assert len(events(tmp_path)) == 1
 
 
@@ -401,8 +398,7 @@ def test_a_backup_that_is_collected_while_the_interpreter_shuts_down(tmp_path: P
     else:
         assert done.stderr == ""
     with Backup.from_env(environment) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
     assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]
 
 

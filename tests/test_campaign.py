@@ -55,7 +55,7 @@ def test_all_points_are_places_in_the_code() -> None:
 
 def test_a_point_that_does_not_exist_is_refused() -> None:
     with pytest.raises(LookupError, match="no_such_method"):
-        points.resolve("jobs_backup.spool.sqlite.spool:Spool.no_such_method")
+        points.resolve("jobs_backup.spool.sqlite.spool:SqliteSpool.no_such_method")
 
 
 class TestTheCheck:

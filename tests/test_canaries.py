@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.cli import cli
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.inputs.http.serving import Server
@@ -144,7 +145,7 @@ def recorded(variables: Mapping[str, str]) -> Iterator[str]:
     try:
         with Backup.from_env(variables) as backup:
             backup.record({"a": 1}, source_id="web")
-            yield repr(vars(backup)) + repr(vars(backup.destination)) + backup.location
+            yield repr(vars(backup)) + repr(vars(session_of(backup).destination)) + session_of(backup).location
             backup.flush(timeout=5)
     except JobsBackupError as error:
         yield everything_said(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from buckets import events, file_environment
-from spools import claim, claimed, open_spool, record
+from spools import archiver_of, claim, claimed, open_spool, record
 
 from jobs_backup import Backup
 from jobs_backup.errors import Unavailable
@@ -51,8 +51,7 @@ def test_each_event_is_in_the_bucket_once(tmp_path: Path, name: str, leap: Calla
     assert found == sorted(f"{number}{letter}" for number in range(3) for letter in "abc")
     with Backup.from_env(environment) as backup:
         backup.delivered(jobs)  # none was forgotten
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
     assert events(tmp_path) == []
 
 

@@ -18,6 +18,8 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, objects, realistic
 from commands import COMMAND, ndjson, numbers, run, start, summary, wait_until_recorded
 
+from jobs_backup.backup.backup import session_of
+
 
 def test_files_and_gz_files_are_backed_up(tmp_path: Path) -> None:
     env = file_environment(tmp_path)
@@ -261,7 +263,7 @@ def test_archive_runs_until_it_is_stopped(tmp_path: Path) -> None:
         with Backup.from_env(env, archive=False) as recorder:
             recorder.record({"n": 1}, source_id="web")
             deadline = time.monotonic() + 120
-            while not recorder.spool.has_archiver() and time.monotonic() < deadline:
+            while not session_of(recorder).spool.has_archiver() and time.monotonic() < deadline:
                 time.sleep(0.05)
             recorder.flush(timeout=120)
         assert process.poll() is None

@@ -18,8 +18,10 @@ import pytest
 from commands import run
 from distributions import Install
 from generated import ROOT
+from spools import archiver_of
 
 from jobs_backup import Backup, hookspecs
+from jobs_backup.backup.backup import session_of
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION, ObjectHooks, StorageProvider
 from jobs_backup.store import providers
 from jobs_backup.store.object_store import Destination
@@ -149,16 +151,15 @@ def test_both_go_on_when_every_hook_has_gained_an_argument(
     with Backup.from_env(variables(tmp_path, bucket_of_v1)) as backup:
         jobs = backup.record_many(({"n": n, "id": hashlib.sha256(b"%d" % n).hexdigest()} for n in range(20_000)), source_id="web")
         backup.flush(timeout=120)
-        assert {hook for hook, outcome in backup.destination.attempts if outcome == "ok"} == {
+        assert {hook for hook, outcome in session_of(backup).destination.attempts if outcome == "ok"} == {
             "create_multipart", "write_part", "complete_multipart",
         }  # fmt: skip
         (key,) = bucket_of_v1.keys()
         with (tmp_path / "back").open("w+b") as file:
-            backup.destination.fetch(key, file)
+            session_of(backup).destination.fetch(key, file)
             assert file.read(2) == b"\x1f\x8b"
         backup.delivered(jobs)
-        assert backup.archiver is not None
-        backup.archiver.drain(120)
+        archiver_of(backup).drain(120)
     assert bucket_of_v1.keys() == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from gcs import LEAST
 from generated import command
 from servers import POLICIES, Moto
+from spools import archiver_of
 
 from jobs_backup import Backup
 from jobs_backup.settings.base import report_unknown
@@ -62,8 +63,7 @@ def test_on_a_versioned_bucket_a_delete_leaves_the_data_and_a_rule_ends_that(aws
     with Backup.from_env({**aws.environment(bucket, "admin"), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}) as backup:
         backup.delivered(backup.record({}, source_id="web"))
         backup.flush(120)
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
     assert aws.keys(bucket) == []
     versions = aws.admin.list_object_versions(Bucket=bucket)
     assert (len(versions["Versions"]), len(versions["DeleteMarkers"])) == (1, 1), "what the documents tell"

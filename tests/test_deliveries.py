@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, lines, objects
-from spools import LIMITS, claim, claimed, content, die, engine, open_spool, record, rows
+from spools import LIMITS, archiver_of, claim, claimed, content, die, engine, open_spool, record, rows
 
 from jobs_backup import Backup, ConfigurationError, Event, Job, UnknownJob
 from jobs_backup.archive import deleter
+from jobs_backup.backup.backup import session_of
 from jobs_backup.backup.events import job_sets
 from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable
 from jobs_backup.model import DeleteReceipt, Kind, Stream
@@ -45,9 +46,8 @@ def numbered(count: int) -> list[bytes]:
 
 def settle(backup: Backup) -> None:
     """Wait until nothing is left that could be sent or deleted now."""
-    assert backup.archiver is not None
-    backup.archiver.wake()
-    assert backup.archiver.drain(120)
+    archiver_of(backup).wake()
+    assert archiver_of(backup).drain(120)
 
 
 def settled_objects(backup: Backup, directory: Path) -> set[str]:
@@ -129,8 +129,7 @@ class TestAcknowledging:
                 backup.delivered(jobs[:10])
                 backup.flush(120)
                 assert len(settled_objects(backup, tmp_path)) == 1
-            assert backup.archiver is not None
-            assert backup.archiver.deleter.deleted == 1
+            assert archiver_of(backup).deleter.deleted == 1
 
     def test_an_event_acknowledged_twice_does_not_stand_for_another(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path, **SMALL)) as backup:
@@ -174,8 +173,7 @@ class TestAcknowledging:
             recorder.delivered(job)
         with Backup.from_env(environment) as backup:
             settle(backup)
-            assert backup.archiver is not None
-            assert (backup.archiver.sent.objects, len(objects(tmp_path))) == (1, 1)
+            assert (archiver_of(backup).sent.objects, len(objects(tmp_path))) == (1, 1)
             assert destination(tmp_path).deletes == 1, "it is deleted when that attempt can't arrive any more"
 
     def test_from_another_process_in_which_nothing_was_recorded(self, tmp_path: Path) -> None:
@@ -207,7 +205,7 @@ class TestAcknowledging:
         with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="50"), archive=False) as backup:
             jobs = list(backup.record_many(numbered(320), source_id="web"))
             random.Random(1).shuffle(jobs)
-            deliveries = engine(backup.spool)._catalog.deliveries
+            deliveries = engine(session_of(backup).spool)._catalog.deliveries
             add, commits = deliveries.add, itertools.count()
 
             def slow(*arguments: object) -> Added:
@@ -262,8 +260,7 @@ class TestAcknowledging:
         assert done.returncode == -signal.SIGKILL
         with Backup.from_env(environment) as backup:
             settle(backup)
-            assert backup.archiver is not None
-            assert (backup.archiver.sent.events, backup.archiver.deleter.deleted) == (100, 1)
+            assert (archiver_of(backup).sent.events, archiver_of(backup).deleter.deleted) == (100, 1)
         assert objects(tmp_path) == {}
 
 
@@ -296,7 +293,7 @@ class TestUnknown:
             backup.flush(120)
             (key,) = objects(tmp_path)
             in_key = int(key.split("/")[-1].split(".")[2].split("-")[0])
-            for id_ in (in_key, job_id(engine(backup.spool)._writer.session.epoch, *divmod(in_key, 1 << INDEX_BITS))):
+            for id_ in (in_key, job_id(engine(session_of(backup).spool)._writer.session.epoch, *divmod(in_key, 1 << INDEX_BITS))):
                 with pytest.raises(UnknownJob):
                     backup.delivered(id_)
             assert settled_objects(backup, tmp_path) == {key}
@@ -408,7 +405,7 @@ class TestWhenObjectsAreDeleted:
         with Backup.from_env(environment, archive=False) as backup:
             job = backup.record({}, source_id="web")
             backup.failed(job, error="no", payload={})
-            backup.spool.seal()
+            session_of(backup).spool.seal()
             with contextlib.closing(sqlite3.connect(next((tmp_path / "spool/blobs").glob("*.db")))) as blobs, blobs:
                 (failure,) = catalog_rows(tmp_path, "SELECT id << 21 FROM batches WHERE kind='failed'")
                 blobs.execute("UPDATE chunks SET data=x'00' WHERE job=?", failure)
@@ -452,7 +449,7 @@ class TestSwitches:
         with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_RAW="false"), archive=False) as backup:
             jobs = [backup.record({}, source_id=f"source-{number % 20}") for number in range(100)]
             assert len(set(jobs)) == 100
-            assert len(engine(backup.spool)._numbering._ranges) == 5
+            assert len(engine(session_of(backup).spool)._numbering._ranges) == 5
 
 
 class TestForgetting:
@@ -763,8 +760,7 @@ class TestDeleting:
             (tmp_path / "bucket" / key).unlink()
             backup.delivered(job)
             settle(backup)
-            assert backup.archiver is not None
-            assert backup.archiver.deleter.deleted == 1
+            assert archiver_of(backup).deleter.deleted == 1
 
 
 class TestDoubt:

@@ -17,9 +17,11 @@ import pytest
 from buckets import FAST_RETRY, realistic
 from commands import run, start, summary
 from servers import Moto, Store, client, operations, policy
+from spools import archiver_of
 
 from jobs_backup import Backup
 from jobs_backup.archive import deleter
+from jobs_backup.backup.backup import session_of
 from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.ids import origin_of
 from jobs_backup.testing.fault_proxy import Delay, FaultProxy
@@ -52,7 +54,7 @@ def record(env: Mapping[str, str], count: int, largest: int, rng: random.Random)
         while payloads[len(jobs) :]:
             some = payloads[len(jobs) :][: rng.randint(1, rng.choice((3, 100, largest)))]
             jobs += map(int, backup.record_many(some, source_id=rng.choice(("web", "ios", "android"))))
-            backup.spool.seal()
+            session_of(backup).spool.seal()
         backup.flush(120)
     return jobs
 
@@ -213,8 +215,7 @@ def test_the_right_is_granted_while_it_runs(aws: Moto, tmp_path: Path, monkeypat
         assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 10
         aws.grant("later", policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"), by=operator)
         wait_for(lambda: s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0)
-        assert backup.archiver is not None
-        wait_for(lambda: backup.archiver.deleter.deleted == 10)  # type: ignore[union-attr]
+        wait_for(lambda: archiver_of(backup).deleter.deleted == 10)
 
 
 def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: str, tmp_path: Path) -> None:
@@ -225,9 +226,8 @@ def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: st
             jobs = [*backup.record_many(realistic(50), source_id="web"), *backup.record_many(realistic(30), source_id="ios")]
             backup.flush(120)
             backup.delivered(jobs)
-            assert backup.archiver is not None
-            assert backup.archiver.drain(120)
-            assert backup.archiver.deleter.deleted == 5
+            assert archiver_of(backup).drain(120)
+            assert archiver_of(backup).deleter.deleted == 5
         assert {key.split("/")[0] for key in store.keys(bucket)} == {"ios"}
         called = operations(proxy.requests)
         assert called.keys() == {"PutObject", "DeleteObjects"}
@@ -249,8 +249,7 @@ def test_a_put_that_arrives_late_brings_nothing_back(
         with Backup.from_env({**env, **own}) as backup:
             backup.delivered(backup.record({}, source_id="web"))
             backup.flush(120)
-            assert backup.archiver is not None
-            wait_for(lambda: backup.archiver.deleter.deleted == 1)  # type: ignore[union-attr]
+            wait_for(lambda: archiver_of(backup).deleter.deleted == 1)
             if comes_back:
                 wait_for(lambda: store.keys(bucket) != [])
         assert bool(store.keys(bucket)) == comes_back
@@ -263,7 +262,6 @@ def test_an_object_that_somebody_has_deleted_counts_as_deleted(store: Store, buc
         gone, _ = store.keys(bucket)
         store.admin.delete_object(Bucket=bucket, Key=gone)
         backup.delivered(jobs)
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
-        assert backup.archiver.deleter.deleted == 2
+        assert archiver_of(backup).drain(120)
+        assert archiver_of(backup).deleter.deleted == 2
     assert store.keys(bucket) == []

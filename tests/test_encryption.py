@@ -30,8 +30,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory import peak_memory
 from servers import Store, operation, operations
+from spools import archiver_of
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import ConfigurationError, DestinationPaused, IntegrityError, WrapperMissing
 from jobs_backup.model import Body, BytesBody
 from jobs_backup.testing.fault_proxy import Answer, FaultProxy
@@ -941,15 +943,13 @@ class TestBehindAnotherWrapper:
         (tmp_path / "away").rename(tmp_path / "bucket")
         monkeypatch.setenv("LEVEL", "9")
         with Backup.from_env(env) as backup:
-            assert backup.archiver is not None
-            assert backup.archiver.drain(120)
-            (waiting,) = backup.spool.waiting()
+            assert archiver_of(backup).drain(120)
+            (waiting,) = session_of(backup).spool.waiting()
             assert "would not have the bytes of the first attempt" in waiting.error
         assert objects(tmp_path) == {}
         monkeypatch.setenv("LEVEL", "1")
         with Backup.from_env(env) as backup:
-            assert backup.archiver is not None
-            assert backup.archiver.drain(120)
+            assert archiver_of(backup).drain(120)
         assert replay(env | {"PYTHONPATH": os.environ["PYTHONPATH"]}) == payloads
 
     def test_an_upload_is_not_continued_with_other_bytes(

@@ -16,6 +16,8 @@ import pytest
 from buckets import events, file_environment, left_over
 
 from jobs_backup import AsyncBackup, Backup, BackupClosed, Job, JobsBackupError
+from jobs_backup.backup.async_backup import AsyncSession
+from jobs_backup.backup.backup import session_of
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 PATIENCE = 120
@@ -66,9 +68,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Backup]:
 
 def all_closed(backups: list[Backup]) -> bool:
     deadline = time.monotonic() + PATIENCE
-    while not all(backup._closed and not backup.trouble for backup in backups) and time.monotonic() < deadline:
+    while (
+        not all(session_of(backup)._closed and not session_of(backup).trouble for backup in backups) and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
-    return all(backup._closed for backup in backups)
+    return all(session_of(backup)._closed for backup in backups)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -310,6 +314,6 @@ def test_cancelled_at_each_await(tmp_path: Path, opened: list[Backup], call: str
 def test_one_that_is_lent_stays_open_when_its_opening_is_cancelled(tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path)) as lent:
         for place in range(3):
-            run(cancelled_at(AsyncBackup.of(lent).__aenter__(), place))
+            run(cancelled_at(AsyncSession(session_of(lent)).__aenter__(), place))
         lent.record({"n": 1}, source_id="web")
     assert stored(tmp_path) == [1]

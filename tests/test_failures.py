@@ -16,8 +16,10 @@ from buckets import FAST_RETRY, events, file_environment, objects
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import Store
+from spools import archiver_of
 
 from jobs_backup import Backup, Event, InvalidEvent, UnknownJob
+from jobs_backup.backup.backup import session_of
 from jobs_backup.format.lines import FailureContext, FinalPayload, error_json, failed_line, timestamp
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
@@ -131,8 +133,7 @@ def test_by_the_id_of_another_process_and_of_an_object_that_is_gone(tmp_path: Pa
         job = backup.record({}, source_id="web", workspace_id="ws")
         backup.flush(120)
         backup.delivered(job)
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
         assert objects(tmp_path) == {}
     with Backup.from_env(environment) as backup:
         backup.failed(job, error="all the same", payload={})
@@ -321,11 +322,10 @@ def test_failures_of_many_streams_go_in_one_commit(tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")) as backup:
         jobs = backup.record_many(Event(payload={"n": n}, source_id=f"s{n % 3}") for n in range(30))
         failures = [Failure(job=job, error="no", payload={"n": n}) for n, job in enumerate(jobs)]
-        backup.record_failures(backup.failure_record(failure) for failure in failures)
+        session_of(backup).record_failures(session_of(backup).failure_record(failure) for failure in failures)
         backup.flush(120)
-        assert backup.archiver is not None
         deadline = time.monotonic() + 120
-        while backup.archiver.deleter.deleted < 3 and time.monotonic() < deadline:
+        while archiver_of(backup).deleter.deleted < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
     found = events(tmp_path)
     assert sorted(event["payload"]["n"] for event in found) == list(range(30))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from buckets import events, file_environment
+from spools import archiver_of
 
 from jobs_backup import Backup
 from jobs_backup.checks.permissions import Report, check
@@ -224,9 +225,8 @@ def test_one_object_that_cannot_be_written_does_not_hold_up_the_others(tmp_path:
         backup.record({"n": 2}, source_id="web")
         with pytest.raises(JobsBackupError):
             backup.flush(timeout=20)
-        assert backup.archiver is not None
         while not events(tmp_path):
-            backup.archiver.wait(1)
+            archiver_of(backup).wait(1)
     assert [event["payload"] for event in events(tmp_path)] == [{"n": 2}]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from buckets import events, file_environment
-from spools import APP, claim, open_spool, record
+from spools import APP, archiver_of, claim, open_spool, record
 
 from jobs_backup import Backup
 from jobs_backup.errors import BackupClosed, SpoolError, SpoolFull
@@ -171,7 +171,7 @@ def test_a_disk_that_is_full_to_the_last_byte_loses_nothing_and_can_be_drained(t
         with Backup.from_env(environment) as sender:  # it starts on the full disk
             assert not ballast.exists()
             recorder.flush(120)
-            assert sender.archiver is not None
+            assert archiver_of(sender)
             more = 300
             for _ in range(more):
                 recorder.record({"noise": noise()}, source_id="web")

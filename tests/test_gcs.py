@@ -20,8 +20,10 @@ import pytest
 from buckets import FAST_RETRY, realistic
 from commands import run, start, summary
 from gcs import ALL, CHUNK, LEAST, WRITING, Emulator, GcsServer
+from spools import archiver_of
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import (
     AlreadyExists,
     BucketNotFound,
@@ -119,9 +121,8 @@ def test_with_the_two_permissions_everything_but_deleting_works(gcs: GcsServer, 
         assert gcs.operations.keys() <= WRITING
         assert gcs.operations["resumable.begin"] == 1
         backup.delivered(jobs)
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
-        (waiting,) = backup.spool.waiting_deletes()
+        assert archiver_of(backup).drain(120)
+        (waiting,) = session_of(backup).spool.waiting_deletes()
         assert (waiting.objects, waiting.hint) == (1, f"grant storage.objects.delete on gs://{bucket}")
         assert gcs.operations.keys() <= WRITING | {"objects.delete"}
     gcs.granted = ALL

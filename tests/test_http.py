@@ -21,6 +21,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
+from jobs_backup.backup.session import Session
 from jobs_backup.inputs.http.access import Access
 from jobs_backup.inputs.http.app import App
 from jobs_backup.model import Kind
@@ -35,13 +37,13 @@ class Replayed(NamedTuple):
 
     runner: asyncio.Runner
     app: ASGIApp
-    backup: Backup
+    session: Session
 
     def __call__(self, pieces: Sequence[bytes], protocol: type[asyncio.Protocol] | None = None) -> tuple[Outcome, int]:
         """What was answered, and how many events were recorded."""
-        before = self.backup.spool.recorded.events[Kind.RAW]
+        before = self.session.spool.recorded.events[Kind.RAW]
         outcome = self.runner.run(replay(self.app, pieces, protocol))
-        return outcome, self.backup.spool.recorded.events[Kind.RAW] - before
+        return outcome, self.session.spool.recorded.events[Kind.RAW] - before
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +52,10 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replayed]:
     env = {**file_environment(directory), "JOBS_BACKUP_SERVER_TOKEN": TOKEN}
     settings = ServerSettings.from_environment(env)
     with asyncio.Runner() as runner, Backup.from_env(env) as backup:
-        app = App(backup, settings, Access(settings), is_stopping=lambda: False)
-        yield Replayed(runner, runner.run(app.__aenter__()), backup)
+        app = App(session_of(backup), settings, Access(settings), is_stopping=lambda: False)
+        yield Replayed(runner, runner.run(app.__aenter__()), session_of(backup))
         runner.run(app.__aexit__())
-        recorded = backup.spool.recorded.events[Kind.RAW]
+        recorded = session_of(backup).spool.recorded.events[Kind.RAW]
     assert [event["messageId"] for event in events(directory)] == ["m"] * recorded
     assert {path.relative_to(directory / "bucket").parts[0] for path in directory.rglob("*.json.gz")} == {"web"}
 

@@ -20,6 +20,7 @@ from commands import COMMAND, ndjson, run, start
 from generated import ROOT
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import DestinationPaused
 from jobs_backup.util.logs import FIELDS, JsonFormatter, logger_of
 
@@ -229,7 +230,7 @@ def test_a_handler_that_fails_stops_nothing(as_filter: bool, tmp_path: Path, cap
             for number in range(3):
                 backup.record({"n": number}, source_id="web")
                 backup.flush(30)
-            assert backup.trouble == ""
+            assert session_of(backup).trouble == ""
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

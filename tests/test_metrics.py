@@ -20,6 +20,7 @@ from scrapes import Samples, parse, scrape, scrape_file, value
 from spools import APP, LIMITS, WEB, claim, claimed, die, engine, open_spool, record, rows, tampering
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.backup.events import Event
 from jobs_backup.errors import BucketNotFound, DestinationPaused, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Kind, Stream, Upload
@@ -127,7 +128,7 @@ class TestOfTheSpool:
     def test_what_waits_open_and_sealed(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_SPOOL_MAX_BYTES="1GB"), archive=False) as backup:
             backup.record_many(realistic(50), source_id="web")
-            backup.seal()
+            session_of(backup).seal()
             backup.record_many(realistic(7), source_id="app")
             found = scrape(backup)
             assert value(found, "spool_events", state="sealed") == 50
@@ -165,7 +166,7 @@ class TestOfTheSpool:
     def test_pauses_uploads_deletes_and_damage(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path)
         with Backup.from_env(environment, archive=False) as backup:
-            spool = backup.spool
+            spool = session_of(backup).spool
             jobs: list[int] = []
             for _ in range(2):
                 jobs.append(record(spool, [b"{}\n"])[0][0])
@@ -174,7 +175,7 @@ class TestOfTheSpool:
             spool.uploads.begin(one, Upload(key=one.key, id="a secret"), 5 << 20)
             spool.uploads.abandon(spool.uploads.begin(other, Upload(key=other.key, id="a secret"), 5 << 20))
             spool.pause(BucketNotFound("no bucket"), seconds=90)
-            found, location = scrape(backup), backup.location
+            found, location = scrape(backup), session_of(backup).location
             assert value(found, "open_uploads", state="sending") == value(found, "open_uploads", state="to_abort") == 1
             assert value(found, "destination_paused", destination=location) == 1
             spool.stored(one)

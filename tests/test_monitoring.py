@@ -21,10 +21,11 @@ import pytest
 from buckets import FAST_RETRY, file_environment, realistic
 from commands import run, start
 from scrapes import get, parse, value
-from spools import claim, engine, open_spool, record, tampering
+from spools import archiver_of, claim, engine, open_spool, record, tampering
 
 from jobs_backup import Backup
 from jobs_backup.archive import archiver
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import BackupClosed, ConfigurationError, PermissionDenied, SpoolError, SpoolFull
 from jobs_backup.monitoring import health as monitoring
 from jobs_backup.monitoring.health import health, metrics_page, monitored, readiness
@@ -37,7 +38,7 @@ from jobs_backup.util.installing import how_to_install
 def monitored_backup(directory: Path, *, archive: bool = True, **variables: str) -> Iterator[tuple[Backup, str]]:
     """With where it answers."""
     environment = file_environment(directory, JOBS_BACKUP_METRICS_PORT="0", **variables)
-    with Backup.from_env(environment, archive=archive) as backup, monitored(backup, backup.settings) as url:
+    with Backup.from_env(environment, archive=archive) as backup, monitored(backup, session_of(backup).settings) as url:
         yield backup, url
 
 
@@ -109,7 +110,7 @@ class TestReadiness:
     def test_a_full_disk(self, tmp_path: Path) -> None:
         with monitored_backup(tmp_path, JOBS_BACKUP_SPOOL_MIN_FREE="1000TB") as (backup, url):
             with pytest.raises(SpoolFull):
-                backup.check_room()
+                session_of(backup).check_room()
             status, _, body = get(f"{url}/readyz")
             assert status == 503
             assert re.fullmatch(r"the disk of .* recording leaves [\d,]+ free: .* \[SpoolFull\]\n", body)
@@ -121,8 +122,8 @@ class TestReadiness:
             backup.record(b'{"a":"%s"}' % (b"x" * 2000), source_id="web")
             assert "may hold 1,000" in readiness(backup)
             assert readiness(backup), "a probe does not wait for room, which never comes"
-            backup.seal()
-            backup.spool.stored(claim(backup.spool))
+            session_of(backup).seal()
+            session_of(backup).spool.stored(claim(session_of(backup).spool))
             assert readiness(backup) == ""
             backup.record({}, source_id="web")
 
@@ -150,7 +151,7 @@ class TestReadiness:
         assert readiness(backup).endswith("[BackupClosed]")
         assert health(backup) == ""
         with pytest.raises(BackupClosed):
-            backup.spool.check_room()
+            session_of(backup).spool.check_room()
 
     def test_it_may_be_asked_while_others_record(self, tmp_path: Path) -> None:
         """Streams come and go meanwhile."""
@@ -185,13 +186,12 @@ class TestHealth:
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
         with monitored_backup(tmp_path) as (backup, url):
             assert get(f"{url}/healthz")[0] == 200
-            assert backup.archiver is not None
-            assert backup.archiver.drain(120)  # else the end would wait for what that thread was about to do
+            assert archiver_of(backup).drain(120)  # else the end would wait for what that thread was about to do
 
             def end() -> None:
                 raise SystemExit
 
-            monkeypatch.setattr(backup.archiver.deleter, "_look", end)
+            monkeypatch.setattr(archiver_of(backup).deleter, "_look", end)
             until = time.monotonic() + 120
             while get(f"{url}/healthz")[0] == 200 and time.monotonic() < until:
                 time.sleep(0.05)
@@ -204,7 +204,7 @@ class TestHealth:
         with Backup.from_env(file_environment(tmp_path), archive=archive) as backup:
             time.sleep(5.5)
             assert health(backup) == "", "it looks each second"
-            monkeypatch.setattr(backup.spool, "seal_due", go_on.wait)
+            monkeypatch.setattr(session_of(backup).spool, "seal_due", go_on.wait)
             until = time.monotonic() + 120
             while not health(backup) and time.monotonic() < until:
                 time.sleep(0.1)
@@ -288,7 +288,10 @@ class TestTheListener:
 
     def test_without_settings_nothing_is_opened(self, tmp_path: Path) -> None:
         before = threading.active_count()
-        with Backup.from_env(file_environment(tmp_path), archive=False) as backup, monitored(backup, backup.settings) as url:
+        with (
+            Backup.from_env(file_environment(tmp_path), archive=False) as backup,
+            monitored(backup, session_of(backup).settings) as url,
+        ):
             assert (url, threading.active_count()) == ("", before + 1)
 
     def test_without_the_extra_health_is_told_and_metrics_tell_what_to_install(
@@ -382,8 +385,8 @@ class TestBehind:
         environment = file_environment(tmp_path, **FAST_RETRY)
         with Backup.from_env(environment, archive=False) as backup:
             backup.record({}, source_id="web")
-            backup.seal()
-            with tampering(engine(backup.spool)._catalog._database) as db:
+            session_of(backup).seal()
+            with tampering(engine(session_of(backup).spool)._catalog._database) as db:
                 db.execute("UPDATE batches SET opened_at=opened_at-100")
             assert value(parse(metrics_page(backup, "")[0].decode()), "behind") == 0
         with Backup.from_env({**environment, "JOBS_BACKUP_UPLOAD_FREQUENCY": "10s"}, archive=False) as backup:
@@ -393,7 +396,7 @@ class TestBehind:
 def test_settings_of_the_port_are_those_of_the_block(tmp_path: Path) -> None:
     """An application may monitor a Backup with others than it was opened with."""
     with Backup.from_env(file_environment(tmp_path)) as backup:
-        settings = msgspec.structs.replace(backup.settings, metrics_port=0, metrics_file=tmp_path / "m.prom")
+        settings = msgspec.structs.replace(session_of(backup).settings, metrics_port=0, metrics_file=tmp_path / "m.prom")
         with monitored(backup, settings) as url:
             assert get(f"{url}/metrics")[0] == 200
             assert (tmp_path / "m.prom").exists()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment
+from spools import archiver_of
 
 from jobs_backup import Backup, DestinationPaused
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import (
     ConfigurationError,
     IntegrityError,
@@ -48,16 +50,15 @@ def record(env: dict[str, str]) -> None:
 def send(env: dict[str, str]) -> bool:
     """All that waits, and what is to be aborted."""
     with Backup.from_env(env) as backup:
-        assert backup.archiver is not None
-        drained = backup.archiver.drain(120)
+        drained = archiver_of(backup).drain(120)
         return drained and aborted(backup)
 
 
 def aborted(backup: Backup) -> bool:
     deadline = time.monotonic() + 120
-    while backup.spool.uploads.waiting() and time.monotonic() < deadline:
+    while session_of(backup).spool.uploads.waiting() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not backup.spool.uploads.waiting()
+    return not session_of(backup).spool.uploads.waiting()
 
 
 @pytest.mark.parametrize(
@@ -150,9 +151,8 @@ def test_where_it_does_not_the_part_is_sent_again(tmp_path: Path, monkeypatch: p
 def once(env: dict[str, str]) -> JobsBackupError | None:
     """What `jobs-backup archive --once` does: a new process each time, which tries what waits."""
     with Backup.from_env(env) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(20)
-        return backup.archiver.failure
+        assert archiver_of(backup).drain(20)
+        return archiver_of(backup).failure
 
 
 @pytest.mark.parametrize("hook", ["write_part", "complete_multipart"])

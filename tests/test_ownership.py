@@ -12,6 +12,7 @@ from commands import run
 from spools import engine
 
 from jobs_backup import Backup, SpoolError
+from jobs_backup.backup.backup import session_of
 
 FILES = {
     "lock": "locks/{session}.lock",
@@ -48,7 +49,7 @@ def test_what_is_acknowledged_is_in_the_bucket_once(tmp_path: Path, name: str, h
         backup = Backup.from_env(environment, archive=False)
         for number in range(3):
             backup.record({"messageId": f"before{number}"}, source_id="web")
-        os.write(ready[1], engine(backup.spool).session.encode())
+        os.write(ready[1], engine(session_of(backup).spool).session.encode())
         os.read(end[0], 1)
         for number in range(4):
             try:

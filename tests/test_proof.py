@@ -14,8 +14,10 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment
 from s3_client import refusal
 from s3_client import scripted as s3_hooks
+from spools import archiver_of
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import (
     AlreadyExists,
     IntegrityError,
@@ -175,13 +177,13 @@ def test_after_a_receipt_the_mismatch_before_it_does_not_count() -> None:
 
 def waits(backup: Backup) -> JobsBackupError:
     """That nothing counts as stored, with something that can be done about it."""
-    archiver = backup.archiver
+    archiver = archiver_of(backup)
     assert archiver is not None
     assert archiver.drain(120)
     error = archiver.stuck
     assert error is not None
     assert archiver.sent.objects == 0
-    (waiting,) = backup.spool.waiting()
+    (waiting,) = session_of(backup).spool.waiting()
     assert waiting.events == 1
     assert waiting.hint == error.hint != ""
     return error
@@ -190,25 +192,25 @@ def waits(backup: Backup) -> JobsBackupError:
 def test_what_is_doubted_is_remembered_beside_what_wrappers_have_made(tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
         backup.record({"n": 1}, source_id="web")
-        backup.spool.seal()
-        claim = backup.spool.claim()
+        session_of(backup).spool.seal()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         batch, other = claim.batch, msgspec.structs.replace(claim.batch, size=claim.batch.size + 1)
-        backup.spool.hold_to(batch)
-        assert not backup.spool.is_doubted(batch.key)
+        session_of(backup).spool.hold_to(batch)
+        assert not session_of(backup).spool.is_doubted(batch.key)
         for _ in range(2):
-            backup.spool.doubt(batch.key)
-            assert backup.spool.is_doubted(batch.key)
-            backup.spool.hold_to(batch)
+            session_of(backup).spool.doubt(batch.key)
+            assert session_of(backup).spool.is_doubted(batch.key)
+            session_of(backup).spool.hold_to(batch)
             with pytest.raises(WrapperMissing):
-                backup.spool.hold_to(other)
-        assert not backup.spool.is_doubted("another/key")
-        backup.spool.release(batch, Unavailable("?"), delay=0)
+                session_of(backup).spool.hold_to(other)
+        assert not session_of(backup).spool.is_doubted("another/key")
+        session_of(backup).spool.release(batch, Unavailable("?"), delay=0)
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
-        assert backup.spool.is_doubted(batch.key)
-        assert backup.spool.claim() is not None
-        backup.spool.stored(batch, deletable_after=0)
-        assert not backup.spool.is_doubted(batch.key)
+        assert session_of(backup).spool.is_doubted(batch.key)
+        assert session_of(backup).spool.claim() is not None
+        session_of(backup).spool.stored(batch, deletable_after=0)
+        assert not session_of(backup).spool.is_doubted(batch.key)
 
 
 @pytest.mark.parametrize("there", [b"", b"somebody else's", "same size", "a directory"])
@@ -217,10 +219,10 @@ def test_a_file_that_exists_is_ours_only_if_it_has_our_bytes(tmp_path: Path, the
     environment = file_environment(tmp_path)
     with Backup.from_env(environment, archive=False) as recorder:
         recorder.record({"n": 1}, source_id="web")
-        recorder.spool.seal()
-        claim = recorder.spool.claim()
+        session_of(recorder).spool.seal()
+        claim = session_of(recorder).spool.claim()
         assert claim is not None
-        recorder.spool.release(claim.batch, Unavailable("?"), delay=0)
+        session_of(recorder).spool.release(claim.batch, Unavailable("?"), delay=0)
     path = tmp_path / "bucket" / claim.batch.key
     path.parent.mkdir(parents=True)
     if there == "a directory":
@@ -232,8 +234,7 @@ def test_a_file_that_exists_is_ours_only_if_it_has_our_bytes(tmp_path: Path, the
         assert "exists" in error.message
     path.rmdir() if path.is_dir() else path.unlink()
     with Backup.from_env(environment) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
+        assert archiver_of(backup).drain(120)
     assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]
 
 

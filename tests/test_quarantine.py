@@ -11,6 +11,7 @@ from buckets import events, file_environment, left_over
 from spools import APP, WEB, claim, claimed, content, die, engine, open_spool, record, tampering
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import SpoolCorrupt, SpoolFull, Unavailable
 from jobs_backup.model import Upload
 from jobs_backup.spool.ids import local, origin_of
@@ -236,9 +237,9 @@ def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFi
     with Backup.from_env(environment, archive=False) as backup:
         payloads = [{"n": number, "space": " " * (1 << 18)} for number in range(100)]
         jobs = backup.record_many(payloads, source_id="web")
-        chunks = engine(backup.spool)._writer._blobs.chunks(origin_of(jobs[0])[1])
-        backup.spool.seal()
-        rot(engine(backup.spool), chunks[1].job)
+        chunks = engine(session_of(backup).spool)._writer._blobs.chunks(origin_of(jobs[0])[1])
+        session_of(backup).spool.seal()
+        rot(engine(session_of(backup).spool), chunks[1].job)
         lost = range(chunks[1].start, chunks[1].start + chunks[1].events)
         with (
             caplog.at_level(logging.ERROR),

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from buckets import file_environment, objects
 from commands import ndjson, numbers, run
-from spools import APP, WEB, claim, claimed, content, die, open_spool, position, record, rows, tampering
+from spools import APP, WEB, archiver_of, claim, claimed, content, die, open_spool, position, record, rows, tampering
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.spool.ids import local
 from jobs_backup.spool.interface import InputPosition, Recording
@@ -128,11 +129,10 @@ def test_what_fails_of_the_cleaning_up_makes_no_sent_batch_a_failed_one(tmp_path
     die(dead)
     monkeypatch.setattr(BlobFiles, "remove", fails)
     with Backup.from_env(env) as backup:
-        assert backup.archiver is not None
         deadline = time.monotonic() + 120
-        while not (backup.archiver.sent.objects or backup.archiver.failure) and time.monotonic() < deadline:
+        while not (archiver_of(backup).sent.objects or archiver_of(backup).failure) and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert (backup.archiver.sent.objects, backup.archiver.failure) == (1, None)
+        assert (archiver_of(backup).sent.objects, archiver_of(backup).failure) == (1, None)
     assert len(objects(tmp_path)) == 1
     monkeypatch.undo()
     with Backup.from_env(env) as backup:
@@ -228,12 +228,12 @@ def test_a_full_disk_for_what_is_set_aside_ends_no_thread(tmp_path: Path, monkey
         while not objects(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert [gzip.decompress(data) for data in objects(tmp_path).values()] == [b'{"n":2}\n'], "the other one goes on"
-        assert backup.trouble == ""
+        assert session_of(backup).trouble == ""
         full.clear()
     with Backup.from_env(env) as backup:
-        while not backup.spool.quarantined() and time.monotonic() < deadline:
+        while not session_of(backup).spool.quarantined() and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert [damage.events for damage in backup.spool.quarantined()] == [1]
+        assert [damage.events for damage in session_of(backup).spool.quarantined()] == [1]
 
 
 def test_what_cannot_be_set_aside_keeps_no_other_from_being_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

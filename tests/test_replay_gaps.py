@@ -16,6 +16,7 @@ from buckets import file_environment
 from commands import COMMAND, run
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.model import Kind
 from jobs_backup.replay import Query, knowledge
 
@@ -29,7 +30,7 @@ def record(env: dict[str, str], *payloads: bytes, source: str = "web", workspace
 def forget(env: dict[str, str]) -> None:
     """As after JOBS_BACKUP_CATALOG_DAYS."""
     with Backup.from_env(env, archive=False) as backup:
-        assert backup.spool.forget(-60, 0) is None
+        assert session_of(backup).spool.forget(-60, 0) is None
 
 
 def dry_run(env: dict[str, str], *options: str) -> tuple[int, dict[str, Any], str]:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 import pytest
 from buckets import FAST_RETRY
 from s3_client import CREATED, STORED, open_s3, refusal
+from spools import archiver_of
 from test_gcs import key as key  # noqa: PLC0414 - a fixture
 from test_gcs import service_account
 
@@ -188,8 +189,7 @@ def test_a_backup_that_lives_on_sends_with_the_new_keys(
         shared(NEW)
         backup.record({"n": 2}, source_id="web")
         backup.flush(120)
-        assert backup.archiver is not None
-        assert backup.archiver.sent.objects == 2
+        assert archiver_of(backup).sent.objects == 2
     assert store_that_rotates.signers() == [OLD, OLD, NEW]
 
 

@@ -23,9 +23,11 @@ from click.testing import CliRunner
 from commands import run, start
 from s3_client import CREATED, KEY_ID, SECRET, STORED, TOKEN, UPLOAD_ID, refusal, scripted
 from servers import certificate
+from spools import archiver_of
 from test_fuzz import CAMPAIGN
 
 from jobs_backup import Backup, DestinationPaused, Event, InvalidEvent
+from jobs_backup.backup.backup import session_of
 from jobs_backup.checksum import crc32c
 from jobs_backup.cli import cli
 from jobs_backup.errors import ConfigurationError, JobsBackupError, UploadGone
@@ -193,14 +195,13 @@ def use(backup: Backup, heard: Heard) -> None:
     except (DestinationPaused, TimeoutError) as error:
         heard.raised(error)
         heard.raised(getattr(error, "cause", None))
-    assert backup.archiver is not None
-    for refused in backup.archiver.abort_abandoned():
+    for refused in archiver_of(backup).abort_abandoned():
         heard.raised(refused)
-    destination = backup.archiver._destination
-    spool = backup.spool
+    destination = archiver_of(backup)._destination
+    spool = session_of(backup).spool
     shown: list[object] = [
-        backup, vars(backup), job, event, spool, vars(spool), backup.archiver, vars(backup.archiver), destination,
-        vars(destination), backup.location, spool.waiting(), spool.uploads.waiting(), spool.uploads.abandoned(),
+        backup, vars(backup), job, event, spool, vars(spool), archiver_of(backup), vars(archiver_of(backup)), destination,
+        vars(destination), session_of(backup).location, spool.waiting(), spool.uploads.waiting(), spool.uploads.abandoned(),
         destination.attempts,
         Upload(key="k", id=UPLOAD_ID),
     ]  # fmt: skip
@@ -358,11 +359,10 @@ def test_a_damaged_spool_shows_no_payload(tmp_path: Path, heard: Heard) -> None:
             database.execute(statement)
         database.close()
         with Backup.from_env(environment) as backup:
-            assert backup.archiver is not None
-            backup.archiver.drain(120)
-            for error in backup.spool.unreadable:
+            archiver_of(backup).drain(120)
+            for error in session_of(backup).spool.unreadable:
                 heard.raised(error)
-            heard.said += [repr(backup.spool.waiting())]
+            heard.said += [repr(session_of(backup).spool.waiting())]
         path.unlink(missing_ok=True)
     heard.check()
     assert heard.said
@@ -437,7 +437,7 @@ def test_the_progress_display_shows_an_error_as_it_is(tmp_path: Path, monkeypatc
         backup.record({}, source_id="web")
         with pytest.raises(DestinationPaused):
             backup.flush(timeout=120)
-        terminal = Terminal(backup, [], "events")
+        terminal = Terminal(session_of(backup), [], "events")
         terminal.look()
         with terminal._bars.console.capture() as captured:
             terminal._bars.console.print(terminal._bars.get_renderable())

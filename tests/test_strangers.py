@@ -21,8 +21,10 @@ from azurite import Azurite
 from buckets import FAST_RETRY
 from gcs import GcsServer
 from servers import Store
+from spools import archiver_of
 
 from jobs_backup import Backup, DestinationPaused
+from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import (
     JobsBackupError,
     Unproven,
@@ -159,13 +161,13 @@ def opened(at: Bucket, tmp_path: Path, **variables: str) -> Backup:
 
 def waits(backup: Backup) -> JobsBackupError:
     """That nothing counts as stored, with something that can be done about it."""
-    archiver = backup.archiver
+    archiver = archiver_of(backup)
     assert archiver is not None
     assert archiver.drain(120)
     error = archiver.stuck
     assert error is not None
     assert archiver.sent.objects == 0
-    (waiting,) = backup.spool.waiting()
+    (waiting,) = session_of(backup).spool.waiting()
     assert waiting.events == 1
     assert waiting.hint == error.hint != ""
     return error
@@ -184,9 +186,8 @@ def arrives(at: Bucket, tmp_path: Path, variables: Mapping[str, str]) -> None:
     """Once the store itself answers, the event is there, once."""
     at.proxy.clear()
     with opened(at, tmp_path, **variables) as backup:
-        assert backup.archiver is not None
-        assert backup.archiver.drain(120)
-        assert not backup.spool.waiting()
+        assert archiver_of(backup).drain(120)
+        assert not session_of(backup).spool.waiting()
     assert at.events() == [1]
 
 
@@ -233,8 +234,7 @@ def test_exists_in_the_stores_own_words_is_stored(at: Bucket, tmp_path: Path) ->
     with opened(at, tmp_path) as backup:
         backup.record({"n": 1}, source_id="web")
         backup.flush(120)
-        assert backup.archiver is not None
-        assert backup.archiver.sent.objects == 1
+        assert archiver_of(backup).sent.objects == 1
 
 
 def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Bucket, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Buck
     at.proxy.fail(get, method="GET", times=ALWAYS)
     with opened(at, tmp_path) as backup:
         assert isinstance(record(backup), Unproven)
-        key = next(iter(backup.destination._proof._doubted))
+        key = next(iter(session_of(backup).destination._proof._doubted))
     for _ in range(2):
         with opened(at, tmp_path) as backup:
             error = waits(backup)
@@ -276,7 +276,7 @@ def test_a_strangers_answer_ends_no_upload_and_deletes_nothing(at: Bucket, tmp_p
         pytest.skip("this store has no request for it")
     answer = (STRANGERS | PAGES).get(stranger, Answer(302, PAGE, {"Content-Type": "text/html", "Location": at.proxy.url}))
     with opened(at, tmp_path) as backup:
-        hooks = backup.destination._manager.hook
+        hooks = session_of(backup).destination._manager.hook
         body = BytesBody(b"data")
         about = {"key": "key", "size": 4, "checksum": body.crc32c(), "content_type": "x/y", "metadata": {}, "if_absent": True}
         if hook == "delete":

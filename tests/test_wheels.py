@@ -197,7 +197,7 @@ def test_the_chosen_provider_imports_none_of_the_others(name: str) -> None:
     """Loaded, and as far as the first request: it has its own SDK then, and of the others, which are installed, nothing."""
     code = (
         "import json, sys\n"
-        "from jobs_backup import errors, providers\n"
+        "from jobs_backup import errors\nfrom jobs_backup.store import providers\n"
         "from jobs_backup.testing.driver import Hooks\n"
         "name, variables = json.loads(sys.argv[1])\n"
         "hooks = Hooks(providers.load(name, {'JOBS_BACKUP_BUCKET': '/nonexistent' if name == 'FILE' else 'events', **variables}))\n"

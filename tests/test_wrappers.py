@@ -16,8 +16,10 @@ import pytest
 from commands import run
 from distributions import Install
 from example_wrappers import SEEN, Failing
+from spools import archiver_of
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     ConfigurationError,
@@ -159,15 +161,13 @@ def test_without_its_wrappers_a_batch_waits_and_keeps_no_other_back(tmp_path: Pa
     with Backup.from_env(environment(tmp_path, then)) as backup:
         backup.record({"n": 2}, source_id="web")
         backup.flush(timeout=120)  # the other one is not of this process
-        (waiting,) = backup.spool.waiting()
+        (waiting,) = session_of(backup).spool.waiting()
         assert why in waiting.error
         assert "JOBS_BACKUP_WRAPPERS" in waiting.hint
-        assert backup.archiver is not None
-        assert backup.archiver.paused is None
+        assert archiver_of(backup).paused is None
     assert len(objects()) == 1
     with Backup.from_env(environment(tmp_path, "inner,outer")) as backup:
-        assert backup.archiver is not None
-        backup.archiver.drain(120)
+        archiver_of(backup).drain(120)
     assert sorted(key.partition(".")[2] for key in objects()) == sorted(
         ["json.gz.xa.xb", "json.gz" + {"": "", "outer": ".xb", "outer,inner": ".xb.xa"}[then]]
     )
@@ -206,7 +206,7 @@ def test_an_object_that_no_wrapper_made_is_read_past_them(tmp_path: Path) -> Non
 def test_metadata_names_what_made_the_object(tmp_path: Path) -> None:
     record(environment(tmp_path, "inner,outer", XB_PARAMETER="2026-11"), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "first"), archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
     assert claim is not None
     assert claim.batch.wrappers == ("xa=", "xb=2026-11")
     to = destination(environment(tmp_path, "inner,outer"))
@@ -221,9 +221,8 @@ def test_what_is_damaged_in_the_spool_is_not_covered_up(tmp_path: Path) -> None:
         db.execute("UPDATE chunks SET data=zeroblob(length(data))")
     db.close()
     with Backup.from_env(environment(tmp_path, "inner")) as backup:
-        assert backup.archiver is not None
-        backup.archiver.drain(120)
-        assert len(backup.spool.quarantined()) == 1
+        archiver_of(backup).drain(120)
+        assert len(session_of(backup).spool.quarantined()) == 1
     assert objects() == {}
 
 
@@ -235,7 +234,7 @@ def test_what_a_wrapper_raises_before_the_call_counts_as_the_hooks_error(tmp_pat
     with Backup.from_env(environment(tmp_path, "failing,first")) as backup:
         backup.record({"n": 1}, source_id="web")
         backup.flush(timeout=120)
-        assert backup.destination.attempts == {
+        assert session_of(backup).destination.attempts == {
             ("write", "Unavailable"): 1,
             ("write", "StorageError"): 1,
             ("write", "ok"): 1,
@@ -275,40 +274,40 @@ def test_an_error_that_is_none_of_ours_names_the_wrappers_and_hides_secrets(tmp_
     Failing.before[:] = [RuntimeError("with canary-7f3a")]
     record(variables, {"n": 1}, archive=False)
     with Backup.from_env(variables, archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(StorageError) as caught:
-            backup.destination.write(*backup.destination.prepare(claim.batch))
+            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
     assert caught.value.message == "MEMORY within FAILING within FIRST: write failed: RuntimeError: with ****"
 
 
 def test_a_receipt_that_a_wrapper_loses_is_no_success(tmp_path: Path) -> None:
     record(environment(tmp_path, ""), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "forgetting"), archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(ContractViolation, match="MEMORY within FORGETTING: write returned NoneType"):
-            backup.destination.write(*backup.destination.prepare(claim.batch))
+            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
 
 
 def test_an_upload_whose_receipt_a_wrapper_loses_is_aborted(tmp_path: Path) -> None:
     MemoryProvider.uploads.clear()
     record(environment(tmp_path, ""), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "forgetting"), archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(ContractViolation, match="create_multipart returned NoneType"):
-            backup.destination.create_multipart(claim.batch)
+            session_of(backup).destination.create_multipart(claim.batch)
     assert MemoryProvider.uploads == {}
 
 
 def test_bytes_that_are_changed_without_a_format_are_not_stored(tmp_path: Path) -> None:
     record(environment(tmp_path, ""), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "meddling", JOBS_BACKUP_RETRY_ATTEMPTS="1"), archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(IntegrityError):
-            backup.destination.write(*backup.destination.prepare(claim.batch))
+            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
     assert objects() == {}
 
 
@@ -323,15 +322,15 @@ def test_bytes_that_are_changed_without_a_format_are_not_stored(tmp_path: Path) 
 def test_a_body_that_can_not_be_opened(tmp_path: Path, raised: Exception, expected: type[Exception]) -> None:
     record(environment(tmp_path, "inner"), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "inner,failing"), archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         Failing.opening[:] = [raised]
         with pytest.raises(expected) as caught:
-            backup.destination.prepare(claim.batch)
+            session_of(backup).destination.prepare(claim.batch)
         assert type(caught.value) is expected
     Failing.opening[:] = [raised]  # and the next attempt gets it through
     with Backup.from_env(environment(tmp_path, "inner,failing")) as backup:
-        backup.spool.release(claim.batch, StorageError("x"), delay=0)
+        session_of(backup).spool.release(claim.batch, StorageError("x"), delay=0)
         backup.flush(timeout=120)
 
 
@@ -441,16 +440,16 @@ def test_each_secret_of_a_list_is_hidden(tmp_path: Path) -> None:
     Failing.before[:] = [RuntimeError("with canary-two-0123456789")]
     record(variables, {"n": 1}, archive=False)
     with Backup.from_env(variables, archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(StorageError, match=r"(?m)write failed: RuntimeError: with \*\*\*\*$"):
-            backup.destination.write(*backup.destination.prepare(claim.batch))
+            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
 
 
 def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(environment(tmp_path, "inner", MEMORY_TOKEN="canary-7f3a"), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "inner", MEMORY_TOKEN="canary-7f3a"), archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
 
         def fail(self: Body) -> int:
@@ -458,7 +457,7 @@ def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_pa
 
         monkeypatch.setattr(Body, "crc32c", fail)
         with pytest.raises(StorageError, match=r"(?m)^MEMORY within INNER: open_body failed: RuntimeError: with \*\*\*\*$"):
-            backup.destination.prepare(claim.batch)
+            session_of(backup).destination.prepare(claim.batch)
 
 
 def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) -> None:
@@ -470,9 +469,8 @@ def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) 
         db.execute("UPDATE chunks SET data=?, crc32c=? WHERE job=?", (bytes(size), crc32c(bytes(size)), job))
     db.close()
     with Backup.from_env(environment(tmp_path, "inner")) as backup:
-        assert backup.archiver is not None
-        backup.archiver.drain(120)
-        (waiting,) = backup.spool.waiting()
+        archiver_of(backup).drain(120)
+        (waiting,) = session_of(backup).spool.waiting()
         assert "what comes to the wrappers is not what was sealed" in waiting.error
     assert objects() == {}
 
@@ -480,10 +478,10 @@ def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) 
 def test_a_wrapper_without_a_format_changes_nothing_before_one_that_has_one(tmp_path: Path) -> None:
     record(environment(tmp_path, "inner"), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "meddling,inner"), archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(IntegrityError, match="not what was sealed") as caught:
-            backup.destination.prepare(claim.batch)
+            session_of(backup).destination.prepare(claim.batch)
     assert "a wrapper that has no format" in caught.value.hint
 
 
@@ -493,12 +491,12 @@ def test_a_refusal_behind_the_call_does_not_mean_that_nothing_arrived(tmp_path: 
     Failing.after[:] = [error]
     record(environment(tmp_path, "failing"), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, "failing"), archive=False) as backup:
-        claim = backup.spool.claim()
+        claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(PermissionDenied):
-            backup.destination.write(*backup.destination.prepare(claim.batch))
-        assert backup.destination.may_have_accepted
-        assert backup.destination.may_land_for(sent_before=False) > 0
+            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
+        assert session_of(backup).destination.may_have_accepted
+        assert session_of(backup).destination.may_land_for(sent_before=False) > 0
     assert PermissionDenied.refused, "of others it still means that"
     assert len(objects()) == 1
 

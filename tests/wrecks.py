@@ -20,6 +20,7 @@ from buckets import events, file_environment
 from spools import engine
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.cli import main
 from jobs_backup.spool.interface import InputPosition, Recording
 from jobs_backup.spool.sqlite import writer
@@ -164,18 +165,18 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
     def leave_file() -> None:
         limit = writer._IDLE_FILE_BYTES
         writer._IDLE_FILE_BYTES = 0  # type: ignore[misc]
-        backup.spool.seal()
+        session_of(backup).spool.seal()
         writer._IDLE_FILE_BYTES = limit  # type: ignore[misc]
 
     steps: dict[str, Callable[..., Any]] = {
-        "session": lambda: engine(backup.spool).session,
+        "session": lambda: engine(session_of(backup).spool).session,
         "record": record,
-        "seal": backup.spool.seal,
+        "seal": session_of(backup).spool.seal,
         "leave file": leave_file,
         "delivered": backup.delivered,
-        "position": lambda name, at: backup.keep([_position(name, at)]),
-        "check_room": backup.check_room,
-        "trouble": lambda: backup.trouble,
+        "position": lambda name, at: session_of(backup).keep([_position(name, at)]),
+        "check_room": session_of(backup).check_room,
+        "trouble": lambda: session_of(backup).trouble,
         "flush": lambda: backup.flush(120),
         "close": backup.close,
     }
@@ -189,7 +190,7 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
 
 
 def _position(name: str, at: int) -> Recording:
-    from jobs_backup.backup.backup import _NO_STREAM
+    from jobs_backup.backup.session import _NO_STREAM
 
     return Recording(_NO_STREAM, [], first_at=0, last_at=0, position=InputPosition(name, at, b"1"))
 

@@ -20,6 +20,7 @@ from buckets import file_environment, realistic
 from scrapes import Samples, get, parse
 
 from jobs_backup import Backup
+from jobs_backup.backup.backup import session_of
 from jobs_backup.monitoring.health import monitored
 
 mpl.use("svg")
@@ -50,7 +51,7 @@ def watch(directory: Path) -> list[tuple[float, Samples]]:
     """(seconds, what was scraped then), each second. The store is a directory that is gone for a minute."""
     found: list[tuple[float, Samples]] = []
     bucket, away, end = directory / "bucket", directory / "away", threading.Event()
-    with Backup.from_env(file_environment(directory, **SETTINGS)) as backup, monitored(backup, backup.settings) as url:
+    with Backup.from_env(file_environment(directory, **SETTINGS)) as backup, monitored(backup, session_of(backup).settings) as url:
         recorder = threading.Thread(target=record, args=(backup, end))
         recorder.start()
         begun = time.monotonic()

@@ -122,7 +122,7 @@ def _has_folded(args: tuple[Any, ...]) -> bool:
     return bool(args[0]._folded)
 
 
-_SPOOL: Final = "jobs_backup.spool.sqlite.spool:Spool"
+_SPOOL: Final = "jobs_backup.spool.sqlite.spool:SqliteSpool"
 _CATALOG: Final = "jobs_backup.spool.sqlite.catalog:Catalog"
 _WRITER: Final = "jobs_backup.spool.sqlite.writer:Writer"
 _BLOBS: Final = "jobs_backup.spool.sqlite.blobs"

@@ -40,7 +40,7 @@ _HURRY: Final = {
     "jobs_backup.archive.archiver:_FIRST_PAUSE": 0.2,
     "jobs_backup.archive.archiver:_MAX_PAUSE": 1.0,
     "jobs_backup.archive.archiver:TICK": 0.25,
-    "jobs_backup.backup.backup:TICK": 0.25,
+    "jobs_backup.backup.session:TICK": 0.25,
     "jobs_backup.spool.sqlite.writer:_IDLE_FILE_BYTES": 600_000,
     "jobs_backup.archive.multipart:_ABORT_FIRST_WAIT": 0.5,
     "jobs_backup.archive.deleter:_TICK": 0.25,

@@ -263,7 +263,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="a dead file that could not be read passes for damaged",
-            place="jobs_backup.spool.sqlite.spool:Spool._take_over",
+            place="jobs_backup.spool.sqlite.spool:SqliteSpool._take_over",
             guard="        self._files.confirm_damage(name)\n",
             instead="",
             scenario="archive-open",
@@ -281,10 +281,10 @@ ALL: Final = {
         ),
         Sabotage(
             name="what cannot be taken over is not in the account",
-            place="jobs_backup.spool.sqlite.spool:Spool.account",
+            place="jobs_backup.spool.sqlite.spool:SqliteSpool.account",
             guard="            if session in self._catalog.blob_files():  # else it has ended meanwhile",
             instead="            if False:",
-            also=(("jobs_backup.spool.sqlite.spool:Spool._recover", "        self._unreadable[session] = error\n", ""),),
+            also=(("jobs_backup.spool.sqlite.spool:SqliteSpool._recover", "        self._unreadable[session] = error\n", ""),),
             scenario="archive-open",
             calls="^(open64|stat64) spool/blobs.*_recover",
             count=_ALL,
@@ -297,7 +297,7 @@ ALL: Final = {
             instead="return False",
             also=(
                 (
-                    "jobs_backup.spool.sqlite.spool:Spool._clean_up",
+                    "jobs_backup.spool.sqlite.spool:SqliteSpool._clean_up",
                     "if unsent := self._catalog.unsent_of(self._batches_in(name)):",
                     "if unsent := []:",
                 ),

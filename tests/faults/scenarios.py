@@ -56,7 +56,7 @@ _DEAD: Final = """
 _OPEN_AND_SEALED: Final = """
     record(backup, "web", 3)
     record(backup, "large", 1, noise=os.urandom(2500).hex())
-    backup.spool.seal()
+    session_of(backup).spool.seal()
     record(backup, "web", 2)
     record(backup, "ios", 2)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -69,8 +69,8 @@ _OPEN: Final = """
 _CLAIMED: Final = """
     record(backup, "ios", 2)
     record(backup, "backend", 2)
-    backup.spool.seal()
-    assert backup.spool.claim() is not None
+    session_of(backup).spool.seal()
+    assert session_of(backup).spool.claim() is not None
     record(backup, "backend", 3)
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -16,8 +16,10 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias, TypeVar, cast, overload
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.backup import Backup, backup_of, session_of
+from jobs_backup.backup.chunks import recording
 from jobs_backup.backup.events import Event, Job, Jobs
+from jobs_backup.backup.session import Session
 from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError
 from jobs_backup.format.lines import Payload
 from jobs_backup.settings.core import CoreSettings
@@ -60,13 +62,6 @@ class AsyncBackup:
         """Take the arguments of `Backup`. It is opened by `async with`, which raises what `Backup` raises."""
         self._prepare(functools.partial(Backup, settings, environment=environment, archive=archive), is_lent=False)
 
-    @classmethod
-    def of(cls, backup: Backup) -> Self:
-        """One that uses a Backup which is open, and leaves it open."""
-        made = cls.__new__(cls)
-        made._prepare(lambda: backup, is_lent=True)  # noqa: SLF001 - its own
-        return made
-
     def _prepare(self, open_: Callable[[], Backup], *, is_lent: bool) -> None:
         self._open = functools.partial(_Opening, open_, is_lent=is_lent)
         self._openings: dict[int, _Opening] = {}  # of this process, and of those that it was forked from
@@ -102,13 +97,9 @@ class AsyncBackup:
             created_at=created_at,
         )
         is_small = not isinstance(payload, dict) and _length(payload) <= _LARGE
-        recording = opening.backup.recording(event) if is_small else await self._call(Backup.recording, event)
-        await opening.commits.add(recording)
-        return Job(recording.jobs[0][0])
-
-    async def keep(self, recording: Recording) -> None:
-        """Record raw events that are encoded; fills in their jobs: see `Backup.keep`."""
-        await self._opened().commits.add(recording)
+        made = recording(event) if is_small else await self._call(lambda _: recording(event))
+        await opening.commits.add(made)
+        return Job(made.jobs[0][0])
 
     @overload
     async def record_many(
@@ -156,10 +147,10 @@ class AsyncBackup:
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until what this process recorded is in the bucket: see `Backup.flush`."""
         until = None if timeout is None else time.monotonic() + timeout
-        last = await self._call(Backup.seal)
+        last = await self._call(lambda backup: session_of(backup).seal())
         while True:
             left = _FLUSH_SECONDS if until is None else min(_FLUSH_SECONDS, max(0.0, until - time.monotonic()))
-            if await self._call(Backup.wait_until_stored, last, left):
+            if await self._call(lambda backup, left: session_of(backup).wait_until_stored(last, left), left):
                 return
             if until is not None and time.monotonic() >= until:
                 raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
@@ -241,7 +232,7 @@ class _Opening:
 
         def begin() -> None:
             self.backup = self._open()
-            self.commits = _Commits(self.backup)
+            self.commits = _Commits(session_of(self.backup))
             self.is_open = True
 
         self._begun = self._threads.submit(begin)
@@ -285,14 +276,14 @@ class _Commits:
     else, so that a loop may end, and a task be cancelled or interrupted, anywhere.
     """
 
-    def __init__(self, backup: Backup) -> None:
-        self._backup = backup
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._waiting = SimpleQueue[Waiting]()
         self._is_closed = False
         Thread(target=self._commit_until_closed, name="jobs-backup-commit", daemon=True).start()
 
     async def add(self, recording: Recording) -> None:
-        """Returns when it is durable. Raises as `Backup.keep` does."""
+        """Returns when it is durable. Raises as `Session.keep` does."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.put((recording, future))
         if self._is_closed:
@@ -310,7 +301,7 @@ class _Commits:
             error: BaseException | None = None
             try:
                 self._take(group)
-                self._backup.keep([recording for recording, _ in group])
+                self._session.keep([recording for recording, _ in group])
             except BaseException as caught:  # noqa: BLE001 - each task of the group raises it
                 error = caught
             _tell([future for _, future in group], error)
@@ -371,3 +362,14 @@ def _length(payload: object) -> int:
 
 def _closed() -> BackupClosed:
     return BackupClosed("the AsyncBackup is closed", hint="open a new one")
+
+
+class AsyncSession(AsyncBackup):
+    """For `serve`: a session that is open, and stays so."""
+
+    def __init__(self, session: Session) -> None:
+        self._prepare(lambda: backup_of(session), is_lent=True)
+
+    async def keep(self, recording: Recording) -> None:
+        """Record raw events that are encoded; fills in their jobs: see `Session.keep`."""
+        await self._opened().commits.add(recording)

@@ -30,6 +30,13 @@ def raw_stream(workspace_id: str, source_id: str) -> Stream:
     return Stream(Kind.RAW, workspace_id, source_id)
 
 
+def recording(event: Event) -> Recording:
+    """What is kept of an event. Raises InvalidEvent."""
+    at = encoding.now() if event.created_at is None else encoding.microseconds(event.created_at)
+    line = encoding.raw_line(event.payload, encoding.timestamp(at), event.user_id, event.message_id)
+    return Recording(raw_stream(event.workspace_id, event.source_id), [line], first_at=at, last_at=at)
+
+
 def each_of(payloads: object) -> Iterator[Payload | Event]:
     """Iterate over payloads. Raises InvalidEvent: it is one payload, whose characters or keys would be taken for payloads."""
     kind = type(payloads)

@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.cli.options import machine_errors, say
 from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
 from jobs_backup.cli.progress import Progress, progress
@@ -39,7 +39,7 @@ def take_in(
     inputs: Sequence[Input],
     settings: CoreSettings,
     counted: Counted,
-    make_handler: Callable[[Backup, Summary, threading.Event], Handler[Any]],
+    make_handler: Callable[[Session, Summary, threading.Event], Handler[Any]],
     *,
     options: InputOptions,
     as_json: bool = False,

@@ -13,7 +13,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Final, NoReturn
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.checks.settings import plugins_of, unknown_settings
 from jobs_backup.cli.options import say
 from jobs_backup.errors import ConfigurationError
@@ -89,13 +89,13 @@ def stopping() -> Generator[threading.Event]:
 
 
 @contextmanager
-def monitored_backup(settings: CoreSettings, stop: threading.Event) -> Generator[Backup]:
-    """A Backup with what tells others of it, for as long as the block runs, which closes it.
+def monitored_backup(settings: CoreSettings, stop: threading.Event) -> Generator[Session]:
+    """A Session with what tells others of it, for as long as the block runs, which closes it.
 
     Raises:
         ConfigurationError: either is wrong. Then nothing was sent.
     """
-    backup = Backup(settings)
+    backup = Session(settings)
     with ExitStack() as stack:
         try:
             url = stack.enter_context(monitored(backup, settings, is_stopping=stop.is_set))
@@ -107,7 +107,7 @@ def monitored_backup(settings: CoreSettings, stop: threading.Event) -> Generator
         yield backup
 
 
-def leave(code: int, backup: Backup) -> NoReturn:
+def leave(code: int, backup: Session) -> NoReturn:
     """End with this exit code."""
     if backup.archiver is not None and backup.archiver.is_working:
         # A request that hangs must not keep the process: its batch is in the spool, and is sent at the next start.

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.inputs.ndjson import Input
 from jobs_backup.util.logs import is_json
 
@@ -32,7 +32,7 @@ class _Silent:
 
 
 @contextmanager
-def progress(backup: Backup, inputs: Sequence[Input], counted: str) -> Generator[Progress]:
+def progress(backup: Session, inputs: Sequence[Input], counted: str) -> Generator[Progress]:
     """Shows the progress while the block runs. `counted` is what the lines of the inputs are."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()  # pyright: ignore[reportUnnecessaryComparison] - it may be closed
     if not is_terminal or is_json(os.environ):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from jobs_backup.archive.archiver import Archiver
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.cli.options import INCOMPLETE, REJECTED, machine_errors, say
 from jobs_backup.cli.progress import Progress
 from jobs_backup.cli.streams import print_json
@@ -38,7 +38,7 @@ class Unfinished(NamedTuple):
 class Summary:
     """What a command has done."""
 
-    def __init__(self, backup: Backup, counted: Counted, *, go_on: str = "", of_all: bool = False, records: bool = True) -> None:
+    def __init__(self, backup: Session, counted: Counted, *, go_on: str = "", of_all: bool = False, records: bool = True) -> None:
         """`go_on` tells how to read the rest of an input, empty if there is no way.
 
         `of_all`: it is complete only once nothing is left in the spool, of other processes either.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.inputs.ndjson import Input
 from jobs_backup.util.logs import printable
 
@@ -18,7 +18,7 @@ from jobs_backup.util.logs import printable
 class Terminal:
     """Two lines: what is read, and what is stored; and why nothing is, if the destination is paused."""
 
-    def __init__(self, backup: Backup, inputs: Sequence[Input], counted: str) -> None:
+    def __init__(self, backup: Session, inputs: Sequence[Input], counted: str) -> None:
         sizes = [one.size for one in inputs]
         total = None if None in sizes else sum(size for size in sizes if size is not None)
         self._archiver = backup.archiver

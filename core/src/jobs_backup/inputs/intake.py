@@ -12,7 +12,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.errors import (
     AmbiguousInput,
     ConfigurationError,
@@ -100,7 +100,7 @@ class Intake(Generic[T]):
 
     def __init__(
         self,
-        backup: Backup,
+        backup: Session,
         source: Input,
         handler: Handler[T],
         contents: Contents,

@@ -18,7 +18,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.backup import Backup, session_of
+from jobs_backup.backup.session import Session
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.util import listening
@@ -41,26 +42,27 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _ABSOLUTE: Final = re.compile(r"https?://[^/]*(.*)", re.IGNORECASE | re.DOTALL)
 
 
-def health(backup: Backup) -> str:
+def health(backup: Backup | Session) -> str:
     """Why only a new start of the process can help: a thread of it has ended or hangs. Empty if all is well."""
-    return backup.trouble
+    return session_of(backup).trouble
 
 
-def readiness(backup: Backup) -> str:
+def readiness(backup: Backup | Session) -> str:
     """Why an event would not be accepted now, or others can't be sent, in one line. Empty if all is well.
 
     No room; a spool that can't be used; what a dead process has recorded and nobody can take over; or an end.
     """
     error: JobsBackupError | None
     try:
-        backup.check_room()
-        error = next(iter(backup.spool.unreadable), None)
+        session = session_of(backup)
+        session.check_room()
+        error = next(iter(session.spool.unreadable), None)
     except JobsBackupError as failure:
         error = failure
     return "" if error is None else f"{error.one_line()} [{error.code}]"
 
 
-def metrics_page(backup: Backup, accept: str) -> tuple[bytes, str]:
+def metrics_page(backup: Backup | Session, accept: str) -> tuple[bytes, str]:
     """The metrics, and their content type: Prometheus' text format, or OpenMetrics where `accept` (the header) asks for it.
 
     Raises:
@@ -84,7 +86,9 @@ def path_of(target: str) -> str:
 
 
 @contextmanager
-def monitored(backup: Backup, settings: CoreSettings, *, is_stopping: Callable[[], bool] = lambda: False) -> Generator[str]:
+def monitored(
+    backup: Backup | Session, settings: CoreSettings, *, is_stopping: Callable[[], bool] = lambda: False
+) -> Generator[str]:
     """Answers on JOBS_BACKUP_METRICS_PORT and writes JOBS_BACKUP_METRICS_FILE while the block runs, where they are set.
 
     Gives the URL that is listened on, empty if there is none. It may outlast the Backup: the file is written once more at the end.
@@ -105,7 +109,7 @@ def monitored(backup: Backup, settings: CoreSettings, *, is_stopping: Callable[[
 
 
 @contextmanager
-def metrics_file(backup: Backup, path: Path) -> Generator[None]:
+def metrics_file(backup: Backup | Session, path: Path) -> Generator[None]:
     """Writes the metrics into a file, in one step each time, every 15 s while the block runs, and at its end.
 
     Raises:
@@ -140,11 +144,11 @@ def metrics_file(backup: Backup, path: Path) -> Generator[None]:
     finally:
         end.set()
         thread.join()
-        _collected(backup)[1].expire()
+        _collected(session_of(backup))[1].expire()
         write()
 
 
-def _write(backup: Backup, path: Path) -> None:
+def _write(backup: Backup | Session, path: Path) -> None:
     """Raises OSError and ConfigurationError."""
     collected = registry(backup)
     from prometheus_client import write_to_textfile  # noqa: PLC0415 - an extra
@@ -152,26 +156,26 @@ def _write(backup: Backup, path: Path) -> None:
     write_to_textfile(str(path), collected)
 
 
-def registry(backup: Backup) -> CollectorRegistry:
+def registry(backup: Backup | Session) -> CollectorRegistry:
     """What `metrics_page` shows, and where others may be registered.
 
     Raises:
         ConfigurationError: the extra is not installed.
     """
-    return _collected(backup)[0]
+    return _collected(session_of(backup))[0]
 
 
 @functools.lru_cache(maxsize=8)
-def _collected(backup: Backup) -> tuple[CollectorRegistry, Metrics]:
+def _collected(session: Session) -> tuple[CollectorRegistry, Metrics]:
     """One for each Backup, so that what it has read of the spool is not read again for each request."""
     from jobs_backup.monitoring import metrics  # noqa: PLC0415 - an extra
 
-    collector = metrics.Metrics(backup)
-    return metrics.registry(backup, collector), collector
+    collector = metrics.Metrics(session)
+    return metrics.registry(session, collector), collector
 
 
 @contextmanager
-def _listening(backup: Backup, host: str, port: int, is_stopping: Callable[[], bool]) -> Generator[str]:
+def _listening(backup: Backup | Session, host: str, port: int, is_stopping: Callable[[], bool]) -> Generator[str]:
     def answer(path: str, accept: str) -> tuple[HTTPStatus, str, bytes]:
         trouble = "not found: there are /metrics, /healthz and /readyz"
         status = HTTPStatus.NOT_FOUND

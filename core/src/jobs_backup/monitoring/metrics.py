@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from jobs_backup import __version__
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.backup import Backup, session_of
+from jobs_backup.backup.session import Session
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.model import Kind
 from jobs_backup.spool.engines import watch
@@ -101,9 +102,9 @@ class Metrics(Collector):
     second, and less often where that takes long. While it can't be read, it is left out.
     """
 
-    def __init__(self, backup: Backup) -> None:
+    def __init__(self, backup: Backup | Session) -> None:
         """The Backup may be closed before the last scrape."""
-        self._backup = backup
+        self._session = session_of(backup)
         self._looking = threading.Lock()
         self._looked_until = 0.0
         self._found: tuple[Status, list[Total]] | None = None
@@ -130,7 +131,7 @@ class Metrics(Collector):
             begun = time.monotonic()
             if begun >= self._looked_until:
                 try:
-                    self._found = watch(self._backup.settings.spool_path, Limits.of(self._backup.settings))
+                    self._found = watch(self._session.settings.spool_path, Limits.of(self._session.settings))
                 except (JobsBackupError, OSError) as failure:
                     self._found = None
                     self._errors += 1
@@ -140,13 +141,13 @@ class Metrics(Collector):
             return self._found
 
     def _of_process(self) -> Iterator[Metric]:
-        backup, recorded, destination = self._backup, self._backup.spool.recorded, self._backup.destination
-        build = {"version": __version__, "python": platform.python_version(), "provider": backup.settings.storage_provider.upper()}
+        session, recorded, destination = self._session, self._session.spool.recorded, self._session.destination
+        build = {"version": __version__, "python": platform.python_version(), "provider": session.settings.storage_provider.upper()}
         yield InfoMetricFamily("jobs_backup_build", HELP["build"], value=build)
         yield _by_kind("recorded_events", recorded.events)
         yield _by_kind("recorded_bytes", recorded.bytes)
         yield _counter("rejected_lines", recorded.rejected)
-        yield _counter("acknowledged_events", backup.spool.acknowledged)
+        yield _counter("acknowledged_events", session.spool.acknowledged)
         commits = HistogramMetricFamily("jobs_backup_commit_seconds", HELP["commit_seconds"])
         commits.add_metric([], *_buckets(recorded.commit_seconds))
         yield commits
@@ -161,7 +162,7 @@ class Metrics(Collector):
         yield _counter("scrape_errors", self._errors)
 
     def _of_spool(self, status: Status, totals: list[Total]) -> Iterator[Metric]:
-        settings = self._backup.settings
+        settings = self._session.settings
         streams = [stream for one in status.destinations for stream in one.streams]
         open_events = sum(stream.open_events for stream in streams)
         yield _gauge("behind", bool(status.behind))
@@ -179,7 +180,7 @@ class Metrics(Collector):
             yield _by_kind(metric, {one.kind: getattr(one, column) for one in totals if one.state == state})
         yield _gauge("last_stored_timestamp_seconds", max(one.stored_at for one in totals if one.state == "stored"))
         # Its own, too, where nothing is to be told of it.
-        destinations = dict.fromkeys([self._backup.location]) | {one.location: one for one in status.destinations}
+        destinations = dict.fromkeys([self._session.location]) | {one.location: one for one in status.destinations}
         paused = {location: one is not None and one.paused > 0 for location, one in destinations.items()}
         failing = {location: one is not None and bool(one.error) for location, one in destinations.items()}
         deletes = {location: 0 if one is None else one.deletes for location, one in destinations.items()}
@@ -221,7 +222,7 @@ class RequestMetrics(Collector):
         yield family
 
 
-def registry(backup: Backup, collector: Metrics | None = None) -> CollectorRegistry:
+def registry(backup: Backup | Session, collector: Metrics | None = None) -> CollectorRegistry:
     """A registry with the metrics of this Backup, and with `process_*`: memory, processor time, files, and when it started.
 
     `collector` is one that was made before.

@@ -9,8 +9,8 @@ from typing import Final
 import click
 import msgspec
 
-from jobs_backup.backup.backup import Backup
 from jobs_backup.backup.events import job_id
+from jobs_backup.backup.session import Session
 from jobs_backup.cli.inputs import inputs_of, take_in
 from jobs_backup.cli.options import with_environment
 from jobs_backup.cli.process import read_settings, summarize_failures
@@ -49,7 +49,7 @@ def delivered(files: tuple[Path, ...], allow_rejects: bool, as_json: bool) -> No
 class _Deliveries:
     """See `Handler`: a job id a line."""
 
-    def __init__(self, backup: Backup, summary: Summary) -> None:
+    def __init__(self, backup: Session, summary: Summary) -> None:
         self.job: str | None = None  # what was acknowledged before may be acknowledged again
         self._backup = backup
         self._summary = summary

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from jobs_backup.backup.backup import Backup
 from jobs_backup.backup.failures import FailureRecord, parse_failure
+from jobs_backup.backup.session import Session
 from jobs_backup.cli.inputs import inputs_of, take_in
 from jobs_backup.cli.options import with_environment, with_input_options
 from jobs_backup.cli.process import read_settings, summarize_failures
@@ -45,7 +45,7 @@ def failed(files: tuple[Path, ...], as_json: bool, again: bool, append_only: boo
 class _Failures:
     """See `Handler`: a failure a line."""
 
-    def __init__(self, backup: Backup) -> None:
+    def __init__(self, backup: Session) -> None:
         self.job: str | None = "failed"
         self._backup = backup
 

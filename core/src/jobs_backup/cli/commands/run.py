@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.cli.inputs import inputs_of, take_in
 from jobs_backup.cli.options import check_text, only_one, with_environment, with_input_options
 from jobs_backup.cli.output import Output
@@ -90,7 +90,7 @@ def run(
 class _Events:
     """See `Handler`: an event's payload a line."""
 
-    def __init__(self, backup: Backup, stream: Stream, *, ids: Output | None) -> None:
+    def __init__(self, backup: Session, stream: Stream, *, ids: Output | None) -> None:
         self._backup = backup
         self._stream = stream
         self._ids = ids

@@ -16,11 +16,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from jobs_backup.backup.async_backup import AsyncBackup
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.async_backup import AsyncSession
 from jobs_backup.backup.chunks import raw_stream
 from jobs_backup.backup.events import job_id
 from jobs_backup.backup.failures import FailureRecord, parse_failure
+from jobs_backup.backup.session import Session
 from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError, StorageError, UnknownJob
 from jobs_backup.format import surrogates
 from jobs_backup.inputs.http import answers, bodies, openapi, payloads
@@ -59,11 +59,11 @@ _error_of: Final = msgspec.json.Decoder(_ErrorOf).decode
 
 
 class App:
-    """Answers requests with what a Backup says."""
+    """Answers requests with what a Session says."""
 
-    def __init__(self, backup: Backup, settings: ServerSettings, access: Access, *, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, backup: Session, settings: ServerSettings, access: Access, *, is_stopping: Callable[[], bool]) -> None:
         self._backup = backup
-        self._async = AsyncBackup.of(backup)
+        self._async = AsyncSession(backup)
         self._access = access
         self._settings = settings
         self._memory = Memory(settings.max_pending)
@@ -77,7 +77,7 @@ class App:
         self._reporting = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-failures")
 
     async def __aenter__(self) -> ASGIApp:
-        """The ASGI application, for as long as the block runs. What it counts is among the metrics of the Backup."""
+        """The ASGI application, for as long as the block runs. What it counts is among the metrics of the Session."""
         requests = Requests()
         requests.show(self._backup)
         await self._async.__aenter__()

@@ -6,7 +6,7 @@ import importlib.util
 from collections import Counter
 from typing import Final
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.monitoring import health as monitoring
 from jobs_backup.util.histogram import Histogram
 
@@ -32,8 +32,8 @@ class Requests:
             self.seconds[path] = Histogram(SECONDS)
         self.seconds[path].observe(seconds)
 
-    def show(self, backup: Backup) -> None:
-        """Have them among the metrics of a Backup, if there are any: they are an extra of their own."""
+    def show(self, backup: Session) -> None:
+        """Have them among the metrics of a Session, if there are any: they are an extra of their own."""
         if importlib.util.find_spec("prometheus_client") is not None:
             from jobs_backup.monitoring.metrics import RequestMetrics  # noqa: PLC0415 - an extra
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import uvicorn
 
-from jobs_backup.backup.backup import Backup
+from jobs_backup.backup.session import Session
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.inputs.http.access import Access
 from jobs_backup.inputs.http.app import App
@@ -51,11 +51,11 @@ class Server:
         scheme = "http" if settings.tls_certificate is None else "https"
         self.url = listening.url(scheme, settings.host, self._listeners[0])
 
-    def serve(self, backup: Backup, stop: threading.Event) -> None:
+    def serve(self, backup: Session, stop: threading.Event) -> None:
         """Answer requests until `stop` is set; then those that have begun, for some seconds."""
         asyncio.run(self._serve(backup, stop))
 
-    async def _serve(self, backup: Backup, stop: threading.Event) -> None:
+    async def _serve(self, backup: Session, stop: threading.Event) -> None:
         settings = self._settings
         async with App(backup, settings, self._access, is_stopping=stop.is_set) as app:
             connections = Connections(most=self._most, spare=_SPARE_CONNECTIONS, arrival_seconds=settings.read_timeout)
