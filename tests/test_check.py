@@ -17,7 +17,7 @@ from gcs import ALL, LEAST, Emulator, GcsServer
 from s3_client import STORED, open_s3, refusal
 from servers import Moto, Store, operations, policy, weed
 
-import jobs_backup.checks.permissions as engine
+from jobs_backup.spool.sqlite import status as engine
 from jobs_backup.checks.permissions import Report, check
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.settings.core import CoreSettings

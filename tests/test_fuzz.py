@@ -200,7 +200,7 @@ def run_in_process(directory: Path, file: Path, *, code: int = 0) -> dict[str, A
         result: Result = CliRunner().invoke(cli, [*RUN, str(file), "--source-id", "web", "--json"], catch_exceptions=False)
     found: dict[str, Any] = json.loads(result.stdout)
     assume(not any("convert it" in problem for problem in found["problems"]))
-    assert result.exit_code == (code or (3 if found["rejected"] else 0)), result.stdout + result.stderr
+    assert result.exit_code == (code or (3 if found["rejected"] or found["rejected_before"] else 0)), result.stdout + result.stderr
     return found
 
 

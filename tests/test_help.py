@@ -102,7 +102,7 @@ def test_a_code_that_is_none_is_an_error_with_the_nearest_one(capsys: pytest.Cap
 
 
 def test_help_with_a_command_is_that_commands_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "status [OPTIONS]\n\n  Tell what waits" in invoke(capsys, "help", "status")[1]
+    assert "status [OPTIONS]\n\n  Show what waits" in invoke(capsys, "help", "status")[1]
 
 
 def test_every_error_and_warning_of_the_command_ends_with_a_code_that_help_explains(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_every_error_and_warning_of_the_command_ends_with_a_code_that_help_expla
         lines = [
             line
             for line in err.splitlines()
-            if line and not line.startswith(("Usage:", "Try '", "Error: ")) and "recorded" not in line
+            if line and not line.startswith(("Usage:", "Try '", "Error: ")) and " stored in " not in line
         ]
         for line in lines:
             found = re.search(r" \[(\w+)\]$", line)

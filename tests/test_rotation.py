@@ -418,7 +418,9 @@ def test_a_file_of_googles_that_is_being_replaced_is_read_again(
         with pytest.raises(Unauthenticated):
             hooks.write("key", b"data")
         path.unlink() if content is None else path.write_text(content)
-        with pytest.raises(ConfigurationError, match="GOOGLE_APPLICATION_CREDENTIALS") as caught:
+        with pytest.raises(
+            Unauthenticated if content is None else ConfigurationError, match="GOOGLE_APPLICATION_CREDENTIALS"
+        ) as caught:
             hooks.write("key", b"data")
         assert caught.value.hint
         path.write_text(whole)
@@ -469,7 +471,7 @@ def test_azures_files_are_read_again(tmp_path: Path, kind: str, answer: str) -> 
         assert seen == [OLD, OLD, NEW]
     assert len(set(seen)) == len(seen) - (kind == "SAS")
     path.unlink()
-    with pytest.raises(ConfigurationError, match=f"{variable}: the file that it names can't be read: No such file"):
+    with pytest.raises(ConfigurationError, match=f"{variable}: .*: No such file"):
         providers.load("AZURE_BLOB", environment)
 
 
@@ -479,7 +481,7 @@ def test_azures_files_are_read_again(tmp_path: Path, kind: str, answer: str) -> 
         ({"AZURE_STORAGE_SAS_TOKEN_FILE": "FILE"}, "AZURE_STORAGE_SAS_TOKEN_FILE is no SAS"),
         ({"AZURE_STORAGE_ACCESS_KEY_FILE": "FILE"}, "AZURE_STORAGE_ACCESS_KEY_FILE is no key"),
         ({"AZURE_STORAGE_ACCESS_KEY_FILE": "FILE", "AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=1"}, "only one of them"),
-        ({"AZURE_STORAGE_SAS_TOKEN_FILE": "sv=1&sig=canary"}, "can't be read"),
+        ({"AZURE_STORAGE_SAS_TOKEN_FILE": "sv=1&sig=canary"}, "not a path: save it in a file"),
     ],
 )
 def test_azures_files_that_hold_something_else(tmp_path: Path, variables: dict[str, str], why: str) -> None:

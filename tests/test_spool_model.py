@@ -975,11 +975,11 @@ class Model(RuleBasedStateMachine):
         return Snapshot(batches, sessions, uploads, delivered)
 
     def files(self) -> list[str]:
-        """What is in the spool besides its catalog and its reserve of space."""
+        """What is in the spool besides what an idle one has."""
         return sorted(
             path.relative_to(self.directory).as_posix()
             for path in self.directory.rglob("*")
-            if path.is_file() and not path.name.startswith(("catalog.db", "ballast"))
+            if path.is_file() and not path.name.startswith(("catalog.db", "ballast", "made"))
         )
 
 

@@ -25,7 +25,7 @@ _FAILURE_FIELDS: Final = [
     *_FIELDS, "workspaceId", "sourceId", "destinationId", "jobId", "error", "attempts", "failedAt",
 ]  # fmt: skip
 _SHOWN: Final = 5
-_IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast"}
+_IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast", "made"}
 
 
 @dataclass

@@ -38,7 +38,7 @@ _LONG: Final = 40
 _SHORT: Final = 16
 """Fewer are no key; these might be one."""
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
-_PLAIN: Final = re.compile(r"[A-Za-z]{1,15}|[-+]?[0-9][0-9.,_]{0,11}\s?[A-Za-z]{0,8}")
+_PLAIN: Final = re.compile(r"[A-Za-z]{1,15}|[a-z]{1,4}[0-9]?(?::[-+]?[0-9]{0,3})?|[-+]?[0-9][0-9.,_]{0,11}\s?[A-Za-z]{0,8}")
 
 
 def credential_in(text: str) -> str:
@@ -82,7 +82,7 @@ def _written(character: str) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text is a short word, or a number with a unit: what somebody mistypes for a number or a choice."""
+    """Whether a text is a short word, a format with a level, or a number with a unit: what is mistyped for a number or a choice."""
     return _PLAIN.fullmatch(text) is not None
 
 
