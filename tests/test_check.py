@@ -17,11 +17,11 @@ from gcs import ALL, LEAST, Emulator, GcsServer
 from s3_client import STORED, open_s3, refusal
 from servers import Moto, Store, operations, policy, weed
 
-from jobs_backup.spool.sqlite import status as engine
 from jobs_backup.checks.permissions import Report, check
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.spool.sqlite import disk
+from jobs_backup.spool.sqlite import status as engine
 from jobs_backup.store import providers
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Delay, FaultProxy, Swallow
 from jobs_backup.testing.memory import MemoryProvider, loaded

@@ -1,4 +1,4 @@
-"""For providers that stand on an SDK: what each of them would write again, and what is easily written wrong."""
+"""For providers: what each of them would write again, and what is easily written wrong."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ from jobs_backup.errors import (
 )
 from jobs_backup.model import DeleteReceipt
 from jobs_backup.util.disclosure import may_be_credential, shown
+from jobs_backup.util.exhaustion import explain
+from jobs_backup.util.fsync import sync_directory, sync_file
+from jobs_backup.util.logs import printable
+
+__all__ = [
+    "PerProcess",
+    "delete_each",
+    "explain",
+    "forbidden",
+    "hide_in_logs",
+    "moved",
+    "printable",
+    "sync_directory",
+    "sync_file",
+    "unreadable",
+]
 
 T = TypeVar("T")
 _DELETES: Final = 8

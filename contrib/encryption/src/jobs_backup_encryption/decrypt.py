@@ -13,7 +13,7 @@ import click
 
 from jobs_backup.errors import JobsBackupError
 from jobs_backup.model import Body
-from jobs_backup.util.logs import printable
+from jobs_backup.sdk import printable
 from jobs_backup_encryption.format import DecryptedBody
 from jobs_backup_encryption.keys import Keys
 

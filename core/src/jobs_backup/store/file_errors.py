@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs_backup.errors import JobsBackupError, NotSupported, ObjectNotFound, PermissionDenied, Unavailable
-from jobs_backup.util.exhaustion import explain
+from jobs_backup.sdk import explain
 
 LACKING: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 """What a file system answers to an operation that it does not have. Some have more numbers for single operations."""

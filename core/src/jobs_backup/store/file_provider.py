@@ -27,9 +27,9 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
+from jobs_backup.sdk import sync_directory, sync_file
 from jobs_backup.settings import Settings, Variable
 from jobs_backup.store.file_errors import LACKING, NO_LINKS, translated, warnings, written
-from jobs_backup.util.fsync import sync_directory, sync_file
 
 _BLOCK: Final = 1 << 17
 _WORK: Final = ".jobs-backup"
