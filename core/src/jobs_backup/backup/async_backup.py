@@ -147,10 +147,10 @@ class AsyncBackup:
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until what this process recorded is in the bucket: see `Backup.flush`."""
         until = None if timeout is None else time.monotonic() + timeout
-        last = await self._call(lambda backup: session_of(backup).seal())
+        last = await self._call(_seal)
         while True:
             left = _FLUSH_SECONDS if until is None else min(_FLUSH_SECONDS, max(0.0, until - time.monotonic()))
-            if await self._call(lambda backup, left: session_of(backup).wait_until_stored(last, left), left):
+            if await self._call(_wait_until_stored, last, left):
                 return
             if until is not None and time.monotonic() >= until:
                 raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
@@ -325,6 +325,14 @@ class _Commits:
             while (one := self._waiting.get_nowait()) is not None:
                 taken.append(one)
             self._waiting.put(None)
+
+
+def _seal(backup: Backup) -> int:
+    return session_of(backup).seal()
+
+
+def _wait_until_stored(backup: Backup, last: int, timeout: float) -> bool:
+    return session_of(backup).wait_until_stored(last, timeout)
 
 
 async def _result(future: Future[T]) -> T:

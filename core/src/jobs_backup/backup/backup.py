@@ -194,11 +194,11 @@ class Backup:
 
 def session_of(backup: Backup | Session) -> Session:
     """What is behind a Backup: for what looks after it."""
-    return backup if isinstance(backup, Session) else backup._session  # noqa: SLF001 - its own
+    return backup if isinstance(backup, Session) else backup._session  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its own
 
 
 def backup_of(session: Session) -> Backup:
     """A Backup over a session that is open."""
     made = Backup.__new__(Backup)
-    made._session = session  # noqa: SLF001 - its own
+    made._session = session  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its own
     return made
