@@ -218,6 +218,24 @@ def test_lines_among_others_are_not_taken_for_a_format(call: Call, tmp_path: Pat
     assert found["rejected"] == sum(not line.startswith(b"{") for line in content.split()) - content.count(b"bad, ")
 
 
+@pytest.mark.parametrize("blank", [b" ", b"\t", b"  \t"])
+@pytest.mark.parametrize("line", [b'{"a":1,"b":2}', b'{"a":"x;y"}', b'{"a":"\\t\\t"}'])
+def test_lines_that_begin_with_blanks_are_events(call: Call, tmp_path: Path, blank: bytes, line: bytes) -> None:
+    code, stdout, stderr = call("run", put(tmp_path / "in", 3 * (blank + line + b"\n")), "--json")
+    assert (code, json.loads(stdout)["events"]) == (0, 3), stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b'[{"bad":1}]', b"[{}]", b"[1]", b"a" * 257 + b"ustar", b"# a,b", b"a,b", b"id;name", b'"text"', b"<none>", b"BZ", b"PAR"],
+    ids=lambda line: line[:12].decode(),
+)
+def test_a_first_line_that_is_no_event_keeps_no_other_from_being_one(call: Call, tmp_path: Path, first: bytes) -> None:
+    code, stdout, stderr = call("run", put(tmp_path / "in", first + b"\n" + LINES), "--json")
+    found = json.loads(stdout)
+    assert (code, found["events"], found["rejected"]) == (3, 100, 1), stderr
+
+
 # Rejected lines and unfinished ones
 
 

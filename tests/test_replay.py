@@ -29,7 +29,7 @@ from servers import Moto, Store, policy
 from jobs_backup import Backup, Event
 from jobs_backup.cli import cli
 from jobs_backup.cli.replay_output import OutputFile
-from jobs_backup.errors import ConfigurationError
+from jobs_backup.errors import ConfigurationError, InvalidEvent
 from jobs_backup.replay import Query, read_cursor, write_cursor
 from jobs_backup.testing.events import events as generated
 
@@ -831,3 +831,57 @@ def test_many_events_come_back_in_order_in_constant_memory(tmp_path: Path) -> No
         used.append(int(result.stderr.split()[-1]))
         assert subprocess.run(["cmp", file, tmp_path / f"{source}.back"], check=False).returncode == 0
     assert used[1] < used[0] * 1.3, used
+
+
+@pytest.mark.parametrize("options", [(), ("--payload-only",), ("--list", "--payload-only"), ("--since", "2h")])
+def test_what_was_taken_comes_back_however_deep_it_is_nested(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Parsers have limits, which depend on who calls them."""
+    taken = 0
+    with Backup.from_env(file_environment(tmp_path)) as backup:
+        for depth in (1, 400, 498, 499, 500, 501, 700, 990, 2000):
+            for text in (b'{"a":' + b"[" * depth + b"]" * depth + b"}", b'{"]":"\\"]]",' + b'"a":{' * depth + b"}" * depth + b"}"):
+                try:
+                    backup.record(text, source_id="web")
+                    taken += 1
+                except InvalidEvent as error:
+                    assert depth >= 500, error
+                    assert "nested in more than 500 levels" in str(error)
+                else:
+                    assert depth < 500
+    code, out, err = run("replay", *options, env=file_environment(tmp_path))
+    assert (code, len(out.splitlines()), taken) == (0, 8, 8), err
+
+
+def test_a_foreign_line_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path)
+    with Backup.from_env(environment) as backup:
+        backup.record({"n": 1}, source_id="web")
+    (key,) = objects(tmp_path)
+    deep = b'{"payload":' + b"[" * 5000 + b"]" * 5000 + b"}\n"
+    (tmp_path / "bucket" / key).write_bytes(gzip.compress(deep))
+    code, out, err = run("replay", "--list", "--payload-only", env=environment)
+    assert (code, out) == (1, "")
+    assert "line 1 is no event" in err
+    assert "Traceback" not in err
+
+
+def test_names_in_a_directory_that_are_no_keys_are_passed_over(tmp_path: Path) -> None:
+    environment = file_environment(tmp_path)
+    with Backup.from_env(environment) as backup:
+        backup.record({"n": 1}, source_id="web")
+    ((key, content),) = objects(tmp_path).items()
+    strange = tmp_path / "bucket" / key.replace("web/", os.fsdecode(b"we\xff/"))
+    strange.parent.mkdir(parents=True)
+    strange.write_bytes(content)
+    code, out, err = run("replay", "--list", env=environment)
+    assert (code, len(out.splitlines())) == (0, 1), err
+
+
+@pytest.mark.parametrize("note", [b'{"asked":"\xff"}', b"", b"[" * 9000, b'{"asked":1}', b"\x00"])
+def test_a_damaged_position_counts_as_none(tmp_path: Path, note: bytes) -> None:
+    environment = file_environment(tmp_path)
+    with Backup.from_env(environment) as backup:
+        backup.record({"n": 1}, source_id="web")
+    (tmp_path / "out.position").write_bytes(note)
+    code, _, err = run("replay", "--output", str(tmp_path / "out"), env=environment)
+    assert (code, len((tmp_path / "out").read_text().splitlines())) == (0, 1), err

@@ -12,6 +12,7 @@ import pytest
 
 from jobs_backup.errors import (
     BucketNotFound,
+    ConfigurationError,
     IntegrityError,
     JobsBackupError,
     ObjectNotFound,
@@ -19,7 +20,7 @@ from jobs_backup.errors import (
     Throttled,
     Unavailable,
 )
-from jobs_backup.sdk import PerProcess, delete_each, hide_in_logs
+from jobs_backup.sdk import PerProcess, delete_each, forbidden, hide_in_logs, moved
 
 DENIED = PermissionDenied("denied", action="delete", resource="bucket")
 
@@ -142,3 +143,11 @@ def test_secrets_in_urls_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("its.http").info("nothing %d of it", 1)
     assert caplog.messages == ["GET https://host/?sig=****&x=1", "nothing 1 of it"]
     assert len(logging.getLogger("some.sdk").filters) == 1
+
+
+@pytest.mark.parametrize("letters", ["a", "a ", "no a", "arn:aws:", "no policy", "-", "@", "A"])
+def test_a_refusal_of_any_length_is_looked_at_in_linear_time(letters: str) -> None:
+    """Anybody may answer, and patterns that go back and forth over a megabyte would hold the interpreter for hours."""
+    text = letters * (1 << 20)
+    assert forbidden("refused", text, text, action="s3:PutObject", resource="bucket").hint
+    assert isinstance(moved("moved", text, "ENDPOINT"), ConfigurationError)

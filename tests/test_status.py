@@ -227,3 +227,9 @@ def test_watching_ends_with_its_reader_and_goes_on_without_a_spool(tmp_path: Pat
         assert "nothing waits" in next(filter(str.strip, process.stdout))
         process.stdout.close()
         assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e12", "0", "x"])
+def test_no_pause_between_two_looks_is_no_number_of_seconds(tmp_path: Path, seconds: str) -> None:
+    code, _, err = run("status", f"--watch={seconds}", env={"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)})
+    assert (code, "--watch" in err, "Traceback" in err) == (2, True, False), err

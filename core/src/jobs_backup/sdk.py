@@ -204,6 +204,8 @@ _FORBIDDEN: Final = tuple(
     )
 )
 """Words of a refusal that is not a missing permission, its error (None: a PermissionDenied), and what to do."""
+_LONGEST: Final = 500
+"""Characters of what the store says that are looked at: anybody may answer."""
 _NAMES: Final = re.compile(r"\S*[:/@]\S*")
 """ARNs, keys and accounts in the store's sentence: their names may have any word in them."""
 
@@ -217,7 +219,8 @@ def forbidden(message: str, code: str, said: str, *, action: str, resource: str,
         action, resource: what has to be granted on what, if it is a missing permission.
         owned: whether the answer is in the store's own words: a proxy refuses with 403, too.
     """
-    words = f"{re.sub('(?<=[a-z0-9])(?=[A-Z])', ' ', code)} {_NAMES.sub('', said)}"
+    said = said[:_LONGEST]
+    words = f"{re.sub('(?<=[a-z0-9])(?=[A-Z])', ' ', code[:_LONGEST])} {_NAMES.sub('', said)}"
     grant = f"grant {action} on {resource}"
     hint = ""
     if not owned:

@@ -31,6 +31,8 @@ from jobs_backup.settings import redacted
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
 _LONGEST: Final = 300
+_LOOKED_AT: Final = 2000
+"""Characters of what the store says: anybody may answer."""
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET and AZURE_STORAGE_ACCOUNT; the container is never created"
 _ENDPOINT: Final = "check AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_BLOB_ENDPOINT"
 _CREDENTIALS: Final = (
@@ -254,9 +256,9 @@ def token_refused(error: Exception) -> JobsBackupError:
 def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
     """For an answer that is none of success."""
     status: int = response.status_code
-    code = _code(error, response)
+    code = _cleaned(_code(error, response), call)
     # The first line is the store's own sentence; below come the request's id, and sometimes what was signed.
-    said = str(error.message).strip().partition("\n")[0]
+    said = str(error.message).strip().partition("\n")[0][:_LOOKED_AT]
     message = f"{call}: {status}" + (f" {code}" if code else "") + f": {_cleaned(said, call)}"
     retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
     if status == 429 or code == "ServerBusy":

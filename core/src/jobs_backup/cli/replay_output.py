@@ -120,7 +120,7 @@ class OutputFile:
             return None
         try:
             position = msgspec.json.decode(self._note.read_bytes(), type=_Position)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         if position.asked != self._asked:
             raise ConfigurationError(

@@ -19,7 +19,13 @@ FinalPayload = Payload | list[Any]
 
 MAX_PAYLOAD: Final = 256 << 20
 """Bytes of a payload. The database takes lines of up to 1 GB, and the ids in a payload stand in its line once more, escaped."""
+MAX_DEPTH: Final = 500
+"""Levels of arrays and objects in a payload. Parsers have limits (Python's is 1,000 with all that calls it): what is taken here
+can be read by whoever replays it."""
 
+_TOO_DEEP: Final = f"nested in more than {MAX_DEPTH} levels"
+_AS_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _EMPTY: Final = b'""'
 _NULL: Final = b"null"
 _QUOTE: Final = ord('"')
@@ -101,7 +107,9 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
     except msgspec.DecodeError as error:
         raise InvalidEvent(f"not a JSON object: {error}") from error
     except RecursionError as error:
-        raise InvalidEvent("not a usable JSON object: nested too deeply") from error
+        raise InvalidEvent(_TOO_DEEP) from error
+    if _is_deep(json):
+        raise InvalidEvent(_TOO_DEEP)
     if b"\n" in json or b"\r" in json:
         # In valid JSON these stand between tokens only: inside of a string they would have been refused.
         json = json.replace(b"\n", b" ").replace(b"\r", b" ")
@@ -239,6 +247,8 @@ def _final_json(payload: FinalPayload) -> bytes:
     try:
         json = _to_json(payload)
         surrogates.decode(_is_json, json)
+        if _is_deep(json):
+            raise InvalidEvent(_TOO_DEEP)
     except (InvalidEvent, msgspec.DecodeError, RecursionError):
         text = payload if isinstance(payload, str) else bytes(payload).decode("utf-8", "backslashreplace")
         return _encode(text)
@@ -266,10 +276,27 @@ def _builtins(structure: object) -> object:
     """As JSON can show it; where it can't, as Python does. The failure is kept in any case."""
     try:
         shown: object = msgspec.to_builtins(structure, enc_hook=repr, str_keys=True)
-        _encode(shown)
+        if not _is_deep(_encode(shown)):
+            return shown
     except (TypeError, ValueError, RecursionError, OverflowError):
+        pass  # it is shown as Python does
+    try:
         return repr(structure)
-    return shown
+    except RecursionError:
+        return f"{type(structure).__name__}, {_TOO_DEEP}"
+
+
+def _is_deep(json: bytes) -> bool:
+    """Whether valid JSON is nested in more than MAX_DEPTH levels."""
+    if len(json) <= 2 * MAX_DEPTH or json.count(b"[") + json.count(b"{") <= MAX_DEPTH:
+        return False
+    outside = json.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]  # of strings
+    brackets = b"".join(outside).translate(_AS_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):  # each round takes the innermost level away
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
 
 
 def _check_utf8(json: bytes) -> None:

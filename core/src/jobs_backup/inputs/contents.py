@@ -33,7 +33,7 @@ class Known(NamedTuple):
         """Raises SpoolCorrupt if it is not what was written."""
         try:
             return cls(position.input, position.at, msgspec.json.decode(position.position, type=Position))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SpoolCorrupt(
                 f"how far an input was read is not what was written: {error}",
                 hint="look at the disk; move the spool away to begin anew",

@@ -11,6 +11,8 @@ import sys
 import threading
 from typing import BinaryIO, Final, Protocol, cast
 
+import msgspec
+
 from jobs_backup.errors import ConfigurationError
 
 BOM: Final = b"\xef\xbb\xbf"
@@ -28,7 +30,7 @@ _FOREIGN: Final = (
     (re.compile(rb"\x04\x22\x4d\x18"), "is compressed with lz4", "lz4cat {0} > {0}.ndjson"),
     (re.compile(rb"\x1f[\x9d\xa0]"), "is compressed with compress", "gzip -dc {0} > {0}.ndjson"),
     (re.compile(rb"PK\x03\x04"), "is a ZIP archive", "unzip -p {0} > {0}.ndjson"),
-    (re.compile(rb"(?s).{257}ustar"), "is a tar archive", "tar -xOf {0} > {0}.ndjson"),
+    (re.compile(rb"(?s)(?=.{0,256}\x00).{257}ustar"), "is a tar archive", "tar -xOf {0} > {0}.ndjson"),
     (re.compile(rb"PAR1"), "is a Parquet file", ""),
     (re.compile(rb"Obj\x01"), "is an Avro file", ""),
     (
@@ -44,6 +46,7 @@ _FOREIGN: Final = (
     (re.compile(rb"(?i)\s*<(?:\?xml|!doctype|html)"), "is XML or HTML", ""),
 )
 _ARRAY: Final = re.compile(rb"\s*\[(?:\s*\{|[ \t]*\r?\n)")
+_JSON_LINE: Final = re.compile(rb"^[ \t]*[{\[]", re.MULTILINE)
 _SPREAD: Final = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
 
 
@@ -198,7 +201,7 @@ def refuse_what_is_not_ndjson(name: str, head: bytes) -> None:
         if pattern.match(head):
             _refuse(name, what, command)
     head = head.removeprefix(BOM)
-    if _ARRAY.match(head):
+    if _ARRAY.match(head) and not _is_only_its_first_line(head):
         _refuse(name, "is a JSON array, not a JSON object on each line", "jq -c '.[]' {0} > {0}.ndjson")
     if _SPREAD.match(head):
         _refuse(name, "has JSON objects over several lines, not one on each line", "jq -c . {0} > {0}.ndjson")
@@ -211,8 +214,18 @@ def _refuse(name: str, what: str, command: str) -> None:
     raise ConfigurationError(f"{name} {what}: nothing of it was read", hint=f"{convert}; NDJSON is one JSON object on each line")
 
 
+def _is_only_its_first_line(head: bytes) -> bool:
+    """Whether an array ends with its line, and more follows."""
+    first, _, rest = head.lstrip().partition(b"\n")
+    try:
+        msgspec.json.decode(first, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return bool(rest.strip())
+
+
 def _is_csv(head: bytes) -> bool:
     lines = [line.strip(b"\r") for line in head.split(b"\n", 3)[:3]]
-    if len(lines) < 3 or b"\n{" in head or head.startswith((b"{", b"[")):
+    if len(lines) < 3 or _JSON_LINE.search(head):
         return False
     return any(lines[0].count(one) == lines[1].count(one) > 0 for one in (b",", b";", b"\t"))

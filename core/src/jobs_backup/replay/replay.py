@@ -226,7 +226,7 @@ class Replay:
                         break
                     try:
                         wanted = pick(line)
-                    except (msgspec.DecodeError, ValueError) as error:
+                    except (msgspec.DecodeError, ValueError, RecursionError) as error:
                         flush()
                         raise IntegrityError(f"{found.key}: line {number + 1} is no event: {error}") from None
                     if wanted:

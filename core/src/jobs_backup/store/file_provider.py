@@ -169,7 +169,8 @@ class FileProvider:
         try:
             with os.scandir(self._root / below) as entries:
                 # With its slash a directory stands where its objects do: "a.b" before "a/b", though "a" is before "a.b".
-                found = {f"{below}{one.name}{'/' * one.is_dir(follow_symlinks=False)}": one for one in entries}
+                named = [one for one in entries if _is_utf8(one.name)]  # as keys are
+            found = {f"{below}{one.name}{'/' * one.is_dir(follow_symlinks=False)}": one for one in named}
         except (FileNotFoundError, NotADirectoryError):
             return
         except PermissionError:
@@ -272,6 +273,14 @@ class FileProvider:
 
     def _errors(self, action: str, key: str) -> AbstractContextManager[None]:
         return translated(action, key, self._root)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _upwards(directory: Path, root: Path) -> list[Path]:

@@ -33,8 +33,8 @@ _FORMS: Final = tuple(
         ("a key (hexadecimal digits)", r"^[0-9a-fA-F]{64,}$"),
     )
 )  # fmt: skip
-_LONG: Final = 40
-"""Characters that look random are a key from here on: AWS's secrets have as many."""
+_LONG: Final = 30
+"""Characters that look random are a key from here on: MinIO's secrets have as many, Backblaze's 31, AWS's 40."""
 _SHORT: Final = 16
 """Fewer are no key; these might be one."""
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")

@@ -30,6 +30,8 @@ from jobs_backup.settings import redacted
 from jobs_backup_gcs.settings import GcsSettings, token_files
 
 _LONGEST: Final = 300
+_LOOKED_AT: Final = 2000
+"""Characters of what the store says: anybody may answer."""
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET; the bucket is never created"
 _CREDENTIALS: Final = (
     "set GOOGLE_APPLICATION_CREDENTIALS to a file of credentials, or run where there are some (workload identity, an instance)"
@@ -178,6 +180,7 @@ def answered(response: Any, call: Call) -> JobsBackupError:
     """The error of the taxonomy for an answer that is none of success."""
     status: int = response.status_code
     reason, said = _told(response)
+    reason = _cleaned(reason, call)
     message = f"{call}: {status}" + (f" {reason}" if reason else "") + (f": {_cleaned(said, call)}" if said else "")
     wait = parse_retry_after(response.headers.get("Retry-After", ""))
     if status == 429 or reason in _LIMITS:
@@ -253,7 +256,7 @@ def _told(response: Any) -> tuple[str, str]:
     try:
         error: Any = response.json()["error"]
         errors: Any = error.get("errors") or [{}]
-        return str(errors[0].get("reason") or ""), str(error.get("message") or "")
+        return str(errors[0].get("reason") or ""), str(error.get("message") or "")[:_LOOKED_AT]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return "", str(getattr(response, "text", ""))[:_LONGEST]
 

@@ -32,6 +32,8 @@ from jobs_backup.settings import redacted, shown
 from jobs_backup_s3.settings import Connection
 
 _LONGEST: Final = 300
+_LOOKED_AT: Final = 2000
+"""Characters of what the store says: anybody may answer."""
 
 
 class NothingThere(StorageError):
@@ -314,9 +316,9 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})
     headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
     status: int = metadata.get("HTTPStatusCode", 0)
-    own = str(error.get("Code") or response.get("Code") or "")  # the second one where the XML has a namespace
+    own = _cleaned(str(error.get("Code") or response.get("Code") or ""), call)  # the second one where the XML has a namespace
     code = own or str(status)
-    said = str(error.get("Message") or response.get("Message") or "")
+    said = str(error.get("Message") or response.get("Message") or "")[:_LOOKED_AT]
     message = f"{call}: {code}" + (f": {_cleaned(said, call)}" if said else "")
     row = _row(call, own, status)
     if (region := region_told(response)) and region != call.connection.region:

@@ -67,6 +67,6 @@ class _Deliveries:
 def _job(line: bytes) -> int | None:
     try:
         given = surrogates.decode(_decode, line)[0]
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidEvent(f"no job id: {error}", hint="write a string or a whole number a line") from error
     return None if given is None else job_id(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,12 @@ _UNUSABLE: Final = 2
 T = TypeVar("T")
 
 
+def _pause(_context: click.Context, option: click.Parameter, seconds: float | None) -> float | None:
+    if seconds is not None and math.isnan(seconds):  # which no range refuses
+        raise click.BadParameter("'nan' is not a number of seconds.", param=option)
+    return seconds
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.option(
@@ -36,7 +43,8 @@ T = TypeVar("T")
 )
 @click.option(
     "--watch",
-    type=click.FloatRange(min=0.1),
+    type=click.FloatRange(min=0.1, max=86400),
+    callback=_pause,
     is_flag=False,
     flag_value=_WATCH_SECONDS,
     metavar="[SECONDS]",

@@ -282,7 +282,7 @@ def _check_error(failure: bytes) -> None:
     """Raises Refused (413)."""
     try:
         size = len(bytes(surrogates.decode(_error_of, failure)[0].error))
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return  # which is told when it is parsed
     if size > _MAX_ERROR:
         raise Refused(413, "TooLarge", f"the error of a failure has more than {_MAX_ERROR:,} bytes", hint="shorten it")
@@ -291,5 +291,5 @@ def _check_error(failure: bytes) -> None:
 def _job(part: bytes) -> int:
     try:
         return job_id(_id(part))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidEvent(f"no job id: {error}", hint=_AS_STRING) from None

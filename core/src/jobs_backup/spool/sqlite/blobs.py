@@ -33,6 +33,8 @@ _CHECKPOINT_BYTES: Final = 8 << 20
 _HELD_BYTES: Final = 4 << 20
 """So much of one thing is held in memory: of what is to be written in a transaction, and of a body while it is sent."""
 _READ_SECONDS: Final = 60.0
+_BEFORE_ALL: Final = -(1 << 63)
+"""No job has a negative number; a row that is damaged may."""
 _LOOK: Final = "look at the disk; nothing was removed"
 _CHUNKS: Final = """
 CREATE TABLE chunks (
@@ -166,7 +168,7 @@ class BlobFile:
         if _is_blank(db):
             return []  # whoever made it was killed before there was anything in it
         found = {row[0] for row in db.execute("SELECT id FROM batches")} if _has_batches(db) else set[int]()
-        following = -1
+        following = _BEFORE_ALL
         while (row := db.execute("SELECT job FROM chunks WHERE job>? ORDER BY job LIMIT 1", (following,)).fetchone()) is not None:
             found.add(row[0] >> INDEX_BITS)
             following = row[0] | _INDEX_MASK

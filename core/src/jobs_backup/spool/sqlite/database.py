@@ -534,6 +534,8 @@ def database_errors(path: Path) -> Generator[None]:
         yield
     except sqlite3.Error as error:
         raise _sqlite_error(path, error) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes a schema that is no text any more
+        raise SpoolCorrupt(f"{path}: its schema is not what was written", hint=_DAMAGED) from error
     except OSError as error:
         why, hint = explain(error, path, _LOOK)
         raise SpoolError(f"{path}: {why}", hint=hint) from error
@@ -552,8 +554,11 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
     text = str(error)
     if code == sqlite3.SQLITE_FULL:
         return SpoolFull(f"{path}: the disk is full", hint="free space on the spool's disk")
-    is_row = code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH) or text.startswith(("no such table", "Could not decode"))
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or is_row:
+    # All statements are ours, and right: what SQLite does not understand is the schema in the file, or a row.
+    is_strange = code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH) or (
+        (code == sqlite3.SQLITE_ERROR and not text.startswith("cannot ")) or text.startswith("Could not decode")
+    )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or is_strange:
         return SpoolCorrupt(f"{path}: {text}", hint=_DAMAGED)
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and path.is_dir():
         return SpoolError(f"{path}: it is a directory", hint="find out what made it, and move it away")

@@ -103,7 +103,7 @@ def _upload(row: tuple[Any, ...]) -> JournaledUpload:
 def _decode(data: bytes, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=type_)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise SpoolCorrupt("the journal of uploads is not what was written", hint="look at the disk") from None
 
 
