@@ -31,6 +31,14 @@ _FOREIGN: Final = (
     (re.compile(rb"\x1f[\x9d\xa0]"), "is compressed with compress", "gzip -dc {0} > {0}.ndjson"),
     (re.compile(rb"PK\x03\x04"), "is a ZIP archive", "unzip -p {0} > {0}.ndjson"),
     (re.compile(rb"(?s)(?=.{0,256}\x00).{257}ustar"), "is a tar archive", "tar -xOf {0} > {0}.ndjson"),
+    (re.compile(rb"x[\x01\x5e\x9c\xda]"), "is compressed with zlib", "pigz -dcz {0} > {0}.ndjson"),
+    (re.compile(rb"\xff\x06\x00\x00sNaPpY"), "is compressed with Snappy", "snzip -dc {0} > {0}.ndjson"),
+    (
+        re.compile(BOM + rb"(?:\x1f\x8b|\x28\xb5\x2f\xfd)"),
+        "has a byte order mark before what is compressed",
+        "tail -c +4 {0} > {0}.gz",
+    ),
+    (re.compile(rb"[^\n]*\}[ \t]*\r[ \t]*\{[^\n]*\Z"), "has lines that end with CR alone", "tr '\\r' '\\n' < {0} > {0}.ndjson"),
     (re.compile(rb"PAR1"), "is a Parquet file", ""),
     (re.compile(rb"Obj\x01"), "is an Avro file", ""),
     (
