@@ -16,6 +16,8 @@ import msgspec
 from jobs_backup.errors import ConfigurationError
 
 BOM: Final = b"\xef\xbb\xbf"
+STDIN: Final = "standard input"
+"""Its name in messages."""
 
 _HEAD: Final = 64 << 10
 _MARK: Final = 4096
@@ -218,7 +220,9 @@ def refuse_what_is_not_ndjson(name: str, head: bytes) -> None:
 
 
 def _refuse(name: str, what: str, command: str) -> None:
-    convert = f"convert it, for example `{command.format(json.dumps(name) if ' ' in name else name)}`" if command else "convert it"
+    convert = "convert it"
+    if command and name != STDIN:
+        convert += f", for example `{command.format(json.dumps(name) if ' ' in name else name)}`"
     raise ConfigurationError(f"{name} {what}: nothing of it was read", hint=f"{convert}; NDJSON is one JSON object on each line")
 
 

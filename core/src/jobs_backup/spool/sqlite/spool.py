@@ -44,7 +44,7 @@ from jobs_backup.spool.sqlite.quota import Room
 from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Placement
 from jobs_backup.spool.sqlite.writer import Session, Writer
 from jobs_backup.util.fsync import sync_directory
-from jobs_backup.util.logs import logger_of
+from jobs_backup.util.logs import logger_of, plural
 
 T = TypeVar("T")
 log: Final = logger_of(__name__)
@@ -476,7 +476,7 @@ class SqliteSpool:
                 continue
             try:
                 if unknown := self._unknown_in(name):
-                    why = f"blobs/{name}.db holds {len(unknown)} batches that the catalog does not know"
+                    why = f"blobs/{name}.db holds {plural(len(unknown), 'batch')} that the catalog does not know"
                     raise SpoolError(why, hint="run the command again")
             except SpoolError as error:
                 session = name.partition("-")[0]
@@ -556,7 +556,9 @@ class SqliteSpool:
         """
         for location, batches in self._catalog.follow(self.destination):
             log.warning(
-                "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
+                "%s waited for %s, which never accepted anything, and now go where the settings say",
+                plural(batches, "batch"),
+                location,
             )
         self._catalog.free_claims()
         self._catalog.make_due(self.destination)
