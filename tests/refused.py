@@ -180,7 +180,8 @@ class Store(NamedTuple):
 _BUCKET: Final = {"JOBS_BACKUP_BUCKET": "my-events"}
 STORES: Final[Mapping[str, Store]] = {
     "S3": Store(_S3, s3, lambda url: {
-        **_BUCKET, "AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_REGION": "us-east-1",
+        **_BUCKET, "AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "a-secret-key",
+        "AWS_REGION": "us-east-1",
     }),
     "MINIO": Store(_MINIO, s3, lambda url: {
         **_BUCKET, "MINIO_ENDPOINT": url, "MINIO_ACCESS_KEY_ID": "a", "MINIO_SECRET_ACCESS_KEY": "a-secret-key",

@@ -735,6 +735,9 @@ class SqliteSpool:
         except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
             self._files.confirm_damage(name)
             rows = self._catalog.open_batches_of(name)
+            if witness is not None and witness.file == file_number(name):
+                held = plural(witness.events, "event")
+                error = SpoolCorrupt(f"{error.message}; it was to hold {held}, those that are sealed included", hint=error.hint)
             for row in rows:
                 self._quarantine.leave_in_file(row, name, error)
             if not rows:
