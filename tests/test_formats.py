@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,27 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "ZIP": (in_zip(LINES), "ZIP"),
     "tar": (tar(LINES), "tar"),
     "Parquet": (b"PAR1" + bytes(100) + b"PAR1", "Parquet"),
+    "zlib": (zlib.compress(LINES), "zlib"),
+    "zlib, as fast as can be": (zlib.compress(LINES, 1), "zlib"),
+    "Snappy": (b"\xff\x06\x00\x00sNaPpY" + bytes(100), "Snappy"),
+    "CR": (LINES.replace(b"\n", b"\r"), "CR alone"),
+    "a text sequence": (b"".join(b"\x1e" + line + b"\n" for line in LINES.splitlines()), "RFC 7464"),
 }
+TWICE = {"gzip in gzip": gzip.compress(gzip.compress(LINES)), "gzip behind a mark": b"\xef\xbb\xbf" + gzip.compress(LINES)}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_what_stands_around_packed_bytes_is_named(call: Call, tmp_path: Path, kind: str) -> None:
+    code, stdout, _ = call("run", put(tmp_path / "in", TWICE[kind]), "--json")
+    found = json.loads(stdout)
+    assert (code, found["events"], found["rejected"]) == (1, 0, 0)
+    assert "twice" in found["problems"][0] or "byte order mark" in found["problems"][0]
+
+
+def test_a_hint_for_standard_input_is_no_command_on_a_file(tmp_path: Path) -> None:
+    content = FOREIGN["an array"][0].decode()
+    code, _, stderr = run("run", "--source-id", "web", env=file_environment(tmp_path), stdin=content)
+    assert (code, "standard input is a JSON array" in stderr, '"standard input"' in stderr) == (1, True, False), stderr
 
 
 @pytest.mark.parametrize("packed", ["text", "gzip"])

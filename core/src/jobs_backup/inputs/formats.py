@@ -41,6 +41,8 @@ _FOREIGN: Final = (
         "tail -c +4 {0} > {0}.gz",
     ),
     (re.compile(rb"[^\n]*\}[ \t]*\r[ \t]*\{[^\n]*\Z"), "has lines that end with CR alone", "tr '\\r' '\\n' < {0} > {0}.ndjson"),
+    (re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd"), "is packed twice", "gzip -dc {0} | gzip -dc > {0}.ndjson"),
+    (re.compile(rb"\x1e\s*\{"), "is a JSON text sequence (RFC 7464)", "tr -d '\\036' < {0} > {0}.ndjson"),
     (re.compile(rb"PAR1"), "is a Parquet file", ""),
     (re.compile(rb"Obj\x01"), "is an Avro file", ""),
     (
