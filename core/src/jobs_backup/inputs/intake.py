@@ -102,7 +102,7 @@ class Report(Protocol):
         """An unfinished line of an input is left for the next run."""
 
 
-class Intake(Generic[T]):
+class Ingest(Generic[T]):
     """Reads one input."""
 
     def __init__(
