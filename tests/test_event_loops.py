@@ -67,13 +67,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Backup]:
 
 
 def all_closed(backups: list[Backup]) -> bool:
+    """Once each has sent what it had."""
     deadline = time.monotonic() + PATIENCE
-    while (
-        not all(session_of(backup)._closed and not session_of(backup).health_error for backup in backups)
-        and time.monotonic() < deadline
-    ):
+    sessions = [session_of(backup) for backup in backups]
+    while not all(one._closed and one._stop.is_set() for one in sessions) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return all(session_of(backup)._closed for backup in backups)
+    return all(one._closed and one._stop.is_set() for one in sessions)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
