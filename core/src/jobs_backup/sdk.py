@@ -23,6 +23,7 @@ from jobs_backup.errors import (
     Unavailable,
 )
 from jobs_backup.model import DeleteReceipt
+from jobs_backup.util.ambient import PROXY_HINT, cleaned, expected, is_proxy, proxy_fault, proxy_secrets, variables
 from jobs_backup.util.disclosure import may_be_credential, shown
 from jobs_backup.util.exhaustion import explain
 from jobs_backup.util.fsync import sync_directory, sync_file
@@ -30,12 +31,17 @@ from jobs_backup.util.logs import printable
 
 __all__ = [
     "PerProcess",
+    "check_ambient",
+    "check_proxies",
+    "check_proxy",
+    "cleaned",
     "delete_each",
     "explain",
     "forbidden",
     "hide_in_logs",
     "moved",
     "printable",
+    "proxy_secrets",
     "sync_directory",
     "sync_file",
     "unreadable",
@@ -84,6 +90,52 @@ class PerProcess(Generic[T]):
             return False
         self._of_process: tuple[int, threading.Lock, dict[tuple[Hashable, ...], T]] = (os.getpid(), threading.Lock(), {})
         return True
+
+
+def check_proxies(environment: Mapping[str, str], *, socks: bool = False) -> None:
+    """Refuse a variable of a proxy that the HTTP library would fail to parse: its error shows a part of the password.
+
+    Args:
+        environment: what the settings are read from. The process's own environment, which the library reads, is checked, too.
+        socks: whether the HTTP library speaks SOCKS. `ALL_PROXY` may name such a proxy anyway: other programs use it.
+
+    Raises:
+        ConfigurationError: it names the variable, and shows nothing of the value.
+    """
+    for name, text in variables(environment):
+        if is_proxy(name):
+            check_proxy(name, text, socks=socks or name.lower() == "all_proxy")
+
+
+def check_proxy(variable: str, text: str, *, socks: bool = False) -> None:
+    """Refuse the URL of a proxy that an HTTP library would fail to parse.
+
+    Args:
+        variable: what it was read from.
+        text: the URL, or `host:port`.
+        socks: whether the HTTP library speaks SOCKS.
+
+    Raises:
+        ConfigurationError: it names the variable, and shows nothing of the value.
+    """
+    if fault := proxy_fault(text, socks=socks):
+        raise ConfigurationError(f"{variable}: {fault}", hint=PROXY_HINT)
+
+
+def check_ambient(environment: Mapping[str, str], forms: Mapping[str, str | tuple[str, ...]]) -> None:
+    """Refuse variables that an SDK reads by itself, and whose values its errors would repeat.
+
+    Args:
+        environment: what the settings are read from. The process's own environment, which the SDK reads, is checked, too.
+        forms: variable -> what it has to be: "url", "host", "https host", "path of a url", "number" or "name"; or the words
+            that it may be.
+
+    Raises:
+        ConfigurationError: it names the variable, and shows nothing of the value.
+    """
+    for name, text in variables(environment):
+        if name in forms and (words := expected(text, forms[name])):
+            raise ConfigurationError(f"{name}: expected {words}", hint=f"correct or unset {name}, which the SDK reads")
 
 
 def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteReceipt:

@@ -25,9 +25,8 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import forbidden, moved, unreadable
-from jobs_backup.settings import redacted
-from jobs_backup_gcs.settings import GcsSettings, token_files
+from jobs_backup.sdk import cleaned, forbidden, moved, unreadable
+from jobs_backup_gcs.settings import UNSHOWN, GcsSettings, token_files
 
 _LONGEST: Final = 300
 _LOOKED_AT: Final = 2000
@@ -74,7 +73,11 @@ _OF_AUTH: Final[Mapping[str, _Row]] = {
     "MalformedError": _Row(ConfigurationError, _CREDENTIALS),
     "GoogleAuthError": _Row(Unauthenticated, _CREDENTIALS),  # an InvalidOperation, where anonymous ones were refused
 }
+_PROXY: Final = "write HTTPS_PROXY, HTTP_PROXY and ALL_PROXY as http://user:password@host:port; for SOCKS, install PySocks"
 _OF_REQUESTS: Final[Mapping[str, _Row]] = {
+    "InvalidSchema": _Row(ConfigurationError, _PROXY),
+    "InvalidURL": _Row(ConfigurationError, _PROXY),
+    "LocationValueError": _Row(ConfigurationError, _PROXY),
     "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
     "NewConnectionError": _Row(Unreachable, _NETWORK),
     "NameResolutionError": _Row(Unreachable, _NETWORK),
@@ -282,6 +285,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _cleaned(text: str, call: Call) -> str:
-    text = " ".join(redacted(text, [call.upload]).split())
-    text = re.sub(r"(?<=upload_id=)[^&\s\"']+", "****", text)
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    return re.sub(r"(?<=upload_id=)[^&\s\"']+", "****", cleaned(text, [call.upload], ambient=UNSHOWN))

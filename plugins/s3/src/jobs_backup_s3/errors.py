@@ -27,11 +27,10 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import forbidden, moved, unreadable
-from jobs_backup.settings import redacted, shown
-from jobs_backup_s3.settings import Connection
+from jobs_backup.sdk import cleaned, forbidden, moved, proxy_secrets, unreadable
+from jobs_backup.settings import shown
+from jobs_backup_s3.settings import UNSHOWN, Connection
 
-_LONGEST: Final = 300
 _LOOKED_AT: Final = 2000
 """Characters of what the store says: anybody may answer."""
 
@@ -80,6 +79,8 @@ _CERTIFICATE: Final = "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use 
 _BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it is to name a file with certificates in PEM form"
 STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
+
+_PROXY: Final = "write JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY as http://user:password@host:port"
 
 _CODES: Final[Mapping[str, _Row]] = {
     "AccessDenied": _Row(PermissionDenied),
@@ -185,6 +186,10 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "InvalidRegionError": _Row(ConfigurationError, "write the region as in eu-west-1"),
     "EndpointConnectionError": _Row(Unreachable, _NETWORK),
     "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
+    "InvalidProxiesConfigError": _Row(ConfigurationError, _PROXY),
+    "LocationValueError": _Row(ConfigurationError, _PROXY),
+    "ProxySchemeUnknown": _Row(ConfigurationError, _PROXY),
+    "InvalidIMDSEndpointError": _Row(ConfigurationError, "correct or unset AWS_EC2_METADATA_SERVICE_ENDPOINT"),
     "ProxyConnectionError": _Row(Unreachable, "check JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY"),
     "ConnectionError": _Row(Unavailable, _NETWORK),
     "HTTPClientError": _Row(Unavailable, _NETWORK),
@@ -448,9 +453,10 @@ def _where(error: Exception) -> str:
 
 
 def _cleaned(text: str, call: Call) -> str:
-    keys = call.connection.keys
-    secrets = [call.upload, keys.secret_key.reveal() if keys else ""]
-    secrets.append(keys.session_token.reveal() if keys and keys.session_token else "")
-    secrets.append(call.connection.proxy.reveal() if call.connection.proxy else "")
-    text = " ".join(redacted(text, secrets).split())
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    connection = call.connection
+    secrets = [call.upload]
+    if keys := connection.keys:
+        secrets += [keys.secret_key.reveal(), keys.session_token.reveal() if keys.session_token else ""]
+    if connection.proxy:
+        secrets += [connection.proxy.reveal(), *proxy_secrets(connection.proxy.reveal())]
+    return cleaned(text, secrets, ambient=UNSHOWN)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.sdk import check_ambient, check_proxies, check_proxy
 from jobs_backup.settings import Endpoint, Secret, Settings, Variable, shown
 
 log: Final = logging.getLogger(__name__)
@@ -25,6 +27,32 @@ _SPACES_HOST: Final = ".digitaloceanspaces.com"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _ACCESS_POINT: Final = re.compile(r"arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint/[a-z0-9][a-z0-9-]{1,48}[a-z0-9]")
 _REGION: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+
+_LEGACY: Final = ("legacy", "regional")
+_WHEN: Final = ("when_supported", "when_required")
+AMBIENT: Final[Mapping[str, str | tuple[str, ...]]] = {
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "url",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE": ("ipv4", "ipv6"),
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "url",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "path of a url",
+    "AWS_METADATA_SERVICE_TIMEOUT": "number",
+    "AWS_METADATA_SERVICE_NUM_ATTEMPTS": "number",
+    "AWS_MAX_ATTEMPTS": "number",
+    "AWS_RETRY_MODE": ("legacy", "standard", "adaptive"),
+    "AWS_DEFAULTS_MODE": ("legacy", "standard", "cross-region", "in-region", "mobile", "auto"),
+    "AWS_STS_REGIONAL_ENDPOINTS": _LEGACY,
+    "AWS_S3_US_EAST_1_REGIONAL_ENDPOINT": _LEGACY,
+    "AWS_REQUEST_CHECKSUM_CALCULATION": _WHEN,
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": _WHEN,
+    "AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES": "number",
+    "AWS_ACCOUNT_ID_ENDPOINT_MODE": ("preferred", "disabled", "required"),
+}
+"""What botocore reads from the environment by itself, and shows in the error for a value that it does not take."""
+UNSHOWN: Final = (
+    *AMBIENT, "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE",
+    "AWS_SDK_UA_APP_ID",
+)  # fmt: skip
+"""Whatever is a credential in one of these is cut out of messages."""
 
 
 class Keys(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +195,13 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
     verify_tls: Annotated[
         bool, Variable("JOBS_BACKUP_S3_VERIFY_TLS", "Check the store's certificate. Off, anybody can read and change what is sent.")
     ] = True
+
+    @classmethod
+    def from_environment(cls, environment: Any) -> Self:
+        """See `Settings.from_environment`; also raises where what the SDK reads by itself is wrong."""
+        check_proxies(environment)
+        check_ambient(environment, AMBIENT)
+        return super().from_environment(environment)
 
     def connection(self) -> Connection:
         """The form that does not depend on the kind of store.
@@ -352,14 +387,8 @@ def _proxy(proxy: Secret | None) -> Secret | None:
     if proxy is None:
         return None
     text = proxy.reveal()
-    try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise _wrong("JOBS_BACKUP_S3_PROXY", "is no URL of an HTTP proxy", "write it as http://host:port")
-    return Secret(text if "://" in text else f"http://{text}")
+    check_proxy("JOBS_BACKUP_S3_PROXY", text)
+    return Secret(text if "://" in text else f"http://{text.removeprefix('//')}")
 
 
 def _wrong(variable: str, why: str, hint: str) -> ConfigurationError:
