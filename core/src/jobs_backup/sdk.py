@@ -42,6 +42,7 @@ __all__ = [
     "moved",
     "printable",
     "proxy_secrets",
+    "size_listed",
     "sync_directory",
     "sync_file",
     "unreadable",
@@ -50,6 +51,8 @@ __all__ = [
 T = TypeVar("T")
 _DELETES: Final = 8
 """Requests at once."""
+_DIGITS: Final = 19
+"""Of the largest size that fits into 63 bits, as the catalog keeps it."""
 _OF_THE_STORE: Final = (Throttled, Unavailable)
 
 
@@ -166,6 +169,12 @@ def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteR
         outcomes = dict(zip(keys, [first, *pool.map(outcome, keys[1:])], strict=True))
     failed: dict[str, Exception] = {key: error for key, error in outcomes.items() if error is not None}
     return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
+
+
+def size_listed(told: object) -> int:
+    """The size that a store lists, 0 if what it says is not one: an odd entry must not fail the list that it is in."""
+    text = str(told).strip()
+    return int(text) if len(text) < _DIGITS and text.isascii() and text.isdecimal() else 0
 
 
 def unreadable(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jobs_backup.sdk import PerProcess, hide_in_logs, unreadable
 from jobs_backup_s3.early import close_after_early_answers
 from jobs_backup_s3.errors import region_told, response_of
+from jobs_backup_s3.numbers import Parsers
 from jobs_backup_s3.origin import Origin
 from jobs_backup_s3.settings import Connection
 
@@ -132,6 +133,7 @@ def _session(connection: Connection, timeout: float) -> boto3.session.Session:
     session = botocore.session.Session()
     # Nobody reads times, and a time that the SDK does not understand would fail the whole list that it is in.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+    session.register_component("response_parser_factory", Parsers(session.get_component("response_parser_factory")))
     if connection.role_arn:
         session.register_component("credential_provider", _RoleCredentials(connection, connection.role_arn, timeout))
     return boto3.session.Session(botocore_session=session)
