@@ -1,4 +1,4 @@
-"""Environment variables that an SDK or its HTTP library reads by itself. Their errors repeat the values: these are checked first."""
+"""Environment variables that an SDK or its HTTP library reads by itself. Their errors repeat the values, so they are checked."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from jobs_backup.settings import Endpoint, Settings, Variable, shown
 
 VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_KMS_KEY: Final = re.compile(r"projects/[^/\s]+/locations/[^/\s]+/keyRings/[\w-]{1,63}/cryptoKeys/[\w-]{1,63}", re.ASCII)
 _TYPES: Final = (
     "service_account",
     "external_account",
@@ -89,6 +90,12 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
             raise ConfigurationError(
                 f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is no name of a bucket",
                 hint="lower-case letters, digits, '-', '_' and '.'",
+            )
+        if found.kms_key is not None and not _KMS_KEY.fullmatch(found.kms_key):
+            is_version = "/cryptoKeyVersions/" in found.kms_key
+            raise ConfigurationError(
+                f"JOBS_BACKUP_GCS_KMS_KEY is {shown(found.kms_key)}, {'a version of a key' if is_version else 'not the name of a key'}",
+                hint="write it as projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY",
             )
         if found.credentials is not None and found.emulator is None:
             read_credentials(found.credentials)
