@@ -46,6 +46,7 @@ __all__ = [
     "sync_directory",
     "sync_file",
     "unreadable",
+    "unusable",
 ]
 
 T = TypeVar("T")
@@ -200,6 +201,32 @@ def unreadable(
                 Path(path).expanduser().open("rb").close()
         except (OSError, RuntimeError) as found:
             return _unreadable(call, name, path, found)
+    return None
+
+
+def unusable(call: object, files: Mapping[str, str], *, text: bool = True) -> Unauthenticated | None:
+    """Find the file of credentials that is empty or not text. SDKs say nothing of its path.
+
+    Args:
+        call: what was tried, for the message.
+        files: what names a file -> its path. An empty path is none; one that cannot be read is left to `unreadable`.
+        text: whether they have to be text, such as tokens.
+
+    Returns the error to raise, None if every file can be used.
+    """
+    for name, path in files.items():
+        try:
+            data = Path(path).expanduser().read_bytes() if path else b"unset"
+            fault = "" if data.strip() else "the file is empty"
+            if text:
+                data.decode()
+        except UnicodeDecodeError:
+            fault = "the file is not text"
+        except (OSError, RuntimeError):
+            continue
+        if fault:
+            hint = f"have it written again by what issues the credentials, or correct or unset {name}"
+            return Unauthenticated(f"{call}: {name}: {path}: {fault}", hint=hint)
     return None
 
 

@@ -26,7 +26,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import cleaned, forbidden, moved, unreadable
+from jobs_backup.sdk import cleaned, forbidden, moved, unreadable, unusable
 from jobs_backup_azure_blob.settings import UNSHOWN, AzureBlobSettings
 
 _LOOKED_AT: Final = 2000
@@ -161,7 +161,10 @@ _TLS: Final[Mapping[str, _Row]] = {
 """By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
 
 
-_FILES: Final = ("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_CERTIFICATE_PATH")
+_TROUBLE: Final = "there is no token for Azure"
+_FEDERATION: Final = "AZURE_FEDERATED_TOKEN_FILE"
+_CERTIFICATE: Final = "AZURE_CLIENT_CERTIFICATE_PATH"
+_FILES: Final = (_FEDERATION, _CERTIFICATE)
 """Variables that name files which azure-identity reads by itself."""
 
 
@@ -241,7 +244,27 @@ def _code(error: Any, response: Any) -> str:
 
 def unreadable_token(error: Exception | None = None) -> Unauthenticated | None:
     """The error for a file of azure-identity's that cannot be read, None if there is none. It passes on to other credentials."""
-    return unreadable("there is no token for Azure", error, files={name: os.environ.get(name, "") for name in _FILES})
+    files = {name: os.environ.get(name, "") for name in _FILES}
+    found = unreadable(_TROUBLE, error, files=files)
+    return (
+        found
+        or unusable(_TROUBLE, {_FEDERATION: files[_FEDERATION]})
+        or unusable(_TROUBLE, {_CERTIFICATE: files[_CERTIFICATE]}, text=False)
+    )
+
+
+def unusable_identity(error: Exception) -> Unauthenticated:
+    """The error for variables that azure-identity refuses when it is set up. Nothing was sent."""
+    path = os.environ.get(_CERTIFICATE, "")
+    said = cleaned(str(error), ambient=UNSHOWN)
+    if "certificate" in said.lower() and os.path.lexists(path):
+        return Unauthenticated(
+            f"{_TROUBLE}: {_CERTIFICATE}: {path}: it is not a certificate with its private key, in PEM or PKCS12 form, or the"
+            " password is not its",
+            hint=f"correct or unset {_CERTIFICATE} and AZURE_CLIENT_CERTIFICATE_PASSWORD",
+        )
+    given = [name for name in UNSHOWN if name.startswith("AZURE_") and os.environ.get(name)]
+    return Unauthenticated(f"{_TROUBLE}: {said}", hint=f"correct or unset {', '.join(given)}" if given else _IDENTITY)
 
 
 def token_refused(error: Exception) -> JobsBackupError:

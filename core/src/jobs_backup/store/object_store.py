@@ -280,14 +280,14 @@ class Destination:
 
         Raises:
             NotSupported: the provider can't list.
-            ContractViolation: the list does not go on behind `after`, or is not in the order of keys: it would have no end, or gaps.
+            ContractViolation: the list does not continue after `after`, or is not in the order of keys: it is endless, or has gaps.
         """
         self._need("list")
         page = self._call("list", Page, prefix, prefix=prefix, after=after)
         if page.after is not None and (page.after <= after or any(one.key > page.after for one in page.objects)):
             raise ContractViolation(
-                f"{self._name}: the list of {prefix} does not go on behind {after or 'its first page'}",
-                hint="the store ignores where a list has to begin, or its order: replay without --list, on the machine that has the spool",
+                f"{self._name}: the list of {prefix} does not go on after {after or 'its first page'}",
+                hint="the store ignores where a list begins, or its order: replay without --list, on the machine that has the spool",
             )
         if page.objects and page.objects[0].key <= after:
             page = msgspec.structs.replace(page, objects=[one for one in page.objects if one.key > after])

@@ -25,7 +25,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import cleaned, forbidden, moved, unreadable
+from jobs_backup.sdk import cleaned, forbidden, moved, unreadable, unusable
 from jobs_backup_gcs.settings import UNSHOWN, GcsSettings, token_files
 
 _LONGEST: Final = 300
@@ -161,7 +161,10 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     if response is not None and getattr(response, "status_code", None):
         return answered(response, call)
     auth = type(error).__module__.startswith("google.auth")
+    is_local = auth or isinstance(error, ValueError)
     if local := unreadable(call, error, files=token_files(call.settings) if auth else {}):
+        return local
+    if is_local and (local := unusable(call, token_files(call.settings))):
         return local
     text = _cleaned(_reason(error), call)
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}

@@ -92,9 +92,9 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
                 hint="lower-case letters, digits, '-', '_' and '.'",
             )
         if found.kms_key is not None and not _KMS_KEY.fullmatch(found.kms_key):
-            is_version = "/cryptoKeyVersions/" in found.kms_key
+            what = "a version of a key" if "/cryptoKeyVersions/" in found.kms_key else "not the name of a key"
             raise ConfigurationError(
-                f"JOBS_BACKUP_GCS_KMS_KEY is {shown(found.kms_key)}, {'a version of a key' if is_version else 'not the name of a key'}",
+                f"JOBS_BACKUP_GCS_KMS_KEY is {shown(found.kms_key)}, {what}",
                 hint="write it as projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY",
             )
         if found.credentials is not None and found.emulator is None:

@@ -27,7 +27,7 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import cleaned, forbidden, moved, proxy_secrets, unreadable
+from jobs_backup.sdk import cleaned, forbidden, moved, proxy_secrets, unreadable, unusable
 from jobs_backup.settings import shown
 from jobs_backup_s3.settings import UNSHOWN, Connection
 
@@ -80,6 +80,7 @@ _BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: i
 STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 
+_PROFILE: Final = "correct the profile that AWS_PROFILE names, in AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE"
 _PROXY: Final = "write JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY as http://user:password@host:port"
 
 _CODES: Final[Mapping[str, _Row]] = {
@@ -181,8 +182,7 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "CredentialRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "TokenRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "SSOError": _Row(Unauthenticated, _CREDENTIALS),
-    "ConfigParseError": _Row(ConfigurationError, "correct the SDK's configuration file (AWS_CONFIG_FILE, ~/.aws/config)"),
-    "InvalidConfigError": _Row(ConfigurationError, _BUNDLE),
+    "InvalidConfigError": _Row(ConfigurationError, _PROFILE),
     "InvalidRegionError": _Row(ConfigurationError, "write the region as in eu-west-1"),
     "EndpointConnectionError": _Row(Unreachable, _NETWORK),
     "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
@@ -215,6 +215,12 @@ _TLS: Final = (
 _PROFILES: Final = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _FILES: Final = {**_PROFILES, "AWS_WEB_IDENTITY_TOKEN_FILE": "", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": ""}
 """Variables that name files which the SDK reads by itself, and where they are by default."""
+_TOKENS: Final = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+_SOURCES: Final = (
+    "AWS_PROFILE", *_FILES, "AWS_ROLE_ARN", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)  # fmt: skip
+"""Variables that say where credentials come from."""
 
 _ACTIONS: Final[Mapping[str, str]] = {
     "CreateMultipartUpload": "s3:PutObject",
@@ -285,10 +291,21 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     return found
 
 
-def _of_this_machine(error: Exception, names: Sequence[str], call: Call) -> Unauthenticated | None:
+def _of_this_machine(  # noqa: PLR0911 - a case each
+    error: Exception, names: Sequence[str], call: Call
+) -> Unauthenticated | None:
     """The error for files of credentials that cannot be read, or lack the profile. The SDK has sent nothing then."""
     if isinstance(error, OSError) and error.filename:
         return unreadable(call, error)
+    if "ConfigParseError" in names or "ConfigNotFound" in names:
+        return _malformed(error, call)
+    if "InvalidConfigError" in names and "role ARN" in str(error) and os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+        return Unauthenticated(
+            f"{call}: AWS_WEB_IDENTITY_TOKEN_FILE is set, and AWS_ROLE_ARN is not",
+            hint="set AWS_ROLE_ARN to the role that the token is for, or unset AWS_WEB_IDENTITY_TOKEN_FILE",
+        )
+    if not any(name in _EXCEPTIONS for name in names) and _is_of_credentials(error):
+        return unusable(call, {name: os.environ.get(name, "") for name in _TOKENS}) or _unusable(error, call)
     if not {"ProfileNotFound", "NoCredentialsError", "CredentialRetrievalError"}.intersection(names):
         return None
     # The SDK passes over a file of credentials that it cannot read, as if it were not there.
@@ -302,6 +319,40 @@ def _of_this_machine(error: Exception, names: Sequence[str], call: Call) -> Unau
     return Unauthenticated(
         f"{call}: there is no profile {shown(profile)}, neither in {where}",
         hint="correct or unset AWS_PROFILE, or add the profile there",
+    )
+
+
+def _malformed(error: Exception, call: Call) -> Unauthenticated:
+    """For a profile's file that is not one. The SDK's error has its path."""
+    fields: Mapping[str, object] = getattr(error, "kwargs", {})
+    path = str(fields.get("path", ""))
+    named = next((name for name in _PROFILES if path and os.environ.get(name) == path), "")
+    where = ": ".join(filter(None, (named, path if os.path.lexists(path) else shown(path))))
+    return Unauthenticated(
+        f"{call}: {where}: it is not a file of profiles as the SDK reads it",
+        hint=f"correct it{f', or unset {named}' if named else ''}",
+    )
+
+
+def _is_of_credentials(error: BaseException) -> bool:
+    """Whether it was raised while the SDK looked for credentials: what it did not foresee there is no answer of the store's."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") in ("botocore.credentials", "botocore.tokens"):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _unusable(error: Exception, call: Call) -> Unauthenticated:
+    """For credentials that the SDK has found, and cannot use."""
+    given = [name for name in _SOURCES if os.environ.get(name)]
+    files = "".join(f": {name}={os.environ[name]}" for name in given if name in _FILES and os.path.lexists(os.environ[name]))
+    profile = os.environ.get("AWS_PROFILE", "")
+    of_profile = f", profile {shown(profile)}" if profile else ""
+    return Unauthenticated(
+        f"{call}: the credentials cannot be used{files}{of_profile}: {type(error).__name__}: {_cleaned(str(error), call)}",
+        hint=f"correct or unset {', '.join(given)}" if given else _CREDENTIALS,
     )
 
 
