@@ -273,6 +273,21 @@ _FORBIDDEN: Final = tuple(
             "set this machine's clock (NTP), or replace what has run out",
         ),
         (
+            r"headers?.{0,60}not signed",
+            None,
+            "a proxy between here and the store adds or changes headers: have it pass requests on as they are",
+        ),
+        (
+            r"(content.?md5|checksum).{0,90}required|required.{0,90}(content.?md5|checksum)",
+            ConfigurationError,
+            "the bucket takes no object without a checksum: turn the provider's on",
+        ),
+        (
+            r"(missing|without|no) object.?lock config|object.?lock config.{0,40}(missing|not found|not exist|not enabled)",
+            ConfigurationError,
+            "the bucket has no object lock configuration: set one, or remove what asks for object lock",
+        ),
+        (
             r"object.?lock|worm\b|retention|legal.?hold|active.?hold|immutab|object.{0,9}lock",
             None,
             "a retention policy or a hold keeps the object: nothing can replace or delete it before that ends",

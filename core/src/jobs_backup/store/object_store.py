@@ -287,7 +287,7 @@ class Destination:
         if page.after is not None and (page.after <= after or any(one.key > page.after for one in page.objects)):
             raise ContractViolation(
                 f"{self._name}: the list of {prefix} does not go on after {after or 'its first page'}",
-                hint="the store ignores where a list begins, or its order: replay without --list, on the machine that has the spool",
+                hint="the store ignores where a list begins, or its order: replay without --list, where the spool is",
             )
         if page.objects and page.objects[0].key <= after:
             page = msgspec.structs.replace(page, objects=[one for one in page.objects if one.key > after])

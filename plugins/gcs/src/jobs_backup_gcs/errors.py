@@ -107,7 +107,10 @@ _LIMITS: Final = (
     "dailyLimitExceeded",
     "concurrentLimitExceeded",
     "slowDown",
+    "RATE_LIMIT_EXCEEDED",
 )
+_GENERAL: Final = ("", "forbidden", "required", "invalid")
+"""Reasons that say less than those in the details of an answer."""
 _FORBIDDEN: Final[Mapping[str, str]] = {
     r"accessNotConfigured|SERVICE_DISABLED|API has not been used": (
         "enable the Cloud Storage API (storage.googleapis.com) in the project of the credentials"
@@ -262,7 +265,10 @@ def _told(response: Any) -> tuple[str, str]:
     try:
         error: Any = response.json()["error"]
         errors: Any = error.get("errors") or [{}]
-        return str(errors[0].get("reason") or ""), str(error.get("message") or "")[:_LOOKED_AT]
+        reason = str(errors[0].get("reason") or "")
+        if reason in _GENERAL:
+            reason = next((str(one["reason"]) for one in error.get("details") or () if one.get("reason")), reason)
+        return reason, str(error.get("message") or "")[:_LOOKED_AT]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return "", str(getattr(response, "text", ""))[:_LONGEST]
 

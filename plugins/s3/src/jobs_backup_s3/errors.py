@@ -75,6 +75,8 @@ _CHECKSUM: Final = (
     "if it goes on, the network, a proxy or the disk changes bytes; or JOBS_BACKUP_S3_CHECKSUM does not suit the store"
 )
 _KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
+_LOCK_CHECKSUM: Final = "a bucket with object lock takes no object without a checksum: set JOBS_BACKUP_S3_CHECKSUM=md5 or crc32c"
+_LOCK: Final = "see the bucket's object lock configuration: it may have none, or want a header that is not sent"
 _CERTIFICATE: Final = "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use a name that stands in its certificate"
 _BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it is to name a file with certificates in PEM form"
 STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
@@ -87,6 +89,9 @@ _CODES: Final[Mapping[str, _Row]] = {
     "AccessDenied": _Row(PermissionDenied),
     "AccessDeniedException": _Row(PermissionDenied),
     "AllAccessDisabled": _Row(Unauthenticated, "the store has turned off all access to the bucket: ask its support"),
+    "UnauthorizedAccess": _Row(
+        Unauthenticated, "in AWS China the bucket's account needs an ICP license for this: see its console, or ask the support"
+    ),
     "InvalidSecurity": _Row(Unauthenticated, _KEYS),
     "InvalidPayer": _Row(Unauthenticated, _ACCOUNT),
     "OptInRequired": _Row(Unauthenticated, _ACCOUNT),
@@ -234,6 +239,11 @@ _ACTIONS: Final[Mapping[str, str]] = {
 }
 """The permission that an operation needs, where it has another name than the operation."""
 
+_ACTION: Final = re.compile(
+    r"\b((?:s3(?:express)?:(?:Abort|Bypass|Create|Delete|Get|List|Put|Replicate|Restore)|kms:|sts:)[A-Z][A-Za-z]+)(?![\w-])"
+)
+"""A permission that the store names, and not the key of a condition, such as `s3:x-amz-acl` or `s3:TlsVersion`."""
+
 _LACKING: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"),
@@ -243,6 +253,14 @@ _LACKING: Final[Mapping[str, str]] = {
     "ListObjectsV2": "replay without --list, on the machine that has the spool",
 }
 """What to do without an operation that the store does not have."""
+
+_CONDITIONS: Final[Mapping[str, str]] = {
+    "x-amz-server-side-encryption-aws-kms": "JOBS_BACKUP_S3_KMS_KEY_ID",
+    "x-amz-server-side-encryption": "JOBS_BACKUP_S3_SSE",
+    "x-amz-storage-class": "JOBS_BACKUP_S3_STORAGE_CLASS",
+    "x-amz-acl": "JOBS_BACKUP_S3_ACL",
+}
+"""Header that a policy may demand -> the setting that sends it."""
 
 _OPTIONS: Final = (
     ("if-none-match", "set JOBS_BACKUP_CONDITIONAL_WRITES=false"),
@@ -387,6 +405,9 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
         return ConfigurationError(f"{call}: the bucket is in {region}, not in {connection.region}", hint=hint)
     if row.error is ConfigurationError and status in _REDIRECTS:
         return _redirected(message, headers.get("location", ""), str(error.get("Endpoint") or ""), call, is_own=own in _CODES)
+    if own == "InvalidRequest" and re.search(r"object.?lock", said, re.IGNORECASE):
+        wants_checksum = re.search(r"md5|checksum", said, re.IGNORECASE)
+        return ConfigurationError(message, hint=_LOCK_CHECKSUM if wants_checksum else _LOCK)
     if row.error is PermissionDenied:
         return _denied(message, own, said, call)
     if row.error is NotSupported and not row.hint:
@@ -451,13 +472,18 @@ def _denied(message: str, own: str, said: str, call: Call) -> JobsBackupError:
     if "acl" in said.lower() and connection.acl:
         hint = "the bucket does not take this ACL: unset JOBS_BACKUP_S3_ACL"
         return PermissionDenied(message, action=action, resource=resource, hint=hint)
+    if condition := re.search(r"\bs3:(x-amz-[a-z-]+)", said, re.IGNORECASE):
+        header = condition[1].lower().rstrip("-")
+        setting = next((setting for start, setting in _CONDITIONS.items() if header.startswith(start)), "")
+        hint = f"a policy has a condition on {header}: {f'set {setting} to what it demands' if setting else 'change that one'}"
+        return PermissionDenied(message, action=action, resource=resource, hint=hint)
     return forbidden(message, code, said, action=action, resource=resource, owned=bool(code))
 
 
 def _missing(said: str, call: Call) -> tuple[str, str]:
     """The action and the resource that have to be granted, if it is that what is missing."""
     connection = call.connection
-    named = re.search(r"\b((?:s3|s3express|kms|sts):[A-Za-z]+)\b", said)
+    named = _ACTION.search(said)
     action = named[1] if named else _ACTIONS.get(call.operation, f"s3:{call.operation}")
     if action.startswith("kms:"):
         key = re.search(r"arn:[\w-]+:kms:[\w:/-]+", said)
