@@ -200,14 +200,14 @@ class Store(NamedTuple):
 _BUCKET: Final = {"JOBS_BACKUP_BUCKET": "my-events"}
 STORES: Final[Mapping[str, Store]] = {
     "S3": Store(_S3, s3, lambda url: {
-        **_BUCKET, "AWS_ENDPOINT_URL_S3": url, "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "not-shown",
+        **_BUCKET, "AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "a-secret-key",
+        "AWS_REGION": "us-east-1",
     }),
     "MINIO": Store(_MINIO, s3, lambda url: {
-        **_BUCKET, "MINIO_ENDPOINT": url, "MINIO_ACCESS_KEY_ID": "a", "MINIO_SECRET_ACCESS_KEY": "not-shown",
+        **_BUCKET, "MINIO_ENDPOINT": url, "MINIO_ACCESS_KEY_ID": "a", "MINIO_SECRET_ACCESS_KEY": "a-secret-key",
     }),
     "DIGITAL_OCEAN_SPACES": Store(_SPACES, s3, lambda url: {
-        **_BUCKET, "DO_SPACES_ENDPOINT": url, "DO_SPACES_ACCESS_KEY_ID": "a", "DO_SPACES_SECRET_ACCESS_KEY": "not-shown",
+        **_BUCKET, "DO_SPACES_ENDPOINT": url, "DO_SPACES_ACCESS_KEY_ID": "a", "DO_SPACES_SECRET_ACCESS_KEY": "a-secret-key",
     }),
     "GCS": Store(_GCS, gcs, lambda url: {**_BUCKET, "STORAGE_EMULATOR_HOST": url}),
     "AZURE_BLOB": Store(_AZURE, azure, lambda url: {

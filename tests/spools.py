@@ -13,7 +13,7 @@ from jobs_backup.archive.archiver import Archiver
 from jobs_backup.backup.backup import session_of
 from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.model import Batch, Kind, Stream
-from jobs_backup.spool.interface import BatchLimits, Claim, Recording, RoomLimits, Spool
+from jobs_backup.spool.interface import BatchLimits, Claim, QuotaLimits, Recording, Spool
 from jobs_backup.spool.sqlite.database import Database
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
@@ -22,7 +22,7 @@ APP = Stream(Kind.RAW, "w", "app")
 LIMITS = BatchLimits(events=1000, bytes=1 << 30, age=300)
 
 
-ANY_ROOM = RoomLimits()
+ANY_ROOM = QuotaLimits()
 
 
 def open_spool(
@@ -30,7 +30,7 @@ def open_spool(
     *,
     location: str = "s3://bucket",
     limits: BatchLimits = LIMITS,
-    room: RoomLimits = ANY_ROOM,
+    room: QuotaLimits = ANY_ROOM,
     compression: Compression = GZIP,
 ) -> SqliteSpool:
     return SqliteSpool(directory, location=location, prefix="p", instance_id="1", limits=limits, room=room, compression=compression)

@@ -42,6 +42,9 @@ SECRETS: Final = {
     "connection string": f"DefaultEndpointsProtocol=https;AccountName=account1;AccountKey={_BASE64}==",
     "token": f"eyJhbGciOiJSUzI1NiJ9.{_BASE64[:30]}.{_BASE64[10:40]}",
     "base64": f"{_BASE64}==",
+    "of 30 characters": _BASE64[:30],
+    "with its name": f"secret_key: {_BASE64[:20]}",
+    "netrc": f"machine x login y password {_BASE64[:20]}",
     "hex": _HEX,
     "url": f"https://canary:{_BASE64[:20]}@storage.example/events",
 }  # fmt: skip

@@ -662,10 +662,10 @@ class TestDeleting:
     def test_a_key_that_may_not_be_deleted_keeps_no_other_from_it(self, spool: SqliteSpool) -> None:
         """Its refusal comes first, when all of them wait and one is tried."""
         denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
-        stuck = _peek(spool)[0].key
-        store = _Store(calls=[Unavailable("SlowDown")], keys={stuck: [denied] * 1000})
+        blocked_by = _peek(spool)[0].key
+        store = _Store(calls=[Unavailable("SlowDown")], keys={blocked_by: [denied] * 1000})
         self.work(spool, store, lambda: len(store.deleted) == 4)
-        assert stuck not in store.deleted
+        assert blocked_by not in store.deleted
 
     @pytest.mark.parametrize("place", range(5))
     def test_a_key_for_which_the_call_is_refused_keeps_no_other_from_it(
@@ -675,13 +675,13 @@ class TestDeleting:
 
         class Choosy(_Store):
             def delete(self, keys: Sequence[str]) -> DeleteReceipt:
-                if stuck in keys:
+                if blocked_by in keys:
                     self.calls.append(list(keys))
                     raise StorageError("MalformedXML")
                 return super().delete(keys)
 
         monkeypatch.setattr(deleter, "_FIRST_PROBE", 60)
-        stuck = _peek(spool)[place].key
+        blocked_by = _peek(spool)[place].key
         store = Choosy()
         self.work(spool, store, lambda: len(store.deleted) == 4)
         assert len(store.calls) < 10

@@ -69,7 +69,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Backup]:
 def all_closed(backups: list[Backup]) -> bool:
     deadline = time.monotonic() + PATIENCE
     while (
-        not all(session_of(backup)._closed and not session_of(backup).trouble for backup in backups) and time.monotonic() < deadline
+        not all(session_of(backup)._closed and not session_of(backup).health_error for backup in backups)
+        and time.monotonic() < deadline
     ):
         time.sleep(0.01)
     return all(session_of(backup)._closed for backup in backups)

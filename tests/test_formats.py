@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 from buckets import file_environment
 from commands import invoke, numbers, run, start
+
+from jobs_backup.inputs.intake import may_go_on
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -149,7 +152,27 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "ZIP": (in_zip(LINES), "ZIP"),
     "tar": (tar(LINES), "tar"),
     "Parquet": (b"PAR1" + bytes(100) + b"PAR1", "Parquet"),
+    "zlib": (zlib.compress(LINES), "zlib"),
+    "zlib, as fast as can be": (zlib.compress(LINES, 1), "zlib"),
+    "Snappy": (b"\xff\x06\x00\x00sNaPpY" + bytes(100), "Snappy"),
+    "CR": (LINES.replace(b"\n", b"\r"), "CR alone"),
+    "a text sequence": (b"".join(b"\x1e" + line + b"\n" for line in LINES.splitlines()), "RFC 7464"),
 }
+TWICE = {"gzip in gzip": gzip.compress(gzip.compress(LINES)), "gzip behind a mark": b"\xef\xbb\xbf" + gzip.compress(LINES)}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_what_stands_around_packed_bytes_is_named(call: Call, tmp_path: Path, kind: str) -> None:
+    code, stdout, _ = call("run", put(tmp_path / "in", TWICE[kind]), "--json")
+    found = json.loads(stdout)
+    assert (code, found["events"], found["rejected"]) == (1, 0, 0)
+    assert "twice" in found["problems"][0] or "byte order mark" in found["problems"][0]
+
+
+def test_a_hint_for_standard_input_is_no_command_on_a_file(tmp_path: Path) -> None:
+    content = FOREIGN["an array"][0].decode()
+    code, _, stderr = run("run", "--source-id", "web", env=file_environment(tmp_path), stdin=content)
+    assert (code, "standard input is a JSON array" in stderr, '"standard input"' in stderr) == (1, True, False), stderr
 
 
 @pytest.mark.parametrize("packed", ["text", "gzip"])
@@ -216,6 +239,49 @@ def test_lines_among_others_are_not_taken_for_a_format(call: Call, tmp_path: Pat
     assert found["events"] == content.count(b"{")
     assert code == (3 if found["rejected"] else 0)
     assert found["rejected"] == sum(not line.startswith(b"{") for line in content.split()) - content.count(b"bad, ")
+
+
+WHOLE = [
+    rb'{"a":-1.5e+10,"b":[true,false,null],"c":"x\u00e9\ud83d\ude00\"\\","d":{"e":{}}, "f" : ""}',
+    '{"ü":"日本"}'.encode(), b' \t{"a":{"b":[{}]}}', b'\0\0{"a":1}', b'\xef\xbb\xbf{"a":1}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", WHOLE, ids=range(len(WHOLE)))
+def test_every_beginning_of_an_event_may_go_on(whole: bytes) -> None:
+    assert [whole[:end] for end in range(len(whole)) if not may_go_on(whole[:end], b"{")] == []
+    assert not may_go_on(whole, b"{")
+
+
+NO_BEGINNING = [
+    b'{"a":1}\r{"a":2}\r', b"{} {}", b"{}{}", b'{"a":1}}', b"garbage", b"null", b"tru", b"[1", b'[{"a":1}]', b"'{", b'{"a":01',
+    b"{'a",
+    b'{"a" 1', b'{"a":1,}', b'{"a":"\\x', b"\x0b{}", b"1", b'"a', b"x\x9c\x01", b"\xef\xbb\xbf\x1f\x8b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_BEGINNING, ids=range(len(NO_BEGINNING)))
+@pytest.mark.parametrize("command", ["run", "failed"])
+def test_an_end_that_can_become_nothing_is_rejected(call: Call, tmp_path: Path, command: str, text: bytes) -> None:
+    """Not left for the next run, which would never end. Each run says so."""
+    for _ in range(2):
+        code, stdout, stderr = call(command, put(tmp_path / "in", text), "--json")
+        found = json.loads(stdout)
+        assert found["unfinished"] == [], stderr
+        assert (code, found["rejected"]) == ((1, 0) if found["problems"] else (3, 1)), stderr
+
+
+@pytest.mark.parametrize("text", [b'["1","2"]', b'{"jobs":["1"]}', b"1\r2\r3", b"abc", b'"1"}', b"nul"], ids=range(6))
+def test_an_end_that_can_become_no_id_is_rejected(call: Call, tmp_path: Path, text: bytes) -> None:
+    code, stdout, stderr = call("delivered", put(tmp_path / "in", text), "--json")
+    assert json.loads(stdout)["unfinished"] == [], stderr
+    assert code in (1, 3), stderr
+
+
+@pytest.mark.parametrize("text", [b"12", b'"12', b'"', b"1 "], ids=range(4))
+def test_an_id_that_may_go_on_is_left(call: Call, tmp_path: Path, text: bytes) -> None:
+    code, stdout, stderr = call("delivered", put(tmp_path / "in", text), "--json")
+    assert (len(json.loads(stdout)["unfinished"]), code) == (1, 0), stderr
 
 
 @pytest.mark.parametrize("blank", [b" ", b"\t", b"  \t"])

@@ -17,7 +17,7 @@ from spools import APP, archiver_of, claim, open_spool, record
 
 from jobs_backup import Backup
 from jobs_backup.errors import BackupClosed, SpoolError, SpoolFull
-from jobs_backup.spool.interface import RoomLimits
+from jobs_backup.spool.interface import QuotaLimits
 from jobs_backup.spool.sqlite.disk import Ballast, free_bytes, refuse_network
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
@@ -46,7 +46,7 @@ def fill(backup: Backup) -> int:
 
 
 def test_the_quota_is_for_all_processes_together_and_sending_makes_room(tmp_path: Path) -> None:
-    room = RoomLimits(max_bytes=10 << 20)
+    room = QuotaLimits(max_bytes=10 << 20)
     one, other = open_spool(tmp_path, room=room), open_spool(tmp_path, room=room)
     with pytest.raises(SpoolFull, match="and may hold 10,485,760") as caught:
         record_often(one, 2000)
@@ -63,7 +63,7 @@ def test_the_quota_is_for_all_processes_together_and_sending_makes_room(tmp_path
 
 
 def test_the_quota_counts_what_others_have_not_sealed(tmp_path: Path) -> None:
-    room = RoomLimits(max_bytes=10 << 20)
+    room = QuotaLimits(max_bytes=10 << 20)
     one, other = open_spool(tmp_path, room=room), open_spool(tmp_path, room=room)
     record_often(one, 6 << 20 >> 15)  # about 6 MiB
     record(one, [LINE])
@@ -75,7 +75,7 @@ def test_the_quota_counts_what_others_have_not_sealed(tmp_path: Path) -> None:
 
 
 def test_a_full_spool_makes_record_wait_for_room(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path, room=RoomLimits(max_bytes=2 << 20, timeout=120))
+    spool = open_spool(tmp_path, room=QuotaLimits(max_bytes=2 << 20, timeout=120))
     record(spool, [LINE] * 100)
     done = threading.Event()
 
@@ -93,7 +93,7 @@ def test_a_full_spool_makes_record_wait_for_room(tmp_path: Path) -> None:
 
 
 def test_who_waits_for_room_is_told_when_the_spool_is_closed(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path, room=RoomLimits(max_bytes=1 << 20, timeout=120))
+    spool = open_spool(tmp_path, room=QuotaLimits(max_bytes=1 << 20, timeout=120))
     record(spool, [LINE] * 60)
     raised: list[BaseException] = []
 
@@ -111,7 +111,7 @@ def test_who_waits_for_room_is_told_when_the_spool_is_closed(tmp_path: Path) -> 
 
 
 def test_free_space_is_left_on_the_disk(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path, room=RoomLimits(min_free=1 << 60))
+    spool = open_spool(tmp_path, room=QuotaLimits(min_free=1 << 60))
     with pytest.raises(SpoolFull, match="bytes left") as caught:
         record(spool, [LINE])
     assert "free space" in caught.value.hint

@@ -230,7 +230,7 @@ def test_a_handler_that_fails_stops_nothing(as_filter: bool, tmp_path: Path, cap
             for number in range(3):
                 backup.record({"n": number}, source_id="web")
                 backup.flush(30)
-            assert session_of(backup).trouble == ""
+            assert session_of(backup).health_error == ""
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

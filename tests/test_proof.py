@@ -180,7 +180,7 @@ def waits(backup: Backup) -> JobsBackupError:
     archiver = archiver_of(backup)
     assert archiver is not None
     assert archiver.drain(120)
-    error = archiver.stuck
+    error = archiver.blocked_by
     assert error is not None
     assert archiver.sent.objects == 0
     (waiting,) = session_of(backup).spool.waiting()
@@ -196,14 +196,14 @@ def test_what_is_doubted_is_remembered_beside_what_wrappers_have_made(tmp_path: 
         claim = session_of(backup).spool.claim()
         assert claim is not None
         batch, other = claim.batch, msgspec.structs.replace(claim.batch, size=claim.batch.size + 1)
-        session_of(backup).spool.hold_to(batch)
+        session_of(backup).spool.pin_content(batch)
         assert not session_of(backup).spool.is_doubted(batch.key)
         for _ in range(2):
             session_of(backup).spool.doubt(batch.key)
             assert session_of(backup).spool.is_doubted(batch.key)
-            session_of(backup).spool.hold_to(batch)
+            session_of(backup).spool.pin_content(batch)
             with pytest.raises(WrapperMissing):
-                session_of(backup).spool.hold_to(other)
+                session_of(backup).spool.pin_content(other)
         assert not session_of(backup).spool.is_doubted("another/key")
         session_of(backup).spool.release(batch, Unavailable("?"), delay=0)
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:

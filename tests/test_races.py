@@ -228,7 +228,7 @@ def test_a_full_disk_for_what_is_set_aside_ends_no_thread(tmp_path: Path, monkey
         while not objects(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert [gzip.decompress(data) for data in objects(tmp_path).values()] == [b'{"n":2}\n'], "the other one goes on"
-        assert session_of(backup).trouble == ""
+        assert session_of(backup).health_error == ""
         full.clear()
     with Backup.from_env(env) as backup:
         while not session_of(backup).spool.quarantined() and time.monotonic() < deadline:

@@ -885,3 +885,10 @@ def test_a_damaged_position_counts_as_none(tmp_path: Path, note: bytes) -> None:
     (tmp_path / "out.position").write_bytes(note)
     code, _, err = run("replay", "--output", str(tmp_path / "out"), env=environment)
     assert (code, len((tmp_path / "out").read_text().splitlines())) == (0, 1), err
+
+
+@pytest.mark.parametrize(("since", "until"), [("1h", "2h"), ("2026-11-25", "2026-11-24"), ("2026-11-24", "2026-11-24")])
+def test_times_that_no_event_can_have_are_refused(tmp_path: Path, since: str, until: str) -> None:
+    code, out, err = run("replay", "--since", since, "--until", until, env=file_environment(tmp_path))
+    assert (code, out) == (2, "")
+    assert f"--since {since} is not before --until {until}" in err

@@ -16,7 +16,7 @@ import pytest
 from spools import APP, WEB, claim, content, die, open_spool, record
 
 from jobs_backup.errors import SpoolError, SpoolFull
-from jobs_backup.spool.interface import BatchLimits, RoomLimits
+from jobs_backup.spool.interface import BatchLimits, QuotaLimits
 from jobs_backup.spool.sqlite import blobs as blob_files
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import FilesLost
@@ -333,7 +333,7 @@ def test_a_directory_of_the_spool_is_replaced_by_a_file(tmp_path: Path) -> None:
 
 def test_what_a_renewed_session_has_open_counts_for_others(tmp_path: Path) -> None:
     limits = BatchLimits(events=1 << 20, bytes=1 << 30, age=300)
-    room = RoomLimits(max_bytes=8 << 20)
+    room = QuotaLimits(max_bytes=8 << 20)
     first = open_spool(tmp_path, limits=limits, room=room)
     record(first, [b"1\n"])
     remove_lock(first)

@@ -164,7 +164,7 @@ def waits(backup: Backup) -> JobsBackupError:
     archiver = archiver_of(backup)
     assert archiver is not None
     assert archiver.drain(120)
-    error = archiver.stuck
+    error = archiver.blocked_by
     assert error is not None
     assert archiver.sent.objects == 0
     (waiting,) = session_of(backup).spool.waiting()

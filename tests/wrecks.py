@@ -176,7 +176,7 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
         "delivered": backup.delivered,
         "position": lambda name, at: session_of(backup).keep([_position(name, at)]),
         "check_room": session_of(backup).check_room,
-        "trouble": lambda: session_of(backup).trouble,
+        "health_error": lambda: session_of(backup).health_error,
         "flush": lambda: backup.flush(120),
         "close": backup.close,
     }

@@ -39,6 +39,7 @@ _ANSWER_SECONDS: Final = 20.0
 _DEAD: Final = """
     import os, signal
     from jobs_backup import Backup
+    from jobs_backup.backup.backup import session_of
 
     name = os.environ["NAME"]
     number = 0

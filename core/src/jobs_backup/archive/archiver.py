@@ -95,7 +95,7 @@ class Archiver:
             for number in range(settings.upload_concurrency)
         ]
         self._looked_at = math.inf  # first there may be much to recover
-        self._looker = threading.Thread(target=self._look_after, name="jobs-backup-look-after", daemon=True)
+        self._looker = threading.Thread(target=self._maintain, name="jobs-backup-look-after", daemon=True)
         self._threads.append(self._looker)
         self._threads.append(threading.Thread(target=self._abort, name="jobs-backup-abort", daemon=True))
         self._threads.append(threading.Thread(target=self._delete, name="jobs-backup-delete", daemon=True))
@@ -122,7 +122,7 @@ class Archiver:
         return any(thread.is_alive() for thread in self._threads)
 
     @property
-    def trouble(self) -> str:
+    def health_error(self) -> str:
         """Which thread has ended, or looks after nothing any more; empty if all work."""
         dead = next((thread.name for thread in self._threads if not thread.is_alive()), "")
         return f"the thread {dead} has ended" if dead else stalled(self._looker, self._looked_at)
@@ -145,7 +145,7 @@ class Archiver:
         return True
 
     @property
-    def stuck(self) -> JobsBackupError | None:
+    def blocked_by(self) -> JobsBackupError | None:
         """Why nothing more can be sent for the time being, None if something can be or nothing has failed."""
         with self._lock:
             if (failure := self.claim_failure) is not None:
@@ -244,7 +244,7 @@ class Archiver:
     def _store(self, claimed: Claim) -> None:
         batch, body = self._destination.prepare(claimed.batch)
         if batch.wrappers:
-            self._spool.hold_to(batch)
+            self._spool.pin_content(batch)
         try:
             if self._destination.has_multipart and (batch.size > self._threshold or self._is_begun(claimed)):
                 receipt = self._multipart.send(batch, body, claimed.failures)
@@ -335,7 +335,7 @@ class Archiver:
             self._unreleased[0]()
             del self._unreleased[0]
 
-    def _look_after(self) -> None:
+    def _maintain(self) -> None:
         """First what dead processes left, which may take a while; then ages, and what other processes do."""
         begun = _guarded(self._begin) or _guarded(self._begin)  # twice: a disk may only have been busy
         with self._lock:

@@ -89,8 +89,8 @@ class Multipart:
                 if not self._is_stuck(journaled, error, failures):
                     raise
                 # Begun first: where the store can't even do that, the upload is not what is wrong, and its parts are worth keeping.
-                stuck, journaled, parts = journaled, self._begin(batch), []
-                self._spool.uploads.abandon(stuck)
+                blocked_by, journaled, parts = journaled, self._begin(batch), []
+                self._spool.uploads.abandon(blocked_by)
                 self._tell_begun_again("the upload keeps failing", batch, error)
         raise AssertionError("unreachable")  # an upload that was just begun is not given up
 

@@ -49,7 +49,7 @@ class FailureRecord(NamedTuple):
     line: bytes
 
 
-class ToldFailure(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class FailureRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """A failure as JSON tells it to the command and to the server. The names are those of the lines in the bucket.
 
     Attributes:
@@ -73,7 +73,7 @@ class ToldFailure(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     failed_at: datetime | None = None
 
 
-_decode: Final = msgspec.json.Decoder(ToldFailure).decode
+_decode: Final = msgspec.json.Decoder(FailureRequest).decode
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -108,7 +108,7 @@ def parse_failure(json: bytes) -> Failure:
     )
 
 
-def _told(json: bytes) -> ToldFailure:
+def _told(json: bytes) -> FailureRequest:
     try:
         return _decode(json)
     except msgspec.DecodeError:
@@ -117,7 +117,7 @@ def _told(json: bytes) -> ToldFailure:
     # Python's reader takes lone surrogates. The payload may be large, and stays JSON.
     members = {name: surrogates.original(json, parsed, value) for name, value in _members(parsed).items()}
     told = {name: msgspec.Raw(value) if name == "payload" else loads(value) for name, value in members.items()}
-    return msgspec.convert(told, ToldFailure)
+    return msgspec.convert(told, FailureRequest)
 
 
 def failure_record(failure: Failure, stream_of: Callable[[int], Stream | None]) -> FailureRecord:

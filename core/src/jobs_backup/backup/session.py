@@ -135,7 +135,7 @@ class Session:
                     raise NoArchiver("nobody sends what this spool holds", hint="run `jobs-backup archive` on the same spool")
                 time.sleep(TICK / 10)
                 continue
-            if (error := self.archiver.stuck) is not None and self.spool.is_unsent(last):
+            if (error := self.archiver.blocked_by) is not None and self.spool.is_unsent(last):
                 raise DestinationPaused(f"{self.location} is paused, what was recorded waits in the spool: {error}", cause=error)
             self.archiver.wake()
             self.archiver.wait(TICK if until is None else min(TICK, max(0.0, until - time.monotonic())))
@@ -165,12 +165,12 @@ class Session:
             self.spool.close()
 
     @property
-    def trouble(self) -> str:
+    def health_error(self) -> str:
         """Which of the threads behind it does not work any more, and only a new start helps; empty if all do, or it is closed."""
         if self._stop.is_set():
             return ""
         if self.archiver is not None:
-            return self.archiver.trouble
+            return self.archiver.health_error
         return stalled(self._sealer, self._looked_at)
 
     def check_room(self) -> None:

@@ -25,14 +25,26 @@ def plugins_of(settings: CoreSettings) -> list[type[object]]:
     return [provider, *(wrappers.KIND.load_class(name)[1] for name in wrappers.names_in(settings.wrappers))]
 
 
-def warn_of_relative_paths(variables: Mapping[str, str]) -> None:
-    """Warn of paths of an env file that mean another directory, and another spool, wherever the command is started."""
+def _known_to(variables: Mapping[str, str]) -> tuple[list[type[Settings]], bool]:
+    """The settings that these variables may be, and whether that is all: not while no provider is chosen, or none is there."""
     known: list[type[Settings]] = [CoreSettings, ServerSettings]
     with suppress(ConfigurationError):  # the command itself says that a plugin is not there
-        name = variables.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip()
-        known += filter(None, [settings_of(providers.KIND.load_class(name)[1]) if name else None])
-        found = (wrappers.KIND.load_class(one)[1] for one in wrappers.names_in(variables.get("JOBS_BACKUP_WRAPPERS", "")))
-        known += filter(None, map(settings_of, found))
+        if name := variables.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip():
+            found = [providers.KIND.load_class(name)[1]]
+            found += [wrappers.KIND.load_class(one)[1] for one in wrappers.names_in(variables.get("JOBS_BACKUP_WRAPPERS", ""))]
+            return [*known, *filter(None, map(settings_of, found))], True
+    return known, False
+
+
+def misspelt_settings(environment: Mapping[str, str]) -> list[str]:
+    """`unknown_settings` for commands that read none: a name that may be a setting of a provider is not reported."""
+    known, is_all = _known_to(environment)
+    return [line for line in report_unknown(environment, *known) if is_all or "did you mean" in line]
+
+
+def warn_of_relative_paths(variables: Mapping[str, str]) -> None:
+    """Warn of paths of an env file that mean another directory, and another spool, wherever the command is started."""
+    known, _ = _known_to(variables)
     for setting in (setting for one in known for setting in one.describe() if setting.is_path):
         for name in (setting.variable.name, *setting.variable.aliases):
             text = variables.get(name, "").strip()

@@ -16,7 +16,7 @@ from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.summary import Counted, Summary, Unfinished
 from jobs_backup.errors import AmbiguousInput, ConfigurationError, JobsBackupError
 from jobs_backup.inputs.contents import Contents, digest
-from jobs_backup.inputs.intake import Handler, InputOptions, Intake
+from jobs_backup.inputs.intake import Handler, Ingest, InputOptions
 from jobs_backup.inputs.ndjson import Input
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.settings.values import Duration
@@ -66,7 +66,7 @@ def take_in(
                 for one in inputs:
                     try:
                         with machine_errors():
-                            Intake(backup, one, handler, contents, _Report(summary, shown), stop, options).take()
+                            Ingest(backup, one, handler, contents, _Report(summary, shown), stop, options).take()
                     except (ConfigurationError, AmbiguousInput) as error:
                         summary.problem(error)
                     except JobsBackupError as error:

@@ -130,6 +130,14 @@ def _read(env_file: Path) -> None:
     warn_of_relative_paths(variables)
 
 
+def tell_misspelt_settings() -> None:
+    """Report names that only look like a setting, for commands that read no settings of a Backup."""
+    from jobs_backup.checks.settings import misspelt_settings  # noqa: PLC0415 - as above
+
+    for line in misspelt_settings(os.environ):
+        say(f"warning: {line}", "UnknownSetting")
+
+
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --env-file and --verbose. The file's variables become the process's: as with `docker run`, they come first."""
 

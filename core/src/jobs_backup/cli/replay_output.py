@@ -113,7 +113,12 @@ class OutputFile:
 
     def _refuse_to_replace(self) -> None:
         if os.path.lexists(self._path):
-            raise ConfigurationError(f"{self._path} exists", hint="remove it, or give another --output")
+            hint = (
+                "remove it, or give another --output"
+                if self._path.is_file() or self._path.is_symlink()
+                else "give another --output"
+            )
+            raise ConfigurationError(f"{self._path} exists", hint=hint)
 
     def _known(self) -> _Position | None:
         if not self._note.exists():

@@ -16,6 +16,8 @@ import msgspec
 from jobs_backup.errors import ConfigurationError
 
 BOM: Final = b"\xef\xbb\xbf"
+STDIN: Final = "standard input"
+"""Its name in messages."""
 
 _HEAD: Final = 64 << 10
 _MARK: Final = 4096
@@ -31,6 +33,16 @@ _FOREIGN: Final = (
     (re.compile(rb"\x1f[\x9d\xa0]"), "is compressed with compress", "gzip -dc {0} > {0}.ndjson"),
     (re.compile(rb"PK\x03\x04"), "is a ZIP archive", "unzip -p {0} > {0}.ndjson"),
     (re.compile(rb"(?s)(?=.{0,256}\x00).{257}ustar"), "is a tar archive", "tar -xOf {0} > {0}.ndjson"),
+    (re.compile(rb"x[\x01\x5e\x9c\xda]"), "is compressed with zlib", "pigz -dcz {0} > {0}.ndjson"),
+    (re.compile(rb"\xff\x06\x00\x00sNaPpY"), "is compressed with Snappy", "snzip -dc {0} > {0}.ndjson"),
+    (
+        re.compile(BOM + rb"(?:\x1f\x8b|\x28\xb5\x2f\xfd)"),
+        "has a byte order mark before what is compressed",
+        "tail -c +4 {0} > {0}.gz",
+    ),
+    (re.compile(rb"[^\n]*\}[ \t]*\r[ \t]*\{[^\n]*\Z"), "has lines that end with CR alone", "tr '\\r' '\\n' < {0} > {0}.ndjson"),
+    (re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd"), "is packed twice", "gzip -dc {0} | gzip -dc > {0}.ndjson"),
+    (re.compile(rb"\x1e\s*\{"), "is a JSON text sequence (RFC 7464)", "tr -d '\\036' < {0} > {0}.ndjson"),
     (re.compile(rb"PAR1"), "is a Parquet file", ""),
     (re.compile(rb"Obj\x01"), "is an Avro file", ""),
     (
@@ -210,7 +222,9 @@ def refuse_what_is_not_ndjson(name: str, head: bytes) -> None:
 
 
 def _refuse(name: str, what: str, command: str) -> None:
-    convert = f"convert it, for example `{command.format(json.dumps(name) if ' ' in name else name)}`" if command else "convert it"
+    convert = "convert it"
+    if command and name != STDIN:
+        convert += f", for example `{command.format(json.dumps(name) if ' ' in name else name)}`"
     raise ConfigurationError(f"{name} {what}: nothing of it was read", hint=f"{convert}; NDJSON is one JSON object on each line")
 
 

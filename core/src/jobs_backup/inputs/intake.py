@@ -30,6 +30,10 @@ from jobs_backup.spool.interface import InputPosition
 
 T = TypeVar("T")
 _ROOM_SECONDS: Final = 0.1
+_BLANKS: Final = b" \t\r"
+_TRUNCATED: Final = "Input data was truncated"
+"""What msgspec says of the beginning of valid JSON."""
+_is_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _ENDS_OF_VALUES: Final = b'}]"'
 """Behind another byte a JSON value may go on: a number."""
 
@@ -43,6 +47,9 @@ class Handler(Protocol[T]):
     job: str | None
     """Tells this use of a file from others, so that the next run goes on where this one was; None to read files from their
     beginning, always."""
+
+    begins: bytes
+    """What one of its lines may begin with, behind blanks."""
 
     def parser(self) -> Callable[[bytes], T | None]:
         """What makes something of each line of the next block; None of a line that means nothing.
@@ -95,7 +102,7 @@ class Report(Protocol):
         """An unfinished line of an input is left for the next run."""
 
 
-class Intake(Generic[T]):
+class Ingest(Generic[T]):
     """Reads one input."""
 
     def __init__(
@@ -252,11 +259,12 @@ class Intake(Generic[T]):
                 try:
                     if block.continued and number == block.first:
                         raise InvalidEvent("not a line of its own: what stands before it was read by the last run")
-                    if block.unfinished and line.rstrip()[-1] not in _ENDS_OF_VALUES:
-                        raise InvalidEvent("a number that may go on")
+                    if block.unfinished and line.rstrip()[-1] not in _ENDS_OF_VALUES and self._may_go_on(line):
+                        self._leave(number, line)  # a number
+                        return
                     one = _parsed(parse, line)
                 except (InvalidEvent, UnknownJob) as error:
-                    if block.unfinished:
+                    if block.unfinished and (block.continued or self._may_go_on(line)):
                         self._leave(number, line)
                         return
                     self._reject(f"{self._input.name}:{number}: {error.one_line()}", rejects)
@@ -264,9 +272,13 @@ class Intake(Generic[T]):
             found.append(one)
         block.lines.clear()  # they may be large, and the block lives until the next one is read
         if block.unfinished and found == [None]:
-            self._unfinished = True  # blank so far
+            self._unfinished = True  # blank so far, or rejected, of which there may be more
+            rejects.sync()
         else:
             self._keep(found, reader, self._position(reader, rejects))
+
+    def _may_go_on(self, line: bytes) -> bool:
+        return may_go_on(line, self._handler.begins)
 
     def _leave(self, number: int, line: bytes) -> None:
         self._unfinished = True
@@ -325,12 +337,36 @@ class Intake(Generic[T]):
         return f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}" if self._input.size is None else self._path_id[:8]
 
 
+def may_go_on(line: bytes, begins: bytes) -> bool:
+    """Whether what stands at the end of an input may be the beginning of a JSON value that begins with one of these bytes."""
+    text = _bare(line).lstrip(_BLANKS)
+    if not text or BOM.startswith(text):
+        return True
+    if text[:1] not in begins:
+        return False
+    for end in (b"", b"0"):  # a number may end with a sign, a point or an exponent so far
+        try:
+            _is_json(text + end)
+        except msgspec.DecodeError as error:
+            if str(error) == _TRUNCATED:
+                return True
+        except RecursionError:
+            return False
+        else:
+            return text.rstrip(_BLANKS)[-1] not in _ENDS_OF_VALUES
+    return False
+
+
+def _bare(line: bytes) -> bytes:
+    """Without what an editor puts before a file; and the hole in one that was truncated under a program that goes on behind it."""
+    return line.lstrip(b"\0").removeprefix(BOM)
+
+
 def _parsed(parse: Callable[[bytes], T | None], line: bytes) -> T | None:
     try:
         return parse(line)
     except (InvalidEvent, UnknownJob):
-        # What an editor puts before a file; and the hole in a file that was truncated under a program that goes on behind it.
-        bare = line.lstrip(b"\0").removeprefix(BOM)
+        bare = _bare(line)
         if len(bare) == len(line):
             raise
         if line.startswith(BOM) and not bare.strip():

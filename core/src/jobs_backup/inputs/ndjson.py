@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.format.lines import MAX_PAYLOAD
-from jobs_backup.inputs.formats import NotPacked, Source, Stopped, Unpacked, refuse_what_is_not_ndjson, unpacked
+from jobs_backup.inputs.formats import STDIN, NotPacked, Source, Stopped, Unpacked, refuse_what_is_not_ndjson, unpacked
 from jobs_backup.inputs.identity import Fingerprint, Position, Sample, SeenFile
 from jobs_backup.util.exhaustion import explain
 
@@ -60,7 +60,7 @@ class Input:
             ConfigurationError: it can't be read.
         """
         self.path = path
-        self.name = "standard input" if path is None else str(path)
+        self.name = STDIN if path is None else str(path)
         try:
             status = os.fstat(0) if path is None else _check(path)
         except OSError as error:

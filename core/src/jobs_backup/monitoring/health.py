@@ -44,7 +44,7 @@ _ABSOLUTE: Final = re.compile(r"https?://[^/]*(.*)", re.IGNORECASE | re.DOTALL)
 
 def health(backup: Backup | Session) -> str:
     """Why only a new start of the process can help: a thread of it has ended or hangs. Empty if all is well."""
-    return session_of(backup).trouble
+    return session_of(backup).health_error
 
 
 def readiness(backup: Backup | Session) -> str:
@@ -177,20 +177,20 @@ def _collected(session: Session) -> tuple[CollectorRegistry, Metrics]:
 @contextmanager
 def _listening(backup: Backup | Session, host: str, port: int, is_stopping: Callable[[], bool]) -> Generator[str]:
     def answer(path: str, accept: str) -> tuple[HTTPStatus, str, bytes]:
-        trouble = "not found: there are /metrics, /healthz and /readyz"
+        health_error = "not found: there are /metrics, /healthz and /readyz"
         status = HTTPStatus.NOT_FOUND
         if path == "/metrics":
             try:
                 body, content_type = metrics_page(backup, accept)
             except ConfigurationError as error:
-                trouble = error.one_line()
+                health_error = error.one_line()
             else:
                 return HTTPStatus.OK, content_type, body
         elif path == "/healthz":
-            trouble, status = health(backup), HTTPStatus.SERVICE_UNAVAILABLE
+            health_error, status = health(backup), HTTPStatus.SERVICE_UNAVAILABLE
         elif path == "/readyz":
-            trouble, status = "stopping" if is_stopping() else readiness(backup), HTTPStatus.SERVICE_UNAVAILABLE
-        return (status, _TEXT, f"{printable(trouble)}\n".encode()) if trouble else (HTTPStatus.OK, _TEXT, b"ok\n")
+            health_error, status = "stopping" if is_stopping() else readiness(backup), HTTPStatus.SERVICE_UNAVAILABLE
+        return (status, _TEXT, f"{printable(health_error)}\n".encode()) if health_error else (HTTPStatus.OK, _TEXT, b"ok\n")
 
     class Handler(_Handler):
         respond = staticmethod(answer)

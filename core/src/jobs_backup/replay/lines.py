@@ -23,7 +23,7 @@ from jobs_backup.replay.selection import Found, Query
 _BLOCK: Final = 1 << 20
 
 
-def picker(query: Query, found: Found, seen: set[str], *, payload_only: bool) -> Callable[[bytes], bytes]:
+def line_filter(query: Query, found: Found, seen: set[str], *, payload_only: bool) -> Callable[[bytes], bytes]:
     """What of a line is wanted; empty if nothing is. Lines are looked into only where it has to be.
 
     Sources and workspaces of the query that are found in lines, and nowhere else, are added to `seen`.

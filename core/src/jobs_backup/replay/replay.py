@@ -25,7 +25,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.format.keys import formats_of
 from jobs_backup.format.lines import MAX_PAYLOAD
-from jobs_backup.replay.lines import opened, picker
+from jobs_backup.replay.lines import line_filter, opened
 from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
 from jobs_backup.store.object_store import Destination
 from jobs_backup.util.exhaustion import explain
@@ -197,7 +197,7 @@ class Replay:
 
     def _give(self, found: Found, file: BinaryIO, skip: int, write: Callable[[bytes], object], stop: threading.Event) -> bool:
         """Returns whether to go on."""
-        pick = picker(self._query, found, self.seen, payload_only=self._payload_only)
+        pick = line_filter(self._query, found, self.seen, payload_only=self._payload_only)
         block: list[bytes] = []
         places: list[int] = []
         size, number, goes_on = 0, 0, True

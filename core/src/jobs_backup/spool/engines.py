@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs_backup.format.keys import clean_prefix
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.spool.interface import BatchLimits, RoomLimits, Spool, SpoolReader, Total
+from jobs_backup.spool.interface import BatchLimits, QuotaLimits, Spool, SpoolReader, Total
 from jobs_backup.spool.status import Limits, Status
 
 
@@ -35,7 +35,7 @@ def open_spool(settings: CoreSettings, *, location: str, wrappers: tuple[str, ..
         prefix=clean_prefix(settings.prefix),
         instance_id=settings.instance_id,
         limits=BatchLimits(events=settings.batch_events, bytes=settings.batch_bytes, age=settings.upload_frequency),
-        room=RoomLimits(max_bytes=settings.spool_max_bytes, min_free=settings.spool_min_free, timeout=settings.spool_full_timeout),
+        room=QuotaLimits(max_bytes=settings.spool_max_bytes, min_free=settings.spool_min_free, timeout=settings.spool_full_timeout),
         durability=settings.spool_durability,
         compression=settings.compression,
         wrappers=wrappers,

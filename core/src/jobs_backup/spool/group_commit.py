@@ -54,7 +54,7 @@ class _Inside(threading.local):
     value = False
 
 
-class Turns(Generic[T]):
+class GroupCommit(Generic[T]):
     """Group commit: whatever has queued up while a turn lasted is committed in the next one, so that it waits for the disk once.
 
     Each thread waits for a lock of its own: with a common one, all would wake up to fight for it. And the next turn is handed over

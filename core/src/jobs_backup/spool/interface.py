@@ -37,7 +37,7 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     age: float
 
 
-class RoomLimits(msgspec.Struct, frozen=True, kw_only=True):
+class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What recording has to leave.
 
     Attributes:
@@ -406,7 +406,7 @@ class SpoolSender(Protocol):
         """
         ...
 
-    def hold_to(self, made: Batch) -> None:
+    def pin_content(self, made: Batch) -> None:
         """Hold a batch to what its wrappers have made of it at the first attempt.
 
         An upload would be continued with other bytes, and encryption with the same key and nonce would give both contents away.

@@ -165,14 +165,14 @@ class MultipartConformance(ABC):
         An upload that keeps failing is replaced by another one, and aborted later, when the object may have been stored.
         """
         parts = self.parts(multipart)
-        stuck = multipart.create("key", b"".join(parts))
-        multipart.part(stuck, parts, 1)
+        blocked_by = multipart.create("key", b"".join(parts))
+        multipart.part(blocked_by, parts, 1)
         upload = multipart.create("key", b"".join(parts))
         receipts = [multipart.part(upload, parts, 1)]
-        multipart.abort(stuck)
+        multipart.abort(blocked_by)
         receipts.append(multipart.part(upload, parts, 2))
         multipart.complete(upload, receipts, b"".join(parts))
-        assert multipart.abort(stuck) in Outcome
+        assert multipart.abort(blocked_by) in Outcome
         assert inspector.get("key") == b"".join(parts)
         assert not inspector.open_uploads()
 

@@ -25,8 +25,8 @@ _FORMS: Final = tuple(
         ("a key (signature)", r"(?i)(?:^|[?&;\s])(?:sig|signature|x-(?:amz|goog)-(?:signature|credential|security-token))=\S"),
         (
             "a key (with its name)",
-            r"(?i)(?:account_?key|access_?key(?:_?id)?|shared_?access_?\w+|private_?key(?:_id)?|api_?key|secret|passw(?:or)?d|auth_?token)"
-            r"[\"'\\]*\s*[=:]\s*\S",
+            r"(?i)(?:account_?key|access_?key(?:_?id)?|shared_?access_?\w+|private_?key(?:_id)?|api_?key|secret(?:_?(?:access_?)?key)?|passw(?:or)?d|auth_?token)"
+            r"[\"'\\]*\s*[=:]\s*\S|\bpassword\s+\S",
         ),
         ("a key (URL with a user or a password)", r"://\S*@"),
         ("a key (base64)", r"^(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/_-]{21,}={1,2}$"),
@@ -56,7 +56,7 @@ def may_be_credential(text: str) -> bool:
         return True
     if len(text) < _SHORT or _is_path(text):
         return False
-    return _looks_random(text) or re.fullmatch(r"[0-9a-fA-F]{32,}", text) is not None
+    return _looks_random(text) or re.fullmatch(r"(?i)[0-9a-f]{32,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) is not None
 
 
 def shown(text: str) -> str:

@@ -64,7 +64,7 @@ def logger_of(module: str) -> BestEffortLogger:
 
 def plural(count: int, noun: str) -> str:
     """So many of them: `1 event`, `2,000 events`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('ch') else 's'}"
 
 
 def printable(text: str) -> str:

@@ -54,6 +54,8 @@ class _Deliveries:
         self._backup = backup
         self._summary = summary
 
+    begins = b'"0123456789'
+
     def parser(self) -> Callable[[bytes], int | None]:
         return _job
 

@@ -49,6 +49,8 @@ class _Failures:
         self.job: str | None = "failed"
         self._backup = backup
 
+    begins = b"{"
+
     def parser(self) -> Callable[[bytes], FailureRecord]:
         return self._record
 

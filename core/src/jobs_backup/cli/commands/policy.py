@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from jobs_backup.cli.options import fail, with_environment
+from jobs_backup.cli.options import fail, tell_misspelt_settings, with_environment
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.format.keys import clean_prefix
 from jobs_backup.store import providers as registry
@@ -33,6 +33,7 @@ def policy(provider: str | None, with_delete: bool, with_replay: bool, format_: 
     Example:
       JOBS_BACKUP_BUCKET=my-events jobs-backup policy --provider FILE
     """
+    tell_misspelt_settings()
     name = provider or os.environ.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip()
     if not name:
         raise ConfigurationError(

@@ -123,6 +123,8 @@ def replay(
         source_ids=source_ids,
         workspace_ids=workspace_ids,
     )
+    if query.since is not None and query.until is not None and query.since >= query.until:
+        raise ConfigurationError(f"--since {since} is not before --until {until}", hint="exchange them, or correct one")
     began = time.monotonic()
     with stopping() as stop:
         destination = Destination.from_settings(settings, os.environ, stop=stop)

@@ -98,6 +98,8 @@ class _Events:
         # The same file under another source is another job; the destination may be corrected, the events stay the same.
         self.job: str | None = f"{stream.workspace_id}\0{stream.source_id}"
 
+    begins = b"{"
+
     def parser(self) -> Callable[[bytes], bytes]:
         self._at = encoding.now()
         return functools.partial(encoding.raw_line, created_at=encoding.timestamp(self._at))

@@ -21,7 +21,7 @@ from jobs_backup.util.listening import is_loopback
 _MIN_TOKEN: Final = 16
 
 
-class Caller(msgspec.Struct, frozen=True, kw_only=True):
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """Who sends a request.
 
     Attributes:
@@ -55,7 +55,7 @@ class Access:
                 hint="set JOBS_BACKUP_SERVER_WRITE_KEYS or JOBS_BACKUP_SERVER_TOKEN, or list the origins",
             )
 
-    def everything(self, headers: Mapping[str, str]) -> Caller:
+    def everything(self, headers: Mapping[str, str]) -> Principal:
         """Who may do all.
 
         Raises:
@@ -66,7 +66,7 @@ class Access:
             raise Refused(403, "Forbidden", "a write key may only record events", hint="authenticate with a bearer token")
         return caller
 
-    def recording(self, headers: Mapping[str, str]) -> Caller:
+    def recording(self, headers: Mapping[str, str]) -> Principal:
         """Who may record: all of the sources, or those of one. Raises Refused (401) if it is nobody who is known."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -74,10 +74,10 @@ class Access:
         if scheme.lower() == "basic":
             return self._write_key(_user(given.strip()))
         if self.is_open:
-            return Caller(name="anybody")
+            return Principal(name="anybody")
         raise _unknown("no credentials were given")
 
-    def source(self, headers: Mapping[str, str], key: str = "") -> Caller:
+    def source(self, headers: Mapping[str, str], key: str = "") -> Principal:
         """Who may record the events of one source, which its write key tells. Raises Refused (401) if it is nobody who is known.
 
         Args:
@@ -89,21 +89,21 @@ class Access:
             raise _unknown("no write key was given", scheme="Basic")
         return caller
 
-    def _token(self, token: str) -> Caller:
+    def _token(self, token: str) -> Principal:
         digest = _digest(token)
         # All of them are compared, whichever it is.
         if self.is_open or any([hmac.compare_digest(digest, one) for one in self._tokens]):  # noqa: C419
-            return Caller(name=f"token {digest.hex()[:12]}")
+            return Principal(name=f"token {digest.hex()[:12]}")
         raise _unknown("the token is not one of those that are allowed")
 
-    def _write_key(self, key: str) -> Caller:
+    def _write_key(self, key: str) -> Principal:
         digest = _digest(key)
         found = [source for one, source in self._sources.items() if hmac.compare_digest(digest, one)]
         if self.is_open and key:
             found = [key]
         if not found:
             raise _unknown("the write key is not one of those that are allowed", scheme="Basic")
-        return Caller(name=f"write key {digest.hex()[:12]}", source_id=found[0])
+        return Principal(name=f"write key {digest.hex()[:12]}", source_id=found[0])
 
 
 def _unknown(message: str, scheme: str = "Bearer") -> Refused:

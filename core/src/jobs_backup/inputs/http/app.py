@@ -24,7 +24,7 @@ from jobs_backup.backup.session import Session
 from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError, StorageError, UnknownJob
 from jobs_backup.format import surrogates
 from jobs_backup.inputs.http import answers, bodies, openapi, payloads
-from jobs_backup.inputs.http.access import Access, Caller
+from jobs_backup.inputs.http.access import Access, Principal
 from jobs_backup.inputs.http.answering import Answering, request_id, share_of
 from jobs_backup.inputs.http.answers import Refused
 from jobs_backup.inputs.http.bodies import Body
@@ -156,7 +156,7 @@ class App:
             hint = "add the origin to the server's JOBS_BACKUP_SERVER_CORS_ORIGINS, or set write keys"
             raise Refused(403, "Forbidden", "without credentials, web pages may not record here", hint=hint)
 
-    async def _record(self, caller: Caller, recording: Recording) -> Response:
+    async def _record(self, caller: Principal, recording: Recording) -> Response:
         self._rate.take(caller.name, len(recording.lines))
         if not recording.lines:
             return answers.json(Recorded(jobs=[]))
@@ -266,8 +266,8 @@ async def _of_disconnect(request: Request, _error: ClientDisconnect) -> Response
     return Response(status_code=400)
 
 
-def _as_text(trouble: str) -> Response:
-    return PlainTextResponse(f"{trouble}\n", 503) if trouble else PlainTextResponse("ok\n")
+def _as_text(health_error: str) -> Response:
+    return PlainTextResponse(f"{health_error}\n", 503) if health_error else PlainTextResponse("ok\n")
 
 
 def _named(request: Request, name: str) -> str:

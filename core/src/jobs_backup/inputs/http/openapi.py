@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs_backup import __version__
-from jobs_backup.backup.failures import ToldFailure
+from jobs_backup.backup.failures import FailureRequest
 from jobs_backup.inputs.http.answers import ErrorAnswer
 from jobs_backup.inputs.http.payloads import JSON, NDJSON
 from jobs_backup.settings.server import ServerSettings
@@ -96,12 +96,12 @@ _BEACON: Final[list[dict[str, list[str]]]] = [{"writeKey": []}, {"writeKeyInUrl"
 def document(settings: ServerSettings) -> dict[str, Any]:
     """The whole document, with the bounds that are set."""
     _, components = msgspec.json.schema_components(
-        (Recorded, Acknowledged, Reported, ErrorAnswer, Status, ToldFailure), ref_template="#/components/schemas/{name}"
+        (Recorded, Acknowledged, Reported, ErrorAnswer, Status, FailureRequest), ref_template="#/components/schemas/{name}"
     )
     for component in components.values():
         # The first paragraph of the docstring. (Since Python 3.13 docstrings have no indentation; before, all of it.)
         component["description"] = " ".join(component["description"].partition("\n\n")[0].split())
-    failure = components.pop("ToldFailure")
+    failure = components.pop("FailureRequest")
     ids: dict[str, Any] = {"jobId": {"$ref": "#/components/schemas/Job"}, "sourceId": {"type": "string", "minLength": 1}}
     failure["properties"] |= {name: {"anyOf": [one, {"type": "null"}]} for name, one in ids.items()}
     time = {"type": "string", "format": "date-time", "pattern": _TIME}

@@ -22,7 +22,7 @@ from jobs_backup.spool.sqlite.deliveries import (
     settle_jobs_of,
 )
 from jobs_backup.spool.sqlite.reader import CatalogReader
-from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Placement, Seal
+from jobs_backup.spool.sqlite.rows import BatchHeader, BatchOptions, BatchRow, Seal
 from jobs_backup.spool.sqlite.schema import REBUILT, SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.sqlite.uploads import MAX_DELAY, UploadJournal, writable
 
@@ -164,7 +164,7 @@ class Catalog:
         return int(db.execute("SELECT id FROM destinations WHERE location=?", (location,)).fetchone()[0])
 
     @writes
-    def number(self, db: sqlite3.Connection, stream: Stream, placement: Placement, epoch: int, jobs: int) -> int:
+    def number(self, db: sqlite3.Connection, stream: Stream, placement: BatchOptions, epoch: int, jobs: int) -> int:
         """A batch of events that are not kept: its number gives them their ids, and there is nothing of it to be sent."""
         (batch,) = _open(db, [stream], placement, "", epoch, self.clock.now())
         db.execute("UPDATE batches SET state='deleted', jobs=? WHERE id=?", (jobs, batch))
@@ -172,7 +172,7 @@ class Catalog:
 
     @writes
     def open_batches(
-        self, db: sqlite3.Connection, streams: Sequence[Stream], placement: Placement, *, blobs: str, epoch: int
+        self, db: sqlite3.Connection, streams: Sequence[Stream], placement: BatchOptions, *, blobs: str, epoch: int
     ) -> list[int]:
         """New batches. A number is never used again in this catalog.
 
@@ -295,7 +295,7 @@ class Catalog:
         )
 
     @writes
-    def hold_to(self, db: sqlite3.Connection, batch: int, made: str) -> bool:
+    def pin_content(self, db: sqlite3.Connection, batch: int, made: str) -> bool:
         """Note what the wrappers make of a batch, at the first time. False if it was something else then."""
         db.execute("UPDATE batches SET made=? WHERE id=? AND made=''", (made, batch))
         return bool(db.execute("SELECT made=? FROM batches WHERE id=?", (made, batch)).fetchone()[0])
@@ -515,7 +515,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _batch_row(row: tuple[Any, ...]) -> BatchRow:
     id_, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers = row
-    placement = Placement(
+    placement = BatchOptions(
         destination=destination,
         prefix=prefix,
         instance_id=instance_id,
@@ -525,7 +525,9 @@ def _batch_row(row: tuple[Any, ...]) -> BatchRow:
     return BatchRow(id_, epoch, opened_at, Stream(Kind(kind), workspace_id, source_id), placement)
 
 
-def _open(db: sqlite3.Connection, streams: Sequence[Stream], placement: Placement, blobs: str, epoch: int, now: float) -> list[int]:
+def _open(
+    db: sqlite3.Connection, streams: Sequence[Stream], placement: BatchOptions, blobs: str, epoch: int, now: float
+) -> list[int]:
     numbers = _new_numbers(db, len(streams))
     compression, wrappers = str(placement.compression), ",".join(placement.wrappers)
     bound = (placement.destination, placement.prefix, placement.instance_id, compression, wrappers, blobs, epoch, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import sqlite3
@@ -579,6 +580,10 @@ def _why_not_opened(path: Path) -> Explained | None:
         for _ in range(_DESCRIPTORS):
             opened.append(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))  # noqa: PERF401 - closed in any case
         path.stat()
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            return explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), path, _LOOK)
+        if not os.access(path, os.R_OK | os.W_OK):  # opening it here, and closing it, would give up locks: see `read_beside`
+            return Explained("Permission denied", f"let this user (uid {os.geteuid()}) read and write it")
         return None if has_inodes(path) else NO_INODES
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not has_inodes(path):

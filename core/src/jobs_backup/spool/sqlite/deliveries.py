@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.model import Kind, Stream
-from jobs_backup.spool.group_commit import Turns
+from jobs_backup.spool.group_commit import GroupCommit
 from jobs_backup.spool.ids import (
     INDEX_BITS,
     LOCAL_BITS,
@@ -233,7 +233,7 @@ class Acknowledger:
     def __init__(self, deliveries: Deliveries, ends: Ends) -> None:
         self._deliveries = deliveries
         self._ends = ends
-        self._turns = Turns[_Acknowledgement](self._commit)
+        self._turns = GroupCommit[_Acknowledgement](self._commit)
         self.acknowledged = 0
         """How many ids were taken, those included that had been taken before."""
 

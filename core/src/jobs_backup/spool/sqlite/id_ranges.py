@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from jobs_backup.model import Stream
 from jobs_backup.spool.ids import INDEX_BITS, job_id
 from jobs_backup.spool.sqlite.catalog import Catalog
-from jobs_backup.spool.sqlite.rows import Placement
+from jobs_backup.spool.sqlite.rows import BatchOptions
 
 _RENEWED_AFTER: Final = 6 * 3600.0
 """Seconds. The catalog forgets old batches, and must not forget one that still gives ids."""
@@ -26,7 +26,7 @@ class _Range(NamedTuple):
 class Numbering:
     """Gives ids from a batch for each stream that has no events. Any number of threads may ask."""
 
-    def __init__(self, catalog: Catalog, placement: Placement, epoch: int) -> None:
+    def __init__(self, catalog: Catalog, placement: BatchOptions, epoch: int) -> None:
         self._catalog = catalog
         self._epoch = epoch
         self._placement = placement

@@ -14,7 +14,7 @@ from jobs_backup.model import Stream
 from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.sqlite.blobs import BlobFile, Changes, Chunk, Form
 from jobs_backup.spool.sqlite.catalog import Catalog
-from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Placement, Seal
+from jobs_backup.spool.sqlite.rows import BatchHeader, BatchOptions, BatchRow, Seal
 
 MEMBER_BYTES: Final = 1 << 20
 """Lines wait until there are so many bytes of them; then they become one member. Smaller members compress worse."""
@@ -97,7 +97,7 @@ class OpenBatch:
         id_: int,
         epoch: int,
         stream: Stream,
-        placement: Placement,
+        placement: BatchOptions,
         fill: Fill | None = None,
         *,
         origin: tuple[int, int] | None = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs_backup.errors import SpoolFull
-from jobs_backup.spool.interface import RoomLimits
+from jobs_backup.spool.interface import QuotaLimits
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import database_errors
 from jobs_backup.spool.sqlite.disk import Ballast, free_bytes
@@ -19,13 +19,15 @@ _LOOK_SECONDS: Final = 0.25
 _LOOK_BYTES: Final = 1 << 20
 
 
-class Room:
+class Quota:
     """All processes together may go over the limits by what they record between two looks of theirs: each about 1 MiB, or a commit.
 
     The limits are for recording alone. Sealing and sending go on, for they are what makes room.
     """
 
-    def __init__(self, directory: Path, catalog: Catalog, ballast: Ballast, session: Callable[[], str], limits: RoomLimits) -> None:
+    def __init__(
+        self, directory: Path, catalog: Catalog, ballast: Ballast, session: Callable[[], str], limits: QuotaLimits
+    ) -> None:
         """`session` names that of this process: it gets another one where its files are lost."""
         self._directory = directory
         self._catalog = catalog

@@ -10,7 +10,7 @@ from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.model import Kind, Stream
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
+class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a batch is bound to when it is opened: the destination's number, compression, wrappers, and the parts of its key."""
 
     destination: int
@@ -51,7 +51,7 @@ class BatchRow(NamedTuple):
     epoch: int
     opened_at: float
     stream: Stream
-    placement: Placement
+    placement: BatchOptions
 
 
 class Seal(NamedTuple):

@@ -25,9 +25,9 @@ from jobs_backup.spool.interface import (
     DueObject,
     Durability,
     InputPosition,
+    QuotaLimits,
     Recorded,
     Recording,
-    RoomLimits,
     Waiting,
     WaitingDeletes,
 )
@@ -40,11 +40,11 @@ from jobs_backup.spool.sqlite.id_ranges import Numbering
 from jobs_backup.spool.sqlite.locks import ProcessLock, Witness
 from jobs_backup.spool.sqlite.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.sqlite.quarantine import Quarantine
-from jobs_backup.spool.sqlite.quota import Room
-from jobs_backup.spool.sqlite.rows import BatchHeader, BatchRow, Placement
+from jobs_backup.spool.sqlite.quota import Quota
+from jobs_backup.spool.sqlite.rows import BatchHeader, BatchOptions, BatchRow
 from jobs_backup.spool.sqlite.writer import Session, Writer
 from jobs_backup.util.fsync import sync_directory
-from jobs_backup.util.logs import logger_of
+from jobs_backup.util.logs import logger_of, plural
 
 T = TypeVar("T")
 log: Final = logger_of(__name__)
@@ -75,7 +75,7 @@ class SqliteSpool:
         prefix: str,
         instance_id: str,
         limits: BatchLimits,
-        room: RoomLimits = RoomLimits(),  # noqa: B008 - frozen
+        room: QuotaLimits = QuotaLimits(),  # noqa: B008 - frozen
         durability: Durability = "full",
         compression: Compression = GZIP,
         wrappers: tuple[str, ...] = (),
@@ -125,7 +125,7 @@ class SqliteSpool:
             self.destination = self._catalog.destination(location)
             self.uploads = self._catalog.uploads(self.destination)
             session = self._begin_session()
-            placement = Placement(
+            placement = BatchOptions(
                 destination=self.destination,
                 prefix=prefix,
                 instance_id=instance_id,
@@ -142,7 +142,7 @@ class SqliteSpool:
                 location=location,
                 placement=placement,
                 limits=limits,
-                room=Room(directory, self._catalog, self._ballast, lambda: self._sessions[-1], room),
+                room=Quota(directory, self._catalog, self._ballast, lambda: self._sessions[-1], room),
                 quarantine=self._quarantine,
                 retire=self._clean_up,
                 check_position=self._check_position,
@@ -388,7 +388,7 @@ class SqliteSpool:
         self._catalog.stored(batch.id, deletable_after=deletable_after)
         self._clean_up(batch.blobs)
 
-    def hold_to(self, made: Batch) -> None:
+    def pin_content(self, made: Batch) -> None:
         """Hold a batch to what its wrappers have made of it at the first attempt.
 
         An upload would be continued with other bytes, and encryption with the same key and nonce would give both contents away.
@@ -399,7 +399,7 @@ class SqliteSpool:
         Raises:
             WrapperMissing: they make something else of it now.
         """
-        if not self._catalog.hold_to(made.id, f"{made.size}:{made.crc32c:08x}"):
+        if not self._catalog.pin_content(made.id, f"{made.size}:{made.crc32c:08x}"):
             raise WrapperMissing(
                 f"{made.key} would not have the bytes of the first attempt: a wrapper makes something else of its batch now",
                 hint="put back the version of the wrapper, and its settings, until the object is stored",
@@ -476,7 +476,7 @@ class SqliteSpool:
                 continue
             try:
                 if unknown := self._unknown_in(name):
-                    why = f"blobs/{name}.db holds {len(unknown)} batches that the catalog does not know"
+                    why = f"blobs/{name}.db holds {plural(len(unknown), 'batch')} that the catalog does not know"
                     raise SpoolError(why, hint="run the command again")
             except SpoolError as error:
                 session = name.partition("-")[0]
@@ -556,7 +556,9 @@ class SqliteSpool:
         """
         for location, batches in self._catalog.follow(self.destination):
             log.warning(
-                "%d batches waited for %s, which never accepted anything; they now go where the settings say", batches, location
+                "%s waited for %s, which never accepted anything, and now go where the settings say",
+                plural(batches, "batch"),
+                location,
             )
         self._catalog.free_claims()
         self._catalog.make_due(self.destination)
@@ -733,6 +735,9 @@ class SqliteSpool:
         except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
             self._files.confirm_damage(name)
             rows = self._catalog.open_batches_of(name)
+            if witness is not None and witness.file == file_number(name):
+                held = plural(witness.events, "event")
+                error = SpoolCorrupt(f"{error.message}; it was to hold {held}, those that are sealed included", hint=error.hint)
             for row in rows:
                 self._quarantine.leave_in_file(row, name, error)
             if not rows:

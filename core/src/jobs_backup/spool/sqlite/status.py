@@ -29,6 +29,7 @@ from jobs_backup.spool.status import (
     UnreadableStatus,
 )
 from jobs_backup.util.exhaustion import NO_INODES, explain, has_inodes
+from jobs_backup.util.logs import plural
 
 _LATE_SECONDS: Final = 60.0
 """How long it may take to send what was sealed, beside twice the time after which that is done."""
@@ -183,7 +184,7 @@ def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreada
             with files.open(name, only_reads=True) as blobs:
                 unknown = catalog.unknown(name, blobs.batches())
             if unknown and not ProcessLock.is_held(directory / "locks", name.partition("-")[0]):
-                unreadable[str(path)] = f"it holds {len(unknown)} batches that the catalog does not know"
+                unreadable[str(path)] = f"it holds {plural(len(unknown), 'batch')} that the catalog does not know"
         except SpoolError as error:
             if path.exists():
                 unreadable[str(path)] = error.one_line()

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Stream
-from jobs_backup.spool.group_commit import Turns
+from jobs_backup.spool.group_commit import GroupCommit
 from jobs_backup.spool.ids import job_id, job_index, local, origin_of
 from jobs_backup.spool.interface import BatchLimits, InputPosition, Recorded, Recording
 from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Changes, file_name
@@ -18,8 +18,8 @@ from jobs_backup.spool.sqlite.database import FilesLost
 from jobs_backup.spool.sqlite.locks import ProcessLock
 from jobs_backup.spool.sqlite.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.sqlite.quarantine import Quarantine
-from jobs_backup.spool.sqlite.quota import Room
-from jobs_backup.spool.sqlite.rows import Placement
+from jobs_backup.spool.sqlite.quota import Quota
+from jobs_backup.spool.sqlite.rows import BatchOptions
 from jobs_backup.util.logs import logger_of
 
 R = TypeVar("R")
@@ -94,9 +94,9 @@ class Writer:
         session: Session,
         renew: Callable[[Session, BlobFile], Session],
         location: str,
-        placement: Placement,
+        placement: BatchOptions,
         limits: BatchLimits,
-        room: Room,
+        room: Quota,
         quarantine: Quarantine,
         retire: Callable[[str], None],
         check_position: Callable[[InputPosition], None],
@@ -126,7 +126,7 @@ class Writer:
         self._full: list[OpenBatch] = []  # others of these streams have taken their places; they only wait to be sealed
         self._known = True
         self._since_look = 0  # bytes since the last look at the file's size
-        self._turns = Turns[Sequence[Recording]](self._commit)
+        self._turns = GroupCommit[Sequence[Recording]](self._commit)
         self._closed = False
         self.recorded = Recorded()
         self.on_sealed: Callable[[], None] = lambda: None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs_backup.errors import SpoolError
-from jobs_backup.spool.group_commit import Turns
+from jobs_backup.spool.group_commit import GroupCommit
 
 
 class Disk:
@@ -42,18 +42,18 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def turns(disk: Disk) -> Turns[int]:
-    return Turns(disk.commit)
+def turns(disk: Disk) -> GroupCommit[int]:
+    return GroupCommit(disk.commit)
 
 
-def wait_for(turns: Turns[int], waiting: int) -> None:
+def wait_for(turns: GroupCommit[int], waiting: int) -> None:
     until = time.monotonic() + 120
     while len(turns._waiting) < waiting:
         assert time.monotonic() < until
         time.sleep(0.001)
 
 
-def start(turns: Turns[int], *items: int, errors: list[BaseException] | None = None) -> list[threading.Thread]:
+def start(turns: GroupCommit[int], *items: int, errors: list[BaseException] | None = None) -> list[threading.Thread]:
     """A thread for each item, one after another."""
 
     def work(item: int) -> None:
@@ -78,7 +78,7 @@ def join(threads: list[threading.Thread]) -> None:
         assert not thread.is_alive()
 
 
-def test_what_queues_up_during_a_commit_shares_the_next_one(turns: Turns[int], disk: Disk) -> None:
+def test_what_queues_up_during_a_commit_shares_the_next_one(turns: GroupCommit[int], disk: Disk) -> None:
     disk.go_on.clear()
     threads = start(turns, 0)
     disk.begun.wait()
@@ -90,7 +90,7 @@ def test_what_queues_up_during_a_commit_shares_the_next_one(turns: Turns[int], d
     assert disk.groups[-1] == [5]
 
 
-def test_who_wants_to_be_alone_comes_before_all_that_wait_to_commit(turns: Turns[int], disk: Disk) -> None:
+def test_who_wants_to_be_alone_comes_before_all_that_wait_to_commit(turns: GroupCommit[int], disk: Disk) -> None:
     disk.go_on.clear()
     threads = start(turns, 0)
     disk.begun.wait()
@@ -112,7 +112,7 @@ def test_who_wants_to_be_alone_comes_before_all_that_wait_to_commit(turns: Turns
     assert disk.groups == [[0], [], [], [1, 2]]
 
 
-def test_an_error_is_everybodys_and_the_next_commit_works(turns: Turns[int], disk: Disk) -> None:
+def test_an_error_is_everybodys_and_the_next_commit_works(turns: GroupCommit[int], disk: Disk) -> None:
     disk.go_on.clear()
     errors: list[BaseException] = []
     threads = start(turns, 0, errors=errors)
@@ -129,7 +129,9 @@ def test_an_error_is_everybodys_and_the_next_commit_works(turns: Turns[int], dis
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RecursionError, MemoryError, TypeError])
-def test_what_the_committing_thread_meets_is_its_own(turns: Turns[int], disk: Disk, interruption: type[BaseException]) -> None:
+def test_what_the_committing_thread_meets_is_its_own(
+    turns: GroupCommit[int], disk: Disk, interruption: type[BaseException]
+) -> None:
     disk.go_on.clear()
     errors: list[BaseException] = []
     threads = start(turns, 0, errors=errors)
@@ -153,7 +155,7 @@ def test_what_the_committing_thread_meets_is_its_own(turns: Turns[int], disk: Di
 
 @pytest.mark.parametrize("first", ["commit", "alone"])
 @pytest.mark.parametrize("second", ["commit", "alone"])
-def test_a_call_within_a_call_is_refused_at_once(turns: Turns[int], disk: Disk, first: str, second: str) -> None:
+def test_a_call_within_a_call_is_refused_at_once(turns: GroupCommit[int], disk: Disk, first: str, second: str) -> None:
     calls: dict[str, Any] = {"commit": lambda: turns.commit(9), "alone": lambda: turns.alone(lambda: None)}
 
     def again(*_: object) -> None:
@@ -171,7 +173,7 @@ def test_a_call_within_a_call_is_refused_at_once(turns: Turns[int], disk: Disk, 
 
 
 @pytest.mark.parametrize("line", range(60))
-def test_who_is_interrupted_while_it_hands_over_keeps_nobody_waiting(turns: Turns[int], disk: Disk, line: int) -> None:
+def test_who_is_interrupted_while_it_hands_over_keeps_nobody_waiting(turns: GroupCommit[int], disk: Disk, line: int) -> None:
     """At each of the lines from the end of a commit on, as Ctrl-C does."""
     disk.go_on.clear()
     errors: list[BaseException] = []
@@ -208,7 +210,7 @@ def test_who_is_interrupted_while_it_hands_over_keeps_nobody_waiting(turns: Turn
 
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["who would commit", "one in the middle", "the last one"])
-def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: Turns[int], disk: Disk, place: int) -> None:
+def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: GroupCommit[int], disk: Disk, place: int) -> None:
     disk.go_on.clear()
     errors: list[BaseException] = []
     threads = start(turns, 0, errors=errors)
@@ -231,7 +233,7 @@ def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: Turns[int
 def test_where_commits_take_long_all_threads_share_them() -> None:
     """Without a short wait they would be two groups, half of them each: whoever was just committed misses the next."""
     disk = Disk(0.02)
-    turns = Turns(disk.commit)
+    turns = GroupCommit(disk.commit)
 
     def work() -> None:
         for item in range(10):
@@ -247,7 +249,7 @@ def test_where_commits_take_long_all_threads_share_them() -> None:
 
 def test_a_single_thread_never_waits_for_others() -> None:
     disk = Disk(0.01)
-    turns = Turns(disk.commit)
+    turns = GroupCommit(disk.commit)
     slept: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jobs_backup.spool.group_commit.time.sleep", slept.append)
