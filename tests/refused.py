@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 
 from jobs_backup.errors import (
     AlreadyExists,
+    ConfigurationError,
     CredentialsExpired,
     JobsBackupError,
     NotSupported,
@@ -46,7 +47,10 @@ def s3(code: str, said: str) -> Answer:
 
 def gcs(code: str, said: str) -> Answer:
     """As Google Cloud Storage refuses: `code` is the reason."""
-    error = {"error": {"code": 403, "message": said, "errors": [{"reason": code, "message": said}]}}
+    told: dict[str, object] = {"errors": [{"reason": code, "message": said}]}
+    if code.isupper():  # as Google's newer services do
+        told = {"status": "PERMISSION_DENIED", "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": code}]}
+    error = {"error": {"code": 403, "message": said, **told}}
     return Answer(403, json.dumps(error).encode(), {"Content-Type": "application/json"})
 
 
@@ -101,6 +105,17 @@ _S3: Final = (
     Refusal("OptInRequired", "", Unauthenticated, _ACCOUNT),
     Refusal("ArrearOverdue", "Your account has an overdue payment", Unauthenticated, _ACCOUNT),
     Refusal("NotSignedUp", "", Unauthenticated, "sign up"),
+    Refusal("UnauthorizedAccess", "", Unauthenticated, "ICP"),
+    Refusal("AccessDenied", "There were headers present in the request which were not signed", PermissionDenied, "a proxy between"),
+    Refusal("AccessDenied", "Access denied by the condition s3:x-amz-server-side-encryption", PermissionDenied,
+            "a policy has a condition on x-amz-server-side-encryption: set JOBS_BACKUP_S3_SSE"),
+    Refusal("AccessDenied", "... the condition s3:x-amz-grant-read is not met", PermissionDenied, "condition on x-amz-grant-read"),
+    Refusal("AccessDenied", "... the condition s3:TlsVersion is not met", PermissionDenied, _GRANT_S3),
+    Refusal("InvalidRequest", "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock"
+            " parameters", ConfigurationError, "set JOBS_BACKUP_S3_CHECKSUM=md5"),
+    Refusal("InvalidRequest", "Bucket is missing Object Lock Configuration", ConfigurationError, "object lock configuration"),
+    Refusal("ObjectLockConfigurationNotFoundError", "Object Lock configuration does not exist for this bucket", ConfigurationError,
+            "no object lock configuration"),
     Refusal("AllAccessDisabled", "", Unauthenticated, "ask its support"),
     Refusal("InvalidObjectState", "", NotSupported, "restore it", "read"),
     Refusal("SomethingElse", "what no table has", PermissionDenied, "look SomethingElse up"),
@@ -127,6 +142,11 @@ _GCS: Final = (
     Refusal("accessNotConfigured", "Cloud Storage JSON API has not been used in project 1 before or it is disabled.",
             PermissionDenied, "enable the Cloud Storage API"),
     Refusal("accountDisabled", "The billing account for the owning project is disabled in state absent", Unauthenticated, _ACCOUNT),
+    Refusal("BILLING_DISABLED", "This API method requires billing to be enabled.", Unauthenticated, _ACCOUNT),
+    Refusal("SERVICE_DISABLED", "It is disabled.", PermissionDenied, "enable the Cloud Storage API"),
+    Refusal("ACCESS_TOKEN_SCOPE_INSUFFICIENT", "Insufficient.", PermissionDenied, "the scope"),
+    Refusal("RATE_LIMIT_EXCEEDED", "", Throttled, "JOBS_BACKUP_UPLOAD_CONCURRENCY"),
+    Refusal("IAM_PERMISSION_DENIED", "Permission denied.", PermissionDenied, "grant storage.objects.create"),
     Refusal("rateLimitExceeded", "", Throttled, "JOBS_BACKUP_UPLOAD_CONCURRENCY"),
     Refusal("userRateLimitExceeded", "", Throttled, "JOBS_BACKUP_UPLOAD_CONCURRENCY"),
     Refusal("quotaExceeded", "", Throttled, "JOBS_BACKUP_UPLOAD_CONCURRENCY"),

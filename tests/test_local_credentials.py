@@ -6,6 +6,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -131,6 +132,129 @@ def test_azures_own_files_are_named(name: str, tmp_path: Path) -> None:
     variables = {"JOBS_BACKUP_BUCKET": "my-events", "AZURE_STORAGE_ACCOUNT": "account1", name: str(path)}
     with pytest.raises(ConfigurationError, match=f"^{name}: {path}: No such file or directory"):
         providers.load("AZURE_BLOB", variables)
+
+
+# What can be read, and cannot be used
+
+PROFILES: Final = """
+[profile junk]
+credential_process = sh -c "echo SECRETJUNKSECRET"
+[profile gone]
+role_arn = arn:aws:iam::123456789012:role/x
+source_profile = zz
+[profile nowhere]
+role_arn = arn:aws:iam::123456789012:role/x
+credential_source = Nowhere
+[profile empty]
+role_arn = arn:aws:iam::123456789012:role/x
+web_identity_token_file = /dev/null
+[profile loop]
+role_arn = arn:aws:iam::123456789012:role/x
+source_profile = back
+[profile back]
+role_arn = arn:aws:iam::123456789012:role/x
+source_profile = loop
+[profile sso]
+sso_session = none
+sso_account_id = 1
+sso_role_name = r
+"""
+_ALONE: Final = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"", "the file is empty"), (b" \n", "the file is empty"), (b"\xff\xfe\x00", "")])
+@every_file
+def test_a_file_that_cannot_be_used_is_named_and_not_retried(
+    provider: str,
+    variable: str,
+    more: Mapping[str, str],
+    content: bytes,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    is_profile = variable == "AWS_SHARED_CREDENTIALS_FILE"
+    is_asked_first = variable == "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"
+    if why and (is_profile or is_asked_first):
+        return  # a file without profiles is one, and the service is asked without a token
+    error = refusal(provider, {**(_ALONE if provider == "S3" else {}), **more, variable: str(path)}, monkeypatch)
+    assert type(error) is Unauthenticated, error.one_line()
+    assert f"{variable}: {path}: {why}" in str(error)
+    assert variable in error.hint
+    assert not error.retryable
+
+
+@pytest.mark.parametrize("profile", re.findall(r"profile (\w+)\]", PROFILES))
+def test_a_profile_that_cannot_be_used(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config"
+    path.write_text(PROFILES)
+    error = refusal("S3", {**_ALONE, "AWS_CONFIG_FILE": str(path), "AWS_PROFILE": profile}, monkeypatch)
+    assert isinstance(error, Unauthenticated | ConfigurationError), error.one_line()
+    assert "AWS_PROFILE" in error.hint
+    assert "CA_BUNDLE" not in error.one_line()
+    assert "SECRETJUNK" not in error.one_line()
+
+
+@pytest.mark.parametrize("variable", ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"])
+@pytest.mark.parametrize("content", [b"{bad", b"\xff\xfe\x00"])
+def test_a_file_of_profiles_that_is_none(variable: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "profiles"
+    path.write_bytes(content)
+    error = refusal("S3", {**_ALONE, variable: str(path)}, monkeypatch)
+    assert f"{variable}: {path}: it is not a file of profiles" in str(error)
+    assert error.hint == f"correct it, or unset {variable}"
+    assert not error.retryable
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/dev/null"}, "AWS_ROLE_ARN"),
+        ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://store.example/c"}, "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        ({**_CONTAINER, "AWS_CONTAINER_AUTHORIZATION_TOKEN": "a\nb"}, "AWS_CONTAINER_AUTHORIZATION_TOKEN"),
+    ],
+)
+def test_variables_that_lead_to_no_credentials(variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refusal("S3", {**_ALONE, **variables}, monkeypatch)
+    assert type(error) is Unauthenticated, error.one_line()
+    assert named in error.hint
+    assert "CA_BUNDLE" not in error.one_line()
+
+
+_FEDERATED: Final = {"type": "external_account", "audience": "x", "token_url": "http://127.0.0.1:9/token"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"type": "service_account"},
+        {"type": "service_account", "client_email": "a@b", "token_uri": "http://x", "private_key": "canary, not a key"},
+        {"type": "service_account", "client_email": 5, "token_uri": [], "private_key": 5},
+        {"type": "authorized_user"},
+        {"type": "authorized_user", "refresh_token": "canary"},
+        {"type": "external_account"},
+        {**_FEDERATED, "credential_source": "canary"},
+        {"type": "impersonated_service_account"},
+        {"type": "external_account_authorized_user"},
+    ],
+)
+def test_googles_json_that_lacks_something(told: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "credentials.json"
+    path.write_text(json.dumps(told))
+    error = refusal("GCS", {"GOOGLE_APPLICATION_CREDENTIALS": str(path)}, monkeypatch)
+    assert type(error) is Unauthenticated, error.one_line()
+    assert f"GOOGLE_APPLICATION_CREDENTIALS: {path}: " in str(error)
+    assert "canary" not in error.one_line()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00"])
+def test_googles_token_of_a_federation_that_is_none(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_bytes(content)
+    error = refusal("GCS", federated(tmp_path, tmp_path / "token"), monkeypatch)
+    assert type(error) is Unauthenticated, error.one_line()
+    assert f"credential_source of GOOGLE_APPLICATION_CREDENTIALS: {tmp_path / 'token'}: the file is " in str(error)
 
 
 # What may not be read, by a process without the rights of root

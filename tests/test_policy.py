@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from contextlib import closing
@@ -149,13 +150,16 @@ def statements(*arguments: str, **variables: str) -> list[dict[str, Any]]:
     return found
 
 
+ID = "1234abcd-12ab-34cd-56ef-1234567890ab"
+
+
 @pytest.mark.parametrize(
     ("key", "resource", "alias"),
     [
         ("alias/events", "arn:aws:kms:*:*:key/*", "alias/events"),
         ("arn:aws:kms:eu-west-1:123456789012:alias/events", "arn:aws:kms:eu-west-1:123456789012:key/*", "alias/events"),
         ("arn:aws-cn:kms:cn-north-1:123456789012:alias/a/b", "arn:aws-cn:kms:cn-north-1:123456789012:key/*", "alias/a/b"),
-        ("arn:aws:kms:eu-west-1:123456789012:key/k", "arn:aws:kms:eu-west-1:123456789012:key/k", ""),
+        (f"arn:aws:kms:eu-west-1:123456789012:key/{ID}", f"arn:aws:kms:eu-west-1:123456789012:key/{ID}", ""),
         ("1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws:kms:*:*:key/1234abcd-12ab-34cd-56ef-1234567890ab", ""),
         ("mrk-1234abcd12ab34cd56ef1234567890ab", "arn:aws:kms:*:*:key/mrk-1234abcd12ab34cd56ef1234567890ab", ""),
     ],
@@ -203,6 +207,60 @@ def test_a_directory_bucket_is_opened_by_sessions(region: str, expected: str) ->
     found = statements("--with-replay", "--with-delete", JOBS_BACKUP_BUCKET=name, JOBS_BACKUP_PREFIX="p", AWS_REGION=region)
     resource = f"arn:aws:s3express:{expected}:*:bucket/{name}"
     assert found == [{"Sid": "Session", "Effect": "Allow", "Action": ["s3express:CreateSession"], "Resource": resource}]
+
+
+def test_an_access_point_of_a_directory_bucket_and_the_bucket_behind_it() -> None:
+    name = "ap1--use1-az4--xa-s3"
+    arn = f"arn:aws:s3express:us-east-1:*:accesspoint/{name}"
+    through, behind = statements("--with-replay", JOBS_BACKUP_BUCKET=name, AWS_REGION="us-east-1")
+    assert (through["Action"], through["Resource"]) == (["s3express:CreateSession"], arn)
+    assert (behind["Action"], behind["Resource"]) == (
+        ["s3express:CreateSession"],
+        "arn:aws:s3express:us-east-1:*:bucket/*--use1-az4--x-s3",
+    )
+    assert behind["Condition"] == {"ArnLike": {"s3express:DataAccessPointArn": arn}}
+    for format_ in ("commands", "terraform"):
+        _, out, _ = run("policy", "--provider", "S3", "--format", format_, env={**BUCKET, "JOBS_BACKUP_BUCKET": name})
+        assert f"--bucket {name}" not in out
+        assert f'bucket = "{name}"' not in out
+
+
+@pytest.mark.parametrize("region", ["eusc-de-east-1", "us-iso-east-1", "us-isob-east-1", "us-gov-west-1", "cn-north-1"])
+@pytest.mark.parametrize("bucket", ["b12", "b--use1-az4--x-s3", "ap1--use1-az4--xa-s3"])
+def test_every_arn_is_of_the_regions_partition(region: str, bucket: str) -> None:
+    found = statements("--with-replay", "--with-delete", JOBS_BACKUP_BUCKET=bucket, AWS_REGION=region, JOBS_BACKUP_S3_KMS_KEY_ID=ID)
+    partition = {"eusc": "aws-eusc", "us-iso": "aws-iso", "us-isob": "aws-iso-b", "us-gov": "aws-us-gov", "cn": "aws-cn"}
+    expected = next(name for start, name in partition.items() if region.startswith(f"{start}-"))
+    arns = re.findall(r'"(arn:[^"]*)"', json.dumps(found))
+    assert len(arns) >= 2
+    assert {arn.split(":")[1] for arn in arns} == {expected}
+
+
+@pytest.mark.parametrize("prefix", ["a*b", "a?b", "a${x}", "a${aws:username}b", "$", "${*}"])
+def test_a_prefix_is_no_pattern_in_a_policy(prefix: str) -> None:
+    escaped = "".join({"*": "${*}", "?": "${?}", "$": "${$}"}.get(one, one) for one in prefix)
+    found = {one["Sid"]: one for one in statements("--with-replay", JOBS_BACKUP_PREFIX=prefix)}
+    assert found["Objects"]["Resource"] == f"arn:aws:s3:::{BUCKET['JOBS_BACKUP_BUCKET']}/{escaped}/*"
+    assert found["List"]["Condition"] == {"StringLike": {"s3:prefix": f"{escaped}/*"}}
+    found = {one["Sid"]: one for one in statements("--with-replay", JOBS_BACKUP_BUCKET=POINT, JOBS_BACKUP_PREFIX=prefix)}
+    assert found["ObjectsBehind"]["Resource"] == f"arn:aws:s3:::*/{escaped}/*"
+    assert found["ListBehind"]["Condition"]["StringLike"] == {"s3:prefix": f"{escaped}/*"}
+    # Other stores have no such escape, and would grant nothing.
+    assert f"/{prefix}/*" in printed("--provider", "MINIO", JOBS_BACKUP_PREFIX=prefix)
+
+
+GOOGLES = "projects/p/locations/eu/keyRings/r/cryptoKeys/k"
+
+
+@pytest.mark.parametrize("key", ["my-key", "projects/p", f"{GOOGLES}/cryptoKeyVersions/1", f"/{GOOGLES}", f"{GOOGLES}/"])
+def test_what_is_no_key_of_googles_is_refused_with_what_to_write(key: str) -> None:
+    code, out, err = run("policy", "--provider", "GCS", env={**BUCKET, "JOBS_BACKUP_GCS_KMS_KEY": key})
+    assert (code, out) == (2, "")
+    assert "projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY" in err
+
+
+def test_a_key_of_googles() -> None:
+    assert f"--authorize-cmek={GOOGLES}" in printed("--provider", "GCS", JOBS_BACKUP_GCS_KMS_KEY=GOOGLES)
 
 
 @pytest.mark.parametrize("provider", KIND.names())

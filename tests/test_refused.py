@@ -30,6 +30,7 @@ def test_each_refusal_has_the_hint_for_what_it_says(store: tuple[str, Met]) -> N
         assert type(error) is refusal.error, error.one_line()
         assert refusal.hint in error.hint, error.one_line()
         assert refusal.code in str(error)
+        assert ".: " not in error.one_line(), error.one_line()
         if refusal.error is not PermissionDenied or "grant" not in refusal.hint:
             assert not error.hint.startswith("grant"), error.one_line()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,8 @@ from jobs_backup_s3.settings import Connection, MinioSettings, S3Settings, Space
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIA1", "AWS_SECRET_ACCESS_KEY": "secret-1"}
 MINIO = {"JOBS_BACKUP_BUCKET": "events", "MINIO_ACCESS_KEY_ID": "a", "MINIO_SECRET_ACCESS_KEY": "s"}
 SPACES = {"JOBS_BACKUP_BUCKET": "events", "DO_SPACES_ACCESS_KEY_ID": "a", "DO_SPACES_SECRET_ACCESS_KEY": "s"}
+
+KEY = "1234abcd-12ab-34cd-56ef-1234567890ab"
 
 
 def s3(**variables: str) -> Connection:
@@ -95,7 +99,7 @@ def test_any_text_is_an_endpoint_or_an_error(text: str) -> None:
         ({"AWS_REGION": "Europe (Ireland)"}, "AWS_REGION"),
         ({"AWS_DEFAULT_REGION": "eu/west"}, "AWS_DEFAULT_REGION"),
         ({"JOBS_BACKUP_S3_SSE": "aes"}, "JOBS_BACKUP_S3_SSE"),
-        ({"JOBS_BACKUP_S3_SSE": "AES256", "JOBS_BACKUP_S3_KMS_KEY_ID": "k"}, "JOBS_BACKUP_S3_KMS_KEY_ID"),
+        ({"JOBS_BACKUP_S3_SSE": "AES256", "JOBS_BACKUP_S3_KMS_KEY_ID": KEY}, "JOBS_BACKUP_S3_KMS_KEY_ID"),
         ({"JOBS_BACKUP_S3_CHECKSUM": "sha1"}, "JOBS_BACKUP_S3_CHECKSUM"),
         ({"JOBS_BACKUP_S3_CA_BUNDLE": "/no/such/file"}, "JOBS_BACKUP_S3_CA_BUNDLE"),
         ({"JOBS_BACKUP_S3_PROXY": "socks5://host"}, "JOBS_BACKUP_S3_PROXY"),
@@ -119,7 +123,7 @@ def test_regions() -> None:
 def test_encryption() -> None:
     assert s3(AWS_ENABLE_SSE="true").sse == "AES256"
     assert s3(JOBS_BACKUP_S3_SSE="aws:kms").sse == "aws:kms"
-    assert s3(JOBS_BACKUP_S3_KMS_KEY_ID="k", AWS_ENABLE_SSE="true").sse == "aws:kms"
+    assert s3(JOBS_BACKUP_S3_KMS_KEY_ID=KEY, AWS_ENABLE_SSE="true").sse == "aws:kms"
 
 
 def test_external_id() -> None:
@@ -202,8 +206,8 @@ def test_policy_of_everything() -> None:
 @pytest.mark.parametrize(
     ("key", "resource"),
     [
-        ("arn:aws:kms:eu-west-1:1:key/k", "arn:aws:kms:eu-west-1:1:key/k"),
-        ("1234-abcd", "arn:aws:kms:*:*:key/1234-abcd"),
+        (f"arn:aws:kms:eu-west-1:123456789012:key/{KEY}", f"arn:aws:kms:eu-west-1:123456789012:key/{KEY}"),
+        (KEY, f"arn:aws:kms:*:*:key/{KEY}"),
         ("alias/events", "arn:aws:kms:*:*:key/*"),
     ],
 )
@@ -231,3 +235,58 @@ def test_readme_names_every_variable() -> None:
     for settings in (S3Settings, MinioSettings, SpacesSettings):
         for setting in settings.describe():
             assert f"`{setting.variable.name}`" in readme
+
+
+def test_the_partitions_are_botocores() -> None:
+    """A region of each, those that are new with the next SDK, too."""
+    loader: Any = importlib.import_module("botocore.loaders").create_loader()
+    for partition in loader.load_data("partitions")["partitions"]:
+        for region in partition["regions"]:
+            if not region.startswith("aws-"):
+                assert s3(AWS_REGION=region).partition == partition["id"], region
+        assert s3(AWS_ENDPOINT_URL_S3=f"https://s3.some-region-1.{partition['outputs']['dnsSuffix']}").is_aws
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        KEY, KEY.upper(), "mrk-1234abcd12ab34cd56ef1234567890ab", "alias/my-key", "alias/a/b_c",
+        f"arn:aws-eusc:kms:eusc-de-east-1:123456789012:key/{KEY}", "arn:aws:kms:eu-west-1:123456789012:alias/events",
+    ],
+)  # fmt: skip
+def test_keys_of_aws(key: str) -> None:
+    assert s3(JOBS_BACKUP_S3_KMS_KEY_ID=key).kms_key_id == key
+
+
+@pytest.mark.parametrize(
+    "key", ["my-key", "1234-abcd", f"key/{KEY}", f"arn:aws:kms:eu-west-1::key/{KEY}", "alias/", f"{KEY}/", "aws:kms"]
+)
+def test_what_is_no_key_of_aws(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^JOBS_BACKUP_S3_KMS_KEY_ID is ") as caught:
+        s3(JOBS_BACKUP_S3_KMS_KEY_ID=key)
+    assert "alias/NAME" in caught.value.hint
+
+
+def test_other_stores_name_their_keys_as_they_like() -> None:
+    assert minio(JOBS_BACKUP_S3_KMS_KEY_ID="my-key").kms_key_id == "my-key"
+    assert s3(JOBS_BACKUP_S3_KMS_KEY_ID="my-key", AWS_ENDPOINT_URL_S3="https://store.example").kms_key_id == "my-key"
+
+
+@pytest.mark.parametrize(
+    ("arn", "said"),
+    [
+        ("arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap", "Multi-Region Access Point"),
+        ("arn:aws:s3::123456789012:accesspoint:mfzwi23gnjvgw.mrap", "Multi-Region Access Point"),
+        ("arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/accesspoint/ap1", "Outposts"),
+        ("arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/bucket/b", "Outposts"),
+        ("arn:aws:s3-object-lambda:eu-west-1:123456789012:accesspoint/ol", "Object Lambda"),
+        ("arn:aws:s3express:us-east-1:123456789012:bucket/b--use1-az4--x-s3", "directory bucket"),
+        ("arn:aws:s3:::plain", "without arn:aws:s3:::"),
+        ("arn:aws:sqs:eu-west-1:123456789012:queue", "an ARN that is not"),
+    ],
+)
+def test_other_arns_are_refused_with_the_reason(arn: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^JOBS_BACKUP_BUCKET is ") as caught:
+        s3(JOBS_BACKUP_BUCKET=arn)
+    assert said in caught.value.one_line()
+    assert "s3://" not in caught.value.hint

@@ -23,6 +23,7 @@ from jobs_backup.errors import (
     Unavailable,
 )
 from jobs_backup.model import DeleteReceipt
+from jobs_backup.util.ambient import PROXY_HINT, cleaned, expected, is_proxy, proxy_fault, proxy_secrets, variables
 from jobs_backup.util.disclosure import may_be_credential, shown
 from jobs_backup.util.exhaustion import explain
 from jobs_backup.util.fsync import sync_directory, sync_file
@@ -30,20 +31,29 @@ from jobs_backup.util.logs import printable
 
 __all__ = [
     "PerProcess",
+    "check_ambient",
+    "check_proxies",
+    "check_proxy",
+    "cleaned",
     "delete_each",
     "explain",
     "forbidden",
     "hide_in_logs",
     "moved",
     "printable",
+    "proxy_secrets",
+    "size_listed",
     "sync_directory",
     "sync_file",
     "unreadable",
+    "unusable",
 ]
 
 T = TypeVar("T")
 _DELETES: Final = 8
 """Requests at once."""
+_DIGITS: Final = 19
+"""Of the largest size that fits into 63 bits, as the catalog keeps it."""
 _OF_THE_STORE: Final = (Throttled, Unavailable)
 
 
@@ -86,6 +96,52 @@ class PerProcess(Generic[T]):
         return True
 
 
+def check_proxies(environment: Mapping[str, str], *, socks: bool = False) -> None:
+    """Refuse a variable of a proxy that the HTTP library would fail to parse: its error shows a part of the password.
+
+    Args:
+        environment: what the settings are read from. The process's own environment, which the library reads, is checked, too.
+        socks: whether the HTTP library speaks SOCKS. `ALL_PROXY` may name such a proxy anyway: other programs use it.
+
+    Raises:
+        ConfigurationError: it names the variable, and shows nothing of the value.
+    """
+    for name, text in variables(environment):
+        if is_proxy(name):
+            check_proxy(name, text, socks=socks or name.lower() == "all_proxy")
+
+
+def check_proxy(variable: str, text: str, *, socks: bool = False) -> None:
+    """Refuse the URL of a proxy that an HTTP library would fail to parse.
+
+    Args:
+        variable: what it was read from.
+        text: the URL, or `host:port`.
+        socks: whether the HTTP library speaks SOCKS.
+
+    Raises:
+        ConfigurationError: it names the variable, and shows nothing of the value.
+    """
+    if fault := proxy_fault(text, socks=socks):
+        raise ConfigurationError(f"{variable}: {fault}", hint=PROXY_HINT)
+
+
+def check_ambient(environment: Mapping[str, str], forms: Mapping[str, str | tuple[str, ...]]) -> None:
+    """Refuse variables that an SDK reads by itself, and whose values its errors would repeat.
+
+    Args:
+        environment: what the settings are read from. The process's own environment, which the SDK reads, is checked, too.
+        forms: variable -> what it has to be: "url", "host", "https host", "path of a url", "number" or "name"; or the words
+            that it may be.
+
+    Raises:
+        ConfigurationError: it names the variable, and shows nothing of the value.
+    """
+    for name, text in variables(environment):
+        if name in forms and (words := expected(text, forms[name])):
+            raise ConfigurationError(f"{name}: expected {words}", hint=f"correct or unset {name}, which the SDK reads")
+
+
 def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteReceipt:
     """For the hook `delete`, where the store has no delete in bulk: a request for each key, several at once.
 
@@ -116,6 +172,12 @@ def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteR
     return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
 
+def size_listed(told: object) -> int:
+    """The size that a store lists, 0 if what it says is not one: an odd entry must not fail the list that it is in."""
+    text = str(told).strip()
+    return int(text) if len(text) < _DIGITS and text.isascii() and text.isdecimal() else 0
+
+
 def unreadable(
     call: object, error: BaseException | None = None, *, files: Mapping[str, str] | None = None
 ) -> Unauthenticated | None:
@@ -139,6 +201,32 @@ def unreadable(
                 Path(path).expanduser().open("rb").close()
         except (OSError, RuntimeError) as found:
             return _unreadable(call, name, path, found)
+    return None
+
+
+def unusable(call: object, files: Mapping[str, str], *, text: bool = True) -> Unauthenticated | None:
+    """Find the file of credentials that is empty or not text. SDKs say nothing of its path.
+
+    Args:
+        call: what was tried, for the message.
+        files: what names a file -> its path. An empty path is none; one that cannot be read is left to `unreadable`.
+        text: whether they have to be text, such as tokens.
+
+    Returns the error to raise, None if every file can be used.
+    """
+    for name, path in files.items():
+        try:
+            data = Path(path).expanduser().read_bytes() if path else b"unset"
+            fault = "" if data.strip() else "the file is empty"
+            if text:
+                data.decode()
+        except UnicodeDecodeError:
+            fault = "the file is not text"
+        except (OSError, RuntimeError):
+            continue
+        if fault:
+            hint = f"have it written again by what issues the credentials, or correct or unset {name}"
+            return Unauthenticated(f"{call}: {name}: {path}: {fault}", hint=hint)
     return None
 
 
@@ -183,6 +271,21 @@ _FORBIDDEN: Final = tuple(
             r"skew|clock|time frame|request.{0,9} expired",
             Unauthenticated,
             "set this machine's clock (NTP), or replace what has run out",
+        ),
+        (
+            r"headers?.{0,60}not signed",
+            None,
+            "a proxy between here and the store adds or changes headers: have it pass requests on as they are",
+        ),
+        (
+            r"(content.?md5|checksum).{0,90}required|required.{0,90}(content.?md5|checksum)",
+            ConfigurationError,
+            "the bucket takes no object without a checksum: turn the provider's on",
+        ),
+        (
+            r"(missing|without|no) object.?lock config|object.?lock config.{0,40}(missing|not found|not exist|not enabled)",
+            ConfigurationError,
+            "the bucket has no object lock configuration: set one, or remove what asks for object lock",
         ),
         (
             r"object.?lock|worm\b|retention|legal.?hold|active.?hold|immutab|object.{0,9}lock",

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.sdk import hide_in_logs
-from jobs_backup_azure_blob.errors import token_refused, unreadable_token
+from jobs_backup_azure_blob.errors import token_refused, unreadable_token, unusable_identity
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
 _API_VERSION: Final = "2026-02-06"
@@ -83,7 +83,10 @@ def _bearer(settings: AzureBlobSettings) -> Callable[[Any], None]:
         ) from None
     if found := unreadable_token():
         raise found  # before the SDK's own log, which repeats the variable: somebody may have put the token itself into it
-    credential = identity.DefaultAzureCredential()
+    try:
+        credential = identity.DefaultAzureCredential()
+    except Exception as error:  # noqa: BLE001 - nothing is swallowed
+        raise unusable_identity(error) from None
 
     def authorize(request: Any) -> None:
         try:

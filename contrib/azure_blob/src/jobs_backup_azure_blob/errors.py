@@ -26,11 +26,9 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import forbidden, moved, unreadable
-from jobs_backup.settings import redacted
-from jobs_backup_azure_blob.settings import AzureBlobSettings
+from jobs_backup.sdk import cleaned, forbidden, moved, unreadable, unusable
+from jobs_backup_azure_blob.settings import UNSHOWN, AzureBlobSettings
 
-_LONGEST: Final = 300
 _LOOKED_AT: Final = 2000
 """Characters of what the store says: anybody may answer."""
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET and AZURE_STORAGE_ACCOUNT; the container is never created"
@@ -128,8 +126,12 @@ _STATUSES: Final[Mapping[int, _Row]] = {
 _ANYBODYS: Final = (401, 403, 405, 407, 408, 429)
 """Statuses that are believed to be a refusal whoever gives them. Faults, from 500 on, are, too."""
 
+_PROXY: Final = "write HTTPS_PROXY, HTTP_PROXY and ALL_PROXY as http://user:password@host:port; for SOCKS, install PySocks"
 # By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
 _NAMES: Final[Mapping[str, _Row]] = {
+    "InvalidSchema": _Row(ConfigurationError, _PROXY),
+    "InvalidURL": _Row(ConfigurationError, _PROXY),
+    "LocationValueError": _Row(ConfigurationError, _PROXY),
     "AzureSigningError": _Row(ConfigurationError, "check AZURE_STORAGE_ACCESS_KEY"),
     "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
     "NewConnectionError": _Row(Unreachable, _NETWORK),
@@ -159,7 +161,10 @@ _TLS: Final[Mapping[str, _Row]] = {
 """By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
 
 
-_FILES: Final = ("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_CERTIFICATE_PATH")
+_TROUBLE: Final = "there is no token for Azure"
+_FEDERATION: Final = "AZURE_FEDERATED_TOKEN_FILE"
+_CERTIFICATE: Final = "AZURE_CLIENT_CERTIFICATE_PATH"
+_FILES: Final = (_FEDERATION, _CERTIFICATE)
 """Variables that name files which azure-identity reads by itself."""
 
 
@@ -239,7 +244,27 @@ def _code(error: Any, response: Any) -> str:
 
 def unreadable_token(error: Exception | None = None) -> Unauthenticated | None:
     """The error for a file of azure-identity's that cannot be read, None if there is none. It passes on to other credentials."""
-    return unreadable("there is no token for Azure", error, files={name: os.environ.get(name, "") for name in _FILES})
+    files = {name: os.environ.get(name, "") for name in _FILES}
+    found = unreadable(_TROUBLE, error, files=files)
+    return (
+        found
+        or unusable(_TROUBLE, {_FEDERATION: files[_FEDERATION]})
+        or unusable(_TROUBLE, {_CERTIFICATE: files[_CERTIFICATE]}, text=False)
+    )
+
+
+def unusable_identity(error: Exception) -> Unauthenticated:
+    """The error for variables that azure-identity refuses when it is set up. Nothing was sent."""
+    path = os.environ.get(_CERTIFICATE, "")
+    said = cleaned(str(error), ambient=UNSHOWN)
+    if "certificate" in said.lower() and os.path.lexists(path):
+        return Unauthenticated(
+            f"{_TROUBLE}: {_CERTIFICATE}: {path}: it is not a certificate with its private key, in PEM or PKCS12 form, or the"
+            " password is not its",
+            hint=f"correct or unset {_CERTIFICATE} and AZURE_CLIENT_CERTIFICATE_PASSWORD",
+        )
+    given = [name for name in UNSHOWN if name.startswith("AZURE_") and os.environ.get(name)]
+    return Unauthenticated(f"{_TROUBLE}: {said}", hint=f"correct or unset {', '.join(given)}" if given else _IDENTITY)
 
 
 def token_refused(error: Exception) -> JobsBackupError:
@@ -247,7 +272,7 @@ def token_refused(error: Exception) -> JobsBackupError:
     if found := unreadable_token(error):
         return found
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
-    said = " ".join(re.sub(r"https?://\S+", "****", str(error)).split())[:_LONGEST]
+    said = cleaned(re.sub(r"https?://\S+", "****", str(error)), ambient=UNSHOWN)
     if "ClientAuthenticationError" in names:  # also where no kind of credentials is available
         return Unauthenticated(f"there is no token for Azure: {said}", hint=_IDENTITY)
     return Unreachable(f"there is no token for Azure: {said}", hint="check the way to the token server, and the metadata server")
@@ -319,6 +344,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _cleaned(text: str, call: Call) -> str:
-    text = " ".join(redacted(text, call.settings.secrets()).split())
-    text = re.sub(r"(?<=sig=)[^&\s\"']+", "****", text)
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    return re.sub(r"(?<=sig=)[^&\s\"']+", "****", cleaned(text, call.settings.secrets(), ambient=UNSHOWN))

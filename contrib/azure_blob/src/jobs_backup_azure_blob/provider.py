@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from jobs_backup.bodies import ObjectBody, Source
 from jobs_backup.checksum import crc32c
-from jobs_backup.errors import IntegrityError, NotSupported, PermissionDenied, Unauthenticated, Unavailable
+from jobs_backup.errors import IntegrityError, NotSupported, PermissionDenied, StorageError, Unauthenticated, Unavailable
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.sdk import PerProcess, delete_each
+from jobs_backup.sdk import PerProcess, delete_each, size_listed
 from jobs_backup_azure_blob import policy as rights
 from jobs_backup_azure_blob.client import Azure, connect
 from jobs_backup_azure_blob.crc import combined
@@ -38,6 +38,9 @@ _PAGE: Final = 1000
 _TYPE: Final = "content_type"
 _METADATA: Final = "metadata"
 """Names in `Upload.extra`: what the list of blocks is sent with."""
+
+_NO_SIZE: Final = re.compile(rb"<Content-Length>(?!\s*[0-9]{1,18}\s*</)[^<]*</Content-Length>")
+_ENDLESS: Final = "its list can't be relied on: replay without --list, on the machine that has the spool"
 
 
 class _Request(NamedTuple):
@@ -204,12 +207,20 @@ class AzureBlobProvider:
     def list(self, prefix: str, after: str, timeout: float) -> Page:
         """List Blobs. A store that does not know `startFrom` yet lists from the beginning; what was listed before is skipped."""
         objects: list[Listed] = []
-        with self._request(Call("List Blobs", self._settings), timeout) as request:
+        call = Call("List Blobs", self._settings)
+        with self._request(call, timeout) as request:
+            options = request.options | {"raw_response_hook": functools.partial(_mend, call)}
             pages = request.container.list_blobs(
-                name_starts_with=prefix or None, start_from=after or None, results_per_page=_PAGE + 1, **request.options
+                name_starts_with=prefix or None, start_from=after or None, results_per_page=_PAGE + 1, **options
             ).by_page()
-            for page in pages:
-                objects += [Listed(key=blob.name, size=int(blob.size or 0)) for blob in page if blob.name and blob.name > after]
+            last = ""
+            for blobs in pages:
+                page = list(blobs)
+                names = [blob.name for blob in page if blob.name]
+                if names and names[-1] <= last:
+                    raise StorageError(f"{call}: a page does not go on behind the one before", hint=_ENDLESS)
+                last = names[-1] if names else last
+                objects += [Listed(key=blob.name, size=size_listed(blob.size)) for blob in page if blob.name and blob.name > after]
                 if len(objects) > _PAGE:
                     break
         return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)
@@ -248,6 +259,15 @@ class AzureBlobProvider:
             "metadata": {re.sub(r"\W", "_", name, flags=re.ASCII): value for name, value in metadata.items()},
             "standard_blob_tier": blob.StandardBlobTier(self._settings.tier) if self._settings.tier else None,
         }
+
+
+def _mend(call: Call, response: Any) -> None:
+    """Take sizes out of a list that are not numbers: the SDK would fail the whole list for one of them."""
+    check_origin(call, response)
+    answer = response.http_response
+    mended = _NO_SIZE.sub(b"", answer.internal_response.content)
+    for one in (answer, answer.internal_response):  # which of the two is parsed depends on the SDK's version
+        one._content = mended  # noqa: SLF001 - there is no option for it
 
 
 class _Taken(Exception):

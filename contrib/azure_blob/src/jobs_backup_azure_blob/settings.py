@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
@@ -11,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.sdk import unreadable
+from jobs_backup.sdk import check_ambient, check_proxies, unreadable
 from jobs_backup.settings import Endpoint, Secret, Settings, Variable, shown
 
 _CONTAINER: Final = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
@@ -19,6 +21,30 @@ _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _KEY, _SAS, _STRING = "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING"
 _KEY_FILE, _SAS_FILE = f"{_KEY}_FILE", f"{_SAS}_FILE"
 _ENDPOINT: Final = "AZURE_STORAGE_BLOB_ENDPOINT"
+_SWITCH: Final = ("true", "false", "yes", "no", "on", "off", "1", "0")
+AMBIENT: Final[Mapping[str, str | tuple[str, ...]]] = {
+    "AZURE_AUTHORITY_HOST": "https host",
+    "AZURE_POD_IDENTITY_AUTHORITY_HOST": "url",
+    "AZURE_REGIONAL_AUTHORITY_NAME": "name",
+    "AZURE_TENANT_ID": "name",
+    "AZURE_CLIENT_ID": "name",
+    "AZURE_TOKEN_CREDENTIALS": "name",
+    "AZURE_KUBERNETES_TOKEN_PROXY": "url",
+    "AZURE_LOG_LEVEL": ("critical", "error", "warning", "info", "debug"),
+    "AZURE_TRACING_ENABLED": _SWITCH,
+    "AZURE_SDK_TRACING_IMPLEMENTATION": "name",
+    "AZURE_SDK_CLOUD_CONF": "name",
+    "IDENTITY_ENDPOINT": "url",
+    "IMDS_ENDPOINT": "url",
+    "MSI_ENDPOINT": "url",
+}
+"""What Azure's libraries read from the environment by themselves, and may show in the error for a value that they do not take."""
+UNSHOWN: Final = (
+    *AMBIENT, "AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PASSWORD", "AZURE_PASSWORD", "AZURE_USERNAME", "IDENTITY_HEADER",
+    "MSI_SECRET", "IDENTITY_SERVER_THUMBPRINT", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_CERTIFICATE_PATH",
+    "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+)  # fmt: skip
+"""Whatever is a credential in one of these is cut out of messages."""
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +115,8 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
     @classmethod
     def from_environment(cls, environment: Any) -> Self:
         """See `Settings.from_environment`; also raises where the settings contradict each other."""
+        check_proxies(environment, socks=importlib.util.find_spec("socks") is not None)
+        check_ambient(environment, AMBIENT)
         found = super().from_environment(environment)
         if not _CONTAINER.fullmatch(found.bucket):
             raise ConfigurationError(

@@ -276,11 +276,22 @@ class Destination:
     def list(self, prefix: str, after: str) -> Page:
         """Objects whose keys begin with `prefix`, from the first one behind `after`.
 
+        What a store that ignores `after` lists again is left out.
+
         Raises:
             NotSupported: the provider can't list.
+            ContractViolation: the list does not continue after `after`, or is not in the order of keys: it is endless, or has gaps.
         """
         self._need("list")
-        return self._call("list", Page, prefix, prefix=prefix, after=after)
+        page = self._call("list", Page, prefix, prefix=prefix, after=after)
+        if page.after is not None and (page.after <= after or any(one.key > page.after for one in page.objects)):
+            raise ContractViolation(
+                f"{self._name}: the list of {prefix} does not go on after {after or 'its first page'}",
+                hint="the store ignores where a list begins, or its order: replay without --list, where the spool is",
+            )
+        if page.objects and page.objects[0].key <= after:
+            page = msgspec.structs.replace(page, objects=[one for one in page.objects if one.key > after])
+        return page
 
     def policy(self, environment: Mapping[str, str], *, delete: bool = False, replay: bool = False, format_: str = "") -> Policy:
         """The narrowest rights that suffice. Nothing is sent.

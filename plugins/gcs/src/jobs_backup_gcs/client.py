@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any, Final, NamedTuple
 
-from jobs_backup.sdk import hide_in_logs, unreadable
-from jobs_backup_gcs.settings import GcsSettings, read_credentials, token_files
+from jobs_backup.errors import Unauthenticated
+from jobs_backup.sdk import hide_in_logs, unreadable, unusable
+from jobs_backup_gcs.settings import VARIABLE, GcsSettings, read_credentials, token_files
 
 _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _POOL: Final = 64
@@ -60,7 +62,9 @@ def _credentials(settings: GcsSettings) -> Any:
         return importlib.import_module("google.auth.credentials").AnonymousCredentials()
     if settings.credentials is None:
         return importlib.import_module("google.auth").default(scopes=_SCOPES)[0]
-    if found := unreadable("the credentials cannot be read", files=token_files(settings)):
+    if found := unreadable("the credentials cannot be read", files=token_files(settings)) or unusable(
+        "the credentials cannot be read", token_files(settings)
+    ):
         raise found  # at the start it is a ConfigurationError: this is what has become of the file since then
     told = read_credentials(settings.credentials)
     kind = told["type"]
@@ -69,4 +73,14 @@ def _credentials(settings: GcsSettings) -> Any:
     elif kind == "external_account" and "executable" in told.get("credential_source", {}):
         kind = "pluggable"
     module, constructor = _KINDS[kind]
-    return getattr(importlib.import_module(module).Credentials, constructor)(told, scopes=_SCOPES)
+    make = getattr(importlib.import_module(module).Credentials, constructor)
+    try:
+        # Those of a user that has logged in by federation have the scopes that they were made with.
+        return make(told) if kind == "external_account_authorized_user" else make(told, scopes=_SCOPES)
+    except Exception as error:  # noqa: BLE001 - whatever it is: its text may repeat what is in the file
+        missing = re.search(r"missing fields? [\w, ]+", str(error))
+        why = missing[0].strip() if missing else "a field of it is missing or wrong"
+        raise Unauthenticated(
+            f"{VARIABLE}: {settings.credentials}: it is not usable as {told['type']}: {why}",
+            hint=f"save the file again as Google's console or gcloud made it, or correct or unset {VARIABLE}",
+        ) from None

@@ -25,9 +25,8 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import forbidden, moved, unreadable
-from jobs_backup.settings import redacted
-from jobs_backup_gcs.settings import GcsSettings, token_files
+from jobs_backup.sdk import cleaned, forbidden, moved, unreadable, unusable
+from jobs_backup_gcs.settings import UNSHOWN, GcsSettings, token_files
 
 _LONGEST: Final = 300
 _LOOKED_AT: Final = 2000
@@ -74,7 +73,11 @@ _OF_AUTH: Final[Mapping[str, _Row]] = {
     "MalformedError": _Row(ConfigurationError, _CREDENTIALS),
     "GoogleAuthError": _Row(Unauthenticated, _CREDENTIALS),  # an InvalidOperation, where anonymous ones were refused
 }
+_PROXY: Final = "write HTTPS_PROXY, HTTP_PROXY and ALL_PROXY as http://user:password@host:port; for SOCKS, install PySocks"
 _OF_REQUESTS: Final[Mapping[str, _Row]] = {
+    "InvalidSchema": _Row(ConfigurationError, _PROXY),
+    "InvalidURL": _Row(ConfigurationError, _PROXY),
+    "LocationValueError": _Row(ConfigurationError, _PROXY),
     "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
     "NewConnectionError": _Row(Unreachable, _NETWORK),
     "NameResolutionError": _Row(Unreachable, _NETWORK),
@@ -104,7 +107,10 @@ _LIMITS: Final = (
     "dailyLimitExceeded",
     "concurrentLimitExceeded",
     "slowDown",
+    "RATE_LIMIT_EXCEEDED",
 )
+_GENERAL: Final = ("", "forbidden", "required", "invalid")
+"""Reasons that say less than those in the details of an answer."""
 _FORBIDDEN: Final[Mapping[str, str]] = {
     r"accessNotConfigured|SERVICE_DISABLED|API has not been used": (
         "enable the Cloud Storage API (storage.googleapis.com) in the project of the credentials"
@@ -158,7 +164,10 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     if response is not None and getattr(response, "status_code", None):
         return answered(response, call)
     auth = type(error).__module__.startswith("google.auth")
+    is_local = auth or isinstance(error, ValueError)
     if local := unreadable(call, error, files=token_files(call.settings) if auth else {}):
+        return local
+    if is_local and (local := unusable(call, token_files(call.settings))):
         return local
     text = _cleaned(_reason(error), call)
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
@@ -256,7 +265,10 @@ def _told(response: Any) -> tuple[str, str]:
     try:
         error: Any = response.json()["error"]
         errors: Any = error.get("errors") or [{}]
-        return str(errors[0].get("reason") or ""), str(error.get("message") or "")[:_LOOKED_AT]
+        reason = str(errors[0].get("reason") or "")
+        if reason in _GENERAL:
+            reason = next((str(one["reason"]) for one in error.get("details") or () if one.get("reason")), reason)
+        return reason, str(error.get("message") or "")[:_LOOKED_AT]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return "", str(getattr(response, "text", ""))[:_LONGEST]
 
@@ -282,6 +294,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _cleaned(text: str, call: Call) -> str:
-    text = " ".join(redacted(text, [call.upload]).split())
-    text = re.sub(r"(?<=upload_id=)[^&\s\"']+", "****", text)
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    return re.sub(r"(?<=upload_id=)[^&\s\"']+", "****", cleaned(text, [call.upload], ambient=UNSHOWN))

@@ -40,7 +40,7 @@ def policy(settings: GcsSettings, *, delete: bool, replay: bool, format_: str) -
 
 def _condition(settings: GcsSettings) -> str:
     """In Google's expression language; empty without a prefix. It needs uniform access to the bucket."""
-    prefix = settings.prefix.strip("/").replace("'", "\\'")
+    prefix = settings.prefix.strip("/").replace("\\", "\\\\").replace("'", "\\'")
     return f"resource.name.startsWith('projects/_/buckets/{settings.bucket}/objects/{prefix}/')" if prefix else ""
 
 

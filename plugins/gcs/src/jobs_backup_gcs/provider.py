@@ -29,7 +29,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.sdk import PerProcess, delete_each
+from jobs_backup.sdk import PerProcess, delete_each, size_listed
 from jobs_backup_gcs import policy as rights
 from jobs_backup_gcs.client import Gcs, connect
 from jobs_backup_gcs.errors import STRANGER, Call, answered, check_bare, is_googles, translated
@@ -245,10 +245,12 @@ class GcsProvider:
             if answer.status_code != 200:
                 raise answered(answer, call)
             told = answer.json()
-            if told.keys().isdisjoint(("kind", "items")):
+            if not isinstance(told, dict) or told.keys().isdisjoint(("kind", "items")):
                 raise StorageError(f"{call}: the answer is no list of a bucket", hint=STRANGER)
-        entries = [one for one in told.get("items", ()) if one.get("name")]
-        objects = [Listed(key=one["name"], size=int(one.get("size") or 0)) for one in entries if one["name"] > after]
+        entries = [
+            one for one in told.get("items") or () if isinstance(one, dict) and isinstance(one.get("name"), str) and one["name"]
+        ]
+        objects = [Listed(key=one["name"], size=size_listed(one.get("size"))) for one in entries if one["name"] > after]
         more = told.get("nextPageToken")
         if more and not objects:
             raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, cast
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.sdk import unreadable
+from jobs_backup.sdk import check_ambient, check_proxies, unreadable
 from jobs_backup.settings import Endpoint, Settings, Variable, shown
 
 VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_KMS_KEY: Final = re.compile(r"projects/[^/\s]+/locations/[^/\s]+/keyRings/[\w-]{1,63}/cryptoKeys/[\w-]{1,63}", re.ASCII)
 _TYPES: Final = (
     "service_account",
     "external_account",
@@ -21,6 +24,22 @@ _TYPES: Final = (
     "external_account_authorized_user",
 )
 """Kinds of credentials that google-auth reads from a file (its `load_credentials_from_file`)."""
+AMBIENT: Final[Mapping[str, str | tuple[str, ...]]] = {
+    "GCE_METADATA_HOST": "host",
+    "GCE_METADATA_ROOT": "host",
+    "GCE_METADATA_IP": "host",
+    "GCE_METADATA_TIMEOUT": "number",
+    "GCE_METADATA_DETECT_RETRIES": "number",
+    "GCE_METADATA_MTLS_MODE": ("strict", "none", "default"),
+    "GOOGLE_API_USE_MTLS_ENDPOINT": ("never", "auto", "always"),
+    "GOOGLE_API_USE_CLIENT_CERTIFICATE": ("true", "false"),
+}
+"""What Google's libraries read from the environment by themselves, and may show in the error for a value that they do not take."""
+UNSHOWN: Final = (
+    *AMBIENT, "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT", "CLOUDSDK_CONFIG",
+    "GOOGLE_API_CERTIFICATE_CONFIG", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "API_VERSION_OVERRIDE",
+)  # fmt: skip
+"""Whatever is a credential in one of these is cut out of messages."""
 
 
 class GcsSettings(Settings, frozen=True, kw_only=True):
@@ -64,11 +83,19 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
     @classmethod
     def from_environment(cls, environment: Any) -> Self:
         """See `Settings.from_environment`; also raises where the file of credentials can't be read."""
+        check_proxies(environment, socks=importlib.util.find_spec("socks") is not None)
+        check_ambient(environment, AMBIENT)
         found = super().from_environment(environment)
         if not _BUCKET.fullmatch(found.bucket):
             raise ConfigurationError(
                 f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is no name of a bucket",
                 hint="lower-case letters, digits, '-', '_' and '.'",
+            )
+        if found.kms_key is not None and not _KMS_KEY.fullmatch(found.kms_key):
+            what = "a version of a key" if "/cryptoKeyVersions/" in found.kms_key else "not the name of a key"
+            raise ConfigurationError(
+                f"JOBS_BACKUP_GCS_KMS_KEY is {shown(found.kms_key)}, {what}",
+                hint="write it as projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY",
             )
         if found.credentials is not None and found.emulator is None:
             read_credentials(found.credentials)

@@ -8,9 +8,10 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs_backup.sdk import PerProcess, hide_in_logs, unreadable
+from jobs_backup.sdk import PerProcess, hide_in_logs, unreadable, unusable
 from jobs_backup_s3.early import close_after_early_answers
 from jobs_backup_s3.errors import region_told, response_of
+from jobs_backup_s3.numbers import Parsers
 from jobs_backup_s3.origin import Origin
 from jobs_backup_s3.settings import Connection
 
@@ -73,7 +74,7 @@ def _client(session: Any, connection: Connection, region: str, timeout: float) -
     if connection.keys is None and os.environ.get("AWS_ROLE_ARN"):
         # Before the SDK, whose log repeats the variable: somebody may have put the token itself into it.
         token = {"AWS_WEB_IDENTITY_TOKEN_FILE": os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE", "")}
-        if found := unreadable("there are no credentials", files=token):
+        if found := unreadable("there are no credentials", files=token) or unusable("there are no credentials", token):
             raise found
     keys = None if connection.role_arn else connection.keys
     if keys is None and session.get_credentials() is None:
@@ -132,6 +133,7 @@ def _session(connection: Connection, timeout: float) -> boto3.session.Session:
     session = botocore.session.Session()
     # Nobody reads times, and a time that the SDK does not understand would fail the whole list that it is in.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+    session.register_component("response_parser_factory", Parsers(session.get_component("response_parser_factory")))
     if connection.role_arn:
         session.register_component("credential_provider", _RoleCredentials(connection, connection.role_arn, timeout))
     return boto3.session.Session(botocore_session=session)

@@ -27,11 +27,10 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import forbidden, moved, unreadable
-from jobs_backup.settings import redacted, shown
-from jobs_backup_s3.settings import Connection
+from jobs_backup.sdk import cleaned, forbidden, moved, proxy_secrets, unreadable, unusable
+from jobs_backup.settings import shown
+from jobs_backup_s3.settings import UNSHOWN, Connection
 
-_LONGEST: Final = 300
 _LOOKED_AT: Final = 2000
 """Characters of what the store says: anybody may answer."""
 
@@ -76,15 +75,23 @@ _CHECKSUM: Final = (
     "if it goes on, the network, a proxy or the disk changes bytes; or JOBS_BACKUP_S3_CHECKSUM does not suit the store"
 )
 _KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
+_LOCK_CHECKSUM: Final = "a bucket with object lock takes no object without a checksum: set JOBS_BACKUP_S3_CHECKSUM=md5 or crc32c"
+_LOCK: Final = "see the bucket's object lock configuration: it may have none, or want a header that is not sent"
 _CERTIFICATE: Final = "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use a name that stands in its certificate"
 _BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it is to name a file with certificates in PEM form"
 STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 
+_PROFILE: Final = "correct the profile that AWS_PROFILE names, in AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE"
+_PROXY: Final = "write JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY as http://user:password@host:port"
+
 _CODES: Final[Mapping[str, _Row]] = {
     "AccessDenied": _Row(PermissionDenied),
     "AccessDeniedException": _Row(PermissionDenied),
     "AllAccessDisabled": _Row(Unauthenticated, "the store has turned off all access to the bucket: ask its support"),
+    "UnauthorizedAccess": _Row(
+        Unauthenticated, "in AWS China the bucket's account needs an ICP license for this: see its console, or ask the support"
+    ),
     "InvalidSecurity": _Row(Unauthenticated, _KEYS),
     "InvalidPayer": _Row(Unauthenticated, _ACCOUNT),
     "OptInRequired": _Row(Unauthenticated, _ACCOUNT),
@@ -180,11 +187,14 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "CredentialRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "TokenRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "SSOError": _Row(Unauthenticated, _CREDENTIALS),
-    "ConfigParseError": _Row(ConfigurationError, "correct the SDK's configuration file (AWS_CONFIG_FILE, ~/.aws/config)"),
-    "InvalidConfigError": _Row(ConfigurationError, _BUNDLE),
+    "InvalidConfigError": _Row(ConfigurationError, _PROFILE),
     "InvalidRegionError": _Row(ConfigurationError, "write the region as in eu-west-1"),
     "EndpointConnectionError": _Row(Unreachable, _NETWORK),
     "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
+    "InvalidProxiesConfigError": _Row(ConfigurationError, _PROXY),
+    "LocationValueError": _Row(ConfigurationError, _PROXY),
+    "ProxySchemeUnknown": _Row(ConfigurationError, _PROXY),
+    "InvalidIMDSEndpointError": _Row(ConfigurationError, "correct or unset AWS_EC2_METADATA_SERVICE_ENDPOINT"),
     "ProxyConnectionError": _Row(Unreachable, "check JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY"),
     "ConnectionError": _Row(Unavailable, _NETWORK),
     "HTTPClientError": _Row(Unavailable, _NETWORK),
@@ -210,6 +220,12 @@ _TLS: Final = (
 _PROFILES: Final = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _FILES: Final = {**_PROFILES, "AWS_WEB_IDENTITY_TOKEN_FILE": "", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": ""}
 """Variables that name files which the SDK reads by itself, and where they are by default."""
+_TOKENS: Final = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+_SOURCES: Final = (
+    "AWS_PROFILE", *_FILES, "AWS_ROLE_ARN", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)  # fmt: skip
+"""Variables that say where credentials come from."""
 
 _ACTIONS: Final[Mapping[str, str]] = {
     "CreateMultipartUpload": "s3:PutObject",
@@ -223,6 +239,11 @@ _ACTIONS: Final[Mapping[str, str]] = {
 }
 """The permission that an operation needs, where it has another name than the operation."""
 
+_ACTION: Final = re.compile(
+    r"\b((?:s3(?:express)?:(?:Abort|Bypass|Create|Delete|Get|List|Put|Replicate|Restore)|kms:|sts:)[A-Z][A-Za-z]+)(?![\w-])"
+)
+"""A permission that the store names, and not the key of a condition, such as `s3:x-amz-acl` or `s3:TlsVersion`."""
+
 _LACKING: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"),
@@ -232,6 +253,14 @@ _LACKING: Final[Mapping[str, str]] = {
     "ListObjectsV2": "replay without --list, on the machine that has the spool",
 }
 """What to do without an operation that the store does not have."""
+
+_CONDITIONS: Final[Mapping[str, str]] = {
+    "x-amz-server-side-encryption-aws-kms": "JOBS_BACKUP_S3_KMS_KEY_ID",
+    "x-amz-server-side-encryption": "JOBS_BACKUP_S3_SSE",
+    "x-amz-storage-class": "JOBS_BACKUP_S3_STORAGE_CLASS",
+    "x-amz-acl": "JOBS_BACKUP_S3_ACL",
+}
+"""Header that a policy may demand -> the setting that sends it."""
 
 _OPTIONS: Final = (
     ("if-none-match", "set JOBS_BACKUP_CONDITIONAL_WRITES=false"),
@@ -280,10 +309,21 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     return found
 
 
-def _of_this_machine(error: Exception, names: Sequence[str], call: Call) -> Unauthenticated | None:
+def _of_this_machine(  # noqa: PLR0911 - a case each
+    error: Exception, names: Sequence[str], call: Call
+) -> Unauthenticated | None:
     """The error for files of credentials that cannot be read, or lack the profile. The SDK has sent nothing then."""
     if isinstance(error, OSError) and error.filename:
         return unreadable(call, error)
+    if "ConfigParseError" in names or "ConfigNotFound" in names:
+        return _malformed(error, call)
+    if "InvalidConfigError" in names and "role ARN" in str(error) and os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+        return Unauthenticated(
+            f"{call}: AWS_WEB_IDENTITY_TOKEN_FILE is set, and AWS_ROLE_ARN is not",
+            hint="set AWS_ROLE_ARN to the role that the token is for, or unset AWS_WEB_IDENTITY_TOKEN_FILE",
+        )
+    if not any(name in _EXCEPTIONS for name in names) and _is_of_credentials(error):
+        return unusable(call, {name: os.environ.get(name, "") for name in _TOKENS}) or _unusable(error, call)
     if not {"ProfileNotFound", "NoCredentialsError", "CredentialRetrievalError"}.intersection(names):
         return None
     # The SDK passes over a file of credentials that it cannot read, as if it were not there.
@@ -297,6 +337,40 @@ def _of_this_machine(error: Exception, names: Sequence[str], call: Call) -> Unau
     return Unauthenticated(
         f"{call}: there is no profile {shown(profile)}, neither in {where}",
         hint="correct or unset AWS_PROFILE, or add the profile there",
+    )
+
+
+def _malformed(error: Exception, call: Call) -> Unauthenticated:
+    """For a profile's file that is not one. The SDK's error has its path."""
+    fields: Mapping[str, object] = getattr(error, "kwargs", {})
+    path = str(fields.get("path", ""))
+    named = next((name for name in _PROFILES if path and os.environ.get(name) == path), "")
+    where = ": ".join(filter(None, (named, path if os.path.lexists(path) else shown(path))))
+    return Unauthenticated(
+        f"{call}: {where}: it is not a file of profiles as the SDK reads it",
+        hint=f"correct it{f', or unset {named}' if named else ''}",
+    )
+
+
+def _is_of_credentials(error: BaseException) -> bool:
+    """Whether it was raised while the SDK looked for credentials: what it did not foresee there is no answer of the store's."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") in ("botocore.credentials", "botocore.tokens"):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _unusable(error: Exception, call: Call) -> Unauthenticated:
+    """For credentials that the SDK has found, and cannot use."""
+    given = [name for name in _SOURCES if os.environ.get(name)]
+    files = "".join(f": {name}={os.environ[name]}" for name in given if name in _FILES and os.path.lexists(os.environ[name]))
+    profile = os.environ.get("AWS_PROFILE", "")
+    of_profile = f", profile {shown(profile)}" if profile else ""
+    return Unauthenticated(
+        f"{call}: the credentials cannot be used{files}{of_profile}: {type(error).__name__}: {_cleaned(str(error), call)}",
+        hint=f"correct or unset {', '.join(given)}" if given else _CREDENTIALS,
     )
 
 
@@ -331,6 +405,9 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
         return ConfigurationError(f"{call}: the bucket is in {region}, not in {connection.region}", hint=hint)
     if row.error is ConfigurationError and status in _REDIRECTS:
         return _redirected(message, headers.get("location", ""), str(error.get("Endpoint") or ""), call, is_own=own in _CODES)
+    if own == "InvalidRequest" and re.search(r"object.?lock", said, re.IGNORECASE):
+        wants_checksum = re.search(r"md5|checksum", said, re.IGNORECASE)
+        return ConfigurationError(message, hint=_LOCK_CHECKSUM if wants_checksum else _LOCK)
     if row.error is PermissionDenied:
         return _denied(message, own, said, call)
     if row.error is NotSupported and not row.hint:
@@ -395,13 +472,18 @@ def _denied(message: str, own: str, said: str, call: Call) -> JobsBackupError:
     if "acl" in said.lower() and connection.acl:
         hint = "the bucket does not take this ACL: unset JOBS_BACKUP_S3_ACL"
         return PermissionDenied(message, action=action, resource=resource, hint=hint)
+    if condition := re.search(r"\bs3:(x-amz-[a-z-]+)", said, re.IGNORECASE):
+        header = condition[1].lower().rstrip("-")
+        setting = next((setting for start, setting in _CONDITIONS.items() if header.startswith(start)), "")
+        hint = f"a policy has a condition on {header}: {f'set {setting} to what it demands' if setting else 'change that one'}"
+        return PermissionDenied(message, action=action, resource=resource, hint=hint)
     return forbidden(message, code, said, action=action, resource=resource, owned=bool(code))
 
 
 def _missing(said: str, call: Call) -> tuple[str, str]:
     """The action and the resource that have to be granted, if it is that what is missing."""
     connection = call.connection
-    named = re.search(r"\b((?:s3|s3express|kms|sts):[A-Za-z]+)\b", said)
+    named = _ACTION.search(said)
     action = named[1] if named else _ACTIONS.get(call.operation, f"s3:{call.operation}")
     if action.startswith("kms:"):
         key = re.search(r"arn:[\w-]+:kms:[\w:/-]+", said)
@@ -448,9 +530,10 @@ def _where(error: Exception) -> str:
 
 
 def _cleaned(text: str, call: Call) -> str:
-    keys = call.connection.keys
-    secrets = [call.upload, keys.secret_key.reveal() if keys else ""]
-    secrets.append(keys.session_token.reveal() if keys and keys.session_token else "")
-    secrets.append(call.connection.proxy.reveal() if call.connection.proxy else "")
-    text = " ".join(redacted(text, secrets).split())
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    connection = call.connection
+    secrets = [call.upload]
+    if keys := connection.keys:
+        secrets += [keys.secret_key.reveal(), keys.session_token.reveal() if keys.session_token else ""]
+    if connection.proxy:
+        secrets += [connection.proxy.reveal(), *proxy_secrets(connection.proxy.reveal())]
+    return cleaned(text, secrets, ambient=UNSHOWN)

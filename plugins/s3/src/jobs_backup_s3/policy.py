@@ -87,6 +87,12 @@ def _document(connection: Connection, *, delete: bool, replay: bool) -> str:
     if connection.is_directory:
         # Its sessions may read, write, list and delete all of the bucket: there is nothing narrower that can write.
         statements = [_allow("Session", [_SESSION], connection.bucket_arn)]
+        if connection.is_directory_access_point:
+            # The bucket behind it, whose name is not known here, has to allow it, too. It is in the same zone.
+            zone = connection.bucket.removesuffix("--xa-s3").rpartition("--")[2]
+            behind = connection.bucket_arn.partition(":accesspoint/")[0] + f":bucket/*--{zone}--x-s3"
+            through = {"ArnLike": {"s3express:DataAccessPointArn": connection.bucket_arn}}
+            statements.append(_allow("SessionBehind", [_SESSION], behind, through))
     else:
         statements = list(_statements(connection, delete=delete, replay=replay))
     if connection.kms_key_id:
@@ -106,10 +112,10 @@ def _statements(connection: Connection, *, delete: bool, replay: bool) -> Iterat
     through = {"StringEquals": {"s3:DataAccessPointArn": connection.bucket}} if connection.is_access_point else {}
     yield _allow("Objects", actions, connection.resource)
     if through:
-        yield _allow("ObjectsBehind", actions, f"arn:{connection.partition}:s3:::*/{connection.prefix}*", through)
+        yield _allow("ObjectsBehind", actions, f"arn:{connection.partition}:s3:::*/{connection.prefix_pattern}*", through)
     if replay:
         # A condition is not met by a request that names no prefix, so there is none where there is no prefix.
-        of_prefix = {"StringLike": {"s3:prefix": f"{connection.prefix}*"}} if connection.prefix else {}
+        of_prefix = {"StringLike": {"s3:prefix": f"{connection.prefix_pattern}*"}} if connection.prefix else {}
         yield _allow("List", ["s3:ListBucket"], connection.bucket_arn, of_prefix)
         if through:
             yield _allow("ListBehind", ["s3:ListBucket"], f"arn:{connection.partition}:s3:::*", through | of_prefix)
@@ -118,13 +124,14 @@ def _statements(connection: Connection, *, delete: bool, replay: bool) -> Iterat
 def _aws_commands(connection: Connection, document: str) -> str:
     rules = {"Rules": [_lifecycle_rule(connection)]}
     # A rule belongs to a bucket, also where an access point leads there.
-    bucket = "BUCKET" if connection.is_access_point else connection.bucket
+    is_behind = connection.is_access_point or connection.is_directory_access_point
+    bucket = "BUCKET" if is_behind else connection.bucket
     return "\n".join([
         _heredoc(document),
         "aws iam create-user --user-name jobs-backup",
         "aws iam put-user-policy --user-name jobs-backup --policy-name jobs-backup --policy-document file://policy.json",
         "aws iam create-access-key --user-name jobs-backup",
-        *(["# BUCKET is the one behind the access point."] if connection.is_access_point else []),
+        *(["# BUCKET is the one behind the access point."] if is_behind else []),
         "# Unfinished uploads end by themselves. This replaces the bucket's other rules: put it among them if there are any.",
         f"aws s3api put-bucket-lifecycle-configuration --bucket {bucket} --lifecycle-configuration \\\n"
         f"  '{json.dumps(rules)}'",
@@ -141,6 +148,7 @@ def _lifecycle_rule(connection: Connection) -> dict[str, Any]:
 
 
 def _aws_terraform(connection: Connection, document: str) -> str:
+    is_behind = connection.is_access_point or connection.is_directory_access_point
     return f"""\
 resource "aws_iam_policy" "jobs_backup" {{
   name   = "jobs-backup"
@@ -161,7 +169,7 @@ resource "aws_iam_user_policy_attachment" "jobs_backup" {{
 
 # A bucket has one such resource: if it has one already, add the rule there.
 resource "aws_s3_bucket_lifecycle_configuration" "jobs_backup" {{
-  bucket = {_quoted("BUCKET-BEHIND-THE-ACCESS-POINT" if connection.is_access_point else connection.bucket)}
+  bucket = {_quoted("BUCKET-BEHIND-THE-ACCESS-POINT" if is_behind else connection.bucket)}
 
   rule {{
     id     = "abort-unfinished-multipart-uploads"

@@ -33,6 +33,7 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
+from jobs_backup.sdk import size_listed
 from jobs_backup_s3.client import Clients
 from jobs_backup_s3.errors import STRANGER, Call, NothingThere, answered, translated
 from jobs_backup_s3.policy import aws_policy, minio_policy, spaces_policy
@@ -193,7 +194,9 @@ class _Provider:
         answer = self._send(call, timeout, lambda client: client.list_objects_v2(**request))
         if answer.keys().isdisjoint(("Name", "IsTruncated")):
             raise StorageError(f"{call}: the answer is no list of a bucket", hint=STRANGER)
-        objects = [Listed(key=item["Key"], size=item.get("Size") or 0) for item in answer.get("Contents", ()) if item.get("Key")]
+        objects = [
+            Listed(key=item["Key"], size=size_listed(item.get("Size"))) for item in answer.get("Contents", ()) if item.get("Key")
+        ]
         if answer.get("IsTruncated") and not objects:
             raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
         return Page(objects=objects, after=objects[-1].key if answer.get("IsTruncated") and objects else None)

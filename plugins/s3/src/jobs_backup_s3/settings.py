@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
+from jobs_backup.sdk import check_ambient, check_proxies, check_proxy
 from jobs_backup.settings import Endpoint, Secret, Settings, Variable, shown
 
 log: Final = logging.getLogger(__name__)
@@ -18,13 +20,70 @@ log: Final = logging.getLogger(__name__)
 Encryption = Literal["AES256", "aws:kms"]
 Checksum = Literal["crc32c", "md5", "none"]
 
-_AWS_HOSTS: Final = (".amazonaws.com", ".amazonaws.com.cn")
+_PARTITIONS: Final = (
+    ("cn-", "aws-cn", ".amazonaws.com.cn"),
+    ("eusc-", "aws-eusc", ".amazonaws.eu"),
+    ("us-gov-", "aws-us-gov", ".amazonaws.com"),
+    ("us-iso-", "aws-iso", ".c2s.ic.gov"),
+    ("us-isob-", "aws-iso-b", ".sc2s.sgov.gov"),
+    ("eu-isoe-", "aws-iso-e", ".cloud.adc-e.uk"),
+    ("us-isof-", "aws-iso-f", ".csp.hci.ic.gov"),
+    ("", "aws", ".amazonaws.com"),
+)
+"""How the names of a partition's regions begin, its name in ARNs, and its domain: see botocore's data/partitions.json."""
+_AWS_HOSTS: Final = tuple(host for _, _, host in _PARTITIONS)
 SPACES_PERMISSION: Final = "readwrite"
 """The one that a key of Spaces needs: there are none for single operations (the API of DigitalOcean, spaces keys)."""
 _SPACES_HOST: Final = ".digitaloceanspaces.com"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _ACCESS_POINT: Final = re.compile(r"arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint/[a-z0-9][a-z0-9-]{1,48}[a-z0-9]")
+_KMS_KEY: Final = re.compile(
+    r"(?:arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/)?(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})"
+    r"|(?:arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:)?alias/[A-Za-z0-9:/_-]{1,250}",
+    re.IGNORECASE,
+)
+"""Of AWS. Other stores have names of their own for their keys."""
+_OTHER_ARNS: Final = (
+    (r"accesspoint[:/].*\.mrap$", "a Multi-Region Access Point, which needs signatures (SigV4A) that are not supported",
+     "set it to one of its buckets, or to the ARN of an access point in one region"),
+    (r"^arn:[^:]*:s3-outposts:", "a bucket or an access point of S3 on Outposts, which is not supported",
+     "set it to a bucket in a region"),
+    (r"^arn:[^:]*:s3-object-lambda:", "an Object Lambda Access Point, which changes what is read and takes no uploads",
+     "set it to the bucket or the access point behind it"),
+    (r"^arn:[^:]*:s3express:", "the ARN of a directory bucket or of its access point",
+     "write its name alone, such as my-events--usw2-az1--x-s3"),
+    (r"^arn:[^:]*:s3:::[^/]+$", "the ARN of a bucket", "write the bucket's name alone, without arn:aws:s3:::"),
+    (r"^arn:", "an ARN that is not the one of an access point",
+     "write the bucket's name, or the access point's ARN: arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME"),
+)  # fmt: skip
+"""Form of an ARN, what it is, and what to set instead."""
 _REGION: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+
+_LEGACY: Final = ("legacy", "regional")
+_WHEN: Final = ("when_supported", "when_required")
+AMBIENT: Final[Mapping[str, str | tuple[str, ...]]] = {
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "url",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE": ("ipv4", "ipv6"),
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "url",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "path of a url",
+    "AWS_METADATA_SERVICE_TIMEOUT": "number",
+    "AWS_METADATA_SERVICE_NUM_ATTEMPTS": "number",
+    "AWS_MAX_ATTEMPTS": "number",
+    "AWS_RETRY_MODE": ("legacy", "standard", "adaptive"),
+    "AWS_DEFAULTS_MODE": ("legacy", "standard", "cross-region", "in-region", "mobile", "auto"),
+    "AWS_STS_REGIONAL_ENDPOINTS": _LEGACY,
+    "AWS_S3_US_EAST_1_REGIONAL_ENDPOINT": _LEGACY,
+    "AWS_REQUEST_CHECKSUM_CALCULATION": _WHEN,
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": _WHEN,
+    "AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES": "number",
+    "AWS_ACCOUNT_ID_ENDPOINT_MODE": ("preferred", "disabled", "required"),
+}
+"""What botocore reads from the environment by itself, and shows in the error for a value that it does not take."""
+UNSHOWN: Final = (
+    *AMBIENT, "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE",
+    "AWS_SDK_UA_APP_ID",
+)  # fmt: skip
+"""Whatever is a credential in one of these is cut out of messages."""
 
 
 class Keys(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +142,12 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_directory(self) -> bool:
         """Whether it is a directory bucket (S3 Express One Zone), whose objects are authorized by sessions."""
-        return self.bucket.endswith("--x-s3")
+        return self.bucket.endswith(("--x-s3", "--xa-s3"))
+
+    @property
+    def is_directory_access_point(self) -> bool:
+        """Whether it is the name of an access point of a directory bucket: such have names alone, and no alias."""
+        return self.bucket.endswith("--xa-s3")
 
     @property
     def is_access_point(self) -> bool:
@@ -95,7 +159,15 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         """The ARN of all objects that backing up writes; of a directory bucket its own, since it has no permissions for less."""
         if self.is_directory:
             return self.bucket_arn
-        return f"{self.bucket_arn}{'/object' if self.is_access_point else ''}/{self.prefix}*"
+        return f"{self.bucket_arn}{'/object' if self.is_access_point else ''}/{self.prefix_pattern}*"
+
+    @property
+    def prefix_pattern(self) -> str:
+        """The prefix as a policy has it: AWS takes `*`, `?` and `${` in it for a wildcard or a variable, unless they are escaped.
+
+        Other stores have no escape. There a wildcard is left, which matches itself, too.
+        """
+        return re.sub(r"[*?$]", r"${\g<0>}", self.prefix) if self.is_aws else self.prefix
 
     @property
     def bucket_arn(self) -> str:
@@ -104,7 +176,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
             return self.bucket
         if self.is_directory:
             region = self.region if self.region_is_explicit else "*"
-            return f"arn:{self.partition}:s3express:{region}:*:bucket/{self.bucket}"
+            kind = "accesspoint" if self.is_directory_access_point else "bucket"
+            return f"arn:{self.partition}:s3express:{region}:*:{kind}/{self.bucket}"
         return f"arn:{self.partition}:s3:::{self.bucket}"
 
     @property
@@ -112,7 +185,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         """The part of AWS that the region belongs to, as ARNs name it."""
         if self.is_access_point:
             return self.bucket.split(":")[1]
-        return {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(self.region.rsplit("-", 2)[0], "aws")
+        return next(name for start, name, _ in _PARTITIONS if self.region.startswith(start))
 
 
 class BucketSettings(Settings, frozen=True, kw_only=True):
@@ -168,6 +241,13 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
         bool, Variable("JOBS_BACKUP_S3_VERIFY_TLS", "Check the store's certificate. Off, anybody can read and change what is sent.")
     ] = True
 
+    @classmethod
+    def from_environment(cls, environment: Any) -> Self:
+        """See `Settings.from_environment`; also raises where what the SDK reads by itself is wrong."""
+        check_proxies(environment)
+        check_ambient(environment, AMBIENT)
+        return super().from_environment(environment)
+
     def connection(self) -> Connection:
         """The form that does not depend on the kind of store.
 
@@ -184,6 +264,9 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
             raise _wrong(
                 "JOBS_BACKUP_S3_KMS_KEY_ID", "makes no sense with JOBS_BACKUP_S3_SSE=AES256", "set JOBS_BACKUP_S3_SSE=aws:kms"
             )
+        if self.kms_key_id and is_aws and not _KMS_KEY.fullmatch(self.kms_key_id):
+            why = f"is {shown(self.kms_key_id)}, neither the id nor the ARN nor the alias of a key"
+            raise _wrong("JOBS_BACKUP_S3_KMS_KEY_ID", why, "write the key's id, its ARN (arn:aws:kms:...:key/ID), or alias/NAME")
         if self.ca_bundle is not None:
             try:
                 self.ca_bundle.open("rb").close()
@@ -342,6 +425,9 @@ def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
 def _bucket(name: str) -> str:
     if _ACCESS_POINT.fullmatch(name):
         return name
+    for form, what, hint in _OTHER_ARNS:
+        if re.search(form, name):
+            raise _wrong("JOBS_BACKUP_BUCKET", f"is {what}", hint)
     if not _BUCKET.fullmatch(name):
         hint = "write the bucket's name alone, without s3:// and without a path (that is JOBS_BACKUP_PREFIX)"
         raise _wrong("JOBS_BACKUP_BUCKET", f"is {shown(name)}, no bucket's name", hint)
@@ -352,14 +438,8 @@ def _proxy(proxy: Secret | None) -> Secret | None:
     if proxy is None:
         return None
     text = proxy.reveal()
-    try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise _wrong("JOBS_BACKUP_S3_PROXY", "is no URL of an HTTP proxy", "write it as http://host:port")
-    return Secret(text if "://" in text else f"http://{text}")
+    check_proxy("JOBS_BACKUP_S3_PROXY", text)
+    return Secret(text if "://" in text else f"http://{text.removeprefix('//')}")
 
 
 def _wrong(variable: str, why: str, hint: str) -> ConfigurationError:
