@@ -12,7 +12,7 @@ import functools
 import re
 from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self, cast
 from urllib.parse import quote
 
 from jobs_backup.bodies import ObjectBody, Source
@@ -244,14 +244,14 @@ class GcsProvider:
             answer = gcs.session.request("GET", self._url(), params=query, timeout=timeout)
             if answer.status_code != 200:
                 raise answered(answer, call)
-            told = answer.json()
-            if not isinstance(told, dict) or told.keys().isdisjoint(("kind", "items")):
+            told: Any = answer.json()
+            if not isinstance(told, dict) or ("kind" not in told and "items" not in told):
                 raise StorageError(f"{call}: the answer is no list of a bucket", hint=STRANGER)
-        entries = [
-            one for one in told.get("items") or () if isinstance(one, dict) and isinstance(one.get("name"), str) and one["name"]
-        ]
+            found = cast(dict[str, Any], told)
+        items = cast(list[Any], found.get("items") or [])
+        entries = [cast(dict[str, Any], one) for one in items if isinstance(one, dict) and isinstance(one.get("name"), str)]  # pyright: ignore[reportUnknownMemberType]
         objects = [Listed(key=one["name"], size=size_listed(one.get("size"))) for one in entries if one["name"] > after]
-        more = told.get("nextPageToken")
+        more = found.get("nextPageToken")
         if more and not objects:
             raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
         return Page(objects=objects, after=objects[-1].key if more else None)
