@@ -329,7 +329,7 @@ def test_a_corrected_bucket_gets_what_waited_for_the_wrong_one(tmp_path: Path) -
     assert "there is no directory" in stderr
     code, _, stderr = run("run", file, "--source-id", "web", "-v", env=env)
     assert code == 0
-    assert "bukket, which never accepted anything; they now go where the settings say" in stderr
+    assert "bukket, which never accepted anything, and now go where the settings say" in stderr
     assert numbers(tmp_path) == list(range(10))
 
 

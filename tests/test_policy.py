@@ -63,8 +63,8 @@ def test_it_needs_no_credentials_and_shows_none(provider: str) -> None:
 @pytest.mark.parametrize("prefix", ["", "odd ${x} %{y} \"'"])
 def test_terraform_is_well_formed(provider: str, prefix: str) -> None:
     more = {
-        "JOBS_BACKUP_S3_KMS_KEY_ID": "k",
-        "JOBS_BACKUP_GCS_KMS_KEY": "projects/p/k",
+        "JOBS_BACKUP_S3_KMS_KEY_ID": "alias/events",
+        "JOBS_BACKUP_GCS_KMS_KEY": "projects/p/locations/l/keyRings/r/cryptoKeys/k",
         "DO_SPACES_ENDPOINT": "nyc3.digitaloceanspaces.com",
     }
     text = printed("--provider", provider, "--with-replay", "--format", "terraform", JOBS_BACKUP_PREFIX=prefix, **more)
