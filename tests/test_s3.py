@@ -95,7 +95,7 @@ def test_denied_write_names_permission_and_resource(store: Store, bucket: str) -
         hooks.write("prod/web/key", b"data")
     assert caught.value.action == "s3:PutObject"
     assert caught.value.resource == f"arn:aws:s3:::{bucket}/prod/web/*"
-    assert str(caught.value) == f"PutObject s3://{bucket}/prod/web/key: AccessDenied: Access Denied."
+    assert str(caught.value) == f"PutObject s3://{bucket}/prod/web/key: AccessDenied: Access Denied"
     assert caught.value.hint == f"grant s3:PutObject on arn:aws:s3:::{bucket}/prod/web/*"
     assert not caught.value.retryable
 

@@ -325,7 +325,7 @@ TRIES_AGAIN = [
 IMPORTS_THE_SDK = [("client.py", "if TYPE_CHECKING:\n    from", "if True:\n    from")]
 
 WAITS_FOR_EVER = [("provider.py", "timeout=timeout,\n                redirect", "timeout=None,\n                redirect")]
-REPEATS_SECRETS = [("errors.py", "redacted(text, secrets)", "text")]
+REPEATS_SECRETS = [("errors.py", "cleaned(text, secrets)", "text[:300]")]
 USES_OTHER_WORDS = [("errors.py", "action=PERMISSIONS[call.hook]", 'action="write access"')]
 SAYS_DELETED = [
     (
