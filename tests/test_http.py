@@ -57,7 +57,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replayed]:
         runner.run(app.__aexit__())
         recorded = session_of(backup).spool.recorded.events[Kind.RAW]
     assert [event["messageId"] for event in events(directory)] == ["m"] * recorded
-    assert {path.relative_to(directory / "bucket").parts[0] for path in directory.rglob("*.json.gz")} == {"web"}
+    assert {path.relative_to(directory / "bucket").parts[0] for path in directory.rglob("*.json.gz")} <= {"web"}
 
 
 def cuts(sent: bytes, *, most: int) -> list[int]:
