@@ -6,22 +6,18 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
-from jobs_backup.errors import SpoolError
-from jobs_backup.util.exhaustion import explain
+from jobs_backup.spool.errors import file_error
 from jobs_backup.util.fsync import sync_directory, sync_file
-
-_LOOK: Final = "look at the disk and the permissions of the spool's directory"
 
 
 @contextmanager
 def _spool_errors(path: Path) -> Generator[None]:
     try:
         yield
-    except OSError as error:
-        why, hint = explain(error, path, _LOOK)
-        raise SpoolError(f"{path}: {why}", hint=hint) from error
+    except (OSError, MemoryError) as error:
+        raise file_error(path, error) from error
 
 
 def short_name(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 import msgspec
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.spool.errors import LOOK, file_error
 from jobs_backup.spool.interface import Durability
 from jobs_backup.util.exhaustion import NO_INODES, Explained, explain, has_inodes
 from jobs_backup.util.fsync import sync_directory
@@ -537,16 +538,12 @@ def database_errors(path: Path) -> Generator[None]:
         raise _sqlite_error(path, error) from error
     except UnicodeDecodeError as error:  # SQLite's message quotes a schema that is no text any more
         raise SpoolCorrupt(f"{path}: its schema is not what was written", hint=_DAMAGED) from error
-    except OSError as error:
-        why, hint = explain(error, path, _LOOK)
-        raise SpoolError(f"{path}: {why}", hint=hint) from error
-    except MemoryError as error:
-        raise SpoolError(f"{path}: out of memory", hint="give the process more memory") from error
+    except (OSError, MemoryError) as error:
+        raise file_error(path, error) from error
 
 
 _DESCRIPTORS: Final = 4
 """That SQLite needs to open a database: the file, its log, their index, and the directory."""
-_LOOK: Final = "look at the disk and the permissions of the spool's directory"
 _DAMAGED: Final = "look at the disk; nothing was removed"
 
 
@@ -570,7 +567,7 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
         )
     if code == sqlite3.SQLITE_CANTOPEN and (why := _why_not_opened(path)):
         return SpoolError(f"{path}: {text}: {why[0]}", hint=why[1])
-    return SpoolError(f"{path}: {text}", hint=_LOOK)
+    return SpoolError(f"{path}: {text}", hint=LOOK)
 
 
 def _why_not_opened(path: Path) -> Explained | None:
@@ -581,14 +578,14 @@ def _why_not_opened(path: Path) -> Explained | None:
             opened.append(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))  # noqa: PERF401 - closed in any case
         path.stat()
         if os.statvfs(path).f_flag & os.ST_RDONLY:
-            return explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), path, _LOOK)
+            return explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), path, LOOK)
         if not os.access(path, os.R_OK | os.W_OK):  # opening it here, and closing it, would give up locks: see `read_beside`
             return Explained("Permission denied", f"let this user (uid {os.geteuid()}) read and write it")
         return None if has_inodes(path) else NO_INODES
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not has_inodes(path):
             return NO_INODES
-        return explain(error, path, _LOOK)
+        return explain(error, path, LOOK)
     finally:
         for descriptor in opened:
             os.close(descriptor)
