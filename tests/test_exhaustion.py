@@ -11,22 +11,18 @@ from pathlib import Path
 import pytest
 from buckets import FAST_RETRY, events, file_environment
 from commands import COMMAND, run
+from mounts import small_file_system
 
+from jobs_backup.errors import SpoolError
+from jobs_backup.inputs.rejects import Rejects
 from jobs_backup.util.exhaustion import NO_INODES, explain, has_inodes
 
 
 @pytest.fixture
 def few_inodes(tmp_path: Path) -> Iterator[Path]:
     """A file system on which 64 files can be made."""
-    directory = tmp_path / "few"
-    directory.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512m,nr_inodes=64", "tmpfs", directory], capture_output=True, text=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"no right to mount a file system: {made.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", "--lazy", directory], check=True)
+    with small_file_system(tmp_path / "few", "size=512m,nr_inodes=64") as directory:
+        yield directory
 
 
 def use_up(directory: Path) -> list[Path]:
@@ -115,3 +111,18 @@ def test_inodes_are_looked_for_where_a_file_is_to_be(few_inodes: Path) -> None:
     use_up(few_inodes)
     assert not has_inodes(few_inodes / "not" / "there")
     assert explain(OSError(errno.ENOSPC, "full"), few_inodes / "not", "look") is NO_INODES
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_what_the_file_of_rejects_meets_is_an_error_of_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    rejects = Rejects(tmp_path / "rejects.ndjson", None)
+
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refused)
+        with pytest.raises(SpoolError, match=r"rejects\.ndjson: "):
+            rejects.add(b"line\n")

@@ -6,13 +6,13 @@ import base64
 import os
 import shutil
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from buckets import events, file_environment
+from mounts import small_file_system
 from spools import APP, archiver_of, claim, open_spool, record
 
 from jobs_backup import Backup
@@ -121,15 +121,8 @@ def test_free_space_is_left_on_the_disk(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 96 MiB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", directory], capture_output=True, text=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"no right to mount a file system: {made.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", "--lazy", directory], check=True)
+    with small_file_system(tmp_path / "disk", "size=96m") as directory:
+        yield directory
 
 
 def to_the_last_byte(directory: Path) -> Path:

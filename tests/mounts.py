@@ -1,0 +1,23 @@
+"""Small file systems, where this user may mount them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_file_system(directory: Path, options: str) -> Generator[Path]:
+    """A tmpfs with these options while the block lasts; without the permission the test is skipped."""
+    directory.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no permission to mount a file system: {made.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
