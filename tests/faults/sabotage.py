@@ -191,8 +191,8 @@ ALL: Final = {
         Sabotage(
             name="run goes on where lines could not be kept",
             place="jobs_backup.cli.commands.run:_Events.keep",
-            guard="    self._backup.keep([recording])",
-            instead=_suppressed("self._backup.keep([recording])", "Exception", indent=4),
+            guard="    self._session.keep([recording])",
+            instead=_suppressed("self._session.keep([recording])", "Exception", indent=4),
             scenario="run",
             calls="turns.py",
             found=frozenset({"false success", "lost"}),

@@ -11,7 +11,7 @@ import msgspec
 
 from jobs_backup.backup.session import Session
 from jobs_backup.cli.options import machine_errors, say
-from jobs_backup.cli.process import bound_memory, leave, monitored_backup, stopping
+from jobs_backup.cli.process import bound_memory, leave, monitored_session, stopping
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.summary import Counted, Summary, Unfinished
 from jobs_backup.errors import AmbiguousInput, ConfigurationError, JobsBackupError
@@ -58,15 +58,15 @@ def take_in(
             metrics_port=None,
             metrics_file=settings.metrics_file if is_measured else None,
         )
-        with monitored_backup(own, stop) as backup:
-            summary = Summary(backup, counted, go_on=_how_to_go_on(inputs, options))
-            handler = make_handler(backup, summary, stop)
-            contents = Contents(backup.spool, digest(str(handler.job))[:16] + "-")
-            with progress(backup, inputs, counted) as shown:
+        with monitored_session(own, stop) as session:
+            summary = Summary(session, counted, go_on=_how_to_go_on(inputs, options))
+            handler = make_handler(session, summary, stop)
+            contents = Contents(session.spool, digest(str(handler.job))[:16] + "-")
+            with progress(session, inputs, counted) as shown:
                 for one in inputs:
                     try:
                         with machine_errors():
-                            Ingest(backup, one, handler, contents, _Report(summary, shown), stop, options).take()
+                            Ingest(session, one, handler, contents, _Report(summary, shown), stop, options).take()
                     except (ConfigurationError, AmbiguousInput) as error:
                         summary.problem(error)
                     except JobsBackupError as error:
@@ -76,7 +76,7 @@ def take_in(
                     _report_replaced(inputs, contents, summary)
                 summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=stop.is_set(), allow_rejects=options.allow_rejects)
-    leave(code, backup)
+    leave(code, session)
 
 
 def _how_to_go_on(inputs: Sequence[Input], options: InputOptions) -> str:

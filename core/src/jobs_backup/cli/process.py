@@ -89,27 +89,27 @@ def stopping() -> Generator[threading.Event]:
 
 
 @contextmanager
-def monitored_backup(settings: CoreSettings, stop: threading.Event) -> Generator[Session]:
+def monitored_session(settings: CoreSettings, stop: threading.Event) -> Generator[Session]:
     """A Session with what tells others of it, for as long as the block runs, which closes it.
 
     Raises:
         ConfigurationError: either is wrong. Then nothing was sent.
     """
-    backup = Session(settings)
+    session = Session(settings)
     with ExitStack() as stack:
         try:
-            url = stack.enter_context(monitored(backup, settings, is_stopping=stop.is_set))
+            url = stack.enter_context(monitored(session, settings, is_stopping=stop.is_set))
         except ConfigurationError:
-            backup.close(grace=0)
+            session.close(grace=0)
             raise
         if url:
             say(f"/metrics, /healthz and /readyz are at {url}")
-        yield backup
+        yield session
 
 
-def leave(code: int, backup: Session) -> NoReturn:
+def leave(code: int, session: Session) -> NoReturn:
     """End with this exit code."""
-    if backup.archiver is not None and backup.archiver.is_working:
+    if session.archiver is not None and session.archiver.is_working:
         # A request that hangs must not keep the process: its batch is in the spool, and is sent at the next start.
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()

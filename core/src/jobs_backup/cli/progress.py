@@ -32,7 +32,7 @@ class _Silent:
 
 
 @contextmanager
-def progress(backup: Session, inputs: Sequence[Input], counted: str) -> Generator[Progress]:
+def progress(session: Session, inputs: Sequence[Input], counted: str) -> Generator[Progress]:
     """Shows the progress while the block runs. `counted` is what the lines of the inputs are."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()  # pyright: ignore[reportUnnecessaryComparison] - it may be closed
     if not is_terminal or is_json(os.environ):
@@ -40,5 +40,5 @@ def progress(backup: Session, inputs: Sequence[Input], counted: str) -> Generato
         return
     from jobs_backup.cli.terminal import Terminal  # noqa: PLC0415  # rich is slow to import
 
-    with Terminal(backup, inputs, counted) as terminal:
+    with Terminal(session, inputs, counted) as terminal:
         yield terminal

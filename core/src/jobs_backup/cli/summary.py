@@ -38,13 +38,13 @@ class Unfinished(NamedTuple):
 class Summary:
     """What a command has done."""
 
-    def __init__(self, backup: Session, counted: Counted, *, go_on: str = "", of_all: bool = False, records: bool = True) -> None:
+    def __init__(self, session: Session, counted: Counted, *, go_on: str = "", of_all: bool = False, records: bool = True) -> None:
         """`go_on` tells how to read the rest of an input, empty if there is no way.
 
         `of_all`: it is complete only once nothing is left in the spool, of other processes either.
         `records`: whether the command counts anything, and does not only send.
         """
-        self._backup = backup
+        self._session = session
         self._records = records
         self._of_all = of_all
         self._counted: Counted = counted
@@ -76,7 +76,7 @@ class Summary:
     def unknown(self, error: UnknownJob) -> None:
         """Jobs were acknowledged that nobody knows."""
         for job in error.jobs[: max(0, _REPORTED - self._unknown)]:
-            say(f"job {job} is unknown to {self._backup.spool.name}", "UnknownIds")
+            say(f"job {job} is unknown to {self._session.spool.name}", "UnknownIds")
         self._unknown += error.count
 
     def finish(self, stop: threading.Event, shown: Progress) -> None:
@@ -84,18 +84,18 @@ class Summary:
 
         What fails is a problem, and no reason to leave out the rest: a full disk must not keep what is sealed from being sent.
         """
-        for step in (self._backup.spool.seal, lambda: self._send(stop, shown), self._look):
+        for step in (self._session.spool.seal, lambda: self._send(stop, shown), self._look):
             # Twice: a disk may only have been busy, and then everything may be done all the same.
             if _error_of(step) is not None and (error := _error_of(step)) is not None:
                 self.problem(error)
-        if (error := _error_of(lambda: self._backup.close(grace=0))) is not None:
+        if (error := _error_of(lambda: self._session.close(grace=0))) is not None:
             if self._is_complete:  # that is proven: what could not be tidied up, the next start does
                 log.warning("the spool was not closed in order, the next start tidies up: %s", error.one_line())
             else:
                 self.problem(error)
 
     def _send(self, stop: threading.Event, shown: Progress) -> None:
-        archiver = self._backup.archiver
+        archiver = self._session.archiver
         if archiver is None:
             return
         archiver.wake()
@@ -103,7 +103,7 @@ class Summary:
         while not archiver.drain(_LOOK):
             shown.look()
             if until is None and stop.is_set():
-                until = time.monotonic() + self._backup.settings.shutdown_grace
+                until = time.monotonic() + self._session.settings.shutdown_grace
             if until is not None and time.monotonic() > until:
                 break
         archiver.abort_abandoned()
@@ -111,34 +111,34 @@ class Summary:
     def _look(self) -> None:
         """Prove that nothing is left: by what each session and file holds, not by the absence of errors."""
         try:
-            account = self._backup.spool.account()
+            account = self._session.spool.account()
         except JobsBackupError:
             account = None
         if account is None or account.problems:  # a disk may only have been busy, or another process may just have died
-            self._backup.spool.recover()
-            if self._backup.archiver is not None:
-                self._backup.archiver.wake()
-                self._backup.archiver.drain(self._backup.settings.shutdown_grace)
-            account = self._backup.spool.account()
+            self._session.spool.recover()
+            if self._session.archiver is not None:
+                self._session.archiver.wake()
+                self._session.archiver.drain(self._session.settings.shutdown_grace)
+            account = self._session.spool.account()
         for error in account.problems:
             self.problem(error)
         self._open_elsewhere = account.open_elsewhere
-        if self._backup.archiver is not None and (failure := self._backup.archiver.claim_failure) is not None:
+        if self._session.archiver is not None and (failure := self._session.archiver.claim_failure) is not None:
             self.problem(failure)
-        self._waiting = self._backup.spool.waiting()
-        self._deletes = self._backup.spool.waiting_deletes()
+        self._waiting = self._session.spool.waiting()
+        self._deletes = self._session.spool.waiting_deletes()
         if self._unknown:
             hint = "acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS"
             self.problem(UnknownJob(f"{plural(self._unknown, 'job id')} unknown, all others were taken", hint=hint))
-        if damages := self._backup.spool.quarantined():
+        if damages := self._session.spool.quarantined():
             self.problem(
                 SpoolCorrupt(
                     f"damaged in the spool and set aside: {plural(sum(damage.events for damage in damages), 'event')} or more, in"
-                    f" {self._backup.spool.quarantine}",
+                    f" {self._session.spool.quarantine}",
                     hint="`jobs-backup status` tells which; look at the disk; remove the files there when you have seen to them",
                 )
             )
-        self._open_uploads = self._backup.spool.uploads.waiting()
+        self._open_uploads = self._session.spool.uploads.waiting()
 
     @property
     def _is_complete(self) -> bool:
@@ -162,11 +162,11 @@ class Summary:
         return REJECTED if (self.rejected or self._rejected_before) and not allow_rejects else 0
 
     def _as_dict(self, *, complete: bool) -> dict[str, Any]:
-        archiver = self._backup.archiver
+        archiver = self._session.archiver
         sent = archiver.sent if archiver else None
         return {
             "complete": complete,
-            "destination": self._backup.location,
+            "destination": self._session.location,
             self._counted: self.count,
             **({"unknown": self._unknown} if self._counted == "ids" else {}),
             "resumed": self.resumed,
@@ -197,14 +197,14 @@ class Summary:
             yield f"{plural(self.count, self._counted.removesuffix('s'))} recorded{resumed}"
         if self._counted != "ids" or sent.objects:
             objects = f"{plural(sent.events, 'event')} in {plural(sent.objects, 'object')}"
-            yield f"{objects} ({plural(sent.bytes, 'byte')}) stored in {self._backup.location}"
+            yield f"{objects} ({plural(sent.bytes, 'byte')}) stored in {self._session.location}"
         if deleted:
             yield f"{plural(deleted, 'object')} deleted, all of whose events were delivered"
 
     def _print(self, *, interrupted: bool) -> None:
-        backup, seconds = self._backup, time.monotonic() - self._began
-        if backup.archiver is not None:
-            say(f"{'; '.join(self._done(backup.archiver))}; {seconds:.1f} s")
+        session, seconds = self._session, time.monotonic() - self._began
+        if session.archiver is not None:
+            say(f"{'; '.join(self._done(session.archiver))}; {seconds:.1f} s")
         if self.rejected:
             say(f"{plural(self.rejected, 'line')} rejected, in {', '.join(map(str, self.rejects))}", "Rejected")
         for path, lines in self._rejected_before.items():
@@ -217,9 +217,9 @@ class Summary:
         alternative = f"{self._go_on}, or " if self._go_on else ""
         for one in self._waiting:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
-            lost = "" if backup.spool.name in one.error else "nothing is lost: "  # else a file of the spool is missing
+            lost = "" if session.spool.name in one.error else "nothing is lost: "  # else a file of the spool is missing
             say(
-                f"{plural(one.events, 'event')} {_verb(one.events, 'wait')} in {backup.spool.name} for {one.location}{why}"
+                f"{plural(one.events, 'event')} {_verb(one.events, 'wait')} in {session.spool.name} for {one.location}{why}"
                 f" — {lost}{alternative}`jobs-backup archive --once` sends them",
                 "Waiting",
             )

@@ -18,10 +18,10 @@ from jobs_backup.util.logs import printable
 class Terminal:
     """Two lines: what is read, and what is stored; and why nothing is, if the destination is paused."""
 
-    def __init__(self, backup: Session, inputs: Sequence[Input], counted: str) -> None:
+    def __init__(self, session: Session, inputs: Sequence[Input], counted: str) -> None:
         sizes = [one.size for one in inputs]
         total = None if None in sizes else sum(size for size in sizes if size is not None)
-        self._archiver = backup.archiver
+        self._archiver = session.archiver
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),

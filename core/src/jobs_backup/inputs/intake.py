@@ -107,7 +107,7 @@ class Ingest(Generic[T]):
 
     def __init__(
         self,
-        backup: Session,
+        session: Session,
         source: Input,
         handler: Handler[T],
         contents: Contents,
@@ -115,13 +115,13 @@ class Ingest(Generic[T]):
         stop: threading.Event,
         options: InputOptions,
     ) -> None:
-        self._backup = backup
-        self._spool = backup.spool
+        self._session = session
+        self._spool = session.spool
         self._input = source
         self._handler = handler
         self._contents = contents
         self._report = report
-        self._rejects = backup.settings.spool_path / "rejects"
+        self._rejects = session.settings.spool_path / "rejects"
         self._stop = stop
         self._options = options
         self._path_id = digest(f"{os.path.realpath(source.name)}\0{handler.job}")[:32]
@@ -317,7 +317,7 @@ class Ingest(Generic[T]):
                     raise
                 self._stop.wait(_ROOM_SECONDS)
                 # As long as something is being sent, there will be room.
-                waits = self._backup.archiver is not None and not self._backup.archiver.drain(0)
+                waits = self._session.archiver is not None and not self._session.archiver.drain(0)
         if position is not None:
             self._contents.note(Known(position.input, position.at, reached))
         self._reached = self._stored = reached

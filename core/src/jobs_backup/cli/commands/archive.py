@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from jobs_backup.cli.options import with_environment
-from jobs_backup.cli.process import bound_memory, leave, monitored_backup, read_settings, stopping, summarize_failures
+from jobs_backup.cli.process import bound_memory, leave, monitored_session, read_settings, stopping, summarize_failures
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
 
@@ -35,12 +35,12 @@ def archive(once: bool, metrics_port: int | None, as_json: bool) -> None:
         # With --once it may run beside a service that has the port, in the same container.
         port = None if once else settings.metrics_port if metrics_port is None else metrics_port
         settings = msgspec.structs.replace(settings, metrics_port=port)
-        with monitored_backup(settings, stop) as backup:
-            summary = Summary(backup, "events", of_all=once, records=False)
-            with progress(backup, [], "events") as shown:
+        with monitored_session(settings, stop) as session:
+            summary = Summary(session, "events", of_all=once, records=False)
+            with progress(session, [], "events") as shown:
                 if not once:
                     while not stop.wait(0.5):
                         shown.look()
                 summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=False)
-    leave(code, backup)
+    leave(code, session)

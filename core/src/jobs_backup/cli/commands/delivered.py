@@ -42,16 +42,16 @@ def delivered(files: tuple[Path, ...], allow_rejects: bool, as_json: bool) -> No
     summarize_failures()
     options = InputOptions(allow_rejects=allow_rejects)
     take_in(
-        inputs, read_settings(), "ids", lambda backup, summary, _: _Deliveries(backup, summary), options=options, as_json=as_json
+        inputs, read_settings(), "ids", lambda session, summary, _: _Deliveries(session, summary), options=options, as_json=as_json
     )
 
 
 class _Deliveries:
     """See `Handler`: a job id a line."""
 
-    def __init__(self, backup: Session, summary: Summary) -> None:
+    def __init__(self, session: Session, summary: Summary) -> None:
         self.job: str | None = None  # what was acknowledged before may be acknowledged again
-        self._backup = backup
+        self._session = session
         self._summary = summary
 
     begins = b'"0123456789'
@@ -61,7 +61,7 @@ class _Deliveries:
 
     def keep(self, found: Sequence[int | None], position: InputPosition | None) -> None:  # noqa: ARG002 - there is none
         try:
-            self._backup.delivered(job for job in found if job is not None)
+            self._session.delivered(job for job in found if job is not None)
         except UnknownJob as error:
             self._summary.unknown(error)
 

@@ -39,15 +39,15 @@ def failed(files: tuple[Path, ...], as_json: bool, again: bool, append_only: boo
     if not settings.failed:
         raise ConfigurationError("JOBS_BACKUP_FAILED is off, so that there is nothing to do", hint="turn it on")
     options = InputOptions(again=again, append_only=append_only, allow_rejects=allow_rejects)
-    take_in(inputs, settings, "failures", lambda backup, _summary, _stop: _Failures(backup), options=options, as_json=as_json)
+    take_in(inputs, settings, "failures", lambda session, _summary, _stop: _Failures(session), options=options, as_json=as_json)
 
 
 class _Failures:
     """See `Handler`: a failure a line."""
 
-    def __init__(self, backup: Session) -> None:
+    def __init__(self, session: Session) -> None:
         self.job: str | None = "failed"
-        self._backup = backup
+        self._session = session
 
     begins = b"{"
 
@@ -55,7 +55,7 @@ class _Failures:
         return self._record
 
     def keep(self, found: Sequence[FailureRecord | None], position: InputPosition | None) -> None:
-        self._backup.record_failures((record for record in found if record is not None), position=position)
+        self._session.record_failures((record for record in found if record is not None), position=position)
 
     def _record(self, line: bytes) -> FailureRecord:
-        return self._backup.failure_record(parse_failure(line))
+        return self._session.failure_record(parse_failure(line))

@@ -78,8 +78,8 @@ def run(
         inputs,
         settings,
         "events",
-        lambda backup, _, stop: _Events(
-            backup, stream, ids=Output(stop, backup.settings.shutdown_grace, _unprinted) if emit_ids else None
+        lambda session, _, stop: _Events(
+            session, stream, ids=Output(stop, session.settings.shutdown_grace, _unprinted) if emit_ids else None
         ),
         options=InputOptions(again=again, append_only=append_only, allow_rejects=allow_rejects),
         as_json=as_json,
@@ -90,8 +90,8 @@ def run(
 class _Events:
     """See `Handler`: an event's payload a line."""
 
-    def __init__(self, backup: Session, stream: Stream, *, ids: Output | None) -> None:
-        self._backup = backup
+    def __init__(self, session: Session, stream: Stream, *, ids: Output | None) -> None:
+        self._session = session
         self._stream = stream
         self._ids = ids
         self._at = 0
@@ -107,7 +107,7 @@ class _Events:
     def keep(self, found: Sequence[bytes | None], position: InputPosition | None) -> None:
         lines = [line for line in found if line is not None]
         recording = Recording(self._stream, lines, first_at=self._at, last_at=self._at, position=position)
-        self._backup.keep([recording])
+        self._session.keep([recording])
         if self._ids is not None:
             ids = recording.ids()
             # As JSON strings, since a job's id exceeds 2^53.

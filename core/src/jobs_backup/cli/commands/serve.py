@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from jobs_backup.cli.options import say, with_environment
-from jobs_backup.cli.process import bound_memory, leave, monitored_backup, read_settings, stopping
+from jobs_backup.cli.process import bound_memory, leave, monitored_session, read_settings, stopping
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import ConfigurationError
@@ -54,12 +54,12 @@ def serve(host: str | None, port: int | None, metrics_port: int | None, as_json:
         raise ConfigurationError(f"serve needs {error.name}", hint=how_to_install("jobs-backup", extra="server")) from error
     server = Server(own)
     with stopping() as stop:
-        with monitored_backup(settings, stop) as backup:
-            summary = Summary(backup, "events")
+        with monitored_session(settings, stop) as session:
+            summary = Summary(session, "events")
             say(f"listening on {server.url}")
-            server.serve(backup, stop)
-            summary.count = backup.spool.recorded.events[Kind.RAW]
-            with progress(backup, [], "events") as shown:
+            server.serve(session, stop)
+            summary.count = session.spool.recorded.events[Kind.RAW]
+            with progress(session, [], "events") as shown:
                 summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=False)
-    leave(code, backup)
+    leave(code, session)

@@ -61,9 +61,9 @@ _error_of: Final = msgspec.json.Decoder(_ErrorOf).decode
 class App:
     """Answers requests with what a Session says."""
 
-    def __init__(self, backup: Session, settings: ServerSettings, access: Access, *, is_stopping: Callable[[], bool]) -> None:
-        self._backup = backup
-        self._async = AsyncSession(backup)
+    def __init__(self, session: Session, settings: ServerSettings, access: Access, *, is_stopping: Callable[[], bool]) -> None:
+        self._session = session
+        self._async = AsyncSession(session)
         self._access = access
         self._settings = settings
         self._memory = Memory(settings.max_pending)
@@ -79,7 +79,7 @@ class App:
     async def __aenter__(self) -> ASGIApp:
         """The ASGI application, for as long as the block runs. What it counts is among the metrics of the Session."""
         requests = Requests()
-        requests.show(self._backup)
+        requests.show(self._session)
         await self._async.__aenter__()
         routes = [
             Route("/v1/events", self._events, methods=["POST"]),
@@ -176,7 +176,7 @@ class App:
         try:
             await self._async.delivered(ids)
         except UnknownJob as error:
-            instance = self._backup.settings.instance_id
+            instance = self._session.settings.instance_id
             why = (
                 f"these ids are not of the spool of this instance, {instance}: they are another instance's, or older than"
                 " JOBS_BACKUP_CATALOG_DAYS; all others were taken"
@@ -207,18 +207,18 @@ class App:
             failure = parse_failure(one)
             if isinstance(failure.job, int):
                 raise InvalidEvent("jobId is a number", hint=_AS_STRING)
-            return self._backup.failure_record(failure)
+            return self._session.failure_record(failure)
 
-        self._backup.record_failures([made for _, made in payloads.each(told, record)])
+        self._session.record_failures([made for _, made in payloads.each(told, record)])
 
     async def _status(self, request: Request) -> Response:
         self._access.everything(request.headers)
-        read = functools.partial(read_status, self._backup.settings.spool_path, Limits.of(self._backup.settings))
+        read = functools.partial(read_status, self._session.settings.spool_path, Limits.of(self._session.settings))
         return answers.json(await asyncio.to_thread(read))
 
     async def _metrics(self, request: Request) -> Response:
         self._access.everything(request.headers)
-        page = functools.partial(monitoring.metrics_page, self._backup, request.headers.get("accept", ""))
+        page = functools.partial(monitoring.metrics_page, self._session, request.headers.get("accept", ""))
         try:
             body, type_ = await asyncio.to_thread(page)
         except ConfigurationError as error:
@@ -226,12 +226,12 @@ class App:
         return Response(body, headers={"Content-Type": type_})
 
     async def _healthz(self, _request: Request) -> Response:
-        return _as_text(monitoring.health(self._backup))
+        return _as_text(monitoring.health(self._session))
 
     async def _readyz(self, _request: Request) -> Response:
         if self._is_stopping():
             return _as_text("stopping")
-        return _as_text(await asyncio.to_thread(monitoring.readiness, self._backup))
+        return _as_text(await asyncio.to_thread(monitoring.readiness, self._session))
 
     async def _openapi(self, _request: Request) -> Response:
         return answers.json(self._document)

@@ -32,9 +32,9 @@ class Requests:
             self.seconds[path] = Histogram(SECONDS)
         self.seconds[path].observe(seconds)
 
-    def show(self, backup: Session) -> None:
+    def show(self, session: Session) -> None:
         """Have them among the metrics of a Session, if there are any: they are an extra of their own."""
         if importlib.util.find_spec("prometheus_client") is not None:
             from jobs_backup.monitoring.metrics import RequestMetrics  # noqa: PLC0415 - an extra
 
-            monitoring.registry(backup).register(RequestMetrics(self.answered, self.seconds))
+            monitoring.registry(session).register(RequestMetrics(self.answered, self.seconds))

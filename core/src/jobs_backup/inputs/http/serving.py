@@ -51,13 +51,13 @@ class Server:
         scheme = "http" if settings.tls_certificate is None else "https"
         self.url = listening.url(scheme, settings.host, self._listeners[0])
 
-    def serve(self, backup: Session, stop: threading.Event) -> None:
+    def serve(self, session: Session, stop: threading.Event) -> None:
         """Answer requests until `stop` is set; then those that have begun, for some seconds."""
-        asyncio.run(self._serve(backup, stop))
+        asyncio.run(self._serve(session, stop))
 
-    async def _serve(self, backup: Session, stop: threading.Event) -> None:
+    async def _serve(self, session: Session, stop: threading.Event) -> None:
         settings = self._settings
-        async with App(backup, settings, self._access, is_stopping=stop.is_set) as app:
+        async with App(session, settings, self._access, is_stopping=stop.is_set) as app:
             connections = Connections(most=self._most, spare=_SPARE_CONNECTIONS, arrival_seconds=settings.read_timeout)
             config = uvicorn.Config(
                 app,
