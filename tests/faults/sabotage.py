@@ -194,7 +194,7 @@ ALL: Final = {
             guard="    self._session.keep([recording])",
             instead=_suppressed("self._session.keep([recording])", "Exception", indent=4),
             scenario="run",
-            calls="turns.py",
+            calls="group_commit.py",
             found=frozenset({"false success", "lost"}),
         ),
         Sabotage(
@@ -212,7 +212,7 @@ ALL: Final = {
             guard="    await self._async.keep(recording)",
             instead=_suppressed("await self._async.keep(recording)", "JobsBackupError", indent=4),
             scenario="serve",
-            calls="turns.py",
+            calls="group_commit.py",
             found=frozenset({"false success", "lost"}),
         ),
         Sabotage(
@@ -249,7 +249,7 @@ ALL: Final = {
             guard='            connection.execute("COMMIT")',
             instead=_suppressed('connection.execute("COMMIT")', "Exception", indent=12),
             scenario="run",
-            calls="^(pwrite64|fdatasync) spool/blobs.*turns.py",
+            calls="^(pwrite64|fdatasync) spool/blobs.*group_commit.py",
             found=frozenset({"false success", "lost"}),
         ),
         Sabotage(
@@ -258,7 +258,7 @@ ALL: Final = {
             guard="    self._known = False\n",
             instead="",
             scenario="serve",
-            calls="^(pwrite64|fdatasync) spool/blobs.*turns.py",
+            calls="^(pwrite64|fdatasync) spool/blobs.*group_commit.py",
             found=frozenset({"lost", "false success", "silent failure", "quarantined", "not healed"}),
         ),
         Sabotage(

@@ -15,7 +15,7 @@ from jobs_backup.sdk import explain
 LACKING: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 """What a file system answers to an operation that it does not have. Some have more numbers for single operations."""
 MAX_NAME_BYTES: Final = 255
-"""What layout.py makes of the longest ids."""
+"""What format/keys.py makes of the longest ids."""
 _ELSEWHERE: Final = "use a directory on another file system"
 NO_LINKS: Final = f"set JOBS_BACKUP_CONDITIONAL_WRITES=false, or {_ELSEWHERE}"
 _NAMES: Final = (

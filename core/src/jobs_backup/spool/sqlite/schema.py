@@ -36,7 +36,7 @@ CREATE TABLE sessions (
 ) STRICT;
 CREATE TABLE batches (
     id INTEGER PRIMARY KEY,
-    epoch INTEGER NOT NULL DEFAULT 0,       -- of its job ids: see job_set.py
+    epoch INTEGER NOT NULL DEFAULT 0,       -- of its job ids: see ids.py
     opened_at REAL NOT NULL DEFAULT 0,      -- this and all other times by the spool's clock
     kind TEXT NOT NULL CHECK (kind IN ('raw', 'failed')),
     workspace_id TEXT NOT NULL,
@@ -99,7 +99,7 @@ CREATE TABLE parts (
 ) STRICT, WITHOUT ROWID;
 -- A bit for each job, of 4096 consecutive ids. Rows go when their object is deleted.
 CREATE TABLE acknowledged (
-    segment INTEGER PRIMARY KEY,  -- of the ids: see job_set.py
+    segment INTEGER PRIMARY KEY,  -- of the ids: see ids.py
     delivered BLOB NOT NULL,
     settled BLOB NOT NULL         -- they have a failure record in the bucket
 ) STRICT;

@@ -46,7 +46,7 @@ class Session(NamedTuple):
 
     Attributes:
         name: of the lock, and the beginning of the names of its files.
-        epoch: of the job ids that are given in it: see job_set.py.
+        epoch: of the job ids that are given in it: see ids.py.
         lock: held as long as it lasts.
         blobs: its first file.
     """
