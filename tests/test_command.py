@@ -274,6 +274,30 @@ def test_archive_runs_until_it_is_stopped(tmp_path: Path) -> None:
     assert numbers(tmp_path) == [1]
 
 
+@pytest.mark.parametrize("command", ["run", "archive"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_another_process_is_sending_is_waited_for(tmp_path: Path, command: str, ends: bool) -> None:
+    """And not without an end, if that process hangs."""
+    from jobs_backup import Backup
+
+    env = file_environment(tmp_path, JOBS_BACKUP_SHUTDOWN_GRACE="60" if ends else "2")
+    arguments = ["run", str(ndjson(tmp_path / "in", 1)), "--source-id", "web"] if command == "run" else ["archive", "--once"]
+    with Backup.from_env(env, archive=False) as sender:
+        sender.record({"n": 2}, source_id="web")
+        spool = session_of(sender).spool
+        spool.seal()
+        assert spool.claim() is not None
+        with start(*arguments, env=env) as process:
+            if ends:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(timeout=4)
+                assert spool.give_back_claims() == 1
+            _, stderr = process.communicate(timeout=120)
+    assert process.returncode == (0 if ends else 1), stderr
+    assert ("1 event waits in" in stderr) is not ends
+    assert numbers(tmp_path) == ([0] if command == "run" else []) + ([2] if ends else [])
+
+
 def test_archive_says_in_its_log_why_nothing_is_sent(tmp_path: Path) -> None:
     env = file_environment(tmp_path, **FAST_RETRY)
     (tmp_path / "bucket").rmdir()

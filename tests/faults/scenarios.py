@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final
@@ -103,6 +105,14 @@ class World:
         place = self.directory / "spool" / "quarantine"
         return sorted(path.name for path in place.iterdir()) if place.is_dir() else []
 
+    def miscounted(self) -> list[str]:
+        """Objects with another number of events than the catalog has for them."""
+        with closing(sqlite3.connect(self.directory / "spool" / "catalog.db")) as catalog:
+            counts = catalog.execute("SELECT key, events FROM batches WHERE state='stored'").fetchall()
+        bucket = self.directory / "bucket"
+        lines = {key: gzip.decompress((bucket / key).read_bytes()).count(b"\n") for key, _ in counts if (bucket / key).exists()}
+        return [f"{key}: {lines[key]} instead of {count}" for key, count in counts if lines.get(key, count) != count]
+
     def objects(self, source: str) -> list[Path]:
         return sorted((self.directory / "bucket" / source).rglob("*.json.gz"))
 
@@ -176,6 +186,8 @@ class Scenario(ABC):
             yield "unknown", f"{unknown}"
         if damaged := world.quarantine():
             yield "quarantined", f"{damaged}, and nothing is damaged"
+        if miscounted := world.miscounted():
+            yield "miscounted", f"{miscounted}"
 
 
 def dead(world: World) -> None:

@@ -58,6 +58,7 @@ class Summary:
         self.resumed = False
         self.problems: list[JobsBackupError] = []
         self._unknown = 0
+        self._last: int | None = None
         self._waiting: list[Waiting] = []
         self._deletes: list[WaitingDeletes] = []
         self._open_uploads: list[tuple[str, str, str]] = []
@@ -99,14 +100,24 @@ class Summary:
         if archiver is None:
             return
         archiver.wake()
+        self._note_last()
         until: float | None = None
-        while not archiver.drain(_LOOK):
+        while not (drained := archiver.drain(_LOOK)) or self._is_sent_elsewhere():
             shown.look()
-            if until is None and stop.is_set():
+            if until is None and (drained or stop.is_set()):  # another process that is sending may hang
                 until = time.monotonic() + self._session.settings.shutdown_grace
             if until is not None and time.monotonic() > until:
                 break
+            if drained:
+                archiver.wait(_LOOK)
         archiver.abort_abandoned()
+
+    def _note_last(self) -> None:
+        """What other processes record from now on is not waited for, unless everything is."""
+        self._last = None if self._of_all else self._session.spool.last_batch()
+
+    def _is_sent_elsewhere(self) -> bool:
+        return self._counted != "ids" and any(one.sent_elsewhere for one in self._session.spool.waiting(self._last))
 
     def _look(self) -> None:
         """Prove that nothing is left: by what each session and file holds, not by the absence of errors."""
@@ -116,6 +127,7 @@ class Summary:
             account = None
         if account is None or account.problems:  # a disk may only have been busy, or another process may just have died
             self._session.spool.recover()
+            self._note_last()
             if self._session.archiver is not None:
                 self._session.archiver.wake()
                 self._session.archiver.drain(self._session.settings.shutdown_grace)
@@ -125,7 +137,7 @@ class Summary:
         self._open_elsewhere = account.open_elsewhere
         if self._session.archiver is not None and (failure := self._session.archiver.claim_failure) is not None:
             self.problem(failure)
-        self._waiting = self._session.spool.waiting()
+        self._waiting = self._session.spool.waiting(self._last)
         self._deletes = self._session.spool.waiting_deletes()
         if self._unknown:
             hint = "acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS"

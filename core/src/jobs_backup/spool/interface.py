@@ -139,10 +139,14 @@ class JournaledUpload(NamedTuple):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """What a destination still has to get. `error` and `hint` are the last failure's, empty if there was none."""
+    """What a store still has to get; other processes are sending `sent_elsewhere` of the batches.
+
+    `error` and `hint` are the last failure's, empty if there was none.
+    """
 
     location: str
     batches: int
+    sent_elsewhere: int
     events: int
     bytes: int
     error: str
@@ -489,8 +493,8 @@ class SpoolAccount(Protocol):
         """Look at each session: what is in none of them, and is not sealed, is in the bucket."""
         ...
 
-    def waiting(self) -> list[Waiting]:
-        """What is sealed and not stored, for each store."""
+    def waiting(self, last: int | None = None) -> list[Waiting]:
+        """What is sealed and not stored, for each store; only batches up to the number `last`, if it is given."""
         ...
 
     def waiting_deletes(self) -> list[WaitingDeletes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -395,13 +396,14 @@ class Catalog:
         db.execute("UPDATE sessions SET error=? WHERE id=? AND error!=?", (writable(error), session, writable(error)))
 
     @reads
-    def waiting(self, db: sqlite3.Connection) -> list[Waiting]:
-        """What is sealed and not stored, for each destination."""
+    def waiting(self, db: sqlite3.Connection, session: str, last: int | None) -> list[Waiting]:
+        """What is sealed and not stored, for each destination, as `session` sees it; up to the batch `last`, if it is given."""
         rows = db.execute(
-            "SELECT location, count(*), sum(events), sum(size), max(b.error), b.hint FROM destinations d"
-            " JOIN batches b ON b.destination=d.id AND b.state='sealed' GROUP BY d.id ORDER BY d.id"
+            "SELECT location, count(*), total(claimed_by!=?), sum(events), sum(size), max(b.error), b.hint FROM destinations d"
+            " JOIN batches b ON b.destination=d.id AND b.state='sealed' AND b.id<=? GROUP BY d.id ORDER BY d.id",
+            (session, sys.maxsize if last is None else last),
         )
-        return [Waiting(*row) for row in rows]
+        return [Waiting(location, batches, int(elsewhere), *rest) for location, batches, elsewhere, *rest in rows]
 
     @reads
     def batches_of(self, db: sqlite3.Connection, session: str) -> set[int]:

@@ -434,9 +434,9 @@ class SqliteSpool:
         """
         self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, delay=delay, standing=standing)
 
-    def waiting(self) -> list[Waiting]:
-        """What is sealed and not stored, for each destination."""
-        return self._catalog.waiting()
+    def waiting(self, last: int | None = None) -> list[Waiting]:
+        """What is sealed and not stored, for each destination; only batches up to the number `last`, if it is given."""
+        return self._catalog.waiting(self.session, last)
 
     def pause(self, error: JobsBackupError, *, seconds: float) -> None:
         """Note for others that nothing is sent for so many seconds, and why."""
