@@ -28,7 +28,7 @@ ifneq ($(shell $(bin)/python -c '$(is_new_enough)' >/dev/null 2>&1 && echo usabl
 unusable := $(shell rm -f $(VENV)/core.stamp)
 endif
 
-.PHONY: help demo environment test portable lowest newest conformance campaign stores faults load bench bench-quick lint style types types-strict docs helm azurite sdks clean
+.PHONY: help demo environment test portable lowest newest conformance campaign stores faults load bench bench-quick lint style types types-strict docs reference helm azurite sdks clean
 
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
@@ -43,6 +43,7 @@ help:
 	@echo 'make bench    measure all, against others that write events into S3; bench-quick: the main ratios, in 3 minutes'
 	@echo 'make lint    check style and types'
 	@echo 'make docs    build the documentation as a site: build/site/index.html'
+	@echo 'make reference    write the pages of docs/reference, which come from the code'
 	@echo 'make clean   remove what these made'
 
 # The build back end is installed beside the rest, at its own pinned version, so that nothing is fetched to build with.
@@ -88,8 +89,9 @@ test: $(VENV)/test.stamp
 
 # What depends on the platform, and needs no server that comes for Linux alone: the job on macOS runs it.
 portable: $(VENV)/test.stamp
-	$(bin)/pytest $(PYTEST_ARGS) $(patsubst %,tests/test_%.py,macos platforms spool backup command failures file_provider file_durability \
-	    full_disk forks quarantine replay serve status)
+	$(bin)/pytest $(PYTEST_ARGS) $(patsubst %,tests/%.py,deploy/test_macos deploy/test_platforms unit/test_spool unit/test_backup \
+	    commands/test_command unit/test_failures stores/test_file_provider stores/test_file_durability crash/test_full_disk deploy/test_forks \
+	    unit/test_quarantine commands/test_replay commands/test_serve commands/test_status)
 
 # The lowest versions of all dependencies that our distributions allow; the newest that there are. A part of the tests.
 lowest newest: $(VENV)/dev.stamp
@@ -97,38 +99,38 @@ lowest newest: $(VENV)/dev.stamp
 
 # The suite that every provider is held to, as a table: which provider passes which test, and what is not applicable, with reasons.
 conformance: $(VENV)/test.stamp
-	$(bin)/pytest $(WORKERS) --conformance-table tests/test_conformance.py tests/test_conformance_teeth.py
+	$(bin)/pytest $(WORKERS) --conformance-table tests/stores/test_conformance.py tests/stores/test_conformance_teeth.py
 
 # Stores that `make test` does not start: rclone, Swift, LocalStack, and Ceph where Debian's packages are. About 15 minutes.
 stores: $(VENV)/test.stamp .venv-stores/stores.stamp
-	$(bin)/pytest -p no:xdist -ra --timeout=600 -o python_files=stores_conformance.py $(STORES_ARGS) tests/stores_conformance.py
+	$(bin)/pytest -p no:xdist -ra --timeout=600 -o python_files=stores_conformance.py $(STORES_ARGS) tests/stores/stores_conformance.py
 
-.venv-stores/stores.stamp: tests/more_stores.txt
+.venv-stores/stores.stamp: tests/support/more_stores.txt
 	$(PYTHON) -m venv .venv-stores
-	.venv-stores/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/more_stores.txt
+	.venv-stores/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/support/more_stores.txt
 	@touch $@
 
 # About 15 minutes. CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50" for example; --help tells all.
 campaign: $(VENV)/test.stamp
-	PYTHONPATH=tests $(bin)/python -m campaign $(CAMPAIGN_ARGS)
+	PYTHONPATH=tests/support $(bin)/python -m campaign $(CAMPAIGN_ARGS)
 
 # About two hours; needs Linux and a C compiler. FAULTS_ARGS="--command run --errno EIO --sample 200", for example, or --sabotage.
 faults: $(VENV)/test.stamp
-	PYTHONPATH=tests $(bin)/python -m faults $(FAULTS_ARGS)
+	PYTHONPATH=tests/support $(bin)/python -m faults $(FAULTS_ARGS)
 
 # Every order of forks, and 10,000 events with each program that forks.
 forks: $(VENV)/test.stamp
-	JOBS_BACKUP_TEST_EVENTS=10000 $(bin)/pytest --durations=10 --timeout=1800 tests/test_forks.py tests/test_deployments.py
+	JOBS_BACKUP_TEST_EVENTS=10000 $(bin)/pytest --durations=10 --timeout=1800 tests/deploy/test_forks.py tests/deploy/test_deployments.py
 
 # A minute. LOAD_ARGS="--kills 0 --connections 256" for example; --help tells all.
 load: $(VENV)/test.stamp
-	PYTHONPATH=tests $(bin)/python -m load $(LOAD_ARGS)
+	PYTHONPATH=tests/support $(bin)/python -m load $(LOAD_ARGS)
 
 # An environment of its own: the others pin SDKs that are older than ours.
 bench_bin := .venv-bench/bin
-bench_pip := $(bench_bin)/python -m pip install --quiet --disable-pip-version-check --constraint tests/benchmarks/constraints.txt
+bench_pip := $(bench_bin)/python -m pip install --quiet --disable-pip-version-check --constraint tests/support/benchmarks/constraints.txt
 
-.venv-bench/bench.stamp: $(projects) tests/benchmarks/constraints.txt
+.venv-bench/bench.stamp: $(projects) tests/support/benchmarks/constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	$(bench_pip) pip
 	$(bench_pip) editables hatchling
@@ -137,10 +139,10 @@ bench_pip := $(bench_bin)/python -m pip install --quiet --disable-pip-version-ch
 
 # Close what else runs. BENCH_ARGS="--only record --rounds 5" for example; --help tells all.
 bench: .venv-bench/bench.stamp
-	PYTHONPATH=tests $(bench_bin)/python -m benchmarks $(BENCH_ARGS)
+	PYTHONPATH=tests/support $(bench_bin)/python -m benchmarks $(BENCH_ARGS)
 
 bench-quick: .venv-bench/bench.stamp
-	PYTHONPATH=tests $(bench_bin)/python -m benchmarks --quick $(BENCH_ARGS)
+	PYTHONPATH=tests/support $(bench_bin)/python -m benchmarks --quick $(BENCH_ARGS)
 
 lint: style types types-strict
 
@@ -184,6 +186,11 @@ build/sdks/installed: $(wildcard tests/javascript/*)
 	cp tests/javascript/package.json tests/javascript/*.mjs build/sdks
 	npm install --prefix build/sdks --silent --no-audit --no-fund --no-package-lock --ignore-scripts
 	touch $@
+
+# The reference pages, which come from docstrings, help texts and tables in the code, and the list of what is public.
+reference: $(VENV)/dev.stamp
+	$(bin)/python tests/support/generated.py
+	$(bin)/python tests/frozen/public.py >tests/frozen/public_v1.json
 
 clean:
 	rm -rf .venv .venv-* demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `servers`: with importlib mode pytest does not do it
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `servers`: with importlib mode pytest does not do it
 
 import proxies  # noqa: F401 - first: it removes them
 from azurite import BINARY, Azurite, azurite

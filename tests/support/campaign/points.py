@@ -1,0 +1,217 @@
+"""Named moments at which a worker kills itself, or a disk fails: methods of the code, wrapped at run time.
+
+The code under test has no hooks for this. A point whose method does not exist any more fails when a worker starts, so that
+whoever renames it notices.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+Action = Callable[[], None]
+
+
+def _always(_: tuple[Any, ...]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment: before or after a call of `target`, written as `module:Class.method`.
+
+    Attributes:
+        role: which workers come by: those that `record`, those that `send`, or `any`. Some only come by with one `provider`.
+        often: which passage is meant is drawn from 1 to this.
+        only: which calls count, by their positional arguments.
+    """
+
+    name: str
+    target: str
+    when: Literal["before", "after"]
+    role: Literal["record", "send", "any"]
+    often: int = 1
+    provider: str = ""
+    only: Callable[[tuple[Any, ...]], bool] = _always
+
+    def arm(self, action: Action, passage: int, times: int = 1) -> None:
+        """Do `action` at so many passages, from the `passage`-th on."""
+        owner, name = resolve(self.target)
+        found = vars(owner)[name]
+        passages = _Passages(passage, times, action)
+        function = found.__func__ if isinstance(found, classmethod) else found
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            counts = self.only(args)
+            if counts and self.when == "before":
+                passages.come_by()
+            result = function(*args, **kwargs)
+            if counts and self.when == "after":
+                passages.come_by()
+            return result
+
+        setattr(owner, name, classmethod(wrapper) if isinstance(found, classmethod) else wrapper)
+
+
+class _Passages:
+    """Counts the calls of all threads, without a lock: a child that is forked meanwhile would inherit it as it is."""
+
+    def __init__(self, first: int, times: int, action: Action) -> None:
+        self._chosen = range(first, first + times)
+        self._action = action
+        self._counts = itertools.count(1)
+
+    def come_by(self) -> None:
+        if next(self._counts) in self._chosen:
+            self._action()
+
+
+def resolve(target: str) -> tuple[Any, str]:
+    """What `target` is an attribute of, and the attribute's name.
+
+    Raises:
+        LookupError: it does not exist (any more): correct the table that names it.
+    """
+    module, _, path = target.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent, None)
+    if owner is None or name not in vars(owner):
+        raise LookupError(f"the crash campaign knows {target}, which does not exist: correct tests/support/campaign")
+    return owner, name
+
+
+def kill_self(note: int, name: str) -> Action:
+    """kill -9, once the file `note` has the name of the point."""
+
+    def action() -> None:
+        os.write(note, f"{name}\n".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return action
+
+
+def fail_with(code: int, note: int, name: str) -> Action:
+    """The operating system refuses, once the file `note` says so."""
+
+    def action() -> None:
+        os.write(note, f"{name}: {errno.errorcode[code]}\n".encode())
+        raise OSError(code, os.strerror(code))
+
+    return action
+
+
+def _in_blobs(args: tuple[Any, ...]) -> bool:
+    return bool(args[0].parent.name == "blobs")
+
+
+def _in_locks(args: tuple[Any, ...]) -> bool:
+    return bool(args[0].parent.name == "locks")
+
+
+def _has_folded(args: tuple[Any, ...]) -> bool:
+    return bool(args[0]._folded)
+
+
+_SPOOL: Final = "jobs_backup.spool.sqlite.spool:SqliteSpool"
+_CATALOG: Final = "jobs_backup.spool.sqlite.catalog:Catalog"
+_WRITER: Final = "jobs_backup.spool.sqlite.writer:Writer"
+_BLOBS: Final = "jobs_backup.spool.sqlite.blobs"
+_UPLOADS: Final = "jobs_backup.spool.sqlite.uploads:UploadJournal"
+_DELIVERIES: Final = "jobs_backup.spool.sqlite.deliveries:Deliveries"
+_DESTINATION: Final = "jobs_backup.store.object_store:Destination"
+_LOCK: Final = "jobs_backup.spool.sqlite.locks:ProcessLock"
+_FILE: Final = "jobs_backup.store.file_provider"
+
+KILLS: Final = (
+    # A process begins
+    Point("lock taken, session not entered", f"{_CATALOG}.begin_session", "before", "any"),
+    Point("session entered, no blob file", f"{_CATALOG}.begin_session", "after", "any"),
+    # Recording
+    Point("batch opened, nothing in it", f"{_CATALOG}.open_batches", "after", "record", 4),
+    Point("in the commit", f"{_BLOBS}:Changes._write", "after", "record", 4),
+    Point("after the commit", f"{_WRITER}._seal_full", "before", "record", 100),
+    Point("before the acknowledgement", f"{_SPOOL}.append", "after", "record", 100),
+    # Sealing
+    Point("in a fold", f"{_BLOBS}:Changes._write", "after", "record", 4, only=_has_folded),
+    Point("folded, not sealed", f"{_CATALOG}.seal", "before", "record", 3),
+    Point("sealed", f"{_CATALOG}.seal", "after", "record", 3),
+    # Going on in another file
+    Point("another file made, not entered", f"{_CATALOG}.change_file", "before", "record", 2),
+    Point("another file entered", f"{_CATALOG}.change_file", "after", "record", 2),
+    Point("before a drained file is removed", f"{_SPOOL}._clean_up", "before", "any", 3),
+    # Sending
+    Point("claimed", f"{_CATALOG}.claim", "after", "send", 5),
+    Point("object written, receipt not stored", f"{_DESTINATION}.write", "after", "send", 4),
+    Point("before the receipt is stored", f"{_CATALOG}.stored", "before", "send", 4),
+    Point("receipt stored", f"{_CATALOG}.stored", "after", "send", 4),
+    Point("failed, not given back", f"{_CATALOG}.release", "before", "send", 2),
+    Point("given back", f"{_CATALOG}.release", "after", "send", 2),
+    # Sending in parts
+    Point("before the create", f"{_DESTINATION}.create_multipart", "before", "send", 2),
+    Point("between create and journal", f"{_UPLOADS}.begin", "before", "send", 2),
+    Point("journaled, no part", f"{_UPLOADS}.begin", "after", "send", 2),
+    Point("part sent, not journaled", f"{_UPLOADS}.add_part", "before", "send", 3),
+    Point("between parts", f"{_UPLOADS}.add_part", "after", "send", 3),
+    Point("all parts sent", f"{_DESTINATION}.complete_multipart", "before", "send", 2),
+    Point("completed, still in the journal", f"{_UPLOADS}.forget", "before", "send", 2),
+    Point("completed, receipt not stored", f"{_UPLOADS}.forget", "after", "send", 2),
+    Point("upload lost, not abandoned", f"{_UPLOADS}.abandon", "before", "send"),
+    Point("upload abandoned", f"{_UPLOADS}.abandon", "after", "send"),
+    Point("before the abort", f"{_DESTINATION}.abort_multipart", "before", "send"),
+    Point("aborted, still in the journal", f"{_DESTINATION}.abort_multipart", "after", "send"),
+    Point("paused", f"{_CATALOG}.pause", "after", "send", 2),
+    # Delivering and deleting
+    Point("before what was delivered is noted", f"{_DELIVERIES}.add", "before", "record", 10),
+    Point("noted as delivered, not told", f"{_DELIVERIES}.add", "after", "record", 10),
+    Point("claimed to be deleted", f"{_DELIVERIES}.claim", "after", "send", 2),
+    Point("before the delete", f"{_DESTINATION}.delete", "before", "send", 2),
+    Point("deleted, not noted", f"{_DESTINATION}.delete", "after", "send", 2),
+    Point("noted as deleted", f"{_DELIVERIES}.deleted", "after", "send", 2),
+    # Adopting what a dead process left, and ending
+    Point("at adoption", f"{_SPOOL}._adopt", "before", "send", 2),
+    Point("open batch read for its adoption", "jobs_backup.spool.sqlite.open_batch:OpenBatch.restored", "after", "send", 3),
+    Point("before a session is forgotten", f"{_CATALOG}.end_session", "before", "any", 2),
+    Point("session forgotten, files there", f"{_CATALOG}.end_session", "after", "any", 2),
+    Point("adopted, lock file there", f"{_SPOOL}._adopt", "after", "send", 2),
+    Point("blob file unlinked, its log is there", "pathlib:Path.unlink", "after", "send", 3, only=_in_blobs),
+    Point("lock file unlinked, lock held", "pathlib:Path.unlink", "after", "any", 2, only=_in_locks),
+    Point("sealed at the close, session not ended", f"{_WRITER}.close", "after", "any"),
+    # FILE
+    Point("draft written", f"{_FILE}:_append", "after", "send", 4, "FILE"),
+    Point("object in its place, draft there", f"{_FILE}:FileProvider._publish", "after", "send", 4, "FILE"),
+    Point("parts being removed", f"{_FILE}:FileProvider._remove", "before", "send", 2, "FILE"),
+)
+
+FAILURES: Final = (
+    # What the proxy does to S3. "after" is what a swallowed answer is: it was done, and nobody knows.
+    Point("draft not written", f"{_FILE}:_append", "before", "send", 20, "FILE"),
+    Point("object not put in its place", f"{_FILE}:FileProvider._publish", "before", "send", 10, "FILE"),
+    Point("object put in its place, error", f"{_FILE}:FileProvider._publish", "after", "send", 10, "FILE"),
+    Point("directory not synced", f"{_FILE}:sync_directory", "before", "send", 20, "FILE"),
+    Point("parts not found", f"{_FILE}:FileProvider._parts", "before", "send", 10, "FILE"),
+    Point("parts not removed", f"{_FILE}:FileProvider._remove", "before", "send", 4, "FILE"),
+    Point("object not deleted", f"{_FILE}:FileProvider.delete", "before", "send", 4, "FILE"),
+    Point("object deleted, error", f"{_FILE}:FileProvider.delete", "after", "send", 4, "FILE"),
+    Point("parts removed, error", f"{_FILE}:FileProvider._remove", "after", "send", 4, "FILE"),
+)
+
+
+def find(table: tuple[Point, ...], name: str) -> Point:
+    """The point of this name."""
+    return next(point for point in table if point.name == name)
+
+
+def check_all() -> None:
+    """All points exist. Raises LookupError otherwise."""
+    for point in (*KILLS, *FAILURES):
+        resolve(point.target)

@@ -1,0 +1,385 @@
+"""The crash campaign: processes that record and send, killed at any moment, over a network or a disk that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from buckets import FAST_RETRY
+from campaign import clocks
+from campaign.checks import Figures, check
+from campaign.points import KILLS
+from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
+from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task, is_delivered
+from places import SUPPORT
+from servers import Store
+
+from jobs_backup.spool.ids import origin_of
+from jobs_backup.testing.fault_proxy import FaultProxy
+
+_COMMAND: Final = [
+    sys.executable,
+    "-c",
+    "import sys; from campaign import clocks; clocks.leap(sys.argv.pop(1))\n"
+    f"from jobs_backup.store import object_store; object_store.{LANDING_MARGIN.partition(':')[2]} = {LANDING_SECONDS}\n"
+    "from jobs_backup.cli import main; main()",
+]
+"""`jobs-backup`, with what it waits for an attempt to arrive as in the workers; the first argument is what its clock shows."""
+_END_SECONDS: Final = 30.0
+"""A worker that was asked to end has ended after this time, whatever the network does."""
+_POINT_SECONDS: Final = 8.0
+_DRAINS: Final = 3
+_DELETE_SECONDS: Final = 30.0
+_SETTINGS: Final = {
+    **FAST_RETRY,
+    "JOBS_BACKUP_BATCH_EVENTS": "500",
+    "JOBS_BACKUP_BATCH_BYTES": "12MB",
+    "JOBS_BACKUP_UPLOAD_FREQUENCY": "700ms",
+    "JOBS_BACKUP_SHUTDOWN_GRACE": "1s",
+    "JOBS_BACKUP_REQUEST_TIMEOUT": "5s",
+}
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Which processes are alive at the same time: those that only record, that only send, and that do both."""
+
+    recorders: int = 4
+    archivers: int = 2
+    both: int = 1
+    threads: int = 4
+
+    def roles(self) -> list[str]:
+        return ["recorder"] * self.recorders + ["archiver"] * self.archivers + ["both"] * self.both
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One round: so many kills of this crew, and then the check. `cycle` is the longest one, in seconds.
+
+    Attributes:
+        forks: mean seconds between two forks of a worker.
+        leaps: mean seconds between two leaps of a process's clock.
+        locks: how often a cycle removes the lock file of a process that is alive, from 0 to 1.
+    """
+
+    kills: int
+    seed: int
+    crew: Crew = Crew()
+    cycle: float = 4.0
+    pace: float = 0.04
+    forks: float = 3.0
+    leaps: float = 1.0
+    locks: float = 0.2
+
+
+@dataclass
+class _Worker:
+    name: str
+    role: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    point: Moment | None
+    began: float
+    family: int
+    """The end of a pipe that it and all its descendants hold: it is closed once they have ended."""
+    asked_to_end: float | None = None
+
+    def kill_family(self) -> None:
+        """kill -9 of the worker, and of all its descendants."""
+        if self.process.poll() is None or not self.has_ended(0.0):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def has_ended(self, seconds: float) -> bool:
+        """Whether it, and all its descendants, have ended after so many seconds."""
+        return bool(select.select([self.family], [], [], seconds)[0])
+
+
+class Round:
+    """A new spool, workers on it that are killed and replaced, a drain, and the check."""
+
+    def __init__(self, directory: Path, target: Target, plan: Plan, points: Counter[str]) -> None:
+        """`points`: how often each point has killed in the rounds before. Those that did so less often come first."""
+        self._directory = directory
+        self._target = target
+        self._plan = plan
+        self._rng = random.Random(f"{plan.seed} {target.provider}")
+        self._settings = {
+            "JOBS_BACKUP_CONDITIONAL_WRITES": self._rng.choice(("true", "true", "false")),
+            "JOBS_BACKUP_SPOOL_DURABILITY": self._rng.choice(("full", "full", "process")),
+            "JOBS_BACKUP_SPOOL_MAX_BYTES": self._rng.choice(("", "", str(2 * target.bulk_bytes))),
+            "JOBS_BACKUP_SPOOL_FULL_TIMEOUT": "200ms",
+            "JOBS_BACKUP_UPLOAD_CONCURRENCY": self._rng.choice(("1", "2", "4")),
+        }
+        self._points = points
+        self._chosen: Counter[str] = Counter()
+        self._workers: list[_Worker] = []
+        self._orphanages: list[_Worker] = []
+        """Workers that have ended, with descendants that have not."""
+        self._names = itertools.count(1)
+        self.figures = Figures()
+        for name in ("acks", "logs"):
+            (directory / name).mkdir()
+
+    def run(self) -> Figures:
+        """Kill until there are enough; then heal, drain, and check."""
+        with self._ending():
+            while self.figures.kills < self._plan.kills:
+                self._cycle()
+            self._target.heal()
+            self._end_all()
+        self._deliver()
+        self._drain()
+        self._look_at_logs()
+        self.figures.points.update(self._noted("kills"))
+        self._count_forks_and_leaps()
+        self.figures.kills_at_points = self.figures.points.total()
+        check(self._directory, self._target, self.figures)
+        self.figures.faults += self._target.faults + Counter(self._noted("failures"))
+        return self.figures
+
+    def _cycle(self) -> None:
+        """Fill up the crew, let it work, and kill some of it, each at its own moment. The others go on."""
+        self.figures.cycles += 1
+        self._target.fail(self._rng)
+        missing = Counter(self._plan.crew.roles()) - Counter(one.role for one in self._workers if one.asked_to_end is None)
+        for role in missing.elements():
+            self._workers.append(self._start(role))
+        until = time.monotonic() + self._rng.uniform(0.5, self._plan.cycle)
+        # Those that have a point of their own get some time to reach it.
+        now = time.monotonic()
+        victims = [one for one in self._workers if one.point is None or now > one.began + _POINT_SECONDS]
+        victims = self._rng.sample(victims, min(len(victims), self._rng.choice((1, 1, 2, 3, 5))))
+        for moment in sorted(self._rng.uniform(now, until) for _ in victims):
+            time.sleep(max(0.0, moment - time.monotonic()))
+            self._hit(victims.pop())
+        if self._rng.random() < self._plan.locks:
+            self._remove_lock()
+        time.sleep(max(0.0, until - time.monotonic()))
+        self._reap()
+
+    def _remove_lock(self) -> None:
+        """As a cleaner of old files would, of a process that may be alive: it has to notice before its next acknowledgement."""
+        locks = [path for path in (self._directory / "spool" / "locks").glob("*.lock") if not path.stem.startswith("input-")]
+        if locks:
+            self._rng.choice(sorted(locks)).unlink(missing_ok=True)
+            self.figures.locks_removed += 1
+
+    def _hit(self, victim: _Worker) -> None:
+        if self._rng.random() < 0.2 and victim.asked_to_end is None:
+            victim.asked_to_end = time.monotonic()
+            victim.process.terminate()
+            self.figures.terms += 1
+        elif self._rng.random() < 0.5:
+            victim.kill_family()
+        else:
+            victim.process.kill()
+
+    def _start(self, role: str) -> _Worker:
+        name = f"{role}{next(self._names)}"
+        records, sends = role != "archiver", role != "recorder"
+        point = self._point(records=records, sends=sends) if self._rng.random() < 0.6 else None
+        task = Task(
+            name=name,
+            directory=str(self._directory),
+            seed=self._plan.seed,
+            threads=self._plan.crew.threads if records else 0,
+            archive=sends,
+            pace=self._plan.pace,
+            bulk_bytes=self._target.bulk_bytes,
+            kill=point,
+            failures=self._target.failures(self._rng) if sends else (),
+            forks=self._plan.forks,
+            leaps=self._plan.leaps,
+        )
+        log = self._directory / "logs" / name
+        command = [sys.executable, "-m", "campaign.worker", msgspec.json.encode(task).decode()]
+        family, held = os.pipe()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[held],
+                start_new_session=True,
+            )
+        os.close(held)
+        return _Worker(name, role, process, log, point, time.monotonic(), family)
+
+    def _point(self, *, records: bool, sends: bool) -> Moment:
+        """One of the points that have killed, or at least were chosen, least often so far."""
+        killed = self._points + Counter(self._noted("kills"))
+        provider = self._target.provider
+        roles = {"any"} | ({"record"} if records else set()) | ({"send"} if sends else set())
+        passed = [point for point in KILLS if point.role in roles and point.provider in ("", provider)]
+        rare = sorted(passed, key=lambda point: (killed[point.name], self._chosen[point.name]))[: len(passed) // 4]
+        point = self._rng.choice(rare)
+        self._chosen[point.name] += 1
+        return Moment(point.name, self._rng.randint(1, point.often))
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "PYTHONPATH": str(SUPPORT),
+            "JOBS_BACKUP_SPOOL_DIR": str(self._directory / "spool"),
+            **_SETTINGS,
+            **self._settings,
+            **self._target.environment(),
+        }
+
+    def _reap(self) -> None:
+        alive = []
+        for worker in self._workers:
+            if worker.process.poll() is None:
+                alive.append(worker)
+                if worker.asked_to_end is not None and time.monotonic() > worker.asked_to_end + _END_SECONDS:
+                    worker.process.kill()
+                    self.figures.violation("other", [f"{worker.name} does not end"])
+            else:
+                self._ended(worker)
+                self._orphanages.append(worker)
+        self._workers = alive
+
+    def _ended(self, worker: _Worker) -> None:
+        code = worker.process.returncode
+        before_its_handler = code == -signal.SIGTERM and worker.asked_to_end is not None
+        if code == -signal.SIGKILL:
+            self.figures.kills += 1
+        elif not before_its_handler and (code != 0 or worker.asked_to_end is None):
+            self.figures.violation("other", [f"{worker.name} ended with {code}: {worker.log}"])
+
+    def _end_all(self) -> None:
+        """The end of a round: some are asked to end, the others are killed."""
+        for worker in self._workers:
+            self._hit(worker) if self._rng.random() < 0.5 else worker.process.kill()
+        for worker in self._workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(_END_SECONDS)
+        until = time.monotonic() + _END_SECONDS
+        for worker in (*self._workers, *self._orphanages):
+            if not worker.has_ended(max(0.0, until - time.monotonic())):
+                self.figures.violation("other", [f"a child of {worker.name} does not end: {worker.log}"])
+                worker.kill_family()
+        time.sleep(MAX_DELAY)  # what the network still holds of the dead arrives now
+        self._reap()
+
+    def _deliver(self) -> None:
+        """What the dead can't do any more: acknowledge all that was recorded of the batches whose events are delivered."""
+        lines = [line for path in (self._directory / "acks").iterdir() for line in path.read_text().splitlines(keepends=True)]
+        jobs = [int(line.split()[0]) for line in lines if line.endswith("\n")]
+        ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(origin_of(job)[1]))
+        with (self._directory / "delivering").open("a") as note:
+            note.write(ids)
+        command = self._command("delivered")
+        done = subprocess.run(command, check=False, env=self._environment(), input=ids, capture_output=True, text=True, timeout=300)
+        (self._directory / "logs" / "deliver").write_text(done.stdout + done.stderr)
+        if done.returncode != 0:
+            self.figures.violation("other", [f"delivered ended with {done.returncode}: {done.stdout}{done.stderr}"])
+        with (self._directory / "delivered").open("a") as note:
+            note.write(ids)
+
+    def _drain(self) -> None:
+        """What an operator does: `archive --once`, until it says that all is in the bucket. Once should be enough; what is to be
+        deleted may have to wait until no attempt to write it can arrive any more."""
+        until = time.monotonic() + _DELETE_SECONDS
+        failed = 0
+        for attempt in itertools.count():
+            command = self._command("archive", "--once")
+            done = subprocess.run(command, check=False, env=self._environment(), capture_output=True, text=True, timeout=300)
+            (self._directory / "logs" / f"drain{attempt}").write_text(done.stdout + done.stderr)
+            summary: dict[str, Any] = json.loads(done.stdout or "{}")
+            if done.returncode != 0 or not summary["complete"] or summary["open_uploads"]:
+                self.figures.violation("other", [f"archive --once ended with {done.returncode}: {done.stdout}{done.stderr}"])
+                failed += 1
+            elif not summary["waiting_deletes"]:
+                return
+            if failed == _DRAINS or time.monotonic() > until:
+                self.figures.violation("undeleted", [f"{summary.get('waiting_deletes')} after {_DELETE_SECONDS} s"])
+                return
+            time.sleep(1.0)
+
+    def _command(self, *arguments: str) -> list[str]:
+        """`jobs-backup`, with a clock of its own."""
+        clock = self._rng.choice([*clocks.LEAPS]) if self._plan.leaps else "right again"
+        self.figures.clocks[clock] += 1
+        return [*_COMMAND, clock, *arguments, "--json"]
+
+    def _count_forks_and_leaps(self) -> None:
+        generations = Counter(self._noted("forks"))
+        figures, leaps = self.figures, Counter(self._noted("leaps"))
+        figures.forks, figures.grandchildren = generations.total(), generations["2"]
+        ends = Counter(self._noted("ends"))
+        figures.children_ended, figures.children_killed = ends.total(), generations.total() - ends.total()
+        figures.clocks += leaps
+        figures.clock_leaps = figures.clocks.total()
+
+    def _look_at_logs(self) -> None:
+        logs = sorted((self._directory / "logs").iterdir())
+        bad = (path for path in logs if "Traceback" in path.read_text())
+        self.figures.violation("other", (f"a traceback in {path}" for path in bad))
+
+    def _noted(self, name: str) -> list[str]:
+        """What workers have written into a file that they share."""
+        note = self._directory / name
+        return note.read_text().splitlines() if note.exists() else []
+
+    @contextlib.contextmanager
+    def _ending(self) -> Generator[None]:
+        """No worker outlives this."""
+        try:
+            yield
+        finally:
+            for worker in (*self._workers, *self._orphanages):
+                worker.kill_family()
+                worker.process.wait()
+                os.close(worker.family)
+
+
+def campaign(
+    directory: Path, make: Callable[[Path], Target], plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str
+) -> Figures:
+    """Rounds until there were `plan.kills` kills. What a round leaves is kept where something was found."""
+    figures = Figures()
+    for number in itertools.count(1):
+        if figures.kills >= plan.kills:
+            break
+        here = directory / f"round{number}"
+        here.mkdir(parents=True)
+        target = make(here)
+        kills = min(round_kills, plan.kills - figures.kills)
+        found = Round(here, target, replace(plan, kills=kills, seed=plan.seed + number), figures.points).run()
+        say(f"{target.provider} round {number}: {found.kills} kills, {found.objects} objects {found.violations or ''}")
+        figures.add(found)
+        if not found.violations:
+            shutil.rmtree(here)
+    return figures
+
+
+def on_file(directory: Path, plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str) -> Figures:
+    """A campaign with directories as buckets."""
+    return campaign(directory, FileTarget, plan, round_kills, say)
+
+
+def on_s3(directory: Path, store: Store, plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str) -> Figures:
+    """A campaign with buckets of a real server, behind a proxy."""
+    with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
+        return campaign(directory, lambda _: S3Target(store, proxy), plan, round_kills, say)

@@ -1,0 +1,91 @@
+"""The licenses of everything that our distributions bring along, from the metadata of what is installed."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import distribution
+from typing import Final
+
+from packaging.requirements import Requirement
+
+OURS: Final = (
+    "jobs-backup[server,metrics]",
+    "jobs-backup-s3",
+    "jobs-backup-gcs",
+    "jobs-backup-azure-blob[identity]",
+    "jobs-backup-encryption",
+    "jobs-backup-opentelemetry",
+)
+PERMISSIVE: Final = frozenset({"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSD", "ISC", "MIT", "MIT-0", "PSF-2.0", "Zlib"})
+FILE_LEVEL: Final = {"certifi": "MPL-2.0"}
+"""Copyleft of the files themselves, which we neither change nor copy. Each exception is named, with its reason on the page."""
+_SPELLINGS: Final = {
+    "MIT License": "MIT",
+    "Apache 2.0": "Apache-2.0",
+    "Apache License 2.0": "Apache-2.0",
+    "Apache Software License": "Apache-2.0",
+    "BSD License": "BSD",
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+}
+# Python 3.11 on Linux, whatever runs this: it needs the most.
+_MARKERS: Final = {"python_version": "3.11", "python_full_version": "3.11.0", "sys_platform": "linux", "platform_system": "Linux"}
+
+
+def required(root: str) -> set[str]:
+    """Normalized names of what this requirement brings along, itself excepted."""
+    extras: dict[str, set[str]] = {}
+    waiting = [Requirement(root)]
+    while waiting:
+        one = waiting.pop()
+        name = re.sub(r"[-_.]+", "-", one.name).lower()
+        if name in extras and one.extras <= extras[name]:
+            continue
+        wanted = extras.setdefault(name, {""})
+        wanted |= one.extras
+        waiting += [one for one in map(Requirement, distribution(name).requires or ()) if _applies(one, wanted)]
+    own = {Requirement(ours).name for ours in OURS}
+    return set(extras) - own
+
+
+def _applies(one: Requirement, extras: set[str]) -> bool:
+    return one.marker is None or any(one.marker.evaluate({**_MARKERS, "extra": extra}) for extra in extras)
+
+
+def license_of(name: str) -> str:
+    """An SPDX expression where the metadata has one; otherwise what its license or its classifiers say."""
+    metadata = distribution(name).metadata
+    if expression := metadata["License-Expression"]:
+        return str(expression)
+    text = str(metadata["License"] or "")
+    if (spelt := _SPELLINGS.get(text, text)) and " " not in spelt:
+        return spelt
+    classified = [one.rpartition(" :: ")[2] for one in metadata.get_all("Classifier", []) if one.startswith("License ::")]
+    return " OR ".join(sorted({_SPELLINGS.get(one, one) for one in classified}))
+
+
+def is_allowed(name: str, expression: str) -> bool:
+    """Whether the license lets anybody use, change and pass on the whole under Apache-2.0."""
+    if FILE_LEVEL.get(name) == expression:
+        return True
+    choices = [one.split(" AND ") for one in expression.strip("()").split(" OR ")]
+    return any(all(part in PERMISSIVE for part in choice) for choice in choices)
+
+
+def page() -> str:
+    """The table in the documentation."""
+    roots: dict[str, list[str]] = {}
+    for ours in OURS:
+        for name in required(ours):
+            roots.setdefault(name, []).append(f"`{ours}`")
+    core = required("jobs-backup")  # and so all of its plugins
+    needed_by = {name: "`jobs-backup`" if name in core else ", ".join(who) for name, who in sorted(roots.items())}
+    rows = "".join(f"| {name} | {license_of(name)} | {who} |\n" for name, who in needed_by.items())
+    return (
+        "# Licenses\n\n<!-- Generated from the metadata of what is installed: run `make reference`. -->\n\n"
+        "jobs-backup and its plugins are licensed under Apache-2.0. The table lists every package that they install, directly or"
+        " not, on Python 3.11 and Linux, with the license that its metadata states.\n\n"
+        "All of these licenses are permissive, except that of certifi, the list of certificate authorities that requests uses."
+        " Its license, MPL-2.0, covers its own files alone, and jobs-backup does not change them.\n\n"
+        f"| package | license | comes with |\n|---|---|---|\n{rows}"
+    )

@@ -1,0 +1,11 @@
+"""Where things are in the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+SUPPORT: Final = Path(__file__).parent
+"""What the tests share: the one directory on their PYTHONPATH."""
+TESTS: Final = SUPPORT.parent
+ROOT: Final = TESTS.parent

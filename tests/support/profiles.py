@@ -1,0 +1,8 @@
+"""How much is tried: what `make test` takes the time for, or a campaign of hours."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+CAMPAIGN: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"
