@@ -111,7 +111,7 @@ def recorded(variables: Mapping[str, str]) -> Iterator[str]:
     try:
         with Backup.from_env(variables) as backup:
             backup.record({"a": 1}, source_id="web")
-            yield repr(vars(backup)) + repr(vars(session_of(backup).destination)) + session_of(backup).location
+            yield repr(vars(backup)) + repr(vars(session_of(backup).store)) + session_of(backup).location
             backup.flush(timeout=5)
     except JobsBackupError as error:
         yield everything_said(error)

@@ -161,7 +161,7 @@ def test_the_bucket_holds_exactly_what_has_an_undelivered_event(
     assert (left, seen[-1], kills) == (set(), 0, 16)
     assert len(set(seen)) > 5, f"objects went at different times: {seen}"
     assert store.keys(bucket) == []
-    assert read_status(tmp_path / "spool").destinations == []
+    assert read_status(tmp_path / "spool").stores == []
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_without_the_right_to_delete_everything_else_works(store: Store, bucket:
             for number, batch in enumerate(steps(jobs, 40, rng)):
                 both[number % 2].send(batch)
                 both[number % 2].answered()
-        wait_for(lambda: read_status(tmp_path / "spool").destinations[0].delete_error != "")
+        wait_for(lambda: read_status(tmp_path / "spool").stores[0].delete_error != "")
         code, stdout, _ = run("status", env=put_only)
         assert code == 0
         assert f"{len(keys)} objects still to be deleted, next try in" in stdout
@@ -188,8 +188,8 @@ def test_without_the_right_to_delete_everything_else_works(store: Store, bucket:
     assert len(reports) == 1, stderr
     assert service.returncode == 0, "what is not deleted is no failure of backing up"
     assert set(store.keys(bucket)) > set(keys)
-    (destination,) = json.loads(run("status", "--json", env=put_only)[1])["destinations"]
-    assert (destination["deletes"], "s3:DeleteObject" in destination["delete_hint"]) == (len(keys), True)
+    (waits,) = json.loads(run("status", "--json", env=put_only)[1])["stores"]
+    assert (waits["deletes"], "s3:DeleteObject" in waits["delete_hint"]) == (len(keys), True)
     found = summary("archive", "--once", env=environment(store, bucket, tmp_path, "put-delete"))
     assert (found["deleted"], found["waiting_deletes"]) == (len(keys), [])
     assert not set(store.keys(bucket)) & set(keys)
@@ -211,7 +211,7 @@ def test_the_right_is_granted_while_it_runs(aws: Moto, tmp_path: Path, monkeypat
         jobs = backup.record_many(realistic(100), source_id="web")
         backup.flush(120)
         backup.delivered(jobs)
-        wait_for(lambda: read_status(tmp_path / "spool").destinations[0].delete_error != "")
+        wait_for(lambda: read_status(tmp_path / "spool").stores[0].delete_error != "")
         assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 10
         aws.grant("later", policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"), by=operator)
         wait_for(lambda: s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0)
@@ -232,8 +232,8 @@ def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: st
         called = operations(proxy.requests)
         assert called.keys() == {"PutObject", "DeleteObjects"}
         assert called["DeleteObjects"] <= 2
-    (destination,) = read_status(tmp_path / "spool").destinations
-    assert (destination.deletes, "s3:DeleteObject" in destination.delete_hint) == (3, True)
+    (waits,) = read_status(tmp_path / "spool").stores
+    assert (waits.deletes, "s3:DeleteObject" in waits.delete_hint) == (3, True)
 
 
 @pytest.mark.slow

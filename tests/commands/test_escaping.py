@@ -165,5 +165,5 @@ def test_an_error_on_one_line() -> None:
 def test_labels_of_metrics(tmp_path: Path) -> None:
     from jobs_backup.monitoring import metrics
 
-    family: Any = metrics._gauges("destination_paused", "destination", {CANARY: 1.0})
-    assert [sample.labels["destination"] for sample in family.samples] == [printable(CANARY)]
+    family: Any = metrics._gauges("store_paused", "store", {CANARY: 1.0})
+    assert [sample.labels["store"] for sample in family.samples] == [printable(CANARY)]

@@ -26,7 +26,7 @@ from s3_client import CREATED, KEY_ID, SECRET, STORED, TOKEN, UPLOAD_ID, refusal
 from servers import certificate
 from spools import archiver_of
 
-from jobs_backup import Backup, DestinationPaused, Event, InvalidEvent
+from jobs_backup import Backup, Event, InvalidEvent, StorePaused
 from jobs_backup.backup.backup import session_of
 from jobs_backup.checksum import crc32c
 from jobs_backup.cli import cli
@@ -175,17 +175,17 @@ def use(backup: Backup, heard: Heard) -> None:
         heard.raised(error)
     try:
         backup.flush(timeout=120)
-    except (DestinationPaused, TimeoutError) as error:
+    except (StorePaused, TimeoutError) as error:
         heard.raised(error)
         heard.raised(getattr(error, "cause", None))
     for refused in archiver_of(backup).abort_abandoned():
         heard.raised(refused)
-    destination = archiver_of(backup)._destination
+    store = archiver_of(backup)._store
     spool = session_of(backup).spool
     shown: list[object] = [
-        backup, vars(backup), job, event, spool, vars(spool), archiver_of(backup), vars(archiver_of(backup)), destination,
-        vars(destination), session_of(backup).location, spool.waiting(), spool.uploads.waiting(), spool.uploads.abandoned(),
-        destination.attempts,
+        backup, vars(backup), job, event, spool, vars(spool), archiver_of(backup), vars(archiver_of(backup)), store,
+        vars(store), session_of(backup).location, spool.waiting(), spool.uploads.waiting(), spool.uploads.abandoned(),
+        store.attempts,
         Upload(key="k", id=UPLOAD_ID),
     ]  # fmt: skip
     heard.said += [text for one in shown for text in (repr(one), str(one), f"{one}")]
@@ -418,7 +418,7 @@ def test_the_progress_display_shows_an_error_as_it_is(tmp_path: Path, monkeypatc
     monkeypatch.setenv("COLUMNS", "500")
     with Backup.from_env(environment) as backup:
         backup.record({}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             backup.flush(timeout=120)
         terminal = Terminal(session_of(backup), [], "events")
         terminal.look()

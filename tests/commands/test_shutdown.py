@@ -52,7 +52,7 @@ def archive(environment: dict[str, str]) -> subprocess.Popen[str]:
     process = start("archive", env=environment)
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        if any(stream["sending"] for one in status(environment)["destinations"] for stream in one["streams"]):
+        if any(stream["sending"] for one in status(environment)["stores"] for stream in one["streams"]):
             return process
     process.kill()
     raise AssertionError("it never began to send")

@@ -15,7 +15,7 @@ from spools import APP, claim, die, open_spool, record
 
 from jobs_backup import Backup
 from jobs_backup.cli import cli
-from jobs_backup.errors import DestinationPaused, PermissionDenied
+from jobs_backup.errors import PermissionDenied, StorePaused
 from jobs_backup.model import Upload
 from jobs_backup.spool.engines import read_status
 
@@ -30,7 +30,7 @@ def as_json(directory: Path) -> Any:
     return json.loads(status(directory, "--json"))
 
 
-def test_what_waits_is_told_for_each_stream_and_destination(tmp_path: Path) -> None:
+def test_what_waits_is_told_for_each_stream_and_store(tmp_path: Path) -> None:
     old = open_spool(tmp_path, location="s3://old")
     record(old, [b"{}\n"] * 5)
     old.seal()
@@ -49,7 +49,7 @@ def test_what_waits_is_told_for_each_stream_and_destination(tmp_path: Path) -> N
         (one["location"], stream["source_id"]): [
             stream[name] for name in ("workspace_id", "events", "objects", "open_events", "sending")
         ]
-        for one in found["destinations"]
+        for one in found["stores"]
         for stream in one["streams"]
     }
     assert rows == {
@@ -57,7 +57,7 @@ def test_what_waits_is_told_for_each_stream_and_destination(tmp_path: Path) -> N
         ("s3://bucket", "web"): ["w", 3, 1, 2, 1],
         ("s3://bucket", "app"): ["w", 0, 0, 4, 0],
     }
-    assert all(stream["bytes"] > 0 for one in found["destinations"] for stream in one["streams"])
+    assert all(stream["bytes"] > 0 for one in found["stores"] for stream in one["streams"])
     spool.stored(batch)
     assert as_json(tmp_path)["events"] == 11
     text = status(tmp_path)
@@ -78,20 +78,20 @@ def test_failures_pauses_and_uploads_are_told(tmp_path: Path) -> None:
     error = PermissionDenied("s3:PutObject is refused", action="s3:PutObject", resource="arn:aws:s3:::bucket/*")
     spool.uploads.postpone(journaled, error, delay=60)
     spool.release(one, error, delay=0)
-    (destination,) = as_json(tmp_path)["destinations"]
-    assert (destination["error"], destination["paused"]) == ("s3:PutObject is refused", 0)
+    (store,) = as_json(tmp_path)["stores"]
+    assert (store["error"], store["paused"]) == ("s3:PutObject is refused", 0)
     spool.pause(error, seconds=90)
     text = status(tmp_path)
-    (destination,) = as_json(tmp_path)["destinations"]
-    assert (destination["uploads"], destination["aborts"], destination["abort_error"]) == (1, 1, "s3:PutObject is refused")
-    assert destination["hint"] == "grant s3:PutObject on arn:aws:s3:::bucket/*"
-    assert 80 < destination["paused"] <= 90
+    (store,) = as_json(tmp_path)["stores"]
+    assert (store["uploads"], store["aborts"], store["abort_error"]) == (1, 1, "s3:PutObject is refused")
+    assert store["hint"] == "grant s3:PutObject on arn:aws:s3:::bucket/*"
+    assert 80 < store["paused"] <= 90
     assert "paused, next try in" in text
     assert "1 multipart upload still to be aborted" in text
-    assert "secret" not in text + json.dumps(destination)
+    assert "secret" not in text + json.dumps(store)
     spool.stored(one)
-    (destination,) = as_json(tmp_path)["destinations"]
-    assert (destination["error"], destination["paused"]) == ("", 0), "something was stored since then"
+    (store,) = as_json(tmp_path)["stores"]
+    assert (store["error"], store["paused"]) == ("", 0), "something was stored since then"
     spool.close()
 
 
@@ -100,11 +100,11 @@ def test_a_living_archiver_tells_why_it_is_paused(tmp_path: Path) -> None:
     (tmp_path / "bucket").rmdir()
     with Backup.from_env(environment) as backup:
         backup.record({"a": 1}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             backup.flush(timeout=120)
-        (destination,) = as_json(tmp_path / "spool")["destinations"]
-        assert destination["error"].startswith("there is no directory")
-        assert 0 < destination["paused"] <= 5
+        (store,) = as_json(tmp_path / "spool")["stores"]
+        assert store["error"].startswith("there is no directory")
+        assert 0 < store["paused"] <= 5
         (tmp_path / "bucket").mkdir()
         (process,) = as_json(tmp_path / "spool")["processes"]
         assert (process["alive"], process["sends"]) == (True, True)

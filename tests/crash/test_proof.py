@@ -30,7 +30,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, BytesBody, Kind, Outcome, Part, Stream, Upload, WriteReceipt
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.retry import Retry, RetryPolicy
 from jobs_backup.testing.driver import Hooks
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy
@@ -92,13 +92,13 @@ BATCH = Batch(
 )  # fmt: skip
 
 
-def destination(class_: type[MemoryProvider], *, if_absent: bool = True) -> tuple[Destination, Any]:
+def store(class_: type[MemoryProvider], *, if_absent: bool = True) -> tuple[ObjectStore, Any]:
     MemoryProvider.buckets["proof"] = {}
     one = loaded(class_, {"JOBS_BACKUP_BUCKET": "proof"})
-    return Destination(one, retry=Retry(RetryPolicy(attempts=3), sleep=lambda _: None), if_absent=if_absent), one.provider
+    return ObjectStore(one, retry=Retry(RetryPolicy(attempts=3), sleep=lambda _: None), if_absent=if_absent), one.provider
 
 
-def parts_of(to: Destination, *, last: bool = True) -> WriteReceipt:
+def parts_of(to: ObjectStore, *, last: bool = True) -> WriteReceipt:
     upload = to.create_multipart(BATCH)
     part = to.write_part(upload, 1, 0, BODY, last)
     return to.complete_multipart(upload, [part], BATCH)
@@ -124,7 +124,7 @@ def parts_of(to: Destination, *, last: bool = True) -> WriteReceipt:
 def test_exists_counts_only_in_answer_to_the_condition(
     class_: type[Says], hook: str, if_absent: bool, last: bool, is_proven: bool
 ) -> None:
-    to, provider = destination(class_, if_absent=if_absent)
+    to, provider = store(class_, if_absent=if_absent)
     provider.errors = {hook: [EXISTS]}
     with pytest.raises(AlreadyExists if is_proven else Unproven) as caught:
         to.write(BATCH, BODY) if hook == "write" else parts_of(to, last=last)
@@ -133,9 +133,9 @@ def test_exists_counts_only_in_answer_to_the_condition(
 
 
 def test_a_receipt_that_says_so_is_no_better_than_an_error() -> None:
-    to, _ = destination(Existed)
+    to, _ = store(Existed)
     assert to.write(BATCH, BODY).existed
-    to, _ = destination(Existed, if_absent=False)
+    to, _ = store(Existed, if_absent=False)
     with pytest.raises(Unproven):
         to.write(BATCH, BODY)
 
@@ -146,7 +146,7 @@ def test_a_receipt_that_says_so_is_no_better_than_an_error() -> None:
 @pytest.mark.parametrize("hook", ["write", "complete_multipart", "write_part"])
 def test_a_mismatch_of_whichever_attempt_is_not_forgotten(hook: str, before: list[Exception]) -> None:
     """Of another batch, nothing is known."""
-    to, provider = destination(Says)
+    to, provider = store(Says)
 
     def call() -> WriteReceipt:
         return to.write(BATCH, BODY) if hook == "write" else parts_of(to)
@@ -165,7 +165,7 @@ def test_a_mismatch_of_whichever_attempt_is_not_forgotten(hook: str, before: lis
 
 
 def test_after_a_receipt_the_mismatch_before_it_does_not_count() -> None:
-    to, provider = destination(Says)
+    to, provider = store(Says)
     provider.errors = {"write": [MISMATCH]}
     to.write(BATCH, BODY)
     with pytest.raises(AlreadyExists):

@@ -124,7 +124,7 @@ class TestAlerts:
         headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
         assert anchor in {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
         by = set(re.findall(r"\$labels\.(\w+)", json.dumps(notes)))
-        assert by <= {"instance", "destination"}
+        assert by <= {"instance", "store"}
 
     def test_they_have_different_names_that_a_test_tries(self) -> None:
         names = [rule["alert"] for rule in RULES]

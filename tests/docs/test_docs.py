@@ -112,10 +112,10 @@ def test_the_deliveries_examples_leave_what_failed(tmp_path: Path) -> None:
 
 
 def test_the_consumer_tries_again_and_tells_what_came_of_it(tmp_path: Path) -> None:
-    """A destination that fails once for some events, always for others, and closes the connection for one."""
+    """A store that fails once for some events, always for others, and closes the connection for one."""
     seen: Counter[str] = Counter()
 
-    class Destination(BaseHTTPRequestHandler):
+    class ObjectStore(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             id_ = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messageId"]
             seen[id_] += 1
@@ -133,7 +133,7 @@ def test_the_consumer_tries_again_and_tells_what_came_of_it(tmp_path: Path) -> N
             (tmp_path / "consumer.py").write_text(text)
     (tmp_path / "bucket").mkdir()
     ids = ("good", "later", "never", "wrong", "closed")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Destination) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), ObjectStore) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment = (
             f"export DESTINATION_URL=http://127.0.0.1:{server.server_port} JOBS_BACKUP_STORAGE_PROVIDER=FILE"

@@ -34,7 +34,7 @@ from spools import archiver_of
 
 from jobs_backup import Backup
 from jobs_backup.backup.backup import session_of
-from jobs_backup.errors import ConfigurationError, DestinationPaused, IntegrityError, WrapperMissing
+from jobs_backup.errors import ConfigurationError, IntegrityError, StorePaused, WrapperMissing
 from jobs_backup.model import Body, BytesBody
 from jobs_backup.testing.fault_proxy import Answer, FaultProxy
 from jobs_backup_encryption.format import CHUNK_BYTES, HEADER_BYTES, DecryptedBody, EncryptedBody
@@ -938,7 +938,7 @@ class TestBehindAnotherWrapper:
         (tmp_path / "bucket").rename(tmp_path / "away")
         with Backup.from_env(env) as backup:
             backup.record_many(payloads, source_id="web")
-            with pytest.raises(DestinationPaused, match="there is no directory"):
+            with pytest.raises(StorePaused, match="there is no directory"):
                 backup.flush(120)
         (tmp_path / "away").rename(tmp_path / "bucket")
         monkeypatch.setenv("LEVEL", "9")

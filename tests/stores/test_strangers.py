@@ -23,7 +23,7 @@ from gcs import GcsServer
 from servers import Store
 from spools import archiver_of
 
-from jobs_backup import Backup, DestinationPaused
+from jobs_backup import Backup, StorePaused
 from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import (
     JobsBackupError,
@@ -176,7 +176,7 @@ def waits(backup: Backup) -> JobsBackupError:
 def record(backup: Backup) -> JobsBackupError:
     """An event that is not stored, and `flush` says so."""
     backup.record({"n": 1, "x": LARGE}, source_id="web")
-    with pytest.raises(DestinationPaused) as caught:
+    with pytest.raises(StorePaused) as caught:
         backup.flush(timeout=120)
     assert caught.value.hint
     return waits(backup)
@@ -244,7 +244,7 @@ def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Buck
     at.proxy.fail(get, method="GET", times=ALWAYS)
     with opened(at, tmp_path) as backup:
         assert isinstance(record(backup), Unproven)
-        key = next(iter(session_of(backup).destination._proof._doubted))
+        key = next(iter(session_of(backup).store._proof._doubted))
     for _ in range(2):
         with opened(at, tmp_path) as backup:
             error = waits(backup)
@@ -276,7 +276,7 @@ def test_a_strangers_answer_ends_no_upload_and_deletes_nothing(at: Bucket, tmp_p
         pytest.skip("this store has no request for it")
     answer = (STRANGERS | PAGES).get(stranger, Answer(302, PAGE, {"Content-Type": "text/html", "Location": at.proxy.url}))
     with opened(at, tmp_path) as backup:
-        hooks = session_of(backup).destination._manager.hook
+        hooks = session_of(backup).store._manager.hook
         body = BytesBody(b"data")
         about = {"key": "key", "size": 4, "checksum": body.crc32c(), "content_type": "x/y", "metadata": {}, "if_absent": True}
         if hook == "delete":

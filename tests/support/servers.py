@@ -179,7 +179,7 @@ def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) 
                 "-s3.port.lance=0", "-s3.autoCreateBucket=false",
             ]  # fmt: skip
             store = Store(port=s3, log=directory / "weed.log", admin_identity=root, identities=identities)
-            process = stack.enter_context(_running(command, store.log, {"GOMEMLIMIT": "200MiB", "GOGC": "40"}))
+            process = stack.enter_context(_running(command, store.log, {}))
             admin = stack.enter_context(contextlib.closing(store.admin))
             # A bucket can be made only when all parts of it have found each other.
             _wait(process, store.log, lambda: admin.create_bucket(Bucket="readiness"))

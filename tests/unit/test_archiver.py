@@ -15,7 +15,7 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment, objects
 from spools import archiver_of, engine, tampering
 
-from jobs_backup import Backup, DestinationPaused
+from jobs_backup import Backup, StorePaused
 from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable, Unreachable
 from jobs_backup.hookspecs import hookimpl
@@ -65,7 +65,7 @@ def test_no_error_of_a_provider_ends_a_worker(tmp_path: Path, replace_write: Cal
     replace_write(write)
     with Backup.from_env(file_environment(tmp_path, **{**FAST_RETRY, "JOBS_BACKUP_RETRY_ATTEMPTS": "1"})) as backup:
         backup.record({"n": 1}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             backup.flush(timeout=120)
         assert all(thread.is_alive() for thread in archiver_of(backup)._threads)
         assert archiver_of(backup)._paused_until - time.monotonic() <= 3600
@@ -110,7 +110,7 @@ def test_what_may_have_arrived_is_never_sent_to_another_bucket(tmp_path: Path, r
     environment = file_environment(tmp_path, **FAST_RETRY)
     with Backup.from_env(environment) as backup:
         backup.record({"n": 1}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             backup.flush(timeout=120)
     other = tmp_path / "other"
     other.mkdir()
@@ -155,8 +155,8 @@ def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
         batch = session_of(backup).spool.last_batch()
         with tampering(engine(session_of(backup).spool)._catalog._database) as connection:
             connection.execute(
-                "INSERT INTO uploads (batch, destination, upload, part_size, abandoned) VALUES (?, ?, ?, 1, 1)",
-                (batch, engine(session_of(backup).spool).destination, b'{"key":"k","id":"i"}'),
+                "INSERT INTO uploads (batch, store, upload, part_size, abandoned) VALUES (?, ?, ?, 1, 1)",
+                (batch, engine(session_of(backup).spool).store, b'{"key":"k","id":"i"}'),
             )
         assert entered.wait(120)
         backup.record({"n": 2}, source_id="web")
@@ -177,12 +177,12 @@ def test_an_upload_that_was_begun_is_ended_in_parts_whatever_is_set_by_then(
     monkeypatch.setattr(FileProvider, "complete_multipart", hookimpl(refuse))
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1")) as backup:
         backup.record({"n": 1}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             backup.flush(timeout=120)
     monkeypatch.setattr(FileProvider, "complete_multipart", original)
     with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_MULTIPART_THRESHOLD="1GB")) as backup:
         assert archiver_of(backup).drain(120)
-        assert session_of(backup).destination.attempts == {("complete_multipart", "ok"): 1}
+        assert session_of(backup).store.attempts == {("complete_multipart", "ok"): 1}
     assert len(events(tmp_path)) == 1
 
 

@@ -21,10 +21,10 @@ from jobs_backup import (
     Backup,
     BackupClosed,
     ConfigurationError,
-    DestinationPaused,
     Event,
     InvalidEvent,
     Job,
+    StorePaused,
     UnknownJob,
 )
 from jobs_backup.backup.backup import session_of
@@ -200,7 +200,7 @@ async def test_flush_does_not_hold_up_what_is_recorded_meanwhile(tmp_path: Path)
     (tmp_path / "bucket").rmdir()
     async with AsyncBackup.from_env(environment) as backup:
         await backup.record({"n": 0}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             await backup.flush(120)
     async with AsyncBackup.from_env(environment, archive=False) as recorder, AsyncBackup.from_env(environment) as other:
         archiver_of(other._opened().backup).stop(5)  # alive, and sends nothing

@@ -33,11 +33,11 @@ from jobs_backup import (
     BackupClosed,
     ConfigurationError,
     CoreSettings,
-    DestinationPaused,
     Event,
     InvalidEvent,
     Job,
     NoArchiver,
+    StorePaused,
 )
 from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import SpoolError
@@ -212,13 +212,13 @@ def test_another_process_archives(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-def test_flush_tells_that_the_destination_is_paused_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_flush_tells_that_the_store_is_paused_and_nothing_is_lost(tmp_path: Path) -> None:
     environment = file_environment(tmp_path, **FAST_RETRY)
     bucket = tmp_path / "bucket"
     bucket.rmdir()
     with Backup.from_env(environment) as backup:
         backup.record({"a": 1}, source_id="web")
-        with pytest.raises(DestinationPaused, match="there is no directory") as caught:
+        with pytest.raises(StorePaused, match="there is no directory") as caught:
             backup.flush(timeout=120)
         assert f"mkdir -p {bucket}" in caught.value.hint
     bucket.mkdir()

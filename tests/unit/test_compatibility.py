@@ -24,7 +24,7 @@ from jobs_backup import Backup, hookspecs
 from jobs_backup.backup.backup import session_of
 from jobs_backup.hookspecs import API_VERSION, OLDEST_API_VERSION, ObjectHooks, StorageProvider
 from jobs_backup.store import providers
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.testing.conformance import Inspector, ProviderConformance
 
 FROZEN: Final = ROOT / "tests/frozen"
@@ -147,16 +147,16 @@ def test_both_go_on_when_every_hook_has_gained_an_argument(
     assert list(signature.parameters)[-1] == "priority"
     loaded = providers.load("FROZEN", variables(tmp_path, bucket_of_v1))
     assert "write" in loaded.hooks
-    monkeypatch.setattr("jobs_backup.store.object_store.Destination._attempt", _with_priority())
+    monkeypatch.setattr("jobs_backup.store.object_store.ObjectStore._attempt", _with_priority())
     with Backup.from_env(variables(tmp_path, bucket_of_v1)) as backup:
         jobs = backup.record_many(({"n": n, "id": hashlib.sha256(b"%d" % n).hexdigest()} for n in range(20_000)), source_id="web")
         backup.flush(timeout=120)
-        assert {hook for hook, outcome in session_of(backup).destination.attempts if outcome == "ok"} == {
+        assert {hook for hook, outcome in session_of(backup).store.attempts if outcome == "ok"} == {
             "create_multipart", "write_part", "complete_multipart",
         }  # fmt: skip
         (key,) = bucket_of_v1.keys()
         with (tmp_path / "back").open("w+b") as file:
-            session_of(backup).destination.fetch(key, file)
+            session_of(backup).store.fetch(key, file)
             assert file.read(2) == b"\x1f\x8b"
         backup.delivered(jobs)
         archiver_of(backup).drain(120)
@@ -174,9 +174,9 @@ def _grown(function: FunctionType) -> Any:
 
 
 def _with_priority() -> Any:
-    attempt = Destination._attempt
+    attempt = ObjectStore._attempt
 
-    def attempted(self: Destination, hook: str, call: Any, arguments: Mapping[str, Any], expected: type[Any]) -> Any:
+    def attempted(self: ObjectStore, hook: str, call: Any, arguments: Mapping[str, Any], expected: type[Any]) -> Any:
         return attempt(self, hook, call, {**arguments, "priority": 7}, expected)
 
     return attempted

@@ -35,8 +35,8 @@ from jobs_backup.spool.interface import DueObject
 from jobs_backup.spool.sqlite import id_ranges as numbering
 from jobs_backup.spool.sqlite.deliveries import Added
 from jobs_backup.spool.sqlite.spool import SqliteSpool
-from jobs_backup.spool.status import DestinationStatus
-from jobs_backup.store.object_store import Destination
+from jobs_backup.spool.status import StoreStatus
+from jobs_backup.store.object_store import ObjectStore
 
 SMALL = {"JOBS_BACKUP_BATCH_EVENTS": "10"}
 
@@ -71,8 +71,8 @@ def catalog_rows(directory: Path, statement: str) -> list[tuple[object, ...]]:
         return connection.execute(statement).fetchall()
 
 
-def destination(directory: Path) -> DestinationStatus:
-    (found,) = read_status(directory / "spool").destinations
+def store(directory: Path) -> StoreStatus:
+    (found,) = read_status(directory / "spool").stores
     return found
 
 
@@ -175,7 +175,7 @@ class TestAcknowledging:
         with Backup.from_env(environment) as backup:
             settle(backup)
             assert (archiver_of(backup).sent.objects, len(objects(tmp_path))) == (1, 1)
-            assert destination(tmp_path).deletes == 1, "it is deleted when that attempt can't arrive any more"
+            assert store(tmp_path).deletes == 1, "it is deleted when that attempt can't arrive any more"
 
     def test_from_another_process_in_which_nothing_was_recorded(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path, **SMALL)
@@ -349,7 +349,7 @@ class TestWhenObjectsAreDeleted:
             backup.delivered(backup.record({}, source_id="web"))
             backup.flush(120)
             assert len(settled_objects(backup, tmp_path)) == 1
-        assert read_status(tmp_path / "spool").destinations == []
+        assert read_status(tmp_path / "spool").stores == []
         with Backup.from_env({**environment, "JOBS_BACKUP_DELETE_AFTER": "delivered"}) as backup:
             assert settled_objects(backup, tmp_path) == set(), "it was remembered all the same"
 
@@ -735,7 +735,7 @@ class TestDeleting:
         for rest in (deliveries._DUE, ""):
             asked = f"EXPLAIN QUERY PLAN {deliveries._TO_DELETE[setting]} {rest}"
             plan = rows(spool._catalog._database, asked, (1, *((0, 0) if rest else ())))
-            assert f"USING INDEX {setting}_batches (destination=?" in str(plan)
+            assert f"USING INDEX {setting}_batches (store=?" in str(plan)
 
     def test_another_process_takes_over_what_a_dead_one_was_deleting(self, spool: SqliteSpool, tmp_path: Path) -> None:
         dead = open_spool(tmp_path / "spool")
@@ -770,22 +770,22 @@ class TestDoubt:
     def test_after_a_lost_answer_it_is_not_deleted_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("jobs_backup.store.object_store._LANDING_MARGIN", 1.0)
         environment = file_environment(tmp_path, **FAST_RETRY, JOBS_BACKUP_REQUEST_TIMEOUT="1s")
-        write = Destination._attempt
+        write = ObjectStore._attempt
         lost = [True]
 
-        def attempt(self: Destination, hook: str, *others: Any) -> object:
+        def attempt(self: ObjectStore, hook: str, *others: Any) -> object:
             result: object = write(self, hook, *others)
             if hook == "write" and lost and lost.pop():
                 raise Unavailable("the answer is lost")
             return result
 
-        monkeypatch.setattr(Destination, "_attempt", attempt)
+        monkeypatch.setattr(ObjectStore, "_attempt", attempt)
         with Backup.from_env(environment) as backup:
             backup.delivered(backup.record({}, source_id="web"))
             began = time.monotonic()
             backup.flush(120)
             assert len(settled_objects(backup, tmp_path)) == 1
-            assert destination(tmp_path).deletes == 1
+            assert store(tmp_path).deletes == 1
             while objects(tmp_path):
                 time.sleep(0.02)
             assert time.monotonic() - began >= 2.0
@@ -831,7 +831,7 @@ def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:
 
 
 class _Store:
-    """A destination of which one sees what is deleted, and that refuses as it is told."""
+    """A store of which one sees what is deleted, and that refuses as it is told."""
 
     location = "s3://bucket"
 

@@ -13,11 +13,11 @@ import pytest
 from jobs_backup import errors
 from jobs_backup.errors import (
     ConfigurationError,
-    DestinationPaused,
     InvalidEvent,
     JobsBackupError,
     PermissionDenied,
     StorageError,
+    StorePaused,
     Throttled,
     Unavailable,
     parse_date,
@@ -33,7 +33,7 @@ RETRYABLE = {"StorageError", "CredentialsExpired", "Throttled", "Unavailable", "
 def make(kind: type[JobsBackupError]) -> JobsBackupError:
     if issubclass(kind, PermissionDenied):
         return kind("denied", action="s3:PutObject", resource="arn:aws:s3:::b/*")
-    if issubclass(kind, DestinationPaused):
+    if issubclass(kind, StorePaused):
         return kind("paused", cause=Unavailable("down", hint="look at the network"))
     return kind("it failed")
 
@@ -81,9 +81,9 @@ def test_permission_denied_says_what_to_grant() -> None:
     assert PermissionDenied("no", action="a", resource="r", hint="ask the owner").hint == "ask the owner"
 
 
-def test_a_paused_destination_gives_the_hint_of_its_cause() -> None:
+def test_a_paused_store_gives_the_hint_of_its_cause() -> None:
     cause = ConfigurationError("no such region", hint="correct AWS_REGION")
-    paused = DestinationPaused("paused", cause=cause)
+    paused = StorePaused("paused", cause=cause)
     assert paused.hint == "correct AWS_REGION"
     assert paused.cause is cause
 

@@ -31,7 +31,7 @@ AT = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
 
 
 class DeliveryError(Exception):
-    """As a destination's client raises it."""
+    """As a store's client raises it."""
 
 
 def refused() -> DeliveryError:

@@ -13,7 +13,7 @@ from refused import STORES
 from jobs_backup.errors import ContractViolation, JobsBackupError, StorageError
 from jobs_backup.sdk import size_listed
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy
 
 
@@ -59,12 +59,12 @@ LISTS: Final[dict[str, Callable[[Sequence[Entry], str], Answer]]] = {
 every_store = pytest.mark.parametrize("name", LISTS)
 
 
-def destination(name: str, url: str) -> Destination:
+def store(name: str, url: str) -> ObjectStore:
     variables = {**STORES[name].variables(url), "JOBS_BACKUP_STORAGE_PROVIDER": name, "JOBS_BACKUP_RETRY_ATTEMPTS": "1"}
-    return Destination.from_settings(CoreSettings.from_environment(variables), variables, stop=threading.Event())
+    return ObjectStore.from_settings(CoreSettings.from_environment(variables), variables, stop=threading.Event())
 
 
-def listed(to: Destination) -> list[str]:
+def listed(to: ObjectStore) -> list[str]:
     """All keys, as replay asks for them."""
     keys: list[str] = []
     token: str | None = ""
@@ -80,7 +80,7 @@ def listed(to: Destination) -> list[str]:
 def test_an_odd_size_does_not_fail_the_list(name: str, size: str | None) -> None:
     with FaultProxy() as server:
         server.fail(LISTS[name]([Entry("a"), Entry("b", size), Entry("c", "7")], ""))
-        page = destination(name, server.url).list("", "")
+        page = store(name, server.url).list("", "")
     assert [(one.key, one.size) for one in page.objects] == [("a", 5), ("b", 0), ("c", 7)]
 
 
@@ -88,7 +88,7 @@ def test_an_odd_size_does_not_fail_the_list(name: str, size: str | None) -> None
 def test_a_store_that_ignores_where_to_begin_gives_each_object_once(name: str) -> None:
     with FaultProxy() as server:
         server.fail(LISTS[name]([Entry("a"), Entry("b"), Entry("c")], ""), times=ALWAYS)
-        assert [one.key for one in destination(name, server.url).list("", "b").objects] == ["c"]
+        assert [one.key for one in store(name, server.url).list("", "b").objects] == ["c"]
 
 
 @every_store
@@ -96,7 +96,7 @@ def test_a_list_without_an_end_is_an_error(name: str) -> None:
     with FaultProxy() as server:
         server.fail(LISTS[name]([Entry("a"), Entry("b")], "same"), times=ALWAYS)
         with pytest.raises(JobsBackupError) as caught:
-            listed(destination(name, server.url))
+            listed(store(name, server.url))
         assert isinstance(caught.value, StorageError)
         assert len(server.requests) < 5
         assert caught.value.hint
@@ -108,7 +108,7 @@ def test_pages_that_end_where_they_began_are_an_error(name: str) -> None:
     with FaultProxy() as server:
         server.fail(lambda _: LISTS[name]([Entry("a")], f"marker{len(server.requests)}"), times=ALWAYS)
         with pytest.raises(StorageError):
-            listed(destination(name, server.url))
+            listed(store(name, server.url))
         assert len(server.requests) < 5
 
 
@@ -117,7 +117,7 @@ def test_a_page_in_another_order_is_an_error_and_no_gap(name: str) -> None:
     with FaultProxy() as server:
         server.fail(LISTS[name]([Entry("c"), Entry("a"), Entry("b")], "more"), times=ALWAYS)
         with pytest.raises(ContractViolation, match="does not go on"):
-            listed(destination(name, server.url))
+            listed(store(name, server.url))
 
 
 @pytest.mark.parametrize("told", [None, "", "abc", b"5", True, 1.5, [], "-1", "٣", "1_000"])

@@ -21,7 +21,7 @@ from places import ROOT
 
 from jobs_backup import Backup
 from jobs_backup.backup.backup import session_of
-from jobs_backup.errors import DestinationPaused
+from jobs_backup.errors import StorePaused
 from jobs_backup.util.logs import FIELDS, JsonFormatter, logger_of
 
 JSON = {"JOBS_BACKUP_LOG_FORMAT": "json"}
@@ -48,7 +48,7 @@ def test_an_object_that_is_stored(tmp_path: Path) -> None:
     assert (code, stored["logger"], stored["level"]) == (0, "jobs_backup.archive.archiver", "INFO")
     assert (stored["key"], stored["events"]) == (key, 5)
     assert stored["bytes"] == (tmp_path / "bucket" / key).stat().st_size
-    assert stored["destination"] == f"file://{tmp_path}/bucket"
+    assert stored["store"] == f"file://{tmp_path}/bucket"
     assert (summary["logger"], "5 events recorded" in summary["message"], summary.get("code")) == ("jobs_backup.cli", True, None)
 
 
@@ -73,7 +73,7 @@ def test_a_store_that_fails_and_sigterm(tmp_path: Path) -> None:
     assert (attempt["hook"], attempt["attempt"], attempt["code"], attempt["level"]) == ("write", 1, "Unavailable", "WARNING")
     assert attempt["key"].startswith("web/gw/")
     assert 0 <= attempt["wait_seconds"] < 1, "what was drawn, not what it took"
-    assert attempt["destination"] == f"file://{bucket}"
+    assert attempt["store"] == f"file://{bucket}"
     pause = next(line for line in found if "is paused" in line["message"])
     assert (pause["code"], pause["wait_seconds"], pause["level"]) == ("Unavailable", 5.0, "ERROR")
     said = [line for line in found if line["logger"] == "jobs_backup.cli"]
@@ -185,12 +185,12 @@ def test_log_calls_of_the_library_have_only_known_fields(tmp_path: Path, caplog:
             time.sleep(0.05)
         (tmp_path / "bucket").rename(tmp_path / "away")
         backup.record({}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             backup.flush(120)
         backup.close(grace=0)
     usual = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
     added = {name for record in caplog.records for name in set(record.__dict__) - usual}
-    assert {"key", "events", "bytes", "code", "wait_seconds", "destination"} <= added <= set(FIELDS)
+    assert {"key", "events", "bytes", "code", "wait_seconds", "store"} <= added <= set(FIELDS)
 
 
 def test_the_document_has_every_field() -> None:

@@ -23,7 +23,7 @@ from spools import APP, LIMITS, WEB, claim, claimed, die, engine, open_spool, re
 from jobs_backup import Backup
 from jobs_backup.backup.backup import session_of
 from jobs_backup.backup.events import Event
-from jobs_backup.errors import BucketNotFound, DestinationPaused, SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.errors import BucketNotFound, SpoolCorrupt, SpoolError, SpoolFull, StorePaused
 from jobs_backup.model import Kind, Stream, Upload
 from jobs_backup.monitoring import metrics
 from jobs_backup.monitoring.metrics import HELP, Metrics, registry
@@ -101,14 +101,14 @@ class TestOfTheProcess:
         (tmp_path / "bucket").rmdir()
         with Backup.from_env(environment) as backup:
             backup.record({}, source_id="web")
-            with pytest.raises(DestinationPaused):
+            with pytest.raises(StorePaused):
                 backup.flush(120)
             found = scrape(backup)
             assert value(found, "attempts_total", hook="write", outcome="BucketNotFound") >= 1
             assert value(found, "attempt_seconds_count", hook="write") >= 1
             location = f"file://{tmp_path}/bucket"
-            assert value(found, "destination_paused", destination=location) == 1
-            assert value(found, "destination_failing", destination=location) == 1
+            assert value(found, "store_paused", store=location) == 1
+            assert value(found, "store_failing", store=location) == 1
             assert value(found, "behind") == 1
             (tmp_path / "bucket").mkdir()
             backup.close(grace=0)
@@ -178,12 +178,12 @@ class TestOfTheSpool:
             spool.pause(BucketNotFound("no bucket"), seconds=90)
             found, location = scrape(backup), session_of(backup).location
             assert value(found, "open_uploads", state="sending") == value(found, "open_uploads", state="to_abort") == 1
-            assert value(found, "destination_paused", destination=location) == 1
+            assert value(found, "store_paused", store=location) == 1
             spool.stored(one)
             backup.delivered(jobs[0])
             found = scrape(backup)
-            assert value(found, "waiting_deletes", destination=location) == 1
-            assert value(found, "destination_paused", destination=location) == 0
+            assert value(found, "waiting_deletes", store=location) == 1
+            assert value(found, "store_paused", store=location) == 0
             path = tmp_path / "spool/quarantine/rotten"
             path.write_bytes(b"")
             with tampering(engine(spool)._catalog._database) as db:
@@ -199,7 +199,7 @@ class TestOfTheSpool:
         with Backup.from_env(environment) as backup:
             for number in range(20):
                 backup.record({"secret": "our-payload"}, source_id=f"our-source-{number}", workspace_id="our-workspace")
-            with pytest.raises(DestinationPaused):
+            with pytest.raises(StorePaused):
                 backup.flush(120)
             text = generate_latest(registry(backup)).decode()
             assert not [word for word in ("our-", "/gw/", "there is no") if word in text]

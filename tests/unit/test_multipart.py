@@ -11,7 +11,7 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment
 from spools import archiver_of
 
-from jobs_backup import Backup, DestinationPaused
+from jobs_backup import Backup, StorePaused
 from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import (
     ConfigurationError,
@@ -141,7 +141,7 @@ def test_where_it_does_not_the_part_is_sent_again(tmp_path: Path, monkeypatch: p
     env = file_environment(tmp_path, **FAST_RETRY | IN_PARTS | {"JOBS_BACKUP_UPLOAD_CONCURRENCY": "1"})
     with Backup.from_env(env) as backup:
         backup.record({"n": os.urandom(300_000).hex()}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             backup.flush(timeout=2)
     assert failed == [1, 1]
     assert send(env)

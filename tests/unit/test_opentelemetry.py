@@ -38,7 +38,7 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.plugins import Installed
 from jobs_backup.store.providers import Loaded, register
 from jobs_backup.store.retry import Retry, RetryPolicy
@@ -133,13 +133,13 @@ class Bodies:
         return cast(Body, self._scripted._do("open_body"))
 
 
-def fetched(to: Destination, tmp_path: Path) -> bytes:
+def fetched(to: ObjectStore, tmp_path: Path) -> bytes:
     with (tmp_path / "fetched").open("w+b") as file:
         to.fetch("k.json.gz", file)
         return file.read()
 
 
-CALLS: dict[str, tuple[Callable[[Destination, Path], object], object, dict[str, object]]] = {
+CALLS: dict[str, tuple[Callable[[ObjectStore, Path], object], object, dict[str, object]]] = {
     "write": (lambda to, _: to.write(BATCH, BODY), RECEIPTS["write"], {"key": "k.json.gz", "size": 5}),
     "create_multipart": (lambda to, _: to.create_multipart(BATCH), UPLOAD, {"key": "k.json.gz", "size": 5}),
     "write_part": (
@@ -163,13 +163,13 @@ every_hook = pytest.mark.parametrize("hook", CALLS)
 RETRIED = [hook for hook in CALLS if hook not in ("policy", "open_body")]
 
 
-def destination(*errors: BaseException) -> tuple[Destination, Scripted]:
+def store(*errors: BaseException) -> tuple[ObjectStore, Scripted]:
     provider = Scripted(*errors)
     one = Installed(name="SCRIPTED", distribution="scripted", version="1", target="m:C")
     manager, hooks = register(provider, one)
     loaded = Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)
     wrappers = Wrappers.from_settings("OPENTELEMETRY", {})
-    made = Destination(loaded, retry=Retry(RetryPolicy(attempts=3), sleep=lambda _: None), wrappers=wrappers)
+    made = ObjectStore(loaded, retry=Retry(RetryPolicy(attempts=3), sleep=lambda _: None), wrappers=wrappers)
     made.use_bodies(Bodies(provider))
     return made, provider
 
@@ -211,7 +211,7 @@ def test_every_hook_of_the_contract_is_wrapped_and_tried_here() -> None:
 @every_hook
 def test_a_call_is_a_span_and_nothing_else_changes(exporter: InMemorySpanExporter, tmp_path: Path, hook: str) -> None:
     call, wanted, told = CALLS[hook]
-    to, _ = destination()
+    to, _ = store()
     found = call(to, tmp_path)
     assert found is wanted or found == wanted
     (span,) = spans(exporter)
@@ -224,7 +224,7 @@ def test_a_call_is_a_span_and_nothing_else_changes(exporter: InMemorySpanExporte
 def test_it_has_the_callers_span_as_its_parent_and_is_the_providers(
     exporter: InMemorySpanExporter, tmp_path: Path, hook: str
 ) -> None:
-    to, scripted = destination()
+    to, scripted = store()
     with trace.get_tracer("test").start_as_current_span("caller") as caller:
         CALLS[hook][0](to, tmp_path)
         assert trace.get_current_span() is caller
@@ -241,7 +241,7 @@ def test_it_has_the_callers_span_as_its_parent_and_is_the_providers(
 @pytest.mark.parametrize("hook", RETRIED)
 def test_each_attempt_is_a_span(exporter: InMemorySpanExporter, tmp_path: Path, hook: str) -> None:
     call, wanted, _ = CALLS[hook]
-    to, _ = destination(Throttled("slow down"), Unavailable("no answer", hint="look at the network"))
+    to, _ = store(Throttled("slow down"), Unavailable("no answer", hint="look at the network"))
     assert call(to, tmp_path) == wanted
     first, second, third = spans(exporter)
     assert [span.status.status_code for span in (first, second, third)] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
@@ -253,7 +253,7 @@ def test_each_attempt_is_a_span(exporter: InMemorySpanExporter, tmp_path: Path, 
 @pytest.mark.parametrize("hook", RETRIED)
 def test_the_error_is_the_providers_own(exporter: InMemorySpanExporter, tmp_path: Path, hook: str) -> None:
     error = BucketNotFound("it is not there")
-    to, _ = destination(error)
+    to, _ = store(error)
     with pytest.raises(BucketNotFound) as raised:
         CALLS[hook][0](to, tmp_path)
     assert raised.value is error
@@ -263,7 +263,7 @@ def test_the_error_is_the_providers_own(exporter: InMemorySpanExporter, tmp_path
 
 @every_hook
 def test_what_was_not_foreseen_shows_its_type_alone(exporter: InMemorySpanExporter, tmp_path: Path, hook: str) -> None:
-    to, _ = destination(*[RuntimeError(f"at https://store/?uploadId={UPLOAD.id}&key=canary-secret")] * 3)
+    to, _ = store(*[RuntimeError(f"at https://store/?uploadId={UPLOAD.id}&key=canary-secret")] * 3)
     with pytest.raises(Exception, match="RuntimeError"):
         CALLS[hook][0](to, tmp_path)
     assert len(spans(exporter)) == (3 if hook in RETRIED else 1)
@@ -276,7 +276,7 @@ def test_what_was_not_foreseen_shows_its_type_alone(exporter: InMemorySpanExport
 
 @every_hook
 def test_the_id_of_an_upload_is_in_no_span(exporter: InMemorySpanExporter, tmp_path: Path, hook: str) -> None:
-    to, _ = destination(Unavailable("once"))
+    to, _ = store(Unavailable("once"))
     try:
         CALLS[hook][0](to, tmp_path)
     except Unavailable:
@@ -286,14 +286,14 @@ def test_the_id_of_an_upload_is_in_no_span(exporter: InMemorySpanExporter, tmp_p
 
 
 def test_an_interrupt_passes(exporter: InMemorySpanExporter) -> None:
-    to, _ = destination(KeyboardInterrupt())
+    to, _ = store(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         to.write(BATCH, BODY)
     assert [attributes(span)["error.type"] for span in spans(exporter)] == ["KeyboardInterrupt"]
 
 
 def test_threads_do_not_mix_their_spans_up(exporter: InMemorySpanExporter) -> None:
-    to, _ = destination()
+    to, _ = store()
     tracer = trace.get_tracer("test")
     barrier = threading.Barrier(8)
 
@@ -315,7 +315,7 @@ def test_threads_do_not_mix_their_spans_up(exporter: InMemorySpanExporter) -> No
 
 def test_an_sdk_that_is_set_up_later_gets_the_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    to, _ = destination()
+    to, _ = store()
     to.write(BATCH, BODY)
     exporter = InMemorySpanExporter()
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", sdk(exporter))

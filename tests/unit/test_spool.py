@@ -205,7 +205,7 @@ def test_a_batch_that_failed_waits_for_its_time(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_batches_go_to_the_destination_for_which_they_were_recorded(tmp_path: Path) -> None:
+def test_batches_go_to_the_store_for_which_they_were_recorded(tmp_path: Path) -> None:
     old = open_spool(tmp_path, location="s3://old")
     record(old, [b"{}\n"])
     old.close()
@@ -222,7 +222,7 @@ def test_batches_go_to_the_destination_for_which_they_were_recorded(tmp_path: Pa
 @pytest.mark.parametrize(
     ("standings", "moved"), [([], False), (["refused"], True), (["proven"], False), (["proven", "refused"], False)]
 )
-def test_only_what_waits_for_a_destination_that_refused_everything_follows_the_settings(
+def test_only_what_waits_for_a_store_that_refused_everything_follows_the_settings(
     tmp_path: Path, standings: list[str], moved: bool
 ) -> None:
     """Never tried: it stays. Tried and refused: it was a mistake. May have got something: it stays for ever."""
@@ -253,7 +253,7 @@ def test_nothing_follows_that_was_on_its_way_when_its_process_died(tmp_path: Pat
     new.close()
 
 
-def test_nothing_follows_that_may_have_arrived_though_its_destination_refuses_everything_since(tmp_path: Path) -> None:
+def test_nothing_follows_that_may_have_arrived_though_its_store_refuses_everything_since(tmp_path: Path) -> None:
     killed = open_spool(tmp_path, location="s3://old")
     record(killed, [b"{}\n"])
     killed.seal()

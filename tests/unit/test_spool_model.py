@@ -92,7 +92,7 @@ class Process:
     deletes: dict[int, DueObject] = field(default_factory=dict)
     uploads: dict[str, JournaledUpload] = field(default_factory=dict)
     last_job: dict[Stream, int] = field(default_factory=dict)
-    accepted: bool = False  # its destination has taken something from it
+    accepted: bool = False  # its store has taken something from it
     spool: SqliteSpool = None  # type: ignore[assignment]
 
     def open(self, directory: Path, age: float) -> None:
@@ -620,7 +620,7 @@ class Model(RuleBasedStateMachine):
                     for id_, row in after.batches.items()
                     if row.state == "sealed" and row.claimed_by is None and not self.unanswered[id_]
                 }
-                assert not left & self.refused - in_use, "what a destination refused follows the settings"
+                assert not left & self.refused - in_use, "what a store refused follows the settings"
             due = [id_ for id_, row in after.batches.items() if row[:2] == ("sealed", process.location) and row.claimed_by is None]
             assert process.spool.has_claimable() == bool(due), "who starts to send need not wait"
 
@@ -720,7 +720,7 @@ class Model(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
     def end(self) -> None:
-        """All are killed; a process for each destination sends the rest: all is in the buckets then, and nothing is left over."""
+        """All are killed; a process for each store sends the rest: all is in the buckets then, and nothing is left over."""
         for process in list(self.live):
             self.live.remove(process)
             self.machinery.kill(process)
@@ -955,7 +955,7 @@ class Model(RuleBasedStateMachine):
                 row[0]: Row(row[1], row[2], row[3].partition("-")[0], row[3], row[4], row[5], row[6], row[7], row[8:])
                 for row in db.execute(
                     "SELECT b.id, state, location, blobs, claimed_by, kind, delivered, epoch, events, size, crc32c, uuid, key"
-                    " FROM batches b JOIN destinations d ON d.id=b.destination"
+                    " FROM batches b JOIN stores d ON d.id=b.store"
                 )
             }
             sessions = {row[0] for row in db.execute("SELECT id FROM sessions")}

@@ -25,10 +25,10 @@ from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     ConfigurationError,
     ContractViolation,
-    DestinationPaused,
     IntegrityError,
     PermissionDenied,
     StorageError,
+    StorePaused,
     Unavailable,
     WrapperMissing,
     WrapperNotFound,
@@ -36,7 +36,7 @@ from jobs_backup.errors import (
 from jobs_backup.model import Body, BytesBody
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.store import plugins
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.wrappers import Wrappers, load
 from jobs_backup.testing.memory import MemoryProvider
 
@@ -83,13 +83,13 @@ def record(variables: Mapping[str, str], payload: Mapping[str, object], *, archi
             backup.flush(timeout=120)
 
 
-def destination(variables: Mapping[str, str]) -> Destination:
-    return Destination.from_settings(CoreSettings.from_environment(variables), variables)
+def store(variables: Mapping[str, str]) -> ObjectStore:
+    return ObjectStore.from_settings(CoreSettings.from_environment(variables), variables)
 
 
 def read(variables: Mapping[str, str], key: str, tmp_path: Path) -> bytes:
     with (tmp_path / "fetched").open("w+b") as file:
-        destination(variables).fetch(key, file)
+        store(variables).fetch(key, file)
         return file.read()
 
 
@@ -210,7 +210,7 @@ def test_metadata_names_what_made_the_object(tmp_path: Path) -> None:
         claim = session_of(backup).spool.claim()
     assert claim is not None
     assert claim.batch.wrappers == ("xa=", "xb=2026-11")
-    to = destination(environment(tmp_path, "inner,outer"))
+    to = store(environment(tmp_path, "inner,outer"))
     assert to._object_arguments(claim.batch)["metadata"]["jobs-backup-wrappers"] == "xa=,xb=2026-11"
 
 
@@ -235,7 +235,7 @@ def test_what_a_wrapper_raises_before_the_call_counts_as_the_hooks_error(tmp_pat
     with Backup.from_env(environment(tmp_path, "failing,first")) as backup:
         backup.record({"n": 1}, source_id="web")
         backup.flush(timeout=120)
-        assert session_of(backup).destination.attempts == {
+        assert session_of(backup).store.attempts == {
             ("write", "Unavailable"): 1,
             ("write", "StorageError"): 1,
             ("write", "ok"): 1,
@@ -262,11 +262,11 @@ def test_the_others_see_the_error_of_one(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_permanent_error_of_a_wrapper_pauses_the_destination(tmp_path: Path) -> None:
+def test_a_permanent_error_of_a_wrapper_pauses_the_store(tmp_path: Path) -> None:
     Failing.before[:] = [PermissionDenied("no", action="a", resource="r")]
     with Backup.from_env(environment(tmp_path, "failing")) as backup:
         backup.record({"n": 1}, source_id="web")
-        with pytest.raises(DestinationPaused):
+        with pytest.raises(StorePaused):
             backup.flush(timeout=120)
 
 
@@ -278,7 +278,7 @@ def test_an_error_that_is_none_of_ours_names_the_wrappers_and_hides_secrets(tmp_
         claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(StorageError) as caught:
-            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
+            session_of(backup).store.write(*session_of(backup).store.prepare(claim.batch))
     assert caught.value.message == "MEMORY within FAILING within FIRST: write failed: RuntimeError: with ****"
 
 
@@ -288,7 +288,7 @@ def test_a_receipt_that_a_wrapper_loses_is_no_success(tmp_path: Path) -> None:
         claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(ContractViolation, match="MEMORY within FORGETTING: write returned NoneType"):
-            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
+            session_of(backup).store.write(*session_of(backup).store.prepare(claim.batch))
 
 
 def test_an_upload_whose_receipt_a_wrapper_loses_is_aborted(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_an_upload_whose_receipt_a_wrapper_loses_is_aborted(tmp_path: Path) -> N
         claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(ContractViolation, match="create_multipart returned NoneType"):
-            session_of(backup).destination.create_multipart(claim.batch)
+            session_of(backup).store.create_multipart(claim.batch)
     assert MemoryProvider.uploads == {}
 
 
@@ -308,7 +308,7 @@ def test_bytes_that_are_changed_without_a_format_are_not_stored(tmp_path: Path) 
         claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(IntegrityError):
-            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
+            session_of(backup).store.write(*session_of(backup).store.prepare(claim.batch))
     assert objects() == {}
 
 
@@ -327,7 +327,7 @@ def test_a_body_that_can_not_be_opened(tmp_path: Path, raised: Exception, expect
         assert claim is not None
         Failing.opening[:] = [raised]
         with pytest.raises(expected) as caught:
-            session_of(backup).destination.prepare(claim.batch)
+            session_of(backup).store.prepare(claim.batch)
         assert type(caught.value) is expected
     Failing.opening[:] = [raised]  # and the next attempt gets it through
     with Backup.from_env(environment(tmp_path, "inner,failing")) as backup:
@@ -393,7 +393,7 @@ def test_a_wrapper_that_breaks_the_contract_is_named_with_the_reason(install: In
 )
 def test_a_list_that_is_wrong(tmp_path: Path, text: str, why: str, hint: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        destination(environment(tmp_path, text))
+        store(environment(tmp_path, text))
     assert why in caught.value.message
     assert hint in caught.value.hint
 
@@ -411,27 +411,27 @@ def test_two_of_one_format_and_too_many_of_them(install: Install, monkeypatch: p
 
 @pytest.mark.parametrize("wrappers", ["", " , "])
 def test_none_is_the_default(tmp_path: Path, wrappers: str) -> None:
-    assert destination(environment(tmp_path, wrappers)).wrappers.applied == ()
+    assert store(environment(tmp_path, wrappers)).wrappers.applied == ()
 
 
 def test_only_those_that_are_named_are_imported(install: Install, tmp_path: Path) -> None:
     install("raise RuntimeError('imported')", name="BOMB", group=GROUP, distribution="bomb-backup")
-    assert destination(environment(tmp_path, "first")).wrappers.applied == ()
+    assert store(environment(tmp_path, "first")).wrappers.applied == ()
     with pytest.raises(WrapperNotFound, match=r"wrapper BOMB \(bomb-backup .* can't be imported: RuntimeError: imported"):
-        destination(environment(tmp_path, "bomb"))
+        store(environment(tmp_path, "bomb"))
 
 
 def test_settings_of_a_wrapper_that_is_not_named_are_an_error(tmp_path: Path) -> None:
     """Who has set a key believes that objects are encrypted."""
     with pytest.raises(ConfigurationError) as caught:
-        destination(environment(tmp_path, "first", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
+        store(environment(tmp_path, "first", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
     assert (
         caught.value.message
         == "JOBS_BACKUP_INNER_KEY is set, and JOBS_BACKUP_WRAPPERS does not name inner: it would have no effect"
     )
     assert caught.value.hint == "add inner to JOBS_BACKUP_WRAPPERS, or unset JOBS_BACKUP_INNER_KEY"
-    destination(environment(tmp_path, "first,inner", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
-    destination(environment(tmp_path, "first", JOBS_BACKUP_INNER_KEY=" ", JOBS_BACKUP_INNERMOST="x", JOBS_BACKUP_S3_SSE="AES256"))
+    store(environment(tmp_path, "first,inner", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
+    store(environment(tmp_path, "first", JOBS_BACKUP_INNER_KEY=" ", JOBS_BACKUP_INNERMOST="x", JOBS_BACKUP_S3_SSE="AES256"))
 
 
 def test_each_secret_of_a_list_is_hidden(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_each_secret_of_a_list_is_hidden(tmp_path: Path) -> None:
         claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(StorageError, match=r"(?m)write failed: RuntimeError: with \*\*\*\*$"):
-            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
+            session_of(backup).store.write(*session_of(backup).store.prepare(claim.batch))
 
 
 def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +458,7 @@ def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_pa
 
         monkeypatch.setattr(Body, "crc32c", fail)
         with pytest.raises(StorageError, match=r"(?m)^MEMORY within INNER: open_body failed: RuntimeError: with \*\*\*\*$"):
-            session_of(backup).destination.prepare(claim.batch)
+            session_of(backup).store.prepare(claim.batch)
 
 
 def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) -> None:
@@ -482,7 +482,7 @@ def test_a_wrapper_without_a_format_changes_nothing_before_one_that_has_one(tmp_
         claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(IntegrityError, match="not what was sealed") as caught:
-            session_of(backup).destination.prepare(claim.batch)
+            session_of(backup).store.prepare(claim.batch)
     assert "a wrapper that has no format" in caught.value.hint
 
 
@@ -495,9 +495,9 @@ def test_a_refusal_behind_the_call_does_not_mean_that_nothing_arrived(tmp_path: 
         claim = session_of(backup).spool.claim()
         assert claim is not None
         with pytest.raises(PermissionDenied):
-            session_of(backup).destination.write(*session_of(backup).destination.prepare(claim.batch))
-        assert session_of(backup).destination.may_have_accepted
-        assert session_of(backup).destination.may_land_for(sent_before=False) > 0
+            session_of(backup).store.write(*session_of(backup).store.prepare(claim.batch))
+        assert session_of(backup).store.may_have_accepted
+        assert session_of(backup).store.may_land_for(sent_before=False) > 0
     assert PermissionDenied.refused, "of others it still means that"
     assert len(objects()) == 1
 
@@ -526,15 +526,15 @@ def test_a_key_of_encryption_that_is_not_installed_is_an_error(
     points = plugins._entry_points
     monkeypatch.setattr(plugins, "_entry_points", lambda group: [one for one in points(group) if one.name != "ENCRYPTION"])
     with pytest.raises(ConfigurationError, match=f"{variable} is set, and JOBS_BACKUP_WRAPPERS does not name encryption"):
-        destination(environment(tmp_path, "", **{variable: "x"}))
+        store(environment(tmp_path, "", **{variable: "x"}))
     with pytest.raises(WrapperNotFound) as caught:
-        destination(environment(tmp_path, "encryption", **{variable: "x"}))
+        store(environment(tmp_path, "encryption", **{variable: "x"}))
     assert caught.value.hint.startswith("pip install ./contrib/encryption, in a clone")
 
 
 def test_what_is_none_of_a_wrappers_variables_may_look_like_one(install: Install, tmp_path: Path) -> None:
     more = {"JOBS_BACKUP_INNER_SERVICE_HOST": "10.0.0.1", "JOBS_BACKUP_INNER_OTHER": "x"}
-    assert destination(environment(tmp_path, "", **more)).wrappers.applied == ()
+    assert store(environment(tmp_path, "", **more)).wrappers.applied == ()
 
 
 def test_a_body_that_fails_while_it_is_read_back_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

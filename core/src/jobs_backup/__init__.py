@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from jobs_backup.errors import (
         BackupClosed,
         ConfigurationError,
-        DestinationPaused,
         InvalidEvent,
         JobsBackupError,
         NoArchiver,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         SpoolError,
         SpoolFull,
         StorageError,
+        StorePaused,
         UnknownJob,
     )
     from jobs_backup.settings.core import CoreSettings
@@ -37,7 +37,6 @@ __all__ = [
     "BackupClosed",
     "ConfigurationError",
     "CoreSettings",
-    "DestinationPaused",
     "Event",
     "InvalidEvent",
     "Job",
@@ -49,6 +48,7 @@ __all__ = [
     "SpoolError",
     "SpoolFull",
     "StorageError",
+    "StorePaused",
     "UnknownJob",
 ]
 

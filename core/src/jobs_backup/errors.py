@@ -249,8 +249,8 @@ class UnknownJob(JobsBackupError, LookupError):
         self.index = index
 
 
-class DestinationPaused(JobsBackupError):
-    """The destination keeps failing. What was recorded waits in the spool; `cause` is the last error."""
+class StorePaused(JobsBackupError):
+    """The store keeps failing. What was recorded waits in the spool; `cause` is the last error."""
 
     def __init__(self, message: str, *, cause: JobsBackupError) -> None:
         super().__init__(message, hint=cause.hint)

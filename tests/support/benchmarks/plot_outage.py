@@ -95,7 +95,7 @@ def draw(found: list[tuple[float, Samples]], path: Path) -> None:
     axes[2].plot(times, gauge("spool_oldest_seconds"), color="tab:red")
     axes[2].set_title("jobs_backup_spool_oldest_seconds", loc="left")
     axes[3].step(times, gauge("behind"), label="behind", where="post")
-    axes[3].step(times, [one * 0.9 for one in gauge("destination_paused")], label="destination_paused (x 0.9)", where="post")
+    axes[3].step(times, [one * 0.9 for one in gauge("store_paused")], label="store_paused (x 0.9)", where="post")
     axes[3].set_yticks([0, 1])
     axes[3].set_xlabel("seconds")
     for axis in axes:

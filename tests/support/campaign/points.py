@@ -128,7 +128,7 @@ _WRITER: Final = "jobs_backup.spool.sqlite.writer:Writer"
 _BLOBS: Final = "jobs_backup.spool.sqlite.blobs"
 _UPLOADS: Final = "jobs_backup.spool.sqlite.uploads:UploadJournal"
 _DELIVERIES: Final = "jobs_backup.spool.sqlite.deliveries:Deliveries"
-_DESTINATION: Final = "jobs_backup.store.object_store:Destination"
+_STORE: Final = "jobs_backup.store.object_store:ObjectStore"
 _LOCK: Final = "jobs_backup.spool.sqlite.locks:ProcessLock"
 _FILE: Final = "jobs_backup.store.file_provider"
 
@@ -151,31 +151,31 @@ KILLS: Final = (
     Point("before a drained file is removed", f"{_SPOOL}._clean_up", "before", "any", 3),
     # Sending
     Point("claimed", f"{_CATALOG}.claim", "after", "send", 5),
-    Point("object written, receipt not stored", f"{_DESTINATION}.write", "after", "send", 4),
+    Point("object written, receipt not stored", f"{_STORE}.write", "after", "send", 4),
     Point("before the receipt is stored", f"{_CATALOG}.stored", "before", "send", 4),
     Point("receipt stored", f"{_CATALOG}.stored", "after", "send", 4),
     Point("failed, not given back", f"{_CATALOG}.release", "before", "send", 2),
     Point("given back", f"{_CATALOG}.release", "after", "send", 2),
     # Sending in parts
-    Point("before the create", f"{_DESTINATION}.create_multipart", "before", "send", 2),
+    Point("before the create", f"{_STORE}.create_multipart", "before", "send", 2),
     Point("between create and journal", f"{_UPLOADS}.begin", "before", "send", 2),
     Point("journaled, no part", f"{_UPLOADS}.begin", "after", "send", 2),
     Point("part sent, not journaled", f"{_UPLOADS}.add_part", "before", "send", 3),
     Point("between parts", f"{_UPLOADS}.add_part", "after", "send", 3),
-    Point("all parts sent", f"{_DESTINATION}.complete_multipart", "before", "send", 2),
+    Point("all parts sent", f"{_STORE}.complete_multipart", "before", "send", 2),
     Point("completed, still in the journal", f"{_UPLOADS}.forget", "before", "send", 2),
     Point("completed, receipt not stored", f"{_UPLOADS}.forget", "after", "send", 2),
     Point("upload lost, not abandoned", f"{_UPLOADS}.abandon", "before", "send"),
     Point("upload abandoned", f"{_UPLOADS}.abandon", "after", "send"),
-    Point("before the abort", f"{_DESTINATION}.abort_multipart", "before", "send"),
-    Point("aborted, still in the journal", f"{_DESTINATION}.abort_multipart", "after", "send"),
+    Point("before the abort", f"{_STORE}.abort_multipart", "before", "send"),
+    Point("aborted, still in the journal", f"{_STORE}.abort_multipart", "after", "send"),
     Point("paused", f"{_CATALOG}.pause", "after", "send", 2),
     # Delivering and deleting
     Point("before what was delivered is noted", f"{_DELIVERIES}.add", "before", "record", 10),
     Point("noted as delivered, not told", f"{_DELIVERIES}.add", "after", "record", 10),
     Point("claimed to be deleted", f"{_DELIVERIES}.claim", "after", "send", 2),
-    Point("before the delete", f"{_DESTINATION}.delete", "before", "send", 2),
-    Point("deleted, not noted", f"{_DESTINATION}.delete", "after", "send", 2),
+    Point("before the delete", f"{_STORE}.delete", "before", "send", 2),
+    Point("deleted, not noted", f"{_STORE}.delete", "after", "send", 2),
     Point("noted as deleted", f"{_DELIVERIES}.deleted", "after", "send", 2),
     # Adopting what a dead process left, and ending
     Point("at adoption", f"{_SPOOL}._adopt", "before", "send", 2),

@@ -26,7 +26,7 @@ import msgspec
 from campaign import clocks, points
 
 from jobs_backup import Backup, Event
-from jobs_backup.errors import BackupClosed, DestinationPaused, NoArchiver, SpoolFull
+from jobs_backup.errors import BackupClosed, NoArchiver, SpoolFull, StorePaused
 from jobs_backup.spool.ids import origin_of
 
 SOURCES: Final = ("web", "ios", "android")
@@ -199,7 +199,7 @@ class _Recorder:
             os.write(self._acks, f"{FAILURE} {id_}\n".encode())
 
     def _flush(self) -> None:
-        with contextlib.suppress(DestinationPaused, NoArchiver, TimeoutError):
+        with contextlib.suppress(StorePaused, NoArchiver, TimeoutError):
             self._backup.flush(timeout=1.0)
 
     def _ids(self, count: int, *, whole: bool) -> list[str]:

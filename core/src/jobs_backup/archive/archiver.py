@@ -1,4 +1,4 @@
-"""Sends sealed batches into the bucket, several at once, until none is left or the destination has to be paused."""
+"""Sends sealed batches into the bucket, several at once, until none is left or the store has to be paused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jobs_backup.errors import (
 from jobs_backup.model import Batch, WriteReceipt
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.spool.interface import Claim, Spool
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.logs import logger_of
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ TICK: Final = 1.0
 
 _OF_THE_BATCH: Final = (IntegrityError, Unproven, UploadGone, SpoolError)
 """Errors that another batch need not meet."""
-_OF_THE_DESTINATION: Final = (Throttled, Unavailable)
+_OF_THE_STORE: Final = (Throttled, Unavailable)
 """Errors that every batch would meet, beside those that are `refused`. All that are in neither of the two count as both."""
 
 _STALLED_SECONDS: Final = 300.0
@@ -61,19 +61,17 @@ class Sent:
 class Archiver:
     """Worker threads that send, and others that look after the rest: ages, dead processes, uploads to be aborted, deletes."""
 
-    def __init__(self, spool: Spool, destination: Destination, settings: CoreSettings, *, stop: threading.Event) -> None:
-        """`stop` also ends the destination's retries."""
+    def __init__(self, spool: Spool, store: ObjectStore, settings: CoreSettings, *, stop: threading.Event) -> None:
+        """`stop` also ends the store's retries."""
         self._spool = spool
-        self._destination = destination
-        self._threshold = min(settings.multipart_threshold, destination.max_write_size or settings.multipart_threshold)
+        self._store = store
+        self._threshold = min(settings.multipart_threshold, store.max_write_size or settings.multipart_threshold)
         self._skip_delivered = settings.skip_delivered and settings.delete_after != "never"
         self._catalog_seconds = settings.catalog_days * 86_400.0
         self._forget_at = 0.0
         self._forgotten = 0
         self._stop = stop
-        self._multipart = Multipart(
-            spool, destination, part_size=settings.part_size, concurrency=settings.upload_concurrency, stop=stop
-        )
+        self._multipart = Multipart(spool, store, part_size=settings.part_size, concurrency=settings.upload_concurrency, stop=stop)
         # Entered as a lock: an interrupt within the condition's own entry, which is Python's, would leave it held.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -85,7 +83,7 @@ class Archiver:
         self._claim_error: SpoolError | None = None
         self._claims_fail_since = math.inf
         self._unreleased: list[Callable[[], None]] = []
-        self.deleter = Deleter(spool, destination, stop=stop, on_change=self.wake)
+        self.deleter = Deleter(spool, store, stop=stop, on_change=self.wake)
         self.sent = Sent()
         self.failure: JobsBackupError | None = None
         """The last error that delayed a batch; None again once another one was stored."""
@@ -198,7 +196,7 @@ class Archiver:
                     fields = {"key": batch.key, "events": batch.events, "bytes": batch.size}
                     log.info("%s is not written: all of its %d events were delivered", batch.key, batch.events, extra=fields)
                 else:
-                    self._store(claimed)
+                    self._upload(claimed)
             except SpoolCorrupt as error:
                 self._damaged(claimed, error)
             except JobsBackupError as error:
@@ -241,20 +239,20 @@ class Archiver:
         """Why nothing can be taken out of the spool, for some time now; None if it can be."""
         return self._claim_error if time.monotonic() - self._claims_fail_since >= _CLAIM_SECONDS else None
 
-    def _store(self, claimed: Claim) -> None:
-        batch, body = self._destination.prepare(claimed.batch)
+    def _upload(self, claimed: Claim) -> None:
+        batch, body = self._store.prepare(claimed.batch)
         if batch.wrappers:
             self._spool.pin_content(batch)
         try:
-            if self._destination.has_multipart and (batch.size > self._threshold or self._is_begun(claimed)):
+            if self._store.has_multipart and (batch.size > self._threshold or self._is_begun(claimed)):
                 receipt = self._multipart.send(batch, body, claimed.failures)
             else:
-                receipt = self._destination.write(batch, body)
+                receipt = self._store.write(batch, body)
         except AlreadyExists:
             # It is proven (see proof.py): an earlier attempt, whose answer was lost, has stored these bytes.
             receipt = WriteReceipt(existed=True)
         sent_before = claimed.times > 1 or receipt.existed
-        self._spool.stored(batch, deletable_after=self._destination.may_land_for(sent_before=sent_before))
+        self._spool.stored(batch, deletable_after=self._store.may_land_for(sent_before=sent_before))
         with self._lock:
             self._pause, self._pauses, self.failure = None, 0, None
             self.sent.objects += 1
@@ -268,7 +266,7 @@ class Archiver:
             batch.events,
             batch.size,
             ", was there" if receipt.existed else "",
-            extra={"key": batch.key, "events": batch.events, "bytes": batch.size, "destination": self._destination.location},
+            extra={"key": batch.key, "events": batch.events, "bytes": batch.size, "store": self._store.location},
         )
 
     def _is_begun(self, claimed: Claim) -> bool:
@@ -288,12 +286,12 @@ class Archiver:
             self._release(batch, error, 0.0)
             return
         self.failure = error
-        of_destination = error.refused or isinstance(error, _OF_THE_DESTINATION)
+        of_store = error.refused or isinstance(error, _OF_THE_STORE)
         # The spool's disk may only have been busy: the first retry comes at once.
         is_first = isinstance(error, SpoolError) and not failures
-        delay = 0.0 if of_destination or is_first else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
+        delay = 0.0 if of_store or is_first else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
         if isinstance(error, _OF_THE_BATCH):
-            fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "destination": self._destination.location}
+            fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "store": self._store.location}
             log.error("%s waits for %.0f s: %s", batch.key, delay, error.one_line(), extra=fields)
         else:
             self._begin_pause(error)  # before the batch is given back, or another worker would take it at once
@@ -311,15 +309,15 @@ class Archiver:
             self._spool.pause(error, seconds=pause)
         except SpoolError as failure:
             log.error("%s", failure.one_line(), extra={"code": failure.code})
-        fields = {"code": error.code, "wait_seconds": pause, "destination": self._destination.location}
-        log.error("%s is paused for %.0f s, nothing is lost: %s", self._destination.location, pause, error.one_line(), extra=fields)
+        fields = {"code": error.code, "wait_seconds": pause, "store": self._store.location}
+        log.error("%s is paused for %.0f s, nothing is lost: %s", self._store.location, pause, error.one_line(), extra=fields)
 
     def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
         """Give the batch back. A full disk must not keep it: it is tried again at each look, until it works or the session ends.
 
         The others come before it, since what this one met may be its own.
         """
-        standing = "proven" if self._destination.may_have_accepted else "refused" if error.refused else None
+        standing = "proven" if self._store.may_have_accepted else "refused" if error.refused else None
 
         def release() -> None:
             self._spool.release(batch, error, delay=delay, standing=standing)

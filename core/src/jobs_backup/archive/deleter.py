@@ -10,7 +10,7 @@ from typing import Final
 
 from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError, Throttled, Unavailable
 from jobs_backup.spool.interface import DueObject, Spool
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.logs import logger_of
 
 log: Final = logger_of(__name__)
@@ -30,10 +30,10 @@ _MAX_PROBE: Final = 1800.0
 class Deleter:
     """One thread. Nothing waits for it: what can't be deleted stays in the bucket, and in the spool's list."""
 
-    def __init__(self, spool: Spool, destination: Destination, *, stop: threading.Event, on_change: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, store: ObjectStore, *, stop: threading.Event, on_change: Callable[[], None]) -> None:
         """`on_change` is called whenever `is_idle` may have become true."""
         self._spool = spool
-        self._destination = destination
+        self._store = store
         self._stop = stop
         self._on_change = on_change
         self._wake = threading.Event()
@@ -90,7 +90,7 @@ class Deleter:
         failed: Mapping[str, Exception]
         is_of_call = False
         try:
-            failed = self._destination.delete([one.key for one in objects]).failed
+            failed = self._store.delete([one.key for one in objects]).failed
         except Exception as error:  # noqa: BLE001 - whatever it is, they must not stay claimed
             failed, is_of_call = dict.fromkeys((one.key for one in objects), error), True
         if self._stop.is_set() and is_of_call:
@@ -101,7 +101,7 @@ class Deleter:
             self._note(lambda: self._spool.deleted(gone))
             self.deleted += len(gone)
             for one in gone:
-                fields = {"key": one.key, "destination": self._destination.location}
+                fields = {"key": one.key, "store": self._store.location}
                 log.info("deleted %s: all of its events were delivered", one.key, extra=fields)
             if self._is_denied:
                 self._note(self._spool.retry_deletes)  # it was granted: what else was refused may work by now
@@ -137,10 +137,10 @@ class Deleter:
             " time: %s: %s",
             len(refused),
             tried,
-            self._destination.location,
+            self._store.location,
             refused[0][0].key,
             error.one_line(),
-            extra={"code": error.code, "hook": "delete", "key": refused[0][0].key, "destination": self._destination.location},
+            extra={"code": error.code, "hook": "delete", "key": refused[0][0].key, "store": self._store.location},
         )
         self._told = error.code
 

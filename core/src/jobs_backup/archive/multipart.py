@@ -24,7 +24,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
 from jobs_backup.spool.interface import JournaledUpload, Spool
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.logs import logger_of
 
 log: Final = logger_of(__name__)
@@ -47,13 +47,13 @@ class _Range(NamedTuple):
 
 
 class Multipart:
-    """Sends objects in parts to one destination, all of them from one pool of threads."""
+    """Sends objects in parts to one store, all of them from one pool of threads."""
 
-    def __init__(self, spool: Spool, destination: Destination, *, part_size: int, concurrency: int, stop: threading.Event) -> None:
+    def __init__(self, spool: Spool, store: ObjectStore, *, part_size: int, concurrency: int, stop: threading.Event) -> None:
         self._spool = spool
-        self._destination = destination
+        self._store = store
         self._part_size = part_size
-        self._window = 1 if destination.sequential_parts else concurrency
+        self._window = 1 if store.sequential_parts else concurrency
         self._pool = _Pool(concurrency)
         self._stop = stop
         self._aborting = threading.Lock()
@@ -105,7 +105,7 @@ class Multipart:
         return failed >= _GIVEN_UP_AFTER and failed > failures // 2
 
     def _tell_begun_again(self, why: str, batch: Batch, error: StorageError) -> None:
-        fields = {"key": batch.key, "code": error.code, "destination": self._destination.location}
+        fields = {"key": batch.key, "code": error.code, "store": self._store.location}
         log.warning("%s: %s, another one is begun: %s", batch.key, why, error, extra=fields)
 
     def abort_abandoned(self) -> list[JobsBackupError]:
@@ -115,9 +115,9 @@ class Multipart:
             return [error for error in errors if error is not None]
 
     def _abort(self, journaled: JournaledUpload) -> JobsBackupError | None:
-        fields = {"key": journaled.upload.key, "hook": "abort_multipart", "destination": self._destination.location}
+        fields = {"key": journaled.upload.key, "hook": "abort_multipart", "store": self._store.location}
         try:
-            outcome = self._destination.abort_multipart(journaled.upload).outcome
+            outcome = self._store.abort_multipart(journaled.upload).outcome
         except (UploadGone, ObjectNotFound):
             outcome = Outcome.GONE
         except JobsBackupError as error:
@@ -140,28 +140,28 @@ class Multipart:
         self._pool.close()
 
     def _begin(self, batch: Batch) -> JournaledUpload:
-        destination = self._destination
-        smallest = max(self._part_size, destination.min_part_size, -(-batch.size // destination.max_parts))
-        part_size = -(-smallest // destination.part_multiple) * destination.part_multiple
-        upload = destination.create_multipart(batch)
+        store = self._store
+        smallest = max(self._part_size, store.min_part_size, -(-batch.size // store.max_parts))
+        part_size = -(-smallest // store.part_multiple) * store.part_multiple
+        upload = store.create_multipart(batch)
         try:
             return self._spool.uploads.begin(batch, upload, part_size)
         except SpoolError:
             # Nobody will know of it: now or never.
             with suppress(JobsBackupError):
-                destination.abort_multipart(upload)
+                store.abort_multipart(upload)
             raise
 
     def _finish(self, journaled: JournaledUpload, sent: list[Part], batch: Batch, body: Body) -> WriteReceipt:
         parts = {part.number: part for part in sent}
         ranges = _ranges(batch.size, journaled.part_size)
-        completes = self._destination.sequential_parts  # where parts are, the last one may complete the object
+        completes = self._store.sequential_parts  # where parts are, the last one may complete the object
         try:
             self._send_parts(journaled, [one for one in ranges if one.number not in parts], body, parts)
             if len(parts) < len(ranges):
                 raise Stopped(f"{batch.key}: stopped after {len(parts)} of {len(ranges)} parts; the next start continues")
             completes = True
-            receipt = self._destination.complete_multipart(journaled.upload, [parts[one.number] for one in ranges], batch)
+            receipt = self._store.complete_multipart(journaled.upload, [parts[one.number] for one in ranges], batch)
         except IntegrityError as error:
             if not completes:
                 raise
@@ -191,7 +191,7 @@ class Multipart:
     def _send_part(self, journaled: JournaledUpload, one: _Range, body: Body) -> Part:
         if self._stop.is_set():
             raise Stopped(f"{journaled.upload.key}: stopped before part {one.number}; the next start continues")
-        part = self._destination.write_part(journaled.upload, one.number, one.offset, body.slice(one.offset, one.size), one.last)
+        part = self._store.write_part(journaled.upload, one.number, one.offset, body.slice(one.offset, one.size), one.last)
         self._spool.uploads.add_part(journaled, part)
         return part
 

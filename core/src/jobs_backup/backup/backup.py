@@ -167,7 +167,7 @@ class Backup:
             timeout: seconds; None waits as long as it takes.
 
         Raises:
-            DestinationPaused: it keeps failing. What was recorded waits in the spool.
+            StorePaused: it keeps failing. What was recorded waits in the spool.
             SpoolCorrupt: some of it was damaged on the disk, and is set aside.
             NoArchiver: this Backup does not archive, and no other process does.
             TimeoutError: not all of it is there yet.

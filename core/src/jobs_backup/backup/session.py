@@ -18,12 +18,12 @@ from jobs_backup.backup.failures import Failure, FailureRecord
 from jobs_backup.checks.settings import unknown_settings
 from jobs_backup.errors import (
     BackupClosed,
-    DestinationPaused,
     InvalidEvent,
     JobsBackupError,
     NoArchiver,
     SpoolCorrupt,
     SpoolError,
+    StorePaused,
     UnknownJob,
 )
 from jobs_backup.format.lines import Payload
@@ -31,7 +31,7 @@ from jobs_backup.model import Kind, Stream
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.spool.engines import open_spool
 from jobs_backup.spool.interface import InputPosition, Recording
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.logs import logger_of
 
 log: Final = logger_of(__name__)
@@ -58,13 +58,13 @@ class Session:
         if environment is not None:  # otherwise, whoever has read the settings reports them
             for line in unknown_settings(settings, environment):
                 log.warning("%s", line, extra={"code": "UnknownSetting"})
-        destination = Destination.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
-        self.destination = destination
-        self.location = destination.location
-        self.spool = open_spool(settings, location=destination.location, wrappers=destination.wrappers.applied, archives=archive)
-        destination.use_bodies(self.spool)
-        destination.remember_doubts_in(self.spool)
-        self.archiver = Archiver(self.spool, destination, settings, stop=self._stop) if archive else None
+        store = ObjectStore.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
+        self.store = store
+        self.location = store.location
+        self.spool = open_spool(settings, location=store.location, wrappers=store.wrappers.applied, archives=archive)
+        store.use_bodies(self.spool)
+        store.remember_doubts_in(self.spool)
+        self.archiver = Archiver(self.spool, store, settings, stop=self._stop) if archive else None
         self._sealer = threading.Thread(target=self._seal_by_age, name="jobs-backup-seal", daemon=True)
         try:
             if self.archiver:
@@ -136,7 +136,7 @@ class Session:
                 time.sleep(TICK / 10)
                 continue
             if (error := self.archiver.blocked_by) is not None and self.spool.is_unsent(last):
-                raise DestinationPaused(f"{self.location} is paused, what was recorded waits in the spool: {error}", cause=error)
+                raise StorePaused(f"{self.location} is paused, what was recorded waits in the spool: {error}", cause=error)
             self.archiver.wake()
             self.archiver.wait(TICK if until is None else min(TICK, max(0.0, until - time.monotonic())))
         if damages := self.spool.quarantined(own=True):

@@ -32,7 +32,7 @@ from jobs_backup.model import Batch, BytesBody, Kind, Policy, Stream, Upload
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.spool import engines
 from jobs_backup.store import providers
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.retry import Retry, RetryPolicy
 from jobs_backup.store.wrappers import Wrappers
 
@@ -106,7 +106,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         left: what could not be removed.
     """
 
-    destination: str
+    store: str
     provider: str
     prefix: str
     region: str
@@ -133,26 +133,26 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
     prefix = clean_prefix(settings.prefix)
     spool = list(_spool(settings.spool_path, settings.spool_min_free))
     loaded = providers.load(settings.storage_provider, environment)
-    destination = Destination(
+    store = ObjectStore(
         loaded,
         retry=Retry(_RETRY),
         wrappers=Wrappers.from_settings(settings.wrappers, environment),
         timeout=min(settings.request_timeout, _TIMEOUT),
         if_absent=settings.conditional_writes,
     )
-    probes = _Probes(destination, environment, prefix, conditional=settings.conditional_writes)
+    probes = _Probes(store, environment, prefix, conditional=settings.conditional_writes)
     probes.run()
     rights = [*probes.rights, *spool]
     return Report(
-        destination=destination.location,
+        store=store.location,
         provider=loaded.installed.name,
         prefix=prefix,
-        region=destination.region,
+        region=store.region,
         clock_skew=probes.clock_skew,
         ready=not any(right.missing for right in rights),
         rights=rights,
         notes=probes.notes,
-        warnings=[*probes.warnings, *destination.warnings],
+        warnings=[*probes.warnings, *store.warnings],
         left=[Left(key=key, what=what) for key, what in probes.left.items()],
     )
 
@@ -160,13 +160,13 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
 class _Probes:
     """One after the other, each as a row of `rights`."""
 
-    def __init__(self, destination: Destination, environment: Mapping[str, str], prefix: str, *, conditional: bool) -> None:
-        self._destination = destination
+    def __init__(self, store: ObjectStore, environment: Mapping[str, str], prefix: str, *, conditional: bool) -> None:
+        self._store = store
         self._environment = environment
         self._prefix = prefix
         self._conditional = conditional
-        self._least = _policy(destination, environment)
-        self._most = _policy(destination, environment, everything=True)
+        self._least = _policy(store, environment)
+        self._most = _policy(store, environment, everything=True)
         self._needed = frozenset(self._least.grants) if self._least else _BACKING_UP
         self._directory = f"{prefix}/{_DIRECTORY}" if prefix else _DIRECTORY
         self._id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex}"
@@ -185,7 +185,7 @@ class _Probes:
             self._try("conditional write", "write", self._write_again, sensible=self._is("write", State.GRANTED))
         else:
             self._add("conditional write", "write", State.OFF)
-        if self._destination.has_multipart:
+        if self._store.has_multipart:
             self._try("multipart", "create_multipart", self._write_in_parts)
             self._try("abort", "abort_multipart", lambda: self._abort(self._key("-aborted")), sensible=self._can_begin)
         else:
@@ -209,7 +209,7 @@ class _Probes:
         before = time.time()
         with self._storing(key):
             try:
-                at = self._destination.write(_batch(key), _CONTENT).at
+                at = self._store.write(_batch(key), _CONTENT).at
             except AlreadyExists:  # by an attempt whose answer was lost: nobody else has this key
                 at = None
         if at is not None:
@@ -228,7 +228,7 @@ class _Probes:
     def _write_again(self) -> State:
         # Should the store not see that there is one, it is overwritten with the same bytes.
         try:
-            self._destination.write(_batch(self._key()), _CONTENT)
+            self._store.write(_batch(self._key()), _CONTENT)
         except AlreadyExists:
             return State.SUPPORTED
         self.warnings.append(
@@ -242,8 +242,8 @@ class _Probes:
         upload = self._begin(batch)
         try:
             with self._storing(batch.key):
-                part = self._destination.write_part(upload, 1, 0, _CONTENT, last=True)
-                self._destination.complete_multipart(upload, [part], batch)
+                part = self._store.write_part(upload, 1, 0, _CONTENT, last=True)
+                self._store.complete_multipart(upload, [part], batch)
         except AlreadyExists:
             self._end(upload)
             self.left[batch.key] = "object"
@@ -255,18 +255,18 @@ class _Probes:
     def _abort(self, key: str) -> State:
         upload = self._begin(_batch(key))
         self.left[key] = "upload"
-        self._destination.abort_multipart(upload)
+        self._store.abort_multipart(upload)
         del self.left[key]
         return State.GRANTED
 
     def _begin(self, batch: Batch) -> Upload:
-        upload = self._destination.create_multipart(batch)
+        upload = self._store.create_multipart(batch)
         self._can_begin = True
         return upload
 
     def _end(self, upload: Upload) -> None:
         try:
-            self._destination.abort_multipart(upload)
+            self._store.abort_multipart(upload)
         except JobsBackupError:
             self.left.setdefault(upload.key, "upload")  # why it was begun and not completed is what is reported
 
@@ -274,7 +274,7 @@ class _Probes:
         """Whether the prefix is a part of the policy: not all stores can grant rights on a part of a bucket."""
         if not self._least or not self._prefix or f"{_DIRECTORY}/".startswith(f"{self._prefix}/"):
             return False
-        anywhere = _policy(self._destination, {**self._environment, "JOBS_BACKUP_PREFIX": ""})
+        anywhere = _policy(self._store, {**self._environment, "JOBS_BACKUP_PREFIX": ""})
         return anywhere is not None and anywhere.text != self._least.text
 
     def _look_beside_prefix(self) -> None:
@@ -286,21 +286,21 @@ class _Probes:
 
     def _read(self, stored: list[str]) -> State:
         if stored:
-            self._destination.fetch(stored[0], io.BytesIO(), size=_CONTENT.size, crc=_CONTENT.crc32c())
+            self._store.fetch(stored[0], io.BytesIO(), size=_CONTENT.size, crc=_CONTENT.crc32c())
             return State.GRANTED
         with suppress(ObjectNotFound):  # who is told this may read
-            self._destination.fetch(self._key(), io.BytesIO())
+            self._store.fetch(self._key(), io.BytesIO())
         return State.GRANTED
 
     def _list(self) -> State:
-        self._destination.list(f"{self._directory}/", "")
+        self._store.list(f"{self._directory}/", "")
         return State.GRANTED
 
     def _delete(self) -> State:
         # Also those that seem not to be there: what was refused, or whose answer was lost, may be known better by the store.
-        keys = [self._key(), self._key("-parts")] if self._destination.has_multipart else [self._key()]
+        keys = [self._key(), self._key("-parts")] if self._store.has_multipart else [self._key()]
         was_there = [key for key, what in self.left.items() if what != "upload"]
-        receipt = self._destination.delete(keys)
+        receipt = self._store.delete(keys)
         for key in receipt.deleted:
             if self.left.get(key) != "upload":
                 self.left.pop(key, None)
@@ -359,7 +359,7 @@ class _Probes:
 
 
 def _batch(key: str) -> Batch:
-    """A batch that is nobody's, for what a destination wants to know of an object."""
+    """A batch that is nobody's, for what a store wants to know of an object."""
     return Batch(
         id=0,
         stream=Stream(Kind.RAW, "", ""),
@@ -375,9 +375,9 @@ def _batch(key: str) -> Batch:
     )
 
 
-def _policy(destination: Destination, environment: Mapping[str, str], *, everything: bool = False) -> Policy | None:
+def _policy(store: ObjectStore, environment: Mapping[str, str], *, everything: bool = False) -> Policy | None:
     try:
-        return destination.policy(environment, delete=everything, replay=everything)
+        return store.policy(environment, delete=everything, replay=everything)
     except StorageError:  # it has none: then nothing is known of permissions beforehand
         return None
 

@@ -24,7 +24,7 @@ _COMMANDS: Final = {
     "check": "Try what the credentials allow, with write-only probes.",
     "env": "Print a commented docker.env for a provider.",
     "replay": "Read events back from the bucket, as NDJSON.",
-    "status": "Show what waits in the spool, for which destination, and why.",
+    "status": "Show what waits in the spool, for which store, and why.",
     "providers": "List the installed storage providers, or check one.",
     "wrappers": "List the installed wrappers, such as encryption.",
     "help": "Explain the code in brackets that ends a message.",

@@ -178,7 +178,7 @@ class Summary:
         sent = archiver.sent if archiver else None
         return {
             "complete": complete,
-            "destination": self._session.location,
+            "store": self._session.location,
             self._counted: self.count,
             **({"unknown": self._unknown} if self._counted == "ids" else {}),
             "resumed": self.resumed,

@@ -16,7 +16,7 @@ from jobs_backup.util.logs import printable
 
 
 class Terminal:
-    """Two lines: what is read, and what is stored; and why nothing is, if the destination is paused."""
+    """Two lines: what is read, and what is stored; and why nothing is, if the store is paused."""
 
     def __init__(self, session: Session, inputs: Sequence[Input], counted: str) -> None:
         sizes = [one.size for one in inputs]

@@ -70,8 +70,8 @@ HELP: Final = {
     "deleted_objects": "Objects that were deleted since all of their events were delivered (of the spool).",
     "set_aside_objects": "Batches that were set aside, whole or in part, since they were damaged on the disk (of the spool).",
     "last_stored_timestamp_seconds": "When the last object was stored, in seconds since 1970, 0 if none was (of the spool).",
-    "destination_paused": "1 while nothing is sent there since it refuses or fails (of the spool).",
-    "destination_failing": "1 if sending there has failed and nothing was stored there since (of the spool).",
+    "store_paused": "1 while nothing is sent there since it refuses or fails (of the spool).",
+    "store_failing": "1 if sending there has failed and nothing was stored there since (of the spool).",
     "waiting_deletes": "Objects that are still to be deleted (of the spool).",
     "open_uploads": "Multipart uploads: those that are being sent, and those that are still to be aborted (of the spool).",
     "unreadable_files": "Files of dead processes whose events nobody can send so far (of the spool).",
@@ -141,7 +141,7 @@ class Metrics(Collector):
             return self._found
 
     def _of_process(self) -> Iterator[Metric]:
-        session, recorded, destination = self._session, self._session.spool.recorded, self._session.destination
+        session, recorded, store = self._session, self._session.spool.recorded, self._session.store
         build = {"version": __version__, "python": platform.python_version(), "provider": session.settings.storage_provider.upper()}
         yield InfoMetricFamily("jobs_backup_build", HELP["build"], value=build)
         yield _by_kind("recorded_events", recorded.events)
@@ -152,18 +152,18 @@ class Metrics(Collector):
         commits.add_metric([], *_buckets(recorded.commit_seconds))
         yield commits
         attempts = CounterMetricFamily("jobs_backup_attempts", HELP["attempts"], labels=["hook", "outcome"])
-        for (hook, outcome), count in sorted(destination.attempts.copy().items()):
+        for (hook, outcome), count in sorted(store.attempts.copy().items()):
             attempts.add_metric([hook, outcome], count)
         yield attempts
         seconds = HistogramMetricFamily("jobs_backup_attempt_seconds", HELP["attempt_seconds"], labels=["hook"])
-        for hook, histogram in sorted(destination.attempt_seconds.copy().items()):
+        for hook, histogram in sorted(store.attempt_seconds.copy().items()):
             seconds.add_metric([hook], *_buckets(histogram))
         yield seconds
         yield _counter("scrape_errors", self._errors)
 
     def _of_spool(self, status: Status, totals: list[Total]) -> Iterator[Metric]:
         settings = self._session.settings
-        streams = [stream for one in status.destinations for stream in one.streams]
+        streams = [stream for one in status.stores for stream in one.streams]
         open_events = sum(stream.open_events for stream in streams)
         yield _gauge("behind", bool(status.behind))
         yield _gauges("spool_events", "state", {"open": open_events, "sealed": status.events - open_events})
@@ -180,16 +180,16 @@ class Metrics(Collector):
             yield _by_kind(metric, {one.kind: getattr(one, column) for one in totals if one.state == state})
         yield _gauge("last_stored_timestamp_seconds", max(one.stored_at for one in totals if one.state == "stored"))
         # Its own, too, where nothing is to be told of it.
-        destinations = dict.fromkeys([self._session.location]) | {one.location: one for one in status.destinations}
-        paused = {location: one is not None and one.paused > 0 for location, one in destinations.items()}
-        failing = {location: one is not None and bool(one.error) for location, one in destinations.items()}
-        deletes = {location: 0 if one is None else one.deletes for location, one in destinations.items()}
-        yield _gauges("destination_paused", "destination", paused)
-        yield _gauges("destination_failing", "destination", failing)
-        yield _gauges("waiting_deletes", "destination", deletes)
+        stores = dict.fromkeys([self._session.location]) | {one.location: one for one in status.stores}
+        paused = {location: one is not None and one.paused > 0 for location, one in stores.items()}
+        failing = {location: one is not None and bool(one.error) for location, one in stores.items()}
+        deletes = {location: 0 if one is None else one.deletes for location, one in stores.items()}
+        yield _gauges("store_paused", "store", paused)
+        yield _gauges("store_failing", "store", failing)
+        yield _gauges("waiting_deletes", "store", deletes)
         uploads = {
-            "sending": sum(one.uploads for one in status.destinations),
-            "to_abort": sum(one.aborts for one in status.destinations),
+            "sending": sum(one.uploads for one in status.stores),
+            "to_abort": sum(one.aborts for one in status.stores),
         }
         yield _gauges("open_uploads", "state", uploads)
         yield _gauge("unreadable_files", len(status.unreadable))

@@ -27,7 +27,7 @@ from jobs_backup.format.keys import formats_of
 from jobs_backup.format.lines import MAX_PAYLOAD
 from jobs_backup.replay.lines import line_filter, opened
 from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.exhaustion import explain
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -73,7 +73,7 @@ class Replay:
 
     def __init__(
         self,
-        destination: Destination,
+        store: ObjectStore,
         query: Query,
         *,
         payload_only: bool = False,
@@ -85,7 +85,7 @@ class Replay:
 
         With `wrapped_only` an object that was made without an active wrapper counts as damaged.
         """
-        self._destination = destination
+        self._store = store
         self._query = query
         self._payload_only = payload_only
         self._wrapped_only = wrapped_only
@@ -133,7 +133,7 @@ class Replay:
                 if stop.is_set():
                     return
                 self.objects += 1
-                self.unwrapped.update(self._destination.wrappers.left_out(formats_of(found.key)))
+                self.unwrapped.update(self._store.wrappers.left_out(formats_of(found.key)))
                 self.bytes += found.size
                 skipped = lines or 0 if found.key == key else 0
                 try:
@@ -181,10 +181,10 @@ class Replay:
 
     def _fetch(self, found: Found, file: BinaryIO) -> None:
         known = found.crc32c is not None
-        if self._wrapped_only and (missing := self._destination.wrappers.left_out(formats_of(found.key))):
+        if self._wrapped_only and (missing := self._store.wrappers.left_out(formats_of(found.key))):
             raise IntegrityError(f"{found.key} has no .{missing[0]}: it was recorded without it, or somebody else has written it")
         try:
-            self._destination.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
+            self._store.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise

@@ -16,7 +16,7 @@ from jobs_backup.format.keys import FAILED, ParsedKey, parse_key, safe_id
 from jobs_backup.model import Kind
 from jobs_backup.spool.engines import open_reader
 from jobs_backup.spool.interface import SpoolReader, StoredObject
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.logs import plural
 
 _PAGE: Final = 1000
@@ -218,7 +218,7 @@ def _bounds(first: int, last: int) -> tuple[int, int]:
     return min(first, last) - _SLACK, max(first, last) + _SLACK
 
 
-def listed(destination: Destination, prefix: str, query: Query, after: str = "", seen: set[str] | None = None) -> Iterator[Found]:
+def listed(store: ObjectStore, prefix: str, query: Query, after: str = "", seen: set[str] | None = None) -> Iterator[Found]:
     """The objects of a query that are in the bucket, as far as their keys tell: RudderStack's, too.
 
     All keys of the source are looked at, whatever time is asked for: the day in a key is that of its first event alone. Raw
@@ -241,20 +241,20 @@ def listed(destination: Destination, prefix: str, query: Query, after: str = "",
     if after and (place := parse_key(split_cursor(after)[0], prefix)) is not None and place.kind is query.kind:
         yield _of_key(place, split_cursor(after)[0], 0)
     for below_it in places:
-        yield from _listed(destination, below_it, prefix, query, set() if seen is None else seen)
+        yield from _listed(store, below_it, prefix, query, set() if seen is None else seen)
 
 
-def sources_in(destination: Destination, prefix: str, query: Query) -> set[str]:
+def sources_in(store: ObjectStore, prefix: str, query: Query) -> set[str]:
     """Which sources of a query have raw objects in the bucket: one may have those, and no failures. Raises as `listed`."""
     below = f"{prefix}/" if prefix else ""
-    return {source for source in query.source_ids if destination.list(f"{below}{safe_id(source)}/gw/", "").objects}
+    return {source for source in query.source_ids if store.list(f"{below}{safe_id(source)}/gw/", "").objects}
 
 
-def _listed(destination: Destination, place: str, prefix: str, query: Query, seen: set[str]) -> Iterator[Found]:
+def _listed(store: ObjectStore, place: str, prefix: str, query: Query, seen: set[str]) -> Iterator[Found]:
     sources, workspaces = ({safe_id(one): one for one in ids} for ids in (query.source_ids, query.workspace_ids))
     token: str | None = ""
     while token is not None:
-        page = destination.list(place, token)
+        page = store.list(place, token)
         for one in page.objects:
             parsed = parse_key(one.key, prefix)
             if parsed is None or parsed.kind is not query.kind:

@@ -148,7 +148,7 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = 90
     retry_attempts: Annotated[
-        Count, Variable("JOBS_BACKUP_RETRY_ATTEMPTS", "How often a request is tried before the destination is paused.")
+        Count, Variable("JOBS_BACKUP_RETRY_ATTEMPTS", "How often a request is tried before the store is paused.")
     ] = 6
     retry_max_wait: Annotated[Duration, Variable("JOBS_BACKUP_RETRY_MAX_WAIT", "The longest wait between two attempts.")] = (
         Duration(30)

@@ -185,7 +185,7 @@ class DueObject(NamedTuple):
 
 
 class WaitingDeletes(msgspec.Struct, frozen=True):
-    """Objects of a destination that are to be deleted. `error` and `hint` are why the last ones could not be, empty if they could;
+    """Objects of a store that are to be deleted. `error` and `hint` are why the last ones could not be, empty if they could;
     nothing is deleted before `paused_until` (seconds since 1970)."""
 
     location: str

@@ -10,7 +10,7 @@ from jobs_backup.settings.core import CoreSettings
 
 
 class StreamStatus(msgspec.Struct, kw_only=True):
-    """What of one stream waits for one destination.
+    """What of one stream waits for one store.
 
     Attributes:
         open_events: in batches that still take events.
@@ -31,8 +31,8 @@ class StreamStatus(msgspec.Struct, kw_only=True):
     oldest: float = 0.0
 
 
-class DestinationStatus(msgspec.Struct, kw_only=True):
-    """A destination for which something waits, or uploads are open, or objects are to be deleted.
+class StoreStatus(msgspec.Struct, kw_only=True):
+    """A store for which something waits, or uploads are open, or objects are to be deleted.
 
     Attributes:
         error, hint: of the last failure, if nothing was stored since then.
@@ -96,7 +96,7 @@ class Status(msgspec.Struct, kw_only=True):
 
     Attributes:
         full: what has run out, so that nothing can be recorded; empty if nothing has.
-        behind: why the backup is behind, in one line; empty if it is not. It is while a destination is paused or failing and
+        behind: why the backup is behind, in one line; empty if it is not. It is while a store is paused or failing and
             something waits for it, something was damaged or can't be read, or the oldest event that waits is older than it should
             get.
         unreadable: its events are not counted.
@@ -109,7 +109,7 @@ class Status(msgspec.Struct, kw_only=True):
     bytes: int
     free: int
     oldest: float
-    destinations: list[DestinationStatus]
+    stores: list[StoreStatus]
     processes: list[ProcessStatus]
     quarantine: list[QuarantineStatus]
     unreadable: list[UnreadableStatus]

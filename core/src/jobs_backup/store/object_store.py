@@ -44,7 +44,7 @@ _LANDING_MARGIN: Final = 60.0
 """Seconds. What was sent may wait on its way, or in the store, for longer than its sender."""
 
 
-class Destination:
+class ObjectStore:
     """One method for each hook; each calls the provider under the retry policy and checks what it returns.
 
     All errors are of the taxonomy: what a provider raises beside it becomes a StorageError that names provider and hook.
@@ -100,8 +100,8 @@ class Destination:
         environment: Mapping[str, str],
         *,
         stop: threading.Event | None = None,
-    ) -> Destination:
-        """The destination that the environment asks for.
+    ) -> ObjectStore:
+        """The store that the environment asks for.
 
         Raises:
             ConfigurationError: the provider or a wrapper is not installed, or its settings are wrong.
@@ -266,7 +266,7 @@ class Destination:
             target.seek(0)
             return got
 
-        fields = {"hook": "read", "destination": self.location, "key": key}
+        fields = {"hook": "read", "store": self.location, "key": key}
         return self._retry.call(f"{self._name} read {key}", get, self._counted("read"), fields=fields)
 
     def _block(self, reader: BinaryIO) -> bytes:
@@ -320,7 +320,7 @@ class Destination:
     def _call(self, hook: str, expected: type[T], what: str, **arguments: Any) -> T:
         publishes = hook in _PUBLISHING or (self.sequential_parts and arguments.get("last", False))
         arguments["timeout"] = self._timeout
-        fields = {"hook": hook, "destination": self.location, "key": key_of(arguments)}
+        fields = {"hook": hook, "store": self.location, "key": key_of(arguments)}
         attempted = self._counted(hook, publishes=publishes)
         what = f"{self._name} {hook} {what}"
         call: Callable[..., object] = getattr(self._manager.hook, hook)

@@ -36,7 +36,7 @@ class Doubts(Protocol):
 
 
 class Proof:
-    """Holds what one destination's provider says to these conditions. Safe to use from many threads."""
+    """Holds what one store's provider says to these conditions. Safe to use from many threads."""
 
     def __init__(self, *, if_absent: bool, sequential_parts: bool) -> None:
         self._if_absent = if_absent

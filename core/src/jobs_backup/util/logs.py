@@ -25,7 +25,7 @@ FIELDS: Final = {
     "hook": "of the provider, that was called",
     "attempt": "how often it was tried, this one included",
     "wait_seconds": "until it is tried again",
-    "destination": "the bucket",
+    "store": "the bucket",
     "request_id": "of a request to `serve`, as in its answer; and of the same",
     "method": "its method",
     "path": "its path, `other` if `serve` has no such one",

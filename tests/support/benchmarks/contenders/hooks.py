@@ -1,4 +1,4 @@
-"""One call of a hook through `Destination` (pluggy, and tenacity around it), with a provider that does nothing."""
+"""One call of a hook through `ObjectStore` (pluggy, and tenacity around it), with a provider that does nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.contenders.common import Job, Measured, main
 
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Batch, Body, BytesBody, DeleteReceipt, Kind, Outcome, Stream, Upload, WriteReceipt
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.plugins import Installed
 from jobs_backup.store.providers import Loaded, register
 from jobs_backup.store.retry import Retry, RetryPolicy
@@ -46,11 +46,11 @@ def work(job: Job, measured: Measured) -> None:
     provider = _Idle()
     manager, hooks = register(provider, installed)
     loaded = Loaded(installed=installed, provider=provider, manager=manager, hooks=hooks)
-    destination = Destination(loaded, retry=Retry(RetryPolicy()))
+    store = ObjectStore(loaded, retry=Retry(RetryPolicy()))
     body = BytesBody(b"x")
     with measured.section():
         for _ in range(job.events):
-            destination.write(_BATCH, body)
+            store.write(_BATCH, body)
 
 
 if __name__ == "__main__":

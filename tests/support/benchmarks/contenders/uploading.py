@@ -29,12 +29,12 @@ class _FileBody(Body):
 
 
 def _ours(job: Job, path: Path) -> Callable[[], None]:
-    """Through the destination and the provider; as the archiver does, without the journal. The checksum is known there, too."""
+    """Through the store and the provider; as the archiver does, without the journal. The checksum is known there, too."""
     import boto3.session
     from benchmarks.contenders.ours import environment
 
     from jobs_backup.settings.core import CoreSettings
-    from jobs_backup.store.object_store import Destination
+    from jobs_backup.store.object_store import ObjectStore
 
     _ = boto3.session
     body = _FileBody(path)
@@ -49,7 +49,7 @@ def _ours(job: Job, path: Path) -> Callable[[], None]:
 
     def send() -> None:
         variables = environment(job)
-        to = Destination.from_settings(CoreSettings.from_environment(variables), variables)
+        to = ObjectStore.from_settings(CoreSettings.from_environment(variables), variables)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             if body.size <= _THRESHOLD:
                 list(pool.map(lambda number: to.write(batch(number), body), range(job.events)))

@@ -80,7 +80,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _heading(report: Report) -> Iterator[str]:
-    yield click.style(report.destination, bold=True)
+    yield click.style(report.store, bold=True)
     yield f"prefix {report.prefix}" if report.prefix else "no prefix"
     if report.region:
         yield f"region {report.region}"

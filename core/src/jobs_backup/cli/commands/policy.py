@@ -12,7 +12,7 @@ from jobs_backup.cli.options import fail, tell_misspelt_settings, with_environme
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.format.keys import clean_prefix
 from jobs_backup.store import providers as registry
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.retry import Retry, RetryPolicy
 
 _FORMATS: Final = ("json", "terraform", "commands")
@@ -41,9 +41,9 @@ def policy(provider: str | None, with_delete: bool, with_replay: bool, format_: 
         )
     clean_prefix(os.environ.get("JOBS_BACKUP_PREFIX", "").strip())
     environment = registry.without_credentials(registry.load_class(name)[1], os.environ)
-    destination = Destination(registry.load(name, environment), retry=Retry(RetryPolicy()))
+    store = ObjectStore(registry.load(name, environment), retry=Retry(RetryPolicy()))
     try:
-        found = destination.policy(environment, delete=with_delete, replay=with_replay, format_=format_ or "")
+        found = store.policy(environment, delete=with_delete, replay=with_replay, format_=format_ or "")
     except JobsBackupError as error:
         fail(error)
     sys.stdout.write(found.text)

@@ -41,7 +41,7 @@ from jobs_backup.replay import (
 from jobs_backup.replay import knowledge as find_knowledge
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.settings.values import Duration
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.logs import plural, printable
 
 _REPORTED: Final = 20
@@ -127,28 +127,28 @@ def replay(
         raise ConfigurationError(f"--since {since} is not before --until {until}", hint="exchange them, or correct one")
     began = time.monotonic()
     with stopping() as stop:
-        destination = Destination.from_settings(settings, os.environ, stop=stop)
-        if wrapped_only and not destination.wrappers.applied:
+        store = ObjectStore.from_settings(settings, os.environ, stop=stop)
+        if wrapped_only and not store.wrappers.applied:
             raise ConfigurationError("--wrapped-only, and JOBS_BACKUP_WRAPPERS names none that makes objects", hint="name it there")
         place = clean_prefix(settings.prefix) if lists else None
-        chosen = [destination.location, place, kind, since, until, sorted(source_ids), sorted(workspace_ids), lists, wrapped_only]
+        chosen = [store.location, place, kind, since, until, sorted(source_ids), sorted(workspace_ids), lists, wrapped_only]
         selection = msgspec.json.encode(chosen)
         begin, query = read_cursor(after, selection, query) if after else ("", query)
         asked = msgspec.json.encode([*chosen, payload_only, limit, after]).decode()
         target = OutputFile(output, asked, query) if output and not dry_run else Stdout(query, stop)
         begin, query = target.begin or begin, target.query
         found = Replay(
-            destination,
+            store,
             query,
             payload_only=payload_only,
             wrapped_only=wrapped_only,
             limit=limit,
             window=settings.upload_concurrency,
         )
-        knowledge, objects = _find(settings, destination, query, "" if dry_run else begin, found.seen, stop, lists=lists)
+        knowledge, objects = _find(settings, store, query, "" if dry_run else begin, found.seen, stop, lists=lists)
         if dry_run:
             gaps = Gaps.of(query, knowledge, None if query.kind is Kind.FAILED else found.seen)
-            _tell_totals(objects, destination.location, gaps, stop, as_json=as_json)
+            _tell_totals(objects, store.location, gaps, stop, as_json=as_json)
         begin, query, late = _resume(objects, target, found, begin, query, lists=lists)
         problem = _error_of(lambda: found.run(objects, target.write, stop, lambda: target.reached(found), begin))
         objects.close()
@@ -163,7 +163,7 @@ def replay(
     if target.is_closed:
         problem = None  # whoever reads, such as `head`, has what it wants
         say("output closed early", "Incomplete", level=logging.INFO)
-    _report(found, cursor, destination.location, seconds, problem, target.part, gaps)
+    _report(found, cursor, store.location, seconds, problem, target.part, gaps)
     if problem is not None:
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
     sys.exit(INCOMPLETE if found.damaged or stop.is_set() or gaps else 0)
@@ -177,7 +177,7 @@ def _check_texts(*given: tuple[str, Collection[str]]) -> None:
 
 def _find(
     settings: CoreSettings,
-    destination: Destination,
+    store: ObjectStore,
     query: Query,
     after: str,
     seen: set[str],
@@ -191,13 +191,13 @@ def _find(
             knowledge = None
             prefix = clean_prefix(settings.prefix)
             if query.kind is Kind.FAILED:  # of which there may be none, and keys do not tell the source
-                seen.update(sources_in(destination, prefix, query), query.workspace_ids)
-            each = listed(destination, prefix, query, after, seen)
+                seen.update(sources_in(store, prefix, query), query.workspace_ids)
+            each = listed(store, prefix, query, after, seen)
         else:
-            knowledge = find_knowledge(settings.spool_path, destination.location, query)
+            knowledge = find_knowledge(settings.spool_path, store.location, query)
             if knowledge.elsewhere:
                 say(f"{plural(knowledge.elsewhere, 'object')} in other buckets left out")
-            each = known(settings.spool_path, destination.location, query, after)
+            each = known(settings.spool_path, store.location, query, after)
         return knowledge, Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
     except JobsBackupError as error:
         say(error.one_line(), error.code)

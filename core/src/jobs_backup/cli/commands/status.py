@@ -17,7 +17,7 @@ from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.settings.values import Duration, Size
 from jobs_backup.spool.engines import read_status
-from jobs_backup.spool.status import DestinationStatus, Limits, ProcessStatus, Status, StreamStatus
+from jobs_backup.spool.status import Limits, ProcessStatus, Status, StoreStatus, StreamStatus
 from jobs_backup.util.logs import plural, printable
 
 _HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")
@@ -52,7 +52,7 @@ def _pause(_context: click.Context, option: click.Parameter, seconds: float | No
 )
 @with_environment
 def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
-    """Show what waits in the spool, for which destination, since when, and why.
+    """Show what waits in the spool, for which store, since when, and why.
 
     It reads beside the processes that use the spool, and needs no setting but JOBS_BACKUP_SPOOL_DIR.
 
@@ -103,7 +103,7 @@ def _show(directory: Path, *, as_json: bool, exit_code: bool) -> int:
             click.echo(click.style(plain, fg=colour, bold=not line.startswith(" ")) if line else "")
     if found.full:
         return _UNUSABLE
-    return _BEHIND if found.behind or any(one.paused for one in found.destinations) else _HEALTHY
+    return _BEHIND if found.behind or any(one.paused for one in found.stores) else _HEALTHY
 
 
 def _limits() -> Limits:
@@ -134,9 +134,9 @@ def _lines(found: Status) -> Iterator[str]:
     yield f"{found.directory}: {waiting}; {free}{behind}"
     if found.full:
         yield f"full: nothing can be recorded: {found.full} [SpoolFull]"
-    for destination in found.destinations:
+    for store in found.stores:
         yield ""
-        yield from _destination(destination)
+        yield from _store(store)
     if found.processes:
         yield ""
         yield from map(_process, found.processes)
@@ -156,7 +156,7 @@ def _lines(found: Status) -> Iterator[str]:
         yield from (f"  {one.file}: {_bytes(one.bytes)}" for one in found.rejected)
 
 
-def _destination(one: DestinationStatus) -> Iterator[str]:
+def _store(one: StoreStatus) -> Iterator[str]:
     yield one.location
     if one.error:
         paused = f"paused, next try in {_time(one.paused)}" if one.paused else "last error"

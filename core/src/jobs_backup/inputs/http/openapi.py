@@ -170,7 +170,7 @@ def _paths(max_items: int) -> dict[str, Any]:
         )
     paths["/status"] = {
         "get": {
-            "summary": "What waits in the spool, for which destination, and why; `behind` tells whether that is as it should be",
+            "summary": "What waits in the spool, for which store, and why; `behind` tells whether that is as it should be",
             "operationId": "status",
             "security": _TOKEN,
             "responses": {"200": _answer("Status"), "401": _refusal(401), "403": _refusal(403), "503": _refusal(503)},

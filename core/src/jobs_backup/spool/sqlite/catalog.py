@@ -1,4 +1,4 @@
-"""All state of the spool: batches, destinations, journaled uploads and their parts, sessions, input positions."""
+"""All state of the spool: batches, stores, journaled uploads and their parts, sessions, input positions."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ from jobs_backup.spool.sqlite.deliveries import (
 )
 from jobs_backup.spool.sqlite.reader import CatalogReader
 from jobs_backup.spool.sqlite.rows import BatchHeader, BatchOptions, BatchRow, Seal
-from jobs_backup.spool.sqlite.schema import REBUILT, SCHEMA, UPGRADES, VERSION
+from jobs_backup.spool.sqlite.schema import REBUILT, RENAMED, SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.sqlite.uploads import MAX_DELAY, UploadJournal, writable
 
 _SELECT_ROW: Final = (
-    "SELECT id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers"
-    " FROM batches"
+    "SELECT id, epoch, opened_at, kind, workspace_id, source_id, store, prefix, instance_id, compression, wrappers FROM batches"
 )
 _SEAL: Final = (
     "UPDATE batches SET state='sealed', jobs=max(jobs, ?), events=?, raw_bytes=?, first_at=?, last_at=?, size=?, crc32c=?, uuid=?,"
@@ -55,7 +54,9 @@ class Catalog:
         """
         is_rebuilt = is_rebuilt and file_version(path) == 0
         schema = f"{SCHEMA.rstrip()};\n{REBUILT}" if is_rebuilt else SCHEMA
-        self._database = Database(path, schema, version=VERSION, durability=durability, upgrades=UPGRADES, only_reads=only_reads)
+        self._database = Database(
+            path, schema, version=VERSION, durability=durability, upgrades=UPGRADES, renamed=RENAMED, only_reads=only_reads
+        )
         try:
             self.clock = Clock(self.set_clock() if notes_clock and not only_reads else self._look_at_clock())
         except BaseException:
@@ -93,18 +94,18 @@ class Catalog:
         """Close the file."""
         self._database.close()
 
-    def uploads(self, destination: int) -> UploadJournal:
-        """The journal of multipart uploads to a destination."""
-        return UploadJournal(self._database, destination, self.clock)
+    def uploads(self, store: int) -> UploadJournal:
+        """The journal of multipart uploads to a store."""
+        return UploadJournal(self._database, store, self.clock)
 
     # Sessions
 
     @writes
-    def begin_session(self, db: sqlite3.Connection, session: str, pid: int, destination: int, *, archives: bool) -> None:
+    def begin_session(self, db: sqlite3.Connection, session: str, pid: int, store: int, *, archives: bool) -> None:
         """Enter a session, whose lock is held."""
         db.execute(
-            "INSERT INTO sessions (id, pid, destination, archives, began_at, blobs) VALUES (?, ?, ?, ?, ?, ?)",
-            (session, pid, destination, archives, self.clock.now(), session),
+            "INSERT INTO sessions (id, pid, store, archives, began_at, blobs) VALUES (?, ?, ?, ?, ?, ?)",
+            (session, pid, store, archives, self.clock.now(), session),
         )
 
     @reads
@@ -159,10 +160,10 @@ class Catalog:
     # Batches
 
     @writes
-    def destination(self, db: sqlite3.Connection, location: str) -> int:
-        """The number of a destination."""
-        db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (location,))
-        return int(db.execute("SELECT id FROM destinations WHERE location=?", (location,)).fetchone()[0])
+    def store(self, db: sqlite3.Connection, location: str) -> int:
+        """The number of a store."""
+        db.execute("INSERT OR IGNORE INTO stores (location) VALUES (?)", (location,))
+        return int(db.execute("SELECT id FROM stores WHERE location=?", (location,)).fetchone()[0])
 
     @writes
     def number(self, db: sqlite3.Connection, stream: Stream, placement: BatchOptions, epoch: int, jobs: int) -> int:
@@ -200,19 +201,19 @@ class Catalog:
         db.executemany(f"{_SEAL} WHERE id=? AND state='open'", seals)
 
     @writes
-    def claim(self, db: sqlite3.Connection, destination: int, session: str) -> tuple[Batch, int, int, bool] | None:
+    def claim(self, db: sqlite3.Connection, store: int, session: str) -> tuple[Batch, int, int, bool] | None:
         """A sealed batch that nobody is sending and whose time has come.
 
         Beside it, how often it failed, how often it was claimed, and whether all of it was delivered. It is the one that was not
         tried for the longest time.
 
-        From now on it is claimed by `session`, and the destination does not count as one that has refused everything.
+        From now on it is claimed by `session`, and the store does not count as one that has refused everything.
 
         Raises:
             FilesLost: the session has ended.
         """
         check_session(db, session)
-        while (row := self._claim(db, destination, session)) is not None:
+        while (row := self._claim(db, store, session)) is not None:
             try:
                 batch = _batch(row[:13])
             except (TypeError, ValueError) as error:  # it shall not keep the others from being sent
@@ -222,28 +223,27 @@ class Catalog:
                     (writable(why), self.clock.now() + MAX_DELAY, row[0]),
                 )
                 continue
-            db.execute("UPDATE destinations SET standing='untried' WHERE id=? AND standing='refused'", (destination,))
+            db.execute("UPDATE stores SET standing='untried' WHERE id=? AND standing='refused'", (store,))
             return batch, row[13], row[14], bool(row[15]) and is_complete(db, batch.id, "delivered")
         return None
 
-    def _claim(self, db: sqlite3.Connection, destination: int, session: str) -> Any:
+    def _claim(self, db: sqlite3.Connection, store: int, session: str) -> Any:
         now = self.clock.now()
         return db.execute(
-            "UPDATE batches SET claimed_by=?, claims=claims+1 WHERE id=(SELECT id FROM batches WHERE destination=?"
+            "UPDATE batches SET claimed_by=?, claims=claims+1 WHERE id=(SELECT id FROM batches WHERE store=?"
             " AND state='sealed' AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) ORDER BY retry_at, id LIMIT 1)"
             " RETURNING id, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, compression, wrappers,"
             " blobs, failures, claims, kind='raw' AND delivered>=jobs",
-            (session, destination, now, now + MAX_DELAY),
+            (session, store, now, now + MAX_DELAY),
         ).fetchone()
 
     @reads
-    def has_claimable(self, db: sqlite3.Connection, destination: int) -> bool:
+    def has_claimable(self, db: sqlite3.Connection, store: int) -> bool:
         """Whether `claim` would give one."""
         now = self.clock.now()
         found = db.execute(
-            "SELECT 1 FROM batches WHERE destination=? AND state='sealed' AND claimed_by IS NULL"
-            " AND (retry_at<=? OR retry_at>?) LIMIT 1",
-            (destination, now, now + MAX_DELAY),
+            "SELECT 1 FROM batches WHERE store=? AND state='sealed' AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) LIMIT 1",
+            (store, now, now + MAX_DELAY),
         )
         return found.fetchone() is not None
 
@@ -263,9 +263,9 @@ class Catalog:
     ) -> None:
         """Give a batch back that `session` has claimed: it was not stored. One that is not its own any more is left as it is.
 
-        `standing` is what its failure tells of the destination, if anything.
+        `standing` is what its failure tells of the store, if anything.
 
-        A destination counts as refusing only while no other batch is on its way there.
+        A store counts as refusing only while no other batch is on its way there.
         """
         db.execute(
             "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?"
@@ -274,9 +274,9 @@ class Catalog:
         )
         if standing is not None:
             db.execute(
-                "UPDATE destinations SET standing=? WHERE id=(SELECT destination FROM batches WHERE id=?)"
+                "UPDATE stores SET standing=? WHERE id=(SELECT store FROM batches WHERE id=?)"
                 " AND standing!='proven' AND (?='proven' OR NOT EXISTS (SELECT 1 FROM batches b"
-                " WHERE b.destination=destinations.id AND b.claimed_by IS NOT NULL))",
+                " WHERE b.store=stores.id AND b.claimed_by IS NOT NULL))",
                 (standing, batch, standing),
             )
 
@@ -290,8 +290,8 @@ class Catalog:
         settle_jobs_of(db, batch)
         db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
         db.execute(
-            "UPDATE destinations SET standing='proven', error='', hint='', paused_until=0"
-            " WHERE id=(SELECT destination FROM batches WHERE id=?) AND (standing!='proven' OR error!='')",
+            "UPDATE stores SET standing='proven', error='', hint='', paused_until=0"
+            " WHERE id=(SELECT store FROM batches WHERE id=?) AND (standing!='proven' OR error!='')",
             (batch,),
         )
 
@@ -364,11 +364,11 @@ class Catalog:
     def adopt(self, db: sqlite3.Connection, batch: int, header: BatchHeader, blobs: str) -> None:
         """Take up an open batch that a blob file has and this catalog does not know. It may have been sent already."""
         db.execute(REBUILT)
-        db.execute("INSERT OR IGNORE INTO destinations (location) VALUES (?)", (header.location,))
+        db.execute("INSERT OR IGNORE INTO stores (location) VALUES (?)", (header.location,))
         db.execute(
-            "INSERT INTO batches (id, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id,"
+            "INSERT INTO batches (id, epoch, opened_at, kind, workspace_id, source_id, store, prefix, instance_id,"
             " compression, wrappers, blobs, claims)"
-            " VALUES (?, ?, ?, ?, ?, ?, (SELECT id FROM destinations WHERE location=?), ?, ?, ?, ?, ?, 1)",
+            " VALUES (?, ?, ?, ?, ?, ?, (SELECT id FROM stores WHERE location=?), ?, ?, ?, ?, ?, 1)",
             (
                 *(batch, header.epoch, self.clock.now(), header.kind, header.workspace_id, header.source_id, header.location),
                 *(header.prefix, header.instance_id, header.compression, ",".join(header.wrappers), blobs),
@@ -397,10 +397,10 @@ class Catalog:
 
     @reads
     def waiting(self, db: sqlite3.Connection, session: str, last: int | None) -> list[Waiting]:
-        """What is sealed and not stored, for each destination, as `session` sees it; up to the batch `last`, if it is given."""
+        """What is sealed and not stored, for each store, as `session` sees it; up to the batch `last`, if it is given."""
         rows = db.execute(
-            "SELECT location, count(*), total(claimed_by!=?), sum(events), sum(size), max(b.error), b.hint FROM destinations d"
-            " JOIN batches b ON b.destination=d.id AND b.state='sealed' AND b.id<=? GROUP BY d.id ORDER BY d.id",
+            "SELECT location, count(*), total(claimed_by!=?), sum(events), sum(size), max(b.error), b.hint FROM stores d"
+            " JOIN batches b ON b.store=d.id AND b.state='sealed' AND b.id<=? GROUP BY d.id ORDER BY d.id",
             (session, sys.maxsize if last is None else last),
         )
         return [Waiting(location, batches, int(elsewhere), *rest) for location, batches, elsewhere, *rest in rows]
@@ -447,34 +447,33 @@ class Catalog:
         """Somebody has removed these files."""
         db.executemany("DELETE FROM damages WHERE file=?", [(file,) for file in files])
 
-    # Destinations
+    # Stores
 
     @writes
-    def pause(self, db: sqlite3.Connection, destination: int, *, error: str, hint: str, seconds: float) -> None:
+    def pause(self, db: sqlite3.Connection, store: int, *, error: str, hint: str, seconds: float) -> None:
         """Note why nothing is sent for so many seconds."""
         db.execute(
-            "UPDATE destinations SET error=?, hint=?, paused_until=? WHERE id=?",
-            (writable(error), writable(hint), self.clock.now() + seconds, destination),
+            "UPDATE stores SET error=?, hint=?, paused_until=? WHERE id=?",
+            (writable(error), writable(hint), self.clock.now() + seconds, store),
         )
 
     @writes
-    def follow(self, db: sqlite3.Connection, destination: int) -> list[tuple[str, int]]:
-        """Give `destination` the batches of those that were tried, refused everything, and that no session uses any more.
+    def follow(self, db: sqlite3.Connection, store: int) -> list[tuple[str, int]]:
+        """Give `store` the batches of those that were tried, refused everything, and that no session uses any more.
 
         But not what was claimed more often than it came back: who had it was killed, perhaps after it had arrived.
 
         Returns the locations that lost batches, and how many.
         """
         lost = db.execute(
-            "SELECT d.id, d.location, count(*) FROM destinations d JOIN batches b ON b.destination=d.id AND b.state='sealed'"
+            "SELECT d.id, d.location, count(*) FROM stores d JOIN batches b ON b.store=d.id AND b.state='sealed'"
             " WHERE d.standing='refused' AND d.id!=? AND b.claimed_by IS NULL AND b.claims=b.failures"
-            " AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.destination=d.id) GROUP BY d.id",
-            (destination,),
+            " AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.store=d.id) GROUP BY d.id",
+            (store,),
         ).fetchall()
         db.executemany(
-            "UPDATE batches SET destination=?, retry_at=0 WHERE destination=? AND state='sealed' AND claimed_by IS NULL"
-            " AND claims=failures",
-            [(destination, id_) for id_, _, _ in lost],
+            "UPDATE batches SET store=?, retry_at=0 WHERE store=? AND state='sealed' AND claimed_by IS NULL AND claims=failures",
+            [(store, id_) for id_, _, _ in lost],
         )
         return [(location, count) for _, location, count in lost]
 
@@ -486,10 +485,10 @@ class Catalog:
         )
 
     @writes
-    def make_due(self, db: sqlite3.Connection, destination: int) -> None:
+    def make_due(self, db: sqlite3.Connection, store: int) -> None:
         """Let everything be tried at once that failed and waits for its time."""
-        db.execute("UPDATE batches SET retry_at=0 WHERE destination=? AND state='sealed' AND retry_at>0", (destination,))
-        db.execute("UPDATE uploads SET retry_at=0 WHERE destination=? AND retry_at>0", (destination,))
+        db.execute("UPDATE batches SET retry_at=0 WHERE store=? AND state='sealed' AND retry_at>0", (store,))
+        db.execute("UPDATE uploads SET retry_at=0 WHERE store=? AND retry_at>0", (store,))
 
 
 def _batch(row: tuple[Any, ...]) -> Batch:
@@ -516,9 +515,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _batch_row(row: tuple[Any, ...]) -> BatchRow:
-    id_, epoch, opened_at, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers = row
+    id_, epoch, opened_at, kind, workspace_id, source_id, store, prefix, instance_id, compression, wrappers = row
     placement = BatchOptions(
-        destination=destination,
+        store=store,
         prefix=prefix,
         instance_id=instance_id,
         compression=Compression.parse(compression),
@@ -532,9 +531,9 @@ def _open(
 ) -> list[int]:
     numbers = _new_numbers(db, len(streams))
     compression, wrappers = str(placement.compression), ",".join(placement.wrappers)
-    bound = (placement.destination, placement.prefix, placement.instance_id, compression, wrappers, blobs, epoch, now)
+    bound = (placement.store, placement.prefix, placement.instance_id, compression, wrappers, blobs, epoch, now)
     db.executemany(
-        "INSERT INTO batches (id, kind, workspace_id, source_id, destination, prefix, instance_id, compression, wrappers, blobs,"
+        "INSERT INTO batches (id, kind, workspace_id, source_id, store, prefix, instance_id, compression, wrappers, blobs,"
         " epoch, opened_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (number, stream.kind, stream.workspace_id, stream.source_id, *bound)

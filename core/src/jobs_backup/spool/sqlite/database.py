@@ -274,6 +274,7 @@ class Database:
         create: bool = True,
         upgrades: Mapping[int, Sequence[str]] = MappingProxyType({}),
         additions: Mapping[int, Sequence[str]] = MappingProxyType({}),
+        renamed: Mapping[str, str] = MappingProxyType({}),
         only_reads: bool = False,
     ) -> None:
         """Open the file; `create` it where it does not exist.
@@ -281,6 +282,7 @@ class Database:
         Args:
             upgrades: version -> statements that complete what was copied from a file of that version: see `_upgrade`.
             additions: version -> statements that are all that a file of that version lacks.
+            renamed: names of tables and columns in files with an upgrade -> their names now.
             only_reads: it is there, with this version. Nobody who writes is ever waited for, or has to wait.
 
         Raises:
@@ -311,7 +313,7 @@ class Database:
                     path.touch(mode=0o600)
                 sync_directory(path.parent)  # also where it is there: whoever made it may have died before it was durable
         try:
-            self.write(functools.partial(_create, path, schema, version, upgrades, additions))
+            self.write(functools.partial(_create, path, schema, version, upgrades, additions, renamed))
             self._connection.prepare("PRAGMA foreign_keys=ON")  # not before: an upgrade makes tables anew
         except BaseException:
             self._connection.close()
@@ -474,6 +476,7 @@ def _create(
     version: int,
     upgrades: Mapping[int, Sequence[str]],
     additions: Mapping[int, Sequence[str]],
+    renamed: Mapping[str, str],
     connection: sqlite3.Connection,
 ) -> None:
     found = _version(connection)
@@ -488,7 +491,7 @@ def _create(
         for statement in additions[found]:
             connection.execute(statement)
     elif found:
-        _upgrade(connection, schema, upgrades[found])
+        _upgrade(connection, schema, upgrades[found], renamed)
     else:
         _run(connection, schema)
     connection.execute(f"PRAGMA user_version={version}")
@@ -499,7 +502,7 @@ def _run(connection: sqlite3.Connection, schema: str) -> None:
         connection.execute(statement)
 
 
-def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[str]) -> None:
+def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[str], renamed: Mapping[str, str]) -> None:
     """Make all tables anew, copy what the old ones have, and complete it. In a transaction: all of it or nothing."""
     names = "SELECT name FROM sqlite_schema WHERE type=? AND name NOT LIKE 'sqlite_%'"
     tables = [row[0] for row in connection.execute(names, ("table",)).fetchall()]
@@ -510,8 +513,11 @@ def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[s
         connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
     _run(connection, schema)
     for table in tables:
-        columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA table_info(old_{table})").fetchall())
-        connection.execute(f"INSERT OR REPLACE INTO {table} ({columns}) SELECT {columns} FROM old_{table}")  # noqa: S608 - our own names
+        columns = [row[1] for row in connection.execute(f"PRAGMA table_info(old_{table})").fetchall()]
+        names_now = ", ".join(renamed.get(column, column) for column in columns)
+        connection.execute(
+            f"INSERT OR REPLACE INTO {renamed.get(table, table)} ({names_now}) SELECT {', '.join(columns)} FROM old_{table}"  # noqa: S608 - our own names
+        )
         connection.execute(f"DROP TABLE old_{table}")
     for statement in statements:
         connection.execute(statement)

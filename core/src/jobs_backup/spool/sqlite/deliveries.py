@@ -37,7 +37,7 @@ Ends = Callable[[], AbstractContextManager[EndOf]]
 """What opens blob files, to be asked for the ends of batches."""
 
 # Which objects are to be deleted, now or later; with the conditions of the indexes as they stand in the schema.
-_OF: Final = "SELECT id, key, failures FROM batches WHERE destination=? AND state = 'stored'"
+_OF: Final = "SELECT id, key, failures FROM batches WHERE store=? AND state = 'stored'"
 _TO_DELETE: Final = {
     "delivered": f"{_OF} AND delivered >= jobs",
     "settled": f"{_OF} AND jobs <= delivered + settled",
@@ -114,16 +114,14 @@ class Deliveries:
     # Deleting
 
     @writes
-    def begin(self, db: sqlite3.Connection, destination: int, delete_after: DeleteAfter) -> None:
+    def begin(self, db: sqlite3.Connection, store: int, delete_after: DeleteAfter) -> None:
         """Who deletes has started: what failed need not wait any longer. What an attempt may still bring back has to."""
-        db.execute("UPDATE destinations SET delete_after=?, deletes_paused_until=0 WHERE id=?", (delete_after, destination))
-        failed = db.execute(f"{_TO_DELETE[delete_after]} AND failures>0 AND retry_at>0", (destination,)).fetchall()
+        db.execute("UPDATE stores SET delete_after=?, deletes_paused_until=0 WHERE id=?", (delete_after, store))
+        failed = db.execute(f"{_TO_DELETE[delete_after]} AND failures>0 AND retry_at>0", (store,)).fetchall()
         db.executemany("UPDATE batches SET retry_at=0 WHERE id=?", [(id_,) for id_, _, _ in failed])
 
     @writes
-    def claim(
-        self, db: sqlite3.Connection, destination: int, session: str, delete_after: DeleteAfter, limit: int
-    ) -> list[DueObject]:
+    def claim(self, db: sqlite3.Connection, store: int, session: str, delete_after: DeleteAfter, limit: int) -> list[DueObject]:
         """Objects that can be deleted now and that nobody is deleting. From now on `session` is.
 
         Raises:
@@ -132,23 +130,23 @@ class Deliveries:
         check_session(db, session)
         due = [
             row
-            for row in db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (destination, *self._now(), limit)).fetchall()
+            for row in db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT ?", (store, *self._now(), limit)).fetchall()
             if is_complete(db, row[0], delete_after)
         ]
         db.executemany("UPDATE batches SET claimed_by=? WHERE id=?", [(session, id_) for id_, _, _ in due])
         return [DueObject(*row) for row in due]
 
     @reads
-    def has_due(self, db: sqlite3.Connection, destination: int, delete_after: DeleteAfter) -> bool:
+    def has_due(self, db: sqlite3.Connection, store: int, delete_after: DeleteAfter) -> bool:
         """Whether `claim` would give any."""
-        return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (destination, *self._now())).fetchone() is not None
+        return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (store, *self._now())).fetchone() is not None
 
     @reads
     def waiting(self, db: sqlite3.Connection) -> list[WaitingDeletes]:
-        """What is to be deleted and was not yet, for each destination, by the setting of who sent there last."""
+        """What is to be deleted and was not yet, for each store, by the setting of who sent there last."""
         waiting: list[WaitingDeletes] = []
         for id_, delete_after, *row in db.execute(
-            "SELECT id, delete_after, location, delete_error, delete_hint, deletes_paused_until FROM destinations ORDER BY id"
+            "SELECT id, delete_after, location, delete_error, delete_hint, deletes_paused_until FROM stores ORDER BY id"
         ).fetchall():
             to_delete = _TO_DELETE[delete_after]
             (objects,) = db.execute(f"SELECT count(*) FROM ({to_delete})", (id_,)).fetchone()  # noqa: S608 - our own text
@@ -157,20 +155,20 @@ class Deliveries:
         return waiting
 
     @writes
-    def deleted(self, db: sqlite3.Connection, destination: int, batches: Sequence[int]) -> None:
+    def deleted(self, db: sqlite3.Connection, store: int, batches: Sequence[int]) -> None:
         """These objects are gone, and deleting works."""
         for batch in batches:
             mark_deleted(db, batch)
         db.execute(
-            "UPDATE destinations SET delete_error='', delete_hint='', deletes_paused_until=0 WHERE id=? AND delete_error!=''",
-            (destination,),
+            "UPDATE stores SET delete_error='', delete_hint='', deletes_paused_until=0 WHERE id=? AND delete_error!=''",
+            (store,),
         )
 
     @writes
     def give_back(
         self,
         db: sqlite3.Connection,
-        destination: int,
+        store: int,
         retries: Iterable[tuple[int, float | None]],
         *,
         error: str,
@@ -187,8 +185,8 @@ class Deliveries:
             [(delay is not None, None if delay is None else now + delay, batch) for batch, delay in retries],
         )
         db.execute(
-            "UPDATE destinations SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
-            (writable(error), writable(hint), now + pause, destination),
+            "UPDATE stores SET delete_error=?, delete_hint=?, deletes_paused_until=? WHERE id=?",
+            (writable(error), writable(hint), now + pause, store),
         )
 
     @writes
@@ -206,7 +204,7 @@ class Deliveries:
             " OR (state='stored' AND claimed_by IS NULL AND (d.delete_after='never' OR delivered<jobs)"
             " AND (d.delete_after!='settled' OR delivered+settled<jobs)))"
             " AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.batch=b.id), blobs"
-            " FROM batches b JOIN destinations d ON d.id=b.destination WHERE b.id>? AND b.opened_at<? ORDER BY b.id LIMIT ?",
+            " FROM batches b JOIN stores d ON d.id=b.store WHERE b.id>? AND b.opened_at<? ORDER BY b.id LIMIT ?",
             (before, after, before, limit),
         ).fetchall()
         kept = set(keep)
@@ -220,7 +218,7 @@ class Deliveries:
 
 
 _NOTE_FORGOTTEN: Final = (
-    "INSERT INTO forgotten SELECT destination, kind, workspace_id, source_id, 1, events,"
+    "INSERT INTO forgotten SELECT store, kind, workspace_id, source_id, 1, events,"
     " min(first_at, last_at), max(first_at, last_at) FROM batches WHERE id=? AND state='stored'"
     " ON CONFLICT DO UPDATE SET objects=objects+1, events=events+excluded.events,"
     " first_at=min(first_at, excluded.first_at), last_at=max(last_at, excluded.last_at)"

@@ -12,9 +12,9 @@ from jobs_backup.spool.sqlite.database import Database, reads
 
 
 class SealedStream(NamedTuple):
-    """What is sealed of a stream for a destination, and not stored."""
+    """What is sealed of a stream for a store, and not stored."""
 
-    destination: int
+    store: int
     stream: Stream
     batches: int
     events: int
@@ -23,8 +23,8 @@ class SealedStream(NamedTuple):
     claimed: int
 
 
-class DestinationRow(NamedTuple):
-    """A destination, with its multipart uploads: those under way, those to be aborted."""
+class StoreRow(NamedTuple):
+    """A store, with its multipart uploads: those under way, those to be aborted."""
 
     id: int
     location: str
@@ -48,7 +48,7 @@ class SessionRow(NamedTuple):
 
 _SELECT_OBJECT: Final = (
     "SELECT b.id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events, coalesce(stored_at, 0)"
-    " FROM batches b JOIN destinations d ON d.id=b.destination"
+    " FROM batches b JOIN stores d ON d.id=b.store"
 )
 
 
@@ -83,7 +83,7 @@ class CatalogReader:
     def stored_elsewhere(self, db: sqlite3.Connection, location: str, kind: Kind) -> list[StreamObjects]:
         """What stands in other buckets."""
         rows = db.execute(
-            "SELECT workspace_id, source_id, count(*), sum(events) FROM batches b JOIN destinations d ON d.id=b.destination"
+            "SELECT workspace_id, source_id, count(*), sum(events) FROM batches b JOIN stores d ON d.id=b.store"
             " WHERE state='stored' AND kind=? AND location!=? GROUP BY workspace_id, source_id",
             (kind, location),
         )
@@ -93,7 +93,7 @@ class CatalogReader:
     def forgotten(self, db: sqlite3.Connection, location: str, kind: Kind, begin: int, end: int) -> list[StreamObjects]:
         """What stands in a bucket, may have events between these times, and is not in the catalog any more."""
         rows = db.execute(
-            "SELECT workspace_id, source_id, objects, events FROM forgotten f JOIN destinations d ON d.id=f.destination"
+            "SELECT workspace_id, source_id, objects, events FROM forgotten f JOIN stores d ON d.id=f.store"
             " WHERE location=? AND kind=? AND last_at>=? AND first_at<?",
             (location, kind, begin, end),
         )
@@ -114,27 +114,27 @@ class CatalogReader:
 
     @reads
     def sealed_streams(self, db: sqlite3.Connection) -> list[SealedStream]:
-        """What is sealed and not stored, for each destination and stream."""
+        """What is sealed and not stored, for each store and stream."""
         rows = db.execute(
-            "SELECT destination, kind, workspace_id, source_id, count(*), sum(events), sum(size), min(opened_at),"
+            "SELECT store, kind, workspace_id, source_id, count(*), sum(events), sum(size), min(opened_at),"
             " sum(claimed_by IS NOT NULL) FROM batches WHERE state='sealed'"
-            " GROUP BY destination, kind, workspace_id, source_id"
+            " GROUP BY store, kind, workspace_id, source_id"
         )
         return [SealedStream(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
 
     @reads
-    def destinations(self, db: sqlite3.Connection) -> list[DestinationRow]:
-        """Every destination there ever was. The error is the last one's of those that delay something."""
+    def stores(self, db: sqlite3.Connection) -> list[StoreRow]:
+        """Every store there ever was. The error is the last one's of those that delay something."""
         rows = db.execute(
             "SELECT d.id, d.location, CASE WHEN d.error!='' THEN d.error ELSE coalesce(b.error, '') END,"
             " CASE WHEN d.error!='' THEN d.hint ELSE coalesce(b.hint, '') END, d.paused_until,"
-            " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND NOT u.abandoned),"
-            " (SELECT count(*) FROM uploads u WHERE u.destination=d.id AND u.abandoned),"
-            " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.destination=d.id AND u.abandoned)"
-            " FROM destinations d LEFT JOIN batches b ON b.id=(SELECT id FROM batches e WHERE e.destination=d.id"
+            " (SELECT count(*) FROM uploads u WHERE u.store=d.id AND NOT u.abandoned),"
+            " (SELECT count(*) FROM uploads u WHERE u.store=d.id AND u.abandoned),"
+            " (SELECT coalesce(max(u.error), '') FROM uploads u WHERE u.store=d.id AND u.abandoned)"
+            " FROM stores d LEFT JOIN batches b ON b.id=(SELECT id FROM batches e WHERE e.store=d.id"
             " AND e.state='sealed' AND e.error!='' ORDER BY e.retry_at DESC LIMIT 1) ORDER BY d.id"
         )
-        return [DestinationRow(*row) for row in rows]
+        return [StoreRow(*row) for row in rows]
 
     @reads
     def totals(self, db: sqlite3.Connection) -> list[Total]:

@@ -11,9 +11,9 @@ from jobs_backup.model import Kind, Stream
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch is bound to when it is opened: the destination's number, compression, wrappers, and the parts of its key."""
+    """What a batch is bound to when it is opened: the store's number, compression, wrappers, and the parts of its key."""
 
-    destination: int
+    store: int
     prefix: str
     instance_id: str
     compression: Compression = GZIP

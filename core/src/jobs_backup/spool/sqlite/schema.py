@@ -12,7 +12,7 @@ INSERT INTO counters VALUES ('batch', 0);
 INSERT INTO counters VALUES ('known_since', CAST((julianday('now')-2440587.5)*86400000000 AS INTEGER)), ('lost_until', 0);
 -- What the clocks showed when a process last looked: see clock.py. One row.
 CREATE TABLE clock (boot TEXT NOT NULL, wall REAL NOT NULL, uptime REAL NOT NULL, spool REAL NOT NULL) STRICT;
-CREATE TABLE destinations (
+CREATE TABLE stores (
     id INTEGER PRIMARY KEY,
     location TEXT NOT NULL UNIQUE,
     standing TEXT NOT NULL DEFAULT 'untried' CHECK (standing IN ('untried', 'refused', 'proven')),
@@ -27,7 +27,7 @@ CREATE TABLE destinations (
 CREATE TABLE sessions (
     id TEXT PRIMARY KEY,          -- also the name of its lock
     pid INTEGER NOT NULL,
-    destination INTEGER NOT NULL REFERENCES destinations,
+    store INTEGER NOT NULL REFERENCES stores,
     archives INTEGER NOT NULL,    -- 1: it sends what is sealed
     began_at REAL NOT NULL,
     blobs TEXT NOT NULL DEFAULT '',         -- the blob file that it writes
@@ -42,7 +42,7 @@ CREATE TABLE batches (
     workspace_id TEXT NOT NULL,
     source_id TEXT NOT NULL,
     state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'stored', 'deleted', 'set aside')),
-    destination INTEGER NOT NULL REFERENCES destinations,
+    store INTEGER NOT NULL REFERENCES stores,
     prefix TEXT NOT NULL,         -- of its key, as it was set when it was opened
     instance_id TEXT NOT NULL,
     compression TEXT NOT NULL DEFAULT 'gzip',
@@ -71,17 +71,17 @@ CREATE TABLE batches (
 ) STRICT;
 -- A statement has to repeat the condition of such an index as it stands here, or SQLite reads all batches there ever were. (With
 -- the sum on the left it would, too: SQLite turns such a term round before it compares.)
-CREATE INDEX sealed_batches ON batches (destination, claimed_by, retry_at, id) WHERE state = 'sealed';
+CREATE INDEX sealed_batches ON batches (store, claimed_by, retry_at, id) WHERE state = 'sealed';
 CREATE INDEX sealed_sizes ON batches (size) WHERE state = 'sealed';
 CREATE INDEX unsent_batches ON batches (blobs, id) WHERE state IN ('open', 'sealed');
-CREATE INDEX delivered_batches ON batches (destination, retry_at) WHERE state = 'stored' AND delivered >= jobs;
-CREATE INDEX settled_batches ON batches (destination, retry_at) WHERE state = 'stored' AND jobs <= delivered + settled;
+CREATE INDEX delivered_batches ON batches (store, retry_at) WHERE state = 'stored' AND delivered >= jobs;
+CREATE INDEX settled_batches ON batches (store, retry_at) WHERE state = 'stored' AND jobs <= delivered + settled;
 CREATE INDEX claimed_batches ON batches (claimed_by) WHERE claimed_by IS NOT NULL;
 CREATE TABLE uploads (
     -- Never given again: another process that aborts an upload, too, forgets it by its id when this one has begun the next.
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     batch INTEGER NOT NULL REFERENCES batches,
-    destination INTEGER NOT NULL REFERENCES destinations,
+    store INTEGER NOT NULL REFERENCES stores,
     upload BLOB NOT NULL,         -- as the provider returned it, as JSON; a secret
     part_size INTEGER NOT NULL,
     abandoned INTEGER NOT NULL DEFAULT 0,   -- 1: to be aborted
@@ -108,7 +108,7 @@ CREATE TABLE settling (batch INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY
 CREATE TABLE positions (input TEXT PRIMARY KEY, at INTEGER NOT NULL, position BLOB NOT NULL) STRICT;
 -- What is in a bucket and was forgotten, so that `replay` can tell that it lacks something. Times as in `batches`.
 CREATE TABLE forgotten (
-    destination INTEGER NOT NULL REFERENCES destinations,
+    store INTEGER NOT NULL REFERENCES stores,
     kind TEXT NOT NULL,
     workspace_id TEXT NOT NULL,
     source_id TEXT NOT NULL,
@@ -116,7 +116,7 @@ CREATE TABLE forgotten (
     events INTEGER NOT NULL,
     first_at INTEGER NOT NULL,
     last_at INTEGER NOT NULL,
-    PRIMARY KEY (destination, kind, workspace_id, source_id)
+    PRIMARY KEY (store, kind, workspace_id, source_id)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE damages (
     file TEXT NOT NULL,           -- where the bytes are now, below the spool's directory
@@ -152,7 +152,9 @@ WHEN new.state!=old.state AND new.blobs!='' AND (new.state!='sealed' OR old.stat
     WHERE kind=new.kind AND state=iif(new.state='deleted' AND old.state!='stored', 'skipped', new.state); END
 """
 
-VERSION: Final = 9
+VERSION: Final = 10
+RENAMED: Final = {"destinations": "stores", "destination": "store"}
+"""Tables and columns of versions up to 9 -> their names since then."""
 # How many ids were given in a batch was not written down, and damage may have taken the last ones: as many as there can be, so that
 # its object is never deleted before all were delivered.
 _GIVEN_IDS: Final = "UPDATE batches SET jobs=1<<21 WHERE state IN ('sealed', 'stored')"
@@ -177,4 +179,5 @@ UPGRADES: Final = {
     2: (_GIVEN_IDS, _OPENED_AT, *_KNOWN),
     **dict.fromkeys(range(3, 8), (_OPENED_AT, *_KNOWN)),
     8: _KNOWN,
+    9: (),
 }

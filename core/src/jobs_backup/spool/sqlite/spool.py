@@ -64,7 +64,7 @@ class SqliteSpool:
     removed. Each step may be repeated, so that no transaction spans two files.
 
     Attributes:
-        uploads: the journal of multipart uploads to its destination.
+        uploads: the journal of multipart uploads to its store.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class SqliteSpool:
         """Open the spool, create it where it does not exist.
 
         Args:
-            location: of the destination; what is recorded here is bound to it.
+            location: of the store; what is recorded here is bound to it.
             wrappers: what its objects will be made by, see `Batch.wrappers`.
             archives: whether this process also sends, and deletes.
 
@@ -122,11 +122,11 @@ class SqliteSpool:
                 made.touch(mode=0o600)
                 sync_directory(directory)
             self._skip_numbers()
-            self.destination = self._catalog.destination(location)
-            self.uploads = self._catalog.uploads(self.destination)
+            self.store = self._catalog.store(location)
+            self.uploads = self._catalog.uploads(self.store)
             session = self._begin_session()
             placement = BatchOptions(
-                destination=self.destination,
+                store=self.store,
                 prefix=prefix,
                 instance_id=instance_id,
                 compression=compression,
@@ -311,19 +311,19 @@ class SqliteSpool:
 
     def claim_deletes(self, limit: int) -> list[DueObject]:
         """Objects that only this process may delete now, since all of their jobs were delivered."""
-        return self._catalog.deliveries.claim(self.destination, self.session, self._delete_after, limit)
+        return self._catalog.deliveries.claim(self.store, self.session, self._delete_after, limit)
 
     def has_deletes(self) -> bool:
         """Whether `claim_deletes` would give any."""
-        return self._catalog.deliveries.has_due(self.destination, self._delete_after)
+        return self._catalog.deliveries.has_due(self.store, self._delete_after)
 
     def waiting_deletes(self) -> list[WaitingDeletes]:
-        """What is to be deleted and was not yet, for each destination."""
+        """What is to be deleted and was not yet, for each store."""
         return self._catalog.deliveries.waiting()
 
     def deleted(self, objects: Sequence[DueObject]) -> None:
         """These are gone."""
-        self._catalog.deliveries.deleted(self.destination, [one.batch for one in objects])
+        self._catalog.deliveries.deleted(self.store, [one.batch for one in objects])
 
     def give_back_deletes(self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, pause: float) -> None:
         """Deleting these failed; after so many seconds each may be claimed again, at any time where it is None.
@@ -331,11 +331,11 @@ class SqliteSpool:
         Nothing is deleted for `pause` seconds.
         """
         batches = [(one.batch, delay) for one, delay in retries]
-        self._catalog.deliveries.give_back(self.destination, batches, error=str(error), hint=error.hint, pause=pause)
+        self._catalog.deliveries.give_back(self.store, batches, error=str(error), hint=error.hint, pause=pause)
 
     def retry_deletes(self) -> None:
         """What could not be deleted need not wait any longer."""
-        self._catalog.deliveries.begin(self.destination, self._delete_after)
+        self._catalog.deliveries.begin(self.store, self._delete_after)
 
     def forget(self, age: float, after: int) -> int | None:
         """Forget batches that were stored, or at least opened, so many seconds ago, unless something is still to be done with them.
@@ -346,13 +346,13 @@ class SqliteSpool:
     # Sending
 
     def claim(self) -> Claim | None:
-        """A batch for this destination that can be sent now, the one that has waited for the longest; None if there is none."""
-        claimed = self._catalog.claim(self.destination, self.session)
+        """A batch for this store that can be sent now, the one that has waited for the longest; None if there is none."""
+        claimed = self._catalog.claim(self.store, self.session)
         return None if claimed is None else Claim(*claimed)
 
     def has_claimable(self) -> bool:
         """Whether `claim` would give one."""
-        return self._catalog.has_claimable(self.destination)
+        return self._catalog.has_claimable(self.store)
 
     def give_back_claims(self) -> int:
         """Let everything be claimed again that this process has claimed. Returns how many batches: for when it sends nothing."""
@@ -394,7 +394,7 @@ class SqliteSpool:
         An upload would be continued with other bytes, and encryption with the same key and nonce would give both contents away.
 
         Args:
-            made: as `Destination.prepare` gives it.
+            made: as `ObjectStore.prepare` gives it.
 
         Raises:
             WrapperMissing: they make something else of it now.
@@ -429,18 +429,18 @@ class SqliteSpool:
     def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
         """Sending a batch that this process has claimed failed; after `delay` seconds it may be claimed again.
 
-        `standing` is what is known of the destination now: it has `refused` everything, or it is `proven`: it may have got
+        `standing` is what is known of the store now: it has `refused` everything, or it is `proven`: it may have got
         something.
         """
         self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, delay=delay, standing=standing)
 
     def waiting(self, last: int | None = None) -> list[Waiting]:
-        """What is sealed and not stored, for each destination; only batches up to the number `last`, if it is given."""
+        """What is sealed and not stored, for each store; only batches up to the number `last`, if it is given."""
         return self._catalog.waiting(self.session, last)
 
     def pause(self, error: JobsBackupError, *, seconds: float) -> None:
         """Note for others that nothing is sent for so many seconds, and why."""
-        self._catalog.pause(self.destination, error=str(error), hint=error.hint, seconds=seconds)
+        self._catalog.pause(self.store, error=str(error), hint=error.hint, seconds=seconds)
 
     @property
     def unreadable(self) -> list[SpoolError]:
@@ -551,18 +551,18 @@ class SqliteSpool:
     def begin_sending(self) -> None:
         """What a process does that starts to send: whoever starts it may have changed the settings, or the rights.
 
-        It takes over what waits for destinations that were tried, refused everything, and so never got any of it: they were a
+        It takes over what waits for stores that were tried, refused everything, and so never got any of it: they were a
         mistake, since corrected. All other batches stay where they belong. And what failed need not wait any longer.
         """
-        for location, batches in self._catalog.follow(self.destination):
+        for location, batches in self._catalog.follow(self.store):
             log.warning(
                 "%s waited for %s, which never accepted anything, and now go where the settings say",
                 plural(batches, "batch"),
                 location,
             )
         self._catalog.free_claims()
-        self._catalog.make_due(self.destination)
-        self._catalog.deliveries.begin(self.destination, self._delete_after)
+        self._catalog.make_due(self.store)
+        self._catalog.deliveries.begin(self.store, self._delete_after)
         names, written = self._files.names(), self._catalog.blob_files()
         for name in names:  # who should have removed it was killed
             session = name.partition("-")[0]
@@ -631,7 +631,7 @@ class SqliteSpool:
         while (lock := self._try_lock(name := secrets.token_hex(8))) is None:
             pass  # somebody looks whether it was left over
         try:
-            self._catalog.begin_session(name, os.getpid(), self.destination, archives=self._archives)
+            self._catalog.begin_session(name, os.getpid(), self.store, archives=self._archives)
             blobs = self._files.create(name)
             lock.witness(0, 0)  # from now on a lock file without one is another one
         except BaseException:

@@ -19,12 +19,12 @@ from jobs_backup.spool.sqlite.locks import ProcessLock
 from jobs_backup.spool.sqlite.quarantine import Quarantine
 from jobs_backup.spool.sqlite.reader import CatalogReader, SessionRow
 from jobs_backup.spool.status import (
-    DestinationStatus,
     Limits,
     ProcessStatus,
     QuarantineStatus,
     RejectedStatus,
     Status,
+    StoreStatus,
     StreamStatus,
     UnreadableStatus,
 )
@@ -94,8 +94,8 @@ def _read(directory: Path, catalog: Catalog, limits: Limits, *, only_reads: bool
     streams = _streams(catalog, files, now, unreadable)
     processes = [_process(directory, row, now, unreadable) for row in catalog.overview.sessions()]
     _find_strangers(directory, catalog, files, unreadable)
-    destinations = [
-        DestinationStatus(
+    stores = [
+        StoreStatus(
             location=row.location,
             streams=[stream for (of, _), stream in streams.items() if of == row.id],
             error=row.error,
@@ -105,25 +105,25 @@ def _read(directory: Path, catalog: Catalog, limits: Limits, *, only_reads: bool
             aborts=row.aborts,
             abort_error=row.abort_error,
         )
-        for row in catalog.overview.destinations()
+        for row in catalog.overview.stores()
     ]
     deletes = {one.location: one for one in catalog.deliveries.waiting()}
-    for destination in destinations:
-        if (waiting := deletes.get(destination.location)) is not None:
-            destination.deletes, destination.delete_error, destination.delete_hint = waiting.objects, waiting.error, waiting.hint
-            destination.deletes_paused = max(0.0, waiting.paused_until - now)
+    for store in stores:
+        if (waiting := deletes.get(store.location)) is not None:
+            store.deletes, store.delete_error, store.delete_hint = waiting.objects, waiting.error, waiting.hint
+            store.deletes_paused = max(0.0, waiting.paused_until - now)
     quarantine = Quarantine(directory / "quarantine", catalog, files).reports(only_reads=only_reads)
     oldest = max((stream.oldest for stream in streams.values()), default=0.0)
     waiting_bytes = sum(stream.bytes for stream in streams.values())
     return Status(
         directory=str(directory),
-        behind=_behind(destinations, unreadable, bool(quarantine), oldest, 2 * limits.upload_frequency + _LATE_SECONDS),
+        behind=_behind(stores, unreadable, bool(quarantine), oldest, 2 * limits.upload_frequency + _LATE_SECONDS),
         full=_full(directory, waiting_bytes, limits),
         events=sum(stream.events + stream.open_events for stream in streams.values()),
         bytes=waiting_bytes,
         free=free_bytes(directory),
         oldest=oldest,
-        destinations=[one for one in destinations if one.streams or one.uploads or one.aborts or one.deletes or one.error],
+        stores=[one for one in stores if one.streams or one.uploads or one.aborts or one.deletes or one.error],
         processes=processes,
         quarantine=[
             QuarantineStatus(
@@ -190,10 +190,8 @@ def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreada
                 unreadable[str(path)] = error.one_line()
 
 
-def _behind(
-    destinations: Sequence[DestinationStatus], unreadable: Mapping[str, str], is_damaged: bool, oldest: float, longest: float
-) -> str:
-    for one in destinations:
+def _behind(stores: Sequence[StoreStatus], unreadable: Mapping[str, str], is_damaged: bool, oldest: float, longest: float) -> str:
+    for one in stores:
         if one.streams and (one.error or one.paused):  # else nothing has to be done there
             return " ".join(f"{one.location} {'is paused' if one.paused else 'fails'}: {one.error}".split())
     for file, error in unreadable.items():
@@ -208,16 +206,16 @@ def _behind(
 def _streams(catalog: Catalog, files: BlobFiles, now: float, unreadable: dict[str, str]) -> dict[tuple[int, Stream], StreamStatus]:
     found: dict[tuple[int, Stream], StreamStatus] = {}
 
-    def of(destination: int, stream: Stream, opened_at: float) -> StreamStatus:
+    def of(store: int, stream: Stream, opened_at: float) -> StreamStatus:
         status = found.setdefault(
-            (destination, stream),
+            (store, stream),
             StreamStatus(kind=stream.kind, workspace_id=stream.workspace_id, source_id=stream.source_id),
         )
         status.oldest = max(status.oldest, now - opened_at)
         return status
 
     for row in catalog.overview.sealed_streams():
-        status = of(row.destination, row.stream, row.opened_at)
+        status = of(row.store, row.stream, row.opened_at)
         status.events, status.objects, status.bytes, status.sending = row.events, row.batches, row.size, row.claimed
     for name in catalog.blob_files().values():
         rows = catalog.open_batches_of(name)
@@ -228,7 +226,7 @@ def _streams(catalog: Catalog, files: BlobFiles, now: float, unreadable: dict[st
                 for batch in rows:
                     events, size = blobs.spooled(batch.id)
                     if events:
-                        status = of(batch.placement.destination, batch.stream, batch.opened_at)
+                        status = of(batch.placement.store, batch.stream, batch.opened_at)
                         status.open_events += events
                         status.bytes += size
         except SpoolError as error:

@@ -21,18 +21,18 @@ MAX_DELAY: Final = 3600.0
 class UploadJournal:
     """The tables `uploads` and `parts` of the catalog. Every method is one transaction."""
 
-    def __init__(self, database: Database, destination: int, clock: Clock) -> None:
-        """`destination` is where its uploads go to."""
+    def __init__(self, database: Database, store: int, clock: Clock) -> None:
+        """`store` is where its uploads go to."""
         self._database = database
-        self._destination = destination
+        self._store = store
         self._clock = clock
 
     @writes
     def begin(self, db: sqlite3.Connection, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
         """Remember an upload; before its first part is sent."""
         id_ = db.execute(
-            "INSERT INTO uploads (batch, destination, upload, part_size) VALUES (?, ?, ?, ?)",
-            (batch.id, self._destination, msgspec.json.encode(upload), part_size),
+            "INSERT INTO uploads (batch, store, upload, part_size) VALUES (?, ?, ?, ?)",
+            (batch.id, self._store, msgspec.json.encode(upload), part_size),
         ).lastrowid
         assert id_ is not None
         return JournaledUpload(id_, batch.id, upload, part_size, 0)
@@ -73,11 +73,11 @@ class UploadJournal:
 
     @reads
     def abandoned(self, db: sqlite3.Connection) -> list[JournaledUpload]:
-        """The uploads to this destination that have to be aborted and whose time has come."""
+        """The uploads to this store that have to be aborted and whose time has come."""
         rows = db.execute(
-            "SELECT id, batch, upload, part_size, failures FROM uploads WHERE destination=? AND abandoned"
+            "SELECT id, batch, upload, part_size, failures FROM uploads WHERE store=? AND abandoned"
             " AND (retry_at<=? OR retry_at>?) ORDER BY id",
-            (self._destination, self._clock.now(), self._clock.now() + MAX_DELAY),
+            (self._store, self._clock.now(), self._clock.now() + MAX_DELAY),
         ).fetchall()
         return [_upload(row) for row in rows]
 

@@ -1,4 +1,4 @@
-"""The Destination: every hook goes through one door, which retries, counts, and takes nothing but a receipt for success."""
+"""The ObjectStore: every hook goes through one door, which retries, counts, and takes nothing but a receipt for success."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jobs_backup.model import (
     WriteReceipt,
 )
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.store.object_store import Destination
+from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.plugins import Installed
 from jobs_backup.store.providers import Loaded, register
 from jobs_backup.store.retry import Retry, RetryPolicy
@@ -89,7 +89,7 @@ BATCH = Batch(
 )  # fmt: skip
 UPLOAD = Upload(key="k.json.gz", id="canary/7f3a+==")
 
-CALLS: dict[str, tuple[Callable[[Destination], object], object]] = {
+CALLS: dict[str, tuple[Callable[[ObjectStore], object], object]] = {
     "write": (lambda to: to.write(BATCH, BODY), WriteReceipt()),
     "create_multipart": (lambda to: to.create_multipart(BATCH), UPLOAD),
     "write_part": (lambda to: to.write_part(UPLOAD, 1, 0, BODY, True), Part(number=1)),
@@ -100,24 +100,24 @@ CALLS: dict[str, tuple[Callable[[Destination], object], object]] = {
 every_hook = pytest.mark.parametrize("hook", CALLS)
 
 
-def destination(*answers: object) -> tuple[Destination, Scripted]:
+def store(*answers: object) -> tuple[ObjectStore, Scripted]:
     provider = Scripted(*answers)
     one = Installed(name="SCRIPTED", distribution="scripted", version="1", target="m:C")
     manager, hooks = register(provider, one)
     loaded = Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)
-    return Destination(loaded, retry=Retry(POLICY, sleep=lambda _: None)), provider
+    return ObjectStore(loaded, retry=Retry(POLICY, sleep=lambda _: None)), provider
 
 
 @every_hook
 def test_every_hook_is_retried_and_counted(hook: str) -> None:
     call, receipt = CALLS[hook]
-    to, _ = destination(Unavailable("1"), Throttled("2"), receipt)
+    to, _ = store(Unavailable("1"), Throttled("2"), receipt)
     assert call(to) is receipt
     assert to.attempts == {(hook, "Unavailable"): 1, (hook, "Throttled"): 1, (hook, "ok"): 1}
 
 
 def test_every_attempt_opens_the_body_anew() -> None:
-    to, provider = destination(Unavailable("1"), Unavailable("2"), WriteReceipt())
+    to, provider = store(Unavailable("1"), Unavailable("2"), WriteReceipt())
     to.write(BATCH, BODY)
     assert provider.bodies == [b"bytes"] * 3
 
@@ -125,7 +125,7 @@ def test_every_attempt_opens_the_body_anew() -> None:
 @every_hook
 def test_the_log_names_provider_hook_and_key(hook: str, caplog: pytest.LogCaptureFixture) -> None:
     call, receipt = CALLS[hook]
-    to, _ = destination(Unavailable("no answer"), receipt)
+    to, _ = store(Unavailable("no answer"), receipt)
     call(to)
     (line,) = caplog.messages
     assert line.startswith(f"SCRIPTED {hook} ")
@@ -135,7 +135,7 @@ def test_the_log_names_provider_hook_and_key(hook: str, caplog: pytest.LogCaptur
 @every_hook
 @pytest.mark.parametrize("wrong", [None, True, {}, "stored"])
 def test_what_is_no_receipt_is_a_violation_of_the_contract(hook: str, wrong: object) -> None:
-    to, _ = destination(wrong, None)
+    to, _ = store(wrong, None)
     with pytest.raises(ContractViolation) as caught:
         CALLS[hook][0](to)
     assert f"SCRIPTED: {hook} returned {type(wrong).__name__} instead of " in str(caught.value)
@@ -146,9 +146,9 @@ def test_what_is_no_receipt_is_a_violation_of_the_contract(hook: str, wrong: obj
 @every_hook
 def test_an_unknown_exception_becomes_a_storage_error_that_is_retried(hook: str) -> None:
     call, receipt = CALLS[hook]
-    to, _ = destination(RuntimeError("socket closed"), receipt)
+    to, _ = store(RuntimeError("socket closed"), receipt)
     assert call(to) is receipt
-    to, _ = destination(*(RuntimeError("socket closed") for _ in range(4)))
+    to, _ = store(*(RuntimeError("socket closed") for _ in range(4)))
     with pytest.raises(StorageError) as caught:
         call(to)
     assert type(caught.value) is StorageError
@@ -161,7 +161,7 @@ def test_an_unknown_exception_becomes_a_storage_error_that_is_retried(hook: str)
 @pytest.mark.parametrize("written", ["canary/7f3a+==", "canary%2F7f3a%2B%3D%3D", "canary/7f3a%2B%3D%3D"])
 def test_an_unknown_exception_does_not_give_the_uploads_id_away(hook: str, written: str, caplog: pytest.LogCaptureFixture) -> None:
     errors = (OSError(f"refused: http://s3.example/k.json.gz?uploadId={written}&partNumber=1") for _ in range(4))
-    to, _ = destination(*errors)
+    to, _ = store(*errors)
     with pytest.raises(StorageError) as caught:
         CALLS[hook][0](to)
     told = [
@@ -181,16 +181,16 @@ def test_an_upload_does_not_show_its_id() -> None:
 
 
 def test_an_interrupted_hook_is_not_translated() -> None:
-    to, _ = destination(KeyboardInterrupt())
+    to, _ = store(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         to.write(BATCH, BODY)
 
 
 def test_delete_has_to_tell_an_outcome_for_each_key() -> None:
     receipt = DeleteReceipt(deleted=frozenset({"a"}), failed={"b": PermissionDenied("no", action="a", resource="r")})
-    to, _ = destination(receipt)
+    to, _ = store(receipt)
     assert to.delete(["a", "b"]) is receipt
-    to, _ = destination(receipt)
+    to, _ = store(receipt)
     with pytest.raises(ContractViolation, match="no outcome for 1 of 3 keys"):
         to.delete(["a", "b", "c"])
 
@@ -202,7 +202,7 @@ def test_it_is_configured_by_the_environment(tmp_path: Path) -> None:
         "JOBS_BACKUP_RETRY_ATTEMPTS": "3",
         "JOBS_BACKUP_RETRY_MAX_WAIT": "1ms",
     }
-    to = Destination.from_settings(CoreSettings.from_environment(environment), environment, stop=threading.Event())
+    to = ObjectStore.from_settings(CoreSettings.from_environment(environment), environment, stop=threading.Event())
     assert to.location == (tmp_path / "missing").as_uri()
     with pytest.raises(StorageError, match="there is no directory"):
         to.write(BATCH, BODY)
