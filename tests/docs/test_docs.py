@@ -181,7 +181,7 @@ def test_every_message_leads_to_its_section() -> None:
 
 def test_the_architecture_names_every_module_and_none_that_is_not_there() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
-    page = page[page.index("## The house") : page.index("## Dependencies")]
+    page = page[page.index("## Code layout") : page.index("## Dependencies")]
     package = ROOT / "core/src/jobs_backup"
     there = {
         path.name
