@@ -1,7 +1,7 @@
 """Job ids: their parts, and sets of them with one bit per id.
 
-An id starts with 63 random bits that a process draws when it opens the spool, then 42 bits for the batch and 21 for the place in
-it. So no two spools issue the same id, whatever their clocks do and wherever their files were copied from.
+An id starts with 63 random bits that a process draws when it opens the spool. Then come 42 bits for the batch and 21 for the place
+in it. So no two spools issue the same id, whatever their clocks do and wherever their files were copied from.
 """
 
 from __future__ import annotations

@@ -185,8 +185,10 @@ class DueObject(NamedTuple):
 
 
 class WaitingDeletes(msgspec.Struct, frozen=True):
-    """Objects of a store waiting to be deleted. `error` and `hint` say why the last deletes failed, or are empty; deletes are
-    paused until `paused_until` (seconds since 1970)."""
+    """Objects of a store waiting to be deleted.
+
+    `error` and `hint` say why the last deletes failed, or are empty. Deletes are paused until `paused_until` (seconds since 1970).
+    """
 
     location: str
     objects: int
