@@ -178,7 +178,9 @@ class Archiver:
         return not self._spool.has_claimable() and not self._give_back_claims()
 
     def _give_back_claims(self) -> bool:
-        """Release batches claimed without this process knowing: the claim failed after its commit. Returns whether there were any.
+        """Release batches claimed without this process knowing: the claim failed after its commit.
+
+        Returns whether there were any.
         """
         with self._lock:
             if self._sending or self._unreleased or not self._spool.give_back_claims():
@@ -227,7 +229,7 @@ class Archiver:
         try:
             claim = self._spool.claim()
         except SpoolError as error:
-            if self._claim_error is None or error.message != self._claim_error.message:  # else each worker would log it every second
+            if self._claim_error is None or error.message != self._claim_error.message:  # else each worker logs it every second
                 log.error("%s", error.one_line(), extra={"code": error.code})
             self._claims_fail_since = min(self._claims_fail_since, time.monotonic())
             self._claim_error = error

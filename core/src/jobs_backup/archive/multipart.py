@@ -234,7 +234,7 @@ class _Pool:
         return future
 
     def close(self) -> None:
-        """End the threads, once they have nothing to do."""
+        """End the threads, once they are idle."""
         for _ in self._threads:
             self._tasks.put(None)
 
