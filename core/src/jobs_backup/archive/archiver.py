@@ -1,4 +1,4 @@
-"""Sends sealed batches into the bucket, several at once, until none is left or the store has to be paused."""
+"""Upload sealed batches, several at once, until none is left or the store has to be paused."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ T = TypeVar("T")
 log: Final = logger_of(__name__)
 
 TICK: Final = 1.0
-"""Seconds between two looks at what other processes did, and at ages."""
+"""Seconds between two polls of other processes' work, and of ages."""
 
 _OF_THE_BATCH: Final = (IntegrityError, Unproven, UploadGone, SpoolError)
-"""Errors that another batch need not meet."""
+"""Errors specific to one batch."""
 _OF_THE_STORE: Final = (Throttled, Unavailable)
-"""Errors that every batch would meet, beside those that are `refused`. All that are in neither of the two count as both."""
+"""Errors that every batch would meet, in addition to `refused` ones. Any error in neither of the two counts as both."""
 
 _STALLED_SECONDS: Final = 300.0
-"""What looks after the spool waits for a busy one for a minute at most, a few times."""
+"""Upkeep waits for a busy spool at most a minute at a time, a few times."""
 _FORGET_SECONDS: Final = 3600.0
 _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 300.0
 _CLAIM_SECONDS: Final = 5.0
-"""After so long a spool that gives nothing is not waited for."""
+"""Seconds after which a spool that fails to return batches is no longer waited for."""
 _MAX_ASKED: Final = 3600.0
-"""Seconds; a store that asks for a longer pause is not believed."""
+"""Seconds; the longest pause that a store may ask for."""
 
 
 class Sent:
-    """What was stored since the start. Read it for a summary or a progress bar."""
+    """Totals uploaded since the start, for a summary or a progress bar."""
 
     def __init__(self) -> None:
         self.objects = 0
@@ -59,7 +59,7 @@ class Sent:
 
 
 class Archiver:
-    """Worker threads that send, and others that look after the rest: ages, dead processes, uploads to be aborted, deletes."""
+    """Threads that upload, and others for upkeep: ages, dead processes, aborting uploads, deletes."""
 
     def __init__(self, spool: Spool, store: ObjectStore, settings: CoreSettings, *, stop: threading.Event) -> None:
         """`stop` also ends the store's retries."""
@@ -72,7 +72,7 @@ class Archiver:
         self._forgotten = 0
         self._stop = stop
         self._multipart = Multipart(spool, store, part_size=settings.part_size, concurrency=settings.upload_concurrency, stop=stop)
-        # Entered as a lock: an interrupt within the condition's own entry, which is Python's, would leave it held.
+        # Always entered as a lock: an interrupt within the condition's own `__enter__`, written in Python, would leave it held.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._sending = 0
@@ -86,13 +86,13 @@ class Archiver:
         self.deleter = Deleter(spool, store, stop=stop, on_change=self.wake)
         self.sent = Sent()
         self.failure: JobsBackupError | None = None
-        """The last error that delayed a batch; None again once another one was stored."""
-        # Daemons, since a request that hangs must not keep the process from ending: its batch is sent again at the next start.
+        """The last error that delayed a batch; None again once another batch was uploaded."""
+        # Daemons, because a hanging request must not keep the process from ending: the next start uploads its batch again.
         self._threads = [
             threading.Thread(target=self._work, name=f"jobs-backup-send-{number}", daemon=True)
             for number in range(settings.upload_concurrency)
         ]
-        self._looked_at = math.inf  # first there may be much to recover
+        self._looked_at = math.inf  # at first there may be much to recover
         self._looker = threading.Thread(target=self._maintain, name="jobs-backup-look-after", daemon=True)
         self._threads.append(self._looker)
         self._threads.append(threading.Thread(target=self._abort, name="jobs-backup-abort", daemon=True))
@@ -110,57 +110,57 @@ class Archiver:
             ) from error
 
     def wake(self) -> None:
-        """Say that something was sealed, or deleted."""
+        """Wake the workers: something was sealed, or deleted."""
         with self._lock:
             self._changed.notify_all()
 
     @property
     def is_working(self) -> bool:
-        """Whether a thread is alive, for example in a request that does not end."""
+        """Whether a thread is alive, for example in a request that hangs."""
         return any(thread.is_alive() for thread in self._threads)
 
     @property
     def health_error(self) -> str:
-        """Which thread has ended, or looks after nothing any more; empty if all work."""
+        """Which thread has died or hung; empty if all work."""
         dead = next((thread.name for thread in self._threads if not thread.is_alive()), "")
         return f"the thread {dead} has ended" if dead else stalled(self._looker, self._looked_at)
 
     @property
     def paused(self) -> JobsBackupError | None:
-        """Why nothing is being sent, None if something may be."""
+        """Why uploads are paused, None if they are not."""
         with self._lock:
             return self._pause if time.monotonic() < self._paused_until else None
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is left that could be sent or deleted now: it is done, or paused. False at a time-out."""
+        """Wait until nothing is left to upload or delete now: it is done, or paused. False on timeout."""
         until = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             while not (self._stop.is_set() or (self._is_drained() and self.deleter.is_idle)):
                 left = TICK if until is None else min(TICK, until - time.monotonic())
                 if left <= 0:
                     return False
-                self._changed.wait(left)  # not for longer: another process may do it, and does not tell
+                self._changed.wait(left)  # not longer: another process may do it without notice
         return True
 
     @property
     def blocked_by(self) -> JobsBackupError | None:
-        """Why nothing more can be sent for the time being, None if something can be or nothing has failed."""
+        """Why nothing more can be uploaded for now; None if something can be, or nothing has failed."""
         with self._lock:
             if (failure := self.claim_failure) is not None:
                 return failure
             return self.failure if self.failure is not None and self._is_drained() else None
 
     def abort_abandoned(self) -> list[JobsBackupError]:
-        """Abort what will not be continued. Returns the refusals."""
+        """Abort uploads that will not be resumed. Returns the failures."""
         return self._multipart.abort_abandoned()
 
     def wait(self, timeout: float) -> None:
-        """Wait for a change: something stored, sealed, or failed."""
+        """Wait for a change: something uploaded, sealed, or failed."""
         with self._lock:
             self._changed.wait(timeout)
 
     def stop(self, timeout: float) -> None:
-        """End: no further attempt is begun. Waits up to `timeout` seconds for those under way."""
+        """Stop: begin no further attempts, and wait up to `timeout` seconds for running ones."""
         self._stop.set()
         self.wake()
         self.deleter.wake()
@@ -178,7 +178,10 @@ class Archiver:
         return not self._spool.has_claimable() and not self._give_back_claims()
 
     def _give_back_claims(self) -> bool:
-        """Whether there were batches that this process has claimed without knowing it: the claim failed behind its commit."""
+        """Release batches claimed without this process knowing: the claim failed after its commit.
+
+        Returns whether there were any.
+        """
         with self._lock:
             if self._sending or self._unreleased or not self._spool.give_back_claims():
                 return False
@@ -211,11 +214,11 @@ class Archiver:
                     self._changed.notify_all()
 
     def _next(self) -> Claim | None:
-        """The next batch to send; waits for one. None at the end."""
+        """Wait for the next batch to upload. None when stopping."""
         with self._lock:
             while not self._stop.is_set():
                 wait = self._paused_until - time.monotonic()
-                # After a pause a single batch is sent as a probe; the others follow if it gets through.
+                # After a pause, a single batch is uploaded as a probe; the others follow if it succeeds.
                 if wait <= 0 and not (self._pause and self._sending) and (claimed := self._claim()) is not None:
                     self._sending += 1
                     return claimed
@@ -226,17 +229,17 @@ class Archiver:
         try:
             claim = self._spool.claim()
         except SpoolError as error:
-            if self._claim_error is None or error.message != self._claim_error.message:  # else each worker would say it each second
+            if self._claim_error is None or error.message != self._claim_error.message:  # else each worker logs it every second
                 log.error("%s", error.one_line(), extra={"code": error.code})
             self._claims_fail_since = min(self._claims_fail_since, time.monotonic())
             self._claim_error = error
-            return None  # tried again when the thread that looks after things finds that something is to be sent
+            return None  # retried when the upkeep thread finds something to upload
         self._claim_error, self._claims_fail_since = None, math.inf
         return claim
 
     @property
     def claim_failure(self) -> SpoolError | None:
-        """Why nothing can be taken out of the spool, for some time now; None if it can be."""
+        """Why the spool has failed to return batches for some time; None if it has not."""
         return self._claim_error if time.monotonic() - self._claims_fail_since >= _CLAIM_SECONDS else None
 
     def _upload(self, claimed: Claim) -> None:
@@ -249,7 +252,7 @@ class Archiver:
             else:
                 receipt = self._store.write(batch, body)
         except AlreadyExists:
-            # It is proven (see proof.py): an earlier attempt, whose answer was lost, has stored these bytes.
+            # It is proven (see proof.py): an earlier attempt, whose response was lost, has uploaded these bytes.
             receipt = WriteReceipt(existed=True)
         sent_before = claimed.times > 1 or receipt.existed
         self._spool.stored(batch, deletable_after=self._store.may_land_for(sent_before=sent_before))
@@ -270,11 +273,11 @@ class Archiver:
         )
 
     def _is_begun(self, claimed: Claim) -> bool:
-        """Whether an earlier attempt has begun an upload in parts, which has to be ended by its own means whatever is set now."""
+        """Whether an earlier attempt began a multipart upload, which must be finished as one whatever the settings are now."""
         return claimed.times > 1 and self._spool.uploads.of(claimed.batch) is not None
 
     def _damaged(self, claim: Claim, error: SpoolCorrupt) -> None:
-        """What is damaged goes into quarantine; the rest is sent as another object, if it can be."""
+        """Quarantine what is damaged; the rest is uploaded as another object, if possible."""
         log.error("%s: %s", claim.batch.key, error.one_line(), extra={"key": claim.batch.key, "code": error.code})
         try:
             self._spool.set_aside(claim, error)
@@ -287,19 +290,19 @@ class Archiver:
             return
         self.failure = error
         of_store = error.refused or isinstance(error, _OF_THE_STORE)
-        # The spool's disk may only have been busy: the first retry comes at once.
+        # The spool's disk may only have been busy: the first retry is immediate.
         is_first = isinstance(error, SpoolError) and not failures
         delay = 0.0 if of_store or is_first else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
         if isinstance(error, _OF_THE_BATCH):
             fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "store": self._store.location}
             log.error("%s waits for %.0f s: %s", batch.key, delay, error.one_line(), extra=fields)
         else:
-            self._begin_pause(error)  # before the batch is given back, or another worker would take it at once
+            self._begin_pause(error)  # before the batch is released, or another worker would take it at once
         self._release(batch, error, delay)
 
     def _begin_pause(self, error: JobsBackupError) -> None:
         with self._lock:
-            if time.monotonic() >= self._paused_until:  # else others of the same moment have failed, too
+            if time.monotonic() >= self._paused_until:  # else others have failed at the same moment
                 self._pauses += 1
             asked: float | None = getattr(error, "retry_after", None)
             pause = max(min(asked or 0.0, _MAX_ASKED), min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16)))
@@ -313,9 +316,9 @@ class Archiver:
         log.error("%s is paused for %.0f s, nothing is lost: %s", self._store.location, pause, error.one_line(), extra=fields)
 
     def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
-        """Give the batch back. A full disk must not keep it: it is tried again at each look, until it works or the session ends.
+        """Release a batch. On a full disk, this is retried at each poll until it works or the session ends.
 
-        The others come before it, since what this one met may be its own.
+        The batch then waits behind the others, because its error may be its own.
         """
         standing = "proven" if self._store.may_have_accepted else "refused" if error.refused else None
 
@@ -334,7 +337,7 @@ class Archiver:
             del self._unreleased[0]
 
     def _maintain(self) -> None:
-        """First what dead processes left, which may take a while; then ages, and what other processes do."""
+        """Recover dead processes, which may take a while; then seal by age and poll other processes."""
         begun = _guarded(self._begin) or _guarded(self._begin)  # twice: a disk may only have been busy
         with self._lock:
             self._has_begun = True
@@ -352,7 +355,7 @@ class Archiver:
             _guarded(self._forget)
 
     def _forget(self) -> None:
-        """Some of what is old at each look, so that nobody has to wait for it."""
+        """Forget some old batches at each poll, so that nothing has to wait for it."""
         if self._catalog_seconds and time.monotonic() >= self._forget_at:
             after = self._spool.forget(self._catalog_seconds, self._forgotten)
             self._forgotten = after or 0
@@ -365,20 +368,20 @@ class Archiver:
         return True
 
     def _delete(self) -> None:
-        """Once what failed before need not wait any longer: see `_begin`."""
+        """Delete, once earlier failures are due again: see `_begin`."""
         with self._lock:
             self._changed.wait_for(lambda: self._has_begun or self._stop.is_set())
         self.deleter.work()
 
     def _abort(self) -> None:
-        """Uploads to be aborted: in a thread of its own, since a store that does not answer must hold nothing up."""
+        """Abort uploads, in a thread of its own, because a store that does not respond must not block anything else."""
         while not self._stop.wait(TICK):
             if not self.paused:
                 _guarded(self._multipart.abort_abandoned)
 
 
 def stalled(thread: threading.Thread, looked_at: float) -> str:
-    """Whether a thread that looks each second has done so lately: what is wrong with it, empty if nothing is."""
+    """What is wrong with a thread that should poll every second; empty if it has done so lately."""
     seconds = time.monotonic() - looked_at
     if thread.is_alive() and seconds < _STALLED_SECONDS:
         return ""
@@ -386,7 +389,7 @@ def stalled(thread: threading.Thread, looked_at: float) -> str:
 
 
 def _guarded(job: Callable[[], T]) -> T | None:
-    """One of several jobs that have to go on whatever happens to the others."""
+    """Run one of several jobs that must continue whatever happens to the others."""
     try:
         return job()
     except JobsBackupError as error:

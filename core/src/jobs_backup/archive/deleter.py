@@ -1,4 +1,4 @@
-"""Deletes objects whose events were all delivered: in bulk, again and again where it fails, slowly where it is not granted."""
+"""Delete objects whose events were all delivered: in bulk, retrying failures, and probing slowly without permission."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs_backup.util.logs import logger_of
 log: Final = logger_of(__name__)
 
 DELETED_AT_ONCE: Final = 1000
-"""Keys in a call at most; no store takes more of them (S3's DeleteObjects)."""
+"""Maximum of keys per call; no store takes more (S3's DeleteObjects)."""
 
 _NOTE_SECONDS: Final = 10.0
 _TICK: Final = 1.0
@@ -24,11 +24,11 @@ _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 300.0
 _FIRST_PROBE: Final = 60.0
 _MAX_PROBE: Final = 1800.0
-"""Seconds between two probes where the permission is missing: somebody has to grant it first, or means not to."""
+"""Seconds between two probes without permission: somebody has to grant it, or withholds it on purpose."""
 
 
 class Deleter:
-    """One thread. Nothing waits for it: what can't be deleted stays in the bucket, and in the spool's list."""
+    """Delete in one thread, which nothing waits for: failed deletes stay in the bucket, and in the spool's list."""
 
     def __init__(self, spool: Spool, store: ObjectStore, *, stop: threading.Event, on_change: Callable[[], None]) -> None:
         """`on_change` is called whenever `is_idle` may have become true."""
@@ -37,23 +37,23 @@ class Deleter:
         self._stop = stop
         self._on_change = on_change
         self._wake = threading.Event()
-        self._is_busy = True  # until it has looked for the first time
+        self._is_busy = True  # until its first poll
         self._pauses = 0
         self._paused_until = 0.0
-        self._is_denied = False  # what it is paused for
+        self._is_denied = False  # why it is paused
         self._at_once = DELETED_AT_ONCE
-        self._told = ""  # the code of the error that was reported; empty since a call in which nothing failed
+        self._told = ""  # code of the last reported error; cleared by a call without failures
         self.deleted = 0
-        """Objects, since the start."""
+        """Objects deleted since the start."""
 
     def wake(self) -> None:
-        """Say that there may be something to delete, or that it is time to stop."""
+        """Wake the thread: there may be something to delete, or it is time to stop."""
         self._wake.set()
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is left that could be deleted now."""
-        # In this order: it becomes busy before it claims anything, which then is not to be claimed any more.
+        """Whether nothing is left to delete now."""
+        # In this order: it becomes busy before it claims anything, after which `has_deletes` no longer shows it.
         return (self._is_paused or not self._spool.has_deletes()) and not self._is_busy
 
     @property
@@ -61,7 +61,7 @@ class Deleter:
         return time.monotonic() < self._paused_until
 
     def work(self) -> None:
-        """What the thread does."""
+        """Run the thread."""
         while not self._stop.is_set():
             self._wake.clear()
             if not self._look():
@@ -71,7 +71,7 @@ class Deleter:
                 self._wake.wait(_TICK)
 
     def _look(self) -> bool:
-        """Delete some. False if there was nothing that could be."""
+        """Delete some. False if there was nothing to delete now."""
         try:
             if self._is_paused or not self._spool.has_deletes():
                 return False
@@ -94,7 +94,7 @@ class Deleter:
         except Exception as error:  # noqa: BLE001 - whatever it is, they must not stay claimed
             failed, is_of_call = dict.fromkeys((one.key for one in objects), error), True
         if self._stop.is_set() and is_of_call:
-            return  # it was interrupted; whoever ends the session gives them back
+            return  # interrupted; whoever ends the session releases them
         gone = [one for one in objects if one.key not in failed]
         refused = [(one, _known(failed[one.key])) for one in objects if one.key in failed]
         if gone:
@@ -104,7 +104,7 @@ class Deleter:
                 fields = {"key": one.key, "store": self._store.location}
                 log.info("deleted %s: all of its events were delivered", one.key, extra=fields)
             if self._is_denied:
-                self._note(self._spool.retry_deletes)  # it was granted: what else was refused may work by now
+                self._note(self._spool.retry_deletes)  # permission was granted: other refused deletes may work now
             self._pauses, self._is_denied = 0, False
             self._at_once = min(2 * self._at_once, DELETED_AT_ONCE)
         if refused:
@@ -113,9 +113,9 @@ class Deleter:
             self._told = ""
 
     def _give_back(self, refused: Sequence[tuple[DueObject, JobsBackupError]], tried: int, *, is_of_call: bool) -> None:
-        """Some could not be deleted. If none could, all wait, and then one is tried, and more of them as long as that works.
+        """Release objects that could not be deleted. If all failed, all pause; then one is tried, and more as long as that works.
 
-        One whose own fault it may be waits for longer: also the only one of a call that the store refused.
+        An object that may itself be at fault waits longer, including one that was alone in a refused call.
         """
         error = refused[0][1]
         first, longest = (_FIRST_PROBE, _MAX_PROBE) if isinstance(error, PermissionDenied) else (_FIRST_PAUSE, _MAX_PAUSE)
@@ -130,7 +130,7 @@ class Deleter:
         of_store = is_of_call and (tried > 1 or isinstance(error, Throttled | Unavailable))
         retries = [(one, None if of_store else min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16))) for one, _ in refused]
         self._note(lambda: self._spool.give_back_deletes(retries, error, pause=pause))
-        # Said once: who has not granted it may mean it so. `status` tells it as long as it is so.
+        # Logged once: the permission may be withheld on purpose. `status` shows it while it lasts.
         log.log(
             logging.DEBUG if self._told == error.code else logging.ERROR,
             "%d of %d objects whose events were all delivered can't be deleted from %s, all else goes on; tried again from time to"
@@ -145,14 +145,14 @@ class Deleter:
         self._told = error.code
 
     def _note(self, write: Callable[[], None]) -> None:
-        """Write down what came of it. A full disk must not keep objects claimed: tried until it works, for some time."""
+        """Note the outcome. A full disk must not keep objects claimed, so this is retried for some time."""
         until = time.monotonic() + _NOTE_SECONDS
         while True:
             try:
                 write()
             except SpoolError as error:
                 if self._stop.is_set() or time.monotonic() >= until:
-                    return  # what is claimed is free again when the session has ended
+                    return  # claims are released when the session ends
                 log.error("%s", error.one_line(), extra={"code": error.code})
                 self._stop.wait(_TICK)
             else:

@@ -1,4 +1,4 @@
-"""Objects in parts: begin, send, complete, continue after a crash, abort. The journal comes before the first part."""
+"""Objects in parts: begin, upload, complete, resume after a crash, abort. The journal comes before the first part."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from jobs_backup.util.logs import logger_of
 log: Final = logger_of(__name__)
 
 _BEGINNINGS: Final = 3
-"""How often a lost upload is begun anew before the batch has to wait."""
+"""How often to begin an upload, when it is lost, before the batch has to wait."""
 _GIVEN_UP_AFTER: Final = 2
-"""How often sending an upload may fail, each time with all attempts, without another part that arrives."""
+"""How often an upload may fail, with all its attempts, without another part arriving."""
 _ABORT_FIRST_WAIT: Final = 60.0
 _ABORT_MAX_WAIT: Final = 3600.0
 
 
 class _Range(NamedTuple):
-    """Where a part lies in the object."""
+    """The place of a part in its object."""
 
     number: int
     offset: int
@@ -47,7 +47,7 @@ class _Range(NamedTuple):
 
 
 class Multipart:
-    """Sends objects in parts to one store, all of them from one pool of threads."""
+    """Upload objects in parts to one store, all from one pool of threads."""
 
     def __init__(self, spool: Spool, store: ObjectStore, *, part_size: int, concurrency: int, stop: threading.Event) -> None:
         self._spool = spool
@@ -59,24 +59,24 @@ class Multipart:
         self._aborting = threading.Lock()
 
     def send(self, batch: Batch, body: Body, failures: int = 0) -> WriteReceipt:
-        """Store the batch's object: continue the upload that is in the journal, or begin one.
+        """Upload the batch's object: resume the upload in the journal, or begin one.
 
-        After an error the upload stays in the journal, and the next call continues it, with two exceptions. An upload that keeps
-        failing is replaced by another one. After the errors below it is abandoned, and the next call begins another one.
+        After an error the upload stays in the journal and the next call resumes it, with two exceptions. An upload that keeps
+        failing is replaced. After the errors below it is abandoned, and the next call begins another one.
 
         Args:
-            failures: how often sending the batch has failed before.
+            failures: how often uploading the batch has failed before.
 
         Raises:
-            AlreadyExists: the object stands. The upload is left to `abort_abandoned`.
-            NotSupported, ConfigurationError: settings have to be changed.
+            AlreadyExists: the object exists. The upload is left to `abort_abandoned`.
+            NotSupported, ConfigurationError: settings must be changed.
         """
         journaled, parts = self._spool.uploads.of(batch) or (self._begin(batch), [])
         for beginning in range(1, _BEGINNINGS + 1):
             try:
                 return self._finish(journaled, parts, batch, body)
             except (AlreadyExists, NotSupported, ConfigurationError):
-                # Its parts, and what it was begun with, are those of the settings that may have to be changed.
+                # Its parts, and what it began with, depend on the settings that may have to be changed.
                 self._spool.uploads.abandon(journaled)
                 raise
             except UploadGone as error:
@@ -88,16 +88,16 @@ class Multipart:
             except StorageError as error:
                 if not self._is_stuck(journaled, error, failures):
                     raise
-                # Begun first: where the store can't even do that, the upload is not what is wrong, and its parts are worth keeping.
+                # Begun first: if the store cannot even do that, the upload is not at fault, and its parts are worth keeping.
                 blocked_by, journaled, parts = journaled, self._begin(batch), []
                 self._spool.uploads.abandon(blocked_by)
                 self._tell_begun_again("the upload keeps failing", batch, error)
-        raise AssertionError("unreachable")  # an upload that was just begun is not given up
+        raise AssertionError("unreachable")  # a new upload is not given up
 
     def _is_stuck(self, journaled: JournaledUpload, error: StorageError, failures: int) -> bool:
-        """Whether to give up an upload, since another one may do better: a store may answer for ever that it has a fault.
+        """Whether to give up an upload, because another one may do better: a store may report an internal error forever.
 
-        Each one is given up later than the one before it, so that a fault of the store costs few uploads, however long it lasts.
+        Each upload is given up later than the one before it, so that a fault of the store costs few uploads, however long it lasts.
         """
         if error.refused or isinstance(error, Unproven) or self._stop.is_set():
             return False
@@ -109,7 +109,7 @@ class Multipart:
         log.warning("%s: %s, another one is begun: %s", batch.key, why, error, extra=fields)
 
     def abort_abandoned(self) -> list[JobsBackupError]:
-        """Abort what will not be continued. What is refused stays in the journal and is tried again later. Returns the refusals."""
+        """Abort uploads that will not be resumed. Refused ones stay in the journal and are retried. Returns the failures."""
         with self._aborting:
             errors = (self._abort(journaled) for journaled in self._spool.uploads.abandoned())
             return [error for error in errors if error is not None]
@@ -136,7 +136,7 @@ class Multipart:
         return None
 
     def close(self) -> None:
-        """End the threads, once they have no part under way."""
+        """End the threads, once they have finished their parts."""
         self._pool.close()
 
     def _begin(self, batch: Batch) -> JournaledUpload:
@@ -147,7 +147,7 @@ class Multipart:
         try:
             return self._spool.uploads.begin(batch, upload, part_size)
         except SpoolError:
-            # Nobody will know of it: now or never.
+            # Nobody else will ever know of it.
             with suppress(JobsBackupError):
                 store.abort_multipart(upload)
             raise
@@ -155,7 +155,7 @@ class Multipart:
     def _finish(self, journaled: JournaledUpload, sent: list[Part], batch: Batch, body: Body) -> WriteReceipt:
         parts = {part.number: part for part in sent}
         ranges = _ranges(batch.size, journaled.part_size)
-        completes = self._store.sequential_parts  # where parts are, the last one may complete the object
+        completes = self._store.sequential_parts  # with sequential parts, the last one may complete the object
         try:
             self._send_parts(journaled, [one for one in ranges if one.number not in parts], body, parts)
             if len(parts) < len(ranges):
@@ -165,13 +165,13 @@ class Multipart:
         except IntegrityError as error:
             if not completes:
                 raise
-            # A part is stored with other bytes than it was sent with: completing the same parts again can't help.
+            # A part was uploaded with other bytes than intended: completing the same parts again cannot help.
             raise UploadGone(f"{batch.key}: the parts that were stored are not those that were sent") from error
         self._spool.uploads.forget(journaled)
         return receipt
 
     def _send_parts(self, journaled: JournaledUpload, missing: list[_Range], body: Body, parts: dict[int, Part]) -> None:
-        """Send what is missing, a window of parts at a time. No part is under way any more when this returns or raises."""
+        """Upload what is missing, a window of parts at a time. No part is still running when this returns or raises."""
         running: set[Future[Part]] = set()
         failed: BaseException | None = None
         try:
@@ -197,7 +197,7 @@ class Multipart:
 
 
 class _Pool:
-    """Threads that are daemons, since a request that hangs must not keep the process from ending. Started when needed."""
+    """Daemon threads, because a hanging request must not keep the process from ending. Started when needed."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -206,7 +206,7 @@ class _Pool:
         self._starting = threading.Lock()
 
     def submit(self, function: Callable[[], Part]) -> Future[Part]:
-        """Call it in one of the threads.
+        """Call a function in one of the threads.
 
         Raises:
             RuntimeError: there is none, and none can be started.
@@ -234,7 +234,7 @@ class _Pool:
         return future
 
     def close(self) -> None:
-        """End the threads, once they have nothing to do."""
+        """End the threads, once they are idle."""
         for _ in self._threads:
             self._tasks.put(None)
 

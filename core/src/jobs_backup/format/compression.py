@@ -1,4 +1,4 @@
-"""How objects are compressed: formats whose pieces, one behind another, are again a file of the format."""
+"""Compress objects, in formats whose pieces can be concatenated to a file of the format."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _ISAL_LEVELS: Final = 3
 class Compression:
     """A format and its level, written as `gzip`, `gzip:6` or `zstd:3`. Two with the same text are equal.
 
-    Pieces of both formats may be concatenated (RFC 1952, 2.2; RFC 8878, 3), so that nothing is compressed twice.
+    Pieces of both formats may be concatenated (RFC 1952, 2.2; RFC 8878, 3), so nothing is compressed twice.
 
     Attributes:
         format: its name.
-        level: 1 to 9 of gzip, 1 to 19 of zstd; more is slower and smaller. Levels of gzip up to 3 are ISA-L's, the others zlib's.
+        level: 1 to 9 for gzip, 1 to 19 for zstd; higher is slower and smaller. Levels of gzip up to 3 are ISA-L's, the others
+            zlib's.
         suffix: of object keys.
         content_type: of objects.
-        compress: one piece from bytes; the same bytes give the same piece.
-        decompress: the bytes of one or several pieces.
+        compress: makes one piece from bytes; the same bytes give the same piece.
+        decompress: returns the bytes of one or several pieces.
     """
 
     __slots__ = ("_text", "compress", "content_type", "decompress", "format", "level", "suffix")
@@ -46,7 +47,7 @@ class Compression:
 
     @classmethod
     def parse(cls, text: str) -> Compression:
-        """Raises ValueError."""
+        """Parse a format with an optional level. Raises ValueError."""
         match = re.fullmatch(r"(gzip|zstd)(?::(\d{1,2}))?", text.strip().lower())
         if match is None:
             raise ValueError("expected gzip or zstd, with a level or without, for example zstd:3")
@@ -70,29 +71,29 @@ class Compression:
 
 
 Function = Callable[[bytes], bytes]
-# isal has types for some of it only.
+# isal has types for only some of it.
 _gzip_compress: Callable[..., bytes] = igzip.compress  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 _gzip_decompress: Function = igzip.decompress  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _gzip(level: int) -> tuple[Function, Function]:
     if level <= _ISAL_LEVELS:
-        # mtime: else the time would be written, and the same bytes would give another piece.
+        # mtime: otherwise the current time would be written, and the same bytes would give another piece.
         return lambda data: _gzip_compress(data, level, mtime=0), _gzip_decompress
     return lambda data: zlib.compress(data, level, wbits=31), _gzip_decompress
 
 
 def _zstd(level: int) -> tuple[Function, Function]:
-    # Imported for those who use it alone.
+    # Imported only when used.
     if sys.version_info >= (3, 14):
         from compression import zstd  # noqa: PLC0415
     else:
         from backports import zstd  # noqa: PLC0415
     parameter = zstd.CompressionParameter
-    # With a checksum, as gzip has one: damage is found wherever the object is read.
+    # With a checksum, as in gzip: damage is found wherever the object is read.
     options = {int(parameter.compression_level): level, int(parameter.checksum_flag): 1}
     return lambda data: zstd.compress(data, options=options), zstd.decompress
 
 
 GZIP: Final = Compression("gzip")
-"""What RudderStack's tools read."""
+"""The format that RudderStack's tools read."""

@@ -1,4 +1,4 @@
-"""Object keys, written and parsed: where a batch goes in the bucket, as RudderStack lays its backups out."""
+"""Object keys, written and parsed: the place of a batch in the bucket, in RudderStack's layout for backups."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from jobs_backup.model import Kind, Stream
 from jobs_backup.util.disclosure import shown
 
 FAILED: Final = "rudder-proc-err-logs"
-"""The directory of the keys of failures."""
+"""Directory for keys of failures."""
 MAX_KEY_BYTES: Final = 1024
-"""Of UTF-8; the limit of S3 and of GCS."""
+"""Of UTF-8; the limit of S3 and GCS."""
 MAX_FORMATS_BYTES: Final = 16
-"""Of what wrappers add to a key."""
+"""Maximum that wrappers may add to a key."""
 
-# Ids are limited so that every file name stays below 255 bytes (the limit of file systems) and every key below MAX_KEY_BYTES.
+# Ids are limited so that every file name stays within 255 bytes (the limit of file systems) and every key within MAX_KEY_BYTES.
 _MAX_ID_BYTES: Final = 96
 _MAX_INSTANCE_BYTES: Final = 43
 _MAX_PREFIX_BYTES: Final = 512
 
-# What XML can't have (S3 deletes by XML), and C1 controls, with which tools have trouble.
+# Characters that XML cannot contain (S3 deletes by XML), and C1 controls, which cause trouble in tools.
 _CONTROL: Final = r"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff"
-# What could leave its place in a key, or break a tool that reads keys line by line; `%` and `~` because they mark what was changed.
+# Could leave its place in a key, or break a tool that reads keys line by line; `%` and `~` because they mark changes.
 _UNSAFE: Final = re.compile(rf"[{_CONTROL}\u2028\u2029/\\%~]")
-# What looks like the job ids and the uuid in the key of a failure, between which an id stands there. The hyphen marks it.
+# Looks like the job ids and the uuid in the key of a failure, where an id precedes them. The hyphen marks it.
 _JOBS_HYPHEN: Final = re.compile(r"(?<=[0-9])-(?=[0-9]{1,19}\.[0-9a-f-]{32})")
 
 
 def clean_prefix(prefix: str) -> str:
-    """JOBS_BACKUP_PREFIX without slashes around it.
+    """JOBS_BACKUP_PREFIX without surrounding slashes.
 
     Raises:
         ConfigurationError: it has empty parts, `.` or `..`, control characters, or more than 512 bytes.
@@ -50,11 +50,11 @@ def clean_prefix(prefix: str) -> str:
 
 
 def safe_id(text: str, max_bytes: int = _MAX_ID_BYTES) -> str:
-    """An id from outside as one part of a key. Different ids give different parts.
+    """Turn an external id into one part of a key. Different ids give different parts.
 
-    Slashes, backslashes, control characters, what XML can't have, `%` and `~` are percent-encoded, and so is a dot at the
-    beginning: it would hide the object from many tools, or lead out of its place. So is the hyphen of what looks like job ids
-    before a uuid. What is longer than `max_bytes` of UTF-8 is cut, and ends in `~` and a hash of the whole.
+    Slashes, backslashes, control characters, characters invalid in XML, `%` and `~` are percent-encoded. So is a leading dot, which
+    would hide the object from many tools, or lead out of its place. So is the hyphen of what looks like job ids before a uuid. Ids
+    longer than `max_bytes` of UTF-8 are cut, and end in `~` and a hash of the whole.
     """
     safe = _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass")), text)
     safe = _JOBS_HYPHEN.sub("%2D", safe)
@@ -79,12 +79,13 @@ def object_key(
     uuid: str,
     suffix: str,
 ) -> str:
-    """The key of a batch. `first_at` and `last_at` are microseconds since 1970 of its first and last event; days and hours are UTC.
+    """Build a batch's key. `first_at` and `last_at` are the times of its first and last event, in microseconds since 1970.
 
     - raw: `<prefix>/<source>/gw/<YYYY-MM-DD>/<H>/<instance>/<first>_<last>_<workspace>_<uuid><suffix>`, H without a leading zero
     - failed: `<prefix>/rudder-proc-err-logs/<MM-DD-YYYY>/<first>.<instance>.<first job>-<last job>.<uuid>.<workspace><suffix>`
 
-    `suffix` is that of the compression, `.json.gz` or `.json.zst`, and the formats of the wrappers, for example `.json.gz.enc`.
+    Days and hours are UTC. `suffix` is the compression's, `.json.gz` or `.json.zst`, with the formats of the wrappers, for example
+    `.json.gz.enc`.
     """
     first, last = first_at // 1_000_000, last_at // 1_000_000
     at = time.gmtime(first)
@@ -100,13 +101,13 @@ def object_key(
 
 
 FORMAT: Final = re.compile(r"(?!(json|gz|zst)$)[a-z0-9]+")
-"""What a wrapper may call its format."""
+"""Valid names for a wrapper's format."""
 ENDING: Final = r"(?:\.(?!(?:json|gz|zst)\b)[a-z0-9]+)*"
-"""A regular expression for the formats at the end of a key that has `.json` before its compression."""
+"""A regular expression for the formats at the end of a key, where `.json` precedes the compression."""
 
 
 _SUFFIX: Final = rf"(?P<suffix>\.json\.(?:gz|zst){ENDING}|\.(?:gz|zst))"
-# Seconds up to the year 9999: what is larger is not a time.
+# Seconds, including the year 9999: anything longer is not a time.
 _TIME: Final = r"-?[0-9]{1,12}"
 _KEYS: Final = {
     Kind.RAW: re.compile(
@@ -123,7 +124,7 @@ _MAX_JOB: Final = (1 << 63) - 1
 
 
 class ParsedKey(NamedTuple):
-    """What the key of an object tells. Ids are as `safe_id` made them; None is what this kind of key does not tell.
+    """The parts of an object's key. Ids are as `safe_id` made them; None for what this kind of key lacks.
 
     Attributes:
         workspace: None in the keys of RudderStack's failures.
@@ -143,7 +144,7 @@ class ParsedKey(NamedTuple):
 
 
 def parse_key(key: str, prefix: str = "") -> ParsedKey | None:
-    """The inverse of `object_key`, also for RudderStack's own keys. None for the key of anything else."""
+    """The inverse of `object_key`, also for RudderStack's own keys. None for any other key."""
     below = f"{prefix}/" if prefix else ""
     if not key.startswith(below):
         return None
@@ -173,6 +174,6 @@ def _number(text: str | None) -> int | None:
 
 
 def formats_of(key: str) -> list[str]:
-    """The formats of the wrappers that an object was made by, in this order; none if it is not one of ours."""
+    """The formats of the wrappers that made an object, in order; none if it is not ours."""
     match = re.search(rf"\.json\.(?:gz|zst)({ENDING})$", key)
     return match[1].split(".")[1:] if match else []

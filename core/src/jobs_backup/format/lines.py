@@ -1,4 +1,4 @@
-"""Lines: how an event and a failure look in an object. A payload's bytes are passed through untouched."""
+"""Lines: the form of an event and a failure in an object. A payload's bytes are passed through untouched."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from jobs_backup.format import surrogates
 
 Payload = dict[str, Any] | bytes | bytearray | memoryview | str
 FinalPayload = Payload | list[Any]
-"""What was to be delivered: often no JSON object any more."""
+"""A payload as it was to be delivered, which often is no longer a JSON object."""
 
 MAX_PAYLOAD: Final = 256 << 20
-"""Bytes of a payload. The database takes lines of up to 1 GB, and the ids in a payload stand in its line once more, escaped."""
+"""Maximum bytes of a payload. The database takes lines of up to 1 GB, and the ids in a payload are repeated in its line, escaped.
+"""
 MAX_DEPTH: Final = 500
-"""Levels of arrays and objects in a payload. Parsers have limits (Python's is 1,000 with all that calls it): what is taken here
-can be read by whoever replays it."""
+"""Maximum levels of arrays and objects in a payload.
+
+Parsers have limits (Python's is 1,000, including its callers), so whatever is accepted here can be read after a replay.
+"""
 
 _TOO_DEEP: Final = f"nested in more than {MAX_DEPTH} levels"
 _AS_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
@@ -43,7 +46,7 @@ _LAST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 class _Head(msgspec.Struct, gc=False, rename="camel"):
-    """What a line tells of its payload, as raw JSON, so that nothing is decoded that only has to be copied."""
+    """The fields a line takes from its payload, as raw JSON: they are only copied, so nothing is decoded."""
 
     message_id: msgspec.Raw = msgspec.Raw(b"null")
     user_id: msgspec.Raw = msgspec.Raw(b"null")
@@ -53,15 +56,15 @@ _read_head: Final = msgspec.json.Decoder(_Head).decode
 
 
 def now() -> int:
-    """Microseconds since 1970."""
+    """The time now, in microseconds since 1970."""
     return time.time_ns() // 1000
 
 
 def microseconds(at: datetime) -> int:
-    """Microseconds since 1970.
+    """Convert a time to microseconds since 1970.
 
     Raises:
-        InvalidEvent: the time has no zone, or lies in UTC outside of the years 1 to 9999, for which there are dates.
+        InvalidEvent: it has no time zone, or is outside of the years 1 to 9999 in UTC, which have dates.
     """
     if at.utcoffset() is None:
         raise InvalidEvent(f"{at.isoformat()} has no time zone", hint="pass an aware datetime, for example datetime.now(UTC)")
@@ -72,7 +75,7 @@ def microseconds(at: datetime) -> int:
 
 
 def timestamp(at: int) -> bytes:
-    """RFC 3339 in UTC, in quotes; `at` in microseconds since 1970."""
+    """Format a time as RFC 3339 in UTC, in quotes; `at` in microseconds since 1970."""
     seconds, rest = divmod(at, 1_000_000)
     return b'"%b.%06dZ"' % (_second(seconds), rest)
 
@@ -84,23 +87,23 @@ def _second(seconds: int) -> bytes:
 
 
 def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, message_id: str | None = None) -> bytes:
-    """The line of an ingested event: userId, payload, createdAt, messageId, and a newline.
+    """Make the line of an ingested event: userId, payload, createdAt, messageId, and a newline.
 
-    userId and messageId are taken from the payload where they are not given. Of a payload that comes as JSON every byte stays,
-    but line breaks between tokens (they would end the line) become spaces, and white space around it is dropped.
+    userId and messageId default to the payload's. A JSON payload keeps every byte, with two exceptions: line breaks between tokens
+    become spaces, as they would end the line; and surrounding white space is dropped.
 
     Args:
         created_at: from `timestamp`.
 
     Raises:
-        InvalidEvent: the payload is not one JSON object in UTF-8, or is too large; or a given id is no text.
+        InvalidEvent: the payload is not one JSON object in UTF-8, or is too large; or a given id is not text.
     """
     json = _to_json(payload)
     if len(json) > MAX_PAYLOAD:
         raise InvalidEvent(f"longer than {MAX_PAYLOAD >> 20} MiB")
     try:
         try:
-            head = _read_head(json)  # of a dict, too: it may have msgspec.Raw in it, which is written unchecked
+            head = _read_head(json)  # a dict's, too: it may contain msgspec.Raw, which is written unchecked
             user, message = bytes(head.user_id), bytes(head.message_id)
         except msgspec.DecodeError:
             user, message = _ids_of(json)
@@ -111,7 +114,7 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
     if _is_deep(json):
         raise InvalidEvent(_TOO_DEEP)
     if b"\n" in json or b"\r" in json:
-        # In valid JSON these stand between tokens only: inside of a string they would have been refused.
+        # In valid JSON these occur only between tokens: inside a string they would have been rejected.
         json = json.replace(b"\n", b" ").replace(b"\r", b" ")
     if user_id is not None:
         user = _given("user_id", user_id)
@@ -121,12 +124,12 @@ def raw_line(payload: Payload, created_at: bytes, user_id: str | None = None, me
         message = _given("message_id", message_id)
     elif message[0] != _QUOTE:
         message = _string(message)
-    # Quicker than formatting.
+    # Faster than formatting.
     return b"".join((b'{"userId":', user, b',"payload":', json, b',"createdAt":', created_at, b',"messageId":', message, b"}\n"))
 
 
 class FailureContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What a failure record tells beside payload and error; times are from `timestamp`, or `null`."""
+    """The fields of a failure record in addition to payload and error; times are from `timestamp`, or `null`."""
 
     workspace_id: str
     source_id: str
@@ -140,16 +143,16 @@ class FailureContext(msgspec.Struct, frozen=True, kw_only=True):
 def failed_line(
     payload: FinalPayload, error: bytes, context: FailureContext, user_id: str | None = None, message_id: str | None = None
 ) -> bytes:
-    """The line of a delivery failure, with all that is known of it, and a newline.
+    """Make the line of a delivery failure, with all that is known of it, and a newline.
 
-    JSON text stays as it is (see `raw_line`), whatever kind of value it is; other text becomes a JSON string, so that no payload
-    is refused for what a destination is sent.
+    JSON text of any kind is kept (see `raw_line`); other text becomes a JSON string, so that no payload is rejected because of its
+    format.
 
     Args:
         error: from `error_json`.
 
     Raises:
-        InvalidEvent: the payload can't be written as JSON, or is too large; or a given id is no text.
+        InvalidEvent: the payload cannot be written as JSON, or is too large; or a given id is not text.
     """
     json = _final_json(payload)
     if len(json) > MAX_PAYLOAD:
@@ -174,18 +177,18 @@ def failed_line(
 
 
 def _ids_of(json: bytes) -> tuple[bytes, bytes]:
-    """userId and messageId, as JSON. Raises msgspec.DecodeError."""
+    """Parse userId and messageId, as JSON. Raises msgspec.DecodeError."""
     head, parsed = surrogates.decode(_read_head, json)
     return surrogates.original(json, parsed, head.user_id), surrogates.original(json, parsed, head.message_id)
 
 
 def error_json(error: object, code: str | int = "", stage: str = "") -> bytes:
-    """Why a delivery failed: message, code and stage, and `details` where there is more.
+    """Describe why a delivery failed: message, code and stage, and any `details`.
 
     Args:
         error: an exception (its text and those of its causes; its class is the code), a text, or a structure that JSON can
-            show: `message`, `code` and `stage` are taken from it, the rest is `details`.
-        code, stage: instead of what `error` tells.
+            represent: `message`, `code` and `stage` are taken from it, the rest is `details`.
+        code, stage: override those of `error`.
     """
     details: object = None
     told: dict[str, str]
@@ -218,7 +221,7 @@ def _whole(name: str, number: int) -> bytes:
 
 
 def _to_json(payload: Payload) -> bytes:
-    if type(payload) is bytes and payload.isascii():  # quicker for most
+    if type(payload) is bytes and payload.isascii():  # the common case, faster
         return payload.strip(_SPACE)
     if isinstance(payload, dict):
         try:
@@ -233,7 +236,7 @@ def _to_json(payload: Payload) -> bytes:
         else:
             raise InvalidEvent(f"a payload is a dict, or JSON as bytes or str, not {type(payload).__name__}")
         if not json.isascii():
-            _check_utf8(json)  # the parser does not look into what it skips
+            _check_utf8(json)  # the parser does not check what it skips
     except UnicodeError as error:
         raise InvalidEvent(f"not UTF-8: {error}") from None  # that error holds the whole text
     return json.strip(_SPACE)
@@ -256,7 +259,7 @@ def _final_json(payload: FinalPayload) -> bytes:
 
 
 def _with_causes(error: BaseException) -> str:
-    """Its text, and those of the errors that it was raised from."""
+    """An error's text, and those of its causes."""
     texts: list[str] = []
     one: BaseException | None = error
     while one is not None and len(texts) < _CAUSES:
@@ -273,13 +276,13 @@ def _text(error: BaseException) -> str:
 
 
 def _builtins(structure: object) -> object:
-    """As JSON can show it; where it can't, as Python does. The failure is kept in any case."""
+    """Convert to what JSON can represent, or else to a repr: the failure is kept in any case."""
     try:
         shown: object = msgspec.to_builtins(structure, enc_hook=repr, str_keys=True)
         if not _is_deep(_encode(shown)):
             return shown
     except (TypeError, ValueError, RecursionError, OverflowError):
-        pass  # it is shown as Python does
+        pass  # fall back to repr
     try:
         return repr(structure)
     except RecursionError:
@@ -287,12 +290,12 @@ def _builtins(structure: object) -> object:
 
 
 def _is_deep(json: bytes) -> bool:
-    """Whether valid JSON is nested in more than MAX_DEPTH levels."""
+    """Whether valid JSON is nested more than MAX_DEPTH levels deep."""
     if len(json) <= 2 * MAX_DEPTH or json.count(b"[") + json.count(b"{") <= MAX_DEPTH:
         return False
     outside = json.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]  # of strings
     brackets = b"".join(outside).translate(_AS_BRACKETS, _NO_BRACKETS)
-    for _ in range(MAX_DEPTH):  # each round takes the innermost level away
+    for _ in range(MAX_DEPTH):  # each round removes the innermost level
         if not brackets:
             return False
         brackets = brackets.replace(b"[]", b"")
@@ -300,7 +303,7 @@ def _is_deep(json: bytes) -> bool:
 
 
 def _check_utf8(json: bytes) -> None:
-    """Raises UnicodeError. In pieces, since the text of a large payload may take four times as much memory."""
+    """Check UTF-8, in pieces, because the text of a large payload may take four times its memory. Raises UnicodeError."""
     if len(json) <= _DECODED_AT_ONCE:
         json.decode()
         return
@@ -311,7 +314,7 @@ def _check_utf8(json: bytes) -> None:
 
 
 def _string(token: bytes) -> bytes:
-    """A JSON token as a JSON string, since RudderStack's tools read strings there."""
+    """A JSON token as a JSON string, which is what RudderStack's tools read there."""
     if token[0] == _QUOTE:
         return token
     return _EMPTY if token == _NULL else _encode(token.decode())

@@ -1,1 +1,1 @@
-"""The durable store between the application and the bucket: `interface.py` says what it does, `engines.py` what it stands on."""
+"""The durable store between the application and the bucket: `interface.py` defines it, `engines.py` picks its implementation."""

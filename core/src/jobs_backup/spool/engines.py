@@ -1,6 +1,6 @@
-"""What a spool stands on. An engine is imported when it is used, so that nobody loads what is not.
+"""Open a spool through its engine. An engine is imported on first use, so unused ones are never loaded.
 
-There is one so far: a directory on a local disk (`sqlite/`).
+The only engine so far is a directory on a local disk (`sqlite/`).
 """
 
 # ruff: noqa: PLC0415 - see above
@@ -16,16 +16,16 @@ from jobs_backup.spool.status import Limits, Status
 
 
 def open_spool(settings: CoreSettings, *, location: str, wrappers: tuple[str, ...], archives: bool) -> Spool:
-    """Open the spool of these settings; make it where there is none.
+    """Open the spool for these settings, creating it if needed.
 
     Args:
-        location: of the store; what is recorded is bound to it.
-        wrappers: what its objects will be made by, see `Batch.wrappers`.
-        archives: whether this process also sends, and deletes.
+        location: the store's; everything recorded is bound to it.
+        wrappers: what its objects will be made with, see `Batch.wrappers`.
+        archives: whether this process also uploads and deletes.
 
     Raises:
-        ConfigurationError: the settings are wrong.
-        SpoolError: it can't be used.
+        ConfigurationError: the settings are invalid.
+        SpoolError: the spool cannot be used.
     """
     from jobs_backup.spool.sqlite.spool import SqliteSpool
 
@@ -45,10 +45,10 @@ def open_spool(settings: CoreSettings, *, location: str, wrappers: tuple[str, ..
 
 
 def read_status(spool: Path, limits: Limits = Limits()) -> Status:  # noqa: B008 - frozen
-    """Look at a spool. Nothing in it is changed, but that reports are forgotten whose file somebody has removed.
+    """Read the status of a spool. Changes nothing, except that reports whose file was removed are forgotten.
 
     Raises:
-        SpoolError: there is none, or it can't be read.
+        SpoolError: it does not exist or cannot be read.
     """
     from jobs_backup.spool.sqlite import status
 
@@ -56,10 +56,10 @@ def read_status(spool: Path, limits: Limits = Limits()) -> Status:  # noqa: B008
 
 
 def watch(spool: Path, limits: Limits) -> tuple[Status, list[Total]]:
-    """For who looks again and again at a spool that this process has open: nobody waits for it, nor it for anybody.
+    """Poll a spool that this process has open, without blocking other users or being blocked by them.
 
     Raises:
-        SpoolError: it can't be read.
+        SpoolError: it cannot be read.
     """
     from jobs_backup.spool.sqlite import status
 
@@ -67,10 +67,10 @@ def watch(spool: Path, limits: Limits) -> tuple[Status, list[Total]]:
 
 
 def open_reader(spool: Path) -> AbstractContextManager[SpoolReader]:
-    """What a spool remembers of objects.
+    """Open the spool's record of objects.
 
     Raises:
-        SpoolError: there is none, or it can't be read.
+        SpoolError: the spool does not exist or cannot be read.
     """
     from jobs_backup.spool.sqlite import status
 
@@ -78,10 +78,10 @@ def open_reader(spool: Path) -> AbstractContextManager[SpoolReader]:
 
 
 def check(spool: Path, min_free: int) -> None:
-    """Look whether a spool could be used. It is not made.
+    """Check that a spool could be used here, without creating it.
 
     Raises:
-        SpoolError: it can't.
+        SpoolError: it could not.
     """
     from jobs_backup.spool.sqlite import status
 

@@ -1,4 +1,4 @@
-"""What the operating system refuses, as an error of the spool: for its engines, and for what lies beside them."""
+"""Operating system errors as spool errors, for the engines and the modules beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOOK: Final = "look at the disk and the permissions of the spool's directory"
 
 
 def file_error(path: Path, error: OSError | MemoryError) -> SpoolError:
-    """The error of a file or directory at `path`, with what has run out, and what to do."""
+    """The error for a file or directory at `path`: which resource ran out, and what to do."""
     if isinstance(error, MemoryError):
         return SpoolError(f"{path}: out of memory", hint="give the process more memory")
     why, hint = explain(error, path, LOOK)

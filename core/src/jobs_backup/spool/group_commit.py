@@ -1,4 +1,4 @@
-"""Turns: one thread at a time works on a file, and commits for all that wait for theirs."""
+"""Group commit: one thread at a time works on a file, and commits for all waiting threads."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from jobs_backup.spool.sqlite.database import reentered
 T = TypeVar("T")
 R = TypeVar("R")
 _LONG_SECONDS: Final = 0.0005
-"""A commit that took so long is worth a wait for more."""
+"""A commit that takes this long is worth waiting for more items."""
 _LONGEST_WAIT: Final = 0.01
-"""Seconds. A commit may have waited for something else than the disk."""
+"""Seconds. A slow commit may have waited for something other than the disk."""
 
 
 class _Waiter(Generic[T]):
-    """A thread that wants a turn, or that its item is committed in another's.
+    """A thread waiting for a turn, or for another thread to commit its item.
 
     Attributes:
-        item: what is to be committed; None if it wants the turn for something else.
+        item: what to commit; None if the turn is for something else.
         shares: whether its item may be committed together with others.
-        called: released when the turn is its, or when its item was committed.
-        group: once the turn is its: those whose items it commits beside its own. None before.
-        is_settled: whether it is known what became of its item: it was committed, or `error` tells why not.
-        following, has_left: to whom it has given the turn, and whether that is done.
-        is_out: all that share its turn know.
-        interrupt: what came meanwhile.
+        called: released when its turn comes, or when its item is committed.
+        group: during its turn, the waiters whose items it commits along with its own. None before.
+        is_settled: whether the outcome of its item is known: committed, or failed with `error`.
+        following, has_left: who gets the next turn, and whether it was handed over.
+        is_out: everyone sharing its turn was notified.
+        interrupt: an exception that arrived meanwhile.
     """
 
     __slots__ = ("called", "error", "following", "group", "has_left", "interrupt", "is_out", "is_settled", "item", "shares")
@@ -49,36 +49,36 @@ class _Waiter(Generic[T]):
 
 
 class _Inside(threading.local):
-    """Whether this thread is within a call."""
+    """Whether this thread is inside a call."""
 
     value = False
 
 
 class GroupCommit(Generic[T]):
-    """Group commit: whatever has queued up while a turn lasted is committed in the next one, so that it waits for the disk once.
+    """Commit everything that queued up during one turn in the next turn, with a single wait for the disk.
 
-    Each thread waits for a lock of its own: with a common one, all would wake up to fight for it. And the next turn is handed over
-    before those are woken whose items were committed, so that they run while it waits for the disk.
+    Each thread waits on its own lock: with a shared one, all would wake up and contend for it. The next turn is handed over before
+    the threads whose items were committed are woken, so they run while it waits for the disk.
 
-    What a thread meets that commits for others is its own: only a JobsBackupError is the commit's, and so everybody's. After
-    anything else (too deep a recursion, an interrupt) the others' items are committed again, each alone.
+    Only a JobsBackupError belongs to the whole group. Any other error (recursion limit, interrupt) belongs to the committing thread
+    alone, and the others' items are committed again, one by one.
     """
 
     def __init__(self, commit: Callable[[Sequence[T]], None]) -> None:
-        """`commit` makes items durable, all or none. It gets an item again where it is not known whether it did."""
+        """`commit` makes items durable, all or none. It gets an item again if the outcome is unknown."""
         self._commit = commit
         self._mutex = threading.Lock()
         self._is_taken = False
-        self._waiting = deque[_Waiter[T]]()  # those who want to be alone come first
+        self._waiting = deque[_Waiter[T]]()  # those who want to be alone are first
         self._inside = _Inside()
-        self._took = 0.0  # seconds, the last commit
+        self._took = 0.0  # seconds the last commit took
         self._last = 0  # how many items it had
 
     def commit(self, item: T) -> None:
-        """Make the item durable, alone or together with others'. Raises what that raises.
+        """Make the item durable, alone or together with others'. Also raises whatever the commit raises.
 
         Raises:
-            SpoolError: this thread is within a call already.
+            SpoolError: this thread is already inside a call.
         """
         if self._inside.value:
             raise reentered()
@@ -92,15 +92,15 @@ class GroupCommit(Generic[T]):
         finally:
             self._inside.value = False
         if me.error is not None:
-            raise copy.copy(me.error) from me.error  # the threads share it; what callers add to theirs (`recorded`) they don't
+            raise copy.copy(me.error) from me.error  # the threads share it, but callers add to their own copy (`recorded`)
 
     def alone(self, work: Callable[[], R]) -> R:
-        """A turn for something else, before all that wait to commit: else they could keep it waiting for ever.
+        """Run `work` in a turn of its own, ahead of all waiting commits, which could otherwise delay it forever.
 
-        It takes a function and is no context manager: an interrupt between the two halves of one would keep the turn.
+        Takes a function rather than being a context manager: an interrupt between enter and exit would keep the turn.
 
         Raises:
-            SpoolError: this thread is within a call already.
+            SpoolError: this thread is already inside a call.
         """
         if self._inside.value:
             raise reentered()
@@ -113,13 +113,14 @@ class GroupCommit(Generic[T]):
         return results[0]
 
     def _take_part(self, me: _Waiter[T], work: Callable[[], None]) -> None:
-        """Wait for the turn, and work then; or until another thread has committed the item."""
+        """Wait for the turn and run `work`, unless another thread commits the item first."""
         try:
             self._wait(me)
             if me.group is not None:
                 work()
         finally:
-            # Whatever interrupts it: otherwise nobody would ever have a turn again. No method: its entry could be interrupted, too.
+            # Whatever interrupts it: otherwise nobody would ever get a turn again. Inline, because entering a method can be
+            # interrupted, too.
             while not me.is_out:
                 try:
                     self._hand_over(me)
@@ -144,8 +145,8 @@ class GroupCommit(Generic[T]):
         group = me.group
         assert group is not None
         if me.shares and self._took >= _LONG_SECONDS and self._last + len(group) > 1:
-            # Those whose items were committed last may have more already. Else the threads would share in two groups, each of
-            # which waits while the other's items are committed.
+            # Threads whose items were just committed may soon have more. Without the wait, threads would split into two groups that
+            # take turns, each waiting out the other's commit.
             time.sleep(min(self._took / 10, _LONGEST_WAIT))
             with self._mutex:
                 self._join(group)
@@ -153,7 +154,7 @@ class GroupCommit(Generic[T]):
         begun = time.monotonic()
         try:
             self._commit([one.item for one in (me, *group) if one.item is not None])
-        except JobsBackupError as caught:  # each of the group raises it
+        except JobsBackupError as caught:  # raised by every thread of the group
             error = caught
         except Exception:
             if not group:
@@ -164,7 +165,7 @@ class GroupCommit(Generic[T]):
             one.error, one.is_settled = error, True
 
     def _join(self, group: list[_Waiter[T]]) -> None:
-        """All that wait to commit together with others, and that come first. May be repeated."""
+        """Add the waiters at the head of the queue that can share a commit. Safe to repeat."""
         while self._waiting and self._waiting[0].shares:
             one = self._waiting[0]
             if not group or group[-1] is not one:
@@ -172,7 +173,7 @@ class GroupCommit(Generic[T]):
             self._waiting.popleft()
 
     def _hand_over(self, me: _Waiter[T]) -> None:
-        """The turn to the next one, and then news to all that shared this one. May be repeated, from anywhere."""
+        """Hand the turn to the next waiter, then notify all that shared this one. Safe to repeat from any point."""
         with self._mutex:
             if me.group is None:  # committed by another, or interrupted while it waited
                 if me in self._waiting:
@@ -202,6 +203,6 @@ class GroupCommit(Generic[T]):
 
 
 def _call(waiter: _Waiter[T]) -> None:
-    """Again is once too often, and does no harm: the waiter takes its lock no second time."""
+    """Wake a waiter. A second call is harmless: the waiter takes its lock only once."""
     if waiter.called.locked():
         waiter.called.release()

@@ -1,7 +1,7 @@
-"""Job ids: what is in one, and sets of them, in a bit each.
+"""Job ids: their parts, and sets of them with one bit per id.
 
-An id names the process that gave it: 63 bits drawn at random when that process opened the spool, then 42 bits for the batch and 21
-for the place in it. So no two spools give the same id, whatever their clocks do and wherever their files were copied from.
+An id starts with 63 random bits that a process draws when it opens the spool. Then come 42 bits for the batch and 21 for the place
+in it. So no two spools issue the same id, whatever their clocks do and wherever their files were copied from.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Final
 
 INDEX_BITS: Final = 21
-"""A job's place in its batch. The number of the batch stands above it."""
+"""Bits for a job's place in its batch. The batch's number is above them."""
 LOCAL_BITS: Final = 63
-"""Of an id within its spool: batch and place. SQLite's integers have so many."""
+"""Bits of an id within its spool: batch and place. SQLite's integers have that many."""
 MAX_ID: Final = 10**38 - 1
-"""What has so many digits is taken for an id. No spool gives one above 2^126."""
+"""Any number of up to 38 digits is accepted as an id. No spool issues one above 2^126."""
 SEGMENT_BITS: Final = 12
-"""A segment is so many low bits of an id: 4,096 consecutive ids. A batch consists of whole segments."""
+"""Low bits of an id within a segment: 4,096 consecutive ids. A batch consists of whole segments."""
 
 SEGMENT_MASK: Final = (1 << SEGMENT_BITS) - 1
 _BATCH_SHIFT: Final = INDEX_BITS - SEGMENT_BITS
@@ -24,7 +24,7 @@ _LOCAL_MASK: Final = (1 << LOCAL_BITS) - 1
 
 
 class JobSet:
-    """Any ids, each once. It takes about 600 bytes for each segment that has one."""
+    """A set of job ids. It takes about 600 bytes per segment in use."""
 
     def __init__(self) -> None:
         self._segments: dict[int, bytearray] = {}
@@ -37,7 +37,7 @@ class JobSet:
 
     @property
     def segments(self) -> int:
-        """How many segments have any of them: what its memory depends on."""
+        """Number of segments in use, which determines the memory needed."""
         return len(self._segments)
 
     def add(self, job: int) -> None:
@@ -88,18 +88,18 @@ class JobSet:
                 left ^= lowest
 
     def masks(self) -> Iterator[tuple[int, int]]:
-        """(segment, an integer with a bit for each of its ids)."""
+        """Iterate over (segment, an integer with a bit for each of its ids)."""
         for segment, bits in self._segments.items():
             yield segment, int.from_bytes(bits, "little")
 
 
 def job_id(epoch: int, batch: int, index: int) -> int:
-    """The id of a job. `epoch` is the random number of the process that opened the batch; 0 before ids had one."""
+    """Build a job's id. `epoch` is the random number of the process that opened the batch; 0 in ids from before it existed."""
     return epoch << LOCAL_BITS | batch << INDEX_BITS | index
 
 
 def job_index(job: int) -> int:
-    """The place of a job in its batch."""
+    """A job's place in its batch."""
     return job & ((1 << INDEX_BITS) - 1)
 
 
@@ -109,30 +109,30 @@ def local(job: int) -> int:
 
 
 def origin_of(job: int) -> tuple[int, int]:
-    """The epoch and the batch of a job."""
+    """A job's epoch and batch."""
     return job >> LOCAL_BITS, local(job) >> INDEX_BITS
 
 
 def origin_of_segment(segment: int) -> tuple[int, int]:
-    """The epoch and the batch of the jobs of a segment."""
+    """The epoch and batch of a segment's jobs."""
     return origin_of(segment << SEGMENT_BITS)
 
 
 def local_segment(segment: int) -> int:
-    """A segment, without the epoch of its jobs."""
+    """A segment without its jobs' epoch."""
     return local(segment << SEGMENT_BITS) >> SEGMENT_BITS
 
 
 def batch_of(segment: int) -> int:
-    """The number of the batch that a segment belongs to."""
+    """The number of a segment's batch."""
     return origin_of_segment(segment)[1]
 
 
 def first_index(segment: int) -> int:
-    """The index, in its batch, of a segment's first job."""
+    """The index of a segment's first job in its batch."""
     return (segment & ((1 << _BATCH_SHIFT) - 1)) << SEGMENT_BITS
 
 
 def segments_of(batch: int) -> tuple[int, int]:
-    """The first and the last segment of a batch."""
+    """A batch's first and last segment."""
     return batch << _BATCH_SHIFT, (batch + 1 << _BATCH_SHIFT) - 1

@@ -1,7 +1,7 @@
-"""What a spool is to everybody else: the data that goes in and out, and what each role may ask of it.
+"""The interface of a spool: the data that goes in and out, and what each role may ask of it.
 
-A spool keeps recorded events until they are in the bucket, on whatever it stands: see `engines.py`. Any number of processes record,
-send and read at once. Each method is atomic, and durable when it returns.
+A spool keeps recorded events until they are in the bucket; `engines.py` lists its implementations. Any number of processes record,
+upload and read at once. Each method is atomic, and durable when it returns.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Durability = Literal["full", "process"]
 
 
 DeleteAfter = Literal["delivered", "settled", "never"]
-"""When an object is deleted: all of its jobs were delivered; or each was delivered or has a failure record in the bucket; never."""
+"""When to delete an object: all its jobs are delivered; each is delivered or has a failure record in the bucket; never."""
 
 
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """When a batch is sealed: events, bytes of its lines, seconds since it was opened."""
+    """Limits at which a batch is sealed: events, bytes of its lines, seconds since it was opened."""
 
     events: int
     bytes: int
@@ -38,12 +38,12 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What recording has to leave.
+    """Limits for recording.
 
     Attributes:
-        max_bytes: of all events in the spool, as they are stored (mostly compressed); None: as much as the disk has.
-        min_free: bytes on the disk.
-        timeout: seconds that recording waits for room.
+        max_bytes: of all events in the spool, as they are kept (mostly compressed); None for no limit but the disk.
+        min_free: bytes to leave free on the disk.
+        timeout: seconds that recording waits for space.
     """
 
     max_bytes: int | None = None
@@ -52,9 +52,9 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InputPosition(NamedTuple):
-    """How far an input was read. `at` counts the positions: of two, the one with the higher `at` counts.
+    """How far an input was read. Of two positions, the one with the higher `at` is valid.
 
-    It is no time, although earlier versions took microseconds since 1970: a clock may leap.
+    `at` is a counter, not a time, because clocks may jump. Earlier versions used microseconds since 1970.
     """
 
     input: str
@@ -63,13 +63,13 @@ class InputPosition(NamedTuple):
 
 
 class Recording:
-    """Lines of one stream on their way to the disk: what `Writer.append` takes and fills in.
+    """Lines of one stream on their way to the disk. `Writer.append` takes them and fills in their jobs.
 
     Attributes:
         lines: each with its newline.
-        first_at, last_at: the earliest and the latest createdAt (failedAt) of the lines, microseconds.
+        first_at, last_at: the earliest and latest createdAt (failedAt) of the lines, in microseconds.
         position: how far the input is read with these lines; committed together with them.
-        jobs: the result: (id of the first job, how many) for each run of consecutive ids.
+        jobs: the result: (id of the first job, count) for each run of consecutive ids.
     """
 
     __slots__ = ("first_at", "jobs", "last_at", "lines", "position", "stream")
@@ -85,17 +85,17 @@ class Recording:
         self.jobs: list[tuple[int, int]] = []
 
     def ids(self) -> Iterator[int]:
-        """The ids of the jobs, in the order of the lines."""
+        """Iterate over the job ids, in the order of the lines."""
         return itertools.chain.from_iterable(range(first, first + count) for first, count in self.jobs)
 
 
 class Recorded:
-    """What a process has made durable since its start. Who commits counts, which is one thread at a time.
+    """Counts of what a process has made durable since its start. Only the committing thread updates them.
 
     Attributes:
-        events, bytes: kind -> how many lines, and their bytes before compression.
-        rejected: lines of inputs that could not be used.
-        commit_seconds: of one group commit, compressing and waiting for the disk.
+        events, bytes: kind -> number of lines, and their bytes before compression.
+        rejected: invalid lines of inputs.
+        commit_seconds: of one group commit: compressing, and waiting for the disk.
     """
 
     __slots__ = ("bytes", "commit_seconds", "events", "rejected")
@@ -107,18 +107,18 @@ class Recorded:
         self.commit_seconds = Histogram(COMMIT_SECONDS)
 
     def add(self, kind: str, events: int, size: int) -> None:
-        """Count what was committed of one stream."""
+        """Count a commit to one stream."""
         self.events[kind] += events
         self.bytes[kind] += size
 
 
 class Claim(NamedTuple):
-    """A batch that this process alone may send.
+    """A batch that only this process may upload.
 
     Attributes:
-        failures: how often sending it has failed.
-        times: how often it was claimed, now included.
-        is_delivered: all of its jobs were delivered already.
+        failures: number of failed attempts.
+        times: how often it was claimed, including this time.
+        is_delivered: whether all its jobs were already delivered.
     """
 
     batch: Batch
@@ -135,13 +135,13 @@ class JournaledUpload(NamedTuple):
     upload: Upload
     part_size: int
     failures: int
-    """How often sending it has failed since a part of it arrived; once it is abandoned, aborting it."""
+    """Failed upload attempts since its last part; once it is abandoned, failed aborts."""
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """What a store still has to get; other processes are sending `sent_elsewhere` of the batches.
+    """Batches waiting for a store; other processes are uploading `sent_elsewhere` of them.
 
-    `error` and `hint` are the last failure's, empty if there was none.
+    `error` and `hint` are those of the last failure, or empty.
     """
 
     location: str
@@ -154,7 +154,7 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Damage(NamedTuple):
-    """Bytes that were set aside: see the table."""
+    """Quarantined bytes: see the table `damages`."""
 
     batch: int
     stream: Stream
@@ -165,11 +165,11 @@ class Damage(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What the spool holds that is not sealed, as its files say.
+    """What the spool holds unsealed, according to its files.
 
     Attributes:
-        problems: why some of it can't be said, or nobody seals it.
-        open_elsewhere: events in open batches of other processes that are alive.
+        problems: why some of it cannot be counted, or is not being sealed.
+        open_elsewhere: events in open batches of other live processes.
     """
 
     problems: list[SpoolError]
@@ -177,7 +177,7 @@ class Account(NamedTuple):
 
 
 class DueObject(NamedTuple):
-    """An object that is to be deleted, which this process alone does now. `failures`: how often that has failed."""
+    """An object that only this process may delete now. `failures` counts failed attempts."""
 
     batch: int
     key: str
@@ -185,8 +185,10 @@ class DueObject(NamedTuple):
 
 
 class WaitingDeletes(msgspec.Struct, frozen=True):
-    """Objects of a store that are to be deleted. `error` and `hint` are why the last ones could not be, empty if they could;
-    nothing is deleted before `paused_until` (seconds since 1970)."""
+    """Objects of a store waiting to be deleted.
+
+    `error` and `hint` say why the last deletes failed, or are empty. Deletes are paused until `paused_until` (seconds since 1970).
+    """
 
     location: str
     objects: int
@@ -196,7 +198,7 @@ class WaitingDeletes(msgspec.Struct, frozen=True):
 
 
 class StoredObject(NamedTuple):
-    """A batch whose object stands in the bucket."""
+    """A batch whose object is in the bucket."""
 
     id: int
     stream: Stream
@@ -210,7 +212,7 @@ class StoredObject(NamedTuple):
 
 
 class StreamObjects(NamedTuple):
-    """So many objects of a stream, with so many events."""
+    """Number of objects of a stream, and of their events."""
 
     workspace_id: str
     source_id: str
@@ -219,7 +221,7 @@ class StreamObjects(NamedTuple):
 
 
 class Total(NamedTuple):
-    """How many batches of a kind came to a state, and what was in them: see the table."""
+    """Number of batches of a kind that reached a state, and what they held: see the table `totals`."""
 
     kind: str
     state: str
@@ -231,136 +233,136 @@ class Total(NamedTuple):
 
 
 class SpoolRecorder(Protocol):
-    """Recording, and how far inputs are read."""
+    """Record events, and how far inputs were read."""
 
     @property
     def recorded(self) -> Recorded:
-        """What this process has recorded."""
+        """Counts of what this process has recorded."""
         ...
 
     def append(self, recordings: Sequence[Recording]) -> None:
-        """Make the recordings durable, and fill in their jobs: all of them, or none.
+        """Make all of the recordings durable and fill in their jobs, or none.
 
         Raises:
-            SpoolFull: there is no room, and there was none for the time that the limits say.
-            SpoolError: it could not be done. The call may be repeated with the same recordings: nothing is recorded twice.
+            SpoolFull: there was no space within the timeout.
+            SpoolError: it failed. Calling again with the same recordings is safe: nothing is recorded twice.
             BackupClosed: after `close`.
         """
         ...
 
     def check_room(self) -> None:
-        """Check that what is recorded now would find room, and that the spool can be used.
+        """Check that there is space to record, and that the spool can be used.
 
         Raises:
-            SpoolFull: there is no room.
-            SpoolError: the spool can't be used.
+            SpoolFull: there is no space.
+            SpoolError: the spool cannot be used.
             BackupClosed: after `close`.
         """
         ...
 
     def number(self, stream: Stream, events: int) -> list[tuple[int, int]]:
-        """Ids for events that are not kept, as runs: (first, how many)."""
+        """Issue ids for events that are not kept, as runs: (first, count)."""
         ...
 
     def on_sealed(self, call: Callable[[], None]) -> None:
-        """Have something called whenever this process has sealed something."""
+        """Register a function to call whenever this process has sealed something."""
         ...
 
     def seal(self) -> int:
-        """Seal what this process has open. Returns the number of batches."""
+        """Seal this process's open batches. Returns how many."""
         ...
 
     def seal_due(self) -> int:
-        """Seal what this process has open and what has reached the limit of age. Returns the number of batches."""
+        """Seal this process's open batches that have reached the age limit. Returns how many."""
         ...
 
     def reading(self, source: str) -> AbstractContextManager[bool]:
-        """The right to read an input, within the block; False if another process has it.
+        """Hold the lock on reading an input within the block; yields False if another process has it.
 
-        Whoever has it next sees how far the input was read: see `position`. Who has lost it commits no position.
+        The next holder sees how far the input was read: see `position`. A process that lost the lock commits no position.
         """
         ...
 
     def position(self, source: str) -> InputPosition | None:
-        """How far an input was read, by any process; None if it never was. Raises as `new_positions` does."""
+        """How far any process has read an input; None if it was never read. Raises as `new_positions` does."""
         ...
 
     def new_positions(self, prefix: str, seen: dict[str, int]) -> list[InputPosition]:
-        """How far the inputs were read whose ids begin with `prefix`, by any process: those of which `seen` knows nothing.
+        """How far any process has read the inputs whose ids begin with `prefix`, without those already in `seen`.
 
         Args:
-            seen: empty at first. It notes what was given, so that the next call gives only what was entered meanwhile. What was
-                given may have changed since: see `position`.
+            seen: initially empty. It notes what was returned, so that the next call returns only new inputs. Returned positions may
+                have changed since: see `position`.
 
         Raises:
-            SpoolError: it can't be read now. What is damaged tells no position.
+            SpoolError: it cannot be read now. Damaged files contribute no positions.
         """
         ...
 
 
 class SpoolAcknowledger(Protocol):
-    """What became of events at their destinations."""
+    """Record what happened to events at their destinations."""
 
     @property
     def acknowledged(self) -> int:
-        """How many deliveries this process has taken."""
+        """Number of deliveries this process has acknowledged."""
         ...
 
     def delivered(self, jobs: JobSet) -> JobSet:
-        """Remember that these were delivered. Returns those that are unknown."""
+        """Mark these jobs as delivered. Returns the unknown ones."""
         ...
 
     def settle(self, failures: Sequence[tuple[int, int]]) -> None:
-        """Each job has a failure record: (job, id of that). It is settled once that is stored."""
+        """Note failure records: (job, id of its record). A job is settled once its record is uploaded."""
         ...
 
     def stream_of(self, job: int) -> Stream | None:
-        """The stream of a raw event that this spool has or had; None if it knows no such job."""
+        """The stream of a raw event, past or present; None if the job is unknown."""
         ...
 
 
 class UploadJournal(Protocol):
-    """The multipart uploads to one store: their ids, before the first part is sent, and the receipts of their parts."""
+    """Journal of one store's multipart uploads: their ids, noted before the first part, and the receipts of their parts."""
 
     def begin(self, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
-        """Remember an upload; before its first part is sent."""
+        """Note an upload, before its first part is sent."""
         ...
 
     def of(self, batch: Batch) -> tuple[JournaledUpload, list[Part]] | None:
-        """The upload to be continued for a batch, with the parts that the store has."""
+        """The upload to resume for a batch, with its uploaded parts."""
         ...
 
     def add_part(self, upload: JournaledUpload, part: Part) -> None:
-        """Remember the receipt of a part."""
+        """Note the receipt of a part."""
         ...
 
     def failed(self, upload: JournaledUpload) -> int:
-        """Sending it has failed. Returns how often it has since a part of it arrived."""
+        """Note a failed attempt. Returns the number of failures since the last part."""
         ...
 
     def abandon(self, upload: JournaledUpload) -> None:
-        """It will not be continued: it has to be aborted."""
+        """Mark an upload that will not be resumed, so that it is aborted."""
         ...
 
     def forget(self, upload: JournaledUpload) -> None:
-        """It was completed or aborted."""
+        """Forget an upload that was completed or aborted."""
         ...
 
     def abandoned(self) -> list[JournaledUpload]:
-        """The uploads that have to be aborted and whose time has come."""
+        """The uploads that are due to be aborted."""
         ...
 
     def postpone(self, upload: JournaledUpload, error: JobsBackupError, *, delay: float) -> None:
-        """Aborting it failed; after `delay` seconds it is tried again."""
+        """Note a failed abort, to be retried after `delay` seconds."""
         ...
 
     def waiting(self) -> list[tuple[str, str, str]]:
-        """(key, error, hint) of every upload that is to be aborted and was not yet, whichever store it goes to."""
+        """(key, error, hint) of every upload still to be aborted, for any store."""
         ...
 
 
 class SpoolSender(Protocol):
-    """Sending sealed batches to the store, and deleting objects from it."""
+    """Upload sealed batches to the store, and delete objects from it."""
 
     @property
     def uploads(self) -> UploadJournal:
@@ -368,201 +370,203 @@ class SpoolSender(Protocol):
         ...
 
     def begin_sending(self) -> None:
-        """What a process does that starts to send: whoever starts it may have changed the settings, or the rights.
+        """Prepare for uploading at start: the settings or permissions may have changed.
 
-        It takes over what waits for stores that were tried, refused everything, and so never got any of it: they were a mistake,
-        since corrected. All other batches stay where they belong. And what failed need not wait any longer.
+        Takes over what waits for stores that refused every attempt and so never got any of it: they were misconfigured, which has
+        since been fixed. All other batches stay with their store. Retries that were waiting become due at once.
         """
         ...
 
     def recover(self) -> int:
-        """Take the place of processes that died: seal what they had open, free what they were sending. Returns how many."""
+        """Replace dead processes: seal what they had open, release what they were uploading. Returns how many."""
         ...
 
     def maintain(self) -> None:
-        """What has to be looked after each second or so, beside recovering and sealing."""
+        """Do the upkeep due every second or so, apart from recovering and sealing."""
         ...
 
     def forget(self, age: float, after: int) -> int | None:
-        """Forget batches that were stored, or at least opened, so many seconds ago, unless something is still to be done with them.
+        """Forget batches uploaded, or at least opened, at least `age` seconds ago, unless something is left to do for them.
 
-        It looks at some behind the number `after`. Returns what to go on behind; None at the end.
+        Examines some with numbers above `after`. Returns where to continue; None at the end.
         """
         ...
 
     def claim(self) -> Claim | None:
-        """A batch for this store that can be sent now, the one that has waited for the longest; None if there is none."""
+        """Claim the batch for this store that has waited longest and can be uploaded now; None if there is none."""
         ...
 
     def has_claimable(self) -> bool:
-        """Whether `claim` would give one."""
+        """Whether `claim` would return a batch."""
         ...
 
     def give_back_claims(self) -> int:
-        """Let everything be claimed again that this process has claimed. Returns how many batches: for when it sends nothing."""
+        """Release all batches this process has claimed. Call it only while uploading nothing. Returns how many."""
         ...
 
     def open_body(self, batch: Batch) -> Body:
         """The bytes of a sealed batch.
 
         Raises:
-            SpoolCorrupt: they are not those that were sealed.
+            SpoolCorrupt: they differ from what was sealed.
         """
         ...
 
     def pin_content(self, made: Batch) -> None:
-        """Hold a batch to what its wrappers have made of it at the first attempt.
+        """Hold a batch to what its wrappers made of it at the first attempt.
 
-        An upload would be continued with other bytes, and encryption with the same key and nonce would give both contents away.
+        Otherwise an upload could resume with other bytes, and encrypting them with the same key and nonce would reveal both
+        contents.
 
         Raises:
-            WrapperMissing: they make something else of it now.
+            WrapperMissing: the wrappers make something else now.
         """
         ...
 
     def doubt(self, key: str) -> None:
-        """Note that the store may hold other bytes under the key of a batch that waits."""
+        """Note that the store may hold other bytes under the key of a waiting batch."""
         ...
 
     def is_doubted(self, key: str) -> bool:
-        """Whether that was noted, by whichever process."""
+        """Whether any process has noted a doubt about this key."""
         ...
 
     def stored(self, batch: Batch, *, deletable_after: float = 0.0) -> None:
-        """The batch's object stands in the bucket.
+        """Mark a batch as uploaded.
 
-        It is not deleted for `deletable_after` seconds: an earlier attempt may still arrive, and would bring it back.
+        Its object is kept for `deletable_after` seconds, because an earlier attempt may still arrive and would bring it back.
         """
         ...
 
     def skip(self, batch: Batch) -> None:
-        """A batch that was never tried to be sent will not be: all of it was delivered."""
+        """Mark a batch that was never attempted as not to be uploaded, because all of it was delivered."""
         ...
 
     def set_aside(self, claim: Claim, error: SpoolCorrupt) -> None:
-        """A claimed batch turned out to be damaged, while it was sent or before.
+        """Quarantine what is damaged of a claimed batch.
 
-        What is damaged goes into quarantine. The rest is sealed anew, unless an earlier attempt may have stored the whole.
+        The rest is sealed again, unless an earlier attempt may have uploaded the whole batch.
         """
         ...
 
     def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
-        """Sending a batch that this process has claimed failed; after `delay` seconds it may be claimed again.
+        """Release a claimed batch whose upload failed; it may be claimed again after `delay` seconds.
 
-        `standing` is what is known of the store now: it has `refused` everything, or it is `proven`: it may have got something.
+        `standing` is what is now known about the store: it has `refused` everything, or is `proven`, as it may have accepted
+        something.
         """
         ...
 
     def pause(self, error: JobsBackupError, *, seconds: float) -> None:
-        """Note for others that nothing is sent for so many seconds, and why."""
+        """Note for other processes that uploads pause for `seconds`, and why."""
         ...
 
     def claim_deletes(self, limit: int) -> list[DueObject]:
-        """Objects that only this process may delete now, since all of their jobs were delivered."""
+        """Claim objects to delete, since all their jobs were delivered."""
         ...
 
     def has_deletes(self) -> bool:
-        """Whether `claim_deletes` would give any."""
+        """Whether `claim_deletes` would return any."""
         ...
 
     def deleted(self, objects: Sequence[DueObject]) -> None:
-        """These are gone."""
+        """Mark these objects as deleted."""
         ...
 
     def give_back_deletes(self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, pause: float) -> None:
-        """Deleting these failed; after so many seconds each may be claimed again, at any time where it is None.
+        """Release objects whose delete failed; each may be claimed again after its seconds, or at any time if None.
 
         Nothing is deleted for `pause` seconds.
         """
         ...
 
     def retry_deletes(self) -> None:
-        """What could not be deleted need not wait any longer."""
+        """Make all failed deletes due now."""
         ...
 
 
 class SpoolAccount(Protocol):
-    """What is not in the bucket yet, and why: completeness is proven by counting, never taken from silence."""
+    """Report what is not in the bucket yet, and why: completeness is proven by counting, never inferred from silence."""
 
     @property
     def unreadable(self) -> list[SpoolError]:
-        """Why some of what dead processes recorded can't be sent: they can't be replaced yet."""
+        """Why some records of dead processes cannot be uploaded: those processes cannot be replaced yet."""
         ...
 
     def account(self) -> Account:
-        """Look at each session: what is in none of them, and is not sealed, is in the bucket."""
+        """Count the unsealed events of each session: anything that is in no session and not sealed is in the bucket."""
         ...
 
     def waiting(self, last: int | None = None) -> list[Waiting]:
-        """What is sealed and not stored, for each store; only batches up to the number `last`, if it is given."""
+        """What is sealed but not uploaded, for each store; up to the batch number `last`, if given."""
         ...
 
     def waiting_deletes(self) -> list[WaitingDeletes]:
-        """What is to be deleted and was not yet, for each store."""
+        """Pending deletes for each store."""
         ...
 
     def quarantined(self, *, own: bool = False) -> list[Damage]:
-        """What was damaged, and set aside; if `own`, of what this process has recorded."""
+        """Damage in quarantine; with `own`, only from what this process recorded."""
         ...
 
     def last_batch(self) -> int:
-        """The number of the batch that was opened last."""
+        """The number of the most recently opened batch."""
         ...
 
     def is_unsent(self, last: int) -> bool:
-        """Whether a sealed batch that this process has recorded, up to the number `last`, is not stored yet."""
+        """Whether a sealed batch of this process, up to the number `last`, is not uploaded yet."""
         ...
 
     def has_archiver(self) -> bool:
-        """Whether a process that sends is alive."""
+        """Whether a live process uploads."""
         ...
 
 
 class Spool(SpoolRecorder, SpoolAcknowledger, SpoolSender, SpoolAccount, Protocol):
-    """A spool that a process has opened, in all roles."""
+    """A spool opened by a process, in all roles."""
 
     @property
     def name(self) -> str:
-        """Where it is, for messages. It has no secrets in it."""
+        """Its location, for messages, without secrets."""
         ...
 
     @property
     def quarantine(self) -> str:
-        """Where what was damaged is, for messages."""
+        """Location of quarantined bytes, for messages."""
         ...
 
     def close(self) -> None:
-        """Seal what is open and leave. What is not sent yet waits for the next process.
+        """Seal what is open and leave. What is not uploaded yet waits for the next process.
 
         Raises:
-            SpoolError: it can't be sealed. It is safe all the same: another process takes this one's place.
+            SpoolError: sealing failed. Nothing is lost: another process replaces this one.
         """
         ...
 
 
 class SpoolReader(Protocol):
-    """What a spool remembers of objects: for those who read back."""
+    """A spool's record of objects, for replay."""
 
     def stored(self, location: str, kind: Kind, after: int, limit: int) -> list[StoredObject]:
-        """What stands in a bucket, by batch numbers, from behind `after` on."""
+        """Objects in a bucket, by batch number, from after `after`."""
         ...
 
     def written(self, location: str, kind: Kind, key: str) -> StoredObject | None:
-        """What stands in a bucket under a key, or stood there until it was deleted."""
+        """The object under a key of a bucket, including one that was deleted since."""
         ...
 
     def stored_elsewhere(self, location: str, kind: Kind) -> list[StreamObjects]:
-        """What stands in other buckets."""
+        """Objects in other buckets."""
         ...
 
     def forgotten(self, location: str, kind: Kind, begin: int, end: int) -> list[StreamObjects]:
-        """What stands in a bucket, may have events between these times, and is not remembered any more."""
+        """Forgotten objects in a bucket that may have events in this time range."""
         ...
 
     def knowledge(self) -> tuple[int, int]:
-        """Since when it remembers, and until when it may have missed something since its memory was lost; 0 if it never was."""
+        """Since when it has records, and until when it may have gaps because its records were lost; 0 if they never were."""
         ...
 
     def streams(self) -> list[tuple[str, str]]:
-        """Workspace and source of everything that was ever recorded."""
+        """Workspace and source of everything ever recorded."""
         ...

@@ -1,4 +1,4 @@
-"""What is in a spool, for whoever asks, and what it is held to. `engines.py` reads it."""
+"""The status of a spool, and the limits it is held to. `engines.py` reads it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jobs_backup.settings.core import CoreSettings
 
 
 class StreamStatus(msgspec.Struct, kw_only=True):
-    """What of one stream waits for one store.
+    """What is waiting in one stream for one store.
 
     Attributes:
         open_events: in batches that still take events.
-        events: in batches that are sealed; `objects` of them, which is also the number of objects that they will be.
-        bytes: of both, as they are stored (mostly compressed).
-        sending: so many objects are on their way.
-        oldest: seconds since the first of these events was recorded, about.
+        events: in sealed batches; `objects` counts those batches, each of which becomes one object.
+        bytes: of both, as they are kept (mostly compressed).
+        sending: number of objects being uploaded.
+        oldest: approximate seconds since the first of these events was recorded.
     """
 
     kind: str
@@ -32,15 +32,15 @@ class StreamStatus(msgspec.Struct, kw_only=True):
 
 
 class StoreStatus(msgspec.Struct, kw_only=True):
-    """A store for which something waits, or uploads are open, or objects are to be deleted.
+    """A store with waiting batches, open uploads, or objects to delete.
 
     Attributes:
-        error, hint: of the last failure, if nothing was stored since then.
-        paused: seconds until it is probed; 0 if it is not paused.
-        uploads: multipart uploads that are being continued.
-        aborts: multipart uploads that are still to be aborted; `abort_error` is why one of them was not.
-        deletes: objects that are still to be deleted; `delete_error` and `delete_hint` are why the last ones were not, and
-            `deletes_paused` so many seconds nothing is deleted.
+        error, hint: of the last failure, unless something was uploaded since.
+        paused: seconds until the next probe; 0 if not paused.
+        uploads: multipart uploads in progress.
+        aborts: multipart uploads still to be aborted; `abort_error` says why one of them was not.
+        deletes: objects still to be deleted; `delete_error` and `delete_hint` say why the last ones were not. Deletes are paused
+            for `deletes_paused` seconds.
     """
 
     location: str
@@ -58,7 +58,7 @@ class StoreStatus(msgspec.Struct, kw_only=True):
 
 
 class ProcessStatus(msgspec.Struct, kw_only=True):
-    """A process that has opened the spool; one that is not alive waits for another one to take its place."""
+    """A process that has opened the spool. One that is not alive is waiting to be replaced by another."""
 
     pid: int
     alive: bool
@@ -67,7 +67,7 @@ class ProcessStatus(msgspec.Struct, kw_only=True):
 
 
 class QuarantineStatus(msgspec.Struct, kw_only=True):
-    """Damaged bytes: `file` has them. `events` is 0 where it is not known."""
+    """Damaged bytes, kept in `file`. `events` is 0 if unknown."""
 
     kind: str
     workspace_id: str
@@ -78,27 +78,26 @@ class QuarantineStatus(msgspec.Struct, kw_only=True):
 
 
 class UnreadableStatus(msgspec.Struct, kw_only=True):
-    """What a dead process has recorded, and nobody could take over so far: its file or lock, and why."""
+    """Records of a dead process that nobody could take over yet: its file or lock, and why."""
 
     file: str
     error: str
 
 
 class RejectedStatus(msgspec.Struct, kw_only=True):
-    """Lines of inputs that were rejected: `file` has them, until somebody removes it."""
+    """Rejected lines of inputs, kept in `file` until somebody removes it."""
 
     file: str
     bytes: int
 
 
 class Status(msgspec.Struct, kw_only=True):
-    """The whole spool. `events` wait, in `bytes`; `free` bytes are left on its disk.
+    """The status of a whole spool: number and bytes of waiting events, and bytes free on its disk.
 
     Attributes:
-        full: what has run out, so that nothing can be recorded; empty if nothing has.
-        behind: why the backup is behind, in one line; empty if it is not. It is while a store is paused or failing and
-            something waits for it, something was damaged or can't be read, or the oldest event that waits is older than it should
-            get.
+        full: which resource ran out, so that nothing can be recorded; empty if none.
+        behind: why the backup is behind, in one line; empty if it is not. It is behind while something waits for a paused or
+            failing store, something is damaged or unreadable, or the oldest waiting event is too old.
         unreadable: its events are not counted.
     """
 
@@ -117,13 +116,13 @@ class Status(msgspec.Struct, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a spool is held to: settings of those that record.
+    """The limits a spool is held to, from the settings of recording processes.
 
     Attributes:
-        upload_frequency: seconds after which a batch is sealed; where the oldest event waits for more than twice that and a
-            minute, the backup is behind.
+        upload_frequency: seconds after which a batch is sealed. The backup is behind if the oldest event waits for more than twice
+            that plus a minute.
         min_free: bytes that recording leaves free on the disk.
-        max_bytes: of all that waits; None for no limit.
+        max_bytes: of everything waiting; None for no limit.
     """
 
     upload_frequency: float = 300.0
@@ -132,5 +131,5 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, settings: CoreSettings) -> Self:
-        """Those of a process that records."""
+        """The limits of a process that records."""
         return cls(upload_frequency=settings.upload_frequency, min_free=settings.spool_min_free, max_bytes=settings.spool_max_bytes)

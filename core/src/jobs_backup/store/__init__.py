@@ -1,1 +1,1 @@
-"""Object stores: the configured provider behind retries, its plugins and wrappers, and the FILE provider."""
+"""Object stores: the configured provider behind retries, its plugins and wrappers, and the provider FILE."""

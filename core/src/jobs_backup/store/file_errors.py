@@ -1,4 +1,4 @@
-"""What a file system refuses or lacks, as errors of the taxonomy: for the provider FILE."""
+"""File system errors as errors of jobs-backup, for the provider FILE."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jobs_backup.errors import JobsBackupError, NotSupported, ObjectNotFound, Pe
 from jobs_backup.sdk import explain
 
 LACKING: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
-"""What a file system answers to an operation that it does not have. Some have more numbers for single operations."""
+"""Errors for an operation that a file system lacks. Some operations have further numbers."""
 MAX_NAME_BYTES: Final = 255
-"""What format/keys.py makes of the longest ids."""
+"""Longest name, in bytes, that format/keys.py makes of ids."""
 _ELSEWHERE: Final = "use a directory on another file system"
 NO_LINKS: Final = f"set JOBS_BACKUP_CONDITIONAL_WRITES=false, or {_ELSEWHERE}"
 _NAMES: Final = (
@@ -33,7 +33,7 @@ _OF_THE_KEY: Final[Mapping[int, tuple[str, str]]] = {
         "keep the bucket on one file system: remove the mount or the link",
     ),
 }
-"""What another object need not meet."""
+"""Errors specific to one object."""
 _MAY_PASS: Final[Mapping[int, str]] = {
     errno.EIO: "look at the disk of {root}, and at the kernel's log",
     errno.ESTALE: "mount {root} again",
@@ -45,11 +45,11 @@ _MAY_PASS: Final[Mapping[int, str]] = {
 
 @contextmanager
 def translated(action: str, key: str, root: Path) -> Generator[None]:
-    """The operating system's errors within, as the taxonomy's."""
+    """Turn the operating system's errors within the block into our own."""
     try:
         yield
     except OSError as error:
-        raise _translated(f"{action} {key!r}", error, root) from None  # its path has the upload's id in it
+        raise _translated(f"{action} {key!r}", error, root) from None  # its path contains the upload's id
 
 
 def _translated(what: str, error: OSError, root: Path) -> JobsBackupError:
@@ -72,15 +72,15 @@ def _translated(what: str, error: OSError, root: Path) -> JobsBackupError:
 
 
 def lacks(message: str, hint: str) -> NotSupported:
-    """An error that need not be every object's, and that may come after an object got its name."""
+    """An error that may be specific to one object, and may come after the object got its name."""
     error = NotSupported(message, hint=hint)
-    setattr(error, "refused", False)  # noqa: B010 - of this one; as a class, it is
+    setattr(error, "refused", False)  # noqa: B010 - for this one; the class is refused
     return error
 
 
 @contextmanager
 def written(key: str, root: Path) -> Generator[None]:
-    """After an object got its name, no error may say that the store has refused it: core would take it elsewhere, too."""
+    """Ensure that once an object has its name, no error says the store refused it: core would also upload it elsewhere."""
     try:
         yield
     except PermissionError as error:
@@ -94,7 +94,7 @@ def written(key: str, root: Path) -> Generator[None]:
 
 
 def warnings(root: Path, work: str) -> list[str]:
-    """What does not keep objects from being written, and is better known. `work`: a directory in `root`, in lower case."""
+    """Warn of what does not prevent writing objects, but is worth knowing. `work`: a directory in `root`, in lower case."""
     found: list[str] = []
     with suppress(OSError):
         if (root / work.upper()).exists():

@@ -1,4 +1,4 @@
-"""FILE: a directory as bucket. No cloud, no dependency: for trying things, and for a disk that something else backs up."""
+"""FILE: a directory as bucket. Needs no cloud and no dependency: for trials, and for a disk that something else backs up."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from jobs_backup.store.file_errors import LACKING, NO_LINKS, translated, warning
 
 _BLOCK: Final = 1 << 17
 _WORK: Final = ".jobs-backup"
-"""Directory in the bucket for what is being written; on the same file system, so that it can be renamed into its place."""
+"""Directory in the bucket for files being written; on the same file system, so that they can be renamed into place."""
 _PAGE: Final = 1000
 _NO_LINKS: Final = LACKING | {errno.EPERM, errno.EMLINK}
-"""What link(2) answers where there are no hard links."""
+"""Errors of link(2) where there are no hard links."""
 _NAMELESS: Final[int] = getattr(os, "O_TMPFILE", 0) if Path("/proc/self/fd").is_dir() else 0
 
 
 class FileSettings(Settings, frozen=True, kw_only=True):
-    """What FILE reads from the environment."""
+    """Settings of FILE in the environment."""
 
     bucket: Annotated[
         Path, Variable("JOBS_BACKUP_BUCKET", "The directory. It has to exist, as a bucket has to.", example="/backups")
@@ -49,11 +49,12 @@ class FileSettings(Settings, frozen=True, kw_only=True):
 
 
 class FileProvider:
-    """Objects are files below a directory: written without a name, fsynced, linked, and every directory on their path fsynced.
+    """Store objects as files below a directory, durably.
 
-    An object counts as stored only after its bytes and each name on its path were synced by the call that says so. Nothing is
-    taken over from an earlier call: that may have died, or met an error, between making a name and syncing it. Objects are not
-    read back, since the page cache would answer, and not the disk.
+    A file is written without a name, fsynced, then linked; then every directory on its path is fsynced. A call that reports an
+    object as uploaded has itself synced its bytes and each name on its path. Earlier calls are not trusted: one may have died, or
+    failed, between creating a name and syncing it. Objects are not read back, because the page cache would answer instead of the
+    disk.
     """
 
     API_VERSION: ClassVar = 1
@@ -156,7 +157,7 @@ class FileProvider:
 
     @hookimpl
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002, ARG002
-        """The command that makes the directory for this user alone: who may write to it may do everything else."""
+        """Print the command that creates the directory for this user only: write access implies all other access."""
         if format not in ("", "commands"):
             raise NotSupported(f"there are no rights of a directory as {format}", hint="use --format commands")
         root = FileSettings.from_environment(settings).bucket.absolute()
@@ -165,16 +166,16 @@ class FileProvider:
         return Policy(format="commands", text=text, grants=grants, resource=str(root))
 
     def _walk(self, below: str, prefix: str, after: str) -> Iterator[Listed]:
-        """Objects whose keys begin with `below` (a directory or empty), in the order of their keys. What goes meanwhile is none."""
+        """List objects whose keys begin with `below` (a directory or empty), in key order. Skips those deleted meanwhile."""
         try:
             with os.scandir(self._root / below) as entries:
-                # With its slash a directory stands where its objects do: "a.b" before "a/b", though "a" is before "a.b".
+                # With its slash, a directory sorts where its objects do: "a.b" before "a/b", though "a" is before "a.b".
                 named = [one for one in entries if _is_utf8(one.name)]  # as keys are
             found = {f"{below}{one.name}{'/' * one.is_dir(follow_symlinks=False)}": one for one in named}
         except (FileNotFoundError, NotADirectoryError):
             return
         except PermissionError:
-            if below == "lost+found/":  # of the file system itself, if it is mounted here
+            if below == "lost+found/":  # the file system's own, if it is mounted here
                 return
             raise
         for key in sorted(found):
@@ -201,12 +202,12 @@ class FileProvider:
         return work
 
     def _parts(self, upload: Upload) -> Path | None:
-        """The directory of an upload's parts, None if there is none. What a link leads to is none of ours to write or remove."""
+        """The directory of an upload's parts, None if there is none. Ignores symbolic links, whose targets are not ours."""
         directory = self._work() / upload.id
         return directory if upload.id.isalnum() and directory.is_dir() and not directory.is_symlink() else None
 
     def _target(self, key: str) -> Path:
-        """The file of a key. Refuses what would lie outside of the bucket, also through a symbolic link in it."""
+        """The file of a key. Refuses any path outside of the bucket, including through a symbolic link in it."""
         parts = PurePosixPath(key).parts
         if not key or key.startswith("/") or ".." in parts or "\0" in key or parts[0] == _WORK or "/".join(parts) != key:
             raise ConfigurationError(
@@ -216,7 +217,7 @@ class FileProvider:
         try:
             root, directory = self._root.resolve(), target.parent.resolve()
             with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                target.parent.stat()  # from Python 3.13 on, `resolve` does not mind a loop of links
+                target.parent.stat()  # from Python 3.13 on, `resolve` accepts a loop of links
         except (RuntimeError, OSError) as error:
             raise ConfigurationError(f"key {key!r} has no place in the bucket: {error}", hint="remove the link") from error
         if target.is_symlink() or not directory.is_relative_to(root) or directory.is_relative_to(root / _WORK):
@@ -245,17 +246,17 @@ class FileProvider:
         return WriteReceipt()
 
     def _renew(self, draft: _Draft, target: Path, key: str) -> None:
-        """Put the draft in the place of an object that has the same bytes.
+        """Replace an object that has the same bytes by the draft.
 
-        Whether that one ever reached the disk nobody knows: after a failed fsync the kernel may count bytes as clean that it has
-        lost (fsync(2)), so that neither reading nor syncing them again shows it. The draft has just been synced.
+        Nobody knows whether that object ever reached the disk: after a failed fsync the kernel may count lost bytes as clean
+        (fsync(2)), so neither reading nor syncing them again shows it. The draft has just been synced.
         """
         if not target.is_file() or not _are_same(draft.file, target):
             raise IntegrityError(f"{key!r} exists, and has other bytes", hint="look at what it is, and move it away")
         draft.replace(target)
 
     def _sync_path(self, directory: Path) -> None:
-        """Sync the directories from an object's up to the bucket, whoever made them; those behind symbolic links, too."""
+        """Sync the directories from an object's up to the bucket, whoever made them, including those behind symbolic links."""
         root = self._root.resolve()
         for path in dict.fromkeys((*_upwards(directory, self._root), *_upwards(directory.resolve(), root))):
             sync_directory(path)
@@ -264,7 +265,7 @@ class FileProvider:
         directory = self._parts(upload)
         if directory is None:
             return False
-        with suppress(FileNotFoundError):  # another process may be removing it, too
+        with suppress(FileNotFoundError):  # another process may also be removing it
             for file in directory.iterdir():
                 file.unlink(missing_ok=True)
             directory.rmdir()
@@ -284,7 +285,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _upwards(directory: Path, root: Path) -> list[Path]:
-    """A directory below `root`, and those that it is in, up to `root`."""
+    """A directory below `root` and its parents, up to `root`."""
     return [path for path in (directory, *directory.parents) if path.is_relative_to(root)]
 
 
@@ -298,9 +299,9 @@ def _are_same(draft: BinaryIO, target: Path) -> bool:
 
 
 class _Draft:
-    """A new file that gets its name when it is whole. Until then it has none, so that a kill leaves nothing of it.
+    """A new file that gets its name once it is complete. Until then it has none, so that a kill leaves nothing behind.
 
-    Where the file system can't make one without a name (Linux's O_TMPFILE, open(2)), a kill leaves it in the work directory.
+    If the file system cannot make one without a name (Linux's O_TMPFILE, open(2)), a kill leaves it in the work directory.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -309,7 +310,7 @@ class _Draft:
         try:
             descriptor = os.open(directory, os.O_RDWR | _NAMELESS | os.O_CLOEXEC, 0o600)
             self._path = Path(f"/proc/self/fd/{descriptor}")
-        except OSError:  # it can't, or it is no Linux: then a directory is nothing to be opened for writing
+        except OSError:  # not supported, or not Linux: there, a directory cannot be opened for writing
             descriptor = os.open(self._named, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.file: BinaryIO = os.fdopen(descriptor, "w+b")
 
@@ -321,7 +322,7 @@ class _Draft:
         self._named.unlink(missing_ok=True)
 
     def link(self, target: Path) -> None:
-        """Give it a name that is not taken yet.
+        """Give it a name that is not in use.
 
         Raises:
             NotSupported: the file system has no hard links.
@@ -334,7 +335,7 @@ class _Draft:
             raise
 
     def replace(self, target: Path) -> None:
-        """Give it a name, whatever had that before."""
+        """Give it a name, replacing any file that had it."""
         if self._path != self._named:
             try:
                 self._link(self._named)
@@ -345,11 +346,11 @@ class _Draft:
         self._named.replace(target)
 
     def _link(self, target: Path) -> None:
-        # With a descriptor, which an absolute path makes meaningless, Python follows the link to the file, see linkat(2).
+        # With a descriptor, meaningless for an absolute path, Python follows the link to the file, see linkat(2).
         os.link(self._path, target, src_dir_fd=self.file.fileno(), follow_symlinks=True)
 
     def _can_link(self) -> bool:
-        """Whether it gets another name here, beside where it is: link(2) has one number for "may not" and "can't"."""
+        """Whether it can get another name here: link(2) has one error for both "not permitted" and "not supported"."""
         name = self._named.with_suffix(".link")
         try:
             self._link(name)
@@ -376,10 +377,10 @@ class _FileBody(Body):
 
 
 def _copy(body: Body, target: BinaryIO, checksum: int | None) -> int:
-    """Write a body, to the disk. Returns its CRC-32C.
+    """Write a body to the disk. Returns its CRC-32C.
 
     Raises:
-        IntegrityError: the body is not what `checksum` and its size promise.
+        IntegrityError: the body does not match `checksum` or its size.
     """
     with Source(body, body.size) as source:
         value = _append(source, target, 0)

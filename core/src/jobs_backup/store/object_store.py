@@ -1,4 +1,4 @@
-"""A configured provider behind its retry policy: the only door through which core calls a hook."""
+"""A configured provider behind its retry policy: the only place where core calls a hook."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ log: Final = logger_of(__name__)
 
 _BLOCK: Final = 1 << 20
 _PUBLISHING: Final = ("write", "complete_multipart")
-"""The hooks that make an object appear; where parts are sequential, `write_part` with the last part may, too."""
+"""The hooks that make an object appear; with sequential parts, `write_part` may, too, with the last part."""
 _LANDING_MARGIN: Final = 60.0
-"""Seconds. What was sent may wait on its way, or in the store, for longer than its sender."""
+"""Seconds. A request may wait on the network, or in the store, for longer than its sender does."""
 
 
 class ObjectStore:
-    """One method for each hook; each calls the provider under the retry policy and checks what it returns.
+    """Call a provider: one method per hook, which applies the retry policy and checks the result.
 
-    All errors are of the taxonomy: what a provider raises beside it becomes a StorageError that names provider and hook.
+    All errors are our own: anything else that a provider raises becomes a StorageError that names the provider and the hook.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ObjectStore:
         loaded: providers.Loaded,
         *,
         retry: Retry,
-        wrappers: Wrappers = Wrappers(),  # noqa: B008 - none, and nothing changes that
+        wrappers: Wrappers = Wrappers(),  # noqa: B008 - empty and never changed
         timeout: float = 60.0,
         if_absent: bool = True,
     ) -> None:
@@ -86,11 +86,11 @@ class ObjectStore:
         self.max_write_size: int | None = getattr(provider, "max_write_size", None)
         self._proof = Proof(if_absent=if_absent, sequential_parts=self.sequential_parts)
         self.attempts: Counter[tuple[str, str]] = Counter()
-        """(hook, "ok" or the error's code) -> how often."""
+        """(hook, "ok" or the error's code) -> number of attempts."""
         self.attempt_seconds: dict[str, Histogram] = {}
-        """hook -> how long its attempts took, whatever came of them."""
+        """hook -> duration of its attempts, whatever their outcome."""
         self.may_have_accepted = False
-        """Whether any attempt so far may have left something at the store: it succeeded, or its end is not known."""
+        """Whether any attempt so far may have left something at the store: it succeeded, or its outcome is unknown."""
         self._in_doubt_at = -math.inf
 
     @classmethod
@@ -101,10 +101,10 @@ class ObjectStore:
         *,
         stop: threading.Event | None = None,
     ) -> ObjectStore:
-        """The store that the environment asks for.
+        """Set up the store from the environment.
 
         Raises:
-            ConfigurationError: the provider or a wrapper is not installed, or its settings are wrong.
+            ConfigurationError: the provider or a wrapper is not installed, or its settings are invalid.
         """
         policy = RetryPolicy(attempts=settings.retry_attempts, max_wait=settings.retry_max_wait, deadline=settings.retry_deadline)
         return cls(
@@ -116,19 +116,19 @@ class ObjectStore:
         )
 
     def use_bodies(self, bodies: object) -> None:
-        """`bodies` implements the hook `open_body`: it knows where the bytes of batches are."""
+        """Use `bodies` to implement the hook `open_body`, which finds the bytes of batches."""
         self._bodies = self.wrappers.around(bodies)
 
     def remember_doubts_in(self, doubts: Doubts) -> None:
-        """`doubts` remembers mismatches of checksums for later processes."""
+        """Use `doubts` to remember checksum mismatches for later processes."""
         self._proof.remember_in(doubts)
 
     def prepare(self, batch: Batch) -> tuple[Batch, Body]:
-        """What becomes the batch's object: the batch as the store gets to see it, behind the wrappers; and the bytes.
+        """Make the batch's object: returns the batch as the store will see it, after the wrappers, and its bytes.
 
         Raises:
-            WrapperMissing: a wrapper that it was opened with, or a key of one, is not there.
-            SpoolCorrupt, IntegrityError: its bytes are not those that were sealed.
+            WrapperMissing: a wrapper that it was opened with, or one of its keys, is missing.
+            SpoolCorrupt, IntegrityError: its bytes differ from what was sealed.
         """
         hook = self.wrappers.opening(self._bodies, batch)
         self._tell_left_out(batch)
@@ -137,7 +137,7 @@ class ObjectStore:
             if not batch.wrappers:
                 return batch, body
             with self._translated("open_body"):
-                # What the wrappers make is known nowhere but here: it is made once for its checksum, and again to be sent.
+                # The wrappers' output exists only here: it is made once for its checksum, and again to be uploaded.
                 size, checksum = body.size, body.crc32c()
         except (ConfigurationError, WrapperMissing) as error:
             raise WrapperMissing(f"{batch.key} can't be made: {error}", hint=error.hint) from error
@@ -155,11 +155,11 @@ class ObjectStore:
                 )
 
     def write(self, batch: Batch, body: Body) -> WriteReceipt:
-        """Store the batch's object in one request.
+        """Upload the batch's object in one request.
 
         Raises:
-            AlreadyExists: the object is stored already: see `Proof`.
-            Unproven: the store says so, and it can't be believed.
+            AlreadyExists: the object was already uploaded: see `Proof`.
+            Unproven: the store says so, but without proof.
         """
         arguments = self._object_arguments(batch)
         receipt = self._call("write", WriteReceipt, batch.key, body=body, **arguments)
@@ -167,27 +167,27 @@ class ObjectStore:
         return receipt
 
     def may_land_for(self, *, sent_before: bool) -> float:
-        """For how many seconds an attempt to write whose end is not known may still put an object into the bucket.
+        """Seconds for which a write attempt with unknown outcome may still put an object into the bucket.
 
-        0 if there was none. `sent_before`: another process, or an earlier start, may have tried as late as now.
+        0 if there was none. `sent_before`: another process, or an earlier run, may have tried as late as now.
         """
         now = time.monotonic()
         in_doubt_at = now if sent_before else self._in_doubt_at
         return max(0.0, in_doubt_at + self._timeout + _LANDING_MARGIN - now)
 
     def create_multipart(self, batch: Batch) -> Upload:
-        """Begin to store the batch's object in parts."""
+        """Begin to upload the batch's object in parts."""
         return self._call("create_multipart", Upload, batch.key, **self._object_arguments(batch))
 
     def write_part(self, upload: Upload, number: int, offset: int, body: Body, last: bool) -> Part:
-        """Store one part; `body` is this part alone."""
+        """Upload one part; `body` is this part only."""
         what = f"{upload.key} part {number}"
         return self._call(
             "write_part", Part, what, upload=upload, number=number, offset=offset, body=body, size=body.size, last=last
         )
 
     def complete_multipart(self, upload: Upload, parts: Sequence[Part], batch: Batch) -> WriteReceipt:
-        """Make the parts the batch's object. Errors are those of `write`."""
+        """Complete the batch's object from its parts. Raises the errors of `write`."""
         receipt = self._call(
             "complete_multipart",
             WriteReceipt,
@@ -202,7 +202,7 @@ class ObjectStore:
         return receipt
 
     def abort_multipart(self, upload: Upload) -> AbortReceipt:
-        """End an upload."""
+        """Abort an upload."""
         return self._call("abort_multipart", AbortReceipt, upload.key, upload=upload)
 
     def delete(self, keys: Sequence[str]) -> DeleteReceipt:
@@ -214,27 +214,27 @@ class ObjectStore:
 
     @property
     def region(self) -> str:
-        """Where the bucket is, as far as the provider knows; else empty."""
+        """The bucket's region, if the provider knows it; else empty."""
         return str(getattr(self._provider, "region", ""))
 
     @property
     def warnings(self) -> list[str]:
-        """What the provider has to say of the bucket, for people. It may look there."""
+        """The provider's warnings about the bucket, for people. It may access the bucket."""
         return list(getattr(self._provider, "warnings", ()))
 
     def fetch(self, key: str, target: BinaryIO, *, size: int | None = None, crc: int | None = None) -> int:
-        """Get an object's bytes, as they were before the wrappers, into a file that is empty, and rewind it.
+        """Read an object's bytes, as they were before the wrappers, into an empty file, and rewind it.
 
-        Returns how many there are.
+        Returns their number.
 
         Args:
-            size, crc: what they have to be, and their CRC-32C, where they are known.
+            size, crc: their expected number and CRC-32C, if known.
 
         Raises:
-            WrapperMissing: a wrapper that the object was made by, or a key of one, is not there.
-            ObjectNotFound: there is no such object.
+            WrapperMissing: a wrapper that the object was made with, or one of its keys, is missing.
+            ObjectNotFound: the object does not exist.
             IntegrityError: it has other bytes.
-            NotSupported: the provider can't read back.
+            NotSupported: the provider cannot read.
         """
         self._need("read")
         hook = self.wrappers.reading(self._manager, key)
@@ -244,8 +244,8 @@ class ObjectStore:
             try:
                 return attempt()
             except IntegrityError as error:
-                # Damaged twice, it is damaged in the store, and not on its way.
-                setattr(error, "retryable", not damages)  # noqa: B010 - of this one; as a class, it is
+                # Damaged twice, it is damaged in the store, not in transit.
+                setattr(error, "retryable", not damages)  # noqa: B010 - for this one; the class is retryable
                 damages.append(error)
                 raise
 
@@ -274,13 +274,13 @@ class ObjectStore:
             return reader.read(_BLOCK)
 
     def list(self, prefix: str, after: str) -> Page:
-        """Objects whose keys begin with `prefix`, from the first one behind `after`.
+        """List objects whose keys begin with `prefix`, from the first one after `after`.
 
-        What a store that ignores `after` lists again is left out.
+        Drops what a store that ignores `after` lists again.
 
         Raises:
-            NotSupported: the provider can't list.
-            ContractViolation: the list does not continue after `after`, or is not in the order of keys: it is endless, or has gaps.
+            NotSupported: the provider cannot list.
+            ContractViolation: the list does not continue after `after`, or is not in key order: it is endless, or has gaps.
         """
         self._need("list")
         page = self._call("list", Page, prefix, prefix=prefix, after=after)
@@ -294,7 +294,7 @@ class ObjectStore:
         return page
 
     def policy(self, environment: Mapping[str, str], *, delete: bool = False, replay: bool = False, format_: str = "") -> Policy:
-        """The narrowest rights that suffice. Nothing is sent.
+        """The least-privilege permissions needed. Makes no request.
 
         Raises:
             NotSupported: the provider has none, or not in this format.
@@ -335,7 +335,7 @@ class ObjectStore:
         return self._retry.call(what, attempt, attempted, fields=fields)
 
     def _counted(self, hook: str, *, publishes: bool = False) -> Attempted:
-        """What is told of each attempt. `publishes`: the attempt may make an object appear."""
+        """A callback that counts each attempt. `publishes`: the attempt may make an object appear."""
 
         def attempted(error: Exception | None, seconds: float) -> None:
             refused = getattr(error, "refused", False)
@@ -358,8 +358,8 @@ class ObjectStore:
                 result = call(**arguments)
         except JobsBackupError as error:
             if self._arrived.receipt is not None:
-                # The provider has done its work, and a wrapper has failed behind it.
-                setattr(error, "refused", False)  # noqa: B010 - of this one; as a class, it may be
+                # The provider succeeded, and a wrapper failed afterwards.
+                setattr(error, "refused", False)  # noqa: B010 - for this one; the class may be refused
                 self._abort_arrived()
             raise
         if not isinstance(result, expected):
@@ -371,21 +371,21 @@ class ObjectStore:
         return result
 
     def _abort_arrived(self) -> None:
-        """An upload that the provider has begun, and a wrapper has lost: nobody will know of it, now or never."""
+        """Abort an upload that the provider began and a wrapper lost: nobody else will ever know of it."""
         if isinstance(self._arrived.receipt, Upload):
             with suppress(Exception):
                 self._manager.hook.abort_multipart(upload=self._arrived.receipt, timeout=self._timeout)
 
     @contextmanager
     def _translated(self, hook: str, *secrets: str) -> Generator[None]:
-        """What is raised within is of the taxonomy, and shows no secret."""
+        """Ensure that errors within the block are our own, and show no secret."""
         try:
             yield
         except JobsBackupError:
             raise
-        except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
-            # What a provider or a wrapper did not foresee may carry anything, secrets and the upload's id included; then it is not
-            # even shown as the cause.
+        except Exception as error:  # noqa: BLE001 - raised again as one of ours
+            # An unexpected error of a provider or a wrapper may contain anything, including secrets and the upload's id; then it is
+            # not even shown as the cause.
             hidden = [*(secret.reveal() for secret in self._secrets), *secrets]
             whole = "".join(traceback.format_exception(error))
             cause = error if redacted(whole, hidden) == whole else None
@@ -394,12 +394,12 @@ class ObjectStore:
 
 
 class _Arrived(threading.local):
-    """Beside the provider, within all wrappers: what the provider has returned in this thread's call, None if it has not."""
+    """Note what the provider has returned to this thread's call, inside all wrappers; None if nothing yet."""
 
     receipt: object = None
 
     def begin(self) -> None:
-        """Another call begins."""
+        """Reset for another call."""
         self.receipt = None
 
     @hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""Plugins: find the one that was chosen, load it alone, configure it. What is wrong with it names its distribution."""
+"""Plugins: find the selected one, load only that, configure it. Errors name its distribution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHORTEST: Final = 16
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """An installed plugin, not imported yet. `target` is `module:Class`."""
+    """An installed plugin, not yet imported. `target` is `module:Class`."""
 
     name: str
     distribution: str
@@ -39,10 +39,10 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of plugin.
 
     Attributes:
-        noun: what it is called in messages.
+        noun: its name in messages.
         group: of its entry points.
-        not_found: what is raised where there is none, or it can't be used.
-        distributions: where to get the well-known ones, for the error of who has none of them.
+        not_found: raised if a plugin is not installed or cannot be used.
+        distributions: of well-known plugins, for the error if one is not installed.
     """
 
     noun: str
@@ -51,7 +51,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     distributions: Mapping[str, str]
 
     def installed(self) -> list[Installed]:
-        """All that are installed, by name. Imports none of them."""
+        """All installed plugins, by name, without importing them."""
         found = {
             Installed(name=point.name.upper(), distribution=_name(point.dist), version=_version(point.dist), target=point.value)
             for point in _entry_points(self.group)
@@ -59,14 +59,14 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         return sorted(found, key=lambda one: (one.name, one.distribution))
 
     def names(self) -> list[str]:
-        """The names of all that are installed."""
+        """The names of all installed plugins."""
         return sorted({one.name for one in self.installed()})
 
     def load_class(self, name: str) -> tuple[Installed, type[Any]]:
-        """Import the one that is called `name` (in any case), and no other one.
+        """Import only the plugin called `name` (in any case).
 
         Raises:
-            ConfigurationError: (its kind's `not_found`) nobody offers it, two distributions do, or it can't be imported.
+            ConfigurationError: (its kind's `not_found`) it is not installed, two distributions offer it, or it cannot be imported.
         """
         wanted = name.upper()
         everything = self.installed()
@@ -92,11 +92,11 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         return one, class_
 
     def configure(self, one: Installed, class_: type[Any], environment: Mapping[str, str]) -> Any:
-        """An instance of the class, made by these environment variables.
+        """Create an instance of the class from these environment variables.
 
         Raises:
-            ConfigurationError: its settings are wrong; (`not_found`) it is written for another API version, or breaks the
-                contract's form.
+            ConfigurationError: its settings are invalid; (`not_found`) it is written for another API version, or breaks the form of
+                the contract.
         """
         version = getattr(class_, "API_VERSION", None)
         if not isinstance(version, int) or not OLDEST_API_VERSION <= version <= API_VERSION:
@@ -112,8 +112,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         except JobsBackupError as error:
             _hide(error, environment.values())
             raise
-        except Exception as error:  # noqa: BLE001 - it is raised again, as one of ours
-            # Its text may have the value of any variable in it, so only its place is told.
+        except Exception as error:  # noqa: BLE001 - raised again as one of ours
+            # Its text may contain the value of any variable, so only its location is shown.
             *_, place = traceback.extract_tb(error.__traceback__)
             where = f"{place.filename}:{place.lineno}"
             raise self.broken(one, f"from_settings() failed: {type(error).__name__} at {where}") from None
@@ -122,10 +122,10 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         return made
 
     def register(self, manager: pluggy.PluginManager, plugin: object, one: Installed) -> None:
-        """Put it on a plugin manager.
+        """Register a plugin on a plugin manager.
 
         Raises:
-            ConfigurationError: (`not_found`) a hook or an argument of it is unknown, or would not be passed.
+            ConfigurationError: (`not_found`) it has an unknown hook or argument, or one that would not be passed.
         """
         try:
             manager.register(plugin, name=one.name)
@@ -140,13 +140,13 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
                     )
 
     def broken(self, one: Installed, why: str) -> ConfigurationError:
-        """The error for one that does not keep the contract's form."""
+        """The error for a plugin that breaks the form of the contract."""
         hint = f"report it to the maintainers of {one.distribution}"
         return self.not_found(f"{self.noun} {one} breaks the contract: {why}", hint=hint)
 
 
 def _hide(error: JobsBackupError, values: Iterable[str]) -> None:
-    """Take what may be a credential out of an error about settings: whoever has written the plugin may have quoted the value."""
+    """Remove possible credentials from a plugin's error about settings, which may quote values."""
     values = list(values)
     error.message, error.hint = (without_credentials(text, values) for text in (error.message, error.hint))
     error.args = (error.message,)
@@ -157,17 +157,17 @@ def _hide(error: JobsBackupError, values: Iterable[str]) -> None:
 
 
 def settings_of(class_: type[Any]) -> type[Settings] | None:
-    """The Struct of settings that a plugin's class names in its attribute `settings`, None if it does not."""
+    """The Struct of settings in a plugin class's attribute `settings`, None if there is none."""
     settings: Any = getattr(class_, "settings", None)
     return settings if isinstance(settings, type) and issubclass(settings, Settings) else None
 
 
 def secrets_of(class_: type[Any], environment: Mapping[str, str]) -> tuple[Secret, ...]:
-    """The values of its secret settings that are set; of a list, separated by commas, also each of its values."""
+    """The values of a plugin's secret settings, and each item of those with commas."""
     settings = settings_of(class_)
     variables = [setting.variable for setting in settings.describe() if setting.secret] if settings else []
     texts = [environment.get(name, "").strip() for variable in variables for name in (variable.name, *variable.aliases)]
-    # Of a list, such as one of keys, each is a secret of its own; what is short is no key, and would hide half of a message.
+    # Each item of a list, such as one of keys, is a secret of its own. A short item is not a key, and would hide half of a message.
     listed = [one.strip() for text in texts for one in text.split(",") if len(one.strip()) >= _SHORTEST]
     return tuple(Secret(one) for one in dict.fromkeys((*texts, *listed)) if one)
 
@@ -183,13 +183,13 @@ def _entry_points(group: str) -> Iterable[importlib.metadata.EntryPoint]:
 def _readable(distribution: importlib.metadata.Distribution, group: str) -> Iterable[importlib.metadata.EntryPoint]:
     try:
         return distribution.entry_points.select(group=group)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others can be used
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others are usable
         log.warning("%s has broken entry points: %s", _name(distribution), error)
         return ()
 
 
 def _never_passed(function: Callable[..., object]) -> list[str]:
-    """Arguments that pluggy does not pass: those with a default, and those that are no plain ones."""
+    """Arguments that pluggy does not pass: those with a default, and those that are not plain."""
     parameters = inspect.signature(function).parameters.values()
     return [one.name for one in parameters if one.kind is not one.POSITIONAL_OR_KEYWORD or one.default is not one.empty]
 

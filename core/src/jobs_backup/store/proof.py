@@ -1,8 +1,8 @@
-"""When "exists already" counts as stored: a negative answer needs more proof than a positive one.
+"""When "exists already" counts as uploaded: it needs more proof than a receipt.
 
-On a receipt the store has taken the bytes. "Exists already" says only that something is there, and core drops the events' bytes on
-this word. So it counts under three conditions: the request asked for it (`if_absent`), the answer is the store's own (that is the
-provider's part), and nothing known contradicts it. Otherwise the batch waits.
+A receipt means that the store has taken the bytes. "Exists already" only means that something is there, yet core then deletes the
+events' bytes. So it counts under three conditions: the request asked for it (`if_absent`), the answer is the store's own (the
+provider checks that), and nothing known contradicts it. Otherwise the batch waits.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from jobs_backup.errors import AlreadyExists, IntegrityError, Unproven
 from jobs_backup.model import Upload
 
 _CONDITIONAL: Final = frozenset({"write", "complete_multipart"})
-"""The hooks that make an object appear, and so ask the store to refuse if one is there."""
+"""The hooks that make an object appear, and so ask the store to refuse if it exists."""
 _SEQUENTIAL: Final = frozenset({"create_multipart", "write_part"})
-"""Where parts are sequential, the condition goes with the beginning of an upload, and the last part may make the object appear."""
+"""With sequential parts, the condition is sent when an upload begins, and the last part may make the object appear."""
 _STORING: Final = _CONDITIONAL | _SEQUENTIAL
 
 _UNASKED: Final = "look at what answers at the endpoint: a proxy or gateway may answer in the store's place"
@@ -25,18 +25,18 @@ _MISMATCH: Final = "the object may hold other bytes: delete it from the bucket, 
 
 
 class Doubts(Protocol):
-    """Remembers, also for later processes, of which objects the bucket may hold other bytes than those that were sent."""
+    """Remembers, also for later processes, which objects may have other bytes in the bucket than those uploaded."""
 
     def doubt(self, key: str) -> None:
-        """Note it, durably."""
+        """Note a doubt, durably."""
 
     def is_doubted(self, key: str) -> bool:
-        """Whether it was noted, by whichever process."""
+        """Whether any process has noted a doubt."""
         ...
 
 
 class Proof:
-    """Holds what one store's provider says to these conditions. Safe to use from many threads."""
+    """Check the answers of one store's provider against these conditions. Safe to use from many threads."""
 
     def __init__(self, *, if_absent: bool, sequential_parts: bool) -> None:
         self._if_absent = if_absent
@@ -45,15 +45,15 @@ class Proof:
         self._doubts: Doubts | None = None
 
     def remember_in(self, doubts: Doubts) -> None:
-        """Without this, what is known ends with the process."""
+        """Keep doubts beyond the process, which is otherwise how long they last."""
         self._doubts = doubts
 
     @contextmanager
     def demanded(self, hook: str, arguments: Mapping[str, Any]) -> Generator[None]:
-        """Within, `AlreadyExists` passes only if it is proven. A mismatch of checksums is remembered.
+        """Let `AlreadyExists` pass only if proven, within the block. Checksum mismatches are remembered.
 
         Raises:
-            Unproven: instead of an `AlreadyExists` that can't be believed.
+            Unproven: instead of an `AlreadyExists` without proof.
         """
         if hook not in _STORING:
             yield
@@ -71,7 +71,7 @@ class Proof:
             raise
 
     def check(self, hook: str, arguments: Mapping[str, Any], said: str) -> None:
-        """Whether "exists already", in the answer to this call, proves that the object is stored.
+        """Check that "exists already", in the answer to this call, proves that the object was uploaded.
 
         Raises:
             Unproven: it does not.
@@ -84,7 +84,7 @@ class Proof:
             )
 
     def stored(self, key: str) -> None:
-        """The object is stored, with the right bytes."""
+        """Note that the object was uploaded with the right bytes."""
         self._doubted.discard(key)
 
     def _is_asked(self, hook: str, arguments: Mapping[str, Any]) -> bool:
@@ -95,6 +95,6 @@ class Proof:
 
 
 def key_of(arguments: Mapping[str, Any]) -> str:
-    """The object that a call is about, if it is one."""
+    """The key of the object that a call is about; empty if there is none."""
     upload = arguments.get("upload")
     return upload.key if isinstance(upload, Upload) else str(arguments.get("key", ""))

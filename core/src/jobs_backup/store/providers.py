@@ -1,4 +1,4 @@
-"""The provider that was chosen: loaded alone, and held to the contract's form."""
+"""The selected provider: the only one loaded, and checked against the form of the contract."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOOKS: Final = (*MANDATORY, *MULTIPART, *OPTIONAL)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider's instance, checked, on a plugin manager of its own. `secrets` are those of its settings."""
+    """A provider's instance, checked, on its own plugin manager. `secrets` are those of its settings."""
 
     installed: Installed
     provider: Provider
@@ -39,10 +39,10 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_class(name: str) -> tuple[Installed, type[Provider]]:
-    """Import the provider that is called `name` (in any case), and no other one.
+    """Import only the provider called `name` (in any case).
 
     Raises:
-        ProviderNotFound: nobody offers it, two distributions do, or it can't be imported.
+        ProviderNotFound: it is not installed, two distributions offer it, or it cannot be imported.
     """
     return KIND.load_class(name)
 
@@ -51,8 +51,8 @@ def load(name: str, environment: Mapping[str, str]) -> Loaded:
     """Import, configure and check the provider `name`.
 
     Raises:
-        ProviderNotFound: it is not installed, or breaks the contract's form; the message names the distribution.
-        ConfigurationError: its settings are wrong.
+        ProviderNotFound: it is not installed, or breaks the form of the contract; the message names the distribution.
+        ConfigurationError: its settings are invalid.
     """
     one, class_ = load_class(name)
     provider = KIND.configure(one, class_, environment)
@@ -61,12 +61,12 @@ def load(name: str, environment: Mapping[str, str]) -> Loaded:
 
 
 def register(provider: Provider, one: Installed) -> tuple[pluggy.PluginManager, frozenset[str]]:
-    """Put the provider, alone, on a plugin manager. Returns it with the names of the hooks that the provider implements.
+    """Register only this provider on a plugin manager. Returns the manager, and the names of the hooks that it implements.
 
     With two providers on one manager, pluggy would ask the last one registered and fall through to the next at a None.
 
     Raises:
-        ProviderNotFound: it breaks the contract's form.
+        ProviderNotFound: it breaks the form of the contract.
     """
     if not isinstance(getattr(provider, "location", None), str):
         raise KIND.broken(one, "it has no `location`")
@@ -74,7 +74,7 @@ def register(provider: Provider, one: Installed) -> tuple[pluggy.PluginManager, 
     manager.add_hookspecs(StorageProvider)
     KIND.register(manager, provider, one)
     hooks = frozenset(name for name in HOOKS if implementations(manager, name))
-    # pluggy takes a method without the marker, or with another project's, for none of its business.
+    # pluggy ignores a method without the marker, or with another project's.
     if unmarked := [name for name in HOOKS if name not in hooks and callable(getattr(provider, name, None))]:
         raise KIND.broken(one, f"{', '.join(unmarked)} without jobs_backup's @hookimpl")
     if missing := [name for name in MANDATORY if name not in hooks]:
@@ -87,15 +87,15 @@ def register(provider: Provider, one: Installed) -> tuple[pluggy.PluginManager, 
 
 
 def implementations(manager: pluggy.PluginManager, name: str) -> list[pluggy.HookImpl]:
-    """Who implements a hook."""
+    """The implementations of a hook."""
     caller: pluggy.HookCaller = getattr(manager.hook, name)
     return caller.get_hookimpls()
 
 
 def without_credentials(class_: type[Provider], environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment as it is before there are credentials: for what calls no store, such as printing the policy for them.
+    """The environment without credentials, for code that calls no store, such as printing the policy for new ones.
 
-    Those that have to be set get a text that is none, where they are secret or not set.
+    Required variables that are secret or not set get a placeholder.
     """
     changed = dict(environment)
     settings = settings_of(class_)

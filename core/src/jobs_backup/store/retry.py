@@ -1,4 +1,4 @@
-"""The one retry policy: every hook call goes through `Retry.call`. The only module that knows tenacity."""
+"""The only retry policy: every hook call goes through `Retry.call`. The only module that uses tenacity."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from jobs_backup.util.logs import logger_of
 
 T = TypeVar("T")
 Attempted = Callable[[Exception | None, float], None]
-"""What is told of each attempt: its error, None for success; and how long it took, in seconds."""
+"""Called after each attempt, with its error (None for success) and its duration in seconds."""
 log: Final = logger_of(__name__)
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How often and how long.
+    """Limits of retrying.
 
     Attributes:
-        attempts: at most so many calls, the first one included.
-        first_wait: seconds; the upper bound of the first wait, doubled for each further one.
-        max_wait: seconds; no wait is longer, unless the store asks for it (`Retry-After`).
-        deadline: seconds; no wait begins that would end after them.
+        attempts: maximum number of calls, including the first.
+        first_wait: seconds; upper bound of the first wait, doubled for each further one.
+        max_wait: seconds; the longest wait, unless the store asks for a longer one (`Retry-After`).
+        deadline: seconds; no wait begins that would end later.
     """
 
     attempts: int = 6
@@ -38,11 +38,11 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Retry:
-    """Calls a function until it succeeds, fails for good, or the policy's bounds are reached.
+    """Call a function until it succeeds, fails permanently, or reaches the policy's limits.
 
-    Waits are exponential with full jitter (a random part of a bound that doubles), so that many clients do not come back at the
-    same moment. Only errors that are `retryable` are tried again. `stop` ends a wait, and with it the call: the last error is
-    raised. Safe to use from many threads.
+    Waits are exponential with full jitter (a random part of a bound that doubles), so that many clients do not return at the same
+    moment. Only `retryable` errors are retried. `stop` ends a wait, and with it the call: the last error is raised. Safe to use
+    from many threads.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Retry:
     ) -> None:
         self._policy = policy
         self._stop = stop or threading.Event()
-        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
-        # One for all calls: tenacity keeps a call's state apart for each thread, and building one costs more than using it.
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is not a secret
+        # Shared by all calls: tenacity keeps state per thread, and creating one costs more than using it.
         self._retrying = Retrying(
             retry=lambda state: getattr(_attempts(state).error, "retryable", False),
             stop=self._is_over,
@@ -77,7 +77,7 @@ class Retry:
         """Call `function`. `what` names the call in log lines, which have these `fields`: see `logs.FIELDS`.
 
         Raises:
-            JobsBackupError: the last attempt's error. It tells the number of attempts and the time that they took.
+            JobsBackupError: the last attempt's error, with the number of attempts and the time they took.
         """
         attempts = _Attempts(what, function, attempted, self._stop, fields)
         try:
@@ -105,7 +105,7 @@ class Retry:
 
 
 class _Attempts(Generic[T]):
-    """What tenacity calls: one call of it is one attempt."""
+    """What tenacity calls, once per attempt."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _Attempts(Generic[T]):
 
     def __call__(self) -> T:
         if self.error is not None and self._stop.is_set():
-            raise self.error  # shutdown woke the wait: no further attempt
+            raise self.error  # shutdown ended the wait: no further attempt
         self.error = None
         self.count += 1
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The wrappers between core and the store: loaded, held to the contract's form, and put around the hooks in their order."""
+"""The wrappers between core and the store: loaded, checked against the form of the contract, and put around hooks in order."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ _PARAMETER: Final = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 _VARIABLE: Final = "JOBS_BACKUP_WRAPPERS"
 _PREFIX: Final = "JOBS_BACKUP_"
 _VARIABLES: Final = {"ENCRYPTION": re.compile(r"JOBS_BACKUP_ENCRYPT(?!ION_(?:SERVICE|PORT)).*", re.DOTALL)}
-"""Of a wrapper whose absence nobody may overlook: what can only be meant for it, also where it is not installed, or the name is
-wrong. (Not what Kubernetes sets for a Service that is called jobs-backup-encryption.)"""
+"""Variables that can only be meant for a wrapper, even if it is not installed or the name is misspelled.
+
+For wrappers whose absence must be noticed. (Excludes what Kubernetes sets for a Service called jobs-backup-encryption.)
+"""
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """A wrapper's instance, checked. `secrets` are those of its settings; `format` is empty for one that changes no bytes."""
+    """A wrapper's instance, checked. `secrets` are those of its settings; `format` is empty if it changes no bytes."""
 
     installed: Installed
     wrapper: Wrapper
@@ -45,7 +47,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wrappers:
-    """All that are active, in the order from core to the store."""
+    """All active wrappers, in order from core to the store."""
 
     def __init__(self, loaded: Sequence[Loaded] = ()) -> None:
         self._loaded = loaded
@@ -53,15 +55,15 @@ class Wrappers:
         self.names = tuple(one.installed.name for one in loaded)
         self.secrets = tuple(secret for one in loaded for secret in one.secrets)
         self.applied = tuple(f"{one.format}={one.parameter}" for one in loaded if one.format)
-        """What the objects of batches will be made by that are opened now; see `Batch.wrappers`."""
+        """What the objects of newly opened batches will be made with; see `Batch.wrappers`."""
 
     @classmethod
     def from_settings(cls, text: str, environment: Mapping[str, str]) -> Self:
-        """Those of JOBS_BACKUP_WRAPPERS.
+        """Load the wrappers in JOBS_BACKUP_WRAPPERS.
 
         Raises:
-            WrapperNotFound: one is not installed, or breaks the contract's form; the message names the distribution.
-            ConfigurationError: the list, or the settings of one, are wrong; or one has settings and is not named.
+            WrapperNotFound: one is not installed, or breaks the form of the contract; the message names the distribution.
+            ConfigurationError: the list, or the settings of one, are invalid; or one has settings but is not in the list.
         """
         loaded = [load(name, environment) for name in names_in(text)]
         _refuse_idle(environment, {one.installed.name for one in loaded})
@@ -75,12 +77,12 @@ class Wrappers:
         return cls(loaded)
 
     def wrap(self, manager: pluggy.PluginManager) -> None:
-        """Put them around a provider's hooks: of each call, the first is the outermost."""
-        for one in reversed(self._loaded):  # pluggy calls what was registered last first
+        """Put the wrappers around a provider's hooks: the first is the outermost of each call."""
+        for one in reversed(self._loaded):  # pluggy calls the last one registered first
             _register(manager, one.wrapper, one.installed)
 
     def around(self, core: object) -> pluggy.PluginManager:
-        """A manager with them around core's hooks: the first gets its bytes from core."""
+        """A manager with the wrappers around core's hooks: the first gets its bytes from core."""
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(ObjectHooks)
         manager.register(core)
@@ -93,7 +95,7 @@ class Wrappers:
         return manager
 
     def opening(self, manager: pluggy.PluginManager, batch: Batch) -> pluggy.HookCaller:
-        """The hook `open_body` of a manager made by `around`, through those wrappers that the batch was opened with.
+        """The hook `open_body` of a manager made by `around`, through the wrappers that the batch was opened with.
 
         Raises:
             WrapperMissing: one of them is not active, or they are in another order.
@@ -103,7 +105,7 @@ class Wrappers:
         return manager.subset_hook_caller("open_body", self._others(batch.formats))
 
     def reading(self, manager: pluggy.PluginManager, key: str) -> pluggy.HookCaller:
-        """The hook `read` of a provider's manager, through those wrappers that made the object, as its key tells.
+        """The hook `read` of a provider's manager, through the wrappers that made the object, according to its key.
 
         Raises:
             WrapperMissing: one of them is not active, or they are in another order.
@@ -114,7 +116,7 @@ class Wrappers:
         return manager.subset_hook_caller("read", self._others(formats))
 
     def left_out(self, formats: Collection[str]) -> list[str]:
-        """Active formats that are none of these."""
+        """Active formats that are not among these."""
         return [one for one in self._changing if one not in formats]
 
     def _problem(self, formats: Sequence[str]) -> tuple[str, str] | None:
@@ -129,7 +131,7 @@ class Wrappers:
 
 
 def names_in(text: str) -> list[str]:
-    """The names in JOBS_BACKUP_WRAPPERS.
+    """Parse the names in JOBS_BACKUP_WRAPPERS.
 
     Raises:
         ConfigurationError: one is there twice.
@@ -141,7 +143,7 @@ def names_in(text: str) -> list[str]:
 
 
 class _Check:
-    """What comes to the first wrapper that changes bytes has to be what was sealed: behind it nothing tells any more."""
+    """Check that the first wrapper that changes bytes gets what was sealed: after it, nothing can be compared."""
 
     @hookimpl(wrapper=True)
     def open_body(self, batch: Batch) -> Generator[None, Body, Body]:
@@ -155,9 +157,9 @@ class _Check:
 
 
 def _refuse_idle(environment: Mapping[str, str], active: Collection[str]) -> None:
-    """Who has set a key and forgotten to name the wrapper believes that objects are encrypted. Raises ConfigurationError."""
+    """Refuse settings of an inactive wrapper, as their user expects objects to be encrypted. Raises ConfigurationError."""
     unknown = [name for name in environment if name.startswith(_PREFIX)]
-    # With a `:` in the place of the `=` there is no value, and yet somebody has set it.
+    # With `:` in place of `=` the value is empty, yet somebody has set it.
     unknown = [name for name in unknown if environment[name].strip() or shown_name(name) != name]
     core = {setting.variable.name for setting in CoreSettings.describe()} if unknown else set[str]()
     unknown = [name for name in unknown if name not in core]
@@ -179,8 +181,8 @@ def load(name: str, environment: Mapping[str, str]) -> Loaded:
     """Import, configure and check the wrapper `name`.
 
     Raises:
-        WrapperNotFound: it is not installed, or breaks the contract's form; the message names the distribution.
-        ConfigurationError: its settings are wrong.
+        WrapperNotFound: it is not installed, or breaks the form of the contract; the message names the distribution.
+        ConfigurationError: its settings are invalid.
     """
     one, class_ = KIND.load_class(name)
     wrapper: Wrapper = KIND.configure(one, class_, environment)
@@ -190,7 +192,7 @@ def load(name: str, environment: Mapping[str, str]) -> Loaded:
 
 
 def _check(one: Installed, wrapper: Wrapper, format_: object, parameter: object) -> None:
-    """Raises WrapperNotFound."""
+    """Check the form of a wrapper. Raises WrapperNotFound."""
     try:
         hash(wrapper)
     except TypeError:

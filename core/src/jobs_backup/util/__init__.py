@@ -1,1 +1,1 @@
-"""Helpers that know nothing of this product."""
+"""Helpers that know nothing about this product."""

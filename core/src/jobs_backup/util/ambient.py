@@ -1,4 +1,4 @@
-"""Environment variables that an SDK or its HTTP library reads by itself. Their errors repeat the values, so they are checked."""
+"""Environment variables that SDKs or their HTTP libraries read by themselves. Checked, because their errors repeat the values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FORMS: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
     "name": (re.compile(r"[\w.-]{1,200}"), "letters, digits, '.' and '-'"),
 }
 _SHORTEST: Final = 6
-"""Characters of a password that is cut out wherever it is: shorter ones are a part of many a word."""
+"""Shortest password, in characters, to remove wherever it occurs: shorter ones are part of many words."""
 _LONGEST: Final = 300
 
 
@@ -36,12 +36,12 @@ PROXY_HINT: Final = "write it as http://user:password@host:port, with %2F, %23, 
 
 
 def is_proxy(name: str) -> bool:
-    """Whether a variable is one that HTTP libraries find a proxy in."""
+    """Whether HTTP libraries read a proxy from this variable."""
     return name.lower() in _PROXIES
 
 
 def proxy_fault(text: str, *, socks: bool) -> str:
-    """Why an HTTP library would fail to parse the URL of a proxy, without anything of it; empty if it would not."""
+    """Why an HTTP library would fail to parse a proxy's URL, without quoting it; empty if it would not."""
     found = _PROXY.fullmatch(text)
     if found is None or not _is_port(found["port"]) or any(character < " " or character == "\x7f" for character in text):
         return "it is not the URL of a proxy"
@@ -52,7 +52,7 @@ def proxy_fault(text: str, *, socks: bool) -> str:
 
 
 def expected(text: str, form: str | tuple[str, ...]) -> str:
-    """What a variable has to be, if its value is something else; empty if it is not. `form`: a name in `_FORMS`, or all words."""
+    """What a variable's value should have been; empty if it is valid. `form`: a name in `_FORMS`, or all allowed words."""
     if isinstance(form, tuple):
         return "" if text.strip().lower() in form else f"one of {', '.join(form)}"
     pattern, words = _FORMS[form]
@@ -62,26 +62,26 @@ def expected(text: str, form: str | tuple[str, ...]) -> str:
 
 
 def variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Those that settings are read from, and those of this process, which libraries read; but for empty ones."""
+    """The non-empty variables that settings are read from, and those of this process, which libraries read."""
     own: list[Mapping[str, str]] = [] if environment is os.environ else [os.environ]
     for one in (environment, *own):
         yield from ((name, text) for name, text in one.items() if text)
 
 
 def cleaned(text: str, secrets: Iterable[str] = (), *, ambient: Iterable[str] = ()) -> str:
-    """What an SDK or a store says, as a message may show it: one line, not too long, without a full stop and without secrets.
+    """An SDK's or store's message, fit for display: one line, of limited length, without a full stop and without secrets.
 
     Args:
-        text: anybody may have written it.
-        secrets: what to cut out. Credentials of the proxies in the environment are cut out, too.
-        ambient: variables that the SDK reads by itself; those of their values that look like a credential are cut out.
+        text: of any origin.
+        secrets: what to remove, in addition to credentials of proxies in the environment.
+        ambient: variables that the SDK reads by itself; values that look like a credential are removed.
     """
     text = " ".join(redacted(text, [*secrets, *_of_environment(ambient)]).split()).removesuffix(".")
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
 def proxy_secrets(url: str) -> Iterator[str]:
-    """What of a proxy's URL no message may show, as it may be written in one."""
+    """The parts of a proxy's URL that no message may show, in each of their spellings."""
     user, at, _ = url.rpartition("@")
     if not at:
         return

@@ -1,4 +1,4 @@
-"""Which values may be shown: recognizes credentials in the wrong place, so that no message repeats them."""
+"""Decide which values may be shown: recognize credentials in the wrong place, so that no message repeats them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _FORMS: Final = tuple(
     )
 )  # fmt: skip
 _LONG: Final = 30
-"""Characters that look random are a key from here on: MinIO's secrets have as many, Backblaze's 31, AWS's 40."""
+"""Shortest key: random-looking text of this length is one. MinIO's secrets have this many characters, Backblaze's 31, AWS's 40."""
 _SHORT: Final = 16
-"""Fewer are no key; these might be one."""
+"""Shorter text is not a key; this long, it might be."""
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _PLAIN: Final = re.compile(r"[A-Za-z]{1,15}|[a-z]{1,4}[0-9]?(?::[-+]?[0-9]{0,3})?|[-+]?[0-9][0-9.,_]{0,11}\s?[A-Za-z]{0,8}")
 
 
 def credential_in(text: str) -> str:
-    """What kind of credential a text holds; empty if it does not look like one. Names, numbers, paths and ids do not."""
+    """The kind of credential that a text looks like; empty for anything else, such as names, numbers, paths and ids."""
     for kind, form in _FORMS:
         if form.search(text):
             return kind
@@ -51,7 +51,7 @@ def credential_in(text: str) -> str:
 
 
 def may_be_credential(text: str) -> bool:
-    """Whether a text may be a credential, so that it is not shown. Unlike `credential_in`, it takes many an id for one."""
+    """Whether a text may be a credential, and must not be shown. Unlike `credential_in`, it includes many ids."""
     if credential_in(text):
         return True
     if len(text) < _SHORT or _is_path(text):
@@ -60,19 +60,19 @@ def may_be_credential(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A wrong value as a message may show it: in quotes, or what is known of it without showing it."""
+    """A wrong value, fit for a message: quoted, or only described if it may be a credential."""
     return f"(a value of {len(text):,} characters, not shown)" if may_be_credential(text) else repr(text)
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
-    """The text with `****` for each of the secrets, also where some of their characters are escaped as in a URL or by Python."""
+    """The text with `****` for each secret, even if some of its characters are escaped as in a URL or by Python."""
     for secret in filter(None, secrets):
         text = re.sub("".join(map(_written, secret)), "****", text)
     return text
 
 
 def _written(character: str) -> str:
-    """A regular expression for all ways to write a character."""
+    """A regular expression for all spellings of a character."""
     if character.isascii() and character.isalnum():
         return character
     data = character.encode("utf-8", "surrogatepass")
@@ -82,25 +82,25 @@ def _written(character: str) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text is a short word, a format with a level, or a number with a unit: what is mistyped for a number or a choice."""
+    """Whether a text is a short word, a format with a level, or a number with a unit: a likely typo of a number or a choice."""
     return _PLAIN.fullmatch(text) is not None
 
 
 def without_credentials(text: str, values: Iterable[str]) -> str:
-    """The text with `****` for each of the values that may be a credential."""
+    """The text with `****` for each value that may be a credential."""
     return redacted(text, {value for value in values if may_be_credential(value)})
 
 
 def _is_path(text: str) -> bool:
-    """Whether there is such a file, or at least the first directory that it names: secrets in base64 have slashes, too."""
+    """Whether such a file, or at least the first directory in its path, exists: base64 secrets have slashes, too."""
     if os.path.lexists(text):
         return True
     top = re.match(r"(~|\.{1,2}|/?[^/]+)/", text)
-    return top is not None and os.path.lexists(os.path.expanduser(top[1]))  # noqa: PTH111 - of no home directory it makes no error
+    return top is not None and os.path.lexists(os.path.expanduser(top[1]))  # noqa: PTH111 - no error without a home directory
 
 
 def _looks_random(text: str) -> bool:
-    """Whether capitals, small letters and digits alternate as they do in keys, and not in words."""
+    """Whether capitals, small letters and digits alternate as in keys, and unlike in words."""
     letters = re.sub(r"[+/=_~.-]", "", text)
     if not letters.isascii() or not letters.isalnum() or len(letters) < 0.8 * len(text):
         return False

@@ -1,4 +1,4 @@
-"""What has run out when a call of the system fails, and what to do: the system's own words for it often mislead."""
+"""Which resource ran out when a system call fails, and what to do: the system's own message is often misleading."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _KNOWN: Final = {
 
 
 def explain(error: OSError, path: Path, hint: str) -> Explained:
-    """What an error means that was met at `path` or in it; `hint` is for what nothing better is known."""
+    """Explain an error met at or below `path`; `hint` is used if nothing better is known."""
     if error.errno == errno.ENOSPC and not has_inodes(path):
         return NO_INODES
     return _KNOWN.get(error.errno or 0) or Explained(error.strerror or str(error), hint)
 
 
 def has_inodes(path: Path) -> bool:
-    """Whether a file can still be made where `path` is, or is to be. File systems that do not count inodes always have some."""
+    """Whether a file can still be created at or for `path`. File systems that do not count inodes always have some."""
     try:
         found = os.statvfs(next(one for one in (path, *path.absolute().parents) if os.path.lexists(one)))
     except (OSError, StopIteration):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def sync_file(descriptor: int) -> None:
-    """Wait until an open file, or the entries of an open directory, are on the disk."""
+    """Wait until an open file, or an open directory's entries, are on the disk."""
     if sys.platform == "darwin":
-        import fcntl  # noqa: PLC0415 - needed there alone
+        import fcntl  # noqa: PLC0415 - only needed there
 
         try:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync(2) of macOS may leave the bytes in the drive's cache
@@ -23,7 +23,7 @@ def sync_file(descriptor: int) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the entries of a directory are on the disk."""
+    """Wait until a directory's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync_file(descriptor)

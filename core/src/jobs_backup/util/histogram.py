@@ -1,4 +1,4 @@
-"""What a process counts while it works, for whoever asks: plain attributes, so that counting costs next to nothing."""
+"""Counts of a process's work: plain attributes, so that counting costs next to nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ ATTEMPT_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Histogram:
-    """How many of the observed values lie below each bound.
+    """Counts of observed values, by bucket.
 
     One thread at a time observes; any may read at any time.
 
     Attributes:
-        bounds: upper bounds of the buckets, in order; a value that equals one lies below it.
-        counts: values in each bucket, the last one being for those above all bounds.
+        bounds: upper bounds of the buckets, inclusive, in order.
+        counts: values in each bucket; the last one is for those above all bounds.
         sum: of all values.
     """
 

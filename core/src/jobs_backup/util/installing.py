@@ -1,4 +1,4 @@
-"""How to install what is missing. Nothing of ours is published yet: whoever takes one of the names first could offer anything."""
+"""How to install what is missing. Nothing of ours is published yet, so anybody could take one of its names and offer anything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IN_A_CLONE: Final = {
 
 
 def how_to_install(distribution: str, option: str = "", *, extra: str = "") -> str:
-    """The hint: a command of pip, for ours in a clone."""
+    """A hint with a pip command; for our own distributions, from a clone."""
     command = f"pip install {option}".strip()
     name = f"{distribution}[{extra}]" if extra else distribution
     if (directory := _IN_A_CLONE.get(distribution)) is None:

@@ -1,4 +1,4 @@
-"""Listening sockets, for IPv4 and IPv6 alike: `serve` and the monitoring port share them."""
+"""Listening sockets for IPv4 and IPv6, shared by `serve` and the monitoring port."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ import socket
 from contextlib import ExitStack
 from typing import Final
 
-_ALL: Final = ("::", "0.0.0.0")  # noqa: S104 - only if it is asked for
+_ALL: Final = ("::", "0.0.0.0")  # noqa: S104 - only on request
 _BOTH: Final = {"::": _ALL, "*": _ALL, "localhost": ("::1", "127.0.0.1")}
-"""Hosts that mean an address of each family. Each gets a socket of its own, so that no system's default for `::` matters."""
+"""Hosts that mean an address of each family. Each gets its own socket, so that the system's default for `::` does not matter."""
 _MISSING: Final = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
-"""The machine lacks the family: IPv6 is disabled in the kernel, or on the interface."""
+"""Errors of a machine without the family: IPv6 is disabled in the kernel, or on the interface."""
 _FREE_PORT_ATTEMPTS: Final = 16
 
 
 def listen(host: str, port: int, *, backlog: int = 128) -> list[socket.socket]:
-    """Sockets that listen on a host: `::` on all addresses, `localhost` on both loopbacks, a name on each of its addresses.
+    """Listen on a host: `::` on all addresses, `localhost` on both loopbacks, a name on each of its addresses.
 
-    With port 0 they share one that is free. A family that the machine lacks is skipped, unless none is left.
+    With port 0 all sockets share a free one. A family that the machine lacks is skipped, unless none is left.
 
     Raises:
         OSError: cannot listen on one of them.
-        UnicodeError: the host cannot be a name.
+        UnicodeError: the host is not a valid name.
     """
     for attempt in range(1, _FREE_PORT_ATTEMPTS + 1):
         try:
             return _listen(host, port, backlog)
-        except OSError as error:  # the port that was free for the first address is taken for another
+        except OSError as error:  # the port that was free for the first address is in use on another
             if port or error.errno != errno.EADDRINUSE or attempt == _FREE_PORT_ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
 
 
 def url(scheme: str, host: str, listener: socket.socket) -> str:
-    """What to show, with the port in use."""
+    """The URL of a listener, with the actual port."""
     host = unbracketed(host)
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{listener.getsockname()[1]}"
 
 
 def unbracketed(host: str) -> str:
-    """An address without the brackets that it has in a URL."""
+    """An address without its brackets in a URL."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 

@@ -1,5 +1,7 @@
-"""Log lines: as text, or as JSON objects with names of fields that stay. What comes from outside is escaped in both, in JSON by
-its own rules."""
+"""Log lines, as text or as JSON objects with stable field names.
+
+External text is escaped in both, in JSON by its own rules.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ FIELDS: Final = {
     "seconds": "until it was answered",
     "exception": "the traceback, of an error that nobody foresaw",
 }
-"""Every field, in order. The first four are always there; the others where the line has them."""
+"""Every field, in order. The first four are always present; the others if the line has them."""
 
 _ALWAYS: Final = ("time", "level", "logger", "message")
 _ADDED: Final = tuple(name for name in FIELDS if name not in (*_ALWAYS, "exception"))
@@ -41,17 +43,17 @@ _TEXT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
 class BestEffortLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose handlers, filters and formatters may fail: what comes of a diagnostic never stops the work."""
+    """A logger whose handlers, filters and formatters may fail: a failing diagnostic never stops the work."""
 
     def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
-        """As it is: a LoggerAdapter would replace `extra`."""
+        """Pass everything on unchanged: a LoggerAdapter would replace `extra`."""
         return msg, kwargs
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log, or show on standard error why not, where `logging` shows such errors of its own."""
+        """Log, or else print the failure to standard error, if `logging` prints its own errors there."""
         try:
             super().log(level, msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
-        except Exception:  # noqa: BLE001 - of an application's code, whatever it raises
+        except Exception:  # noqa: BLE001 - from an application's code, whatever it raises
             if logging.raiseExceptions:
                 with suppress(Exception):
                     traceback.print_exc()
@@ -63,15 +65,15 @@ def logger_of(module: str) -> BestEffortLogger:
 
 
 def plural(count: int, noun: str) -> str:
-    """So many of them: `1 event`, `2,000 events`."""
+    """A count with its noun: `1 event`, `2,000 events`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('ch') else 's'}"
 
 
 def printable(text: str) -> str:
-    """A text as one line for a terminal or a log, whoever has chosen what is in it.
+    """Make text of any origin printable as one line of a terminal or a log.
 
-    Everything is escaped that ends a line, moves a cursor, changes the direction of text, or cannot be seen: what
-    `str.isprintable` does not take, but for spaces of other widths. So nothing from outside can forge a line, or hide one.
+    Escapes everything that ends a line, moves a cursor, changes the direction of text, or is invisible: all that `str.isprintable`
+    excludes, except for spaces of other widths. So external text cannot forge a line, or hide one.
     """
     if text.isprintable():
         return text
@@ -79,13 +81,13 @@ def printable(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """Formats records as text. Each line of a traceback is indented, so that it cannot pass for a record."""
+    """Format records as text. Each line of a traceback is indented, so that it cannot pass for a record."""
 
     def __init__(self) -> None:
         super().__init__(_TEXT)
 
     def format(self, record: logging.LogRecord) -> str:
-        """A line, and those of a traceback."""
+        """Format a record, and its traceback."""
         record.message = record.getMessage()
         record.asctime = self.formatTime(record)
         code = getattr(record, "code", "")
@@ -97,20 +99,20 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats records of any logger; beside the message, what was given as `extra=` and is in `FIELDS`."""
+    """Format records of any logger; in addition to the message, those fields of `extra=` that are in `FIELDS`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Format a record as one line."""
         exception = self.formatException(record.exc_info) if record.exc_info else record.exc_text
         added = {name: getattr(record, name, None) for name in _ADDED}
         return json_line(record.created, record.levelname, record.name, record.getMessage(), {**added, "exception": exception})
 
 
 def json_line(at: float, level: str, logger: str, message: str, added: Mapping[str, object]) -> str:
-    """The line, without its end. `at` is in seconds since 1970; what is None or empty in `added` is left out."""
+    """Format one line, without its newline. `at` is in seconds since 1970; None and empty values in `added` are left out."""
     line: dict[str, object] = {"time": _time(at), "level": level, "logger": logger, "message": message}
     line |= {name: value for name, value in added.items() if value is not None and value != ""}
-    # In ASCII. The name of a file may be no UTF-8, which a reader of JSON need not take.
+    # In ASCII: a file's name may not be UTF-8, which readers of JSON need not accept.
     line = {
         name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
         for name, value in line.items()
@@ -119,19 +121,19 @@ def json_line(at: float, level: str, logger: str, message: str, added: Mapping[s
 
 
 def is_json(environment: Mapping[str, str]) -> bool:
-    """Whether JOBS_BACKUP_LOG_FORMAT says so. What is wrong with it is told when the settings are read."""
+    """Whether JOBS_BACKUP_LOG_FORMAT selects JSON. An invalid value is reported when settings are read."""
     return environment.get("JOBS_BACKUP_LOG_FORMAT", "").strip() == "json"
 
 
 def configure(*, as_json: bool) -> None:
-    """Have this process log to standard error; nothing where an application, or a test, has set that up itself.
+    """Make this process log to standard error, unless an application or a test has set up logging itself.
 
-    Of loggers without a level of their own only what is critical is shown.
+    Loggers without a level of their own show only critical messages.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.CRITICAL)
     formatter = JsonFormatter() if as_json else TextFormatter()
     for handler in logging.root.handlers:
-        if type(handler) is logging.StreamHandler:  # and none that is derived from it
+        if type(handler) is logging.StreamHandler:  # not subclasses
             handler.setFormatter(formatter)
 
 

@@ -1,1 +1,1 @@
-"""The spool in a directory: SQLite files on a local disk."""
+"""A spool in a directory: SQLite files on a local disk."""

@@ -1,4 +1,4 @@
-"""The bytes of batches: SQLite files, each with one writer; chunks are appended and read, and removed with their file."""
+"""The bytes of batches: SQLite files, each with one writer. Chunks are appended and read, and removed with their file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from jobs_backup.spool.sqlite.rows import BatchHeader
 from jobs_backup.util.fsync import sync_directory, sync_file
 
 _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
-# Of the sizes that SQLite has it is the fastest both for an event a commit and for chunks of 1 MiB.
+# The fastest of SQLite's page sizes, both for one event per commit and for chunks of 1 MiB.
 _PAGE_SIZE: Final = 16384
 _CHECKPOINT_BYTES: Final = 8 << 20
 _HELD_BYTES: Final = 4 << 20
-"""So much of one thing is held in memory: of what is to be written in a transaction, and of a body while it is sent."""
+"""Most bytes of one thing to hold in memory: of data to write in a transaction, and of a body while it is uploaded."""
 _READ_SECONDS: Final = 60.0
 _BEFORE_ALL: Final = -(1 << 63)
-"""No job has a negative number; a row that is damaged may."""
+"""Below all jobs: their numbers are not negative, though a damaged row's may be."""
 _LOOK: Final = "look at the disk; nothing was removed"
 _CHUNKS: Final = """
 CREATE TABLE chunks (
@@ -55,7 +55,7 @@ _SINCE_VERSION_2: Final = (
     crc32c INTEGER NOT NULL,      -- of header
     header BLOB NOT NULL          -- all that the catalog knows of the batch when it is opened, as JSON: a BatchHeader
 ) STRICT""",
-    "CREATE TABLE owner (is_adopted INTEGER NOT NULL) STRICT",  # 1: its writer has ended, or another process has taken its place
+    "CREATE TABLE owner (is_adopted INTEGER NOT NULL) STRICT",  # 1: its writer has ended, or another process has replaced it
     "INSERT INTO owner VALUES (0)",
 )
 _SCHEMA: Final = ";\n".join((_CHUNKS.strip(), *_SINCE_VERSION_2))
@@ -70,9 +70,9 @@ _INSERT_AS_OWNER: Final = "INSERT INTO chunks SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM
 
 
 class Form(IntEnum):
-    """What the bytes of a chunk are: a member of the object; or lines that wait to become one, compressed or as they are.
+    """The form of a chunk's bytes: a member of the object, or lines waiting to become one, compressed or not.
 
-    LOST has none: it stands where events were damaged, so that a gap that nobody has noticed yet is seen.
+    LOST has no bytes. It takes the place of damaged events, so that any new, unnoticed gap stands out.
     """
 
     LINES = 0
@@ -82,7 +82,7 @@ class Form(IntEnum):
 
 
 class Chunk(NamedTuple):
-    """Consecutive events of one batch, without their bytes: see the table."""
+    """Consecutive events of one batch, without their bytes: see the table `chunks`."""
 
     job: int
     events: int
@@ -98,7 +98,7 @@ class Chunk(NamedTuple):
 
 
 class BlobFile:
-    """One writer's file. The members of a batch stand before its waiting lines; folding keeps it so."""
+    """One writer's file. A batch's members come before its waiting lines; folding preserves that."""
 
     def __init__(self, path: Path, *, durability: Durability, create: bool = False, only_reads: bool = False) -> None:
         self.name = path.stem
@@ -121,12 +121,13 @@ class BlobFile:
         return self._database.size
 
     def change(self, work: Callable[[Changes], None], check: Callable[[InputPosition], None] = lambda _: None) -> int:
-        """Make the changes that `work` makes: together when it returns, or none. Returns the bytes of its chunks.
+        """Apply the changes that `work` makes, all or none. Returns the bytes of its chunks.
 
-        `check` is called for each position while nobody else can read or write positions here. What it raises undoes everything.
+        `check` is called for each position while nobody else can read or write positions here. If it raises, everything is rolled
+        back.
 
         Raises:
-            FilesLost: this process has made the file, and another one has adopted it; or it was removed or replaced.
+            FilesLost: this process made the file and another one has adopted it; or it was removed or replaced.
         """
         changes = Changes(self._database.path, is_owner=self._is_owner, check=check)
         self._database.use(functools.partial(changes.make, work))
@@ -134,39 +135,39 @@ class BlobFile:
 
     @writes
     def finish(self, db: sqlite3.Connection) -> bool:
-        """Keep the process that has made this file from writing into it. What it had committed before is there.
+        """Keep the process that made this file from writing to it. What it committed before is kept.
 
-        Returns whether that was done before: then nothing that came later can be missing.
+        Returns whether this was done before: if so, nothing later can be missing.
         """
         return db.execute("UPDATE owner SET is_adopted=1 WHERE NOT is_adopted").rowcount == 0
 
     def check(self) -> None:
-        """Look at the whole structure of the file. Raises SpoolCorrupt."""
+        """Check the structure of the whole file. Raises SpoolCorrupt."""
         self._database.check()
 
     def check_files(self) -> None:
-        """Raises FilesLost if the file was removed or replaced."""
+        """Raise FilesLost if the file was removed or replaced."""
         self._database.check_files()
 
     def copy_to(self, path: Path) -> None:
-        """Copy the whole file, as this process sees it, into a new one."""
+        """Copy the whole file, as this process sees it, to a new one."""
         self._database.copy_to(path)
 
     @reads
     def logged_pages(self, db: sqlite3.Connection) -> int:
-        """How many pages its log has; 0 if there is none, or nothing in it that can be used."""
+        """Number of pages in its log; 0 if there is no log, or nothing usable in it."""
         return _natural(db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
 
     @reads
     def is_blank(self, db: sqlite3.Connection) -> bool:
-        """Whether it does not even have tables."""
+        """Whether it has no tables yet."""
         return _is_blank(db)
 
     @reads
     def batches(self, db: sqlite3.Connection) -> list[int]:
-        """The numbers of all batches of which it has something."""
+        """The numbers of all batches it has data of."""
         if _is_blank(db):
-            return []  # whoever made it was killed before there was anything in it
+            return []  # its maker was killed before it wrote anything
         found = {row[0] for row in db.execute("SELECT id FROM batches")} if _has_batches(db) else set[int]()
         following = _BEFORE_ALL
         while (row := db.execute("SELECT job FROM chunks WHERE job>? ORDER BY job LIMIT 1", (following,)).fetchone()) is not None:
@@ -179,7 +180,7 @@ class BlobFile:
         """What a batch was bound to when it was opened; None in a file of an earlier version.
 
         Raises:
-            SpoolCorrupt: it is not what was written.
+            SpoolCorrupt: it is damaged.
         """
         if not _has_batches(db):
             return None
@@ -192,7 +193,7 @@ class BlobFile:
 
     @writes
     def renumber(self, db: sqlite3.Connection, changes: Sequence[tuple[int, int, BatchHeader]]) -> None:
-        """Give batches other numbers, which none in the file has: (number, new one, new header)."""
+        """Give batches other numbers, unused in this file: (number, new number, new header)."""
         for batch, to, header in changes:
             db.execute(
                 "UPDATE chunks SET job=job+? WHERE job BETWEEN ? AND ?",
@@ -203,11 +204,11 @@ class BlobFile:
 
     @reads
     def chunks(self, db: sqlite3.Connection, batch: int) -> list[Chunk]:
-        """A batch's chunks in order."""
+        """A batch's chunks, in order."""
         rows = db.execute(
             "SELECT job, events, raw_bytes, first_at, last_at, iif(member=? AND length(data), ?, member) FROM chunks"
             " WHERE job BETWEEN ? AND ? ORDER BY job",
-            (Form.LOST, Form.LINES, *_jobs_of(batch)),  # what has bytes is not lost: its checksum will tell
+            (Form.LOST, Form.LINES, *_jobs_of(batch)),  # with bytes it is not lost: its checksum will show
         )
         return [
             Chunk(job, _natural(events), _natural(size), first, last, Form(form)) for job, events, size, first, last, form in rows
@@ -215,12 +216,12 @@ class BlobFile:
 
     @reads
     def events(self, db: sqlite3.Connection) -> int:
-        """How many events were ever recorded in it."""
+        """Number of events ever recorded in it."""
         return _natural(db.execute("SELECT coalesce(sum(events), 0) FROM chunks").fetchone()[0])
 
     @reads
     def holds(self, db: sqlite3.Connection, job: int) -> bool:
-        """Whether a job is there."""
+        """Whether it has this job."""
         row = db.execute(
             "SELECT job+events FROM chunks WHERE job BETWEEN ? AND ? ORDER BY job DESC LIMIT 1", (job & ~_INDEX_MASK, job)
         ).fetchone()
@@ -228,7 +229,7 @@ class BlobFile:
 
     @reads
     def spooled(self, db: sqlite3.Connection, batch: int) -> tuple[int, int]:
-        """How many events of a batch there are, and their bytes on the disk."""
+        """Number of a batch's events in it, and their bytes on the disk."""
         row = db.execute(
             "SELECT coalesce(sum(events), 0), coalesce(sum(length(data)), 0) FROM chunks WHERE job BETWEEN ? AND ? AND member!=?",
             (*_jobs_of(batch), Form.LOST),
@@ -237,14 +238,14 @@ class BlobFile:
 
     @reads
     def lines(self, db: sqlite3.Connection, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
-        """The waiting lines of a batch, from `first_job` on; `unpack` is for those that are packed."""
+        """A batch's waiting lines from `first_job` on; `unpack` decompresses the packed ones."""
         return _lines(db, self._database.path, first_job, unpack)
 
     def data(self, job: int) -> bytes:
         """The bytes of one chunk.
 
         Raises:
-            SpoolCorrupt: they are not those that were written.
+            SpoolCorrupt: they are damaged.
         """
         data, is_good = self.examine(job)
         if not is_good:
@@ -253,7 +254,7 @@ class BlobFile:
 
     @reads
     def examine(self, db: sqlite3.Connection, job: int) -> tuple[bytes, bool]:
-        """The bytes of one chunk, and whether they are those that were written."""
+        """The bytes of one chunk, and whether they are undamaged."""
         row = db.execute(f"{_SELECT} WHERE job=?", (job,)).fetchone()
         return row[-1], _is_good(row)
 
@@ -264,30 +265,31 @@ class BlobFile:
 
     @writes
     def position(self, db: sqlite3.Connection, source: str) -> InputPosition | None:
-        """How far an input was read. It waits for whoever writes: see `Spool.reading`."""
+        """How far an input was read. Waits for the writer: see `Spool.reading`."""
         if _is_blank(db):
             return None
         return position_in(db, source)
 
     @writes
     def new_positions(self, db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
-        """See `new_positions_in`. It waits for whoever writes: see `Spool.reading`."""
+        """See `new_positions_in`. Waits for the writer: see `Spool.reading`."""
         return ([], after) if _is_blank(db) else new_positions_in(db, prefix, after)
 
     @writes
     def lose(self, db: sqlite3.Connection, job: int, events: int) -> None:
-        """Leave a gap where events were damaged, or are missing."""
+        """Record a gap where events were damaged or are missing."""
         db.execute("DELETE FROM chunks WHERE job=?", (job,))
         db.execute(_INSERT, _row(Chunk(job, events, 0, 0, 0, Form.LOST), b""))
 
     def close(self, *, for_good: bool = True) -> None:
-        """Close the file; unless `for_good`, until its next use."""
+        """Close the file, permanently or (not `for_good`) until its next use."""
         self._database.close(for_good=for_good)
 
 
 class Changes:
-    """What is done in a transaction of a BlobFile. It begins late, and what is large is written before its end, so that it takes no
-    memory.
+    """The changes of one BlobFile transaction.
+
+    It begins late, and writes large data before the end to save memory.
 
     Attributes:
         size: bytes of all chunks.
@@ -307,14 +309,14 @@ class Changes:
         self.size = 0
 
     def make(self, work: Callable[[Changes], None], connection: sqlite3.Connection) -> None:
-        """For BlobFile: call `work`, and commit."""
+        """Call `work` and commit. For BlobFile only."""
         self._connection = connection
         try:
             work(self)
             if connection.in_transaction or self._folded or self._headers or self._positions or len(self._chunks) != 1:
                 self._write()
                 connection.execute("COMMIT")
-            else:  # in one statement, since it waits for the interpreter once
+            else:  # a single statement waits for the interpreter only once
                 statement = _INSERT_AS_OWNER if self._is_owner else _INSERT
                 if connection.execute(statement, self._chunks[0]).rowcount != 1:
                     raise self._adopted()
@@ -323,7 +325,7 @@ class Changes:
             raise
 
     def describe(self, batch: int, header: BatchHeader) -> None:
-        """Note what a batch is bound to; with its first chunk."""
+        """Note what a batch is bound to; along with its first chunk."""
         self._headers.append(_header_row(batch, header))
 
     def append(self, chunk: Chunk, data: bytes) -> None:
@@ -335,21 +337,21 @@ class Changes:
             self._write()
 
     def lines(self, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
-        """The waiting lines of a batch, from `first_job` on; `unpack` is for those that are packed. Nothing of it was changed."""
+        """A batch's waiting lines from `first_job` on; `unpack` decompresses the packed ones. They must be unchanged so far."""
         assert self._connection is not None
         return _lines(self._connection, self._path, first_job, unpack)
 
     def fold(self, chunk: Chunk, member: bytes) -> None:
-        """Put one member into the place of all chunks of its batch from its first job on."""
+        """Replace all chunks of a batch, from the new chunk's first job on, by one member."""
         self._folded.append((chunk.job, chunk.job | _INDEX_MASK))
         self.append(chunk, member)
 
     def set_position(self, position: InputPosition) -> None:
-        """Remember how far an input was read."""
+        """Note how far an input was read."""
         self._positions.append(position)
 
     def _write(self) -> None:
-        """Write what is held."""
+        """Write what is held in memory."""
         connection = self._connection
         assert connection is not None
         if not connection.in_transaction:
@@ -361,7 +363,7 @@ class Changes:
         connection.executemany("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", self._headers)
         for position in self._positions:
             self._check(position)
-            # No REPLACE, which would give the row another number: see `new_positions_in`.
+            # Not REPLACE, which would give the row another number: see `new_positions_in`.
             connection.execute(_SET_POSITION, position)
         self._chunks, self._headers, self._positions, self._held = [], [], [], 0
 
@@ -374,15 +376,15 @@ class Changes:
 
 
 def position_in(db: sqlite3.Connection, source: str) -> InputPosition | None:
-    """How far an input was read, by the positions of one file: a blob file or the catalog."""
+    """How far an input was read, according to one file: a blob file or the catalog."""
     row = db.execute("SELECT input, at, position FROM positions WHERE input=?", (source,)).fetchone()
     return None if row is None else InputPosition(*row)
 
 
 def new_positions_in(db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
-    """The positions of inputs whose ids begin with `prefix`, of those that were entered after the row `after`; and the last row.
+    """The positions of inputs whose ids begin with `prefix`, added after the row `after`; and the number of the last row.
 
-    A row keeps its number when its position changes, and none is deleted: so the rows that follow are those of new inputs.
+    A row keeps its number when its position changes, and none is deleted, so later rows are those of new inputs.
     """
     rows = db.execute("SELECT rowid, input, at, position FROM positions WHERE rowid>? ORDER BY rowid", (after,)).fetchall()
     return [InputPosition(*row[1:]) for row in rows if row[1].startswith(prefix)], rows[-1][0] if rows else after
@@ -396,25 +398,25 @@ class BlobFiles:
         self._durability: Durability = durability
 
     def path(self, name: str) -> Path:
-        """Where a file is."""
+        """The path of a file."""
         return self._directory / f"{name}.db"
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Whether a file exists."""
         with database_errors(self.path(name)):
             return self.path(name).exists()
 
     def names(self) -> list[str]:
-        """All files."""
-        with database_errors(self._directory), os.scandir(self._directory) as entries:  # `glob` takes what it can't read for empty
+        """The names of all files."""
+        with database_errors(self._directory), os.scandir(self._directory) as entries:  # `glob` treats unreadable as empty
             return sorted(Path(entry.name).stem for entry in entries if entry.name.endswith(".db"))
 
     def create(self, name: str) -> BlobFile:
-        """A new file."""
+        """Create a file."""
         return BlobFile(self.path(name), durability=self._durability, create=True)
 
     def roll_back(self, name: str) -> None:
-        """Undo what a kill has left half done while a file was made: until then it can't be opened to be read."""
+        """Roll back what a killed process left half done while making a file: until then it cannot be opened for reading."""
         path = self.path(name)
         with database_errors(path):
             if Path(f"{path}-journal").exists():
@@ -423,7 +425,7 @@ class BlobFiles:
 
     @contextmanager
     def open(self, name: str, *, only_reads: bool = False) -> Generator[BlobFile]:
-        """A file that is there, for as long as the block lasts."""
+        """Open an existing file for the duration of the block."""
         blobs = BlobFile(self.path(name), durability=self._durability, only_reads=only_reads)
         try:
             yield blobs
@@ -437,7 +439,7 @@ class BlobFiles:
                 path.unlink(missing_ok=True)
 
     def remove_left(self) -> None:
-        """Remove empty logs without their file: who opens a file to read it while it is removed leaves one."""
+        """Remove empty logs whose file is gone: a reader that opens a file during its removal leaves one."""
         names = set(self.names())
         with database_errors(self._directory):
             for log in self._directory.glob("*.db-wal"):
@@ -447,7 +449,7 @@ class BlobFiles:
 
     @contextmanager
     def ends(self) -> Generator[Callable[[int, str], int]]:
-        """A function that tells, by what is in its file, which index the next event of a batch will have: (batch, file) -> index.
+        """A function that looks up the index of a batch's next event in its file: (batch, file) -> index.
 
         Each file is opened once.
         """
@@ -469,14 +471,14 @@ class BlobFiles:
             yield end_of
 
     def restore(self, blobs: BlobFile) -> None:
-        """Put a file back that was removed or replaced while this process had it open, as it sees it.
+        """Restore a file that was removed or replaced while this process had it open, as this process sees it.
 
         Raises:
-            FilesLost: it does not have it open: a fork has closed it, or the file was put back before.
+            FilesLost: this process does not have it open: a fork has closed it, or the file was restored before.
         """
         copy, partial = self._copy(blobs.name), self._directory / f"{blobs.name}.restoring"
         with database_errors(copy):
-            if not copy.exists():  # else an earlier call failed behind this
+            if not copy.exists():  # else an earlier call failed after this step
                 partial.unlink(missing_ok=True)
                 partial.touch(mode=0o600)
                 blobs.copy_to(partial)
@@ -484,11 +486,11 @@ class BlobFiles:
                     sync_file(file.fileno())
                 partial.rename(copy)
                 sync_directory(self._directory)
-            blobs.close(for_good=False)  # before the new one stands there: closing may remove the log of this name
+            blobs.close(for_good=False)  # before the new file gets this name: closing may remove the log of that name
         self.finish_restoring(blobs.name)
 
     def finish_restoring(self, name: str) -> None:
-        """Put the copy in its place that `restore` has completed, if there is one: from then on it was the only one for sure."""
+        """Move the copy that `restore` completed into place, if there is one. Once it exists, it may be the only one."""
         with database_errors(self.path(name)):
             if self._copy(name).exists():
                 for left in self._paths(name):
@@ -498,7 +500,7 @@ class BlobFiles:
             (self._directory / f"{name}.restoring").unlink(missing_ok=True)
 
     def unfinished(self) -> set[str]:
-        """The files of which there is a copy that was not put in its place, since its process was killed."""
+        """The files with a copy that was not moved into place because its process was killed."""
         with database_errors(self._directory), os.scandir(self._directory) as entries:
             return {Path(entry.name).stem for entry in entries if entry.name.endswith((".restored", ".restoring"))}
 
@@ -506,22 +508,22 @@ class BlobFiles:
         return self._directory / f"{name}.restored"
 
     def read_through(self, name: str) -> None:
-        """Read all bytes of a file and of its log.
+        """Read all bytes of a file and its log, to detect read errors.
 
-        SQLite reports what can't be read as damage (it makes EIO a malformed file), so that this has to be asked beside it.
+        SQLite reports unreadable bytes as damage (it turns EIO into a malformed file), so this is checked separately.
 
         Raises:
-            SpoolError: the disk does not give them.
+            SpoolError: the disk cannot read them.
         """
         for path in (self.path(name), Path(f"{self.path(name)}-wal")):
             with database_errors(path), suppress(FileNotFoundError):
                 read_beside(path)
 
     def confirm_damage(self, name: str) -> None:
-        """Look at a damaged file once more, by a new connection.
+        """Check a damaged file again, through a new connection.
 
         Raises:
-            SpoolError: it is not damaged, or can't be read now.
+            SpoolError: it is not damaged, or cannot be read now.
         """
         self.read_through(name)
         try:
@@ -536,14 +538,14 @@ class BlobFiles:
         raise SpoolError(f"{self.path(name)} could not be read, and can be now: it is retried", hint="look at the disk")
 
     def move(self, name: str, directory: Path) -> None:
-        """Take a file away that nobody uses, unless another process has just done so."""
+        """Move an unused file away, unless another process has just done so."""
         for path in self._paths(name):
             with database_errors(path), suppress(FileNotFoundError):
                 path.rename(directory / path.name)
 
     def _paths(self, name: str) -> list[Path]:
-        # The file itself comes last: as long as it is there, what a kill has left of the removal is found and removed. A journal
-        # is left by who was killed while making the file.
+        # The file itself comes last: while it exists, the leftovers of an interrupted removal are found and removed. A journal is
+        # left by a process killed while making the file.
         return [Path(f"{self.path(name)}{suffix}") for suffix in ("-wal", "-shm", "-journal", "")]
 
 
@@ -553,12 +555,12 @@ def file_name(session: str, number: int) -> str:
 
 
 def file_number(name: str) -> int:
-    """Which of its session's files it is, by its name; 0 for the first."""
+    """Number of a file in its session, from its name; 0 for the first."""
     return int(name.partition("-")[2] or 0)
 
 
 class SpooledBody(Body):
-    """The members of a batch, one after another, read from the spool chunk by chunk; a small one at once."""
+    """A batch's members, one after another, read from the spool chunk by chunk; a small batch at once."""
 
     def __init__(self, path: Path, batch: int) -> None:
         self._path = path
@@ -572,7 +574,7 @@ class SpooledBody(Body):
             self._jobs: list[int] = [job for job, size in rows if size]
             self._ends: list[int] = list(itertools.accumulate(size for _, size in rows if size))
             self.size = self._ends[-1] if self._ends else 0
-            if self.size <= _HELD_BYTES:  # it will be read two or three times: for a checksum, for the signature, and to be sent
+            if self.size <= _HELD_BYTES:  # read two or three times: for the checksum, the signature, and the upload
                 self._whole = b"".join(_read(connection, path, job) for job in self._jobs)
 
     def open(self) -> BinaryIO:
@@ -582,7 +584,7 @@ class SpooledBody(Body):
 
 
 class _MembersReader(io.RawIOBase):
-    """Reads chunks as one file. Holds one chunk in memory, and no transaction between two reads."""
+    """Read chunks as one file. Holds one chunk in memory, and no transaction between two reads."""
 
     def __init__(self, path: Path, jobs: Sequence[int], ends: Sequence[int]) -> None:
         self._path = path
@@ -629,11 +631,11 @@ class _MembersReader(io.RawIOBase):
 
 
 def _connect(path: Path) -> Connection:
-    """A connection of its own for a reader: many uploads and parts read at once, and none shall wait for the writer.
+    """Connect for one reader: many uploads and parts read at once, and none must wait for the writer.
 
-    It only reads, so that it leaves the log as it is when it is the last to close the file.
+    It is read-only, so that closing it last leaves the log as it is.
     """
-    # One page, since every byte is read once: a larger cache would only take memory.
+    # One page: every byte is read once, so a larger cache would only take memory.
     return Connection(path, timeout=_READ_SECONDS, mode="ro", prepare=("PRAGMA cache_size=1",))
 
 
@@ -662,12 +664,12 @@ def _row(chunk: Chunk, data: bytes) -> tuple[int | bytes, ...]:
 
 
 def _checksum(job: int, events: int, raw_bytes: int, first_at: int, last_at: int, form: int, data: bytes) -> int:
-    # Without the number of the batch, which may get another one: see `renumber`.
+    # Without the batch's number, which may change: see `renumber`.
     return crc32c(data, crc32c(_FIELDS.pack(job & _INDEX_MASK, events, raw_bytes, first_at, last_at, form)))
 
 
 def _is_good(row: Sequence[Any]) -> bool:
-    """Whether a row is what was written."""
+    """Whether a row is undamaged."""
     job, events, raw_bytes, first_at, last_at, form, found, data = row
     try:
         return bool(_checksum(job, events, raw_bytes, first_at, last_at, form, data) == found or crc32c(data) == found)
@@ -693,7 +695,7 @@ def _has_batches(db: sqlite3.Connection) -> bool:
 
 
 def _natural(number: int) -> int:
-    """A count of a row. Raises ValueError."""
+    """A count from a row. Raises ValueError."""
     if number < 0:
         raise ValueError(f"{number} is negative")
     return number

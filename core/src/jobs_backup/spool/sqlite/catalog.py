@@ -41,16 +41,16 @@ class Catalog:
 
     Attributes:
         deliveries: what was delivered, and what is to be deleted.
-        overview: what is going on.
+        overview: queries for status and replay.
     """
 
     def __init__(
         self, path: Path, *, durability: Durability, only_reads: bool = False, notes_clock: bool = True, is_rebuilt: bool = False
     ) -> None:
-        """Open it; where it does not exist, make it.
+        """Open it, creating it if needed.
 
-        `notes_clock`: this process uses the spool, so that those of later boots can go on from what its clocks show now.
-        `is_rebuilt`: if it is made, another one was there before.
+        `notes_clock`: this process uses the spool, so note its clocks for processes of later boots to continue from.
+        `is_rebuilt`: if it is created, an earlier one existed.
         """
         is_rebuilt = is_rebuilt and file_version(path) == 0
         schema = f"{SCHEMA.rstrip()};\n{REBUILT}" if is_rebuilt else SCHEMA
@@ -67,7 +67,7 @@ class Catalog:
 
     @writes
     def set_clock(self, db: sqlite3.Connection) -> Reading:
-        """Note what the clocks show, for processes of later boots."""
+        """Note the clocks, for processes of later boots."""
         reading = read_clocks(_last_reading(db))
         db.execute("DELETE FROM clock")
         db.execute("INSERT INTO clock VALUES (?, ?, ?, ?)", reading)
@@ -78,11 +78,11 @@ class Catalog:
         return read_clocks(_last_reading(db))
 
     def check(self) -> None:
-        """Look at the structure of the whole file. Raises SpoolCorrupt."""
+        """Check the structure of the whole file. Raises SpoolCorrupt."""
         self._database.check()
 
     def check_files(self) -> None:
-        """Raises FilesLost if the file was removed or replaced."""
+        """Raise FilesLost if the file was removed or replaced."""
         self._database.check_files()
 
     @staticmethod
@@ -102,7 +102,7 @@ class Catalog:
 
     @writes
     def begin_session(self, db: sqlite3.Connection, session: str, pid: int, store: int, *, archives: bool) -> None:
-        """Enter a session, whose lock is held."""
+        """Register a session whose lock is held."""
         db.execute(
             "INSERT INTO sessions (id, pid, store, archives, began_at, blobs) VALUES (?, ?, ?, ?, ?, ?)",
             (session, pid, store, archives, self.clock.now(), session),
@@ -110,36 +110,36 @@ class Catalog:
 
     @reads
     def sessions(self, db: sqlite3.Connection, *, archives: bool | None = None) -> list[str]:
-        """All sessions that were not ended: alive, or waiting to be adopted; those that (do not) archive, if asked for."""
+        """All sessions that have not ended, alive or not yet adopted; `archives` selects those that do or do not archive."""
         rows = db.execute("SELECT id FROM sessions WHERE ? IS NULL OR archives=? ORDER BY began_at", (archives, archives))
         return [row[0] for row in rows]
 
     @reads
     def blob_files(self, db: sqlite3.Connection) -> dict[str, str]:
-        """session -> the blob file that it writes."""
+        """session -> the blob file it writes."""
         return dict(db.execute("SELECT id, blobs FROM sessions").fetchall())
 
     @writes
     def change_file(self, db: sqlite3.Connection, session: str, blobs: str, positions: Iterable[InputPosition]) -> None:
-        """A session goes on in another file; nothing is open in the one before, whose positions are kept here."""
+        """Move a session to another file. Nothing is open in the previous one, whose positions are kept here."""
         _leave_file(db, session, positions)
         db.execute("UPDATE sessions SET blobs=? WHERE id=?", (blobs, session))
 
     @writes
     def end_session(self, db: sqlite3.Connection, session: str, positions: Iterable[InputPosition]) -> None:
-        """Forget a session: its batches are sealed, what it was sending may be sent by others, and its positions are kept here."""
+        """End a session: its batches are sealed, others may upload what it was uploading, and its positions are kept here."""
         _leave_file(db, session, positions)
         db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=?", (session,))
         db.execute("DELETE FROM sessions WHERE id=?", (session,))
 
     @writes
     def report_spooled(self, db: sqlite3.Connection, session: str, size: int) -> None:
-        """Tell the others how many bytes a session has in open batches."""
+        """Tell other processes how many bytes a session has in open batches."""
         db.execute("UPDATE sessions SET spooled=? WHERE id=?", (size, session))
 
     @reads
     def spooled_bytes(self, db: sqlite3.Connection, session: str) -> int:
-        """Bytes of all batches that are not stored, without those that `session` has open."""
+        """Bytes of all batches not yet uploaded, except those that `session` has open."""
         row = db.execute(
             "SELECT (SELECT coalesce(sum(size), 0) FROM batches WHERE state='sealed')"
             " + (SELECT coalesce(sum(spooled), 0) FROM sessions WHERE id!=?)",
@@ -149,25 +149,25 @@ class Catalog:
 
     @reads
     def position(self, db: sqlite3.Connection, source: str) -> InputPosition | None:
-        """How far an input was read, by the sessions that have ended."""
+        """How far ended sessions have read an input."""
         return position_in(db, source)
 
     @reads
     def new_positions(self, db: sqlite3.Connection, prefix: str, after: int) -> tuple[list[InputPosition], int]:
-        """How far inputs were read, by the sessions that have ended: see `new_positions_in`."""
+        """How far ended sessions have read inputs: see `new_positions_in`."""
         return new_positions_in(db, prefix, after)
 
     # Batches
 
     @writes
     def store(self, db: sqlite3.Connection, location: str) -> int:
-        """The number of a store."""
+        """The number of a store, added if new."""
         db.execute("INSERT OR IGNORE INTO stores (location) VALUES (?)", (location,))
         return int(db.execute("SELECT id FROM stores WHERE location=?", (location,)).fetchone()[0])
 
     @writes
     def number(self, db: sqlite3.Connection, stream: Stream, placement: BatchOptions, epoch: int, jobs: int) -> int:
-        """A batch of events that are not kept: its number gives them their ids, and there is nothing of it to be sent."""
+        """Open a batch for events that are not kept: its number gives them ids, and nothing of it is uploaded."""
         (batch,) = _open(db, [stream], placement, "", epoch, self.clock.now())
         db.execute("UPDATE batches SET state='deleted', jobs=? WHERE id=?", (jobs, batch))
         return batch
@@ -176,10 +176,10 @@ class Catalog:
     def open_batches(
         self, db: sqlite3.Connection, streams: Sequence[Stream], placement: BatchOptions, *, blobs: str, epoch: int
     ) -> list[int]:
-        """New batches. A number is never used again in this catalog.
+        """Open batches. A number is never reused in this catalog.
 
         Raises:
-            FilesLost: no session writes this file (any more).
+            FilesLost: no session writes this file, or it no longer does.
         """
         check_session(db, blobs.partition("-")[0])
         return _open(db, streams, placement, blobs, epoch, self.clock.now())
@@ -197,17 +197,16 @@ class Catalog:
 
     @writes
     def seal(self, db: sqlite3.Connection, seals: Sequence[Seal]) -> None:
-        """Fix batches for ever; from now on they wait to be sent."""
+        """Seal batches, permanently; from now on they wait to be uploaded."""
         db.executemany(f"{_SEAL} WHERE id=? AND state='open'", seals)
 
     @writes
     def claim(self, db: sqlite3.Connection, store: int, session: str) -> tuple[Batch, int, int, bool] | None:
-        """A sealed batch that nobody is sending and whose time has come.
+        """Claim the due sealed batch that has not been tried for the longest time.
 
-        Beside it, how often it failed, how often it was claimed, and whether all of it was delivered. It is the one that was not
-        tried for the longest time.
+        Returns it with its numbers of failures and claims, and whether all of it was delivered; None if there is none.
 
-        From now on it is claimed by `session`, and the store does not count as one that has refused everything.
+        From now on it is claimed by `session`, and the store no longer counts as refusing everything.
 
         Raises:
             FilesLost: the session has ended.
@@ -216,7 +215,7 @@ class Catalog:
         while (row := self._claim(db, store, session)) is not None:
             try:
                 batch = _batch(row[:13])
-            except (TypeError, ValueError) as error:  # it shall not keep the others from being sent
+            except (TypeError, ValueError) as error:  # it must not block the others
                 why = f"its row in the catalog is not what was written ({error})"
                 db.execute(
                     "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, retry_at=? WHERE id=?",
@@ -239,7 +238,7 @@ class Catalog:
 
     @reads
     def has_claimable(self, db: sqlite3.Connection, store: int) -> bool:
-        """Whether `claim` would give one."""
+        """Whether `claim` would return a batch."""
         now = self.clock.now()
         found = db.execute(
             "SELECT 1 FROM batches WHERE store=? AND state='sealed' AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?) LIMIT 1",
@@ -254,18 +253,18 @@ class Catalog:
 
     @writes
     def give_back_claims(self, db: sqlite3.Connection, session: str) -> int:
-        """Let everything be claimed again that a session has claimed, which is not sending any of it. Returns how many batches."""
+        """Release everything a session has claimed, while it uploads none of it. Returns the number of batches."""
         return db.execute("UPDATE batches SET claimed_by=NULL WHERE claimed_by=? AND state='sealed'", (session,)).rowcount
 
     @writes
     def release(
         self, db: sqlite3.Connection, batch: int, session: str, *, error: str, hint: str, delay: float, standing: str | None
     ) -> None:
-        """Give a batch back that `session` has claimed: it was not stored. One that is not its own any more is left as it is.
+        """Release a batch that `session` claimed and could not upload. A batch it no longer owns stays unchanged.
 
-        `standing` is what its failure tells of the store, if anything.
+        `standing` is what the failure says about the store, if anything.
 
-        A store counts as refusing only while no other batch is on its way there.
+        A store counts as refusing only while no other batch is being uploaded to it.
         """
         db.execute(
             "UPDATE batches SET claimed_by=NULL, failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?"
@@ -282,7 +281,7 @@ class Catalog:
 
     @writes
     def stored(self, db: sqlite3.Connection, batch: int, *, deletable_after: float) -> None:
-        """The batch's object stands in the bucket. An upload of it that was not completed is left to be aborted."""
+        """Mark a batch as uploaded. Any incomplete upload of it is left to be aborted."""
         db.execute(
             "UPDATE batches SET state='stored', claimed_by=NULL, error='', hint='', failures=0, retry_at=?, stored_at=? WHERE id=?",
             (self.clock.now() + deletable_after if deletable_after else 0.0, self.clock.now(), batch),
@@ -297,47 +296,50 @@ class Catalog:
 
     @writes
     def pin_content(self, db: sqlite3.Connection, batch: int, made: str) -> bool:
-        """Note what the wrappers make of a batch, at the first time. False if it was something else then."""
+        """Note what the wrappers made of a batch at the first attempt. False if it was something else then."""
         db.execute("UPDATE batches SET made=? WHERE id=? AND made=''", (made, batch))
         return bool(db.execute("SELECT made=? FROM batches WHERE id=?", (made, batch)).fetchone()[0])
 
     @writes
     def doubt(self, db: sqlite3.Connection, key: str) -> None:
-        """Note that the store may hold other bytes under the key of a sealed batch. Sealing it anew, under another key, ends it."""
+        """Note that the store may hold other bytes under a sealed batch's key.
+
+        Ends when the batch is sealed again, under another key.
+        """
         db.execute("UPDATE batches SET is_doubted=1 WHERE key=? AND state='sealed'", (key,))
 
     @reads
     def is_doubted(self, db: sqlite3.Connection, key: str) -> bool:
-        """Whether that was noted."""
+        """Whether a doubt was noted."""
         found = db.execute("SELECT is_doubted FROM batches WHERE key=? AND state='sealed'", (key,)).fetchone()
         return found is not None and bool(found[0])
 
     @writes
     def skipped(self, db: sqlite3.Connection, batch: int) -> None:
-        """The batch is not sent, since all of it was delivered."""
+        """Mark a batch as not uploaded, because all of it was delivered."""
         mark_deleted(db, batch)
 
     @writes
     def skip_numbers(self, db: sqlite3.Connection, last: int) -> None:
-        """Give no number up to this one any more. One that was not given means that this catalog is an older copy."""
+        """Never issue a number up to `last` again. If it had not been issued yet, this catalog is an older copy."""
         if last > db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0]:
             db.execute(REBUILT)
         db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (last,))
 
     @reads
     def last_batch(self, db: sqlite3.Connection) -> int:
-        """The number of the batch that was opened last."""
+        """The number of the most recently opened batch."""
         return int(db.execute("SELECT value FROM counters WHERE name='batch'").fetchone()[0])
 
     @reads
     def is_needed(self, db: sqlite3.Connection, blobs: str) -> bool:
-        """Whether a blob file has a batch that is still to be sent."""
+        """Whether a blob file has a batch still to be uploaded."""
         found = db.execute("SELECT 1 FROM batches WHERE blobs=? AND state IN ('open', 'sealed') LIMIT 1", (blobs,))
         return found.fetchone() is not None
 
     @reads
     def is_unsent(self, db: sqlite3.Connection, session: str, last: int) -> bool:
-        """Whether a sealed batch that a session has recorded, up to the number `last`, is not stored yet."""
+        """Whether a sealed batch of a session, up to the number `last`, is not uploaded yet."""
         found = db.execute(
             "SELECT 1 FROM batches WHERE blobs BETWEEN ? AND ? AND id<=? AND state IN ('open', 'sealed') AND state='sealed'"
             " LIMIT 1",
@@ -347,7 +349,7 @@ class Catalog:
 
     @reads
     def given(self, db: sqlite3.Connection, epoch: int, batch: int) -> tuple[str, int | None] | None:
-        """The blob file of a batch, and how many ids were given in it, None while it is open; None if there is no such batch."""
+        """A batch's blob file and its number of issued ids (None while it is open); None if it does not exist."""
         row = db.execute(
             "SELECT blobs, iif(state='open', NULL, jobs) FROM batches WHERE id=? AND epoch=?", (batch, epoch)
         ).fetchone()
@@ -355,14 +357,17 @@ class Catalog:
 
     @writes
     def replace_taken(self, db: sqlite3.Connection, batches: Sequence[int]) -> dict[int, int]:
-        """New numbers for those of a blob file's batches (at least one) whose numbers others have. None of these is given again."""
+        """Assign new numbers to those of a blob file's batches (at least one) whose numbers are taken.
+
+        None of the old or new numbers is issued again.
+        """
         db.execute("UPDATE counters SET value=max(value, ?) WHERE name='batch'", (max(batches),))
         taken = [batch for batch in batches if db.execute("SELECT 1 FROM batches WHERE id=?", (batch,)).fetchone() is not None]
         return dict(zip(taken, _new_numbers(db, len(taken)), strict=True))
 
     @writes
     def adopt(self, db: sqlite3.Connection, batch: int, header: BatchHeader, blobs: str) -> None:
-        """Take up an open batch that a blob file has and this catalog does not know. It may have been sent already."""
+        """Adopt an open batch found in a blob file but not in this catalog. It may have been uploaded already."""
         db.execute(REBUILT)
         db.execute("INSERT OR IGNORE INTO stores (location) VALUES (?)", (header.location,))
         db.execute(
@@ -377,7 +382,7 @@ class Catalog:
 
     @reads
     def unknown(self, db: sqlite3.Connection, blobs: str, batches: Sequence[int]) -> list[int]:
-        """Which of a blob file's batches this catalog does not have."""
+        """Which of a blob file's batches are not in this catalog."""
         return [
             batch
             for batch in batches
@@ -386,18 +391,18 @@ class Catalog:
 
     @reads
     def unsent_of(self, db: sqlite3.Connection, batches: Sequence[int]) -> list[int]:
-        """Which of these batches are not known to be stored, or to need nothing more."""
+        """Which of these batches are not known to be finished, whether uploaded or otherwise."""
         found = [(batch, db.execute("SELECT state FROM batches WHERE id=?", (batch,)).fetchone()) for batch in batches]
         return [batch for batch, row in found if row is None or row[0] in ("open", "sealed")]
 
     @writes
     def note_dead(self, db: sqlite3.Connection, session: str, error: str) -> None:
-        """Note why nobody can take the place of a dead session; empty if that is not known any more."""
+        """Note why nobody can replace a dead session; empty if no longer known."""
         db.execute("UPDATE sessions SET error=? WHERE id=? AND error!=?", (writable(error), session, writable(error)))
 
     @reads
     def waiting(self, db: sqlite3.Connection, session: str, last: int | None) -> list[Waiting]:
-        """What is sealed and not stored, for each store, as `session` sees it; up to the batch `last`, if it is given."""
+        """What is sealed but not uploaded, for each store, as `session` sees it; up to the batch `last`, if given."""
         rows = db.execute(
             "SELECT location, count(*), total(claimed_by!=?), sum(events), sum(size), max(b.error), b.hint FROM stores d"
             " JOIN batches b ON b.store=d.id AND b.state='sealed' AND b.id<=? GROUP BY d.id ORDER BY d.id",
@@ -407,14 +412,14 @@ class Catalog:
 
     @reads
     def batches_of(self, db: sqlite3.Connection, session: str) -> set[int]:
-        """The numbers of all batches that a session has recorded."""
+        """The numbers of all batches a session has recorded."""
         return {row[0] for row in db.execute("SELECT id FROM batches WHERE blobs BETWEEN ? AND ?", (session, f"{session}~"))}
 
     # Damage
 
     @writes
     def set_aside(self, db: sqlite3.Connection, damage: Damage, *, instead_of_batch: bool = False) -> None:
-        """Report bytes that can't be sent; if they are all that there is of their batch, it will not be sent."""
+        """Report bytes that cannot be uploaded; `instead_of_batch` means they are the whole batch, which then never will be."""
         stream = damage.stream
         row = (stream.kind, stream.workspace_id, stream.source_id, damage.job, damage.events, writable(damage.error))
         db.execute("INSERT OR REPLACE INTO damages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (damage.file, damage.batch, *row))
@@ -423,35 +428,35 @@ class Catalog:
 
     @writes
     def reseal(self, db: sqlite3.Connection, batch: int, seal: Seal | None) -> None:
-        """Fix a batch anew, of which something was set aside; None if nothing is left of it. It may be claimed again at once."""
+        """Seal a batch again after part of it was quarantined; None if nothing is left. It may be claimed again at once."""
         _reseal(db, batch, seal)
 
     @reads
     def damages(self, db: sqlite3.Connection) -> list[Damage]:
-        """All that is set aside."""
+        """Everything in quarantine."""
         rows = db.execute("SELECT batch, kind, workspace_id, source_id, job, events, file, error FROM damages ORDER BY job")
         return [Damage(row[0], Stream(Kind(row[1]), row[2], row[3]), *row[4:]) for row in rows]
 
     @reads
     def is_damaged(self, db: sqlite3.Connection, blobs: str) -> bool:
-        """Whether a blob file has something that can't be read, and so could not be taken out of it."""
+        """Whether a blob file has something unreadable that therefore could not be taken out of it."""
         return db.execute("SELECT 1 FROM damages WHERE file=? LIMIT 1", (f"blobs/{blobs}.db",)).fetchone() is not None
 
     @writes
     def moved(self, db: sqlite3.Connection, file: str, to: str) -> None:
-        """A file with damage was moved."""
+        """Note that a file with damage was moved."""
         db.execute("UPDATE OR REPLACE damages SET file=? WHERE file=?", (to, file))
 
     @writes
     def forget_damages(self, db: sqlite3.Connection, files: Iterable[str]) -> None:
-        """Somebody has removed these files."""
+        """Forget the damage in files that somebody removed."""
         db.executemany("DELETE FROM damages WHERE file=?", [(file,) for file in files])
 
     # Stores
 
     @writes
     def pause(self, db: sqlite3.Connection, store: int, *, error: str, hint: str, seconds: float) -> None:
-        """Note why nothing is sent for so many seconds."""
+        """Note why nothing is uploaded for `seconds`."""
         db.execute(
             "UPDATE stores SET error=?, hint=?, paused_until=? WHERE id=?",
             (writable(error), writable(hint), self.clock.now() + seconds, store),
@@ -459,9 +464,9 @@ class Catalog:
 
     @writes
     def follow(self, db: sqlite3.Connection, store: int) -> list[tuple[str, int]]:
-        """Give `store` the batches of those that were tried, refused everything, and that no session uses any more.
+        """Move to `store` the batches of stores that refused everything and that no session uses any more.
 
-        But not what was claimed more often than it came back: who had it was killed, perhaps after it had arrived.
+        Leaves batches that were claimed more often than released: their process was killed, perhaps after the object had arrived.
 
         Returns the locations that lost batches, and how many.
         """
@@ -479,14 +484,14 @@ class Catalog:
 
     @writes
     def free_claims(self, db: sqlite3.Connection) -> None:
-        """Let batches be claimed that nobody can have: no such session is there."""
+        """Release batches claimed by sessions that no longer exist."""
         db.execute(
             "UPDATE batches SET claimed_by=NULL WHERE claimed_by IS NOT NULL AND claimed_by NOT IN (SELECT id FROM sessions)"
         )
 
     @writes
     def make_due(self, db: sqlite3.Connection, store: int) -> None:
-        """Let everything be tried at once that failed and waits for its time."""
+        """Make all retries due now."""
         db.execute("UPDATE batches SET retry_at=0 WHERE store=? AND state='sealed' AND retry_at>0", (store,))
         db.execute("UPDATE uploads SET retry_at=0 WHERE store=? AND retry_at>0", (store,))
 
@@ -544,7 +549,7 @@ def _open(
 
 
 def _new_numbers(db: sqlite3.Connection, count: int) -> list[int]:
-    # Beside the counter, since that may have changed on the disk: a number that is there would be refused for ever.
+    # Compared with the table, because the counter may be damaged: a number that exists would be refused forever.
     (last,) = db.execute(
         "SELECT max(value, coalesce((SELECT max(id) FROM batches), 0)) FROM counters WHERE name='batch'"
     ).fetchone()
@@ -562,7 +567,7 @@ def _reseal(db: sqlite3.Connection, batch: int, seal: Seal | None) -> None:
     if seal is not None:
         db.execute(f"{_SEAL} WHERE id=?", seal)
     db.execute("UPDATE uploads SET abandoned=1 WHERE batch=?", (batch,))
-    forget_settling(db, batch)  # some of its failure records may not get into the bucket
+    forget_settling(db, batch)  # some of its failure records may never reach the bucket
 
 
 def _leave_file(db: sqlite3.Connection, session: str, positions: Iterable[InputPosition]) -> None:

@@ -1,4 +1,4 @@
-"""The spool's clock: it measures how long things last, whatever happens to the system's clock."""
+"""The spool's clock: measures durations, whatever happens to the system's clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST_GAP: Final = 86_400.0
-"""Seconds. How much a machine that was off may advance the clock: its own clock may be wrong by years when it comes back."""
+"""Seconds. The most that a powered-off machine may advance the clock: its own clock may be years off when it comes back."""
 
 
 _NEVER: Final = 1e11
@@ -19,9 +19,9 @@ class Reading(NamedTuple):
     """What the clocks show at one moment.
 
     Attributes:
-        boot: which start of the machine it is; empty where the system does not say.
-        wall: seconds since 1970, by the system's clock, which may leap.
-        uptime: seconds since the machine was started, the same for all processes.
+        boot: the id of this boot; empty if the system has none.
+        wall: seconds since 1970, by the system's clock, which may jump.
+        uptime: seconds since boot, the same for all processes.
         spool: seconds by the spool's clock.
     """
 
@@ -32,23 +32,23 @@ class Reading(NamedTuple):
 
 
 class Clock:
-    """Seconds since about 1970. It goes on by the machine's uptime; between two boots by the system's clock, by a day at most.
+    """Seconds since about 1970, advanced by the machine's uptime, and between boots by the system's clock, by at most a day.
 
-    So a clock that leaps ahead expires nothing, and one that is set back makes nothing wait for ever.
+    So a clock that jumps ahead expires nothing, and one that is set back delays nothing forever.
     """
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
     def now(self) -> float:
-        """Seconds."""
+        """Seconds by the spool's clock."""
         return self._reading.spool + _uptime() - self._reading.uptime
 
 
 def read_clocks(before: Reading | None) -> Reading:
-    """What the clocks show now; `before` is an earlier reading of the same spool, None if there is none."""
+    """Read the clocks; `before` is an earlier reading of the same spool, None if there is none."""
     boot, wall, uptime = _boot(), time.time(), _uptime()
-    if before is None or not 0 <= before.spool < _NEVER or before.uptime < 0:  # it is not what was written
+    if before is None or not 0 <= before.spool < _NEVER or before.uptime < 0:  # it is damaged
         return Reading(boot, wall, uptime, wall)
     if before.boot == boot and before.uptime <= uptime:
         return Reading(boot, wall, uptime, before.spool + uptime - before.uptime)
@@ -56,7 +56,7 @@ def read_clocks(before: Reading | None) -> Reading:
 
 
 def _uptime() -> float:
-    # CLOCK_BOOTTIME goes on while the machine sleeps; only Linux has it.
+    # CLOCK_BOOTTIME includes time asleep; only Linux has it.
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

@@ -1,4 +1,4 @@
-"""SQLite as the spool uses it: WAL, one connection behind a lock, safe across forks and interrupts, errors of the taxonomy."""
+"""SQLite as the spool uses it: WAL, one connection behind a lock, safe across forks and interrupts, with the spool's errors."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _BUSY_SECONDS: Final = 60.0
 READER_BUSY_SECONDS: Final = 1.0
 """Readers wait only while another process repairs or removes the log."""
 _FORK_SECONDS: Final = 60.0
-"""How long a fork waits for transactions that are under way."""
-_OLDEST: Final = (3, 37)  # STRICT tables; RETURNING is older
+"""How long a fork waits for running transactions."""
+_OLDEST: Final = (3, 37)  # for STRICT tables; RETURNING is older
 _SYNCHRONOUS: Final = {"full": "FULL", "process": "NORMAL"}  # in WAL mode, NORMAL does not wait for the disk at a commit
 _FILES: Final = ("", "-wal", "-shm")
 
@@ -47,34 +47,34 @@ class FilesLost(SpoolError):
 
 
 class Connection:
-    """A connection to a SQLite file, opened at its first use. One thread at a time uses it.
+    """A connection to a SQLite file, opened on first use and used by one thread at a time.
 
-    A fork closes it, and the next use opens it again. For SQLite keeps locks and shared memory for each process and file
-    (sqlite.org/howtocorrupt.html, "Carrying an open database across a fork"): a child that inherits an open connection, and opens
-    the same file itself, takes the parent's locks for its own and damages the file.
+    A fork closes it, and the next use opens it again. SQLite keeps locks and shared memory per process and file
+    (sqlite.org/howtocorrupt.html, "Carrying an open database across a fork"): a child that inherits an open connection and opens
+    the same file itself mistakes the parent's locks for its own, and damages the file.
     """
 
     def __init__(self, path: Path, *, timeout: float, mode: Literal["ro", "rw"] = "rw", prepare: Sequence[str] = ()) -> None:
-        """`prepare` are statements that each new connection begins with. No file is created."""
+        """`prepare` are statements to run on each new connection. Never creates a file."""
         self.path = path.absolute()
         self._timeout = timeout
         self._mode = mode
         self._prepare = prepare
         self._lock = threading.Lock()
-        self._user = 0  # the thread that holds the lock
+        self._user = 0  # id of the thread that holds the lock
         self._connection: sqlite3.Connection | None = None
         self._is_closed = False
         self.identity: tuple[object, ...] = ()
-        """Which files they were when it was opened."""
+        """Identity of the files when it was opened."""
 
     def use(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Call `work` with the connection.
 
-        It takes a function and is no context manager, since an interrupt (Ctrl-C, an alarm) between the two halves of one would
-        leave the lock held. A transaction that an interrupt has left is rolled back at the next use.
+        Takes a function rather than being a context manager: an interrupt (Ctrl-C, an alarm) between enter and exit would leave the
+        lock held. A transaction left by an interrupt is rolled back at the next use.
 
         Raises:
-            SpoolError: this thread uses it already: see `Reentered`.
+            SpoolError: this thread is already using it: see `reentered`.
         """
         me = threading.get_ident()
         if self._user == me:
@@ -87,18 +87,18 @@ class Connection:
                 self._user = 0
 
     def prepare(self, statement: str) -> None:
-        """Have this connection, and each new one, begin with one more statement."""
+        """Run a statement on this connection, and on each new one."""
         self._prepare = (*self._prepare, statement)
         self.use(lambda connection: connection.execute(statement))
 
     def close(self, *, for_good: bool = True) -> None:
-        """Close it; unless `for_good`, the next use opens it again, if it still is the same file."""
+        """Close it; unless `for_good`, the next use opens it again if it is still the same file."""
         with self._lock:
             self._is_closed = for_good
             self._suspend()
 
     def current_identity(self) -> tuple[object, ...]:
-        """Which files stand at its path now."""
+        """Identity of the files at its path now."""
         return tuple(_file_identity(f"{self.path}{suffix}") for suffix in _FILES)
 
     def _usable(self) -> sqlite3.Connection:
@@ -120,7 +120,7 @@ class Connection:
                     hint="fork before a Backup is opened, or where no call of it is under way",
                 )
             if self.identity and self.identity[0] != _file_identity(str(self.path)):
-                raise _lost(self.path)  # meanwhile: a fork had closed it
+                raise _lost(self.path)  # replaced while a fork had it closed
             connection = sqlite3.connect(
                 f"{self.path.as_uri()}?mode={self._mode}",
                 uri=True,
@@ -131,7 +131,7 @@ class Connection:
             try:
                 for statement in self._prepare:
                     connection.execute(statement)
-                connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens the log as well
+                connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # also opens the log
             except BaseException:
                 connection.close()
                 raise
@@ -141,7 +141,7 @@ class Connection:
         return connection
 
     def _suspend(self) -> None:
-        """Close what is open; the lock is held."""
+        """Close the connection; the lock is held."""
         if (connection := self._connection) is not None:
             self._connection = None
             connection.close()
@@ -150,7 +150,7 @@ class Connection:
 
     @property
     def is_lost(self) -> bool:
-        """Whether its files are known to be removed or replaced."""
+        """Whether its files are known to have been removed or replaced."""
         try:
             return self.current_identity() != self.identity
         except OSError:
@@ -158,20 +158,20 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection."""
+        """Whether there is an open connection."""
         return self._connection is not None
 
     @property
     def is_used_here(self) -> bool:
-        """Whether this thread uses it."""
+        """Whether this thread is using it."""
         return self._user == threading.get_ident()
 
     def hold(self, timeout: float) -> bool:
-        """Keep everybody from using it. False if it stays in use for so many seconds."""
+        """Block all use of it. False if it stays in use for `timeout` seconds."""
         return not self.is_used_here and self._lock.acquire(timeout=timeout)
 
     def suspend(self) -> None:
-        """Close what is open, while it is held: the next use opens it again."""
+        """Close the connection while it is held; the next use opens it again."""
         self._suspend()
 
     def release(self) -> None:
@@ -179,7 +179,7 @@ class Connection:
         self._lock.release()
 
     def keep_for_ever(self) -> None:
-        """Have the connection outlive this object, and the interpreter: a child may not even close what it has inherited."""
+        """Make the connection outlive this object and the interpreter: a child must not even close what it inherited."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
 
 
@@ -191,7 +191,7 @@ def _lost(path: Path) -> FilesLost:
 
 
 def reentered() -> SpoolError:
-    """The error of a call that comes within another one of the same thread, and would wait for it for ever."""
+    """The error for a call inside another one of the same thread, which would wait for itself forever."""
     return SpoolError(
         "called within another call of the same Backup in this thread, as from a signal handler, `__del__` or a logging handler",
         hint="hand the event to another thread there, for example by a queue.SimpleQueue",
@@ -203,15 +203,15 @@ _opening: Final = threading.Lock()
 _opened: Final = weakref.WeakSet[Connection]()
 _held_for_fork: Final = list[Connection]()
 _inherited: Final = set[object]()
-"""Files that were open when this process was forked: what SQLite knows of them is the parent's."""
+"""Files that were open when this process was forked: SQLite's state for them is the parent's."""
 _process: Final = [os.getpid()]
 
 
 def _before_fork() -> None:
-    """Close all connections, each between two uses. What is in use for too long stays open: see `_notice_fork`.
+    """Close all connections, each between two uses. A connection in use for too long stays open: see `_notice_fork`.
 
-    A connection whose files were removed or replaced stays open as well: closing it would lose what only it still reaches. If only
-    the log is gone, a child cannot open the file; it is refused as in `_notice_fork`.
+    A connection whose files were removed or replaced stays open as well: closing it would lose what only it can still reach. If
+    only the log is gone, a child cannot open the file; it is refused as in `_notice_fork`.
     """
     until = time.monotonic() + _FORK_SECONDS
     while True:
@@ -224,7 +224,7 @@ def _before_fork() -> None:
                 is_busy = True
         if not is_busy or time.monotonic() >= until:
             break
-        _after_fork()  # whoever uses one may need another one that is held: all are given back before they are tried again
+        _after_fork()  # a user of one may need another that is held: release all before trying again
         time.sleep(0.005)
     for connection in _held_for_fork:
         if not connection.is_lost:
@@ -245,7 +245,7 @@ def _after_fork_in_child() -> None:
 
 
 def _notice_fork() -> None:
-    """In a child, note which files were open: opening them again would damage them. `_before_fork` has left none."""
+    """In a child, note which files were open, as opening them again would damage them. `_before_fork` normally leaves none."""
     if os.getpid() == _process[0]:
         return
     _process[0] = os.getpid()
@@ -260,7 +260,7 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 
 class Database:
-    """One SQLite file. All its methods may be called from any thread."""
+    """One SQLite file. All methods may be called from any thread."""
 
     def __init__(
         self,
@@ -277,16 +277,16 @@ class Database:
         renamed: Mapping[str, str] = MappingProxyType({}),
         only_reads: bool = False,
     ) -> None:
-        """Open the file; `create` it where it does not exist.
+        """Open the file, creating it if needed and if `create` is set.
 
         Args:
-            upgrades: version -> statements that complete what was copied from a file of that version: see `_upgrade`.
-            additions: version -> statements that are all that a file of that version lacks.
-            renamed: names of tables and columns in files with an upgrade -> their names now.
-            only_reads: it is there, with this version. Nobody who writes is ever waited for, or has to wait.
+            upgrades: version -> statements that complete the data copied from a file of that version: see `_upgrade`.
+            additions: version -> statements that add everything a file of that version lacks.
+            renamed: names of tables and columns in files with an upgrade -> their current names.
+            only_reads: the file exists and has this version. Never waits for writers, nor makes them wait.
 
         Raises:
-            SpoolError: it was written by a newer version, or can't be opened.
+            SpoolError: it was written by a newer version, or cannot be opened.
         """
         self.path = path
         if sqlite3.sqlite_version_info < _OLDEST:
@@ -307,36 +307,36 @@ class Database:
             ],
         )
         with database_errors(path):
-            # Not by SQLite: another process may have removed a file that was drained, and it shall not come back empty.
+            # Not by SQLite: another process may have removed a drained file, which must not come back empty.
             if create:
                 if not path.exists():
                     path.touch(mode=0o600)
-                sync_directory(path.parent)  # also where it is there: whoever made it may have died before it was durable
+                sync_directory(path.parent)  # even if it exists: its maker may have died before it was durable
         try:
             self.write(functools.partial(_create, path, schema, version, upgrades, additions, renamed))
-            self._connection.prepare("PRAGMA foreign_keys=ON")  # not before: an upgrade makes tables anew
+            self._connection.prepare("PRAGMA foreign_keys=ON")  # only now: an upgrade rebuilds tables
         except BaseException:
             self._connection.close()
             raise
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` does, as one transaction: committed when it returns, rolled back when it raises.
+        """Run `work` as one transaction: committed when it returns, rolled back when it raises.
 
         Raises:
-            FilesLost: the files were removed or replaced, so that nobody will find what was committed.
+            FilesLost: the files were removed or replaced, so nobody will find what was committed.
         """
         return self._used(functools.partial(_transact, work), self._check_files)
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` finds. Keep it short: a long read lets the log grow."""
+        """Run `work` to read. Keep it short: the log grows during long reads."""
         return self._used(work)
 
     def use(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` does, which begins and commits for itself. Raises as `write` does."""
+        """Run `work`, which begins and commits by itself. Raises as `write` does."""
         return self._used(work, self._check_files)
 
     def check(self) -> None:
-        """Look at the structure of the whole file, its indexes and constraints included.
+        """Check the structure of the whole file, including indexes and constraints.
 
         Raises:
             SpoolCorrupt: it is damaged.
@@ -349,18 +349,18 @@ class Database:
             raise SpoolCorrupt(f"{self.path} is damaged: {' '.join(str(found).split())}", hint=_DAMAGED)
 
     def check_files(self) -> None:
-        """Raises FilesLost if the files were removed or replaced."""
+        """Raise FilesLost if the files were removed or replaced."""
         with database_errors(self.path):
             self._connection.use(lambda _: self._check_files())
 
     @property
     def size(self) -> int:
-        """Bytes on the disk, with those of the log."""
-        # In a read, which opens what a fork has closed: closing it may have removed the log.
+        """Bytes on the disk, including the log."""
+        # In a read, which reopens what a fork has closed: closing it may have removed the log.
         return self.read(lambda _: self.path.stat().st_size + Path(f"{self.path}-wal").stat().st_size)
 
     def copy_to(self, path: Path) -> None:
-        """Copy the whole database, as this connection sees it, into a new file."""
+        """Copy the whole database, as this connection sees it, to a new file."""
 
         def copy(connection: sqlite3.Connection) -> None:
             target = sqlite3.connect(path)
@@ -380,7 +380,7 @@ class Database:
             try:
                 result = work(connection)
             except (TypeError, ValueError, LookupError, AttributeError, OverflowError, msgspec.DecodeError) as error:
-                # Whatever is made of rows: what it can't be made of is not what was written.
+                # Only a damaged row fails to convert.
                 raise SpoolCorrupt(f"{self.path}: a row is not what was written ({error})", hint=_DAMAGED) from error
             check()
             return result
@@ -402,7 +402,7 @@ S = TypeVar("S", bound=_HasDatabase)
 
 
 def writes(method: Callable[Concatenate[S, sqlite3.Connection, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Make a method one transaction of its object's database: see `Database.write`."""
+    """Run a method as one transaction of its object's database: see `Database.write`."""
 
     @functools.wraps(method)
     def in_transaction(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -412,7 +412,7 @@ def writes(method: Callable[Concatenate[S, sqlite3.Connection, P], T]) -> Callab
 
 
 def reads(method: Callable[Concatenate[S, sqlite3.Connection, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Give a method the connection to its object's database, to read: see `Database.read`."""
+    """Give a method the connection to its object's database, for reading: see `Database.read`."""
 
     @functools.wraps(method)
     def in_use(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -422,17 +422,17 @@ def reads(method: Callable[Concatenate[S, sqlite3.Connection, P], T]) -> Callabl
 
 
 _beside: Final = list[int]()
-"""Descriptors that `read_beside` could not close yet."""
+"""Descriptors that `read_beside` cannot close yet."""
 
 
 def read_beside(path: Path) -> None:
-    """Read all bytes of a database's file without SQLite.
+    """Read all bytes of a database's file without SQLite, to detect read errors.
 
-    Its descriptor is closed only when no connection of this process has the file open: closing any descriptor of a file gives up
-    all locks that the process has on it (POSIX), those of SQLite included.
+    Its descriptor is closed only when no connection of this process has the file open: closing any descriptor of a file releases
+    all of the process's locks on it (POSIX), including SQLite's.
 
     Raises:
-        OSError: they can't be read.
+        OSError: they cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     _beside.append(descriptor)
@@ -446,7 +446,7 @@ def read_beside(path: Path) -> None:
 
 
 def file_version(path: Path) -> int:
-    """The version of the format that a file has; 0 if there is none yet."""
+    """The format version of a file; 0 if there is none yet."""
     connection = Connection(path, timeout=READER_BUSY_SECONDS)
     try:
         with database_errors(path):
@@ -503,7 +503,7 @@ def _run(connection: sqlite3.Connection, schema: str) -> None:
 
 
 def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[str], renamed: Mapping[str, str]) -> None:
-    """Make all tables anew, copy what the old ones have, and complete it. In a transaction: all of it or nothing."""
+    """Rebuild all tables, copy the old data, and complete it. Runs in a transaction, so all or nothing."""
     names = "SELECT name FROM sqlite_schema WHERE type=? AND name NOT LIKE 'sqlite_%'"
     tables = [row[0] for row in connection.execute(names, ("table",)).fetchall()]
     for kind in ("index", "trigger"):
@@ -525,7 +525,7 @@ def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[s
 
 def _file_identity(path: str) -> object:
     try:
-        status = os.stat(path)  # noqa: PTH116 - three times for each commit, and a Path would take longer than the call
+        status = os.stat(path)  # noqa: PTH116 - three calls per commit, and a Path would take longer than the call
     except FileNotFoundError:
         return None
     return _identity_of(status)
@@ -537,19 +537,19 @@ def _identity_of(status: os.stat_result) -> tuple[int, int]:
 
 @contextmanager
 def database_errors(path: Path) -> Generator[None]:
-    """SQLite's and the operating system's errors as the taxonomy's."""
+    """Turn errors of SQLite and the operating system into the spool's."""
     try:
         yield
     except sqlite3.Error as error:
         raise _sqlite_error(path, error) from error
-    except UnicodeDecodeError as error:  # SQLite's message quotes a schema that is no text any more
+    except UnicodeDecodeError as error:  # SQLite's message quotes a schema that is no longer text
         raise SpoolCorrupt(f"{path}: its schema is not what was written", hint=_DAMAGED) from error
     except (OSError, MemoryError) as error:
         raise file_error(path, error) from error
 
 
 _DESCRIPTORS: Final = 4
-"""That SQLite needs to open a database: the file, its log, their index, and the directory."""
+"""Descriptors that SQLite needs to open a database: the file, its log, their index, and the directory."""
 _DAMAGED: Final = "look at the disk; nothing was removed"
 
 
@@ -558,7 +558,7 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
     text = str(error)
     if code == sqlite3.SQLITE_FULL:
         return SpoolFull(f"{path}: the disk is full", hint="free space on the spool's disk")
-    # All statements are ours, and right: what SQLite does not understand is the schema in the file, or a row.
+    # All statements are ours and correct: if SQLite does not understand one, the file's schema or a row is damaged.
     is_strange = code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH) or (
         (code == sqlite3.SQLITE_ERROR and not text.startswith("cannot ")) or text.startswith("Could not decode")
     )
@@ -577,7 +577,7 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
 
 
 def _why_not_opened(path: Path) -> Explained | None:
-    """What keeps SQLite from opening a file, which it does not tell."""
+    """Find out why SQLite cannot open a file, which it does not report."""
     opened: list[int] = []
     try:
         for _ in range(_DESCRIPTORS):
@@ -585,7 +585,7 @@ def _why_not_opened(path: Path) -> Explained | None:
         path.stat()
         if os.statvfs(path).f_flag & os.ST_RDONLY:
             return explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), path, LOOK)
-        if not os.access(path, os.R_OK | os.W_OK):  # opening it here, and closing it, would give up locks: see `read_beside`
+        if not os.access(path, os.R_OK | os.W_OK):  # opening it here and closing it would release locks: see `read_beside`
             return Explained("Permission denied", f"let this user (uid {os.geteuid()}) read and write it")
         return None if has_inodes(path) else NO_INODES
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What was delivered: a bit for each job, and the objects that can be deleted since all of their jobs were."""
+"""Deliveries: a bit for each delivered job, and the objects to delete because all their jobs were delivered."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from jobs_backup.spool.sqlite.database import Database, FilesLost, reads, writes
 from jobs_backup.spool.sqlite.uploads import MAX_DELAY, writable
 
 EndOf = Callable[[int, str], int]
-"""(batch, its blob file) -> the index that the next job of this open batch will have. Raises SpoolError."""
+"""(batch, its blob file) -> the index of the next job of this open batch. Raises SpoolError."""
 Ends = Callable[[], AbstractContextManager[EndOf]]
-"""What opens blob files, to be asked for the ends of batches."""
+"""Opens blob files, to look up the ends of batches."""
 
-# Which objects are to be deleted, now or later; with the conditions of the indexes as they stand in the schema.
+# Which objects are to be deleted, now or later. The indexes' conditions must match the schema's text.
 _OF: Final = "SELECT id, key, failures FROM batches WHERE store=? AND state = 'stored'"
 _TO_DELETE: Final = {
     "delivered": f"{_OF} AND delivered >= jobs",
@@ -48,8 +48,12 @@ _DUE: Final = "AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?)"
 
 @dataclass
 class Added:
-    """What became of an acknowledgement. `unknown` are none of this spool's raw events; of `unreadable` it can't be said, for this
-    `error`; all others were taken."""
+    """The result of an acknowledgement: all jobs were acknowledged but these.
+
+    Attributes:
+        unknown: not raw events of this spool.
+        unreadable: could not be looked up, because of `error`.
+    """
 
     unknown: JobSet
     unreadable: JobSet
@@ -57,7 +61,7 @@ class Added:
 
 
 class Deliveries:
-    """The tables `acknowledged` and `settling` of the catalog, and batches from stored to deleted. A method is a transaction."""
+    """The tables `acknowledged` and `settling` of the catalog, and batches from uploaded to deleted. One transaction per method."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -65,7 +69,7 @@ class Deliveries:
 
     @writes
     def add(self, db: sqlite3.Connection, jobs: JobSet, ends: Ends) -> Added:
-        """Remember that these jobs were delivered. What is wrong with some of them keeps none of the others from being taken."""
+        """Mark these jobs as delivered. A problem with some does not keep the others from being marked."""
         added = Added(JobSet(), JobSet())
         with ends() as end_of:
             for (epoch, batch), some in groupby(sorted(jobs.masks()), lambda one: origin_of_segment(one[0])):
@@ -89,7 +93,7 @@ class Deliveries:
 
     @writes
     def stream_of(self, db: sqlite3.Connection, job: int, ends: Ends) -> Stream | None:
-        """The stream of a raw event; None if this is none of the spool's."""
+        """The stream of a raw event; None if it is not one of this spool's."""
         end = (job & ((1 << INDEX_BITS) - 1)) + 1
         with ends() as end_of:
             found = _find(db, *origin_of(job), end, end_of)
@@ -97,7 +101,7 @@ class Deliveries:
 
     @writes
     def settle(self, db: sqlite3.Connection, failures: Sequence[tuple[int, int]]) -> None:
-        """The failure record in a batch of a job: (batch, job). The job is settled once that batch is stored."""
+        """Note which batch has a job's failure record: (batch, job). The job is settled once that batch is uploaded."""
         db.executemany("INSERT OR IGNORE INTO settling VALUES (?, ?)", [(batch, local(job)) for batch, job in failures])
         for batch in {batch for batch, _ in failures}:
             (state,) = db.execute("SELECT state FROM batches WHERE id=?", (batch,)).fetchone()
@@ -107,7 +111,7 @@ class Deliveries:
                 forget_settling(db, batch)
 
     def _now(self) -> tuple[float, float]:
-        """The parameters of _DUE: nothing is ever made to wait longer than that."""
+        """The parameters of `_DUE`: now, and the latest time that anything may wait for."""
         now = self._clock.now()
         return now, now + MAX_DELAY
 
@@ -115,14 +119,17 @@ class Deliveries:
 
     @writes
     def begin(self, db: sqlite3.Connection, store: int, delete_after: DeleteAfter) -> None:
-        """Who deletes has started: what failed need not wait any longer. What an attempt may still bring back has to."""
+        """Make failed deletes due, at the start of a process that deletes.
+
+        Objects that an attempt may still bring back keep waiting.
+        """
         db.execute("UPDATE stores SET delete_after=?, deletes_paused_until=0 WHERE id=?", (delete_after, store))
         failed = db.execute(f"{_TO_DELETE[delete_after]} AND failures>0 AND retry_at>0", (store,)).fetchall()
         db.executemany("UPDATE batches SET retry_at=0 WHERE id=?", [(id_,) for id_, _, _ in failed])
 
     @writes
     def claim(self, db: sqlite3.Connection, store: int, session: str, delete_after: DeleteAfter, limit: int) -> list[DueObject]:
-        """Objects that can be deleted now and that nobody is deleting. From now on `session` is.
+        """Claim objects that can be deleted now and that nobody is deleting.
 
         Raises:
             FilesLost: the session has ended.
@@ -138,12 +145,12 @@ class Deliveries:
 
     @reads
     def has_due(self, db: sqlite3.Connection, store: int, delete_after: DeleteAfter) -> bool:
-        """Whether `claim` would give any."""
+        """Whether `claim` would return any."""
         return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (store, *self._now())).fetchone() is not None
 
     @reads
     def waiting(self, db: sqlite3.Connection) -> list[WaitingDeletes]:
-        """What is to be deleted and was not yet, for each store, by the setting of who sent there last."""
+        """Pending deletes for each store, by the setting of the process that last uploaded to it."""
         waiting: list[WaitingDeletes] = []
         for id_, delete_after, *row in db.execute(
             "SELECT id, delete_after, location, delete_error, delete_hint, deletes_paused_until FROM stores ORDER BY id"
@@ -156,7 +163,7 @@ class Deliveries:
 
     @writes
     def deleted(self, db: sqlite3.Connection, store: int, batches: Sequence[int]) -> None:
-        """These objects are gone, and deleting works."""
+        """Mark these objects as deleted, and deleting as working."""
         for batch in batches:
             mark_deleted(db, batch)
         db.execute(
@@ -175,7 +182,7 @@ class Deliveries:
         hint: str,
         pause: float,
     ) -> None:
-        """Deleting these has failed: (batch, after how many seconds it is retried, or None where it was not its own fault).
+        """Release objects whose delete failed: (batch, seconds until the retry, or None if it was not to blame).
 
         Nothing is deleted for `pause` seconds.
         """
@@ -191,11 +198,11 @@ class Deliveries:
 
     @writes
     def forget(self, db: sqlite3.Connection, age: float, after: int, limit: int, keep: Sequence[str]) -> int | None:
-        """Look at `limit` batches behind the number `after`, and forget those that were stored, or at least opened, so many seconds
-        ago and whose objects stay for ever, or are gone.
+        """Forget old batches whose objects are deleted, or will never be.
 
-        Those that are to be deleted are kept until they are, and so are those in the blob files `keep`: whoever removes a file asks
-        whether all of it was stored. Returns the last number that was looked at; None at the end.
+        Examines `limit` batches with numbers above `after`. Old are those uploaded, or at least opened, more than `age` seconds
+        ago. Batches that are to be deleted are kept until they are, as are those in the blob files `keep`: before removing a file,
+        its batches are checked to be uploaded. Returns the last number examined; None at the end.
         """
         before = self._clock.now() - age
         rows = db.execute(
@@ -226,17 +233,17 @@ _NOTE_FORGOTTEN: Final = (
 
 
 class Acknowledger:
-    """Threads that acknowledge at the same time share a transaction: each of them waits for the disk."""
+    """Acknowledge for many threads, which share a transaction because each of them waits for the disk."""
 
     def __init__(self, deliveries: Deliveries, ends: Ends) -> None:
         self._deliveries = deliveries
         self._ends = ends
         self._turns = GroupCommit[_Acknowledgement](self._commit)
         self.acknowledged = 0
-        """How many ids were taken, those included that had been taken before."""
+        """Number of ids acknowledged, including repeated ones."""
 
     def add(self, jobs: JobSet) -> JobSet:
-        """Durable when it returns. Returns those that are unknown. Raises SpoolError, where only some can't be looked up, too."""
+        """Mark jobs as delivered, durably. Returns the unknown ones. Raises SpoolError even if only some cannot be looked up."""
         this = _Acknowledgement(jobs)
         self._turns.commit(this)
         if this.added.error is not None and this.added.unreadable & jobs:
@@ -260,10 +267,10 @@ class _Acknowledgement:
 
 
 def check_session(db: sqlite3.Connection, session: str) -> None:
-    """Check that a session has not ended: what is claimed by one that has stays claimed for ever.
+    """Check that a session has not ended: what an ended session claims would stay claimed forever.
 
     Raises:
-        FilesLost: another process, which took this one for dead, has ended it.
+        FilesLost: another process considered this one dead and ended its session.
     """
     if db.execute("SELECT 1 FROM sessions WHERE id=?", (session,)).fetchone() is None:
         raise FilesLost(
@@ -273,7 +280,7 @@ def check_session(db: sqlite3.Connection, session: str) -> None:
 
 
 def settle_jobs_of(db: sqlite3.Connection, batch: int) -> None:
-    """The failure records in this batch are stored: so their jobs are settled."""
+    """Settle the jobs whose failure records are in this uploaded batch."""
     jobs = JobSet()
     for (job,) in db.execute("SELECT job FROM settling WHERE batch=?", (batch,)):
         jobs.add(job)
@@ -287,12 +294,12 @@ def settle_jobs_of(db: sqlite3.Connection, batch: int) -> None:
 
 
 def forget_settling(db: sqlite3.Connection, batch: int) -> None:
-    """The failure records in this batch settle nothing (any more)."""
+    """Forget the failure records in this batch: they settle nothing, or nothing more."""
     db.execute("DELETE FROM settling WHERE batch=?", (batch,))
 
 
 def mark_deleted(db: sqlite3.Connection, batch: int) -> None:
-    """The batch has no object (any more)."""
+    """Mark a batch as having no object, or no longer having one."""
     db.execute("UPDATE batches SET state='deleted', claimed_by=NULL, error='', hint='' WHERE id=?", (batch,))
     db.execute("DELETE FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch))
 
@@ -304,12 +311,12 @@ class _Found(NamedTuple):
 
 
 def _find(db: sqlite3.Connection, epoch: int, batch: int, end: int, end_of: EndOf) -> _Found | None:
-    """A batch of raw events, and how many ids were given in it: of an open one at least whether `end` were.
+    """Find a batch of raw events and its number of issued ids; of an open one, at least whether `end` were issued.
 
     Nothing of it changes before the transaction ends.
     """
     if epoch >> LOCAL_BITS:
-        return None  # no spool has ever given such an id
+        return None  # no spool has ever issued such an id
     row = db.execute(
         "SELECT state, workspace_id, source_id, jobs, blobs FROM batches WHERE id=? AND epoch=? AND kind='raw'", (batch, epoch)
     ).fetchone()
@@ -329,7 +336,7 @@ def _mark_delivered(db: sqlite3.Connection, batch: int, segments: Sequence[tuple
             _write_marks(db, segment, delivered | new, settled)
             more += new.bit_count()
             settled_before += (new & settled).bit_count()
-            end = _end(segment, new)  # they come in order
+            end = _end(segment, new)  # in order
     if more:
         _count(db, batch, delivered=more, settled=-settled_before, end=end)
 
@@ -345,7 +352,7 @@ def _write_marks(db: sqlite3.Connection, segment: int, *marks: int) -> None:
 
 
 def _count(db: sqlite3.Connection, batch: int, *, delivered: int, settled: int, end: int) -> None:
-    # What is counted lies below `jobs`, whatever is damaged later on: else a batch could seem to be complete.
+    # Everything counted is below `jobs`, whatever is damaged later: otherwise a batch could seem complete.
     db.execute(
         "UPDATE batches SET delivered=delivered+?, settled=settled+?, jobs=max(jobs, ?) WHERE id=?",
         (delivered, settled, end, batch),
@@ -353,17 +360,20 @@ def _count(db: sqlite3.Connection, batch: int, *, delivered: int, settled: int, 
 
 
 def _end(segment: int, mask: int) -> int:
-    """The index, in its batch, behind the last of these jobs."""
+    """The index in its batch just after the last of these jobs."""
     return first_index(segment) + mask.bit_length()
 
 
 def _mask_below(end: int) -> int:
-    """A segment's bits below `end`, which may lie before or behind it."""
+    """The bits of a segment below `end`, which may be before, within or after it."""
     return (1 << min(max(end, 0), 1 << SEGMENT_BITS)) - 1
 
 
 def is_complete(db: sqlite3.Connection, batch: int, delete_after: DeleteAfter) -> bool:
-    """Whether each job of a batch has its bit: what is counted may have changed on the disk. Then it is counted again."""
+    """Whether each job of a batch has its bit.
+
+    Counts the bits, because the counters may be damaged. If the batch is not complete, it corrects them.
+    """
     (jobs,) = db.execute("SELECT max(jobs, events) FROM batches WHERE id=?", (batch,)).fetchone()
     delivered = settled = 0
     for (segment,) in db.execute("SELECT segment FROM acknowledged WHERE segment BETWEEN ? AND ?", segments_of(batch)).fetchall():

@@ -1,4 +1,4 @@
-"""The disk under the spool: private directories, no network file system, free space, and a reserve for when there is none."""
+"""The spool's disk: private directories, no network file systems, free space, and a reserve for when there is none."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _NETWORK: Final = frozenset({
 })  # fmt: skip
 
 _MAX_PATH: Final = 478
-"""Bytes. SQLite takes 504, and the longest name in a spool, with the ending of its log, has 26 (tried)."""
+"""Bytes. SQLite's limit is 504, and the longest name in a spool, with the suffix of its log, has 26 (tested)."""
 _RELEASE_BELOW: Final = 4 << 20
 
 
 def make_directories(directory: Path) -> None:
-    """Make the spool's directories, for their owner alone, whatever the umask is; those that were there become so.
+    """Create the spool's directories, private to their owner whatever the umask; existing ones become private.
 
     Raises:
-        SpoolError: they can't be made, or are another user's.
+        SpoolError: they cannot be created, or belong to another user.
     """
     try:
         if len(os.fsencode(directory.resolve())) > _MAX_PATH:
@@ -64,9 +64,9 @@ def _make_directory(path: Path) -> None:
 
 
 def _sync_names(directory: Path) -> None:
-    """Make the names on the way to a directory durable, whoever made them: a process may have died before it did.
+    """Make the names of all parent directories durable, whoever made them: a process may have died before it did.
 
-    Those above the first one that this user may not read are somebody else's, and were there before.
+    Stops at the first directory that this user may not read: those above are somebody else's, and existed before.
     """
     for parent in directory.resolve().parents:
         try:
@@ -84,23 +84,23 @@ def _make_private(path: Path) -> None:
             f"{path} belongs to another user (uid {status.st_uid})", hint="set JOBS_BACKUP_SPOOL_DIR to a directory of this user"
         )
     if status.st_mode & 0o077 and status.st_uid == os.geteuid():
-        path.chmod(0o700)  # else it is the system's, as a volume's directory may be; what we make in it is private all the same
+        path.chmod(0o700)  # else it is the system's, like a volume's directory; what we create in it is private anyway
 
 
 def free_bytes(directory: Path) -> int:
-    """What this user can still write on the directory's file system."""
+    """Bytes this user can still write on the directory's file system."""
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
 
 
 def refuse_network(directory: Path, mounts: Path = _MOUNTS) -> None:
-    """Check that a directory is on a local file system: where Linux tells (proc(5), `mountinfo`); elsewhere nothing is checked.
+    """Check that a directory is on a local file system. Linux only (proc(5), `mountinfo`); elsewhere nothing is checked.
 
-    SQLite's write-ahead log needs memory that all processes share, which a network file system does not give
-    (sqlite.org/wal.html), and locks there may be lost.
+    SQLite's write-ahead log needs memory shared by all processes, which network file systems do not provide (sqlite.org/wal.html),
+    and locks there may be lost.
 
     Raises:
-        SpoolError: it is on a network.
+        SpoolError: it is on a network file system.
     """
     try:
         lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
@@ -111,7 +111,7 @@ def refuse_network(directory: Path, mounts: Path = _MOUNTS) -> None:
     for line in lines:
         fields, _, rest = line.partition(" - ")
         point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields.split()[4]))
-        # Of several on one point the last one counts: it hides the others.
+        # Of several mounts on one point, the last one hides the others.
         if directory.is_relative_to(point) and len(point.parts) >= len(best.parts):
             best, type_ = point, rest.split()[0]
     if type_ in _NETWORK:
@@ -122,29 +122,29 @@ def refuse_network(directory: Path, mounts: Path = _MOUNTS) -> None:
 
 
 class Ballast:
-    """A file that only takes up space. On a full disk it is given up, so that the catalog can still be written.
+    """A file that only takes up space. It is released on a full disk, so that the catalog can still be written.
 
-    SQLite can't insert, delete or checkpoint on a full disk: without it, what is sent could not even be marked as stored.
+    SQLite cannot insert, delete or checkpoint on a full disk: without the ballast, uploads could not even be noted.
     """
 
     SIZE: Final = 16 << 20
-    """Bytes; several times what the catalog's log may have before its checkpoint."""
+    """Bytes; several times what the catalog's log may hold before its checkpoint."""
 
     def __init__(self, directory: Path, *, min_free: int) -> None:
-        """`min_free` is what recording leaves free on the disk, beside the ballast."""
+        """`min_free` is what recording leaves free on the disk, in addition to the ballast."""
         self._path = directory / "ballast"
         self._min_free = min_free
 
     @property
     def min_free(self) -> int:
-        """What recording leaves free now: it shall not take what was given up."""
+        """What recording leaves free now: it must not use up the released ballast."""
         return self._min_free if self._is_there() else self._min_free + self.SIZE
 
     def balance(self) -> None:
-        """Give the file up on a full disk; make it where there is plenty of space.
+        """Release the file on a full disk; create it when there is plenty of space.
 
         Raises:
-            OSError: the directory can't be written.
+            OSError: the directory cannot be written.
         """
         free = free_bytes(self._path.parent)
         if free < _RELEASE_BELOW:
@@ -153,7 +153,7 @@ class Ballast:
             self._make()
 
     def _is_there(self) -> bool:
-        """In full: who was killed while making it has left less."""
+        """Whether it is complete: a process killed while making it leaves less."""
         try:
             return self._path.stat().st_size >= self.SIZE
         except FileNotFoundError:
@@ -171,7 +171,7 @@ class Ballast:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Have an empty file take up this much space. macOS has no call for it, nor has every file system: there it is written."""
+    """Allocate space for an empty file. On macOS and some file systems there is no call for it: there it is written."""
     if sys.platform != "darwin" and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)

@@ -1,4 +1,4 @@
-"""Ids of events that are not kept, where only failures are backed up: a failure can be told of by its job's id all the same."""
+"""Ids of events that are not kept, when only failures are backed up: a failure still names its job's id."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.rows import BatchOptions
 
 _RENEWED_AFTER: Final = 6 * 3600.0
-"""Seconds. The catalog forgets old batches, and must not forget one that still gives ids."""
+"""Seconds. The catalog forgets old batches, but must not forget one that still issues ids."""
 _MAX_STREAMS: Final = 10_000
-"""So many streams are remembered; the rest of another one's ids is never given, so that memory stays bounded."""
+"""Most streams to remember, so that memory stays bounded; the unused ids of a dropped stream are never issued."""
 
 
 class _Range(NamedTuple):
@@ -24,7 +24,7 @@ class _Range(NamedTuple):
 
 
 class Numbering:
-    """Gives ids from a batch for each stream that has no events. Any number of threads may ask."""
+    """Issue ids from one batch per stream without events. Any number of threads may call it."""
 
     def __init__(self, catalog: Catalog, placement: BatchOptions, epoch: int) -> None:
         self._catalog = catalog
@@ -34,7 +34,7 @@ class Numbering:
         self._lock = threading.Lock()
 
     def take(self, stream: Stream, count: int) -> list[tuple[int, int]]:
-        """So many ids, as runs of consecutive ones: (first, how many)."""
+        """Issue `count` ids, as runs of consecutive ones: (first, how many)."""
         runs: list[tuple[int, int]] = []
         with self._lock:
             while count:

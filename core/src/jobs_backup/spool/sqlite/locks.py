@@ -1,4 +1,4 @@
-"""Locks of the operating system, which end with their process: they tell which process is alive, and who reads an input."""
+"""Operating-system locks, which end with their process: they show which processes are alive, and who reads an input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WITNESS: Final = struct.Struct("<IQ")
 
 
 class Witness(NamedTuple):
-    """How many events a process had recorded into the file that it wrote last: `file` is the number of that one."""
+    """Number of events a process had recorded into the file it wrote last, and the number of that file."""
 
     file: int
     events: int
@@ -40,17 +40,17 @@ class ProcessLock:
 
     @classmethod
     def try_to_take(cls, directory: Path, name: str) -> Self | None:
-        """The lock; None if another process has it."""
+        """Take the lock; None if another process has it."""
         path = directory / f"{name}.lock"
         with database_errors(path):
             if (descriptor := _try(path)) is None:
-                time.sleep(_LOOK_SECONDS)  # it may have been somebody who only looked
+                time.sleep(_LOOK_SECONDS)  # another process may only have been checking it
                 descriptor = _try(path)
             return None if descriptor is None else cls(path, descriptor)
 
     @staticmethod
     def is_held(directory: Path, name: str) -> bool:
-        """Whether a process has the lock."""
+        """Whether a process holds the lock."""
         path = directory / f"{name}.lock"
         with database_errors(path):
             try:
@@ -66,7 +66,7 @@ class ProcessLock:
         return False
 
     def is_there(self) -> bool:
-        """Whether others still find it."""
+        """Whether other processes can still find it."""
         with database_errors(self._path):
             try:
                 return os.path.samestat(self._path.stat(), self._file)
@@ -74,10 +74,10 @@ class ProcessLock:
                 return False
 
     def check(self) -> None:
-        """Check that others still find it.
+        """Check that other processes can still find it.
 
         Raises:
-            FilesLost: somebody has removed its file: another process may take this one for dead.
+            FilesLost: its file was removed, so another process may consider this one dead.
         """
         if not self.is_there():
             raise FilesLost(
@@ -88,8 +88,8 @@ class ProcessLock:
     def witness(self, file: int, events: int) -> None:
         """Note how many events this process has recorded into a file.
 
-        Whoever takes its place compares: it is how a log is noticed that lacks its end. This is not synced, since it need not
-        survive more than the process does.
+        Whoever replaces this process compares the count, which reveals a truncated log. It is not synced, because it need not
+        survive more than the process.
         """
         data = _WITNESS.pack(file, events)
         with database_errors(self._path):
@@ -97,7 +97,7 @@ class ProcessLock:
             os.pwrite(self._descriptor, data + crc32c(data).to_bytes(4, "little"), 0)
 
     def read_witness(self) -> Witness | None:
-        """What the process that had it before has noted; None if there is nothing, or nothing that can be read."""
+        """Read what the previous holder noted; None if there is nothing, or nothing readable."""
         with database_errors(self._path):
             assert self._descriptor is not None
             noted = os.pread(self._descriptor, _WITNESS.size + 4, 0)
@@ -107,14 +107,14 @@ class ProcessLock:
         return Witness(*_WITNESS.unpack(data))
 
     def release(self, *, remove: bool) -> None:
-        """Give the lock up; `remove` also removes its file, where nobody will need it again."""
+        """Release the lock; `remove` also removes its file, if nobody will need it again."""
         if self._descriptor is not None:
             try:
-                if remove and os.path.samestat(self._path.stat(), self._file):  # else it is another process's by now
+                if remove and os.path.samestat(self._path.stat(), self._file):  # else it already belongs to another process
                     self._path.unlink(missing_ok=True)
             except FileNotFoundError:
                 pass
-            except OSError as error:  # who starts to send next removes it
+            except OSError as error:  # the next process that starts to upload removes it
                 log.warning("%s can't be removed yet: %s", self._path, error.strerror)
             finally:
                 self.drop()
@@ -123,7 +123,7 @@ class ProcessLock:
         """Close the descriptor."""
         if (descriptor := self._descriptor) is not None:
             self._descriptor = None
-            with contextlib.suppress(OSError):  # it is closed all the same, close(2), and nothing was written that could be lost
+            with contextlib.suppress(OSError):  # it is closed anyway, close(2), and there was nothing written to lose
                 os.close(descriptor)
 
 
@@ -134,7 +134,7 @@ def _try(path: Path) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path, descriptor):
                 return descriptor
-            os.close(descriptor)  # it was removed meanwhile: a lock that nobody else would find
+            os.close(descriptor)  # removed meanwhile: nobody else would find this lock
         except BlockingIOError:
             os.close(descriptor)
             return None
@@ -154,8 +154,8 @@ _held: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # The lock belongs to the open file, which the child shares: it would outlive the parent. Closing the child's
-    # descriptor leaves the parent's lock as it is (unlocking it would not).
+    # The lock belongs to the open file, which the child shares, so it would outlive the parent. Closing the child's descriptor
+    # leaves the parent's lock in place (unlocking it would not).
     for lock in list(_held):
         lock.drop()
 

@@ -17,25 +17,25 @@ from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.rows import BatchHeader, BatchOptions, BatchRow, Seal
 
 MEMBER_BYTES: Final = 1 << 20
-"""Lines wait until there are so many bytes of them; then they become one member. Smaller members compress worse."""
+"""Waiting lines become one member at this size. Smaller members compress worse."""
 
 _AT_ONCE_BYTES: Final = 256 << 10
-"""So many lines of one commit become a member at once, if none wait: they compress 3 % worse, but are not compressed twice."""
+"""Lines of one commit become a member at once from this size on, if none are waiting: 3 % larger, but compressed only once."""
 
 _PACKED_BYTES: Final = 8 << 10
-"""So many lines of one commit are compressed while they wait: that is quicker than to write, and read, them as they are."""
+"""Waiting lines of one commit are compressed from this size on: faster than writing and reading them uncompressed."""
 
 _NAMESPACE: Final = uuid.UUID("6d1f2f4e-3c0b-4d5e-9a57-8f0c2b7f9d31")
 
 SEALED_AT_ONCE: Final = 64
-"""Batches that share two transactions."""
+"""Batches that share two transactions when sealed."""
 
 
 class Fill(NamedTuple):
-    """What is in an open batch: members, and behind them the tail, lines that wait to become a member."""
+    """The contents of an open batch: members, then the tail: lines waiting to become a member."""
 
     events: int = 0
-    end: int = 0  # index of the next event; more than `events` where some were damaged and set aside
+    end: int = 0  # index of the next event; more than `events` if some were quarantined
     raw_bytes: int = 0
     first_at: int = 0
     last_at: int = 0
@@ -46,7 +46,7 @@ class Fill(NamedTuple):
     tail_size: int = 0  # on the disk
     tail_first_at: int = 0
     tail_start: int = 0  # index of the tail's first event
-    tail_lost: int = 0  # events that were damaged among the tail's
+    tail_lost: int = 0  # damaged events within the tail
 
     @property
     def spooled(self) -> int:
@@ -54,7 +54,7 @@ class Fill(NamedTuple):
         return self.size + self.tail_size
 
     def with_lines(self, chunk: Chunk, size: int) -> Fill:
-        """After lines were added to the tail, which take `size` bytes there."""
+        """The contents after adding lines to the tail, where they take `size` bytes."""
         return self._replace(
             events=self.events + chunk.events,
             end=chunk.start + chunk.events,
@@ -69,13 +69,13 @@ class Fill(NamedTuple):
         )
 
     def with_lost(self, chunk: Chunk) -> Fill:
-        """After a chunk whose events were damaged: their indexes are not used again."""
+        """The contents after a chunk of damaged events, whose indexes are not reused."""
         return self._replace(
             end=chunk.start + chunk.events, tail_lost=self.tail_lost + chunk.events if self.tail_events else self.tail_lost
         )
 
     def with_member(self, member: bytes) -> Fill:
-        """After the tail has become this member."""
+        """The contents after the tail has become this member."""
         return self._replace(
             size=self.size + len(member),
             crc32c=crc32c(member, self.crc32c),
@@ -88,7 +88,7 @@ class Fill(NamedTuple):
 
 
 class OpenBatch:
-    """A batch that still takes events, or one whose file is read to be sealed."""
+    """A batch that still takes events, or one read from its file to be sealed."""
 
     __slots__ = ("_compression", "_origin", "epoch", "fill", "id", "opened", "placement", "stream")
 
@@ -114,10 +114,10 @@ class OpenBatch:
 
     @classmethod
     def restored(cls, row: BatchRow, blobs: BlobFile) -> Self:
-        """The batch as its file tells it.
+        """Restore a batch from its file.
 
         Raises:
-            SpoolCorrupt: some of it is not what was written, or not there.
+            SpoolCorrupt: some of it is damaged or missing.
         """
         fill = Fill()
         for chunk in blobs.chunks(row.id):
@@ -135,7 +135,7 @@ class OpenBatch:
 
     @property
     def next_job(self) -> int:
-        """The id that its next event will have."""
+        """The id of its next event."""
         return (self.id << INDEX_BITS) + self.fill.end
 
     @property
@@ -144,7 +144,7 @@ class OpenBatch:
         return (self.id << INDEX_BITS) + self.fill.tail_start
 
     def header(self, location: str) -> BatchHeader:
-        """What its file keeps of it. `location` is where it goes to."""
+        """The header to keep in its file. `location` is its store's."""
         return BatchHeader(
             epoch=self.epoch,
             kind=self.stream.kind,
@@ -158,7 +158,7 @@ class OpenBatch:
         )
 
     def add(self, changes: Changes, lines: Sequence[bytes], first_at: int, last_at: int) -> None:
-        """Add lines; once there are enough of them, the tail becomes a member."""
+        """Add lines; once there are enough, the tail becomes a member."""
         data = b"".join(lines)
         is_packed = len(data) >= _PACKED_BYTES
         chunk = Chunk(self.next_job, len(lines), len(data), first_at, last_at, Form.PACKED if is_packed else Form.LINES)
@@ -173,7 +173,7 @@ class OpenBatch:
             changes.append(chunk, stored)
 
     def fold(self, changes: Changes) -> None:
-        """Make the tail a member, if there is one."""
+        """Turn the tail into a member, if there is one."""
         if self.fill.tail_events:
             self._fold(changes, self._tail(changes))
 
@@ -190,7 +190,7 @@ class OpenBatch:
         self.fill = fill.with_member(member)
 
     def seal(self) -> Seal:
-        """What is fixed when it is sealed: everything must be folded."""
+        """Everything that sealing fixes. The tail must be folded."""
         fill, placement = self.fill, self.placement
         id_ = self._uuid()
         first_job = self._origin[1] << INDEX_BITS
@@ -208,20 +208,20 @@ class OpenBatch:
         return Seal(fill.end, fill.events, fill.raw_bytes, fill.first_at, fill.last_at, fill.size, fill.crc32c, id_, key, self.id)
 
     def _uuid(self) -> str:
-        """It names the batch and its bytes.
+        """Derive a uuid from the batch's name and its bytes.
 
-        So whoever seals the same bytes again, since the catalog was lost or the whole spool was restored from a copy, gets the same
-        key, and the store says that they are there. Other bytes get another one.
+        The same bytes may be sealed again, after the catalog was lost or the spool was restored from a copy. They then get the same
+        key, and the store reports that the object exists. Other bytes get another key.
         """
         epoch, number = self._origin
         if not epoch:
-            return str(uuid.uuid4())  # of a version whose batches had no name beyond their spool
+            return str(uuid.uuid4())  # from a version whose batches had no name outside their spool
         fill = self.fill
         return str(uuid.uuid5(_NAMESPACE, f"{epoch}/{number}/{fill.end}/{fill.events}/{fill.size}/{fill.crc32c}"))
 
 
 def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]) -> None:
-    """Fix the bytes (in the blob file), then the key, uuid and checksum (in the catalog). May be repeated after a crash between."""
+    """Fix the bytes (in the blob file), then key, uuid and checksum (in the catalog). Safe to repeat after a crash in between."""
 
     def fold(changes: Changes) -> None:
         for batch in batches:

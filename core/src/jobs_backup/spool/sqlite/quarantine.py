@@ -1,4 +1,4 @@
-"""Damage: what can't be read is set aside with a report, and the rest goes on."""
+"""Quarantine what is damaged, with a report, and continue with the rest."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _NO_STREAM: Final = Stream(Kind.RAW, "", "")
 
 
 class Quarantine:
-    """The directory `quarantine/`. Its reports last as long as the files in it: removing a file ends its report.
+    """The directory `quarantine/`. A report lasts as long as its file: removing the file ends the report.
 
-    A disk that can't be read for a moment is no damage, although SQLite reports it as such: whatever is set aside was read twice.
+    A disk that is unreadable for a moment is not damage, although SQLite reports it as such: everything quarantined was read twice.
     """
 
     def __init__(self, directory: Path, catalog: Catalog, files: BlobFiles) -> None:
@@ -37,11 +37,11 @@ class Quarantine:
         self._files = files
 
     def restore(self, row: BatchRow, blobs: BlobFile) -> tuple[OpenBatch, bool]:
-        """What is good of an open batch, and whether that is all of it: damaged chunks are set aside first.
+        """Restore the undamaged part of an open batch, after quarantining damaged chunks. Also returns whether that is all of it.
 
         Raises:
             SpoolCorrupt: the file itself is damaged.
-            SpoolError: it can't be read now.
+            SpoolError: it cannot be read now.
         """
         try:
             return OpenBatch.restored(row, blobs), True
@@ -50,13 +50,13 @@ class Quarantine:
             return OpenBatch.restored(row, blobs), False
 
     def set_aside(self, batch: Batch, *, whole: bool) -> None:
-        """Set aside what is damaged of a sealed batch, and seal the rest anew: other bytes, so another key and uuid.
+        """Quarantine what is damaged of a sealed batch, and seal the rest again: other bytes, so another key and uuid.
 
-        `whole`: an earlier attempt may have stored it under its key, so that no part of it may be sent under another one. Then
-        all of it is set aside.
+        `whole`: an earlier attempt may have uploaded it, so no part of it may be uploaded under another key. All of it is
+        quarantined.
 
         Raises:
-            SpoolError: it is not damaged, or can't be read now. Nothing has changed.
+            SpoolError: it is not damaged, or cannot be read now. Nothing has changed.
         """
         row = self._catalog.batch(batch.id)
         try:
@@ -72,20 +72,20 @@ class Quarantine:
         self._catalog.reseal(batch.id, rest.seal() if rest.fill.events else None)
 
     def leave_in_file(self, row: BatchRow, blobs: str, error: SpoolCorrupt) -> None:
-        """A batch that can't be taken out of its damaged file. `retire` moves the file."""
+        """Give up a batch that cannot be taken out of its damaged file. `retire` moves the file."""
         damage = Damage(row.id, row.stream, 0, 0, _in_blobs(blobs), error.message)
         log.error("%s: batch %d stays in it: %s", damage.file, row.id, error.one_line())
         self._catalog.set_aside(damage, instead_of_batch=True)
 
     def report(self, blobs: str, batch: int, why: str, *, events: int = 0, stream: Stream = _NO_STREAM) -> None:
-        """Events that a file should have, and does not, or that nobody knows what to do with. `retire` moves the file."""
+        """Report events missing from a file, or found there without a known origin. `retire` moves the file."""
         log.error("%s: %s", _in_blobs(blobs), why)
         self._catalog.set_aside(Damage(batch, stream, 0, events, _in_blobs(blobs), why))
 
     def report_missing(self, blobs: str, rows: Sequence[BatchRow], events: int) -> None:
-        """A file is not there, although something was recorded into it, or may have been. A note stands in its place.
+        """Report a missing file into which something was, or may have been, recorded. A note takes its place.
 
-        `events` is how many were recorded into it, 0 if that is not known.
+        `events` is how many were recorded into it, 0 if unknown.
         """
         why = "the blob file is not there: what was recorded into it is lost"
         file = self._write(blobs, ".missing", f"blobs/{blobs}.db: {why}\n".encode())
@@ -97,7 +97,7 @@ class Quarantine:
             self._catalog.set_aside(Damage(0, _NO_STREAM, 0, events, f"quarantine/{file}", why))
 
     def retire(self, blobs: str) -> bool:
-        """Move a damaged file here that holds nothing else any more. False if it is not damaged."""
+        """Move a damaged file here once nothing else in it is needed. False if it is not damaged."""
         if not self._catalog.is_damaged(blobs):
             return False
         self._files.move(blobs, self._directory)
@@ -105,11 +105,11 @@ class Quarantine:
         return True
 
     def reports(self, *, only_reads: bool = False) -> list[Damage]:
-        """What is set aside. What somebody has removed is forgotten, unless this `only_reads`."""
+        """All reports. Forgets those whose file somebody removed, unless `only_reads`."""
         found: list[Damage] = []
         gone: set[str] = set()
         for one in self._catalog.damages():
-            # `retire` moves a file and then notes it: who is in between, or was killed there, has not removed it.
+            # `retire` moves a file, then notes it: between the two, or after a kill there, the file was not removed.
             moved = f"quarantine/{Path(one.file).name}"
             place = next((file for file in (one.file, moved) if (self._directory.parent / file).exists()), None)
             if place is None:
@@ -123,24 +123,24 @@ class Quarantine:
         return found + self._unreported({Path(one.file).name for one in found})
 
     def _unreported(self, reported: set[str]) -> list[Damage]:
-        """What is here and the catalog does not know: it was made anew, or who wrote the file was killed before he reported it."""
+        """Files here that the catalog does not know: it was rebuilt, or their writer was killed before reporting them."""
         with database_errors(self._directory):
             try:
                 names = sorted(path.name for path in self._directory.iterdir())
             except FileNotFoundError:
                 names = []
-        # A name that begins with a point is not finished: its bytes are still in blobs/.
+        # A name beginning with a dot is unfinished: its bytes are still in blobs/.
         strange = [n for n in names if n not in reported and not n.startswith(".") and not n.endswith(("-wal", "-shm", "-journal"))]
         return [Damage(0, _NO_STREAM, 0, 0, f"quarantine/{name}", "the catalog does not know what it is") for name in strange]
 
     def _set_chunks_aside(self, row: BatchRow, name: str, *, good_too: bool = False, size: int | None = None) -> None:
-        """`size` is what a sealed batch has.
+        """Quarantine the damaged chunks of a batch, or all of them with `good_too`. `size` is a sealed batch's.
 
         Raises:
             SpoolCorrupt: the file itself is damaged.
-            SpoolError: the batch is not damaged, or can't be read now.
+            SpoolError: the batch is not damaged, or cannot be read now.
         """
-        with self._files.open(name) as blobs:  # a second look, by a connection that has read nothing yet
+        with self._files.open(name) as blobs:  # a second read, by a connection without a cache
             self._files.read_through(name)
             chunks = blobs.chunks(row.id)
             examined = [(chunk, *blobs.examine(chunk.job)) for chunk in chunks if chunk.form is not Form.LOST]
@@ -168,9 +168,9 @@ class Quarantine:
                 blobs.lose(chunk.job, chunk.events)
 
     def _write(self, name: str, suffix: str, data: bytes) -> str:
-        """Write a file, unless it is there, as who was killed behind this has left it. Returns its name.
+        """Write a file, unless a process killed after this step has left it. Returns its name.
 
-        Nothing is overwritten: of a catalog that was lost, the same numbers may be here with other events.
+        Nothing is overwritten: with a lost catalog, the same numbers may belong to other events here.
         """
         path, numbers = self._directory / f"{name}{suffix}", itertools.count(2)
         with database_errors(path):
@@ -190,7 +190,7 @@ class Quarantine:
 
 
 def _gaps(batch: int, chunks: Sequence[Chunk]) -> Iterator[tuple[int, int]]:
-    """Where chunks are missing: (job, how many events).
+    """Find gaps between chunks: (job, number of events).
 
     Raises:
         SpoolCorrupt: chunks overlap.

@@ -1,4 +1,4 @@
-"""Backpressure: whether there is room in the spool for more."""
+"""Backpressure: whether the spool has space for more."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _LOOK_BYTES: Final = 1 << 20
 
 
 class Quota:
-    """All processes together may go over the limits by what they record between two looks of theirs: each about 1 MiB, or a commit.
+    """Check the limits for recording. Each process may exceed them by what it records between two checks: about 1 MiB, or a commit.
 
-    The limits are for recording alone. Sealing and sending go on, for they are what makes room.
+    The limits apply to recording only. Sealing and uploading continue, because they free space.
     """
 
     def __init__(
         self, directory: Path, catalog: Catalog, ballast: Ballast, session: Callable[[], str], limits: QuotaLimits
     ) -> None:
-        """`session` names that of this process: it gets another one where its files are lost."""
+        """`session` returns this process's session, which changes if its files are lost."""
         self._directory = directory
         self._catalog = catalog
         self._ballast = ballast
@@ -38,13 +38,13 @@ class Quota:
         self._looked_at = 0.0
         self._looked_with = 0
         self._of_others = 0
-        self._reported = ("", 0)  # by which session, and what
+        self._reported = ("", 0)  # session, and its bytes
 
     def check(self, open_bytes: Callable[[], int]) -> None:
-        """Check that more may be recorded. `open_bytes` tells what this process has in batches that are not sealed.
+        """Check that more may be recorded. `open_bytes` returns the bytes of this process's open batches.
 
         Raises:
-            SpoolFull: there is no room.
+            SpoolFull: there is no space.
         """
         now = time.monotonic()
         if now - self._disk_looked_at >= _DISK_SECONDS:

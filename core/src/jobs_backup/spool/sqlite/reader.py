@@ -1,4 +1,4 @@
-"""What is going on in the catalog, for whoever looks: queries that nothing else needs."""
+"""Queries of the catalog for status and replay only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs_backup.spool.sqlite.database import Database, reads
 
 
 class SealedStream(NamedTuple):
-    """What is sealed of a stream for a store, and not stored."""
+    """What is sealed but not uploaded, of one stream for one store."""
 
     store: int
     stream: Stream
@@ -24,7 +24,7 @@ class SealedStream(NamedTuple):
 
 
 class StoreRow(NamedTuple):
-    """A store, with its multipart uploads: those under way, those to be aborted."""
+    """A store, with the number of its multipart uploads: in progress, and to be aborted."""
 
     id: int
     location: str
@@ -37,7 +37,7 @@ class StoreRow(NamedTuple):
 
 
 class SessionRow(NamedTuple):
-    """See the table."""
+    """A session: see the table `sessions`."""
 
     id: str
     pid: int
@@ -57,14 +57,14 @@ def _stored_object(row: Sequence[Any]) -> StoredObject:
 
 
 class CatalogReader:
-    """Reads the catalog."""
+    """Read the catalog."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @reads
     def stored(self, db: sqlite3.Connection, location: str, kind: Kind, after: int, limit: int) -> list[StoredObject]:
-        """What stands in a bucket, by batch numbers, from behind `after` on."""
+        """Objects in a bucket, by batch number, from after `after`."""
         rows = db.execute(
             f"{_SELECT_OBJECT} WHERE b.id>? AND state='stored' AND kind=? AND location=? ORDER BY b.id LIMIT ?",
             (after, kind, location, limit),
@@ -73,7 +73,7 @@ class CatalogReader:
 
     @reads
     def written(self, db: sqlite3.Connection, location: str, kind: Kind, key: str) -> StoredObject | None:
-        """What stands in a bucket under a key, or stood there until it was deleted."""
+        """The object under a key of a bucket, including one that was deleted since."""
         row = db.execute(
             f"{_SELECT_OBJECT} WHERE key=? AND state IN ('stored', 'deleted') AND kind=? AND location=?", (key, kind, location)
         ).fetchone()
@@ -81,7 +81,7 @@ class CatalogReader:
 
     @reads
     def stored_elsewhere(self, db: sqlite3.Connection, location: str, kind: Kind) -> list[StreamObjects]:
-        """What stands in other buckets."""
+        """Objects in other buckets."""
         rows = db.execute(
             "SELECT workspace_id, source_id, count(*), sum(events) FROM batches b JOIN stores d ON d.id=b.store"
             " WHERE state='stored' AND kind=? AND location!=? GROUP BY workspace_id, source_id",
@@ -91,7 +91,7 @@ class CatalogReader:
 
     @reads
     def forgotten(self, db: sqlite3.Connection, location: str, kind: Kind, begin: int, end: int) -> list[StreamObjects]:
-        """What stands in a bucket, may have events between these times, and is not in the catalog any more."""
+        """Objects in a bucket that may have events in this time range, but are no longer in the catalog."""
         rows = db.execute(
             "SELECT workspace_id, source_id, objects, events FROM forgotten f JOIN stores d ON d.id=f.store"
             " WHERE location=? AND kind=? AND last_at>=? AND first_at<?",
@@ -101,20 +101,20 @@ class CatalogReader:
 
     @reads
     def knowledge(self, db: sqlite3.Connection) -> tuple[int, int]:
-        """When the catalog was made, and until when it may have missed something since one before it was lost; 0 if none was."""
+        """When the catalog was made, and until when it may have gaps because an earlier one was lost; 0 if none was."""
         noted = dict(db.execute("SELECT name, value FROM counters WHERE name!='batch'").fetchall())
         return noted["known_since"], noted["lost_until"]
 
     @reads
     def streams(self, db: sqlite3.Connection) -> list[tuple[str, str]]:
-        """Workspace and source of everything that was ever recorded."""
+        """Workspace and source of everything ever recorded."""
         return db.execute(
             "SELECT workspace_id, source_id FROM batches UNION SELECT workspace_id, source_id FROM forgotten"
         ).fetchall()
 
     @reads
     def sealed_streams(self, db: sqlite3.Connection) -> list[SealedStream]:
-        """What is sealed and not stored, for each store and stream."""
+        """What is sealed but not uploaded, for each store and stream."""
         rows = db.execute(
             "SELECT store, kind, workspace_id, source_id, count(*), sum(events), sum(size), min(opened_at),"
             " sum(claimed_by IS NOT NULL) FROM batches WHERE state='sealed'"
@@ -124,7 +124,7 @@ class CatalogReader:
 
     @reads
     def stores(self, db: sqlite3.Connection) -> list[StoreRow]:
-        """Every store there ever was. The error is the last one's of those that delay something."""
+        """All stores ever used. The error is the store's, or else the one of its latest failing batch."""
         rows = db.execute(
             "SELECT d.id, d.location, CASE WHEN d.error!='' THEN d.error ELSE coalesce(b.error, '') END,"
             " CASE WHEN d.error!='' THEN d.hint ELSE coalesce(b.hint, '') END, d.paused_until,"
@@ -138,12 +138,12 @@ class CatalogReader:
 
     @reads
     def totals(self, db: sqlite3.Connection) -> list[Total]:
-        """What all processes have done since the spool was made. Every state of every kind is there."""
+        """Totals of all processes since the spool was made, with every state of every kind."""
         rows = db.execute("SELECT kind, state, batches, events, raw_bytes, size, stored_at FROM totals")
         return [Total(*row) for row in rows]
 
     @reads
     def sessions(self, db: sqlite3.Connection) -> list[SessionRow]:
-        """All sessions that were not ended."""
+        """All sessions that have not ended."""
         rows = db.execute("SELECT id, pid, archives, began_at, error FROM sessions ORDER BY began_at")
         return [SessionRow(row[0], row[1], bool(row[2]), row[3], row[4]) for row in rows]

@@ -1,4 +1,4 @@
-"""What the rows of the catalog are, for those who read and write them."""
+"""The rows of the catalog, for its readers and writers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def suffix(self) -> str:
-        """Of the key."""
+        """The suffix of its key."""
         return self.compression.suffix + "".join(f".{one.partition('=')[0]}" for one in self.wrappers)
 
 
 class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch is bound to when it is opened, as its blob file keeps it: so that the file can do without the catalog.
+    """What a batch is bound to when it is opened, as kept in its blob file, which can thus do without the catalog.
 
     Attributes:
-        origin: epoch and number that it was opened with, if another batch has taken the number. They name its object.
+        origin: the epoch and number it was opened with, if another batch has taken the number. They name its object.
     """
 
     epoch: int
@@ -45,7 +45,7 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchRow(NamedTuple):
-    """A batch without what sealing fixes."""
+    """A batch without the fields that sealing fixes."""
 
     id: int
     epoch: int
@@ -55,7 +55,7 @@ class BatchRow(NamedTuple):
 
 
 class Seal(NamedTuple):
-    """What sealing fixes of a batch; see the columns."""
+    """The fields of a batch that sealing fixes; see the table `batches`."""
 
     jobs: int
     events: int

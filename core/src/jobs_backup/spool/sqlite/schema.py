@@ -1,4 +1,4 @@
-"""The tables of the catalog, and how those of earlier versions become them."""
+"""The catalog's tables, and how to upgrade those of earlier versions."""
 
 from __future__ import annotations
 
@@ -154,21 +154,22 @@ WHEN new.state!=old.state AND new.blobs!='' AND (new.state!='sealed' OR old.stat
 
 VERSION: Final = 10
 RENAMED: Final = {"destinations": "stores", "destination": "store"}
-"""Tables and columns of versions up to 9 -> their names since then."""
-# How many ids were given in a batch was not written down, and damage may have taken the last ones: as many as there can be, so that
-# its object is never deleted before all were delivered.
+"""Tables and columns of versions up to 9 -> their current names."""
+# The number of issued ids was not recorded, and damage may have taken the last ones. The maximum is assumed, so that an object is
+# never deleted before all its jobs are delivered.
 _GIVEN_IDS: Final = "UPDATE batches SET jobs=1<<21 WHERE state IN ('sealed', 'stored')"
-_OPENED_AT: Final = "UPDATE batches SET opened_at=id/1000.0"  # a batch's number was the time when it was opened
+_OPENED_AT: Final = "UPDATE batches SET opened_at=id/1000.0"  # a batch's number was the time it was opened
 REBUILT: Final = "UPDATE counters SET value=CAST((julianday('now')-2440587.5)*86400000000 AS INTEGER) WHERE name='lost_until'"
-"""For a catalog that is made beside the files of an earlier one."""
-# Versions up to 8 did not note what they forgot. What is there tells since when all is known, unless more was stored than is there.
+"""Run when a catalog is made beside the files of an earlier one."""
+# Versions up to 8 did not record what they forgot. The known history starts with the oldest batch, unless fewer are left than were
+# uploaded.
 _KNOWN: Final = (
     "UPDATE counters SET value=min(value, coalesce((SELECT min(first_at) FROM batches), value)) WHERE name='known_since'",
     f"{REBUILT} AND (SELECT sum(iif(state='stored', batches, iif(state='deleted', -batches, 0))) FROM totals)"  # noqa: S608 - our own text
     " > (SELECT count(*) FROM batches WHERE state='stored')",
 )
 UPGRADES: Final = {
-    # Version 1 did not count claims: whatever it sealed may have been sent.
+    # Version 1 did not count claims: anything it sealed may have been uploaded.
     1: (
         "UPDATE sessions SET blobs=id",
         "UPDATE batches SET claims=failures+1 WHERE state='sealed'",

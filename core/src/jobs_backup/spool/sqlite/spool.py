@@ -1,4 +1,4 @@
-"""The spool: the writer of this process, and the batches of all processes on their way to the bucket."""
+"""The spool: this process's writer, and the batches of all processes on their way to the bucket."""
 
 from __future__ import annotations
 
@@ -57,11 +57,13 @@ _CATALOG_DAMAGED: Final = (
 
 
 class SqliteSpool:
-    """A directory with `catalog.db` (all state), `blobs/` (the bytes), `locks/` (one for each process and input), `rejects/` (of
-    the command), `quarantine/` (what was damaged) and `ballast` (for a full disk).
+    """A spool in a directory.
 
-    Bytes are committed in the writer's file, then sealed in the catalog, then stored in the catalog; at last their file is
-    removed. Each step may be repeated, so that no transaction spans two files.
+    It has `catalog.db` (all state), `blobs/` (the bytes), `locks/` (one per process and input), `rejects/` (used by the command),
+    `quarantine/` (damaged bytes) and `ballast` (for a full disk).
+
+    Bytes are committed in the writer's file, then sealed in the catalog, then marked there as uploaded; finally their file is
+    removed. Each step may be repeated, so no transaction spans two files.
 
     Attributes:
         uploads: the journal of multipart uploads to its store.
@@ -82,15 +84,15 @@ class SqliteSpool:
         archives: bool = True,
         delete_after: DeleteAfter = "delivered",
     ) -> None:
-        """Open the spool, create it where it does not exist.
+        """Open the spool, creating it if needed.
 
         Args:
-            location: of the store; what is recorded here is bound to it.
-            wrappers: what its objects will be made by, see `Batch.wrappers`.
-            archives: whether this process also sends, and deletes.
+            location: the store's; everything recorded here is bound to it.
+            wrappers: what its objects will be made with, see `Batch.wrappers`.
+            archives: whether this process also uploads and deletes.
 
         Raises:
-            SpoolError: the directory can't be used.
+            SpoolError: the directory cannot be used.
         """
         self.directory = directory
         self._delete_after: DeleteAfter = delete_after
@@ -100,10 +102,10 @@ class SqliteSpool:
         refuse_network(directory)
         self._ballast = Ballast(directory, min_free=room.min_free)
         if archives:
-            self.maintain()  # before the first file is opened, which fails on a full disk
+            self.maintain()  # before opening the first file, which fails on a full disk
         try:
             self._refuse_to_upgrade_in_use()
-            # Made behind the catalog: where it is there, so was a catalog.
+            # Made after the catalog, so if it exists, a catalog did, too.
             made = directory / "made"
             self._catalog = Catalog(directory / "catalog.db", durability=durability, is_rebuilt=made.exists())
         except SpoolCorrupt as error:
@@ -114,7 +116,7 @@ class SqliteSpool:
         self._quarantine = Quarantine(directory / "quarantine", self._catalog, self._files)
         self._sessions: list[str] = []
         self._input_locks: list[ProcessLock] = []
-        self._known_files = set[str]()  # of dead sessions, with nothing that the catalog does not know
+        self._known_files = set[str]()  # of dead sessions, and fully known to the catalog
         session: Session | None = None
         try:
             self._check_catalog()
@@ -161,12 +163,12 @@ class SqliteSpool:
 
     @property
     def quarantine(self) -> str:
-        """The directory of what was damaged."""
+        """The directory of quarantined bytes."""
         return str(self.directory / "quarantine")
 
     @property
     def session(self) -> str:
-        """The name of what this process records and sends as."""
+        """The name of this process's session."""
         return self._writer.session.name
 
     # Recording
@@ -176,11 +178,11 @@ class SqliteSpool:
         self._writer.append(recordings)
 
     def check_room(self) -> None:
-        """Check that what is recorded now would find room, and that the catalog can be read, and is the one that others see.
+        """Check that there is space to record, and that the catalog is readable and is the one other processes see.
 
         Raises:
-            SpoolFull: there is no room.
-            SpoolError: the spool can't be used.
+            SpoolFull: there is no space.
+            SpoolError: the spool cannot be used.
             BackupClosed: after `close`.
         """
         self._writer.check_room()
@@ -190,37 +192,37 @@ class SqliteSpool:
 
     @property
     def recorded(self) -> Recorded:
-        """What this process has recorded."""
+        """Counts of what this process has recorded."""
         return self._writer.recorded
 
     @property
     def acknowledged(self) -> int:
-        """How many deliveries this process has taken."""
+        """Number of deliveries this process has acknowledged."""
         return self._acknowledger.acknowledged
 
     def number(self, stream: Stream, events: int) -> list[tuple[int, int]]:
-        """Ids for events that are not kept, as runs: (first, how many)."""
+        """Issue ids for events that are not kept, as runs: (first, count)."""
         return self._numbering.take(stream, events)
 
     def on_sealed(self, call: Callable[[], None]) -> None:
-        """Have something called whenever this process has sealed something."""
+        """Register a function to call whenever this process has sealed something."""
         self._writer.on_sealed = call
 
     def seal(self) -> int:
-        """Seal what this process has open. Returns the number of batches."""
+        """Seal this process's open batches. Returns how many."""
         return self._writer.seal()
 
     def seal_due(self) -> int:
-        """Seal what this process has open and what has reached the limit of age. Returns the number of batches."""
+        """Seal this process's open batches that have reached the age limit. Returns how many."""
         return self._writer.seal_due()
 
     @contextmanager
     def reading(self, source: str) -> Generator[bool]:
-        """The right to read an input, within the block; False if another process has it.
+        """Hold the lock on reading an input within the block; yields False if another process has it.
 
-        Whoever has it next sees how far the input was read: see `position`. Within the block a position is committed only while
-        the lock is there, which is looked at while nobody can read positions. So a process that gets the lock because somebody
-        has removed it either sees the last position of this one, or this one commits no other.
+        The next holder sees how far the input was read: see `position`. Within the block, a position is committed only if the lock
+        still exists, which is checked while nobody can read positions. So if somebody removes the lock and another process takes
+        it, that process sees this one's last position, or this one commits no other.
         """
         lock = self._try_lock(f"input-{source}")
         try:
@@ -233,22 +235,22 @@ class SqliteSpool:
                 lock.release(remove=True)
 
     def position(self, source: str) -> InputPosition | None:
-        """How far an input was read, by any process; None if it never was. Raises as `new_positions` does."""
+        """How far any process has read an input; None if it was never read. Raises as `new_positions` does."""
         found = [self._catalog.position(source)]
         for name in self._written_files():
             found += self._of_file(name, lambda blobs: [blobs.position(source)])
-        found.append(self._catalog.position(source))  # again: a file may have been left between the two
+        found.append(self._catalog.position(source))  # again: a file may have been left in between
         return max((one for one in found if one is not None), key=lambda one: one.at, default=None)
 
     def new_positions(self, prefix: str, seen: dict[str, int]) -> list[InputPosition]:
-        """How far the inputs were read whose ids begin with `prefix`, by any process: those of which `seen` knows nothing.
+        """How far any process has read the inputs whose ids begin with `prefix`, without those already in `seen`.
 
         Args:
-            seen: empty at first. It notes what was given, so that the next call gives only what was entered meanwhile. What was
-                given may have changed since: see `position`.
+            seen: initially empty. It notes what was returned, so that the next call returns only new inputs. Returned positions may
+                have changed since: see `position`.
 
         Raises:
-            SpoolError: a file can't be read now, for example because too many are open. What is damaged tells no position.
+            SpoolError: a file cannot be read now, for example because too many are open. Damaged files contribute no positions.
         """
         found: list[InputPosition] = []
 
@@ -263,7 +265,7 @@ class SqliteSpool:
         return list({one.input: one for one in sorted(found, key=lambda one: one.at)}.values())
 
     def _written_files(self) -> list[str]:
-        return list(self._catalog.blob_files().values())  # those that are not written any more have left theirs to the catalog
+        return list(self._catalog.blob_files().values())  # files no longer written have left theirs to the catalog
 
     def _of_file(self, name: str, read: Callable[[BlobFile], list[T]]) -> list[T]:
         try:
@@ -277,10 +279,10 @@ class SqliteSpool:
             return []
 
     def _check_position(self, position: InputPosition) -> None:
-        """Check, before a position is committed, that this process alone reads the input, and that it follows what is there.
+        """Check, before committing a position, that only this process reads the input, and that it follows the previous position.
 
         Raises:
-            ConfigurationError: another process may read the input, or has read it.
+            ConfigurationError: another process may be reading the input, or has read it.
         """
         for lock in self._input_locks:
             if not lock.is_there():
@@ -298,35 +300,35 @@ class SqliteSpool:
     # Deliveries
 
     def delivered(self, jobs: JobSet) -> JobSet:
-        """Remember that these were delivered; durable when it returns. Returns those that are unknown."""
+        """Mark these jobs as delivered, durably. Returns the unknown ones."""
         return self._acknowledger.add(jobs)
 
     def stream_of(self, job: int) -> Stream | None:
-        """The stream of a raw event that this spool has or had; None if it knows no such job."""
+        """The stream of a raw event, past or present; None if the job is unknown."""
         return self._catalog.deliveries.stream_of(job, self._files.ends)
 
     def settle(self, failures: Sequence[tuple[int, int]]) -> None:
-        """Each job has a failure record: (job, id of that). It is settled once that is stored."""
+        """Note failure records: (job, id of its record). A job is settled once its record is uploaded."""
         self._catalog.deliveries.settle([(origin_of(failure)[1], job) for job, failure in failures])
 
     def claim_deletes(self, limit: int) -> list[DueObject]:
-        """Objects that only this process may delete now, since all of their jobs were delivered."""
+        """Claim objects to delete, since all their jobs were delivered."""
         return self._catalog.deliveries.claim(self.store, self.session, self._delete_after, limit)
 
     def has_deletes(self) -> bool:
-        """Whether `claim_deletes` would give any."""
+        """Whether `claim_deletes` would return any."""
         return self._catalog.deliveries.has_due(self.store, self._delete_after)
 
     def waiting_deletes(self) -> list[WaitingDeletes]:
-        """What is to be deleted and was not yet, for each store."""
+        """Pending deletes for each store."""
         return self._catalog.deliveries.waiting()
 
     def deleted(self, objects: Sequence[DueObject]) -> None:
-        """These are gone."""
+        """Mark these objects as deleted."""
         self._catalog.deliveries.deleted(self.store, [one.batch for one in objects])
 
     def give_back_deletes(self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, pause: float) -> None:
-        """Deleting these failed; after so many seconds each may be claimed again, at any time where it is None.
+        """Release objects whose delete failed; each may be claimed again after its seconds, or at any time if None.
 
         Nothing is deleted for `pause` seconds.
         """
@@ -334,28 +336,30 @@ class SqliteSpool:
         self._catalog.deliveries.give_back(self.store, batches, error=str(error), hint=error.hint, pause=pause)
 
     def retry_deletes(self) -> None:
-        """What could not be deleted need not wait any longer."""
+        """Make all failed deletes due now."""
         self._catalog.deliveries.begin(self.store, self._delete_after)
 
     def forget(self, age: float, after: int) -> int | None:
-        """Forget batches that were stored, or at least opened, so many seconds ago, unless something is still to be done with them.
-        It looks at some behind the number `after`. Returns what to go on behind; None at the end."""
+        """Forget batches uploaded, or at least opened, at least `age` seconds ago, unless something is left to do for them.
+
+        Examines some with numbers above `after`. Returns where to continue; None at the end.
+        """
         self._catalog.set_clock()
         return self._catalog.deliveries.forget(age, after, _LOOKED_AT_ONCE, self._files.names())
 
-    # Sending
+    # Uploading
 
     def claim(self) -> Claim | None:
-        """A batch for this store that can be sent now, the one that has waited for the longest; None if there is none."""
+        """Claim the batch for this store that has waited longest and can be uploaded now; None if there is none."""
         claimed = self._catalog.claim(self.store, self.session)
         return None if claimed is None else Claim(*claimed)
 
     def has_claimable(self) -> bool:
-        """Whether `claim` would give one."""
+        """Whether `claim` would return a batch."""
         return self._catalog.has_claimable(self.store)
 
     def give_back_claims(self) -> int:
-        """Let everything be claimed again that this process has claimed. Returns how many batches: for when it sends nothing."""
+        """Release all batches this process has claimed. Call it only while uploading nothing. Returns how many."""
         return self._catalog.give_back_claims(self.session) if self._catalog.has_claimed(self.session) else 0
 
     @hookimpl
@@ -363,7 +367,7 @@ class SqliteSpool:
         """The bytes of a sealed batch.
 
         Raises:
-            SpoolCorrupt: they are not those that were sealed.
+            SpoolCorrupt: they differ from what was sealed.
         """
         try:
             body = SpooledBody(self._files.path(batch.blobs), batch.id)
@@ -381,23 +385,24 @@ class SqliteSpool:
         return body
 
     def stored(self, batch: Batch, *, deletable_after: float = 0.0) -> None:
-        """The batch's object stands in the bucket. Its bytes go with their file, once that is left and nothing in it waits.
+        """Mark a batch as uploaded. Its bytes are deleted with their file, once no session writes it and nothing in it waits.
 
-        It is not deleted for `deletable_after` seconds: an earlier attempt may still arrive, and would bring it back.
+        Its object is kept for `deletable_after` seconds, because an earlier attempt may still arrive and would bring it back.
         """
         self._catalog.stored(batch.id, deletable_after=deletable_after)
         self._clean_up(batch.blobs)
 
     def pin_content(self, made: Batch) -> None:
-        """Hold a batch to what its wrappers have made of it at the first attempt.
+        """Hold a batch to what its wrappers made of it at the first attempt.
 
-        An upload would be continued with other bytes, and encryption with the same key and nonce would give both contents away.
+        Otherwise an upload could resume with other bytes, and encrypting them with the same key and nonce would reveal both
+        contents.
 
         Args:
-            made: as `ObjectStore.prepare` gives it.
+            made: as returned by `ObjectStore.prepare`.
 
         Raises:
-            WrapperMissing: they make something else of it now.
+            WrapperMissing: the wrappers make something else now.
         """
         if not self._catalog.pin_content(made.id, f"{made.size}:{made.crc32c:08x}"):
             raise WrapperMissing(
@@ -406,49 +411,49 @@ class SqliteSpool:
             )
 
     def doubt(self, key: str) -> None:
-        """Note that the store may hold other bytes under the key of a batch that waits."""
+        """Note that the store may hold other bytes under the key of a waiting batch."""
         self._catalog.doubt(key)
 
     def is_doubted(self, key: str) -> bool:
-        """Whether that was noted, by whichever process."""
+        """Whether any process has noted a doubt about this key."""
         return self._catalog.is_doubted(key)
 
     def skip(self, batch: Batch) -> None:
-        """A batch that was never tried to be sent will not be: all of it was delivered."""
+        """Mark a batch that was never attempted as not to be uploaded, because all of it was delivered."""
         self._catalog.skipped(batch.id)
         self._clean_up(batch.blobs)
 
     def set_aside(self, claim: Claim, error: SpoolCorrupt) -> None:
-        """A claimed batch turned out to be damaged, while it was sent or before.
+        """Quarantine what is damaged of a claimed batch.
 
-        What is damaged goes into quarantine. The rest is sealed anew, unless an earlier attempt may have stored the whole.
+        The rest is sealed again, unless an earlier attempt may have uploaded the whole batch.
         """
         self._quarantine.set_aside(claim.batch, whole=claim.times > 1 or error.attempts > 1)
         self._clean_up(claim.batch.blobs)
 
     def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
-        """Sending a batch that this process has claimed failed; after `delay` seconds it may be claimed again.
+        """Release a claimed batch whose upload failed; it may be claimed again after `delay` seconds.
 
-        `standing` is what is known of the store now: it has `refused` everything, or it is `proven`: it may have got
+        `standing` is what is now known about the store: it has `refused` everything, or is `proven`, as it may have accepted
         something.
         """
         self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, delay=delay, standing=standing)
 
     def waiting(self, last: int | None = None) -> list[Waiting]:
-        """What is sealed and not stored, for each store; only batches up to the number `last`, if it is given."""
+        """What is sealed but not uploaded, for each store; up to the batch number `last`, if given."""
         return self._catalog.waiting(self.session, last)
 
     def pause(self, error: JobsBackupError, *, seconds: float) -> None:
-        """Note for others that nothing is sent for so many seconds, and why."""
+        """Note for other processes that uploads pause for `seconds`, and why."""
         self._catalog.pause(self.store, error=str(error), hint=error.hint, seconds=seconds)
 
     @property
     def unreadable(self) -> list[SpoolError]:
-        """Why some of what dead processes recorded can't be sent: they can't be replaced yet."""
+        """Why some records of dead processes cannot be uploaded: those processes cannot be replaced yet."""
         return list(self._unreadable.values())
 
     def quarantined(self, *, own: bool = False) -> list[Damage]:
-        """What was damaged, and set aside; if `own`, of what this process has recorded."""
+        """Damage in quarantine; with `own`, only from what this process recorded."""
         found = self._quarantine.reports()
         if found and own:
             batches = set[int]().union(*map(self._catalog.batches_of, self._sessions))
@@ -456,7 +461,7 @@ class SqliteSpool:
         return found
 
     def account(self) -> Account:
-        """Look at each session and each file: what is in none of them, and is not sealed, is in the bucket."""
+        """Count the unsealed events of each session and file: anything that is in none of them and not sealed is in the bucket."""
         problems: dict[str, SpoolError] = {}
         open_elsewhere = 0
         written = self._catalog.blob_files()
@@ -491,49 +496,49 @@ class SqliteSpool:
             return sum(blobs.spooled(row.id)[0] for row in rows)
 
     def last_batch(self) -> int:
-        """The number of the batch that was opened last."""
+        """The number of the most recently opened batch."""
         return self._catalog.last_batch()
 
     def is_unsent(self, last: int) -> bool:
-        """Whether a sealed batch that this process has recorded, up to the number `last`, is not stored yet."""
+        """Whether a sealed batch of this process, up to the number `last`, is not uploaded yet."""
         left = set(self._sessions[:-1])
         return any(self._catalog.is_unsent(session, last) for session in self._sessions) or bool(
             left and left.intersection(self._catalog.sessions())
         )
 
     def has_archiver(self) -> bool:
-        """Whether a process that sends is alive."""
+        """Whether a live process uploads."""
         return any(session == self.session or self._is_alive(session) for session in self._catalog.sessions(archives=True))
 
-    # Life and death
+    # Recovery and upkeep
 
     def recover(self) -> int:
-        """Take the place of processes that died: seal what they had open, free what they were sending. Returns how many.
+        """Replace dead processes: seal what they had open, release what they were uploading. Returns how many.
 
-        One whose files can't be read is reported, keeps no other from being recovered, and is tried again: a disk may only be full.
-        Files of which the catalog knows nothing are taken up by what they hold: it may have been lost, or be an older copy.
+        A process whose files cannot be read is reported and retried, as the disk may only be full, and does not block the others.
+        Files unknown to the catalog are adopted by their contents: it may have been lost, or be an older copy.
         """
         written = self._catalog.blob_files()
         names = {name for name in self._files.names() if name not in self._known_files} | self._files.unfinished()
         strangers = {name.partition("-")[0] for name in names} - written.keys()
         for session in self._unreadable.keys() - written.keys() - strangers:
-            self._unreadable.pop(session, None)  # another process, or thread, has taken its place
+            self._unreadable.pop(session, None)  # another process or thread has replaced it
         return sum(self._recover(session) for session in (*written, *strangers) if session != self.session)
 
     def _recover(self, session: str, *, is_whole: bool = False) -> bool:
-        """Take the place of one; False if it is alive. `is_whole`: nothing of its file can be missing."""
+        """Replace one process; False if it is alive. `is_whole`: nothing of its file can be missing."""
         adopted = is_recovered = False
         lock: ProcessLock | None = None
         try:
             if (lock := self._try_lock(session)) is None:
                 return False
-            name = self._catalog.blob_files().get(session, "")  # none if another process was quicker
+            name = self._catalog.blob_files().get(session, "")  # empty if another process was faster
             is_recovered = bool(name)
             self._adopt(session, name, lock, is_whole=is_whole)
             adopted = True
             self._unreadable.pop(session, None)
         except SpoolError as error:
-            if str(self._unreadable.get(session)) != str(error):  # else it would be said at every look
+            if str(self._unreadable.get(session)) != str(error):  # else it would be logged at every poll
                 log.error("what a dead process recorded can't be taken over yet: %s", error.one_line())
             self._unreadable[session] = error
             self._note_dead(session, error)
@@ -549,10 +554,10 @@ class SqliteSpool:
             log.debug("not noted: %s", failure.one_line())
 
     def begin_sending(self) -> None:
-        """What a process does that starts to send: whoever starts it may have changed the settings, or the rights.
+        """Prepare for uploading at start: the settings or permissions may have changed.
 
-        It takes over what waits for stores that were tried, refused everything, and so never got any of it: they were a
-        mistake, since corrected. All other batches stay where they belong. And what failed need not wait any longer.
+        Takes over what waits for stores that refused every attempt and so never got any of it: they were misconfigured, which has
+        since been fixed. All other batches stay with their store. Retries that were waiting become due at once.
         """
         for location, batches in self._catalog.follow(self.store):
             log.warning(
@@ -564,7 +569,7 @@ class SqliteSpool:
         self._catalog.make_due(self.store)
         self._catalog.deliveries.begin(self.store, self._delete_after)
         names, written = self._files.names(), self._catalog.blob_files()
-        for name in names:  # who should have removed it was killed
+        for name in names:  # their remover was killed
             session = name.partition("-")[0]
             if session in written and file_number(name) < file_number(written[session]):
                 self._clean_up(name)
@@ -572,9 +577,9 @@ class SqliteSpool:
         self._remove_left_locks()
 
     def maintain(self) -> None:
-        """Look after the reserve of space with which the catalog can be written on a full disk.
+        """Maintain the reserve of space with which the catalog can be written on a full disk.
 
-        For those who send: what recorders gave up would only be taken by whoever fills the disk.
+        For uploading processes only: space that recorders release would just be taken by whatever fills the disk.
         """
         try:
             self._ballast.balance()
@@ -582,10 +587,10 @@ class SqliteSpool:
             log.debug("no ballast: %s", error)
 
     def close(self) -> None:
-        """Seal what is open and leave. What is not sent yet waits for the next process.
+        """Seal what is open and leave. What is not uploaded yet waits for the next process.
 
         Raises:
-            SpoolError: it can't be sealed. It is safe all the same: the next process takes this one's place.
+            SpoolError: sealing failed. Nothing is lost: the next process replaces this one.
         """
         ended = False
         try:
@@ -605,7 +610,7 @@ class SqliteSpool:
             self._catalog.check()
         except SpoolCorrupt:
             try:
-                read_beside(self.directory / "catalog.db")  # what can't be read is no damage, although SQLite says so
+                read_beside(self.directory / "catalog.db")  # a read error is not damage, although SQLite says so
                 self._catalog.check()
             except SpoolCorrupt as error:
                 error.hint = _CATALOG_DAMAGED
@@ -615,25 +620,25 @@ class SqliteSpool:
                 raise SpoolError(f"{self.directory / 'catalog.db'}: {error.strerror}", hint="look at the disk") from error
 
     def _skip_numbers(self) -> None:
-        """Give no number again that a batch in a file has: a catalog that was lost, or is an older copy, does not know of it.
+        """Never reissue the number of a batch in a file: a catalog that was lost, or is an older copy, does not know it.
 
-        Such a batch may be in the bucket, under a key that has its number.
+        Such a batch may be in the bucket, under a key with its number.
         """
         last = 0
         for name in self._files.names():
             try:
                 last = max([last, *self._batches_in(name)])
-            except SpoolError as error:  # whoever recovers it reports that
+            except SpoolError as error:  # reported by whoever recovers the file
                 log.debug("%s", error.one_line())
         self._catalog.skip_numbers(last)
 
     def _begin_session(self) -> Session:
         while (lock := self._try_lock(name := secrets.token_hex(8))) is None:
-            pass  # somebody looks whether it was left over
+            pass  # somebody is checking for leftover locks
         try:
             self._catalog.begin_session(name, os.getpid(), self.store, archives=self._archives)
             blobs = self._files.create(name)
-            lock.witness(0, 0)  # from now on a lock file without one is another one
+            lock.witness(0, 0)  # from now on, a lock file without a witness is a different file
         except BaseException:
             lock.release(remove=False)
             raise
@@ -641,7 +646,7 @@ class SqliteSpool:
         return Session(name, _new_epoch(), lock, blobs)
 
     def _renew(self, lost: Session, blobs: BlobFile) -> Session:
-        """Begin another session, since the lock or the file of this one was lost; the one before is recovered like a dead one."""
+        """Begin another session because this one's lock or file was lost; the old one is recovered like a dead one."""
         is_whole = True
         make_directories(self.directory)  # one of them may have been removed
         try:
@@ -652,13 +657,13 @@ class SqliteSpool:
             except FilesLost:
                 is_whole = False
         session = self._begin_session()
-        blobs.close()  # not before: this is tried again if it fails
+        blobs.close()  # only now: if it fails, all this is retried
         lost.lock.release(remove=False)
         self._recover(lost.name, is_whole=is_whole)
         return session
 
     def _adopt(self, session: str, name: str, lock: ProcessLock, *, is_whole: bool) -> None:
-        """Take the place of a dead session; `name` is its file, empty if the catalog does not know it."""
+        """Replace a dead session; `name` is its file, empty if the catalog does not know it."""
         for one in self._files.unfinished():
             if one.partition("-")[0] == session:
                 self._files.finish_restoring(one)
@@ -673,7 +678,7 @@ class SqliteSpool:
         if last and last not in names:
             rows = self._catalog.open_batches_of(last)
             events = witness.events if witness is not None and witness.file == file_number(last) else 0
-            # Else it died before it had a file; or it had ended, and its file was drained.
+            # Else it died before it had a file, or it had ended and its file was drained.
             if rows or (events and (name or not self._catalog.batches_of(session))):
                 self._quarantine.report_missing(last, rows, events)
         for one in names:
@@ -686,7 +691,7 @@ class SqliteSpool:
             self._clean_up(one)
 
     def _is_strange(self, name: str, *, is_left: bool) -> bool:
-        """Whether a file may have something of which the catalog does not know. If the catalog is right, all in it is sealed."""
+        """Whether a file may hold something unknown to the catalog. If the catalog is right, everything in it is sealed."""
         try:
             batches = self._batches_in(name)
         except SpoolCorrupt:
@@ -695,7 +700,7 @@ class SqliteSpool:
             if self._files.exists(name):
                 raise
             return False  # another thread has just removed it, as `_clean_up` does
-        return bool(self._catalog.unknown(name, batches)) or (is_left and not batches)  # none is left without a batch
+        return bool(self._catalog.unknown(name, batches)) or (is_left and not batches)  # no file is left without a batch
 
     def _batches_in(self, name: str) -> list[int]:
         with self._files.open(name, only_reads=True) as blobs:
@@ -711,10 +716,10 @@ class SqliteSpool:
             return []
 
     def _take_over(self, name: str, witness: Witness | None, *, is_left: bool, is_whole: bool) -> list[InputPosition]:
-        """Seal what is open in the file of a dead process, which nobody writes any more. Returns its positions."""
+        """Seal what is open in a dead process's file, which nobody writes any more. Returns its positions."""
         try:
             with self._files.open(name, only_reads=True) as blobs:
-                is_blank = blobs.is_blank()  # opening it to write would change that
+                is_blank = blobs.is_blank()  # opening it for writing would change that
             with self._files.open(name) as blobs:
                 is_without_log = is_blank or not blobs.logged_pages()
                 is_whole = blobs.finish() or is_whole
@@ -732,7 +737,7 @@ class SqliteSpool:
                 elif witness is None and is_without_log and not is_whole and any(row.epoch for row in rows):
                     self._quarantine.report(name, 0, "its log and its lock are lost, and perhaps events that were recorded last")
                 return blobs.positions()
-        except SpoolCorrupt as error:  # the file as a whole; what is sealed of it may be readable all the same
+        except SpoolCorrupt as error:  # of the whole file; what is sealed in it may still be readable
             self._files.confirm_damage(name)
             rows = self._catalog.open_batches_of(name)
             if witness is not None and witness.file == file_number(name):
@@ -745,7 +750,7 @@ class SqliteSpool:
             return []
 
     def _take_up(self, blobs: BlobFile) -> None:
-        """Enter batches of which the catalog knows nothing."""
+        """Adopt batches that the catalog does not know."""
         headers: dict[int, BatchHeader] = {}
         for batch in self._catalog.unknown(blobs.name, blobs.batches()):
             if (header := blobs.header(batch)) is None:
@@ -754,7 +759,7 @@ class SqliteSpool:
                 headers[batch] = header
         if not headers:
             return
-        # First in the file, where it is one step: whoever is killed behind it finds numbers that are free.
+        # In the file first, where it is one step: after a kill, the next process finds numbers that are free.
         if numbers := self._catalog.replace_taken(list(headers)):
             changes = [(batch, to, _renumbered(headers.pop(batch), batch)) for batch, to in numbers.items()]
             blobs.renumber(changes)
@@ -780,14 +785,15 @@ class SqliteSpool:
         return ProcessLock.try_to_take(self.directory / "locks", name)
 
     def _remove_left_locks(self) -> None:
-        """Locks of those that were killed before they were a session, or when they no longer were one."""
+        """Remove the locks of processes killed before their session began, or after it ended."""
         for path in (self.directory / "locks").glob("*.lock"):
             if path.stem in self._catalog.sessions():
                 continue
             if not path.stem.startswith("input-"):
                 self._recover(path.stem)
             elif (lock := self._try_lock(path.stem)) is not None:
-                # It is not held while the catalog is asked: who wants to read the input meanwhile would be refused.
+                # Released before asking the catalog: otherwise another process that wants to read the input meanwhile would be
+                # refused.
                 lock.release(remove=True)
 
     def _remove_drained_of(self, session: str, names: Sequence[str]) -> None:
@@ -796,10 +802,10 @@ class SqliteSpool:
                 self._clean_up(name)
 
     def _clean_up(self, name: str) -> None:
-        """Remove a file that nobody writes any more, once everything in it is stored; or retire it, if it is damaged.
+        """Remove a file that nobody writes any more, once everything in it is uploaded; or retire it, if it is damaged.
 
-        It is removed only if the catalog says of each batch in it that it is stored. It comes behind what was to be done, which
-        must not count as failed now: who starts to send next tries it again.
+        It is removed only if the catalog says that each batch in it is uploaded. It runs after the actual work, which must not
+        count as failed now: the next process that starts to upload retries the removal.
         """
         try:
             is_left = name not in self._catalog.blob_files().values()
@@ -824,7 +830,7 @@ class SqliteSpool:
         if not Catalog.is_older(self.directory / "catalog.db"):
             return
         for path in (self.directory / "locks").glob("*.lock"):
-            # Again: another one that has just started may have upgraded it.
+            # Checked again: a process that has just started may have upgraded it.
             if self._is_alive(path.stem) and Catalog.is_older(self.directory / "catalog.db"):
                 raise SpoolError(
                     f"{self.directory} is used by a process with an earlier version of jobs-backup",
@@ -833,7 +839,7 @@ class SqliteSpool:
 
 
 def _renumbered(header: BatchHeader, batch: int) -> BatchHeader:
-    """The header of a batch that gets another number, and so another epoch: what has its ids now may be named by others, too."""
+    """The header of a batch that gets another number, and so another epoch, as its ids may also refer to other events."""
     return msgspec.structs.replace(header, epoch=_new_epoch(), origin=header.origin or (header.epoch, batch))
 
 

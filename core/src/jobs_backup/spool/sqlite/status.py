@@ -1,4 +1,4 @@
-"""The status of a spool in a directory, read beside the processes that use it, without becoming one of them."""
+"""The status of a spool in a directory, read without becoming one of the processes that use it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from jobs_backup.util.exhaustion import NO_INODES, explain, has_inodes
 from jobs_backup.util.logs import plural
 
 _LATE_SECONDS: Final = 60.0
-"""How long it may take to send what was sealed, beside twice the time after which that is done."""
+"""How long uploading sealed batches may take, in addition to twice the time after which they are sealed."""
 
 
 def read_status(directory: Path, limits: Limits) -> Status:
@@ -49,10 +49,10 @@ def watch(directory: Path, limits: Limits) -> tuple[Status, list[Total]]:
 
 @contextmanager
 def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
-    """The catalog of a spool that is there, for reading.
+    """Open the catalog of an existing spool for reading.
 
     Raises:
-        SpoolError: there is none, or it can't be read.
+        SpoolError: it does not exist or cannot be read.
     """
     path = directory / "catalog.db"
     with database_errors(path):
@@ -162,7 +162,7 @@ def _rejected(directory: Path) -> list[RejectedStatus]:
 
 
 def _process(directory: Path, row: SessionRow, now: float, unreadable: dict[str, str]) -> ProcessStatus:
-    """A process; what keeps others from taking its place, if it is dead, is added to `unreadable`."""
+    """The status of a process. If it is dead, what keeps others from replacing it is added to `unreadable`."""
     try:
         alive = ProcessLock.is_held(directory / "locks", row.id)
         error = row.error
@@ -174,7 +174,7 @@ def _process(directory: Path, row: SessionRow, now: float, unreadable: dict[str,
 
 
 def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreadable: dict[str, str]) -> None:
-    """Blob files that nobody writes, and that hold something of which the catalog does not know."""
+    """Find blob files that nobody writes and that hold something unknown to the catalog."""
     written = catalog.blob_files()
     for name in files.names():
         if name in written.values():
@@ -192,7 +192,7 @@ def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreada
 
 def _behind(stores: Sequence[StoreStatus], unreadable: Mapping[str, str], is_damaged: bool, oldest: float, longest: float) -> str:
     for one in stores:
-        if one.streams and (one.error or one.paused):  # else nothing has to be done there
+        if one.streams and (one.error or one.paused):  # else nothing is waiting there
             return " ".join(f"{one.location} {'is paused' if one.paused else 'fails'}: {one.error}".split())
     for file, error in unreadable.items():
         return f"the events in {file} can't be sent yet: {error}"
@@ -230,16 +230,16 @@ def _streams(catalog: Catalog, files: BlobFiles, now: float, unreadable: dict[st
                         status.open_events += events
                         status.bytes += size
         except SpoolError as error:
-            if catalog.open_batches_of(name):  # else it was left just now
+            if catalog.open_batches_of(name):  # else the session has just left it
                 unreadable[str(files.path(name))] = error.one_line()
     return found
 
 
 def check_directory(directory: Path, min_free: int) -> None:
-    """Look whether a spool could be used in a directory. It is not made.
+    """Check that a spool could be used in a directory, without creating it.
 
     Raises:
-        SpoolError: it can't.
+        SpoolError: it could not.
     """
     hint = "set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to"
     try:

@@ -1,4 +1,4 @@
-"""The journal of multipart uploads: their ids, before the first part is sent, and the receipts of their parts."""
+"""Journal of multipart uploads: their ids, noted before the first part, and the receipts of their parts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from jobs_backup.spool.sqlite.database import Database, reads, writes
 
 T = TypeVar("T")
 MAX_DELAY: Final = 3600.0
-"""Seconds; nothing is ever made to wait longer. What seems to was noted before the clock was set back."""
+"""Seconds; the longest delay ever set. A later time was noted before the clock was set back."""
 
 
 class UploadJournal:
     """The tables `uploads` and `parts` of the catalog. Every method is one transaction."""
 
     def __init__(self, database: Database, store: int, clock: Clock) -> None:
-        """`store` is where its uploads go to."""
+        """`store` is the number of its store."""
         self._database = database
         self._store = store
         self._clock = clock
 
     @writes
     def begin(self, db: sqlite3.Connection, batch: Batch, upload: Upload, part_size: int) -> JournaledUpload:
-        """Remember an upload; before its first part is sent."""
+        """Note an upload, before its first part is sent."""
         id_ = db.execute(
             "INSERT INTO uploads (batch, store, upload, part_size) VALUES (?, ?, ?, ?)",
             (batch.id, self._store, msgspec.json.encode(upload), part_size),
@@ -39,7 +39,7 @@ class UploadJournal:
 
     @reads
     def of(self, db: sqlite3.Connection, batch: Batch) -> tuple[JournaledUpload, list[Part]] | None:
-        """The upload to be continued for a batch, with the parts that the store has."""
+        """The upload to resume for a batch, with its uploaded parts."""
         row = db.execute(
             "SELECT id, batch, upload, part_size, failures FROM uploads WHERE batch=? AND NOT abandoned ORDER BY id DESC LIMIT 1",
             (batch.id,),
@@ -51,29 +51,29 @@ class UploadJournal:
 
     @writes
     def add_part(self, db: sqlite3.Connection, upload: JournaledUpload, part: Part) -> None:
-        """Remember the receipt of a part."""
+        """Note the receipt of a part."""
         db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (upload.id, part.number, msgspec.json.encode(part)))
         db.execute("UPDATE uploads SET failures=0 WHERE id=? AND failures>0 AND NOT abandoned", (upload.id,))
 
     @writes
     def failed(self, db: sqlite3.Connection, upload: JournaledUpload) -> int:
-        """Sending it has failed. Returns how often it has since a part of it arrived."""
+        """Note a failed attempt. Returns the number of failures since the last part."""
         (failures,) = db.execute("UPDATE uploads SET failures=failures+1 WHERE id=? RETURNING failures", (upload.id,)).fetchone()
         return int(failures)
 
     @writes
     def abandon(self, db: sqlite3.Connection, upload: JournaledUpload) -> None:
-        """It will not be continued: it has to be aborted."""
+        """Mark an upload that will not be resumed, so that it is aborted."""
         db.execute("UPDATE uploads SET abandoned=1, failures=0 WHERE id=?", (upload.id,))
 
     @writes
     def forget(self, db: sqlite3.Connection, upload: JournaledUpload) -> None:
-        """It was completed or aborted."""
+        """Forget an upload that was completed or aborted."""
         db.execute("DELETE FROM uploads WHERE id=?", (upload.id,))
 
     @reads
     def abandoned(self, db: sqlite3.Connection) -> list[JournaledUpload]:
-        """The uploads to this store that have to be aborted and whose time has come."""
+        """The uploads to this store that are due to be aborted."""
         rows = db.execute(
             "SELECT id, batch, upload, part_size, failures FROM uploads WHERE store=? AND abandoned"
             " AND (retry_at<=? OR retry_at>?) ORDER BY id",
@@ -83,7 +83,7 @@ class UploadJournal:
 
     @writes
     def postpone(self, db: sqlite3.Connection, upload: JournaledUpload, error: JobsBackupError, *, delay: float) -> None:
-        """Aborting it failed; after `delay` seconds it is tried again."""
+        """Note a failed abort, to be retried after `delay` seconds."""
         db.execute(
             "UPDATE uploads SET failures=failures+1, error=?, hint=?, retry_at=? WHERE id=?",
             (writable(str(error)), writable(error.hint), self._clock.now() + delay, upload.id),
@@ -91,7 +91,7 @@ class UploadJournal:
 
     @reads
     def waiting(self, db: sqlite3.Connection) -> list[tuple[str, str, str]]:
-        """(key, error, hint) of every upload that is to be aborted and was not yet, wherever it goes to."""
+        """(key, error, hint) of every upload still to be aborted, for any store."""
         rows = db.execute("SELECT upload, error, hint FROM uploads WHERE abandoned ORDER BY id").fetchall()
         return [(_decode(upload, Upload).key, error, hint) for upload, error, hint in rows]
 
@@ -108,5 +108,5 @@ def _decode(data: bytes, type_: type[T]) -> T:
 
 
 def writable(text: str) -> str:
-    """Text that may have come from anywhere, as SQLite takes it."""
+    """Make text of any origin acceptable to SQLite."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Record and seal: the open batches of this process, and the group commit that makes events durable."""
+"""Record and seal: this process's open batches, and the group commit that makes events durable."""
 
 from __future__ import annotations
 
@@ -26,28 +26,30 @@ R = TypeVar("R")
 log: Final = logger_of(__name__)
 
 _MAX_OPEN: Final = 10_000
-"""Open batches; above it the oldest are sealed early, so that memory stays bounded whatever the sources are called."""
+"""Maximum of open batches. Above it the oldest are sealed early, so that memory stays bounded whatever the sources are called."""
 _FILE_BYTES: Final = 512 << 20
-"""A file that has grown so large is left for a new one: it is removed when all of it is sent, which gives the disk back."""
+"""Size at which a file is left for a new one. It is removed once all of it is uploaded, which frees the disk."""
 _LOOKS: Final = 6
-"""Its size is looked at whenever it may have grown by that divided by two to the power of so many."""
+"""The size is checked after each 2^-6 of `_FILE_BYTES` written."""
 _IDLE_FILE_BYTES: Final = 16 << 20
-"""The same, of a file in which nothing is open: leaving it seals nothing early."""
+"""Size at which a file with nothing open is left: that seals nothing early."""
 _WAIT_FOR_ROOM: Final = 0.05
 _RENEWALS: Final = 3
-"""How often a call goes on after its file was lost or damaged."""
+"""How often a call continues after its file was lost or damaged."""
 _ADDITION_BYTES: Final = 64 << 20
-"""Of the lines that many threads add to one batch at the same time, so many become a chunk: SQLite takes 1 GB. Not less than a
-member has, see `_plan`."""
+"""Most bytes of a chunk, when many threads add lines to one batch at the same time: SQLite's limit is 1 GB.
+
+At least a member's size, see `_plan`.
+"""
 
 
 class Session(NamedTuple):
-    """What a writer writes as: a name, with a lock that tells that it is alive, and a blob file.
+    """The identity of a writer: a name, a lock that shows it is alive, and a blob file.
 
     Attributes:
-        name: of the lock, and the beginning of the names of its files.
-        epoch: of the job ids that are given in it: see ids.py.
-        lock: held as long as it lasts.
+        name: of the lock, and the prefix of its files' names.
+        epoch: of the job ids issued in it: see ids.py.
+        lock: held for the whole session.
         blobs: its first file.
     """
 
@@ -58,7 +60,7 @@ class Session(NamedTuple):
 
 
 class _Addition:
-    """What a commit adds to a batch."""
+    """The lines a commit adds to a batch."""
 
     __slots__ = ("batch", "bytes", "end", "first_at", "last_at", "lines")
 
@@ -84,7 +86,7 @@ class _Addition:
 
 
 class Writer:
-    """Records into the blob file of this process. Any number of threads may append at once: they share commits."""
+    """Record into this process's blob file. Any number of threads may append at once: they share commits."""
 
     def __init__(
         self,
@@ -101,12 +103,12 @@ class Writer:
         retire: Callable[[str], None],
         check_position: Callable[[InputPosition], None],
     ) -> None:
-        """`retire` removes a file that nobody writes any more, once nothing in it is needed.
+        """Set up recording. `retire` removes a file that nobody writes any more, once nothing in it is needed.
 
         Args:
-            check_position: raises what keeps a position from being committed.
-            renew: gives up a session whose lock or file was lost, and begins another one.
-            location: where what is recorded goes to.
+            check_position: raises if a position must not be committed.
+            renew: ends a session whose lock or file was lost, and begins another one.
+            location: the store's, to which everything recorded is bound.
         """
         self._catalog = catalog
         self._files = files
@@ -121,11 +123,11 @@ class Writer:
         self._check_position = check_position
         self._blobs = session.blobs
         self._file_number = 0
-        self._events = 0  # that were recorded into this file
+        self._events = 0  # recorded into this file
         self._open: dict[Stream, OpenBatch] = {}
-        self._full: list[OpenBatch] = []  # others of these streams have taken their places; they only wait to be sealed
+        self._full: list[OpenBatch] = []  # replaced by newer batches of their streams, and waiting to be sealed
         self._known = True
-        self._since_look = 0  # bytes since the last look at the file's size
+        self._since_look = 0  # bytes since the file's size was last checked
         self._turns = GroupCommit[Sequence[Recording]](self._commit)
         self._closed = False
         self.recorded = Recorded()
@@ -133,13 +135,13 @@ class Writer:
         """Called when something was sealed."""
 
     def append(self, recordings: Sequence[Recording]) -> None:
-        """Make the recordings durable. They are on the disk when this returns; none of them is if it raises an error of the spool.
+        """Make the recordings durable: all are on the disk when it returns, none if it raises an error of the spool.
 
-        Without room it waits. Where the lock or the file of this process was lost or damaged, it goes on in another session.
+        Waits for space. If this process's lock or file was lost or damaged, it continues in another session.
 
         Raises:
-            SpoolFull: there was no room in all that time.
-            SpoolError: the spool can't be written.
+            SpoolFull: there was no space within the timeout.
+            SpoolError: the spool cannot be written.
             BackupClosed: after `close`.
         """
         until = time.monotonic() + self._room.limits.timeout
@@ -158,15 +160,15 @@ class Writer:
                 return
 
     def seal(self, *, older_than: float = 0.0) -> int:
-        """Seal the batches that were opened so many seconds ago. Returns how many."""
+        """Seal the batches opened at least `older_than` seconds ago. Returns how many."""
         return self._renewing(lambda: self._turns.alone(lambda: self._in_step(lambda: self._seal_older(older_than))))
 
     def seal_due(self) -> int:
-        """Seal the batches that have reached the limit of age. Returns how many."""
+        """Seal the batches that have reached the age limit. Returns how many."""
         return self.seal(older_than=self._limits.age)
 
     def close(self) -> list[InputPosition]:
-        """Seal everything. Nothing is recorded after that, and nothing that comes meanwhile slips between.
+        """Seal everything, and refuse any further recording, including any that arrives meanwhile.
 
         Returns how far the inputs were read.
         """
@@ -178,15 +180,15 @@ class Writer:
 
     @property
     def session(self) -> Session:
-        """What it writes as now."""
+        """The current session."""
         return self._session
 
     def check_room(self) -> None:
-        """Check that what is recorded now would find room. It waits for no commit, and changes nothing.
+        """Check that there is space to record. Waits for no commit, and changes nothing.
 
         Raises:
-            SpoolFull: it would not.
-            SpoolError: the spool can't be looked at.
+            SpoolFull: there is none.
+            SpoolError: the spool cannot be checked.
             BackupClosed: after `close`.
         """
         if self._closed:
@@ -194,7 +196,7 @@ class Writer:
         self._room.check(self._open_bytes)
 
     def check_files(self) -> None:
-        """Check that the lock and the file of this process are there. The next call that needs them replaces them.
+        """Check that this process's lock and file still exist. The next call that needs them replaces them.
 
         Raises:
             FilesLost: one was removed or replaced.
@@ -203,11 +205,11 @@ class Writer:
         self._blobs.check_files()
 
     def _open_bytes(self) -> int:
-        # Copies first, for another thread may be recording: a list is copied without a pause.
+        # Copies first, because another thread may be recording: copying to a list is atomic.
         return sum(batch.fill.spooled for batch in [*self._open.values(), *self._full])
 
     def _make_room(self) -> None:
-        """Seal what is open: only then it can be sent, and make room."""
+        """Seal what is open, so that it can be uploaded and free space."""
         try:
             self.seal()
         except SpoolError as error:
@@ -223,11 +225,11 @@ class Writer:
     def _finish(self, blobs: BlobFile) -> None:
         try:
             blobs.finish()
-        except SpoolError as error:  # it is not needed, unless the catalog is lost: then it tells that nothing is missing
+        except SpoolError as error:  # only needed if the catalog is lost: then it shows that nothing is missing
             log.debug("%s", error.one_line())
 
     def _seal_older(self, age: float) -> int:
-        self._session.lock.check()  # a process that records nothing looks for its lock only here
+        self._session.lock.check()  # a process that records nothing checks its lock only here
         due = time.monotonic() - age
         batches = [batch for batch in self._open.values() if batch.opened <= due and batch.fill.events]
         batches += self._full
@@ -243,7 +245,7 @@ class Writer:
         self._seal_full(self._in_step(lambda: self._record(self._new(group))))
 
     def _record(self, recordings: Sequence[Recording]) -> list[OpenBatch]:
-        """Write recordings into the file. Returns the batches that got some."""
+        """Write recordings into the file. Returns the batches that received some."""
         additions = self._plan(recordings)
         begun = time.perf_counter()
 
@@ -266,7 +268,7 @@ class Writer:
         return list(dict.fromkeys(addition.batch for addition in additions))
 
     def _new(self, group: Sequence[Sequence[Recording]]) -> list[Recording]:
-        """Those that are not on the disk yet. An earlier commit of some may have ended without anybody knowing how."""
+        """Recordings that are not on the disk yet. Some may have been committed before without their caller learning it."""
         return [one for some in group for one in some if not (one.jobs and self._is_recorded(one.jobs[0][0]))]
 
     def _is_recorded(self, job: int) -> bool:
@@ -283,7 +285,7 @@ class Writer:
             return left.holds(local(job))
 
     def _in_step(self, work: Callable[[], R]) -> R:
-        """Keeps what this object knows of its open batches in step with the file: after a failure it is read anew."""
+        """Keep this object's knowledge of its open batches in step with the file: after a failure it is read again."""
         if not self._known:
             self._read_open()
         self._known = False
@@ -298,7 +300,7 @@ class Writer:
             batch, is_whole = self._quarantine.restore(row, self._blobs)
             batch.opened = opened.get(batch.id, batch.opened)
             if not is_whole:
-                if batch.fill.events:  # it gets nothing more: the indexes of what was set aside are not used again
+                if batch.fill.events:  # it gets nothing more: the indexes of quarantined events are not reused
                     self._full.append(batch)
                 continue
             if (before := self._open.get(row.stream)) is not None and before.fill.events:
@@ -307,7 +309,7 @@ class Writer:
         self._events = self._blobs.events()
 
     def _renewing(self, work: Callable[[], R]) -> R:
-        """Call `work`, and go on in another session where the lock or the file of this one was lost or damaged."""
+        """Run `work`, and continue in another session if this one's lock or file was lost or damaged."""
         for renewals in itertools.count():
             session = self._session
             try:
@@ -315,13 +317,13 @@ class Writer:
             except (FilesLost, SpoolCorrupt) as error:
                 if renewals == _RENEWALS:
                     raise
-                # At first only what is damaged is set aside, before the next commit: see `_read_open`.
+                # The first time, only damage is quarantined, before the next commit: see `_read_open`.
                 if renewals or isinstance(error, FilesLost):
                     self._start_over(session, error)
         raise AssertionError("unreachable")
 
     def _start_over(self, lost: Session, error: SpoolError) -> None:
-        """Go on in another session, whose lock and file are there, unless another thread has done so."""
+        """Continue in another session with a lock and a file that exist, unless another thread has already done so."""
 
         def renew() -> None:
             if self._session is not lost or self._closed:
@@ -334,7 +336,7 @@ class Writer:
         self._turns.alone(renew)
 
     def _plan(self, recordings: Sequence[Recording]) -> list[_Addition]:
-        """Which lines go into which batch, in order, and so the ids of their jobs. Opens the batches that are missing."""
+        """Assign lines to batches, in order, and thereby ids to their jobs. Opens missing batches."""
         streams = dict.fromkeys(recording.stream for recording in recordings if recording.lines)
         self._open_for([stream for stream in streams if stream not in self._open])
         planned = {stream: _Addition(self._open[stream], self._open[stream].fill.end) for stream in streams}
@@ -350,7 +352,7 @@ class Writer:
                     addition = planned[stream] = _Addition(self._open[stream], 0)
                     plan.append(addition)
                     continue
-                if addition.bytes >= _ADDITION_BYTES:  # it becomes a member, so that this one need not be folded with it
+                if addition.bytes >= _ADDITION_BYTES:  # it becomes a member, so the next one need not be folded with it
                     addition = planned[stream] = _Addition(addition.batch, addition.end)
                     plan.append(addition)
                 some = lines if len(lines) <= room else lines[:room]
@@ -378,7 +380,7 @@ class Writer:
             if full or self._full or self._is_file_large():
                 self._in_step(lambda: self._seal_and_leave([*self._full, *full]))
         except Exception as error:  # noqa: BLE001 - see below
-            # What was recorded is safe, so its caller is not told; sealing is tried again when the next batch is due.
+            # What was recorded is safe, so its caller gets no error; sealing is retried when the next batch is due.
             log.warning("sealing failed, tried again later: %s", error)
 
     def _seal_and_leave(self, batches: Sequence[OpenBatch]) -> None:
@@ -397,14 +399,14 @@ class Writer:
             self.on_sealed()
 
     def _is_file_large(self) -> bool:
-        """Asked after each commit, it looks now and then."""
+        """Whether the file is large. Called after each commit, but checks only now and then."""
         if self._since_look < _FILE_BYTES >> _LOOKS:
             return False
         self._since_look = 0
         return self._blobs.size >= _FILE_BYTES
 
     def _leave_large_file(self) -> None:
-        """Go on in a new file. Everything that is open is sealed, so that the old one only waits to be sent."""
+        """Continue in a new file. Everything open is sealed, so that the old file only waits to be uploaded."""
         holding = [batch for batch in self._open.values() if batch.fill.events]
         if self._blobs.size < (_FILE_BYTES if holding else _IDLE_FILE_BYTES):
             return
@@ -415,7 +417,7 @@ class Writer:
         try:
             self._catalog.change_file(self._session.name, after.name, before.positions())
         finally:
-            # An interrupt may come right behind the commit: then the other one is ours, and the old one may be removed by others.
+            # An interrupt may arrive just after the commit: then the new file is ours, and others may remove the old one.
             if self._catalog.blob_files().get(self._session.name) == after.name:
                 self._blobs, self._file_number, self._events = after, number, 0
                 self._session.lock.witness(number, 0)
