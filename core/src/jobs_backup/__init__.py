@@ -1,6 +1,6 @@
-"""Every event of a pipeline, and every delivery failure, safe in its owner's own bucket.
+"""Back up every event of a pipeline, and every delivery failure, into your own bucket.
 
-`Backup` is where to start; `jobs_backup.hookspecs` is the contract for storage providers.
+Start with `Backup`. `jobs_backup.hookspecs` is the contract for storage providers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from jobs_backup.settings.core import CoreSettings
 
-__version__ = "0.1.0"  # also the distribution's, whose metadata would take longer to read than all of `--version`
+__version__ = "0.1.0"  # not read from the distribution's metadata, which would take longer than all of `--version`
 
 __all__ = [
     "AsyncBackup",
@@ -59,18 +59,18 @@ _MODULES = {
     "Event": "backup.events",
     "Job": "backup.events",
     "Jobs": "backup.events",
-}  # all others are errors
+}  # all other names are errors
 
 
 def why_not_here() -> str:
-    """Why it cannot run on this platform; empty where it can."""
+    """Reason why jobs-backup cannot run on this platform; empty if it can."""
     if importlib.util.find_spec("fcntl") is not None:
         return ""
     return "it runs on Linux and macOS only: on Windows, use WSL 2 or a container"
 
 
 def __getattr__(name: str) -> object:
-    # A name is imported when it is first used: a provider needs the contract alone, and `jobs-backup --version` nothing at all.
+    # Import a name on first use: a provider needs only the contract, and `jobs-backup --version` needs nothing.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if reason := why_not_here():

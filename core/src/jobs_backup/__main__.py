@@ -1,4 +1,4 @@
-"""The command, as `jobs-backup` and as `python -m jobs_backup`."""
+"""Entry point of `jobs-backup` and `python -m jobs_backup`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from jobs_backup import why_not_here
 
 
 def main() -> None:
-    """Run the command; where it cannot run, say so in one line."""
+    """Run the command, or exit with a one-line reason on an unsupported platform."""
     if reason := why_not_here():
         sys.exit(f"jobs-backup: {reason} [UnsupportedPlatform]")
-    from jobs_backup.cli import main as run  # noqa: PLC0415 - it needs what the platform may lack
+    from jobs_backup.cli import main as run  # noqa: PLC0415 - it imports what the platform may lack
 
     run()
 

@@ -1,4 +1,4 @@
-"""Bytes on their way, for providers: what an SDK reads while a request is sent, and an object that is read from the bucket."""
+"""Bodies for providers: a reader for the SDK to upload from, and an object read from the bucket."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from jobs_backup.model import Body
 
 
 class Stream(Protocol):
-    """An answer of the store that is being read."""
+    """A response of the store, as it is read."""
 
     def read(self, amt: int, /) -> bytes:
-        """At most so many bytes; none at the end."""
+        """Up to `amt` bytes; empty at the end."""
         ...
 
     def close(self) -> object:
-        """Give the connection back, or up."""
+        """Release or drop the connection."""
         ...
 
 
 Translated = Callable[[], AbstractContextManager[None]]
-"""Gives a context manager that makes the SDK's errors within it those of `jobs_backup.errors`."""
+"""Returns a context manager that translates the SDK's errors into those of `jobs_backup.errors`."""
 _BLOCK: Final = 1 << 20
 
 
 class Source:
-    """The reader of a body that the SDK gets: a context manager, with `read`, `seek` and `tell`.
+    """Reader that passes a body to an SDK: a context manager with `read`, `seek` and `tell`.
 
-    The SDK takes an error of the body for one of the network. This one remembers it, and raises it again when the block ends; what
-    is none of `jobs_backup.errors`, as a SpoolError. It also gives exactly the promised number of bytes: with fewer the store
-    would wait for the rest, with more it would see garbage. So does each `read(n)`, whose answer is short at the end alone. Where
-    the body ends before, it raises IntegrityError.
+    An SDK takes an error of the body for a network error. This reader remembers it and raises it again when the block ends. An
+    error outside `jobs_backup.errors` becomes a SpoolError.
+
+    It yields exactly the promised number of bytes: with fewer the store would wait for the rest, with more it would see garbage.
+    `read(n)` returns less than `n` bytes only at the end. If the body ends early, it raises IntegrityError.
     """
 
     def __init__(self, body: Body, size: int) -> None:
@@ -64,7 +65,7 @@ class Source:
         try:
             block = self._reader.read(wanted) if wanted else b""
             while block and len(block) < wanted and (more := self._reader.read(wanted - len(block))):
-                block += more  # a body may give less than it is asked for
+                block += more  # a body may return fewer bytes than requested
             if len(block) < wanted:
                 raise IntegrityError(f"the body ended after {self._position + len(block)} of {self._size} bytes")
         except JobsBackupError as error:
@@ -87,21 +88,21 @@ class Source:
 
 
 def _unreadable(error: Exception) -> SpoolError:
-    # What the system says is told; other errors' texts may have anything in them.
+    # Repeat only what the system says: the text of another error may contain anything.
     said = f": {error}" if isinstance(error, OSError) else ""
     return SpoolError(f"the body can't be read: {type(error).__name__}{said}")
 
 
 class ObjectBody(Body):
-    """An object in the bucket, for `read`. Each reader gets it from the store anew, from where it is read."""
+    """An object in the bucket, for `read`. Each reader requests it again, from the offset where reading starts."""
 
     def __init__(self, size: int, get: Callable[[int], Stream], translated: Translated) -> None:
-        """`get` gives the object's bytes from an offset on.
+        """Read the object through `get`, which returns its bytes from an offset on.
 
         Args:
             size: of the object, in bytes.
-            get: makes a request; what it raises passes through as it is.
-            translated: what is put around each read of what `get` has given.
+            get: makes a request; its errors pass through unchanged.
+            translated: wraps each read from the stream that `get` returned.
         """
         self.size = size
         self._get = get

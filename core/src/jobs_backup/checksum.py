@@ -6,5 +6,5 @@ from fastcrc.crc32 import iscsi
 
 
 def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
-    """Checksum of these bytes, continuing from `value`, the checksum of what precedes them; an unsigned integer of 32 bits."""
+    """CRC-32C of `data`, as an unsigned 32-bit integer. `value` is the checksum of the bytes before it."""
     return iscsi(data, value)

@@ -1,8 +1,7 @@
-"""The error taxonomy: every failure that core, a provider or the command reports.
+"""Errors that core, a provider or the command reports.
 
-A provider MUST translate its SDK's errors into these. Three things travel with each of them: what was tried on what (the
-message), whether trying again can help (`retryable`), and what the operator can do (`hint`). None of them may contain a
-secret, a session URI or an event's payload.
+A provider MUST translate its SDK's errors into these. Each error carries what failed and on what (the message), whether a retry can
+help (`retryable`), and what the operator can do (`hint`). None of these may contain a secret, a session URI or an event's payload.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ class JobsBackupError(Exception):
     """Base of all errors of jobs-backup.
 
     Attributes:
-        hint: what the operator can do about it, one sentence; empty if there is nothing to say.
-        retryable: whether the same call may succeed later without anybody changing anything.
-        attempts: how often the call was tried before this error was final; 0 if it was not retried at all.
-        elapsed: seconds spent on these attempts and the waits between them.
-        refused: whether nothing of the call can have arrived at the store, and every other call would meet the same.
-        recorded: of an error that ended `record_many`, the jobs of the events that were recorded before it.
+        hint: what the operator can do about it, in one sentence; may be empty.
+        retryable: whether the same call may succeed later with nothing changed.
+        attempts: attempts made before this error became final; 0 if it was not retried.
+        elapsed: seconds spent on these attempts and the pauses between them.
+        refused: whether nothing of the call can have reached the store, and every other call would fail the same way.
+        recorded: for an error that ended `record_many`, the jobs of the events recorded before it.
     """
 
     retryable: ClassVar[bool] = False
@@ -39,19 +38,19 @@ class JobsBackupError(Exception):
         self.attempts = 0
         self.elapsed = 0.0
         self.recorded: Sequence[int] = ()
-        # A traceback ends with these: who sees one has no command that prints the hint.
+        # Notes end a traceback, whose reader has no command that prints the hint.
         if hint:
             self.add_note(hint)
-        known = next(one.__name__ for one in type(self).__mro__ if one.__module__ == __name__)  # a plugin's own is one of these
+        known = next(one.__name__ for one in type(self).__mro__ if one.__module__ == __name__)  # a plugin may subclass these
         self.add_note(f"[{known}] `jobs-backup help {known}` explains it")
 
     def __reduce__(self) -> tuple[object, ...]:
-        # To be copied, and to get out of another process: Exception would call the class again, with the message alone.
+        # For copying and pickling: Exception would call the class again with only the message.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     @property
     def code(self) -> str:
-        """The error's name in logs and in `--json` output."""
+        """The error's name in logs and `--json` output."""
         return type(self).__name__
 
     def __str__(self) -> str:
@@ -59,31 +58,31 @@ class JobsBackupError(Exception):
         return self.message + tried
 
     def one_line(self) -> str:
-        """The message and the hint on one line, with nothing in it that could steer a terminal."""
+        """The message and the hint on one line, without terminal control characters."""
         text = f"{self}: {self.hint}" if self.hint else str(self)
         return printable(" ".join(text.split()))
 
 
 class ConfigurationError(JobsBackupError):
-    """A setting is missing or wrong; nothing works until somebody changes it."""
+    """A setting is missing or invalid; nothing works until it is changed."""
 
     refused = True
 
 
 class AmbiguousInput(JobsBackupError):
-    """Whether a file was read before cannot be told, so that nothing of it was read."""
+    """Cannot determine whether a file was read before; nothing was read from it."""
 
 
 class ProviderNotFound(ConfigurationError):
-    """No installed distribution offers the provider that was asked for, or the one that does can't be used."""
+    """No installed distribution offers the requested provider, or the provider cannot be used."""
 
 
 class WrapperNotFound(ConfigurationError):
-    """No installed distribution offers a wrapper that was asked for, or the one that does can't be used."""
+    """No installed distribution offers a requested wrapper, or the wrapper cannot be used."""
 
 
 class InvalidEvent(JobsBackupError, ValueError):
-    """A payload is not one JSON object; or an id is none. `index` is the payload's place in `record_many`."""
+    """A payload is not one JSON object, or an id is invalid. `index` is the payload's position in `record_many`."""
 
     def __init__(self, message: str, *, hint: str = "", index: int = 0) -> None:
         super().__init__(message, hint=hint)
@@ -91,7 +90,7 @@ class InvalidEvent(JobsBackupError, ValueError):
 
 
 class StorageError(JobsBackupError):
-    """A hook call failed for a reason that none of the subclasses names. Retried within the bounds."""
+    """A hook call failed for a reason that no subclass covers. Retried within the limits."""
 
     retryable = True
 
@@ -103,24 +102,24 @@ class ContractViolation(StorageError):
 
 
 class Unauthenticated(StorageError):
-    """The store does not accept the credentials, or there are none."""
+    """Credentials are missing, or the store does not accept them."""
 
     retryable = False
     refused = True
 
 
 class CredentialsExpired(Unauthenticated):
-    """The credentials were good and have run out. Refreshable ones are replaced, so trying again helps."""
+    """The credentials were valid but have expired. Refreshable ones are replaced, so a retry helps."""
 
     retryable = True
 
 
 class PermissionDenied(StorageError):
-    """The credentials are good but lack a permission.
+    """The credentials are valid but lack a permission.
 
     Attributes:
-        action: the permission in the store's own words, for example `s3:PutObject`.
-        resource: what it has to be granted on, for example `arn:aws:s3:::my-bucket/*`.
+        action: the permission in the store's terms, for example `s3:PutObject`.
+        resource: what to grant it on, for example `arn:aws:s3:::my-bucket/*`.
     """
 
     retryable = False
@@ -133,14 +132,14 @@ class PermissionDenied(StorageError):
 
 
 class BucketNotFound(StorageError):
-    """The bucket does not exist. It is never created by us."""
+    """The bucket does not exist. jobs-backup never creates it."""
 
     retryable = False
     refused = True
 
 
 class ObjectNotFound(StorageError):
-    """There is no object under this key."""
+    """No object has this key."""
 
     retryable = False
 
@@ -148,21 +147,21 @@ class ObjectNotFound(StorageError):
 class AlreadyExists(StorageError):
     """A conditional write found an object under its key.
 
-    The key carries a uuid that was minted together with the bytes, so core takes this as "stored". A provider MUST raise it only
-    for the store's own refusal, in the store's own words, of a request that carried the condition.
+    The key contains a uuid that was minted together with the bytes, so core treats the object as uploaded. A provider MUST raise
+    this only if the request carried the condition and the store itself refused it, in its own words.
     """
 
     retryable = False
 
 
 class Unproven(StorageError):
-    """The store says that the object exists already, and that does not prove that it is stored. Its batch waits."""
+    """The store says that the object already exists, which does not prove that it was uploaded. Its batch waits."""
 
     retryable = False
 
 
 class UploadGone(StorageError):
-    """A multipart upload can't be continued or completed; another one has to be begun."""
+    """A multipart upload cannot be resumed or completed; a new one must be created."""
 
     retryable = False
 
@@ -171,7 +170,7 @@ class Throttled(StorageError):
     """The store asks for fewer requests.
 
     Attributes:
-        retry_after: seconds that the store asks to wait, None if it does not say.
+        retry_after: seconds that the store asks to wait; None if it does not say.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None, hint: str = "") -> None:
@@ -180,10 +179,10 @@ class Throttled(StorageError):
 
 
 class Unavailable(StorageError):
-    """The store can't be reached, did not answer in time, or answered with a fault of its own (5xx).
+    """The store is unreachable, did not answer in time, or answered with a server error (5xx).
 
     Attributes:
-        retry_after: seconds that the store asks to wait, None if it does not say.
+        retry_after: seconds that the store asks to wait; None if it does not say.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None, hint: str = "") -> None:
@@ -192,40 +191,40 @@ class Unavailable(StorageError):
 
 
 class Unreachable(Unavailable):
-    """No connection to the store could be made, so that nothing was sent."""
+    """No connection to the store could be made, so nothing was sent."""
 
     refused = True
 
 
 class IntegrityError(StorageError):
-    """What arrived is not what was sent. Sent again within the bounds."""
+    """The bytes that arrived differ from those sent. Retried within the limits."""
 
 
 class NotSupported(StorageError):
-    """The store does not have this operation or option."""
+    """The store does not support this operation or option."""
 
     retryable = False
     refused = True
 
 
 class SpoolError(JobsBackupError):
-    """The spool can't be used."""
+    """The spool cannot be used."""
 
 
 class SpoolFull(SpoolError):
-    """The disk, or the spool's quota, is full. Nothing of this call was recorded."""
+    """The disk or the spool's quota is full. Nothing from this call was recorded."""
 
     retryable = True
 
 
 class SpoolCorrupt(SpoolError):
-    """Bytes in the spool are not those that were written."""
+    """Bytes in the spool differ from those written."""
 
 
 class WrapperMissing(SpoolError):
-    """A wrapper, or a key of one, is not there that a batch is to be made by, or that an object was made by.
+    """A wrapper, or one of its keys, is missing for a batch to be written or an object to be read.
 
-    The batch waits until it is there again.
+    The batch waits until it is available again.
     """
 
 
@@ -234,12 +233,12 @@ class BackupClosed(JobsBackupError):
 
 
 class UnknownJob(JobsBackupError, LookupError):
-    """These ids are of no raw event that this spool has or had; all others of the same call were taken.
+    """These ids belong to no raw event that this spool has or had; all others in the call were accepted.
 
     Attributes:
         jobs: the ids, at most 1,000 of them.
-        count: how many there are.
-        index: of a failure that names one of them, its place in what was reported.
+        count: total number of such ids.
+        index: for a failure that names one of them, its position in the report.
     """
 
     def __init__(self, message: str, *, hint: str = "", jobs: Sequence[int] = (), count: int = 0, index: int = 0) -> None:
@@ -250,7 +249,7 @@ class UnknownJob(JobsBackupError, LookupError):
 
 
 class StorePaused(JobsBackupError):
-    """The store keeps failing. What was recorded waits in the spool; `cause` is the last error."""
+    """The store keeps failing. Recorded events wait in the spool; `cause` is the last error."""
 
     def __init__(self, message: str, *, cause: JobsBackupError) -> None:
         super().__init__(message, hint=cause.hint)
@@ -258,11 +257,11 @@ class StorePaused(JobsBackupError):
 
 
 class NoArchiver(JobsBackupError):
-    """Nobody is sending what this spool holds."""
+    """No process uploads what this spool holds."""
 
 
 def parse_retry_after(value: str) -> float | None:
-    """The `retry_after` for a `Retry-After` header (RFC 9110, 10.2.3): seconds, or a date. None if it is neither, or empty."""
+    """Seconds to wait according to a `Retry-After` header (RFC 9110, 10.2.3), in seconds or as a date. None if empty or invalid."""
     value = value.strip()
     if value.isdecimal():
         return float(value)
@@ -271,7 +270,7 @@ def parse_retry_after(value: str) -> float | None:
 
 
 def parse_date(value: str) -> float | None:
-    """The date of an HTTP header (RFC 9110, 5.6.7) in seconds since 1970. None if it is none, or empty."""
+    """Date of an HTTP header (RFC 9110, 5.6.7), in seconds since 1970. None if empty or invalid."""
     try:
         when = parsedate_to_datetime(value)
     except (ValueError, OverflowError):

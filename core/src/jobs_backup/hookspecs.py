@@ -1,27 +1,27 @@
 """The contract between core and storage providers, and between core and wrappers, as pluggy hook specifications.
 
-A provider is a class that is named by an entry point of the group `jobs_backup.providers`. The entry point's name is the value
-of `JOBS_BACKUP_STORAGE_PROVIDER`. Core calls `Provider.from_settings(environment)`, registers the instance on a plugin manager of
-its own, and calls its hooks from many threads at once.
+A provider is a class named by an entry point of the group `jobs_backup.providers`. The entry point's name is the value of
+`JOBS_BACKUP_STORAGE_PROVIDER`. Core calls `Provider.from_settings(environment)`, registers the instance on a plugin manager of its
+own, and calls its hooks from many threads at once.
 
-Rules that hold for every hook:
+Rules for every hook:
 
-- It does one attempt and MUST NOT retry; core wraps every call in the retry policy. An SDK's own retries MUST be off.
-- It MUST return a receipt or raise; it MUST NOT return None, and MUST NOT log a failure and go on. What can be foreseen MUST be one
-  of `jobs_backup.errors`, with a `hint` where somebody can do something; anything else counts as a `StorageError`.
+- It makes one attempt and MUST NOT retry; core wraps every call in the retry policy. An SDK's own retries MUST be off.
+- It MUST return a receipt or raise. It MUST NOT return None, and MUST NOT log a failure and continue. Foreseeable errors MUST be
+  those of `jobs_backup.errors`, with a `hint` where somebody can act; any other error counts as a `StorageError`.
 - It MUST give up after about `timeout` seconds without progress, with `Unavailable`.
-- It MUST open the body anew for each attempt, and close what it opened. An error that the body raises passes through as it is (or
-  as a `SpoolError`: `jobs_backup.bodies.Source` makes one); a body that ends before `size` bytes is an `IntegrityError`. In both
-  cases nothing may appear.
-- What it claims MUST be the store's own word. A success, "exists already" (`AlreadyExists`) and "gone" (`UploadGone`,
+- It MUST open the body anew for each attempt, and close what it opened. An error raised by the body passes through unchanged, or as
+  a `SpoolError` (`jobs_backup.bodies.Source` makes one). A body that ends before `size` bytes is an `IntegrityError`. In both cases
+  no object may appear.
+- Its claims MUST rest on the store's own answer. A success, "exists already" (`AlreadyExists`) and "gone" (`UploadGone`,
   `ObjectNotFound`, `Outcome.GONE`, a deleted key) each need proof: the store's own code in its own XML or JSON, an ETag or a
-  checksum, or a header that it always sends. A status alone, a page or an empty body may come from a proxy: raise a
-  `StorageError` or `Unavailable`, with a hint to look at what answers.
+  checksum, or a header that it always sends. A bare status, a page or an empty body may come from a proxy: raise a `StorageError`
+  or `Unavailable`, with a hint to check what answers.
 - Credentials rotate. After the store refuses them (`Unauthenticated`, `CredentialsExpired`), the next call MUST read again whatever
-  can change under a running process: files, tokens, roles. `jobs_backup.sdk.PerProcess.renew` forgets the client.
-- It MUST NOT call any other operation of the store than the one that its name says: no look at the bucket, no list, no head.
-- It may take fewer arguments than the specification has, by name; new arguments may be added to the specification later.
-- Neither a secret nor an upload's id may be in an error's message, a log line or a `repr`.
+  can change under a running process: files, tokens, roles. `jobs_backup.sdk.PerProcess.renew` discards the client.
+- It MUST NOT call any store operation other than the one it is named after: no bucket lookup, no list, no head.
+- It may omit arguments of the specification, which are passed by name; new arguments may be added to the specification later.
+- An error message, a log line or a `repr` MUST NOT contain a secret or an upload's id.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from jobs_backup.model import (
 
 PROJECT: Final = "jobs_backup"
 API_VERSION: Final = 1
-"""The version of this contract. A provider or wrapper states the one it was written for as its own `API_VERSION`."""
+"""Version of this contract. A provider or wrapper states the version it was written for as its own `API_VERSION`."""
 OLDEST_API_VERSION: Final = 1
-"""The oldest version that works with this one. A hook that gains an argument makes no new version, since one may take fewer."""
+"""Oldest version that works with this one. A new hook argument needs no new version, since a hook may omit arguments."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -58,36 +58,38 @@ OPTIONAL: Final = ("read", "list", "policy")
 
 
 class Provider(Protocol):
-    """What core needs of a provider besides its hooks. It is not a base class: just have these.
+    """What core needs from a provider besides its hooks. Not a base class: just define these members.
 
-    Optional class attributes, for providers with the multipart hooks, and what core takes where they are missing:
-    `sequential_parts: bool = False` (parts have to be sent one after the other, in order), `max_parts: int = 10_000`,
-    `part_multiple: int = 1` (every part but the last is a multiple of so many bytes), `min_part_size: int = 1` (bytes, every part
-    but the last), `max_write_size: int` (bytes; larger objects are sent in parts, whatever JOBS_BACKUP_MULTIPART_THRESHOLD says).
+    Optional class attributes for providers with the multipart hooks, with their defaults: `sequential_parts: bool = False` (parts
+    must be uploaded one after another, in order), `max_parts: int = 10_000`, `part_multiple: int = 1` (size in bytes of which every
+    part but the last is a multiple), `min_part_size: int = 1` (bytes, every part but the last), `max_write_size: int` (bytes;
+    larger objects are uploaded in parts, whatever JOBS_BACKUP_MULTIPART_THRESHOLD says).
 
-    Also optional, for people: `region: str` (where the bucket is, as far as it is known; may change with the first answer), and
-    `warnings: Sequence[str]` (what does not keep objects from being written, and is better known: `jobs-backup check` shows it).
+    Also optional, for operators: `region: str` (of the bucket, if known; may change with the first answer), and `warnings:
+    Sequence[str]` (problems that do not prevent uploads; `jobs-backup check` shows them).
 
-    With `sequential_parts` the object may appear with its last part instead of at completion; then `write_part` of that one raises
-    what `complete_multipart` would.
+    With `sequential_parts`, the object may appear with its last part instead of at completion. `write_part` for that part then
+    raises what `complete_multipart` would.
     """
 
     API_VERSION: ClassVar[int]
 
     @property
     def location(self) -> str:
-        """Which bucket this is, for people, and as its identity in the spool: scheme, bucket, and the endpoint if it is not the
-        service's own; for example `s3://events at https://minio.internal:9000`. No prefix, no credentials."""
+        """The bucket's identity, for people and for the spool: scheme, bucket, and any endpoint other than the service's own.
+
+        For example `s3://events at https://minio.internal:9000`. No prefix, no credentials.
+        """
         ...
 
     @classmethod
     def from_settings(cls, environment: Mapping[str, str]) -> Self:
-        """An instance configured by these environment variables.
+        """Create an instance configured by these environment variables.
 
         MUST be quick and MUST NOT import the SDK or open a connection: both wait until the first hook call.
 
         Raises:
-            ConfigurationError: a variable is missing or wrong. The message names it.
+            ConfigurationError: a variable is missing or invalid. The message names it.
         """
         ...
 
@@ -107,20 +109,20 @@ class StorageProvider(Protocol):
         if_absent: bool,
         timeout: float,
     ) -> WriteReceipt:
-        """Store `body` as one object, in one request. The object MUST appear whole or not at all.
+        """Upload `body` as one object, in one request. The object MUST appear whole or not at all.
 
         Args:
             key: below the bucket; at most 1,024 bytes of UTF-8.
             body: `size` bytes.
-            checksum: CRC-32C of the body. MUST be sent along where the store can check it, and compared with what it answers.
-            metadata: lower-case names and ASCII values, to be stored with the object where the store can.
-            if_absent: fail if the key exists. A store without conditional writes ignores it if overwriting is harmless there.
+            checksum: CRC-32C of the body. MUST be sent along where the store can check it, and compared with the store's answer.
+            metadata: lower-case names and ASCII values, stored with the object if the store supports it.
+            if_absent: fail if the key exists. A store without conditional writes ignores it if overwriting does no harm there.
             timeout: seconds for this attempt.
 
         Raises:
-            AlreadyExists: `if_absent`, this very request carried that condition, and the store refused it in its own words. Core
-                takes the object as stored, unless an earlier attempt for this key ended with an `IntegrityError`: then the batch
-                waits. The same holds for a receipt with `existed`.
+            AlreadyExists: `if_absent` was set, this very request carried the condition, and the store refused it in its own words.
+                Core treats the object as uploaded, unless an earlier attempt for this key ended with an `IntegrityError`: then the
+                batch waits. The same holds for a receipt with `existed`.
         """
         ...
 
@@ -128,9 +130,9 @@ class StorageProvider(Protocol):
     def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
         """End an upload so that it holds no bytes and costs nothing.
 
-        MUST be idempotent, and MUST work in another process than the one that began the upload. An upload that is unknown, by the
-        store's own word, is GONE; one that was aborted before or was completed is GONE, or ABORTED where the store can't tell: no
-        error, and a completed object MUST stay. A provider without parts returns GONE.
+        MUST be idempotent, and MUST work in a process other than the one that created the upload. An upload that the store itself
+        reports as unknown is GONE. One that was already aborted or completed is GONE, or ABORTED where the store cannot tell: this
+        is not an error, and a completed object MUST stay. A provider without multipart uploads returns GONE.
         """
         ...
 
@@ -138,8 +140,8 @@ class StorageProvider(Protocol):
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
         """Delete up to 1,000 objects.
 
-        A key that does not exist, by the store's own word, counts as deleted. The receipt MUST have an outcome for every key. Raise
-        only when none of them could be tried; what is refused for single keys belongs into `failed`.
+        A key that does not exist, according to the store itself, counts as deleted. The receipt MUST have an outcome for every key.
+        Raise only if no key could be tried; refusals of single keys belong in `failed`.
         """
         ...
 
@@ -154,23 +156,23 @@ class StorageProvider(Protocol):
         if_absent: bool,
         timeout: float,
     ) -> Upload:
-        """Begin an upload of `size` bytes in parts. Core journals what is returned before it sends the first part.
+        """Create a multipart upload of `size` bytes. Core journals the returned upload before the first part.
 
         `checksum` is the CRC-32C of the whole object.
 
         Raises:
-            AlreadyExists: only with `sequential_parts`, where the condition goes with this request; else it is not believed.
+            AlreadyExists: only with `sequential_parts`, where this request carries the condition; otherwise core does not trust it.
         """
         ...
 
     @hookspec(firstresult=True)
     def write_part(self, upload: Upload, number: int, offset: int, body: Body, size: int, last: bool, timeout: float) -> Part:
-        """Store one part. MUST be idempotent for a number: sent again, it replaces the earlier one.
+        """Upload one part. MUST be idempotent per number: uploading a part again replaces the earlier one.
 
         Args:
             number: 1 for the first.
-            offset: of this part in the object, bytes.
-            body: the part alone, `size` bytes.
+            offset: of this part in the object, in bytes.
+            body: only this part, `size` bytes.
             last: whether it is the last part of the object.
 
         Raises:
@@ -182,17 +184,17 @@ class StorageProvider(Protocol):
     def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
     ) -> WriteReceipt:
-        """Make the parts (all of them, in order) the object. MUST NOT take an answer for success that does not say so.
+        """Make the object from all parts, in order. MUST NOT treat an answer as success unless it says so.
 
         Raises:
-            AlreadyExists: as with `write`. Core aborts the upload and takes the object as stored.
-            UploadGone, IntegrityError: this upload can't be completed (any more). Core aborts it and begins another one.
+            AlreadyExists: as with `write`. Core aborts the upload and treats the object as uploaded.
+            UploadGone, IntegrityError: this upload cannot be completed (any more). Core aborts it and creates another one.
         """
         ...
 
     @hookspec(firstresult=True)
     def read(self, key: str, timeout: float) -> Body:
-        """The object's bytes. Needs a right that backing up does not need.
+        """Read an object. Needs a permission that backups do not need.
 
         Raises:
             ObjectNotFound: there is no such object.
@@ -201,65 +203,70 @@ class StorageProvider(Protocol):
 
     @hookspec(firstresult=True)
     def list(self, prefix: str, after: str, timeout: float) -> Page:
-        """Objects whose keys begin with `prefix`, in the order of their keys, from the first one behind `after` (empty: from the
-        beginning). Needs a right that backing up does not need."""
+        """List objects whose keys begin with `prefix`, in key order, after the key `after` (empty: from the beginning).
+
+        Needs a permission that backups do not need.
+        """
         ...
 
     @hookspec(firstresult=True)
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - as the option
-        """The narrowest rights that suffice with these environment variables; with deleting, with reading back. Calls no store.
+        """Least-privilege permissions for these environment variables, optionally to delete and to read back. Calls no store.
 
         Args:
             format: `json`, `terraform` or `commands`; empty for the one that fits the store best.
 
         Raises:
-            NotSupported: there is none in this format.
+            NotSupported: the provider has no policy in this format.
         """
         ...
 
 
 class ObjectHooks(Protocol):
-    """What core implements, for wrappers to wrap."""
+    """The hook that core implements, for wrappers to wrap."""
 
     @hookspec(firstresult=True)
     def open_body(self, batch: Batch) -> Body:
-        """The bytes that will be the batch's object. Whatever a wrapper makes of them MUST be the same at every call: a retry
-        after a crash sends them again, and a part of an upload that is continued has to fit those that were sent before."""
+        """Bytes that will be the batch's object.
+
+        A wrapper's result MUST be the same at every call: a retry after a crash uploads the bytes again, and a part of a resumed
+        upload must match the parts before it.
+        """
         ...
 
 
 class Wrapper(Protocol):
-    """What stands between core and the store. It is not a base class: just have these.
+    """A layer between core and the store. Not a base class: just define these members.
 
     It is named by an entry point of the group `jobs_backup.wrappers`, and active if JOBS_BACKUP_WRAPPERS names it. A class
-    attribute `settings` names the Struct of its settings, as a provider's does; its variables MUST begin with
-    `JOBS_BACKUP_` and its name, as in JOBS_BACKUP_ENCRYPTION_KEY: if one is set and it is not active, that is an error.
+    attribute `settings` names the Struct of its settings, as for a provider. Its variables MUST begin with `JOBS_BACKUP_` and its
+    name, as in JOBS_BACKUP_ENCRYPTION_KEY. A variable of an inactive wrapper is an error.
 
-    It implements any of the hooks as a wrapper: `@hookimpl(wrapper=True)`, without `tryfirst` or `trylast`, on a generator
-    that yields once, gets there what the hook returned (or has its error raised there), and returns what core shall get. It
-    takes the arguments that it needs, by name, and can't replace them. It is called from many threads at once, and MUST be
-    hashable.
+    It implements any of the hooks as a wrapper: `@hookimpl(wrapper=True)`, without `tryfirst` or `trylast`, on a generator that
+    yields once. The `yield` returns the hook's result or raises its error, and the generator returns what core receives. It takes
+    the arguments that it needs, by name, and cannot replace them. It is called from many threads at once, and MUST be hashable.
 
-    JOBS_BACKUP_WRAPPERS goes from core to the store. Of every call to the provider the first one is the outermost; bytes pass
-    through the list forwards on their way out (`open_body`, whose result the first one gets from core), backwards on their way
-    back (`read`).
+    JOBS_BACKUP_WRAPPERS is ordered from core to the store. The first wrapper is the outermost of every call to the provider. Bytes
+    pass forwards through the list on the way out (`open_body`, where the first wrapper gets core's result), and backwards on the
+    way back (`read`).
 
-    What it raises counts as the hook's error, before the `yield` (the provider is not called then) or behind it (the
-    provider may have done its work: core calls again, and aborts an upload that was lost so). It MUST NOT make a receipt of
-    an error, and MUST NOT take long. What it does not foresee becomes a StorageError that names it.
+    Its errors count as the hook's errors, whether raised before the `yield` (the provider is then not called) or after it. In the
+    latter case the provider may have done its work: core calls again, and aborts an upload that was lost this way. A wrapper MUST
+    NOT turn an error into a receipt, and MUST be quick. An unforeseen error becomes a StorageError that names the wrapper.
 
-    One that changes bytes wraps both `open_body` and `read`, and has two attributes more: `format: str` (what it makes, as
-    the ending of a key: lower-case letters and digits, for example `enc`), and, if its bytes depend on something that may
-    change, such as a key, `parameter: str` (what that is now: letters, digits, `-`, `_` and `.`). Both are kept with each
-    batch when it is opened, as `FORMAT=PARAMETER` in `batch.wrappers`. `open_body` passes through it for batches that were
-    opened with it, and it has to go by `batch.parameter_of(format)`, whatever its present one is; `read` passes through it
-    for objects whose keys end in the format, and gives back exactly the bytes that came to `open_body`. Where it lacks what
-    that takes, such as an older key, it raises `WrapperMissing`: only that batch waits.
+    A wrapper that changes bytes wraps both `open_body` and `read`, and has two more attributes. `format: str` is what it makes, as
+    the key's suffix: lower-case letters and digits, for example `enc`. `parameter: str` is needed only if the bytes depend on
+    something that may change, such as a key; it is the present value of that, in letters, digits, `-`, `_` and `.`. Both are kept
+    with each batch when it is opened, as `FORMAT=PARAMETER` in `batch.wrappers`.
+
+    `open_body` passes through it for batches that were opened with it. It must use `batch.parameter_of(format)`, whatever its
+    present parameter is. `read` passes through it for objects whose keys end in the format, and returns exactly the bytes that came
+    to `open_body`. If it lacks what that takes, such as an older key, it raises `WrapperMissing`: only that batch waits.
     """
 
     API_VERSION: ClassVar[int]
 
     @classmethod
     def from_settings(cls, environment: Mapping[str, str]) -> Self:
-        """An instance configured by these environment variables. Rules and errors are those of `Provider.from_settings`."""
+        """Create an instance configured by these environment variables. Rules and errors are those of `Provider.from_settings`."""
         ...

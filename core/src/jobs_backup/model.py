@@ -1,4 +1,4 @@
-"""The words of the contract: bodies, uploads, receipts, and the batch that becomes an object."""
+"""Types of the contract: bodies, uploads, receipts, and the batch that becomes an object."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BLOCK = 1 << 17
 
 
 class Body(ABC):
-    """The bytes of an object or of a part: of fixed size, and to be opened as often as needed.
+    """The bytes of an object or a part: of fixed size, and readable any number of times.
 
-    Every attempt MUST open its own reader and close it. Opening again gives the same bytes again. Whoever makes one sets `size` and
-    implements `open`; the rest goes by these two.
+    Every attempt MUST open its own reader and close it. Every reader yields the same bytes. A subclass sets `size` and implements
+    `open`; the other methods use these two.
 
     Attributes:
         size: in bytes.
@@ -29,10 +29,10 @@ class Body(ABC):
 
     @abstractmethod
     def open(self) -> BinaryIO:
-        """A new reader at the first byte: readable and seekable. The caller closes it."""
+        """Open a new reader at the first byte: readable and seekable. The caller closes it."""
 
     def slice(self, offset: int, size: int) -> Body:
-        """The part of `size` bytes that begins at byte `offset`."""
+        """The `size` bytes from byte `offset` on, as a body."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise ValueError(f"slice {offset}+{size} lies outside of a body of {self.size} bytes")
         return _Slice(self, offset, size)
@@ -55,7 +55,7 @@ class Body(ABC):
 
 
 class BytesBody(Body):
-    """A body that is held in memory."""
+    """A body held in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -76,7 +76,7 @@ class _Slice(Body):
 
 
 class _SliceReader(io.RawIOBase):
-    """The window of a seekable reader that starts at `offset` and has `size` bytes."""
+    """Window of a seekable reader: `size` bytes from `offset` on."""
 
     def __init__(self, whole: BinaryIO, offset: int, size: int) -> None:
         self._whole = whole
@@ -113,12 +113,12 @@ class _SliceReader(io.RawIOBase):
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A multipart upload that was begun. It is journaled as it is, and given back after a crash as it was.
+    """An open multipart upload. Journaled as it is, and passed back unchanged after a crash.
 
     Attributes:
-        key: the object that it will become.
-        id: the store's name for it; who knows it may write to it, so it is in no `repr` and no log.
-        extra: whatever else the provider has to remember.
+        key: key of the object that it will become.
+        id: the store's name for it. Anybody who knows it may write to it, so it appears in no `repr` and no log.
+        extra: anything else the provider has to remember.
     """
 
     key: str
@@ -130,12 +130,12 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The receipt of one part.
+    """Receipt for one part.
 
     Attributes:
         number: 1 for the first.
-        etag: what the store wants to be told at completion; may be empty.
-        crc32c: of the part's bytes, None if the provider does not compute it.
+        etag: what the store requires at completion; may be empty.
+        crc32c: of the part's bytes; None if the provider does not compute it.
     """
 
     number: int
@@ -144,13 +144,13 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class WriteReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The object stands in the bucket.
+    """Receipt for an object that is in the bucket.
 
     Attributes:
-        etag: the store's, empty if it has none. Never compared: encryption changes it.
+        etag: the store's ETag, empty if it has none. Never compared: encryption changes it.
         version: the store's version or generation, empty if it has none.
-        existed: it stood there already, written by an earlier attempt.
-        at: when it was stored by the store's own clock, in seconds since 1970; None if it does not tell.
+        existed: whether an earlier attempt had already written it.
+        at: upload time by the store's clock, in seconds since 1970; None if the store does not report it.
     """
 
     etag: str = ""
@@ -167,7 +167,7 @@ class Outcome(StrEnum):
 
 
 class AbortReceipt(msgspec.Struct, frozen=True):
-    """After this receipt the upload holds no bytes. GONE: there was none (any more), or it was completed."""
+    """Receipt for an upload that holds no bytes. GONE: it did not exist (any more), or it was completed."""
 
     outcome: Outcome
 
@@ -176,8 +176,8 @@ class DeleteReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """An outcome for each key.
 
     Attributes:
-        deleted: keys that are gone; a key that was not there counts as deleted.
-        failed: key -> why it could not be deleted. Together the two have every key that was asked for.
+        deleted: keys that are deleted; a key that did not exist counts as deleted.
+        failed: key -> why it could not be deleted. Together, the two contain every requested key.
     """
 
     deleted: frozenset[str]
@@ -185,27 +185,27 @@ class DeleteReceipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
-    """An object as `list` sees it; `size` in bytes."""
+    """An object as listed; `size` in bytes."""
 
     key: str
     size: int
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """Some objects in the order of their keys. `after` is what to pass for the next page, None after the last."""
+    """Some objects in key order. `after` is the argument for the next page; None on the last page."""
 
     objects: list[Listed]
     after: str | None = None
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The narrowest rights that suffice.
+    """Least-privilege permissions.
 
     Attributes:
         format: the language of `text`: `json`, `terraform` or `commands`.
         text: ready to paste.
-        grants: hook -> the permission that it needs, in the store's own words, of all hooks that the policy allows.
-        resource: what they are granted on.
+        grants: hook -> the permission it needs, in the store's terms, for all hooks that the policy allows.
+        resource: what the permissions are granted on.
     """
 
     format: str
@@ -215,7 +215,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kind(StrEnum):
-    """What a stream's records are."""
+    """Whether a stream holds raw events or failure records."""
 
     RAW = "raw"
     FAILED = "failed"
@@ -230,20 +230,20 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A sealed batch: what one object will be. Nothing of it changes any more.
+    """A sealed batch, which becomes one object. It never changes.
 
     Attributes:
-        id: the batch number (42 bits); a job's id is this number shifted by 21 bits, plus the job's index.
+        id: batch number (42 bits); a job's id is this number shifted by 21 bits, plus the job's index.
         events: lines in the object.
-        raw_bytes: bytes of these lines before compression.
-        size: bytes of the object.
+        raw_bytes: size of these lines before compression, in bytes.
+        size: size of the object in bytes.
         crc32c: of the object.
-        key: where it goes, below the bucket.
-        uuid: minted when it was sealed; part of the key.
-        content_type: of the object, a media type.
-        wrappers: what the object is made by, in this order: `FORMAT=PARAMETER` of each wrapper that changes bytes. Size and CRC are
-            those of the bytes that come to the first of them.
-        blobs: the spool's file that holds its bytes.
+        key: the object's key, below the bucket.
+        uuid: minted when the batch was sealed; part of the key.
+        content_type: the object's media type.
+        wrappers: `FORMAT=PARAMETER` of each wrapper that changes bytes, in the order applied. Size and CRC are those of the bytes
+            before the first wrapper.
+        blobs: the spool file that holds its bytes.
     """
 
     id: int
@@ -260,13 +260,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def formats(self) -> list[str]:
-        """What the wrappers make that it was opened with, in this order."""
+        """Formats of the wrappers that the batch was opened with, in order."""
         return [one.partition("=")[0] for one in self.wrappers]
 
     def parameter_of(self, format_: str) -> str:
-        """The parameter of the wrapper that makes this format.
+        """Parameter of the wrapper that makes this format.
 
         Raises:
-            KeyError: none was to make it.
+            KeyError: the batch was not opened with such a wrapper.
         """
         return dict(one.split("=", 1) for one in self.wrappers)[format_]

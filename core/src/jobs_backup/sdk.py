@@ -1,4 +1,4 @@
-"""For providers: what each of them would write again, and what is easily written wrong."""
+"""Helpers for providers: code that each would repeat, and that is easy to get wrong."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ __all__ = [
 
 T = TypeVar("T")
 _DELETES: Final = 8
-"""Requests at once."""
+"""Concurrent requests."""
 _DIGITS: Final = 19
-"""Of the largest size that fits into 63 bits, as the catalog keeps it."""
+"""Digits of the largest size that fits into the catalog's 63 bits."""
 _OF_THE_STORE: Final = (Throttled, Unavailable)
 
 
 class PerProcess(Generic[T]):
-    """Something that is made at its first use, once for each process and key, such as an SDK's client.
+    """Something that is made on first use, once per process and key, such as an SDK's client.
 
-    Any number of threads may ask for it. A fork makes its own: the parent's sockets are not its to use or to close, and the
-    parent's lock may be held by a thread that the fork does not have.
+    Any number of threads may ask for it. A forked process makes its own: it must neither use nor close the parent's sockets, and
+    the parent's lock may be held by a thread that the fork does not have.
     """
 
     def __init__(self, make: Callable[..., T]) -> None:
-        """`make` gets the key. What it raises passes through, and it is called again the next time."""
+        """Call `make` with the key. Its errors pass through, and the next `get` calls it again."""
         self._make = make
         self.renew()
 
@@ -83,12 +83,13 @@ class PerProcess(Generic[T]):
             return made[key]
 
     def renew(self, stale: T | None = None) -> bool:
-        """Forget what was made: the next call makes it anew, and reads the files of its credentials again.
+        """Discard what was made: the next call makes it again, and reads the credential files again.
 
         Args:
-            stale: forget only if this was made since the last renewal: of many threads that a store refuses, the first one renews.
+            stale: discard only if this was made since the last renewal: when a store refuses many threads, only the first one
+                renews.
 
-        Returns whether anything was forgotten.
+        Returns whether anything was discarded.
         """
         if stale is not None and not any(one is stale for one in list(self._of_process[2].values())):
             return False
@@ -97,14 +98,14 @@ class PerProcess(Generic[T]):
 
 
 def check_proxies(environment: Mapping[str, str], *, socks: bool = False) -> None:
-    """Refuse a variable of a proxy that the HTTP library would fail to parse: its error shows a part of the password.
+    """Reject proxy variables that the HTTP library would fail to parse, with an error that shows part of the password.
 
     Args:
-        environment: what the settings are read from. The process's own environment, which the library reads, is checked, too.
-        socks: whether the HTTP library speaks SOCKS. `ALL_PROXY` may name such a proxy anyway: other programs use it.
+        environment: where the settings come from. The process's own environment, which the library reads, is checked too.
+        socks: whether the HTTP library speaks SOCKS. `ALL_PROXY` may name a SOCKS proxy in any case: other programs use it.
 
     Raises:
-        ConfigurationError: it names the variable, and shows nothing of the value.
+        ConfigurationError: names the variable, and shows nothing of the value.
     """
     for name, text in variables(environment):
         if is_proxy(name):
@@ -112,30 +113,30 @@ def check_proxies(environment: Mapping[str, str], *, socks: bool = False) -> Non
 
 
 def check_proxy(variable: str, text: str, *, socks: bool = False) -> None:
-    """Refuse the URL of a proxy that an HTTP library would fail to parse.
+    """Reject a proxy URL that an HTTP library would fail to parse.
 
     Args:
-        variable: what it was read from.
+        variable: where the URL comes from.
         text: the URL, or `host:port`.
         socks: whether the HTTP library speaks SOCKS.
 
     Raises:
-        ConfigurationError: it names the variable, and shows nothing of the value.
+        ConfigurationError: names the variable, and shows nothing of the value.
     """
     if fault := proxy_fault(text, socks=socks):
         raise ConfigurationError(f"{variable}: {fault}", hint=PROXY_HINT)
 
 
 def check_ambient(environment: Mapping[str, str], forms: Mapping[str, str | tuple[str, ...]]) -> None:
-    """Refuse variables that an SDK reads by itself, and whose values its errors would repeat.
+    """Reject invalid variables that an SDK reads by itself and would repeat in its errors.
 
     Args:
-        environment: what the settings are read from. The process's own environment, which the SDK reads, is checked, too.
-        forms: variable -> what it has to be: "url", "host", "https host", "path of a url", "number" or "name"; or the words
-            that it may be.
+        environment: where the settings come from. The process's own environment, which the SDK reads, is checked too.
+        forms: variable -> its required form: "url", "host", "https host", "path of a url", "number" or "name"; or the allowed
+            words.
 
     Raises:
-        ConfigurationError: it names the variable, and shows nothing of the value.
+        ConfigurationError: names the variable, and shows nothing of the value.
     """
     for name, text in variables(environment):
         if name in forms and (words := expected(text, forms[name])):
@@ -143,13 +144,13 @@ def check_ambient(environment: Mapping[str, str], forms: Mapping[str, str | tupl
 
 
 def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteReceipt:
-    """For the hook `delete`, where the store has no delete in bulk: a request for each key, several at once.
+    """Implement the hook `delete` for a store without bulk delete: one request per key, several at once.
 
     Args:
-        delete: deletes one object. ObjectNotFound counts as deleted, another error of jobs-backup is the key's outcome.
+        delete: deletes one object. ObjectNotFound counts as deleted; any other error of jobs-backup is the key's outcome.
 
     Raises:
-        JobsBackupError: the first key's error, where all others would meet it, too.
+        JobsBackupError: the first key's error, if all other keys would fail the same way.
     """
 
     def outcome(key: str) -> JobsBackupError | None:
@@ -165,7 +166,7 @@ def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteR
         return DeleteReceipt(deleted=frozenset())
     first = outcome(keys[0])
     if first is not None and (first.refused or isinstance(first, _OF_THE_STORE)) and not isinstance(first, PermissionDenied):
-        raise first  # a right may be missing for one key alone
+        raise first  # a permission may be missing for one key only
     with ThreadPoolExecutor(_DELETES) as pool:
         outcomes = dict(zip(keys, [first, *pool.map(outcome, keys[1:])], strict=True))
     failed: dict[str, Exception] = {key: error for key, error in outcomes.items() if error is not None}
@@ -173,7 +174,7 @@ def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteR
 
 
 def size_listed(told: object) -> int:
-    """The size that a store lists, 0 if what it says is not one: an odd entry must not fail the list that it is in."""
+    """Size from a store's listing, 0 if invalid: an odd entry must not make the whole list fail."""
     text = str(told).strip()
     return int(text) if len(text) < _DIGITS and text.isascii() and text.isdecimal() else 0
 
@@ -181,14 +182,14 @@ def size_listed(told: object) -> int:
 def unreadable(
     call: object, error: BaseException | None = None, *, files: Mapping[str, str] | None = None
 ) -> Unauthenticated | None:
-    """Find the file of credentials that this process cannot read. SDKs say nothing of the path, or look elsewhere in silence.
+    """Find the credential file that this process cannot read. SDKs omit the path, or silently look elsewhere.
 
     Args:
-        call: what was tried, for the message.
+        call: what failed, for the message.
         error: what the SDK raised; an OSError behind it may name the file.
-        files: what names a file -> its path, of files that the SDK reads by itself. An empty path is none.
+        files: variable or option that names a file -> its path, for files that the SDK reads by itself. Empty paths are skipped.
 
-    Returns the error to raise, None if every file can be read.
+    Returns the error to raise, or None if every file can be read.
     """
     for one in _behind(error):
         if isinstance(one, OSError) and isinstance(one.filename, str | bytes):
@@ -205,14 +206,14 @@ def unreadable(
 
 
 def unusable(call: object, files: Mapping[str, str], *, text: bool = True) -> Unauthenticated | None:
-    """Find the file of credentials that is empty or not text. SDKs say nothing of its path.
+    """Find a credential file that is empty or not text. SDKs omit its path.
 
     Args:
-        call: what was tried, for the message.
-        files: what names a file -> its path. An empty path is none; one that cannot be read is left to `unreadable`.
-        text: whether they have to be text, such as tokens.
+        call: what failed, for the message.
+        files: variable or option that names a file -> its path. Empty paths are skipped; unreadable files are left to `unreadable`.
+        text: whether the files must be text, such as tokens.
 
-    Returns the error to raise, None if every file can be used.
+    Returns the error to raise, or None if every file can be used.
     """
     for name, path in files.items():
         try:
@@ -308,19 +309,19 @@ _FORBIDDEN: Final = tuple(
 )
 """Words of a refusal that is not a missing permission, its error (None: a PermissionDenied), and what to do."""
 _LONGEST: Final = 500
-"""Characters of what the store says that are looked at: anybody may answer."""
+"""Maximum number of characters examined in the store's answer: anybody may answer."""
 _NAMES: Final = re.compile(r"\S*[:/@]\S*")
-"""ARNs, keys and accounts in the store's sentence: their names may have any word in them."""
+"""ARNs, keys and accounts in the store's sentence: their names may contain any word."""
 
 
 def forbidden(message: str, code: str, said: str, *, action: str, resource: str, owned: bool = True) -> JobsBackupError:
-    """The error for an HTTP 403 that the provider's own tables do not know. Only some of them are a missing permission.
+    """Error for an HTTP 403 that the provider's own tables do not cover. Not every 403 is a missing permission.
 
     Args:
         message: of the error.
-        code, said: the store's code and its sentence; empty if it gave none.
-        action, resource: what has to be granted on what, if it is a missing permission.
-        owned: whether the answer is in the store's own words: a proxy refuses with 403, too.
+        code, said: the store's error code and sentence; empty if it gave none.
+        action, resource: what to grant on what, if a permission is missing.
+        owned: whether the answer is in the store's own words: a proxy also refuses with 403.
     """
     said = said[:_LONGEST]
     words = f"{re.sub('(?<=[a-z0-9])(?=[A-Z])', ' ', code[:_LONGEST])} {_NAMES.sub('', said)}"
@@ -346,12 +347,12 @@ def forbidden(message: str, code: str, said: str, *, action: str, resource: str,
 
 
 def moved(message: str, location: str, setting: str) -> ConfigurationError:
-    """The error for a redirect, which is never followed: the body and its signature are for one host.
+    """Error for a redirect, which is never followed: the body and its signature are for one host.
 
     Args:
         message: of the error.
-        location: the header `Location`. Only its host is shown: a query may have a signature in it.
-        setting: the variable that has the endpoint.
+        location: the header `Location`. Only its host is shown: a query may contain a signature.
+        setting: the variable that sets the endpoint.
     """
     found = re.match(r"(https?)://(?:[^/@?#]*@)?([\w.\[\]:-]+)", location, re.IGNORECASE)
     if found is None:
@@ -366,9 +367,9 @@ def moved(message: str, location: str, setting: str) -> ConfigurationError:
 
 @functools.cache
 def hide_in_logs(pattern: str, *loggers: str) -> None:
-    """Have these loggers, an SDK's or its HTTP library's, write `****` in the place of what the regular expression matches.
+    """Make these loggers, an SDK's or its HTTP library's, write `****` in place of what the regular expression matches.
 
-    They log URLs, in which uploads' ids and signatures stand. To ask for it again does nothing.
+    They log URLs, which contain upload ids and signatures. Calling it again has no effect.
     """
     hide = _Hide(re.compile(pattern))
     for name in loggers:

@@ -1,1 +1,1 @@
-"""Objects encrypted before they leave the machine: a wrapper for jobs-backup."""
+"""Encrypts objects before they leave the machine: a wrapper for jobs-backup."""

@@ -1,4 +1,4 @@
-"""`jobs-backup-decrypt`: an object that was downloaded, as it was before it was encrypted. Needs the key, and no provider."""
+"""`jobs-backup-decrypt`: decrypt a downloaded object. Needs the key, but no provider."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def main(file: Path) -> None:
     try:
         content = DecryptedBody(_FileBody(file), Keys.from_environment(os.environ), str(file))
         content.crc32c()  # reads, and so verifies, all of it
-        # Not through sys.stdout: Python would try at its end to write what is left in there.
+        # Not through sys.stdout: at exit, Python would try to write what is left in its buffer.
         with content.open() as reader, open(1, "wb", closefd=False) as output:
             shutil.copyfileobj(reader, output, _BLOCK)
     except JobsBackupError as error:
         _end(error.one_line(), _NOT_DONE if error.retryable else _MISUSED)
     except BrokenPipeError:
-        sys.exit(0)  # its reader has enough
+        sys.exit(0)  # the reader closed early
     except OSError as error:
         _end(f"{error.filename or 'standard output'}: {error.strerror}", _NOT_DONE)
 
 
 def _end(message: str, code: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # a diagnostic that nobody can read
+    with contextlib.suppress(OSError):  # nobody can read the diagnostic
         click.echo(f"jobs-backup-decrypt: {printable(message)}", err=True)
     sys.exit(code)

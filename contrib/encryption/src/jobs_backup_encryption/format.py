@@ -1,14 +1,14 @@
-"""The format `enc`: what an encrypted object consists of. Any part of it can be made, or read, without the parts before it.
+"""The format `enc` of encrypted objects. Any part can be made, or read, without the parts before it.
 
     magic (16 bytes) | id of the key (8) | uuid of the batch (16) | chunks
 
-Each chunk is 64 KiB of the content (the last one has what is left, which may be nothing) and a tag of 16 bytes: AES-256-GCM (NIST
-SP 800-38D). Its key is derived from the master key with HKDF-SHA256 (RFC 5869), the header being the salt; so every object has a
-key of its own, and nothing of the header can be changed. The nonce is the chunk's number, in 11 bytes, and one that is 1 for the
-last chunk: so chunks can't be moved, left out or added (STREAM: Hoang, Reyhanitabar, Rogaway and Vizar, 2015).
+Each chunk is 64 KiB of the content (the last one has the rest, which may be empty) and a tag of 16 bytes: AES-256-GCM (NIST SP
+800-38D). Its key is derived from the master key with HKDF-SHA256 (RFC 5869), with the header as the salt. So every object has its
+own key, and nothing in the header can be changed. The nonce is the chunk's number, in 11 bytes, and one byte that is 1 for the last
+chunk. So chunks cannot be moved, left out or added (STREAM: Hoang, Reyhanitabar, Rogaway and Vizar, 2015).
 
-The same batch and master key give the same bytes, as a retry has to. That a nonce is never used for other bytes follows from the
-uuid: it is minted when the content is fixed.
+The same batch and master key give the same bytes, as a retry requires. The uuid ensures that a nonce is never used for other bytes:
+it is minted when the content is fixed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BUFFER_BYTES: Final = 1 << 18
 
 
 class EncryptedBody(Body):
-    """What becomes the object."""
+    """The bytes of the encrypted object."""
 
     def __init__(self, content: Body, key: bytes, key_id: str, batch: str) -> None:
         """`batch` is the batch's uuid, which no other content may have."""
@@ -49,13 +49,13 @@ class EncryptedBody(Body):
 
 
 class DecryptedBody(Body):
-    """The content of an object. What was changed of it is an IntegrityError where it is read."""
+    """The content of an object. Reading a changed part raises IntegrityError."""
 
     def __init__(self, encrypted: Body, keys: Keys, name: str, *, has_its_key: bool = False) -> None:
-        """`name` is the object's, for messages. `has_its_key`: it is the key that it was stored under, which has the batch's uuid.
+        """`name` is the object's, for messages. `has_its_key`: it is the object's key, which contains the batch's uuid.
 
         Raises:
-            IntegrityError: it has as many bytes as no object has.
+            IntegrityError: no encrypted object has this size.
         """
         self._encrypted = encrypted
         self._keys = keys
@@ -85,10 +85,10 @@ class DecryptedBody(Body):
 
 
 class _ByChunks(io.RawIOBase):
-    """A file that is made of another one chunk by chunk. Holds one chunk."""
+    """A file made from another one chunk by chunk. Holds one chunk."""
 
     def __init__(self, source: BinaryIO, size: int) -> None:
-        """`size` is of this file, in bytes."""
+        """`size` is that of this file, in bytes."""
         self._source = source
         self._source_at = source.tell()
         self._size = size
@@ -98,7 +98,7 @@ class _ByChunks(io.RawIOBase):
 
     @abstractmethod
     def _make(self, position: int) -> tuple[int, bytes]:
-        """The piece in which this position lies, and where it begins."""
+        """Start and bytes of the piece that contains this position."""
 
     def readable(self) -> bool:
         return True
@@ -132,10 +132,10 @@ class _ByChunks(io.RawIOBase):
         super().close()
 
     def _take(self, at: int, size: int) -> bytes:
-        """So many bytes of the source."""
+        """Read `size` bytes of the source, from `at` on."""
         if self._source_at != at:
             self._source.seek(at)
-        self._source_at = -1  # should reading fail, nobody knows where it is
+        self._source_at = -1  # if reading fails, the position is unknown
         data = _exactly(self._source, size)
         self._source_at = at + size
         return data
@@ -165,10 +165,10 @@ class _Decrypting(_ByChunks):
         self._cipher = cipher
         self._name = name
         if not size:
-            self._make(0)  # there is nothing to be read, and what says so is verified, too
+            self._make(0)  # nothing will be read, but the empty chunk must be verified, too
 
     def _make(self, position: int) -> tuple[int, bytes]:
-        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - imported when it is first used
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - imported on first use
 
         number = position // CHUNK_BYTES
         at = number * CHUNK_BYTES
@@ -182,7 +182,7 @@ class _Decrypting(_ByChunks):
 
 
 def _exactly(source: BinaryIO, size: int) -> bytes:
-    """So many bytes; a source may give less of them at a time."""
+    """Read `size` bytes; a source may return fewer at a time."""
     data = source.read(size)
     while len(data) < size:
         more = source.read(size - len(data))
@@ -201,7 +201,7 @@ def _nonce(number: int, last: bool) -> bytes:
 
 
 def _cipher(key: bytes, header: bytes) -> AESGCM:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - imported when it is first used
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - imported on first use
     from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415
 

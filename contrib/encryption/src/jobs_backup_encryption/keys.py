@@ -1,4 +1,4 @@
-"""Where the keys come from, and which one is which."""
+"""Load the keys, and find them by id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAKE: Final = "make one with `openssl rand -base64 32`"
 
 
 class EncryptionSettings(Settings, frozen=True, kw_only=True):
-    """What the wrapper reads from the environment: one of the two."""
+    """The wrapper's settings: one of the two."""
 
     key: Annotated[
         Secret | None,
@@ -41,19 +41,19 @@ class EncryptionSettings(Settings, frozen=True, kw_only=True):
 
 
 class Keys:
-    """All keys by their ids. A key's id is derived from it: it tells nothing of the key, and no other key has it."""
+    """All keys by id. A key's id is derived from it, reveals nothing about it, and is unique."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._keys = {key_id(key): Secret(key.hex()) for key in keys}
         self.current = key_id(keys[0])
-        """The id of the one that encrypts what is recorded from now on."""
+        """Id of the key that encrypts what is recorded from now on."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """The keys of the environment, or of the file that it names.
+        """The keys in the environment, or in the file that it names.
 
         Raises:
-            ConfigurationError: there is none, or one is none. No key is in its message.
+            ConfigurationError: a key is missing or invalid. The message contains no key.
         """
         settings = EncryptionSettings.from_environment(environment)
         if (settings.key is None) == (settings.key_file is None):
@@ -80,7 +80,7 @@ class Keys:
         """The key with this id.
 
         Raises:
-            WrapperMissing: it is not among them. `what` is what needs it, for the message.
+            WrapperMissing: the key is missing. `what` names what needs it, for the message.
         """
         try:
             return bytes.fromhex(self._keys[id_].reveal())
@@ -94,13 +94,13 @@ class Keys:
 
 
 def key_id(key: bytes) -> str:
-    """16 hexadecimal digits."""
+    """Id of a key: 16 hexadecimal digits."""
     return hmac.new(key, b"jobs-backup encryption: id of the key", hashlib.sha256).hexdigest()[:16]
 
 
 def _key(text: str, what: str) -> bytes:
     try:
-        padded = text + "=" * (-len(text) % 4)  # some that make base64 for URLs leave that away
+        padded = text + "=" * (-len(text) % 4)  # some encoders for URL-safe base64 omit it
         key = base64.b64decode(padded.replace("-", "+").replace("_", "/"), validate=True)
     except ValueError:
         key = b""

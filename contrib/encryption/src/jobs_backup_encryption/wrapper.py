@@ -1,4 +1,4 @@
-"""The wrapper: encrypts the bytes of a batch on their way out, decrypts those of an object on their way back."""
+"""The wrapper: encrypts a batch's bytes on the way out, decrypts an object's on the way back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT: Final = "enc"
 
 
 class EncryptionWrapper:
-    """Keys of objects end in `.enc`; the key's id stands with the batch, in the object's metadata, and at its beginning."""
+    """Encrypts objects, whose keys end in `.enc`. The encryption key's id is in the batch, the object's metadata and its header."""
 
     API_VERSION: ClassVar[int] = 1
     settings: ClassVar = EncryptionSettings
@@ -31,13 +31,13 @@ class EncryptionWrapper:
 
     @hookimpl(wrapper=True)
     def open_body(self, batch: Batch) -> Generator[None, Body, Body]:
-        """The batch's bytes, encrypted with the key that was the current one when it was opened."""
+        """The batch's bytes, encrypted with the key that was current when the batch was opened."""
         content = yield
         id_ = batch.parameter_of(FORMAT)
         return EncryptedBody(content, self._keys.find(id_, "it"), id_, batch.uuid)
 
     @hookimpl(wrapper=True)
     def read(self, key: str) -> Generator[None, Body, Body]:
-        """The object's content. Which key it needs stands at its beginning, and whose object it is."""
+        """The object's content. Its header names the key that it needs, and its batch."""
         encrypted = yield
         return DecryptedBody(encrypted, self._keys, key, has_its_key=True)

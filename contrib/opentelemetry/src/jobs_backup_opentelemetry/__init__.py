@@ -1,6 +1,6 @@
 """A span around every call to the store: a wrapper for jobs-backup, on the API of OpenTelemetry.
 
-What becomes of the spans is up to the SDK that the program sets up; without one they cost nothing.
+The program's SDK decides where spans go; without one they cost nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Wrapped = Generator[None, T, T]
 
 
 class OpenTelemetryWrapper:
-    """Each attempt is a span `jobs_backup HOOK`. With `read` and `open_body` it ends when the body is there to be read."""
+    """Records each attempt as a span `jobs_backup HOOK`. With `read` and `open_body`, it ends when the body can be read."""
 
     API_VERSION: ClassVar[int] = 1
 
@@ -34,67 +34,67 @@ class OpenTelemetryWrapper:
 
     @functools.cached_property
     def _tracer(self) -> Tracer:
-        from opentelemetry import trace  # noqa: PLC0415 - imported when it is first used
+        from opentelemetry import trace  # noqa: PLC0415 - imported on first use
 
         return trace.get_tracer("jobs_backup")
 
     @hookimpl(wrapper=True)
     def write(self, key: str, size: int) -> Wrapped[WriteReceipt]:
-        """With the key and the size."""
+        """Trace with the key and the size."""
         with self._span("write", key=key, size=size):
             return (yield)
 
     @hookimpl(wrapper=True)
     def create_multipart(self, key: str, size: int) -> Wrapped[Upload]:
-        """With the key and the size of the object."""
+        """Trace with the key and the size of the object."""
         with self._span("create_multipart", key=key, size=size):
             return (yield)
 
     @hookimpl(wrapper=True)
     def write_part(self, upload: Upload, number: int, size: int) -> Wrapped[Part]:
-        """With the key, and number and size of the part."""
+        """Trace with the key, and the number and size of the part."""
         with self._span("write_part", key=upload.key, part=number, size=size):
             return (yield)
 
     @hookimpl(wrapper=True)
     def complete_multipart(self, upload: Upload, parts: Sequence[Part], size: int) -> Wrapped[WriteReceipt]:
-        """With the key, the number of parts and the size of the object."""
+        """Trace with the key, the number of parts and the size of the object."""
         with self._span("complete_multipart", key=upload.key, parts=len(parts), size=size):
             return (yield)
 
     @hookimpl(wrapper=True)
     def abort_multipart(self, upload: Upload) -> Wrapped[AbortReceipt]:
-        """With the key."""
+        """Trace with the key."""
         with self._span("abort_multipart", key=upload.key):
             return (yield)
 
     @hookimpl(wrapper=True)
     def delete(self, keys: Sequence[str]) -> Wrapped[DeleteReceipt]:
-        """With the number of keys."""
+        """Trace with the number of keys."""
         with self._span("delete", keys=len(keys)):
             return (yield)
 
     @hookimpl(wrapper=True)
     def read(self, key: str) -> Wrapped[Body]:
-        """With the key."""
+        """Trace with the key."""
         with self._span("read", key=key):
             return (yield)
 
     @hookimpl(wrapper=True)
     def list(self, prefix: str) -> Wrapped[Page]:
-        """With the prefix."""
+        """Trace with the prefix."""
         with self._span("list", prefix=prefix):
             return (yield)
 
     @hookimpl(wrapper=True)
     def policy(self, format: str) -> Wrapped[Policy]:  # noqa: A002 - the hook's
-        """With the format."""
+        """Trace with the format."""
         with self._span("policy", format=format):
             return (yield)
 
     @hookimpl(wrapper=True)
     def open_body(self, batch: Batch) -> Wrapped[Body]:
-        """With the key, and what is in the batch."""
+        """Trace with the key, and the batch's id and number of events."""
         with self._span("open_body", key=batch.key, batch=str(batch.id), events=batch.events):
             return (yield)
 
@@ -103,7 +103,7 @@ class OpenTelemetryWrapper:
         from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
 
         told = {f"{_NAME}.{name}": value for name, value in attributes.items()}
-        # The library's own record of an exception has its traceback, and with it whatever a foreign error has in its text.
+        # The SDK's own record of an exception includes its traceback, and with it any text of a foreign error.
         with self._tracer.start_as_current_span(
             f"{_NAME} {hook}", kind=SpanKind.CLIENT, attributes=told, record_exception=False, set_status_on_exception=False
         ) as span:

@@ -1,1 +1,1 @@
-"""What applications call: `Backup`, `AsyncBackup`, events and jobs."""
+"""What applications use: `Backup`, `AsyncBackup`, events and jobs."""

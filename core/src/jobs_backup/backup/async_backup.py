@@ -27,18 +27,18 @@ from jobs_backup.spool.interface import Recording
 
 P = ParamSpec("P")
 Waiting: TypeAlias = "tuple[Recording, asyncio.Future[None]] | None"
-"""What a task wants committed, and its future; None at the end."""
+"""A task's recording and its future; None at the end."""
 T = TypeVar("T")
 
 _THREADS: Final = 16
-"""Calls under way at once, beside those of `record`; what they record and acknowledge meanwhile shares a wait for the disk."""
+"""Maximum concurrent calls, not counting `record`. What they record and acknowledge in the meantime shares a wait for the disk."""
 _LARGE: Final = 64 << 10
-"""Bytes. To encode more takes long enough to be left to a thread."""
+"""Size in bytes above which a payload is encoded in a thread."""
 _CHUNK_EVENTS: Final = 1000
 _CHUNK_BYTES: Final = 1 << 20
 _MEMORY_SECONDS: Final = 0.05
 _FLUSH_SECONDS: Final = 0.5
-"""So long a thread may wait for somebody who has given up."""
+"""How long a thread may outlive a cancelled caller's wait."""
 
 
 def _in_thread(method: Callable[Concatenate[Backup, P], T]) -> Callable[Concatenate[AsyncBackup, P], Coroutine[Any, Any, T]]:
@@ -52,24 +52,24 @@ def _in_thread(method: Callable[Concatenate[Backup, P], T]) -> Callable[Concaten
 class AsyncBackup:
     """`Backup` for asyncio; never blocks the event loop. Use it as an asynchronous context manager.
 
-    The methods are those of `Backup`, to be awaited. Calls run in a few threads; events that tasks record at the same time share a
-    commit. A cancelled call is not undone: what it was to record or acknowledge may be.
+    Await the methods of `Backup`. Calls run in a few threads; events that tasks record at the same time share a commit. Cancelling
+    a call does not undo it: its events may be recorded, its jobs acknowledged.
 
     Tasks of any number of event loops may share it, one loop after another or in several threads. A forked process opens it anew.
     """
 
     def __init__(self, settings: CoreSettings, *, environment: Mapping[str, str] | None = None, archive: bool = True) -> None:
-        """Take the arguments of `Backup`. It is opened by `async with`, which raises what `Backup` raises."""
+        """Take the arguments of `Backup`. `async with` opens it, and raises what `Backup` raises."""
         self._prepare(functools.partial(Backup, settings, environment=environment, archive=archive), is_lent=False)
 
     def _prepare(self, open_: Callable[[], Backup], *, is_lent: bool) -> None:
         self._open = functools.partial(_Opening, open_, is_lent=is_lent)
-        self._openings: dict[int, _Opening] = {}  # of this process, and of those that it was forked from
+        self._openings: dict[int, _Opening] = {}  # of this process, and of those it was forked from
         self._closing: dict[int, Future[None]] = {}
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, *, archive: bool = True) -> Self:
-        """As the environment variables say: see `Backup.from_env`."""
+        """Configure it from environment variables: see `Backup.from_env`."""
         environment = os.environ if environment is None else environment
         return cls(CoreSettings.from_environment(environment), environment=environment, archive=archive)
 
@@ -156,9 +156,9 @@ class AsyncBackup:
                 raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
 
     async def close(self, grace: float | None = None) -> None:
-        """Seal, upload what can be uploaded within `grace` seconds, and end: see `Backup.close`. Cancelling it does not stop it.
+        """Seal, upload as much as possible within `grace` seconds, and end: see `Backup.close`. Cancelling it does not stop it.
 
-        Calls that have not begun by then raise BackupClosed. To close it again waits until it is closed.
+        Calls that have not begun by then raise BackupClosed. Closing again waits until it is closed.
         """
         process = os.getpid()
         if (opening := self._openings.pop(process, None)) is not None:
@@ -181,7 +181,7 @@ class AsyncBackup:
             await _result(opening.begin())
         except BaseException:
             if self._openings.pop(process, None) is opening:
-                opening.close(grace=0)  # cancelled, it may be open, or be so soon
+                opening.close(grace=0)  # cancelled, it may already be open, or will be soon
             raise
         return self
 
@@ -207,14 +207,14 @@ class AsyncBackup:
         try:
             return await _result(call)
         finally:
-            call.cancel()  # if nobody waits for it, and no thread has begun with it
+            call.cancel()  # if nobody waits for it, and no thread has started it
 
 
 class _Opening:
-    """One opening of an AsyncBackup, from `async with` to `close`, and its threads. It knows no event loop.
+    """One opening of an AsyncBackup, from `async with` to `close`, with its threads. Independent of any event loop.
 
     Attributes:
-        is_open: whether there are `backup`, and `commits`, the group commit of its events.
+        is_open: whether `backup` and `commits`, the group commit of its events, exist.
     """
 
     backup: Backup
@@ -239,7 +239,7 @@ class _Opening:
         return self._begun
 
     def call(self, call: Callable[[], T]) -> Future[T]:
-        """Call something in a thread.
+        """Run a call in a thread.
 
         Raises:
             BackupClosed: it was closed.
@@ -250,12 +250,12 @@ class _Opening:
             raise _closed() from error
 
     def close(self, grace: float | None) -> Future[None]:
-        """Close the Backup, in a thread of its own, since the others may all be at work. Call it once."""
+        """Close the Backup, in a thread of its own, since the others may all be busy. Call it once."""
 
         def close() -> None:
             try:
                 if self._begun is not None:
-                    wait([self._begun])  # it may still be opened
+                    wait([self._begun])  # opening may still be under way
                 if self.is_open and not self._is_lent:
                     self.backup.close(grace)
             finally:
@@ -270,10 +270,10 @@ class _Opening:
 
 
 class _Commits:
-    """Group commit for the tasks of event loops: what comes while one commit waits for the disk goes into the next one.
+    """Group commit for the tasks of event loops: recordings that arrive during one commit go into the next one.
 
-    A task puts its recording into a queue and waits for a future of its own loop. Loops and the thread that commits share nothing
-    else, so that a loop may end, and a task be cancelled or interrupted, anywhere.
+    A task puts its recording into a queue and waits for a future of its own loop. Loops and the committing thread share nothing
+    else. So a loop may end, and a task may be cancelled or interrupted, at any point.
     """
 
     def __init__(self, session: Session) -> None:
@@ -283,7 +283,7 @@ class _Commits:
         Thread(target=self._commit_until_closed, name="jobs-backup-commit", daemon=True).start()
 
     async def add(self, recording: Recording) -> None:
-        """Returns when it is durable. Raises as `Session.keep` does."""
+        """Return when the recording is durable. Raises as `Session.keep` does."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.put((recording, future))
         if self._is_closed:
@@ -291,7 +291,7 @@ class _Commits:
         await future
 
     def close(self) -> None:
-        """No further commit is begun. Who waits for one gets BackupClosed."""
+        """Start no further commit. Tasks that wait for one get BackupClosed."""
         self._is_closed = True
         self._waiting.put(None)
 
@@ -308,19 +308,19 @@ class _Commits:
         while True:
             try:
                 self._refuse_rest()
-            except MemoryError:  # whoever waits has to hear of it
+            except MemoryError:  # every waiting task must get an error
                 time.sleep(_MEMORY_SECONDS)
             else:
                 return
 
     def _refuse_rest(self) -> None:
-        """After `close`, by the thread and by whoever comes too late for it."""
+        """After `close`, refuse what waits; called by the thread and by tasks that come too late for it."""
         rest: list[tuple[Recording, asyncio.Future[None]]] = []
         self._take(rest)
         _tell([future for _, future in rest], _closed())
 
     def _take(self, taken: list[tuple[Recording, asyncio.Future[None]]]) -> None:
-        """Add all that wait to `taken`. The end stays in the queue."""
+        """Move all waiting recordings to `taken`. The end marker stays in the queue."""
         with suppress(Empty):
             while (one := self._waiting.get_nowait()) is not None:
                 taken.append(one)
@@ -336,7 +336,7 @@ def _wait_until_stored(backup: Backup, last: int, timeout: float) -> bool:
 
 
 async def _result(future: Future[T]) -> T:
-    """Wait for what a thread does, in whichever event loop this is. The thread continues if this is cancelled or the loop ends."""
+    """Wait for a thread's result, in the running event loop. The thread continues if this is cancelled or the loop ends."""
     done = asyncio.get_running_loop().create_future()
     future.add_done_callback(lambda _: _tell([done], None))
     await done
@@ -344,18 +344,18 @@ async def _result(future: Future[T]) -> T:
 
 
 def _tell(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
-    """Settle futures, of any event loops, from any thread."""
+    """Settle futures of any event loops, from any thread."""
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for future in futures:
         loops.setdefault(future.get_loop(), []).append(future)
     for loop, its in loops.items():
-        with suppress(RuntimeError):  # it is closed: nobody waits there any more
+        with suppress(RuntimeError):  # a closed loop has nobody waiting
             loop.call_soon_threadsafe(_settle, its, error)
 
 
 def _settle(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
     for future in futures:
-        if future.done():  # it was cancelled
+        if future.done():  # by cancellation
             continue
         if error is None:
             future.set_result(None)
@@ -364,7 +364,7 @@ def _settle(futures: Sequence[asyncio.Future[None]], error: BaseException | None
 
 
 def _length(payload: object) -> int:
-    """Of JSON text; 0 of a dict, and of what is no payload, which `Backup` tells."""
+    """Length of JSON text; 0 for a dict, and for an invalid payload, which `Backup` rejects."""
     return len(payload) if isinstance(payload, Sized) and not isinstance(payload, dict) else 0
 
 
@@ -373,11 +373,11 @@ def _closed() -> BackupClosed:
 
 
 class AsyncSession(AsyncBackup):
-    """For `serve`: a session that is open, and stays so."""
+    """An AsyncBackup for `serve`, over a session that is open and stays open."""
 
     def __init__(self, session: Session) -> None:
         self._prepare(lambda: backup_of(session), is_lent=True)
 
     async def keep(self, recording: Recording) -> None:
-        """Record raw events that are encoded; fills in their jobs: see `Session.keep`."""
+        """Record encoded raw events, and fill in their jobs: see `Session.keep`."""
         await self._opened().commits.add(recording)

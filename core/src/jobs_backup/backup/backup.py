@@ -1,4 +1,4 @@
-"""The public API: record events durably, have them sent, wait for them."""
+"""The public API: record events durably, upload them, wait for them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from jobs_backup.settings.core import CoreSettings
 
 
 class Backup:
-    """Records events into the spool and, with `archive`, sends them into the bucket.
+    """Records events in the spool and, with `archive`, uploads them to the bucket.
 
-    Any number of threads may share one. A process that was forked from this one has to open its own. It installs no signal
-    handlers. Use it as a context manager, or call `close`.
+    Any number of threads may share one. A forked process must open its own. It installs no signal handlers. Use it as a context
+    manager, or call `close`.
     """
 
     def __init__(self, settings: CoreSettings, *, environment: Mapping[str, str] | None = None, archive: bool = True) -> None:
-        """Open the spool, and start sending what waits in it.
+        """Open the spool, and start uploading what waits in it.
 
         Args:
-            environment: where the provider's settings come from; the process's, if None.
-            archive: False to record only; then another process has to run `jobs-backup archive`.
+            environment: source of the provider's settings; the process's environment if None.
+            archive: False to only record; then another process must run `jobs-backup archive`.
 
         Raises:
-            ConfigurationError: the settings are wrong, or the provider is not installed.
-            SpoolError: the spool can't be used.
+            ConfigurationError: a setting is invalid, or the provider is not installed.
+            SpoolError: the spool cannot be used.
         """
         self._session = Session(settings, environment=environment, archive=archive)
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, *, archive: bool = True) -> Self:
-        """A Backup as the environment variables say; those of the process, if `environment` is None. Raises as `Backup` does."""
+        """Open a Backup configured by `environment`, or by the process's environment if None. Raises as `Backup` does."""
         environment = os.environ if environment is None else environment
         return cls(CoreSettings.from_environment(environment), environment=environment, archive=archive)
 
@@ -52,21 +52,21 @@ class Backup:
         message_id: str | None = None,
         created_at: datetime | None = None,
     ) -> Job:
-        """Record one event. When this returns, it survives a killed process and, by default, a power loss.
+        """Record one event. When this returns, the event survives a killed process and, by default, a power loss.
 
         Args:
-            payload: a JSON object, as JSON text or as a dict. JSON text stays as it is, byte for byte. In a dict, what JSON does
-                not have is written as what it has: NaN and infinity as null; Decimal, UUID, date, time, datetime and timedelta
-                as text (`Decimal("1.10")` as `"1.10"`); bytes as base64; tuple and set as arrays; an enum as its value; a number
-                as a key as text. Any other type is refused.
+            payload: a JSON object, as JSON text or as a dict. JSON text stays as it is, byte for byte. Values in a dict that JSON
+                lacks are converted: NaN and infinity to null; Decimal, UUID, date, time, datetime and timedelta to text
+                (`Decimal("1.10")` as `"1.10"`); bytes to base64; tuple and set to arrays; an enum to its value; a numeric key to
+                text. Any other type is rejected.
             source_id: events of one source (and workspace) share objects.
             user_id: taken from the payload's `userId` if None.
             message_id: taken from the payload's `messageId` if None.
-            created_at: with a time zone; now, if None.
+            created_at: with a time zone; now if None.
 
         Raises:
-            InvalidEvent: the payload is no JSON object.
-            SpoolFull: there was no room for JOBS_BACKUP_SPOOL_FULL_TIMEOUT; nothing was recorded.
+            InvalidEvent: the payload is not a JSON object.
+            SpoolFull: the spool had no room for JOBS_BACKUP_SPOOL_FULL_TIMEOUT; nothing was recorded.
             BackupClosed: after `close`, and in a forked process.
         """
         event = Event(
@@ -92,24 +92,24 @@ class Backup:
             payloads: as in `record`, or `Event`s that carry their own source.
 
         Raises:
-            InvalidEvent: `payloads` is a single payload, or one of them is no JSON object. Those before it are recorded; its
-                `index` is its place, `recorded` the jobs of the others.
-            SpoolFull, BackupClosed: as in `record`. What earlier commits recorded stays so: see the error's `recorded`.
+            InvalidEvent: `payloads` is a single payload, or one of them is not a JSON object. The payloads before it are recorded;
+                `index` is its position, `recorded` the jobs of the others.
+            SpoolFull, BackupClosed: as in `record`. Earlier commits remain recorded: see the error's `recorded`.
         """
         return self._session.record_many(payloads, source_id=source_id, workspace_id=workspace_id)
 
     def delivered(self, jobs: int | str | Iterable[int | str]) -> None:
-        """Say that these events were delivered to all their destinations. It is durable when this returns.
+        """Acknowledge that these events were delivered to all their destinations. Durable when this returns.
 
-        When every event of an object was delivered, the object is deleted from the bucket; see JOBS_BACKUP_DELETE_AFTER. Any
-        process on the spool may say so, in any order, at any time, and again.
+        Once every event of an object is acknowledged, the object is deleted from the bucket; see JOBS_BACKUP_DELETE_AFTER. Any
+        process on the spool may acknowledge, in any order, at any time, and repeatedly.
 
         Args:
-            jobs: what `record` or `record_many` has returned, or ids, also as text; one or many.
+            jobs: one or many: results of `record` or `record_many`, or ids, also as text.
 
         Raises:
-            UnknownJob: some of these ids are none of this spool's; the error tells which. All others were taken.
-            InvalidEvent: something is no id. What comes before it may have been taken.
+            UnknownJob: some of these ids are not in this spool; the error lists them. All others were acknowledged.
+            InvalidEvent: something is not an id. Ids before it may have been acknowledged.
         """
         self._session.delivered(jobs)
 
@@ -128,21 +128,21 @@ class Backup:
         created_at: datetime | None = None,
         failed_at: datetime | None = None,
     ) -> None:
-        """Record that an event could not be delivered. The record is durable when this returns; each call makes one.
+        """Record that an event could not be delivered. Durable when this returns; each call writes one failure record.
 
         Args:
             job: the event, by its id; or an `Event` that was not recorded.
-            error: an exception, a text, or a structure with `message`, `code`, `stage` and anything else.
-            payload: what was sent to the destination in the end, as JSON or any other text; of an `Event`, its payload if None.
-            attempts: how often it was tried.
+            error: an exception, a text, or a structure with `message`, `code`, `stage` and any other fields.
+            payload: the final payload sent to the destination, as JSON or any other text; for an `Event`, its own payload if None.
+            attempts: delivery attempts made.
             stage: where it failed, for example `transform` or `deliver`.
-            code: the destination's, for example an HTTP status; the exception's class if empty.
+            code: the destination's error code, for example an HTTP status; the exception's class if empty.
             user_id, message_id: taken from the payload if None.
             created_at: of the event.
-            failed_at: now, if None.
+            failed_at: now if None.
 
         Raises:
-            UnknownJob: the id is none of this spool's.
+            UnknownJob: the id is not in this spool.
             InvalidEvent, SpoolFull, BackupClosed: as in `record`.
         """
         failure = Failure(
@@ -161,23 +161,23 @@ class Backup:
         self._session.record_failures([self._session.failure_record(failure)])
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until what this process recorded is in the bucket.
+        """Wait until everything this process recorded is in the bucket.
 
         Args:
-            timeout: seconds; None waits as long as it takes.
+            timeout: seconds; None waits without limit.
 
         Raises:
-            StorePaused: it keeps failing. What was recorded waits in the spool.
-            SpoolCorrupt: some of it was damaged on the disk, and is set aside.
-            NoArchiver: this Backup does not archive, and no other process does.
-            TimeoutError: not all of it is there yet.
+            StorePaused: the store keeps failing. Recorded events wait in the spool.
+            SpoolCorrupt: some events were damaged on disk, and are quarantined.
+            NoArchiver: this Backup does not archive, and neither does any other process.
+            TimeoutError: some events are not in the bucket yet.
         """
         self._session.flush(timeout)
 
     def close(self, grace: float | None = None) -> None:
-        """Seal, send what can be sent within `grace` seconds (default JOBS_BACKUP_SHUTDOWN_GRACE), and end.
+        """Seal, upload as much as possible within `grace` seconds (default JOBS_BACKUP_SHUTDOWN_GRACE), and end.
 
-        The rest waits in the spool for the next start. Closing again does nothing, and so does closing while the interpreter
+        The rest waits in the spool until the next start. Closing again does nothing. Neither does closing while the interpreter
         shuts down: its threads have ended, and modules are cleared.
         """
         self._session.close(grace)
@@ -193,12 +193,12 @@ class Backup:
 
 
 def session_of(backup: Backup | Session) -> Session:
-    """What is behind a Backup: for what looks after it."""
+    """The session behind a Backup, for monitoring."""
     return backup if isinstance(backup, Session) else backup._session  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its own
 
 
 def backup_of(session: Session) -> Backup:
-    """A Backup over a session that is open."""
+    """A Backup over an open session."""
     made = Backup.__new__(Backup)
     made._session = session  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its own
     return made

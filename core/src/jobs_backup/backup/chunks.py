@@ -1,4 +1,4 @@
-"""Events on their way into the spool: encoded, ordered by stream, and numbered when they are there."""
+"""Events on their way into the spool: encoded, ordered by stream, and numbered once recorded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.interface import Recording
 
 _STREAM_BYTES: Final = 4 << 20
-"""Of lines in a chunk, for each stream. Small commits wait more often for the disk, and small pieces compress worse."""
+"""Bytes of lines in a chunk, per stream. Smaller commits wait for the disk more often, and smaller pieces compress worse."""
 _MAX_STREAMS: Final = 8
-"""More of them share what eight have: so that much memory is taken."""
+"""More streams than this share the memory of this many."""
 
 
 def raw_stream(workspace_id: str, source_id: str) -> Stream:
@@ -38,7 +38,7 @@ def recording(event: Event) -> Recording:
 
 
 def each_of(payloads: object) -> Iterator[Payload | Event]:
-    """Iterate over payloads. Raises InvalidEvent: it is one payload, whose characters or keys would be taken for payloads."""
+    """Iterate over payloads. Raises InvalidEvent for a single payload, whose characters or keys would pass for payloads."""
     kind = type(payloads)
     if not isinstance(payloads, Iterable) or issubclass(kind, (Mapping, str, bytes, bytearray, memoryview)):
         one = kind.__name__
@@ -50,8 +50,8 @@ class Chunk:
     """Encoded events on their way into one commit."""
 
     def __init__(self) -> None:
-        self._of: dict[tuple[str, str], Recording] = {}  # workspace and source ->
-        self._order: list[Recording] = []  # that of each event, in the order in which they came
+        self._of: dict[tuple[str, str], Recording] = {}  # by workspace and source
+        self._order: list[Recording] = []  # each event's recording, in order of arrival
         self._bytes = 0
         self._now = encoding.now()
         self._now_text = encoding.timestamp(self._now)
@@ -64,9 +64,9 @@ class Chunk:
         return list(self._of.values())
 
     def fill(self, payloads: Iterator[Payload | Event], source: Stream | None) -> bool:
-        """Encode events until it is full, or there are no more. False then.
+        """Encode events until the chunk is full, or no more are left. Returns False in the latter case.
 
-        `source` is that of payloads that are no Event. Raises InvalidEvent; what stands before that one is in the chunk.
+        `source` is the stream of payloads that are not Events. Raises InvalidEvent; events before the invalid one are in the chunk.
         """
         of, order, now, now_text = self._of, self._order, self._now, self._now_text
         own = None if source is None else (source.workspace_id, source.source_id)
@@ -85,12 +85,12 @@ class Chunk:
                 raise InvalidEvent("source_id is missing", hint="pass source_id, or Event objects that carry their own")
             try:
                 recording = of.get(key)
-            except TypeError:  # they are no text, which `raw_stream` tells
+            except TypeError:  # they are not text, which `raw_stream` reports
                 recording = None
             if recording is None:
                 recording = of[key] = Recording(raw_stream(*key), [], first_at=at, last_at=at)
             recording.lines.append(line)
-            if at > recording.last_at:  # for each event: `min` and `max` would be calls
+            if at > recording.last_at:  # runs for each event: `min` and `max` would be calls
                 recording.last_at = at
             elif at < recording.first_at:
                 recording.first_at = at
@@ -101,7 +101,7 @@ class Chunk:
         return False
 
     def number(self, jobs: Jobs) -> None:
-        """Add the ids that the events got, in the order in which they came."""
+        """Add the ids that the events got, in order of arrival."""
         if len(self._of) == 1:
             for first, count in self.recordings[0].jobs:
                 jobs.add_run(first, count)

@@ -1,4 +1,4 @@
-"""What the public API takes and returns: events, and their jobs."""
+"""Arguments and results of the public API: events and their jobs."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from jobs_backup.errors import InvalidEvent
 from jobs_backup.format.lines import Payload
 from jobs_backup.spool.ids import LOCAL_BITS, MAX_ID, JobSet, job_index, local, origin_of
 
-_DIGITS: Final = re.compile(r"[0-9]{1,38}")  # of MAX_ID
+_DIGITS: Final = re.compile(r"[0-9]{1,38}")  # as many as MAX_ID has
 _SET_SEGMENTS: Final = 8192
-"""Of job ids that are acknowledged in one transaction; they take about 5 MB."""
+"""Segments of job ids acknowledged in one transaction; they take about 5 MB."""
 
 
 class Job(int):
-    """An event that the spool has accepted; it is its id, an integer of up to 126 bits. In JSON write it as a string.
+    """An event that the spool has accepted: its id, an integer of up to 126 bits. In JSON, write it as a string.
 
-    The upper half is drawn at random when a process opens a spool: no other spool gives the same id.
+    The upper half is drawn at random when a process opens a spool: no other spool issues the same id.
     """
 
     __slots__ = ()
 
     @property
     def batch(self) -> int:
-        """The number of its batch."""
+        """Number of its batch."""
         return origin_of(self)[1]
 
     @property
     def index(self) -> int:
-        """Its place in the batch, from 0."""
+        """Position in the batch, from 0."""
         return job_index(self)
 
     def __repr__(self) -> str:
@@ -47,10 +47,10 @@ class Job(int):
 
 
 class Jobs(Sequence[Job]):
-    """The jobs of `record_many`, in the order of the payloads; held as runs of consecutive ids."""
+    """The jobs of `record_many`, in payload order; held as runs of consecutive ids."""
 
     def __init__(self) -> None:
-        # Of each run of consecutive ids: both halves of the first one, and how many jobs there are up to its end.
+        # Per run of consecutive ids: both halves of its first id, and the number of jobs up to its end.
         self._epoch = array("q")
         self._first = array("q")
         self._end = array("q")
@@ -77,14 +77,14 @@ class Jobs(Sequence[Job]):
             yield from map(Job, range(first, first + count))
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """Runs of consecutive ids: (first, how many)."""
+        """Runs of consecutive ids: (first, count)."""
         before = 0
         for run, end in enumerate(self._end):
             yield self._first_of(run), end - before
             before = end
 
     def add_run(self, first: int, count: int) -> None:
-        """For Backup: consecutive ids, from `first` on."""
+        """For Backup: add consecutive ids, from `first` on."""
         length = len(self)
         before = self._end[-2] if len(self._end) > 1 else 0
         if length and self._first_of(-1) + length - before == first:
@@ -93,7 +93,7 @@ class Jobs(Sequence[Job]):
             self._begin_run(first, length + count)
 
     def add(self, ids: Iterable[int]) -> None:
-        """For Backup: ids in any order."""
+        """For Backup: add ids in any order."""
         end = len(self)
         following = None
         for id_ in ids:
@@ -105,7 +105,7 @@ class Jobs(Sequence[Job]):
             following = id_ + 1
 
     def extend(self, other: Jobs) -> None:
-        """Add the jobs of another call behind these."""
+        """Append the jobs of another call."""
         for first, count in other.runs():
             self.add_run(first, count)
 
@@ -119,7 +119,7 @@ class Jobs(Sequence[Job]):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that carries its own source, for `record_many`. The fields are the arguments of `Backup.record`."""
+    """An event with its own source, for `record_many`. The fields are the arguments of `Backup.record`."""
 
     payload: Payload
     source_id: str
@@ -129,11 +129,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime | None = None
 
     def __repr__(self) -> str:
-        return f"Event(source_id={self.source_id!r}, payload=...)"  # a payload is in no log
+        return f"Event(source_id={self.source_id!r}, payload=...)"  # keeps the payload out of logs
 
 
 def job_id(job: int | str) -> int:
-    """An id, which may be given as text. Raises InvalidEvent."""
+    """Parse an id, which may be text. Raises InvalidEvent."""
     try:
         id_ = int(job) if isinstance(job, str) and _DIGITS.fullmatch(job) else operator.index(job)  # type: ignore[arg-type]
     except TypeError:

@@ -1,4 +1,4 @@
-"""Delivery failures on their way into the spool: what is told of them becomes a line, and lines become recordings."""
+"""Delivery failures on their way into the spool: reports become lines, and lines become recordings."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     failed_at: datetime | None = None
 
     def __repr__(self) -> str:
-        return f"Failure(destination_id={self.destination_id!r}, payload=...)"  # a payload is in no log
+        return f"Failure(destination_id={self.destination_id!r}, payload=...)"  # keeps the payload out of logs
 
 
 class FailureRecord(NamedTuple):
-    """A failure as it is kept. `job` is None for an event that was not recorded; `at` in microseconds since 1970."""
+    """A failure as recorded. `job` is None for an event that was not recorded; `at` in microseconds since 1970."""
 
     job: int | None
     stream: Stream
@@ -50,12 +50,12 @@ class FailureRecord(NamedTuple):
 
 
 class FailureRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """A failure as JSON tells it to the command and to the server. The names are those of the lines in the bucket.
+    """A failure as JSON, as the command and the server receive it. Names are those of the lines in the bucket.
 
     Attributes:
-        error: a text, or an object of which `message`, `code` and `stage` are taken.
-        payload: what was sent in the end, any JSON.
-        job_id: the event, if it was recorded; else `source_id` and `workspace_id` tell where it comes from.
+        error: a text, or an object whose `message`, `code` and `stage` are used.
+        payload: the final payload sent, any JSON.
+        job_id: the event, if it was recorded; otherwise `source_id` and `workspace_id` say where it came from.
     """
 
     error: Any
@@ -78,10 +78,10 @@ _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def parse_failure(json: bytes) -> Failure:
-    """What JSON tells of a failure. Raises InvalidEvent."""
+    """Parse a failure from JSON. Raises InvalidEvent."""
     try:
         told = _told(json)
-    except (msgspec.DecodeError, ValueError) as error:  # the latter of Python's reader
+    except (msgspec.DecodeError, ValueError) as error:  # ValueError comes from Python's reader
         raise InvalidEvent(f"no failure: {error}", hint="see `jobs-backup failed --help`") from error
     except RecursionError as error:
         raise InvalidEvent("no failure: nested too deeply") from error
@@ -114,21 +114,21 @@ def _told(json: bytes) -> FailureRequest:
     except msgspec.DecodeError:
         if (parsed := surrogates.stand_in(json)) is None:
             raise
-    # Python's reader takes lone surrogates. The payload may be large, and stays JSON.
+    # Python's reader accepts lone surrogates. The payload may be large, and stays JSON.
     members = {name: surrogates.original(json, parsed, value) for name, value in _members(parsed).items()}
     told = {name: msgspec.Raw(value) if name == "payload" else loads(value) for name, value in members.items()}
     return msgspec.convert(told, FailureRequest)
 
 
 def failure_record(failure: Failure, stream_of: Callable[[int], Stream | None]) -> FailureRecord:
-    """What is kept of a failure.
+    """Turn a failure into a failure record.
 
     Args:
-        stream_of: a job's stream, None if there is no such job.
+        stream_of: a job's stream; None if the job is unknown.
 
     Raises:
-        UnknownJob: there is no such job.
-        InvalidEvent: something that is told can't be kept.
+        UnknownJob: the job is unknown.
+        InvalidEvent: a field cannot be recorded.
     """
     if isinstance(failure.job, Event):
         job, stream = None, raw_stream(failure.job.workspace_id, failure.job.source_id)
@@ -158,7 +158,7 @@ def failure_record(failure: Failure, stream_of: Callable[[int], Stream | None]) 
 
 
 def recordings(records: Iterable[FailureRecord]) -> list[tuple[Recording, list[int | None]]]:
-    """One for each stream; beside it, the job of each of its lines."""
+    """One recording per stream, paired with the job of each of its lines."""
     made: dict[Stream, tuple[Recording, list[int | None]]] = {}
     for job, stream, at, line in records:
         if stream not in made:
@@ -171,7 +171,7 @@ def recordings(records: Iterable[FailureRecord]) -> list[tuple[Recording, list[i
 
 
 def settled(made: Iterable[tuple[Recording, list[int | None]]]) -> list[tuple[int, int]]:
-    """(job, id of its failure's record) of what `recordings` has made, once it is recorded; of those that have a job."""
+    """(job, id of its failure record) for the recorded results of `recordings`, where there is a job."""
     found: list[tuple[int, int]] = []
     for recording, jobs in made:
         found += [(job, id_) for job, id_ in zip(jobs, recording.ids(), strict=True) if job is not None]

@@ -1,4 +1,4 @@
-"""What is behind a Backup: a spool, a store, and what sends from one to the other. The command and `serve` use it themselves."""
+"""What a Backup runs on: a spool, a store, and the archiver between them. The command and `serve` use it directly."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ log: Final = logger_of(__name__)
 
 _REPORTED_JOBS: Final = 1000
 _NO_STREAM: Final = Stream(Kind.FAILED, "", "")
-"""Of a recording that has no lines: it only carries a position."""
+"""Stream of a recording without lines, which only carries a position."""
 _STOP_SECONDS: Final = 2.0
 
 
 class Session:
-    """A spool and a store that a process uses, from their opening to `close`. Any number of threads may share it.
+    """A spool and a store in use by a process, from opening to `close`. Any number of threads may share it.
 
-    `Backup` says what each call does, and what it raises.
+    `Backup` documents what each call does and raises.
     """
 
     def __init__(self, settings: CoreSettings, *, environment: Mapping[str, str] | None = None, archive: bool = True) -> None:
-        """Raises as `Backup` does."""
+        """Open the spool and the store. Raises as `Backup` does."""
         self._stop = threading.Event()
         self._pid = os.getpid()
         self._closed = False
         self._looked_at = time.monotonic()
         self.settings = settings
-        if environment is not None:  # otherwise, whoever has read the settings reports them
+        if environment is not None:  # otherwise, the reader of the settings reports them
             for line in unknown_settings(settings, environment):
                 log.warning("%s", line, extra={"code": "UnknownSetting"})
         store = ObjectStore.from_settings(settings, os.environ if environment is None else environment, stop=self._stop)
@@ -119,13 +119,13 @@ class Session:
             raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
 
     def seal(self) -> int:
-        """For `flush`: seal what this process recorded. Returns what `wait_until_stored` takes."""
+        """For `flush`: seal what this process recorded. Returns the argument for `wait_until_stored`."""
         self._check_usable()
         self.spool.seal()
         return self.spool.last_batch()
 
     def wait_until_stored(self, last: int, timeout: float | None) -> bool:
-        """For `flush`: wait until what was sealed is in the bucket. False if not all of it is after the time. Raises as it does."""
+        """For `flush`: wait until the sealed batches are in the bucket. False after the timeout. Raises as `flush` does."""
         until = None if timeout is None else time.monotonic() + timeout
         while self.spool.is_unsent(last):
             if until is not None and time.monotonic() >= until:
@@ -166,7 +166,7 @@ class Session:
 
     @property
     def health_error(self) -> str:
-        """Which of the threads behind it does not work any more, and only a new start helps; empty if all do, or it is closed."""
+        """Which of its threads died or hung and needs a restart; empty if all work, or it is closed."""
         if self._stop.is_set():
             return ""
         if self.archiver is not None:
@@ -174,18 +174,18 @@ class Session:
         return stalled(self._sealer, self._looked_at)
 
     def check_room(self) -> None:
-        """Check that what is recorded now would be accepted, without a wait for room.
+        """Check that an event would be accepted now, without waiting for room.
 
         Raises:
-            SpoolFull: there is no room.
-            SpoolError: the spool can't be used.
+            SpoolFull: the spool has no room.
+            SpoolError: the spool cannot be used.
             BackupClosed: after `close`, and in a forked process.
         """
         self._check_usable()
         self.spool.check_room()
 
     def keep(self, recordings: Sequence[Recording]) -> None:
-        """Record raw events that are encoded, in one commit; fills in their jobs. Raises as `record` does."""
+        """Record encoded raw events in one commit, and fill in their jobs. Raises as `record` does."""
         self._check_usable()
         if self.settings.raw:
             self.spool.append(recordings)
@@ -194,15 +194,15 @@ class Session:
                 recording.jobs = self.spool.number(recording.stream, len(recording.lines))
 
     def failure_record(self, failure: Failure) -> FailureRecord:
-        """What `failed` records. Raises as it does."""
+        """The record that `failed` would write. Raises as `failed` does."""
         self._check_usable()
         return failures.failure_record(failure, self.spool.stream_of)
 
     def record_failures(self, records: Iterable[FailureRecord], *, position: InputPosition | None = None) -> None:
-        """Record what `failure_record` has made, in one commit, together with the position of the input.
+        """Record failures in one commit, together with the position of the input.
 
         Raises:
-            SpoolError: as `record` does; also if all are recorded, but not noted as what settles their jobs.
+            SpoolError: as `record` does; also if all are recorded, but could not be noted as settling their jobs.
         """
         self._check_usable()
         if not self.settings.failed:
@@ -231,7 +231,7 @@ class Session:
             chunk.number(jobs)
 
     _is_shutting_down = staticmethod(sys.is_finalizing)
-    """An attribute: the module's own names may be cleared by then."""
+    """An attribute, since the module's own names may be cleared by then."""
 
     def _check_usable(self) -> None:
         if self._is_shutting_down():

@@ -1,7 +1,7 @@
-"""What the settings' credentials are allowed: found out by trying it, with small objects that say what they are.
+"""Test the credentials' permissions by trying them, with small objects that say what they are.
 
-Backing up needs few rights, and so does this: the bucket is never looked at, it is written to. What else is allowed is tried too,
-since rights that nobody needs are to be taken away.
+The check needs as few permissions as backups: it writes to the bucket and never examines it. Other permissions are tried too, so
+that unnecessary ones can be removed.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from jobs_backup.store.wrappers import Wrappers
 
 _RETRY: Final = RetryPolicy(attempts=2, first_wait=0.5, max_wait=1.0, deadline=20.0)
 _TIMEOUT: Final = 15.0
-"""Seconds for an attempt, or what the settings say, if that is less: somebody waits for the answer."""
+"""Seconds for an attempt, or the configured timeout if shorter: somebody waits for the answer."""
 _DIRECTORY: Final = "jobs-backup-check"
 _CONTENT: Final = BytesBody(b"Written by `jobs-backup check` to see whether it may write here. It may be deleted.\n")
 _BACKING_UP: Final = frozenset({"write", "create_multipart", "abort_multipart"})
-"""The hooks that backing up calls, where the provider has no policy that tells."""
+"""Hooks that backups call, for a provider without a policy."""
 _PURPOSES: Final = {"read": "jobs-backup replay", "list": "jobs-backup replay --list", "delete": "deleting what was delivered"}
 _MAX_SKEW: Final = 60.0
 
 
 class State(StrEnum):
-    """What became of a probe."""
+    """Outcome of a probe."""
 
     GRANTED = "granted"
     SUPPORTED = "supported"
@@ -66,11 +66,11 @@ class Right(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the report: something that was tried.
 
     Attributes:
-        needed: whether events can't be backed up without it.
-        permission: in the store's own words, empty if it is not known.
-        purpose: what it is for, if it is not needed.
-        error, hint: of what was refused or failed.
-        retryable: whether it may succeed later without anybody changing anything.
+        needed: whether backups need it.
+        permission: in the store's terms, empty if unknown.
+        purpose: what it is for, if backups do not need it.
+        error, hint: of a refusal or failure.
+        retryable: whether it may succeed later with nothing changed.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Right(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> bool:
-        """Whether events can't be backed up because of it."""
+        """Whether it prevents backups."""
         return self.needed and self.outcome in _BAD
 
 
@@ -96,13 +96,13 @@ class Left(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        clock_skew: seconds by which this machine's clock is ahead of the store's; None if the store does not tell.
+        clock_skew: seconds by which this machine's clock is ahead of the store's; None if the store does not report its time.
         ready: whether events can be backed up.
-        notes: what is allowed and need not be.
-        warnings: what does not keep events from being backed up, and should be seen to.
+        notes: permissions that are granted but not needed.
+        warnings: problems that do not prevent backups, but need attention.
         left: what could not be removed.
     """
 
@@ -119,16 +119,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def may_pass(self) -> bool:
-        """Whether it is not ready, and may be later without anybody changing anything."""
+        """Whether it is not ready, but may be later with nothing changed."""
         tried = [right for right in self.rights if right.missing and right.outcome is not State.NOT_TRIED]
         return not self.ready and bool(tried) and all(right.retryable for right in tried)
 
 
 def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
-    """Try what backing up needs, and what else is allowed. It takes about half a minute at most if nobody answers.
+    """Test what backups need, and what else is allowed. Takes about half a minute at most if nothing answers.
 
     Raises:
-        ConfigurationError: the provider or a wrapper is not installed, or its settings are wrong. Nothing was sent.
+        ConfigurationError: the provider or a wrapper is not installed, or its settings are invalid. Nothing was sent.
     """
     prefix = clean_prefix(settings.prefix)
     spool = list(_spool(settings.spool_path, settings.spool_min_free))
@@ -158,7 +158,7 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
 
 
 class _Probes:
-    """One after the other, each as a row of `rights`."""
+    """Runs the probes one after another, each a row of `rights`."""
 
     def __init__(self, store: ObjectStore, environment: Mapping[str, str], prefix: str, *, conditional: bool) -> None:
         self._store = store
@@ -179,7 +179,7 @@ class _Probes:
         self.clock_skew: float | None = None
 
     def run(self) -> None:
-        """Reading comes when there is something to be read, deleting last."""
+        """Run all probes: read once there is something to read, delete last."""
         self._try("write", "write", self._write)
         if self._conditional:
             self._try("conditional write", "write", self._write_again, sensible=self._is("write", State.GRANTED))
@@ -194,7 +194,8 @@ class _Probes:
         if self._is("abort", State.GRANTED) and self._is_bound_to_prefix():
             self._look_beside_prefix()
         stored = [key for key, what in self.left.items() if what == "object"]
-        # Where nothing is stored, a store may refuse to tell even who may read: it is worth trying only where it has to be granted.
+        # If nothing was uploaded, a store may refuse a missing object even to a principal that may read: try it only if it has to
+        # be granted.
         self._try("read", "read", lambda: self._read(stored), sensible=bool(stored) or "read" in self._needed)
         self._try("list", "list", self._list)
         self._try("delete", "delete", self._delete)
@@ -210,7 +211,7 @@ class _Probes:
         with self._storing(key):
             try:
                 at = self._store.write(_batch(key), _CONTENT).at
-            except AlreadyExists:  # by an attempt whose answer was lost: nobody else has this key
+            except AlreadyExists:  # by an attempt whose answer was lost: the key is unique
                 at = None
         if at is not None:
             self._compare_clocks((before + time.time()) / 2 - at)
@@ -226,7 +227,7 @@ class _Probes:
             )
 
     def _write_again(self) -> State:
-        # Should the store not see that there is one, it is overwritten with the same bytes.
+        # If the store ignores the condition, it overwrites the object with the same bytes.
         try:
             self._store.write(_batch(self._key()), _CONTENT)
         except AlreadyExists:
@@ -268,10 +269,10 @@ class _Probes:
         try:
             self._store.abort_multipart(upload)
         except JobsBackupError:
-            self.left.setdefault(upload.key, "upload")  # why it was begun and not completed is what is reported
+            self.left.setdefault(upload.key, "upload")  # the reported error is why it was created and not completed
 
     def _is_bound_to_prefix(self) -> bool:
-        """Whether the prefix is a part of the policy: not all stores can grant rights on a part of a bucket."""
+        """Whether the policy is limited to the prefix: not every store can grant permissions on part of a bucket."""
         if not self._least or not self._prefix or f"{_DIRECTORY}/".startswith(f"{self._prefix}/"):
             return False
         anywhere = _policy(self._store, {**self._environment, "JOBS_BACKUP_PREFIX": ""})
@@ -281,14 +282,14 @@ class _Probes:
         try:
             self._abort(f"{_DIRECTORY}/{self._id}.txt")
         except JobsBackupError:
-            return  # it should be refused
+            return  # as it should be
         self.notes.append("may also write outside of JOBS_BACKUP_PREFIX, which is wider than backing up needs")
 
     def _read(self, stored: list[str]) -> State:
         if stored:
             self._store.fetch(stored[0], io.BytesIO(), size=_CONTENT.size, crc=_CONTENT.crc32c())
             return State.GRANTED
-        with suppress(ObjectNotFound):  # who is told this may read
+        with suppress(ObjectNotFound):  # only a principal that may read gets this answer
             self._store.fetch(self._key(), io.BytesIO())
         return State.GRANTED
 
@@ -297,7 +298,7 @@ class _Probes:
         return State.GRANTED
 
     def _delete(self) -> State:
-        # Also those that seem not to be there: what was refused, or whose answer was lost, may be known better by the store.
+        # Include keys that seem absent: the store may know better about what was refused, or whose answer was lost.
         keys = [self._key(), self._key("-parts")] if self._store.has_multipart else [self._key()]
         was_there = [key for key, what in self.left.items() if what != "upload"]
         receipt = self._store.delete(keys)
@@ -306,7 +307,7 @@ class _Probes:
                 self.left.pop(key, None)
         for error in receipt.failed.values():
             raise error if isinstance(error, JobsBackupError) else StorageError(f"delete failed: {type(error).__name__}")
-        # To delete what is not there may succeed whoever asks for it.
+        # Deleting a missing object may succeed without the permission.
         return State.GRANTED if was_there else State.NOT_TRIED
 
     def _try(self, name: str, hook: str, probe: Callable[[], State], *, sensible: bool = True) -> None:
@@ -322,7 +323,7 @@ class _Probes:
             self._over = name == "write"
         except JobsBackupError as error:
             self._add(name, hook, State.FAILED, error)
-            self._over = error.refused or name == "write"  # then all others would meet the same
+            self._over = error.refused or name == "write"  # all others would fail the same way
 
     def _add(self, name: str, hook: str, outcome: State, error: JobsBackupError | None = None, action: str = "") -> None:
         needed = hook in self._needed
@@ -342,7 +343,7 @@ class _Probes:
 
     @contextmanager
     def _storing(self, key: str) -> Generator[None]:
-        """Notes what is written within as left: it is there, or perhaps is there, as its answer was lost."""
+        """Note what the block writes as left: it is uploaded, or perhaps is, if the answer was lost."""
         try:
             yield
         except (NotSupported, Unavailable) as error:
@@ -359,7 +360,7 @@ class _Probes:
 
 
 def _batch(key: str) -> Batch:
-    """A batch that is nobody's, for what a store wants to know of an object."""
+    """A made-up batch, for what a store needs to know about an object."""
     return Batch(
         id=0,
         stream=Stream(Kind.RAW, "", ""),
@@ -378,12 +379,12 @@ def _batch(key: str) -> Batch:
 def _policy(store: ObjectStore, environment: Mapping[str, str], *, everything: bool = False) -> Policy | None:
     try:
         return store.policy(environment, delete=everything, replay=everything)
-    except StorageError:  # it has none: then nothing is known of permissions beforehand
+    except StorageError:  # without a policy, no permissions are known in advance
         return None
 
 
 def _spool(directory: Path, min_free: int) -> Iterator[Right]:
-    """A row if the spool can't be used where it is to be. It is not made."""
+    """A row if the spool cannot be used at its configured place. Does not create it."""
     try:
         engines.check(directory, min_free)
     except SpoolError as error:

@@ -1,4 +1,4 @@
-"""The form of a provider: all of the contract that can be checked without a bucket, and without its settings."""
+"""Check a provider's form: everything in the contract that needs neither a bucket nor its settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _IMPORTED: Final = (
 
 
 class Result(StrEnum):
-    """Of one look. NOT_TRIED: the environment does not have what it takes."""
+    """Result of one check. NOT_TRIED: the environment lacks what it needs."""
 
     OK = "ok"
     WRONG = "wrong"
@@ -45,7 +45,7 @@ class Result(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at, and what was found."""
+    """What was checked, and the result."""
 
     name: str
     result: Result
@@ -53,10 +53,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine(name: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at a provider. With settings in the environment it is configured, too; nothing is sent.
+    """Check a provider. If the environment has its settings, it is also configured; nothing is sent.
 
     Raises:
-        ProviderNotFound: it is not installed, or can't be imported.
+        ProviderNotFound: it is not installed, or cannot be imported.
     """
     one, class_ = load_class(name)
     yield _looked("entry point", lambda: _entry_point(one))
@@ -80,7 +80,7 @@ def examine(name: str, environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 class _Wrong(Exception):
-    """What is wrong."""
+    """A violation of the contract."""
 
 
 def _looked(name: str, look: Callable[[], str]) -> Finding:
@@ -119,7 +119,7 @@ def _requirement(one: Installed) -> str:
 
 
 def _imports(one: Installed) -> str:
-    """In a process of its own: here, others may have imported whatever it needs."""
+    """Check in a process of its own: in this one, other code may have imported what it needs."""
     command = [sys.executable, "-c", _IMPORTED, one.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - all of it is ours, or installed
     if done.returncode:
@@ -143,7 +143,7 @@ def _normal(name: str) -> str:
 
 
 def _hooks(one: Installed, class_: type[Any]) -> str:
-    """As `load` does it with an instance, which there is none of without settings: so of an object that has its hooks alone."""
+    """Check the hooks as `load` does, on an object with only the hooks: without settings there is no instance."""
     functions = {
         name: function
         for name, function in inspect.getmembers(class_, inspect.isfunction)
@@ -226,7 +226,7 @@ def _policy(loaded: Loaded, environment: Mapping[str, str]) -> str:
             continue
         except JobsBackupError as error:
             raise _Wrong(f"{error.code}: {error.message}") from None
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told; its text may have anything in it
+        except Exception as error:  # noqa: BLE001 - reported, whatever it is; its text may contain anything
             raise _Wrong(f"policy failed: {type(error).__name__}") from None
         if not isinstance(policy, Policy):
             raise _Wrong(f"it returned {type(policy).__name__} instead of Policy")

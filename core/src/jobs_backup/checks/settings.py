@@ -1,4 +1,4 @@
-"""All settings that mean something to a process: core's, the server's, and those of the chosen provider and wrappers."""
+"""All settings that apply to a process: core's, the server's, and those of the chosen provider and wrappers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def plugins_of(settings: CoreSettings) -> list[type[object]]:
 
 
 def _known_to(variables: Mapping[str, str]) -> tuple[list[type[Settings]], bool]:
-    """The settings that these variables may be, and whether that is all: not while no provider is chosen, or none is there."""
+    """The settings that these variables may be, and whether the list is complete: not without a chosen, installed provider."""
     known: list[type[Settings]] = [CoreSettings, ServerSettings]
-    with suppress(ConfigurationError):  # the command itself says that a plugin is not there
+    with suppress(ConfigurationError):  # the command itself reports a missing plugin
         if name := variables.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip():
             found = [providers.KIND.load_class(name)[1]]
             found += [wrappers.KIND.load_class(one)[1] for one in wrappers.names_in(variables.get("JOBS_BACKUP_WRAPPERS", ""))]
@@ -37,13 +37,13 @@ def _known_to(variables: Mapping[str, str]) -> tuple[list[type[Settings]], bool]
 
 
 def misspelt_settings(environment: Mapping[str, str]) -> list[str]:
-    """`unknown_settings` for commands that read none: a name that may be a setting of a provider is not reported."""
+    """`unknown_settings` for commands that read no settings: possible provider settings are not reported."""
     known, is_all = _known_to(environment)
     return [line for line in report_unknown(environment, *known) if is_all or "did you mean" in line]
 
 
 def warn_of_relative_paths(variables: Mapping[str, str]) -> None:
-    """Warn of paths of an env file that mean another directory, and another spool, wherever the command is started."""
+    """Warn about relative paths in an env file, which name another directory, and another spool, wherever the command starts."""
     known, _ = _known_to(variables)
     for setting in (setting for one in known for setting in one.describe() if setting.is_path):
         for name in (setting.variable.name, *setting.variable.aliases):
@@ -54,6 +54,6 @@ def warn_of_relative_paths(variables: Mapping[str, str]) -> None:
 
 
 def unknown_settings(settings: CoreSettings, environment: Mapping[str, str]) -> list[str]:
-    """A line for every variable that looks like a setting and is none. Raises as `plugins_of` does."""
+    """A line for every variable that looks like a setting but is not one. Raises as `plugins_of` does."""
     known: list[type[Settings]] = [CoreSettings, ServerSettings, *filter(None, map(settings_of, plugins_of(settings)))]
     return report_unknown(environment, *known)

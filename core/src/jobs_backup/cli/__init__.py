@@ -1,4 +1,4 @@
-"""The command `jobs-backup`. Each subcommand has a module of its own, imported when it is called."""
+"""The command `jobs-backup`. Each subcommand has its own module, imported when called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs_backup.cli import streams
 from jobs_backup.cli.options import INCOMPLETE, of_machine, say, show_usage
 from jobs_backup.errors import JobsBackupError
 
-# With what --help tells of each, so that it need not import them all.
+# With their one-line help, so that --help need not import them all.
 _COMMANDS: Final = {
     "run": "Back up events: NDJSON, one event's payload a line.",
     "serve": "Record what is sent by HTTP, for applications in any language.",
@@ -61,7 +61,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point."""
+    """Run the command, and exit."""
     try:
         sys.exit(_run())
     except (OSError, MemoryError, RuntimeError) as error:
@@ -80,7 +80,7 @@ def _run() -> int:
         show_usage(error)
         return error.exit_code
     except click.Abort:
-        return 130  # as a shell tells of SIGINT
+        return 130  # as shells report SIGINT
     except JobsBackupError as error:
         say(error.one_line(), error.code)
         return INCOMPLETE

@@ -1,4 +1,4 @@
-"""What `run`, `delivered` and `failed` share: read the inputs, send what can be sent, print the summary, and leave."""
+"""Shared by `run`, `delivered` and `failed`: read the inputs, upload, print the summary, and exit."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from jobs_backup.settings.values import Duration
 
 _REPORTED: Final = 20
 _LOOK_SECONDS: Final = Duration(1)
-"""So often it looks whether waiting for room in a full spool makes sense."""
+"""Interval between checks whether waiting for room in a full spool makes sense."""
 
 
 def inputs_of(files: Sequence[Path]) -> list[Input]:
-    """The inputs that were named; standard input, if none was.
+    """The named inputs, or standard input if none.
 
     Raises:
-        ConfigurationError: one of them can't be read.
+        ConfigurationError: one of them cannot be read.
     """
     return [Input(None if str(file) == "-" else file) for file in files or (Path("-"),)]
 
@@ -45,13 +45,13 @@ def take_in(
     as_json: bool = False,
     is_measured: bool = False,
 ) -> NoReturn:
-    """Read the inputs, send what can be sent, print the summary, and leave.
+    """Read the inputs, upload as much as possible, print the summary, and exit.
 
-    `is_measured`: it writes JOBS_BACKUP_METRICS_FILE, which only one of the processes on a spool should.
+    `is_measured`: write JOBS_BACKUP_METRICS_FILE, which only one process on a spool should.
     """
     bound_memory()
     with stopping() as stop:
-        # No port: two of them at once shall not need two.
+        # No port, so that two such commands can run at once.
         own = msgspec.structs.replace(
             settings,
             spool_full_timeout=_LOOK_SECONDS,
@@ -71,7 +71,7 @@ def take_in(
                         summary.problem(error)
                     except JobsBackupError as error:
                         summary.problem(error)
-                        break  # the others would meet it, too
+                        break  # the others would fail the same way
                 if not stop.is_set():
                     _report_replaced(inputs, contents, summary)
                 summary.finish(stop, shown)
@@ -81,19 +81,19 @@ def take_in(
 
 def _how_to_go_on(inputs: Sequence[Input], options: InputOptions) -> str:
     if any(one.size is None for one in inputs):
-        return ""  # what was read from a stream can't be read again
+        return ""  # a stream cannot be read again
     return "run the same command without --again" if options.again else "run the same command again"
 
 
 def _report_replaced(inputs: Sequence[Input], contents: Contents, summary: Summary) -> None:
-    """Report files that were there when the command started, and were rotated away before their turn came."""
+    """Report files that existed when the command started, but were rotated away before their turn."""
     opened = [one.opened for one in inputs if one.opened is not None]
     for one in inputs:
         if one.opened is None or one.noted is None or one.noted.is_file(one.opened):
             continue
         if any(one.noted.is_file(file) for file in opened):  # under another name
             continue
-        if contents.is_unchanged(one.noted) is None:  # else an earlier run has read all of it
+        if contents.is_unchanged(one.noted) is None:  # otherwise, an earlier run has read all of it
             summary.problem(
                 ConfigurationError(
                     f"{one.name} was replaced before it was read, as by log rotation: the file that it was has not been read",
@@ -103,7 +103,7 @@ def _report_replaced(inputs: Sequence[Input], contents: Contents, summary: Summa
 
 
 class _Report:
-    """What is read, for the summary and the progress display."""
+    """Counts of what was read, for the summary and the progress display."""
 
     def __init__(self, summary: Summary, shown: Progress) -> None:
         self._summary = summary

@@ -1,4 +1,4 @@
-"""What all commands share: --env-file, --verbose, and errors in one line."""
+"""Shared by all commands: --env-file, --verbose, and one-line errors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from jobs_backup.util.logs import configure, is_json, json_line, printable
 INCOMPLETE: Final = 1
 MISUSED: Final = 2
 REJECTED: Final = 3
-"""All that could be used is in the bucket, and some lines could not."""
+"""All valid input is in the bucket, but some lines were rejected."""
 
 
 def say(text: str, code: str = "", *, level: int | None = None) -> None:
-    """A line on standard error. `code` is what `jobs-backup help` explains, a section of docs/messages.md.
+    """Print a line on standard error. `code` is what `jobs-backup help` explains, a section of docs/messages.md.
 
-    `level` is for JOBS_BACKUP_LOG_FORMAT=json: a warning where there is something to be done, if it is not given.
+    `level` applies to JOBS_BACKUP_LOG_FORMAT=json. Default: warning if there is a `code`, else info.
     """
     if is_json(os.environ):
         level = level or (logging.WARNING if code else logging.INFO)
@@ -38,14 +38,14 @@ def say(text: str, code: str = "", *, level: int | None = None) -> None:
 
 
 def only_one(_context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
-    """For an option that counts once: which of several is meant, nobody knows. As `callback=` beside `multiple=True`."""
+    """Reject a repeated option that may be given once, rather than guess. Use as `callback=` with `multiple=True`."""
     if len(given) > 1:
         raise click.BadParameter(f"{option.opts[0]} is given {len(given)} times, and counts once")
     return given[0] if given else None
 
 
 def show_usage(error: click.ClickException) -> None:
-    """What is wrong with the command line. The shell may have put names of files into it that others have chosen."""
+    """Print what is wrong with the command line, escaped: the shell may have put file names into it that others chose."""
     if is_json(os.environ):
         say(error.format_message(), "Usage", level=logging.ERROR)
         return
@@ -56,10 +56,10 @@ def show_usage(error: click.ClickException) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Check what was given as an option or a variable: keys, lines and requests are UTF-8.
+    """Check the text of an option or a variable: keys, lines and requests are UTF-8.
 
     Raises:
-        ConfigurationError: it can't be written as UTF-8.
+        ConfigurationError: the text cannot be written as UTF-8.
     """
     try:
         text.encode()
@@ -68,14 +68,14 @@ def check_text(name: str, text: str) -> None:
 
 
 def fail(error: JobsBackupError) -> NoReturn:
-    """End with an error that keeps the command from starting: the settings', or the disk's, and then events may wait there."""
+    """Exit with an error that prevents the command from starting. A disk error has its own exit code: events may wait there."""
     say(error.one_line(), error.code, level=logging.ERROR)
     is_of_disk = isinstance(error, SpoolCorrupt | SpoolFull) or isinstance(error.__cause__, sqlite3.Error)
     sys.exit(INCOMPLETE if is_of_disk else MISUSED)
 
 
 def of_machine(error: BaseException) -> JobsBackupError | None:
-    """An error of the machine that nothing below has translated: no memory, no thread, a call of the system. None if it is another.
+    """Translate a machine's error that nothing below has translated: out of memory, no thread, a system call. None for any other.
 
     Others are defects of the program, and keep their traceback.
     """
@@ -92,7 +92,7 @@ def of_machine(error: BaseException) -> JobsBackupError | None:
 
 @contextmanager
 def machine_errors() -> Generator[None]:
-    """Errors of the machine as ours: see `of_machine`."""
+    """Raise the machine's errors as ours: see `of_machine`."""
     try:
         yield
     except (OSError, MemoryError, RuntimeError) as error:
@@ -113,14 +113,14 @@ _INPUT_OPTIONS: Final = (
 
 
 def with_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --again, --append-only and --allow-rejects, see `InputOptions`."""
+    """Add --again, --append-only and --allow-rejects, see `InputOptions`."""
     for option in _INPUT_OPTIONS:
         command = option(command)
     return command
 
 
 def _read(env_file: Path) -> None:
-    """Make the file's variables the process's own. Raises ConfigurationError."""
+    """Put the file's variables into the process's environment. Raises ConfigurationError."""
     from jobs_backup.checks.settings import warn_of_relative_paths  # noqa: PLC0415
     from jobs_backup.settings.env_file import read_env_file  # noqa: PLC0415 - `--version` and `--help` need no settings
 
@@ -131,7 +131,7 @@ def _read(env_file: Path) -> None:
 
 
 def tell_misspelt_settings() -> None:
-    """Report names that only look like a setting, for commands that read no settings of a Backup."""
+    """Report names that only resemble a setting, for commands that read no settings of a Backup."""
     from jobs_backup.checks.settings import misspelt_settings  # noqa: PLC0415 - as above
 
     for line in misspelt_settings(os.environ):
@@ -139,7 +139,7 @@ def tell_misspelt_settings() -> None:
 
 
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --env-file and --verbose. The file's variables become the process's: as with `docker run`, they come first."""
+    """Add --env-file and --verbose. The file's variables override the process's, as with `docker run`."""
 
     @click.option(
         "--env-file", type=click.Path(path_type=Path), help="Read variables from this file, as `docker run --env-file` does."
@@ -147,7 +147,7 @@ def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-v", "--verbose", is_flag=True, help="Log what happens, to standard error.")
     @functools.wraps(command)
     def wrapper(*args: Any, env_file: Path | None, verbose: bool, **kwargs: Any) -> Any:
-        # Only our own lines and the provider's: those of the SDKs may carry URLs with the ids of uploads in them.
+        # Only our own lines and the provider's: those of SDKs may contain URLs with upload ids.
         configure(as_json=is_json(os.environ))
         logging.getLogger("jobs_backup").setLevel(logging.INFO if verbose else logging.WARNING)
         try:

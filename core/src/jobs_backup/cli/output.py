@@ -1,4 +1,4 @@
-"""Standard output that somebody reads who may be slow, or may go away."""
+"""Standard output for a reader that may be slow, or may close it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _LOOK: Final = 0.2
 
 
 class Output:
-    """Writes whole, whatever buffers Python has. Once `stop` is set, it goes on for at most `grace` seconds."""
+    """Writes data completely, bypassing Python's buffers. Once `stop` is set, it continues for at most `grace` seconds."""
 
     def __init__(self, stop: threading.Event, grace: float, unwritten: Callable[[str, int], Exception]) -> None:
-        """`unwritten` makes the error, of the reason and of how many bytes of a call were written."""
+        """`unwritten` makes the error from a reason and the number of bytes that a call has written."""
         self.is_closed = False
-        """Whether its reader has closed it."""
+        """Whether the reader has closed it."""
         self._stop = stop
         self._grace = grace
         self._until = float("inf")
         self._unwritten = unwritten
-        # Of a pipe, so much is taken without waiting where `select` says that something can be written (pipe(7)).
+        # A pipe accepts this many bytes without blocking if `select` reports it writable (pipe(7)).
         self._at_once = _FILE_BLOCK if _is_file(_STANDARD_OUTPUT) else select.PIPE_BUF
 
     def write(self, data: bytes) -> None:
-        """Write all of it. Raises what `unwritten` makes where it can't be written, or is not read in time."""
+        """Write all of it. Raises the error made by `unwritten` if that fails, or the reader is too slow."""
         left = memoryview(data)
 
         def unwritten(why: str) -> Exception:
@@ -45,7 +45,7 @@ class Output:
                 if select.select([], [_STANDARD_OUTPUT], [], _LOOK)[1]:
                     left = left[os.write(_STANDARD_OUTPUT, left[: self._at_once]) :]
             except BlockingIOError:
-                continue  # somebody else has filled it
+                continue  # another process has filled it
             except BrokenPipeError:
                 self.is_closed = True
                 raise unwritten("nobody reads them any more") from None
@@ -57,4 +57,4 @@ def _is_file(descriptor: int) -> bool:
     try:
         return stat.S_ISREG(os.fstat(descriptor).st_mode)
     except OSError:
-        return False  # it is closed: writing tells
+        return False  # it is closed, which writing will report

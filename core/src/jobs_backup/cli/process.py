@@ -1,4 +1,4 @@
-"""The process of a command that records or sends: its settings, its memory, and an orderly end on SIGTERM and SIGINT."""
+"""The process of a command that records or uploads: settings, memory, and an orderly end on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from jobs_backup.errors import ConfigurationError
 from jobs_backup.monitoring.health import monitored
 from jobs_backup.settings.core import CoreSettings
 
-_M_MMAP_THRESHOLD: Final = -3  # of glibc's malloc.h
+_M_MMAP_THRESHOLD: Final = -3  # from glibc's malloc.h
 
 
 def read_settings() -> CoreSettings:
-    """Core's settings. Names that look like a setting and are none are reported.
+    """Read core's settings, and report variables that only look like settings.
 
     Raises:
-        ConfigurationError: they are wrong.
+        ConfigurationError: a setting is missing or invalid.
     """
     settings = CoreSettings.from_environment(os.environ)
     for plugin in plugins_of(settings):
@@ -39,16 +39,16 @@ def read_settings() -> CoreSettings:
 
 
 def bound_memory() -> None:
-    """Have glibc's malloc give large buffers back to the system, as MALLOC_MMAP_THRESHOLD_ does; elsewhere nothing.
+    """Make glibc's malloc return large buffers to the system, as MALLOC_MMAP_THRESHOLD_ does; no effect elsewhere.
 
-    Otherwise it keeps, for each thread that sends, a heap of the size of the largest buffers that were ever in use.
+    Otherwise, each uploading thread keeps a heap of the size of the largest buffers ever in use.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
 def summarize_failures() -> None:
-    """Without --verbose, leave it to the summary to tell what could not be sent, in one line instead of one for each attempt."""
+    """Without --verbose, let the summary report failed uploads in one line, instead of one for each attempt."""
     if logging.getLogger("jobs_backup").level > logging.INFO:
         for module in ("store.retry", "archive.archiver", "archive.deleter", "archive.multipart"):
             logging.getLogger(f"jobs_backup.{module}").setLevel(logging.CRITICAL)
@@ -56,15 +56,15 @@ def summarize_failures() -> None:
 
 @contextmanager
 def stopping() -> Generator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets. A second signal ends the process at once: what is recorded is safe."""
+    """An event that SIGTERM or SIGINT sets. A second signal ends the process at once: recorded events are safe."""
     stop = threading.Event()
     waits = threading.Lock()
     waits.acquire()
     is_signalled = False
 
     def set_when_signalled() -> None:
-        # In a thread of its own: the handler's may have been interrupted within `stop.wait`, which holds the event's lock.
-        # It is started before the signal, when a limit of threads can still be reported.
+        # In a thread of its own: the handler may have interrupted `stop.wait`, which holds the event's lock. The thread starts
+        # before the signal, when a thread limit can still be reported.
         with waits:
             if is_signalled:
                 stop.set()
@@ -90,10 +90,10 @@ def stopping() -> Generator[threading.Event]:
 
 @contextmanager
 def monitored_session(settings: CoreSettings, stop: threading.Event) -> Generator[Session]:
-    """A Session with what tells others of it, for as long as the block runs, which closes it.
+    """A Session and its monitoring while the block runs; the block closes the session.
 
     Raises:
-        ConfigurationError: either is wrong. Then nothing was sent.
+        ConfigurationError: of either. Nothing was sent.
     """
     session = Session(settings)
     with ExitStack() as stack:
@@ -108,9 +108,9 @@ def monitored_session(settings: CoreSettings, stop: threading.Event) -> Generato
 
 
 def leave(code: int, session: Session) -> NoReturn:
-    """End with this exit code."""
+    """Exit with this code."""
     if session.archiver is not None and session.archiver.is_working:
-        # A request that hangs must not keep the process: its batch is in the spool, and is sent at the next start.
+        # A hanging request must not keep the process alive: its batch is in the spool, and is uploaded at the next start.
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(code)

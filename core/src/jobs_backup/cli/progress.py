@@ -1,4 +1,4 @@
-"""The progress display of a terminal; nothing where standard error is none."""
+"""The progress display of a terminal; silent if standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jobs_backup.util.logs import is_json
 
 
 class Progress(Protocol):
-    """What the commands tell."""
+    """What the commands report."""
 
     def taken(self, count: int, read: int) -> None:
-        """So many lines were taken in; so many bytes of the current file have been read."""
+        """Report `count` more lines, and `read` bytes of the current file so far."""
 
     def look(self) -> None:
-        """Time has passed: show what was sent."""
+        """Refresh what was uploaded."""
 
 
 class _Silent:
@@ -33,7 +33,7 @@ class _Silent:
 
 @contextmanager
 def progress(session: Session, inputs: Sequence[Input], counted: str) -> Generator[Progress]:
-    """Shows the progress while the block runs. `counted` is what the lines of the inputs are."""
+    """Show the progress while the block runs. `counted` names what the lines of the inputs are."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()  # pyright: ignore[reportUnnecessaryComparison] - it may be closed
     if not is_terminal or is_json(os.environ):
         yield _Silent()

@@ -1,4 +1,4 @@
-"""Where `jobs-backup replay` writes: to standard output, or into a file that the same command goes on with."""
+"""Output of `jobs-backup replay`: standard output, or a file that the same command resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _unwritten(why: str, written: int) -> Unwritten:
 
 
 class Stdout:
-    """Standard output, and nothing that is kept for another run."""
+    """Standard output, which keeps nothing for another run."""
 
     begin = ""
     part = None
@@ -38,28 +38,28 @@ class Stdout:
 
     @property
     def is_closed(self) -> bool:
-        """Whether its reader has closed it."""
+        """Whether the reader has closed it."""
         return self._output.is_closed
 
     def restore(self, replay: Replay) -> None:
         """Nothing was kept."""
 
     def restart(self) -> bool:
-        """What was written cannot be taken back."""
+        """Return False: written output cannot be taken back."""
         return False
 
     def reached(self, replay: Replay) -> None:
-        """Nothing to be kept."""
+        """Nothing to keep."""
 
     def finish(self) -> None:
-        """Nothing to be done."""
+        """Nothing to do."""
 
     def leave(self) -> None:
-        """Nothing to be done."""
+        """Nothing to do."""
 
 
 class _Position(msgspec.Struct):
-    """How far a file has come: it has `size` bytes that count, of what `asked` and `query` are for, up to `after`.
+    """Progress of a file: its first `size` bytes are valid, for `asked` and `query`, up to the cursor `after`.
 
     Attributes:
         events: in these bytes.
@@ -75,9 +75,9 @@ class _Position(msgspec.Struct):
 
 
 class OutputFile:
-    """A file that gets its name once it is complete. Until then it is `.part`, and beside it is how far it has come.
+    """A file that gets its name once complete. Until then it is named `.part`, with its progress in a file beside it.
 
-    From an object on that is damaged or missing, the position stays where it was: the same command tries that object again.
+    From a damaged or missing object on, the position does not advance: the same command tries that object again.
     """
 
     is_closed = False
@@ -104,7 +104,7 @@ class OutputFile:
                 opened.pop_all()
             if position is not None:
                 self.begin = position.after
-                self.query = position.query  # "two hours ago" is what it was at the first run
+                self.query = position.query  # "two hours ago" stays what it was at the first run
         except BlockingIOError:
             raise ConfigurationError(f"{self.part}: another process is writing it", hint="wait for its end") from None
         except OSError as error:
@@ -134,13 +134,13 @@ class OutputFile:
         return position if self.part.stat().st_size >= position.size else None
 
     def restore(self, replay: Replay) -> None:
-        """The limit counts, and the summary tells, what earlier runs have given, too."""
+        """Include earlier runs in the limit and the summary."""
         if self._position is not None:
             replay.events = self._position.events
             replay.unwrapped.update(self._position.unwrapped)
 
     def restart(self) -> bool:
-        """Forget what earlier runs have given."""
+        """Discard what earlier runs have written."""
         self._position, self.begin = None, ""
         self._keep(lambda: self._file.truncate(0))
         self._keep(lambda: self._file.seek(0))
@@ -156,7 +156,7 @@ class OutputFile:
         self._keep(self._finish)
 
     def leave(self) -> None:
-        """Keep what was written, under the name that it has."""
+        """Keep what was written, under its present name."""
         self._keep(self._file.close)
 
     def _reach(self, replay: Replay) -> None:
@@ -172,7 +172,7 @@ class OutputFile:
     def _finish(self) -> None:
         self._file.flush()
         sync_file(self._file.fileno())
-        self.part.replace(self._path)  # before others may have the lock
+        self.part.replace(self._path)  # before others can get the lock
         self._file.close()
         self._note.unlink(missing_ok=True)
         sync_directory(self._path.absolute().parent)

@@ -1,5 +1,7 @@
-"""Standard output and standard error of the command: output that is lost is an error, unless its reader has enough;
-a diagnostic that is lost is not."""
+"""Standard output and standard error of the command.
+
+Lost output is an error, unless its reader has closed it; a lost diagnostic is not.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,10 @@ _PATIENCE: Final = 2.0
 def prepare() -> None:
     """Replace both streams, for the rest of the process.
 
-    What was closed gets a descriptor all the same: else the next file, such as the spool's, would get its number, and whoever
-    writes to standard error would write into that.
+    A closed stream still gets a descriptor. Otherwise the next file, such as the spool's, would get its number, and output to
+    standard error would go into that file.
     """
-    _reserve(_STDOUT, os.O_RDONLY)  # writing to it fails, as it did
+    _reserve(_STDOUT, os.O_RDONLY)  # writing to it still fails
     _reserve(_STDERR, os.O_WRONLY)
     sys.stdout = _stream(_Output, _STDOUT, sys.stdout)
     sys.stderr = _stream(_Diagnostics, _STDERR, sys.stderr)
@@ -53,7 +55,7 @@ def is_reader_gone() -> bool:
 
 
 def print_json(value: object) -> None:
-    """Print it on one line, in ASCII: what a store or a file's name brought in can neither end the line nor move the cursor.
+    """Print a value on one line, in ASCII: text from a store or a file name can neither end the line nor move the cursor.
 
     Raises:
         JobsBackupError: standard output cannot be written.
@@ -62,7 +64,7 @@ def print_json(value: object) -> None:
 
 
 def _encodable(value: object) -> object:
-    """As every reader of JSON takes it: the name of a file may not be UTF-8, and JSON has no infinity."""
+    """Make a value valid for every JSON reader: a file name may not be UTF-8, and JSON has no infinity."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
@@ -90,9 +92,9 @@ def _stream(raw: Callable[[int], io.FileIO], descriptor: int, before: Any) -> io
 
 
 class _Output(io.FileIO):
-    """Raises JobsBackupError the first time it cannot write; from then on it is known, and the interpreter's end is quiet.
+    """Raises JobsBackupError on the first failed write; later writes are dropped, so that the interpreter exits quietly.
 
-    A reader that goes away, as `head` does, has what it wants: the rest is dropped.
+    A reader that closes its end, as `head` does, has what it wants: the rest is dropped.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -119,7 +121,7 @@ class _Output(io.FileIO):
 
 
 class _Diagnostics(io.FileIO):
-    """Drops what cannot be written: neither a full disk nor a reader that has stopped may keep events from being backed up."""
+    """Drops what cannot be written: neither a full disk nor a stopped reader may prevent backups."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -131,6 +133,6 @@ class _Diagnostics(io.FileIO):
                 self._patience = 0.0
                 return len(data)
             self._patience = _PATIENCE
-            # Of a pipe that `select` calls writable, so much is taken without waiting (pipe(7)).
+            # A pipe that `select` calls writable accepts this many bytes without blocking (pipe(7)).
             return super().write(data[: select.PIPE_BUF]) or len(data)
         return len(data)

@@ -1,4 +1,4 @@
-"""How the commands end that send: send what can be sent, say what is where, and choose the exit code."""
+"""The end of commands that upload: upload as much as possible, report what is where, and choose the exit code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from jobs_backup.util.logs import logger_of, plural
 log: Final = logger_of(__name__)
 
 Counted = Literal["events", "ids", "failures"]
-"""What a command counts, by its name in the summary as JSON."""
+"""What a command counts, named as in the JSON summary."""
 
 _LOOK: Final = 0.1
 _REPORTED: Final = 20
 
 
 class Unfinished(NamedTuple):
-    """A last line whose end was not written yet."""
+    """A last line without its end."""
 
     input: str
     line: int
@@ -39,10 +39,10 @@ class Summary:
     """What a command has done."""
 
     def __init__(self, session: Session, counted: Counted, *, go_on: str = "", of_all: bool = False, records: bool = True) -> None:
-        """`go_on` tells how to read the rest of an input, empty if there is no way.
+        """`go_on` says how to read the rest of an input, empty if that is impossible.
 
-        `of_all`: it is complete only once nothing is left in the spool, of other processes either.
-        `records`: whether the command counts anything, and does not only send.
+        `of_all`: it is complete only once nothing is left in the spool, including other processes' events.
+        `records`: whether the command counts anything, rather than only uploading.
         """
         self._session = session
         self._records = records
@@ -65,32 +65,32 @@ class Summary:
         self._open_elsewhere = 0
 
     def problem(self, error: JobsBackupError) -> None:
-        """Something that was asked for could not be done."""
+        """Note an error, once."""
         if error.one_line() not in (one.one_line() for one in self.problems):
             self.problems.append(error)
 
     def remember_rejects(self, path: Path) -> None:
-        """Earlier runs have rejected lines of an input. They count as long as their file is there. Raises SpoolError."""
+        """Count lines that earlier runs rejected, as long as their file exists. Raises SpoolError."""
         if path not in self._rejected_before and (lines := rejected_lines(path)):
             self._rejected_before[path] = lines
 
     def unknown(self, error: UnknownJob) -> None:
-        """Jobs were acknowledged that nobody knows."""
+        """Report acknowledged jobs that are unknown."""
         for job in error.jobs[: max(0, _REPORTED - self._unknown)]:
             say(f"job {job} is unknown to {self._session.spool.name}", "UnknownIds")
         self._unknown += error.count
 
     def finish(self, stop: threading.Event, shown: Progress) -> None:
-        """Seal and send until nothing is left that could be sent now, and close; within the grace period, once `stop` is set.
+        """Seal, upload until nothing more can be uploaded now, and close; once `stop` is set, within the grace period.
 
-        What fails is a problem, and no reason to leave out the rest: a full disk must not keep what is sealed from being sent.
+        A failure is a problem, but no reason to skip the rest: a full disk must not prevent uploads of sealed batches.
         """
         for step in (self._session.spool.seal, lambda: self._send(stop, shown), self._look):
-            # Twice: a disk may only have been busy, and then everything may be done all the same.
+            # Twice: the disk may only have been busy, and the second attempt may complete the step.
             if _error_of(step) is not None and (error := _error_of(step)) is not None:
                 self.problem(error)
         if (error := _error_of(lambda: self._session.close(grace=0))) is not None:
-            if self._is_complete:  # that is proven: what could not be tidied up, the next start does
+            if self._is_complete:  # proven complete: the next start cleans up
                 log.warning("the spool was not closed in order, the next start tidies up: %s", error.one_line())
             else:
                 self.problem(error)
@@ -104,7 +104,7 @@ class Summary:
         until: float | None = None
         while not (drained := archiver.drain(_LOOK)) or self._is_sent_elsewhere():
             shown.look()
-            if until is None and (drained or stop.is_set()):  # another process that is sending may hang
+            if until is None and (drained or stop.is_set()):  # another uploading process may hang
                 until = time.monotonic() + self._session.settings.shutdown_grace
             if until is not None and time.monotonic() > until:
                 break
@@ -113,19 +113,19 @@ class Summary:
         archiver.abort_abandoned()
 
     def _note_last(self) -> None:
-        """What other processes record from now on is not waited for, unless everything is."""
+        """Do not wait for what other processes record from now on, unless all is to be uploaded."""
         self._last = None if self._of_all else self._session.spool.last_batch()
 
     def _is_sent_elsewhere(self) -> bool:
         return self._counted != "ids" and any(one.sent_elsewhere for one in self._session.spool.waiting(self._last))
 
     def _look(self) -> None:
-        """Prove that nothing is left: by what each session and file holds, not by the absence of errors."""
+        """Prove that nothing is left, from what each session and file holds, not from the absence of errors."""
         try:
             account = self._session.spool.account()
         except JobsBackupError:
             account = None
-        if account is None or account.problems:  # a disk may only have been busy, or another process may just have died
+        if account is None or account.problems:  # the disk may only have been busy, or another process may just have died
             self._session.spool.recover()
             self._note_last()
             if self._session.archiver is not None:
@@ -154,12 +154,12 @@ class Summary:
 
     @property
     def _is_complete(self) -> bool:
-        # What was acknowledged is so, whatever others have still to send.
+        # Acknowledgments are complete, whatever others have still to upload.
         waits = (bool(self._waiting) and self._counted != "ids") or (self._of_all and self._open_elsewhere > 0)
         return not waits and not self.problems
 
     def show(self, *, as_json: bool, interrupted: bool, allow_rejects: bool = False) -> int:
-        """Print it. Returns the exit code."""
+        """Print the summary. Returns the exit code."""
         complete = self._is_complete and not interrupted
         if as_json:
             try:
@@ -199,7 +199,7 @@ class Summary:
         }
 
     def _done(self, archiver: Archiver) -> Iterator[str]:
-        """What this command has done, and nothing that is not its own."""
+        """What this command has done, excluding other processes' work."""
         sent, deleted = archiver.sent, archiver.deleter.deleted
         resumed = ", resumed where the last run ended" if self.resumed else ""
         if self._counted == "ids":
@@ -229,7 +229,7 @@ class Summary:
         alternative = f"{self._go_on}, or " if self._go_on else ""
         for one in self._waiting:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
-            lost = "" if session.spool.name in one.error else "nothing is lost: "  # else a file of the spool is missing
+            lost = "" if session.spool.name in one.error else "nothing is lost: "  # otherwise a file of the spool is missing
             say(
                 f"{plural(one.events, 'event')} {_verb(one.events, 'wait')} in {session.spool.name} for {one.location}{why}"
                 f" — {lost}{alternative}`jobs-backup archive --once` sends them",

@@ -16,7 +16,7 @@ from jobs_backup.util.logs import printable
 
 
 class Terminal:
-    """Two lines: what is read, and what is stored; and why nothing is, if the store is paused."""
+    """Two lines: what was read, and what was uploaded, or why the store is paused."""
 
     def __init__(self, session: Session, inputs: Sequence[Input], counted: str) -> None:
         sizes = [one.size for one in inputs]
@@ -34,7 +34,7 @@ class Terminal:
             transient=True,
         )
         self._of = f" of {decimal(total)}" if total else ""
-        # Only of a command that reads something.
+        # Hidden for a command without inputs.
         self._read = self._bars.add_task(
             "read", total=total or None, count=0, unit=counted, note="", size=decimal(0), visible=bool(inputs)
         )

@@ -1,1 +1,1 @@
-"""Where events come from: files, standard input and HTTP."""
+"""Sources of events: files, standard input and HTTP."""

@@ -1,4 +1,4 @@
-"""What was read before of inputs, by any process: looked up once for each run, and kept up to date while that goes on."""
+"""What any process has read of inputs: looked up once per run, and kept up to date during it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, position: InputPosition) -> Known:
-        """Raises SpoolCorrupt if it is not what was written."""
+        """Parse a position. Raises SpoolCorrupt if it is damaged."""
         try:
             return cls(position.input, position.at, msgspec.json.decode(position.position, type=Position))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -43,11 +43,11 @@ class Known(NamedTuple):
 class Contents:
     """The contents that were read for one purpose.
 
-    Others may read on meanwhile: of contents that are new `look` learns, and `is_current` tells whether one was read on.
+    Other processes may read on in the meantime: `look` finds new contents, and `is_current` detects progress on a known one.
     """
 
     def __init__(self, spool: Spool, prefix: str) -> None:
-        """`prefix` is that of the ids of their positions. Nothing is looked up yet."""
+        """`prefix` is that of the ids of their positions. Looks up nothing yet."""
         self.prefix = prefix
         self._spool = spool
         self._seen: dict[str, int] = {}
@@ -57,18 +57,18 @@ class Contents:
         self._is_loaded = False
 
     def load(self) -> None:
-        """Look up what there is, the first time."""
+        """Look up the contents on first use."""
         if not self._is_loaded:
             self.look()
 
     def look(self) -> None:
-        """Look up what is new. Raises SpoolError."""
+        """Look up new contents. Raises SpoolError."""
         for position in self._spool.new_positions(self.prefix, self._seen):
             self._note_newer(Known.of(position))
         self._is_loaded = True
 
     def is_current(self, known: Known) -> bool:
-        """Whether nobody has read it on meanwhile; if somebody has, that is noted. Raises SpoolError."""
+        """Whether no other process has read on in the meantime; its progress is noted. Raises SpoolError."""
         position = self._spool.position(known.id)
         if position is None or position.at == known.at:
             return True
@@ -76,7 +76,7 @@ class Contents:
         return False
 
     def note(self, known: Known) -> None:
-        """This is how far a content was read now."""
+        """Note how far a content has been read."""
         if (before := self._known.get(known.id)) is not None:
             for key in _keys(before):
                 del self._index[key][known.id]
@@ -86,26 +86,26 @@ class Contents:
         self._at = max(self._at, known.at)
 
     def next_at(self) -> int:
-        """What the next position gets: more than all have. A counter, since a clock may leap."""
+        """Number for the next position: above all others. A counter, since a clock may jump."""
         self._at += 1
         return self._at
 
     def in_file(self, seen: SeenFile) -> Known | None:
-        """What was read last of a file."""
+        """What was last read of a file."""
         return _latest(
             one for one in self._index["inode", seen.inode].values() if one.position.seen and one.position.seen.is_file(seen)
         )
 
     def at_path(self, seen: SeenFile) -> Known | None:
-        """What was read last at the path of a file."""
+        """What was last read at the path of a file."""
         return _latest(self._index["path", seen.path].values())
 
     def beginning_with(self, first: str) -> list[Known]:
-        """The contents with this first line; and those of which only the beginning of the first line is known."""
+        """Contents with this first line, and those of which only part of the first line is known."""
         return [*{**self._index["first", first], **self._index[_NO_LINE]}.values()]
 
     def is_unchanged(self, seen: SeenFile) -> Known | None:
-        """What a file holds, if all of it was read and it was not written since. It need not be read to see that."""
+        """The content of a file that was completely read and not written since. Needs no reading to see that."""
         known = self.in_file(seen)
         return known if known and known.position.seen and known.position.seen.is_unchanged(seen) else None
 
@@ -128,5 +128,5 @@ def _latest(some: Iterable[Known]) -> Known | None:
 
 
 def digest(text: str) -> str:
-    """A name for what a text names, in letters and digits."""
+    """Hash of a text, in letters and digits, for names."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

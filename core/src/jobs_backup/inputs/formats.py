@@ -1,4 +1,4 @@
-"""What the bytes of an input are, by their content: gzip, zstd or text; and what is not NDJSON, by its name."""
+"""Format of an input, by its content: gzip, zstd or text. Names the format if it is not NDJSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jobs_backup.errors import ConfigurationError
 
 BOM: Final = b"\xef\xbb\xbf"
 STDIN: Final = "standard input"
-"""Its name in messages."""
+"""Name of standard input in messages."""
 
 _HEAD: Final = 64 << 10
 _MARK: Final = 4096
 _POLL: Final = 0.2
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or a skippable one (RFC 8878, 3.1)
-_MAY_BE_PACKED: Final = (b"", b"\x1f", b"\x28", b"\x28\xb5", b"\x28\xb5\x2f")  # too little of it to tell
+_MAY_BE_PACKED: Final = (b"", b"\x1f", b"\x28", b"\x28\xb5", b"\x28\xb5\x2f")  # too short to decide
 
 _FOREIGN: Final = (
     (re.compile(rb"BZh[1-9]"), "is compressed with bzip2", "bzcat {0} > {0}.ndjson"),
@@ -63,19 +63,19 @@ _SPREAD: Final = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
 
 
 class Stopped(Exception):
-    """The command shall end: nothing more is read."""
+    """The command is to end: nothing more is read."""
 
 
 class Unpacked(Protocol):
-    """A file of gzip or zstd, unpacked."""
+    """A gzip or zstd file, decompressed."""
 
     def read1(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Up to `size` bytes; empty at the end."""
         ...
 
 
 class Source:
-    """The bytes of a file or a stream as they are. Reading waits for a stream, and ends with `Stopped` once `stop` is set."""
+    """Raw bytes of a file or a stream. Reading waits for a stream, and ends with `Stopped` once `stop` is set."""
 
     def __init__(self, file: BinaryIO, stop: threading.Event, *, is_file: bool) -> None:
         self._file = file
@@ -87,10 +87,10 @@ class Source:
         self._size = os.fstat(file.fileno()).st_size if is_file else 0
 
     def is_as_it_was_read(self) -> bool:
-        """Whether a file still holds what was read of it, as far as a few blocks tell: the first one, and the last ones.
+        """Whether a file still holds what was read of it, judging by a few blocks: the first one, and the last ones.
 
-        One that was truncated and filled again beyond what was read has other bytes there. Called after a read, and before what
-        that gave is used: if all is as it was, both are of the same content.
+        A file that was truncated and refilled beyond what was read has other bytes there. Call it after a read and before using the
+        data: if everything is unchanged, both belong to the same content.
         """
         if not self._is_file:
             return True
@@ -103,7 +103,7 @@ class Source:
         return is_same
 
     def _mark(self, data: bytes) -> None:
-        """Note the end of what was just read. What was noted before stays until it was checked together with this."""
+        """Note the end of what was just read. Earlier notes stay until checked together with it."""
         end = self._file.tell()
         last = data[-_MARK:]
         if end == len(data):
@@ -114,58 +114,58 @@ class Source:
             self._marks["furthest"] = self._marks["last"]
 
     def head(self) -> bytes:
-        """The first bytes, which are read again afterwards; enough of them to tell a format."""
+        """Peek at the first bytes, enough to recognize a format."""
         while self._ahead in _MAY_BE_PACKED and (data := self._from_file(_HEAD)):
             self._ahead += data
         return self._ahead
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Up to `size` bytes; empty at the end."""
         if self._ahead:
             data, self._ahead = self._ahead[:size], self._ahead[size:]
             return data
         return self._from_file(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place in a file."""
+        """Move to a place in a file."""
         self._ahead = b""
-        if "furthest" in self._marks:  # a file is read to be recognised, and then again from where that ended
+        if "furthest" in self._marks:  # a file is read to be recognized, and then again from where that ended
             self._marks["sought"] = self._marks["furthest"]
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Bytes of the file that were read."""
+        """Number of bytes read from the file."""
         return self._file.tell() - len(self._ahead)
 
     def _from_file(self, size: int) -> bytes:
         while not self._stop.is_set():
-            # Before its writer comes a named pipe looks like an empty file.
+            # Until its writer opens it, a named pipe looks like an empty file.
             if not self._is_file and not select.select([self._file], [], [], _POLL)[0]:
                 continue
             data = cast(bytes | None, self._file.read(size))
             if data and self._is_file:
                 self._mark(data)
-            if data is not None:  # else standard input was made not to block, and there is nothing just now
+            if data is not None:  # otherwise, standard input is non-blocking, and has no data now
                 return data
         raise Stopped
 
 
 def unpacked(source: Source, head: bytes) -> Unpacked | None:
-    """What unpacks it; None if it is not packed."""
+    """Make a decompressor; None if the source is not compressed."""
     if head.startswith(_GZIP):
         return gzip.GzipFile(fileobj=cast(BinaryIO, source), mode="rb")
     return _Zstd(source) if _ZSTD.match(head) else None
 
 
 class NotPacked(OSError):
-    """What follows a frame is not another one."""
+    """The bytes after a frame are not another frame."""
 
 
 class _Zstd:
-    """Frames, one after another. (`ZstdFile` says nothing of what follows them.)"""
+    """Frames, one after another. (`ZstdFile` does not report what follows them.)"""
 
     def __init__(self, source: Source) -> None:
-        # Imported for those who use it alone.
+        # Imported only where it is used.
         if sys.version_info >= (3, 14):
             from compression import zstd  # noqa: PLC0415
         else:
@@ -202,12 +202,12 @@ class _Zstd:
 
 
 def refuse_what_is_not_ndjson(name: str, head: bytes) -> None:
-    """Check the first bytes of an input, unpacked.
+    """Check the first bytes of an input, decompressed.
 
-    A line that is no event is rejected, and the others are taken. Here are the inputs of which no line can be taken.
+    A line that is not an event is rejected, and the others are accepted. This check is for inputs without any usable line.
 
     Raises:
-        ConfigurationError: it is something else, by name.
+        ConfigurationError: the input has another format, which the error names.
     """
     for pattern, what, command in _FOREIGN:
         if pattern.match(head):
@@ -229,7 +229,7 @@ def _refuse(name: str, what: str, command: str) -> None:
 
 
 def _is_only_its_first_line(head: bytes) -> bool:
-    """Whether an array ends with its line, and more follows."""
+    """Whether an array ends on its line, and more follows."""
     first, _, rest = head.lstrip().partition(b"\n")
     try:
         msgspec.json.decode(first, type=msgspec.Raw)

@@ -1,4 +1,4 @@
-"""By what an input is recognised: a checksum of all that was read of it, whatever its name; and what its repetition proves."""
+"""How an input is recognized: by a checksum of all that was read of it, whatever its name; and what its repetition proves."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jobs_backup.checksum import crc32c
 
 _SAMPLE: Final = 32
 _ENOUGH: Final = 16
-"""Lines that each occur once, as many prove that another file that begins with them is the same one."""
+"""Number of lines that each occur once, from which on another file that begins with them must be the same one."""
 
 _FEW: Final = 4
-"""Where fewer than one of so many lines occurs once, the content repeats itself."""
+"""If fewer than one line in this many occurs only once, the content repeats itself."""
 
 _FIRST_LINE: Final = 4096
 _HASHES: Final = 1 << 32
 _NAMED: Final = re.compile(
-    rb'"messageId"\s*:\s*"[^"]'  # an event's own name
+    rb'"messageId"\s*:\s*"[^"]'  # an event's own id
     rb"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d"  # or its time
     rb"|[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-"  # or a UUID
     rb"|\d{10}"  # or a time as a number, or a long id
@@ -38,7 +38,7 @@ class SeenFile(msgspec.Struct, frozen=True):
 
     Attributes:
         path: a hash of it.
-        changed: of the inode (`st_ctime`); 0 if the file may have changed since without another one.
+        changed: of the inode (`st_ctime`); 0 if the file may have changed since without a new one.
     """
 
     path: str
@@ -50,12 +50,12 @@ class SeenFile(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, path: Path, status: os.stat_result) -> SeenFile:
-        """Of an open file."""
+        """Describe an open file."""
         hashed = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
         return cls(hashed, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def is_file(self, other: SeenFile) -> bool:
-        """Whether both are one file. A device may get another number when it is mounted again."""
+        """Whether both are the same file. A device may get another number when it is mounted again."""
         return self.inode == other.inode and (self.device == other.device or self.path == other.path)
 
     def is_unchanged(self, now: SeenFile) -> bool:
@@ -70,8 +70,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         offset: bytes (after decompression).
         line: newlines before it.
-        rejects: bytes that the rejects file had then.
-        digest: of earlier versions: SHA-256 of the first and the last 4 KiB before `offset`.
+        rejects: size of the rejects file at that point, in bytes.
+        digest: from earlier versions: SHA-256 of the first and the last 4 KiB before `offset`.
         content: checksums of all bytes before `offset`.
         first: a hash of the first line.
         sample: of the lines, see `Sample`.
@@ -93,9 +93,9 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample:
-    """A sample of a content's distinct lines, and how often each occurs: those with the smallest checksums.
+    """A sample of a content's distinct lines, with their counts: those with the smallest checksums.
 
-    It does not depend on where a line is, so that the samples of two contents show what they have in common.
+    It is independent of the lines' positions, so samples of two contents show what they have in common.
     """
 
     def __init__(self, kept: Iterable[tuple[int, int, bool]] = ()) -> None:
@@ -119,15 +119,15 @@ class Sample:
             self._limit = self._new_limit()
 
     def _new_limit(self) -> int:
-        # What was left out once stays out, so that the counts are those of the whole content.
+        # Lines left out once stay out, so that the counts cover the whole content.
         return max(self._lines) if len(self._lines) >= _SAMPLE else _HASHES
 
     def kept(self) -> list[tuple[int, int, bool]]:
-        """What `Sample` takes."""
+        """Arguments for `Sample`."""
         return [(value, *counted) for value, counted in self._lines.items()]
 
     def among(self, following: Sequence[bytes]) -> Sample:
-        """The same lines, counted in what follows as well."""
+        """The same lines, counted in the following lines as well."""
         sample = Sample(self.kept())
         for value in map(_crc32, following):
             if value in sample._lines:
@@ -137,23 +137,23 @@ class Sample:
 
     @property
     def proves(self) -> bool:
-        """Whether another file that begins with all of these lines can only be the same one, or a copy."""
+        """Whether another file that begins with all of these lines must be the same one, or a copy."""
         once = [named for count, named in self._lines.values() if count == 1]
         return any(once) or len(once) >= _ENOUGH
 
     @property
     def repeats(self) -> bool:
-        """Whether most of the lines occur again and again, so that others like them prove nothing."""
+        """Whether most lines recur, so that similar lines prove nothing."""
         once = sum(count == 1 for count, _ in self._lines.values())
         return not self.proves and _FEW * once < sum(count for count, _ in self._lines.values())
 
     @property
     def recurs(self) -> bool:
-        """Whether there are lines, and each of them occurs again."""
+        """Whether there are lines, and each of them recurs."""
         return bool(self._lines) and all(count > 1 for count, _ in self._lines.values())
 
     def overlaps(self, other: Sample) -> bool:
-        """Whether both contents have lines in common that do not just happen to be the same."""
+        """Whether both contents share lines that are not equal by chance."""
         limit = min(self._limit, other._limit)
         mine = {value for value in self._lines if value <= limit}
         theirs = {value for value in other._lines if value <= limit}
@@ -164,9 +164,9 @@ class Sample:
 
 
 class Fingerprint:
-    """What all bytes from a content's start have in common with nothing else: two checksums of 32 bits, and the first line.
+    """Identifies all bytes from a content's start: two 32-bit checksums, and the first line.
 
-    Not SHA-256: a file is read again to be recognised, and a checksum takes a tenth of the time.
+    Not SHA-256: a file is read again to be recognized, and a checksum takes a tenth of the time.
     """
 
     def __init__(self) -> None:
@@ -199,11 +199,11 @@ class Fingerprint:
 
     @property
     def first(self) -> str:
-        """A hash of the first line; of as much of it as there is."""
+        """A hash of the first line, as far as it has been read."""
         return hashlib.sha256(self._first).hexdigest()[:16] if self.offset else ""
 
     def copy(self) -> Fingerprint:
-        """A copy of it as it is now."""
+        """A copy of its present state."""
         copied = Fingerprint()
         copied.__dict__.update(self.__dict__)
         return copied

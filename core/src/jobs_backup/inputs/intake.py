@@ -1,4 +1,4 @@
-"""Reads inputs line by line into the spool, for the commands that do: what can't be used is put aside, and the rest goes on."""
+"""Read inputs into the spool, line by line, for the commands: unusable lines are rejected, the others are kept."""
 
 from __future__ import annotations
 
@@ -32,36 +32,35 @@ T = TypeVar("T")
 _ROOM_SECONDS: Final = 0.1
 _BLANKS: Final = b" \t\r"
 _TRUNCATED: Final = "Input data was truncated"
-"""What msgspec says of the beginning of valid JSON."""
+"""msgspec's message for the beginning of valid JSON."""
 _is_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _ENDS_OF_VALUES: Final = b'}]"'
-"""Behind another byte a JSON value may go on: a number."""
+"""After any other byte, a JSON value may continue: it is a number."""
 
 _TICK: Final = 2_000_000_000
 """Nanoseconds within which two writes may leave the same time, on any file system (FAT's are two seconds)."""
 
 
 class Handler(Protocol[T]):
-    """What a command makes of lines."""
+    """How a command handles lines."""
 
     job: str | None
-    """Tells this use of a file from others, so that the next run goes on where this one was; None to read files from their
-    beginning, always."""
+    """Tells this use of a file from others, so that the next run resumes it. None: always read files from their beginning."""
 
     begins: bytes
-    """What one of its lines may begin with, behind blanks."""
+    """Bytes that one of its lines may begin with, after blanks."""
 
     def parser(self) -> Callable[[bytes], T | None]:
-        """What makes something of each line of the next block; None of a line that means nothing.
+        """Make a parser for each line of the next block; it returns None for a line without meaning.
 
-        It raises InvalidEvent or UnknownJob where it can't.
+        It raises InvalidEvent or UnknownJob for an unusable line.
         """
         ...
 
     def keep(self, found: Sequence[T | None], position: InputPosition | None) -> None:
-        """Make it durable, together with the position. There is one for each line: None where there was nothing to be used.
+        """Make the results durable, together with the position. One per line: None if the line had nothing usable.
 
-        Where it raises SpoolFull it has kept nothing, and may be called again.
+        If it raises SpoolFull, it has kept nothing, and may be called again.
         """
         ...
 
@@ -70,7 +69,7 @@ class InputOptions(NamedTuple):
     """How inputs are read.
 
     Attributes:
-        again: read files from their beginning, whatever was read of them.
+        again: read files from their beginning, whatever was read of them before.
         append_only: files only grow, and are never emptied.
         allow_rejects: rejected lines do not change the exit code.
     """
@@ -81,25 +80,25 @@ class InputOptions(NamedTuple):
 
 
 class Report(Protocol):
-    """What the reader of an input tells while it reads."""
+    """Progress of an input while it is read."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Tell the user something."""
 
     def taken(self, count: int, read: int) -> None:
-        """So many lines were taken in; so many bytes of the current file have been read."""
+        """Report `count` more lines, and `read` bytes of the current file so far."""
 
     def resumed(self) -> None:
-        """It goes on where an earlier run ended."""
+        """Report that it resumes where an earlier run ended."""
 
     def rejected(self, why: str, path: Path) -> None:
-        """A line can't be used; it is in this file."""
+        """Report a rejected line, kept in the file `path`."""
 
     def rejected_before(self, path: Path) -> None:
-        """Earlier runs have rejected lines of this input; they are in this file. Raises SpoolError."""
+        """Report that earlier runs rejected lines of this input, kept in the file `path`. Raises SpoolError."""
 
     def left(self, name: str, line: int, size: int) -> None:
-        """An unfinished line of an input is left for the next run."""
+        """Report an unfinished line, left for the next run."""
 
 
 class Ingest(Generic[T]):
@@ -126,7 +125,7 @@ class Ingest(Generic[T]):
         self._options = options
         self._path_id = digest(f"{os.path.realpath(source.name)}\0{handler.job}")[:32]
         self._id: str | None = None
-        """Of the position; None if none is kept."""
+        """Id of the position; None if none is kept."""
         self._reached = Position()
         self._stored: Position | None = None
         self._opened: SeenFile | None = None
@@ -134,15 +133,15 @@ class Ingest(Generic[T]):
         self._unfinished = False
 
     def take(self) -> None:
-        """Take in what was not taken in yet.
+        """Read what was not read before.
 
         Raises:
-            ConfigurationError: the input can't be read, or another process reads it.
-            AmbiguousInput: whether it was read before can't be told.
-            SpoolError: what was read can't be kept.
+            ConfigurationError: the input cannot be read, or another process is reading it.
+            AmbiguousInput: cannot determine whether it was read before.
+            SpoolError: what was read cannot be kept.
         """
         with suppress(Stopped):  # before anything was read
-            if self._input.path is None:  # standard input is nobody else's
+            if self._input.path is None:  # no other process shares standard input
                 with self._input.open(self._stop) as reader:
                     self._read(reader)
                 return
@@ -158,7 +157,7 @@ class Ingest(Generic[T]):
             self._reached = Position(rejects_name=rejects_name(self._input.name, self._unique()))
             self._take_all(reader, committed=None)
             return
-        # Until its end was read, more may come without another time.
+        # Until its end is read, a write may leave the time unchanged.
         self._opened, self._seen = opened, msgspec.structs.replace(opened, changed=0)
         self._contents.load()
         known = self._contents.is_unchanged(opened)
@@ -171,8 +170,8 @@ class Ingest(Generic[T]):
             pass
 
     def _is_taken(self, found: Found, reader: Reader) -> bool:
-        """Read on from there; False if another process has done so meanwhile."""
-        # Whoever reads the same content under another name, in another file, keeps it as well.
+        """Read on from there; False if another process has done so in the meantime."""
+        # Another reader of the same content, under another name in another file, also keeps this position.
         with self._spool.reading(self._id or "") as granted:
             self._check_granted(granted=granted)
             if found.known is not None and found.known.id and not self._contents.is_current(found.known):
@@ -181,7 +180,7 @@ class Ingest(Generic[T]):
             return True
 
     def _find(self, reader: Reader, seen: SeenFile) -> Found:
-        """Where to go on."""
+        """Find where to resume."""
         again = self._options.again
         before: InputPosition | None = None
         if self._contents.in_file(seen) is None and self._contents.at_path(seen) is None:
@@ -233,20 +232,20 @@ class Ingest(Generic[T]):
                 self._finish(reader, rejects)
 
     def _finish(self, reader: Reader, rejects: Rejects) -> None:
-        """At the end: note how the file is now, by which it is known again."""
+        """At the end, note the file's present state, by which to recognize it."""
         now = reader.seen()
         reader.check()
         if now is None or self._id is None:
             return
         is_still = now == self._opened and not self._unfinished and time.time_ns() - now.changed > _TICK
         self._seen = now if is_still else msgspec.structs.replace(now, changed=0)
-        # Behind an unfinished line nothing was reached.
+        # An unfinished line is not passed.
         end = msgspec.structs.replace(self._reached, seen=self._seen) if self._unfinished else self._position(reader, rejects)
         if end != self._stored:
             self._keep([], reader, end)
 
     def _remember_rejects(self, position: Position) -> None:
-        """What earlier runs have rejected stays a reason for the exit code, until somebody has removed the file."""
+        """Earlier rejects keep affecting the exit code until somebody removes the file."""
         if position.rejects:
             self._report.rejected_before(rejects_path(self._rejects, position.rejects_name))
 
@@ -272,7 +271,7 @@ class Ingest(Generic[T]):
             found.append(one)
         block.lines.clear()  # they may be large, and the block lives until the next one is read
         if block.unfinished and found == [None]:
-            self._unfinished = True  # blank so far, or rejected, of which there may be more
+            self._unfinished = True  # blank so far, or rejected with more to come
             rejects.sync()
         else:
             self._keep(found, reader, self._position(reader, rejects))
@@ -289,7 +288,7 @@ class Ingest(Generic[T]):
         for piece in line.pieces:
             rejects.add(piece)
         rejects.add(b"\n")
-        if not self._stop.is_set():  # else its end may not have been read
+        if not self._stop.is_set():  # otherwise its end may not have been read
             self._keep([None], reader, self._position(reader, rejects))
 
     def _position(self, reader: Reader, rejects: Rejects) -> Position:
@@ -302,7 +301,7 @@ class Ingest(Generic[T]):
         )
 
     def _keep(self, found: Sequence[T | None], reader: Reader, reached: Position) -> None:
-        """Keep what was found together with the position that was reached. The rejects before it are on the disk."""
+        """Keep the results together with the position reached. The rejects before it are on disk."""
         reader.check()
         position: InputPosition | None = None
         if self._id is not None:
@@ -316,7 +315,7 @@ class Ingest(Generic[T]):
                 if self._stop.is_set() or not waits:
                     raise
                 self._stop.wait(_ROOM_SECONDS)
-                # As long as something is being sent, there will be room.
+                # While uploads continue, there will be room.
                 waits = self._session.archiver is not None and not self._session.archiver.drain(0)
         if position is not None:
             self._contents.note(Known(position.input, position.at, reached))
@@ -338,13 +337,13 @@ class Ingest(Generic[T]):
 
 
 def may_go_on(line: bytes, begins: bytes) -> bool:
-    """Whether what stands at the end of an input may be the beginning of a JSON value that begins with one of these bytes."""
+    """Whether the end of an input may be the beginning of a JSON value that begins with one of these bytes."""
     text = _bare(line).lstrip(_BLANKS)
     if not text or BOM.startswith(text):
         return True
     if text[:1] not in begins:
         return False
-    for end in (b"", b"0"):  # a number may end with a sign, a point or an exponent so far
+    for end in (b"", b"0"):  # a number may so far end with a sign, a point or an exponent
         try:
             _is_json(text + end)
         except msgspec.DecodeError as error:
@@ -358,7 +357,7 @@ def may_go_on(line: bytes, begins: bytes) -> bool:
 
 
 def _bare(line: bytes) -> bytes:
-    """Without what an editor puts before a file; and the hole in one that was truncated under a program that goes on behind it."""
+    """Strip a byte order mark, and the hole in a file that was truncated while its writer kept its offset."""
     return line.lstrip(b"\0").removeprefix(BOM)
 
 

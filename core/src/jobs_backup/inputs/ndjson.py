@@ -1,4 +1,4 @@
-"""Reads NDJSON inputs: files and streams, packed or not; in blocks, from where the last run got to."""
+"""Read NDJSON inputs: files and streams, compressed or not; in blocks, from where the last run ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs_backup.inputs.identity import Fingerprint, Position, Sample, SeenFile
 from jobs_backup.util.exhaustion import explain
 
 MAX_LINE: Final = MAX_PAYLOAD
-"""Bytes of a line (not less than a block): a longer one would not fit into memory, and is no event."""
+"""Maximum bytes of a line (not less than a block): a longer one would not fit into memory, and is not an event."""
 
 _BLOCK: Final = 1 << 20
 _LOOKED_AHEAD: Final = 1 << 16
@@ -32,7 +32,7 @@ class Block(NamedTuple):
     """Some lines, without their newlines.
 
     Attributes:
-        first: the number of the first line, from 1.
+        first: number of the first line, from 1.
         continued: the first line is the rest of one whose beginning was recorded when it was the file's end.
         unfinished: the only line is the file's end, and its newline may still be written.
     """
@@ -51,13 +51,13 @@ class LongLine(NamedTuple):
 
 
 class Input:
-    """A file or stream of NDJSON that was named. It is opened when its turn comes."""
+    """A named file or stream of NDJSON. Opened when its turn comes."""
 
     def __init__(self, path: Path | None) -> None:
-        """`path` is None for standard input, which is always a stream: whoever gave it may have read some of it.
+        """`path` is None for standard input, which is always a stream: its provider may have read part of it.
 
         Raises:
-            ConfigurationError: it can't be read.
+            ConfigurationError: it cannot be read.
         """
         self.path = path
         self.name = STDIN if path is None else str(path)
@@ -67,30 +67,30 @@ class Input:
             why, hint = explain(error, Path(self.name), "name a readable file of NDJSON")
             raise ConfigurationError(f"{self.name}: {why}", hint=hint) from error
         self.size = status.st_size if path is not None and stat.S_ISREG(status.st_mode) else None
-        """Bytes of the file; None for a stream, which can't be read again."""
+        """Size of the file in bytes; None for a stream, which cannot be read again."""
         self.noted = None if path is None or self.size is None else SeenFile.of(path, status)
-        """The file as it was then; None for a stream."""
+        """The file as first seen; None for a stream."""
         self.opened: SeenFile | None = None
-        """The file that was opened when its turn came, which may be another one."""
+        """The file opened when its turn came, which may be another one."""
 
     def lock(self) -> str:
-        """What two processes have in common that read it at the same time, whatever names it has. Raises as `open` does."""
+        """Key shared by processes that read it at the same time, under any name. Raises as `open` does."""
         assert self.path is not None
         with _errors(self.name):
             return _lock_of(self.path.stat())
 
     @contextmanager
     def open(self, stop: threading.Event, lock: str = "") -> Generator[Reader]:
-        """Opens it. Reading ends once `stop` is set.
+        """Open it. Reading ends once `stop` is set.
 
         Raises:
-            ConfigurationError: it can't be opened, or is not what `lock` was of.
+            ConfigurationError: it cannot be opened, or `lock` is that of another file.
         """
         with _errors(self.name):
             if self.path is None:
                 descriptor = os.dup(0)
             else:
-                # Opening a named pipe must not wait for its writer: nothing could interrupt it.
+                # Opening a named pipe must not wait for its writer: nothing could interrupt that.
                 descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 os.set_blocking(descriptor, True)
             file = os.fdopen(descriptor, "rb", buffering=0)
@@ -105,7 +105,7 @@ class Input:
 
 
 class Reader:
-    """An open input. `path` is None for a stream, which can't be read again.
+    """An open input. `path` is None for a stream, which cannot be read again.
 
     Attributes:
         sample: of the lines before `offset`.
@@ -119,28 +119,28 @@ class Reader:
         self._fingerprint = Fingerprint()
         self.sample = Sample()
         self._continued = False
-        self._ahead = b""  # read, and not given yet
+        self._ahead = b""  # read, but not returned yet
         self._rest = b""  # what follows a LongLine
         self._cut: Exception | None = None
         self._packed = None if path is None else self._unpack()
 
     @property
     def read(self) -> int:
-        """How many bytes of the file were read; 0 of a stream."""
+        """Bytes read from the file; 0 for a stream."""
         return self._source.tell() if self._path is not None else 0
 
     @property
     def offset(self) -> int:
-        """How many bytes were read, after unpacking, without a line that has not ended."""
+        """Bytes read after decompression, without an unfinished line."""
         return self._fingerprint.offset
 
     @property
     def is_packed(self) -> bool:
-        """Whether the file is packed."""
+        """Whether the file is compressed."""
         return self._packed is not None
 
     def seen(self) -> SeenFile | None:
-        """The file as it is now; None for a stream."""
+        """The file's present state; None for a stream."""
         if self._path is None:
             return None
         with _errors(self.name):
@@ -161,16 +161,16 @@ class Reader:
             )
 
     def position(self) -> Position:
-        """The position after what was read."""
+        """Position after what was read."""
         found = self._fingerprint
         return Position(offset=found.offset, line=found.line, content=found.content, first=found.first, sample=self.sample.kept())
 
     def go_to(self, fingerprint: Fingerprint, sample: Sample) -> None:
-        """Go on behind what has this fingerprint and this sample, in the file where they were found.
+        """Resume after the part with this fingerprint and sample, in the file where they were found.
 
         Raises:
-            ConfigurationError: the file can't be read, or what it holds can't be unpacked.
-            Stopped: the command shall end.
+            ConfigurationError: the file cannot be read or decompressed.
+            Stopped: the command is to end.
         """
         with _errors(self.name):
             if not (fingerprint.offset == self._fingerprint.offset and fingerprint.content == self._fingerprint.content):
@@ -183,7 +183,7 @@ class Reader:
             self._continued = not fingerprint.ends_line
 
     def fingerprints(self, offsets: list[int]) -> Iterator[Fingerprint]:
-        """What it has from its beginning up to each of these offsets, in their order, as far as it is long enough."""
+        """Fingerprints up to each of these offsets, in their order, as far as the file is long enough."""
         with _errors(self.name):
             self._rewind()
             for offset in offsets:
@@ -192,7 +192,7 @@ class Reader:
                 yield self._fingerprint.copy()
 
     def sample_of(self, size: int) -> Sample:
-        """A sample of the lines in its first bytes."""
+        """Sample of the lines in its first `size` bytes."""
         sample = Sample()
         with _errors(self.name):
             self._rewind()
@@ -207,7 +207,7 @@ class Reader:
         return sample
 
     def has_ends(self, size: int, digest: str) -> bool:
-        """Whether the first and the last bytes of its first `size` are those of a position of an earlier version."""
+        """Whether the first and last bytes of its first `size` bytes match a position of an earlier version."""
         with _errors(self.name):
             self._rewind()
             head = tail = b""
@@ -219,17 +219,17 @@ class Reader:
         return size == 0 and hashlib.sha256(head + tail).hexdigest() == digest
 
     def look_ahead(self) -> bytes:
-        """Some of what follows; it is read again."""
+        """Peek at some of what follows."""
         with _errors(self.name):
             while len(self._ahead) < _LOOKED_AHEAD and self._cut is None and (data := self._fresh()):
                 self._ahead += data
         return self._ahead[:_LOOKED_AHEAD]
 
     def parts(self) -> Iterator[Block | LongLine]:
-        """What follows, until the end or until the command shall end.
+        """What follows, until the end or until the command is to end.
 
         Raises:
-            ConfigurationError: the file can't be read, or what it holds can't be unpacked, or it is not NDJSON.
+            ConfigurationError: the file cannot be read or decompressed, or is not NDJSON.
         """
         with _errors(self.name):
             if self._path is None:
@@ -258,7 +258,7 @@ class Reader:
                 yield self._block(bytes(begun), b"")
 
     def _block(self, first: bytes, following: bytes) -> Block:
-        """The lines of which `first` is one, and `following`, from its newline to that of the last, the others."""
+        """Split into lines: `first`, and the others in `following`, which extends from its newline to the last one's."""
         lines = [first, *following[1:-1].split(b"\n")] if len(following) > 1 else [first]
         may_grow = self._path is not None and self._packed is None and not following
         block = Block(lines, self._fingerprint.line + 1, self._continued, may_grow)
@@ -296,14 +296,14 @@ class Reader:
         self._fingerprint, self.sample = Fingerprint(), Sample()
 
     def _advance(self, size: int) -> bool:
-        """Pass so many bytes. Whether there were as many."""
+        """Skip `size` bytes. Returns whether there were that many."""
         while size and (data := self._take(min(_BLOCK, size))):
             self._pass(data)
             size -= len(data)
         return not size
 
     def _take(self, size: int) -> bytes:
-        """At most so many of the next bytes; none at the end, also where that was cut off."""
+        """Up to `size` of the next bytes; empty at the end, even if that was cut off."""
         try:
             data = self._next()
         except (OSError, EOFError):
@@ -314,7 +314,7 @@ class Reader:
         return data[:size]
 
     def _read(self) -> bytes | None:
-        """The next bytes; none at the end; None once the command shall end."""
+        """The next bytes; empty at the end; None once the command is to end."""
         try:
             return self._next()
         except Stopped:
@@ -330,7 +330,7 @@ class Reader:
         return self._source.read(_BLOCK) if self._packed is None else self._unpacked(self._packed)
 
     def _unpacked(self, packed: Unpacked) -> bytes:
-        """The next bytes. Of a file that was cut all that can be unpacked is given before the error is raised."""
+        """Decompress the next bytes. For a truncated file, everything that can be decompressed comes before the error."""
         if self._cut is not None:
             raise self._cut
         data = bytearray()
@@ -338,10 +338,10 @@ class Reader:
             while len(data) < _BLOCK and (piece := packed.read1(_BLOCK - len(data))):
                 data += piece
                 if self._path is None:
-                    break  # the rest may take its time
+                    break  # the rest may take a while
         except (EOFError, NotPacked, gzip.BadGzipFile) as error:
-            # Whatever else is wrong, this block's bytes may not be those that were packed. What stands before something that is
-            # not packed was checked; and of a member that was cut there may be so little.
+            # After any other error, this block's bytes may differ from the original. Bytes before trailing garbage were verified,
+            # and a truncated member may have no more than these.
             if isinstance(error, gzip.BadGzipFile) and not str(error).startswith("Not a gzipped file"):
                 raise
             self._cut = error
@@ -355,7 +355,7 @@ def _lock_of(status: os.stat_result) -> str:
 
 
 def _check(path: Path) -> os.stat_result:
-    """Raises OSError if it can't be read. A named pipe is not opened: its writer would see its reader come and go."""
+    """Check a file. Raises OSError if it cannot be read. Does not open a named pipe: its writer would see a reader come and go."""
     status = path.stat()
     if not stat.S_ISFIFO(status.st_mode):
         path.open("rb").close()

@@ -1,4 +1,4 @@
-"""Finds what was read of a file before: by its content, whatever its name; and says so where that cannot be told."""
+"""Recognize what was read of a file before: by its content, whatever its name. Reports where that is ambiguous."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Found(NamedTuple):
     """Where to read a file from.
 
     Attributes:
-        known: the content that it holds; None if it is a new one.
-        fingerprint: of what is not read again.
-        sample: of the same.
+        known: the content that it holds; None if it is new.
+        fingerprint: of the part that is not read again.
+        sample: of the same part.
     """
 
     known: Known | None
@@ -33,14 +33,14 @@ class Found(NamedTuple):
 
 
 class Recognition:
-    """Compares one file with all that was read before."""
+    """Compares one file with everything that was read before."""
 
     def __init__(self, reader: Reader, seen: SeenFile, contents: Contents, earlier: Known | None, *, append_only: bool) -> None:
         """Compare nothing yet.
 
         Args:
             contents: what was read for the same purpose.
-            earlier: what an earlier version has noted for the file's path.
+            earlier: what an earlier version noted for the file's path.
             append_only: files only grow, and are never emptied.
         """
         self._reader = reader
@@ -57,12 +57,12 @@ class Recognition:
         return self._earlier is not None or (self._at_path is not None and self._at_path.position.offset > 0)
 
     def find(self) -> Found:
-        """Where to go on. It reads what was read before once more, to see that it is the same.
+        """Find where to resume. Reads the known part once more, to see that it is unchanged.
 
         Raises:
-            AmbiguousInput: it cannot be told.
+            AmbiguousInput: it cannot be determined.
             ConfigurationError: the file cannot be read.
-            Stopped: the command shall end.
+            Stopped: the command is to end.
         """
         first = self._first()
         matches = self._matches(first)
@@ -85,8 +85,8 @@ class Recognition:
         return start.first
 
     def _matches(self, first: str) -> list[tuple[Known, Fingerprint]]:
-        """The contents that the file begins with, and its fingerprint up to there, the longest one last."""
-        # Of a first line that had not ended only the beginning is known.
+        """The contents that the file begins with, and its fingerprint up to there, the longest last."""
+        # Of an unfinished first line, only the beginning is known.
         known = self._contents.beginning_with(first)
         known.sort(key=lambda one: one.position.offset)
         offsets = sorted({one.position.offset for one in known})
@@ -98,7 +98,7 @@ class Recognition:
         ]
 
     def _in_same_file(self, known: Known, prefix: Fingerprint) -> Found:
-        """The file in which it was read begins with it, and may have grown; or was emptied, and filled with the same lines."""
+        """Handle the same file: it may have grown, or was emptied and refilled with the same lines."""
         following = self._following(prefix)
         is_as_it_was = not following and self._has_time_of(known)
         repeats = Sample(known.position.sample).repeats or self._counted(known, following).recurs
@@ -111,7 +111,7 @@ class Recognition:
         return self._resumed(known, prefix)
 
     def _in_other_file(self, known: Known, prefix: Fingerprint) -> Found:
-        """Another file begins with it: it was copied or packed, or just has the same lines."""
+        """Handle another file that begins with the content: it was copied or compressed, or just has the same lines."""
         if not self._following(prefix) and self._has_time_of(known):
             return self._resumed(known, prefix)
         if self._append_only and Sample(known.position.sample).repeats:
@@ -123,7 +123,7 @@ class Recognition:
         )
 
     def _as_earlier(self, earlier: Known) -> Found:
-        """By the first and the last bytes alone, which is all that earlier versions have noted."""
+        """Compare only the first and last bytes, which is all that earlier versions noted."""
         size = earlier.position.offset
         if not self._reader.has_ends(size, earlier.position.digest):
             return self._new()
@@ -134,10 +134,10 @@ class Recognition:
         )
 
     def _refuse_rewritten(self, first: str) -> None:
-        """Refuse it where lines were read before of its path, of the file, or of a file with the same first line."""
+        """Refuse the file if lines of its path, of the file, or of a file with the same first line were read before."""
         related = [one for one in self._contents.beginning_with(first) if one.position.first == first]
         related += [one for one in (self._at_path, self._in_file) if one is not None and one not in related]
-        if self._append_only:  # another file has nothing to do with one whose lines repeat
+        if self._append_only:  # another file is unrelated to one whose lines repeat
             related = [one for one in related if one == self._in_file or not Sample(one.position.sample).repeats]
         if not related:
             return
@@ -151,7 +151,7 @@ class Recognition:
                 )
 
     def _counted(self, known: Known, following: bytes) -> Sample:
-        """The lines of a content, counted in what follows it as well: what is repeated there proves nothing, either."""
+        """Lines of a content, counted in what follows as well: lines that recur there prove nothing either."""
         return Sample(known.position.sample).among(following.split(b"\n"))
 
     def _following(self, prefix: Fingerprint) -> bytes:
@@ -159,7 +159,8 @@ class Recognition:
         return self._reader.look_ahead()
 
     def _has_time_of(self, known: Known) -> bool:
-        # gzip, zstd, `mv` and `cp -p` keep it; some of them in whole seconds. Written in the same second is not the same time.
+        # gzip, zstd, `mv` and `cp -p` keep the time, some of them only whole seconds. Written in the same second is not the same
+        # time.
         seen, now = known.position.seen, self._seen.modified
         return seen is not None and now in (seen.modified, seen.modified // _SECOND * _SECOND)
 
@@ -171,5 +172,5 @@ class Recognition:
 
 
 def new_id(prefix: str) -> str:
-    """The id of a content that was never seen."""
+    """Id for a new content."""
     return prefix + secrets.token_hex(8)

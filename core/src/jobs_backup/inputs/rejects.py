@@ -1,4 +1,4 @@
-"""The file of the lines that are no events, as they were."""
+"""The file of rejected lines, unchanged."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ def _spool_errors(path: Path) -> Generator[None]:
 
 
 def short_name(name: str) -> str:
-    """The name of an input's file, for those of other files."""
-    # Cut by bytes, since that is what file systems limit; bytes that are no whole characters of UTF-8 are left out.
+    """Name of an input's file, for use in other file names."""
+    # File systems limit the length in bytes; a character cut in half is dropped.
     return os.fsencode(Path(name).name.replace(" ", "-"))[:160].decode("utf-8", "ignore")
 
 
 def rejects_name(name: str, unique: str) -> str:
-    """The name of the file for the rejects of an input."""
+    """Name of an input's rejects file."""
     return f"{short_name(name)}-{unique}.ndjson"
 
 
 def rejects_path(directory: Path, name: str) -> Path:
-    """Where that file is, in the directory of rejects."""
-    return directory / os.fsdecode(name.encode())  # the system's encoding may be another one
+    """Path of that file, in the directory of rejects."""
+    return directory / os.fsdecode(name.encode())  # the system's encoding may not be UTF-8
 
 
 class Rejects:
-    """Lines are added behind those that are there. It is as long as the committed position says, also after a crash.
+    """Appends lines. Its size is always that of the committed position, also after a crash.
 
-    Every method raises SpoolError if the file can't be used.
+    Every method raises SpoolError if the file cannot be used.
     """
 
     def __init__(self, path: Path, committed: int | None) -> None:
-        """`committed` is its size at the position from which the input is read, None if that is read from its beginning."""
+        """`committed` is its size at the position from which the input is read, None if that is the beginning."""
         self.path = path
         self._file: BinaryIO | None = None
         self._synced = True
@@ -54,7 +54,7 @@ class Rejects:
                 self._size = committed
 
     def add(self, *parts: bytes | bytearray) -> None:
-        """Put a line, or parts of one, aside."""
+        """Reject a line, or parts of one."""
         with _spool_errors(self.path):
             if self._file is None:
                 descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -66,7 +66,7 @@ class Rejects:
         self._synced = False
 
     def sync(self) -> int:
-        """Its size, once all of it is on the disk."""
+        """Its size, once all of it is on disk."""
         if self._file is not None and not self._synced:
             with _spool_errors(self.path):
                 self._file.flush()
@@ -82,7 +82,7 @@ class Rejects:
 
 
 def rejected_lines(path: Path) -> int:
-    """How many lines there are in such a file; 0 if it is not there any more. Raises SpoolError if it can't be read."""
+    """Number of lines in such a file; 0 if it no longer exists. Raises SpoolError if it cannot be read."""
     lines = 0
     with _spool_errors(path):
         try:

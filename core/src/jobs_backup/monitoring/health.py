@@ -1,4 +1,4 @@
-"""Is it well? /metrics, /healthz and /readyz on a port of their own, and metrics in a file, for those who look after a process."""
+"""Monitoring of a process: /metrics, /healthz and /readyz on a port of their own, and metrics in a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log: Final = logger_of(__name__)
 
 FILE_SECONDS: Final = 15.0
-"""How often the metrics file is written."""
+"""Interval between writes of the metrics file."""
 _REQUEST_SECONDS: Final = 5.0
 _THREADS: Final = 4
 _HEAD_BYTES: Final = 16 << 10
@@ -43,14 +43,14 @@ _ABSOLUTE: Final = re.compile(r"https?://[^/]*(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def health(backup: Backup | Session) -> str:
-    """Why only a new start of the process can help: a thread of it has ended or hangs. Empty if all is well."""
+    """Why the process needs a restart: one of its threads died or hung. Empty if it is healthy."""
     return session_of(backup).health_error
 
 
 def readiness(backup: Backup | Session) -> str:
-    """Why an event would not be accepted now, or others can't be sent, in one line. Empty if all is well.
+    """Why an event would be rejected now, or others cannot be uploaded, in one line. Empty if ready.
 
-    No room; a spool that can't be used; what a dead process has recorded and nobody can take over; or an end.
+    Reasons: a full spool, an unusable spool, a dead process's events that cannot be recovered, or shutdown.
     """
     error: JobsBackupError | None
     try:
@@ -63,7 +63,7 @@ def readiness(backup: Backup | Session) -> str:
 
 
 def metrics_page(backup: Backup | Session, accept: str) -> tuple[bytes, str]:
-    """The metrics, and their content type: Prometheus' text format, or OpenMetrics where `accept` (the header) asks for it.
+    """The metrics and their content type: Prometheus' text format, or OpenMetrics if the `accept` header asks for it.
 
     Raises:
         ConfigurationError: the extra is not installed.
@@ -76,9 +76,9 @@ def metrics_page(backup: Backup | Session, accept: str) -> tuple[bytes, str]:
 
 
 def path_of(target: str) -> str:
-    """The path of a request's target: without a host (RFC 9112, 3.2.2), and without slashes at its end or in a row.
+    """The path of a request's target: without a host (RFC 9112, 3.2.2), and without trailing or repeated slashes.
 
-    So both spellings are served. A redirect would repeat a body, and behind a proxy that ends TLS it would lead to plain HTTP.
+    This serves both spellings. A redirect would repeat a body, and behind a proxy that terminates TLS it would lead to plain HTTP.
     """
     if found := _ABSOLUTE.fullmatch(target):
         target = found[1]
@@ -89,15 +89,15 @@ def path_of(target: str) -> str:
 def monitored(
     backup: Backup | Session, settings: CoreSettings, *, is_stopping: Callable[[], bool] = lambda: False
 ) -> Generator[str]:
-    """Answers on JOBS_BACKUP_METRICS_PORT and writes JOBS_BACKUP_METRICS_FILE while the block runs, where they are set.
+    """Serve JOBS_BACKUP_METRICS_PORT and write JOBS_BACKUP_METRICS_FILE while the block runs, if they are set.
 
-    Gives the URL that is listened on, empty if there is none. It may outlast the Backup: the file is written once more at the end.
+    Yields the URL that it listens on, empty if none. It may outlast the Backup: the file is written once more at the end.
 
     Args:
-        is_stopping: whether the process is about to end, and so takes nothing any more.
+        is_stopping: whether the process is about to end, and so accepts nothing any more.
 
     Raises:
-        ConfigurationError: the port can't be opened, the file can't be written, or the extra that it needs is not installed.
+        ConfigurationError: the port cannot be opened, the file cannot be written, or a required extra is not installed.
     """
     with ExitStack() as stack:
         if settings.metrics_file is not None:
@@ -110,10 +110,10 @@ def monitored(
 
 @contextmanager
 def metrics_file(backup: Backup | Session, path: Path) -> Generator[None]:
-    """Writes the metrics into a file, in one step each time, every 15 s while the block runs, and at its end.
+    """Write the metrics to a file atomically, every 15 s while the block runs, and at its end.
 
     Raises:
-        ConfigurationError: it can't be written, or the extra is not installed. Later that is only a warning.
+        ConfigurationError: the file cannot be written, or the extra is not installed. Later failures only log a warning.
     """
     if path.suffix != ".prom":
         raise ConfigurationError(
@@ -149,7 +149,7 @@ def metrics_file(backup: Backup | Session, path: Path) -> Generator[None]:
 
 
 def _write(backup: Backup | Session, path: Path) -> None:
-    """Raises OSError and ConfigurationError."""
+    """Write the metrics once. Raises OSError and ConfigurationError."""
     collected = registry(backup)
     from prometheus_client import write_to_textfile  # noqa: PLC0415 - an extra
 
@@ -157,7 +157,7 @@ def _write(backup: Backup | Session, path: Path) -> None:
 
 
 def registry(backup: Backup | Session) -> CollectorRegistry:
-    """What `metrics_page` shows, and where others may be registered.
+    """The registry behind `metrics_page`, to which others may add collectors.
 
     Raises:
         ConfigurationError: the extra is not installed.
@@ -167,7 +167,7 @@ def registry(backup: Backup | Session) -> CollectorRegistry:
 
 @functools.lru_cache(maxsize=8)
 def _collected(session: Session) -> tuple[CollectorRegistry, Metrics]:
-    """One for each Backup, so that what it has read of the spool is not read again for each request."""
+    """One registry per Backup, so that not every request reads the spool again."""
     from jobs_backup.monitoring import metrics  # noqa: PLC0415 - an extra
 
     collector = metrics.Metrics(session)
@@ -215,18 +215,18 @@ def _listening(backup: Backup | Session, host: str, port: int, is_stopping: Call
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A few threads at most: further connections wait."""
+    """A server with a few threads at most: further connections wait."""
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, listener: socket.socket, handler: type[_Handler], free: threading.Semaphore) -> None:
-        socketserver.BaseServer.__init__(self, listener.getsockname(), handler)  # not TCPServer's: it opens a socket itself
+        socketserver.BaseServer.__init__(self, listener.getsockname(), handler)  # not TCPServer's, which opens a socket itself
         self.socket = listener
         self._free = free
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(timeout=2 * _REQUEST_SECONDS):  # each gets free in half of that
+        if self._free.acquire(timeout=2 * _REQUEST_SECONDS):  # each thread is free again in half of that
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -243,7 +243,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """One request; its head has to arrive within the time-out as a whole."""
+    """One request, whose head must arrive completely within the timeout."""
 
     timeout = _REQUEST_SECONDS
     server_version = "jobs-backup"

@@ -1,6 +1,6 @@
-"""Metrics for Prometheus, of a Backup and of the whole spool that it uses. Needs `pip install 'jobs-backup[metrics]'`.
+"""Prometheus metrics of a Backup and of its whole spool. Needs `pip install 'jobs-backup[metrics]'`.
 
-An application with a registry of its own registers a collector there: `REGISTRY.register(Metrics(backup))`.
+An application with its own registry registers a collector there: `REGISTRY.register(Metrics(backup))`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log: Final = logger_of(__name__)
 
 _FRESH_SECONDS: Final = 1.0
 _SHARE: Final = 0.1
-"""Of the time, at most so much goes into looking at the spool, however often somebody asks."""
+"""Maximum share of the time spent reading the spool, however often it is scraped."""
 
 HELP: Final = {
     "build": "Version, Python and provider of this process.",
@@ -79,7 +79,7 @@ HELP: Final = {
     "rejected_files": "Files in 'rejects/' with lines that were no events, until somebody removes them (of the spool).",
     "rejected_bytes": "Bytes of them (of the spool).",
 }
-"""Every metric, without its prefix and without the suffix of its type."""
+"""Every metric, without its prefix and its type's suffix."""
 
 _TOTALS: Final = (
     ("sealed_events", "sealed", "events"),
@@ -96,14 +96,14 @@ _TOTALS: Final = (
 
 
 class Metrics(Collector):
-    """Collects what the process has counted, and what is in the spool. Any number of threads may collect.
+    """Collects the process's counters, and the state of the spool. Any number of threads may collect.
 
-    What is of the spool every process on it tells alike, so that it must not be summed over them. It is read at most once a
-    second, and less often where that takes long. While it can't be read, it is left out.
+    Spool metrics are the same from every process on the spool, so do not sum them over processes. The spool is read at most once a
+    second, and less often if that is slow. While it cannot be read, its metrics are omitted.
     """
 
     def __init__(self, backup: Backup | Session) -> None:
-        """The Backup may be closed before the last scrape."""
+        """Collect for a Backup, which may be closed before the last scrape."""
         self._session = session_of(backup)
         self._looking = threading.Lock()
         self._looked_until = 0.0
@@ -111,7 +111,7 @@ class Metrics(Collector):
         self._errors = 0
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is collected when it is registered."""
+        """One name only, so that registering collects nothing."""
         yield _gauge("behind", 0)
 
     def collect(self) -> Iterator[Metric]:
@@ -122,7 +122,7 @@ class Metrics(Collector):
             yield from self._of_spool(*found)
 
     def expire(self) -> None:
-        """Have the next scrape read the spool, however short ago it was read."""
+        """Make the next scrape read the spool, however recently it was read."""
         with self._looking:
             self._looked_until = 0.0
 
@@ -179,7 +179,7 @@ class Metrics(Collector):
         for metric, state, column in _TOTALS:
             yield _by_kind(metric, {one.kind: getattr(one, column) for one in totals if one.state == state})
         yield _gauge("last_stored_timestamp_seconds", max(one.stored_at for one in totals if one.state == "stored"))
-        # Its own, too, where nothing is to be told of it.
+        # The process's own store is always included, even without a status.
         stores = dict.fromkeys([self._session.location]) | {one.location: one for one in status.stores}
         paused = {location: one is not None and one.paused > 0 for location, one in stores.items()}
         failing = {location: one is not None and bool(one.error) for location, one in stores.items()}
@@ -199,15 +199,15 @@ class Metrics(Collector):
 
 
 class RequestMetrics(Collector):
-    """What `serve` was asked."""
+    """Collects the requests to `serve`."""
 
     def __init__(self, answered: Counter[tuple[str, int]], seconds: dict[str, Histogram]) -> None:
-        """`answered`: (path, status) -> how many; `seconds`: path -> until the answer was sent."""
+        """Collect from `answered`, (path, status) -> count, and `seconds`, path -> time until the answer was sent."""
         self._answered = answered
         self._seconds = seconds
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is collected when it is registered."""
+        """One name only, so that registering collects nothing."""
         yield _counter("http_requests", 0)
 
     def collect(self) -> Iterator[Metric]:
@@ -223,9 +223,9 @@ class RequestMetrics(Collector):
 
 
 def registry(backup: Backup | Session, collector: Metrics | None = None) -> CollectorRegistry:
-    """A registry with the metrics of this Backup, and with `process_*`: memory, processor time, files, and when it started.
+    """A registry with the metrics of this Backup, and with `process_*`: memory, CPU time, files, and start time.
 
-    `collector` is one that was made before.
+    `collector` reuses an existing collector.
     """
     made = CollectorRegistry()
     ProcessCollector(registry=made)
@@ -249,7 +249,7 @@ def _counter(name: str, value: float) -> Metric:
 
 
 def _by_kind(name: str, values: Mapping[str, float]) -> Metric:
-    """Both kinds are always there: else the first increase of a counter would go unseen."""
+    """A counter with both kinds always present: otherwise its first increase would go unseen."""
     family = CounterMetricFamily(f"jobs_backup_{name}", HELP[name], labels=["kind"])
     for kind in Kind:
         family.add_metric([kind.value], values.get(kind, 0))
@@ -257,7 +257,7 @@ def _by_kind(name: str, values: Mapping[str, float]) -> Metric:
 
 
 def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
-    """(bound, how many values lie below it), and the sum, as prometheus_client takes them."""
+    """Cumulative (bound, count) pairs and the sum, as prometheus_client takes them."""
     bounds = [*histogram.bounds, math.inf]
     counts = itertools.accumulate(histogram.counts.copy())
     below: list[tuple[str, float]] = [

@@ -1,4 +1,4 @@
-"""Events back from the bucket: `selection` finds the objects, `lines` knows what is in them, `replay` gives it."""
+"""Replay events from the bucket: `selection` finds the objects, `lines` reads their lines, `replay` writes them."""
 
 from jobs_backup.replay.cursor import read_cursor, write_cursor
 from jobs_backup.replay.replay import Damaged, Replay, Unwritten

@@ -1,4 +1,4 @@
-"""Where `replay` resumes. A cursor names the selection that it belongs to: in another one it would skip events."""
+"""Cursors to resume `replay`. A cursor names its selection: in another one it would skip events."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _DIGITS: Final = 8
 
 
 def write_cursor(place: str, selection: bytes, query: Query) -> str:
-    """The cursor for `--after`: `PLACE:SINCE:UNTIL:SELECTION[LOOKED_AT]CHECK`.
+    """Make the cursor for `--after`: `PLACE:SINCE:UNTIL:SELECTION[LOOKED_AT]CHECK`.
 
-    In ASCII that every terminal and shell passes on as it is.
+    In ASCII that every terminal and shell passes on unchanged.
 
     Args:
         place: see `Replay.cursor`.
-        selection: everything that decides which objects come, and in which order.
-        query: its times are kept, those of events since "2 hours ago" is another time when the replay is resumed.
+        selection: everything that decides which objects are replayed, and in which order.
+        query: its times are kept, because "2 hours ago" means another time when the replay resumes.
     """
     times = (str(at) if at is not None else "" for at in (query.since, query.until))
     body = ":".join((quote(place, safe="/:"), *times, f"{_digest(selection)}{query.looked_at or ''}"))
@@ -30,10 +30,10 @@ def write_cursor(place: str, selection: bytes, query: Query) -> str:
 
 
 def read_cursor(cursor: str, selection: bytes, query: Query) -> tuple[str, Query]:
-    """The place, and the query with the times of the run that wrote the cursor.
+    """Parse a cursor: the place, and the query with the times of the run that wrote the cursor.
 
     Raises:
-        ConfigurationError: it is damaged, or belongs to another selection.
+        ConfigurationError: the cursor is damaged, or belongs to another selection.
     """
     body, check = cursor[:-_DIGITS], cursor[-_DIGITS:]
     if _digest(body.encode()) != check or body.count(":") < 3:

@@ -1,4 +1,4 @@
-"""What of an object's lines is wanted, whatever they are compressed with, and whoever wrote them."""
+"""Select the requested lines of an object, whatever its compression and whoever wrote it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _BLOCK: Final = 1 << 20
 
 
 def line_filter(query: Query, found: Found, seen: set[str], *, payload_only: bool) -> Callable[[bytes], bytes]:
-    """What of a line is wanted; empty if nothing is. Lines are looked into only where it has to be.
+    """Make a function that returns the requested part of a line; empty if none. Lines are parsed only where necessary.
 
-    Sources and workspaces of the query that are found in lines, and nowhere else, are added to `seen`.
+    Sources and workspaces of the query that appear in lines, and nowhere else, are added to `seen`.
     """
     begin, end = found.bounds
     since = query.since if query.since is not None and begin < query.since else None
     until = query.until if query.until is not None and end >= query.until else None
     if query.kind is Kind.FAILED:
         since, until = query.since, query.until
-    # With the catalog, objects are chosen by what it knows of them.
+    # With the catalog, objects are chosen by what it knows about them.
     by_line = query.kind is Kind.FAILED and found.crc32c is None
     sources = query.source_ids if by_line else ()
     workspaces = query.workspace_ids if by_line else ()
@@ -101,13 +101,13 @@ class _Event(msgspec.Struct):
         return self.workspace_id or self.their_workspace_id or ""
 
 
-# isal has types for some of it only.
+# isal is only partly typed.
 _gzip_file: Final[Callable[..., object]] = igzip.IGzipFile  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 _decode: Final = msgspec.json.Decoder(_Event).decode
 
 
 def opened(key: str, file: BinaryIO) -> closing[BinaryIO]:
-    """An object's lines, whatever it is compressed with."""
+    """An object's lines, decompressed."""
     file.seek(0)
     magic = file.read(4)
     file.seek(0)
@@ -117,7 +117,7 @@ def opened(key: str, file: BinaryIO) -> closing[BinaryIO]:
         raw = cast(BinaryIO, _gzip_file(fileobj=file, mode="rb"))
     elif magic == b"\x28\xb5\x2f\xfd":
         if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - for those who need it alone
+            from compression import zstd  # noqa: PLC0415 - only for those who need it
         else:
             from backports import zstd  # noqa: PLC0415
 
@@ -128,7 +128,7 @@ def opened(key: str, file: BinaryIO) -> closing[BinaryIO]:
 
 
 class _Checked(io.RawIOBase):
-    """Decompressed bytes. What is wrong with them is an IntegrityError."""
+    """Decompressed bytes. Damage raises IntegrityError."""
 
     def __init__(self, key: str, raw: BinaryIO, errors: tuple[type[Exception], ...]) -> None:
         self._key = key

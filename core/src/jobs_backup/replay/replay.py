@@ -1,4 +1,4 @@
-"""Gives the lines of a selection: objects are fetched beforehand, several at once, and verified before a line of them is given."""
+"""Write the lines of a selection: objects are prefetched, several at once, and verified before their first line is written."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from jobs_backup.util.exhaustion import explain
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK: Final = 1 << 20
 _MAX_LINE: Final = 2 * MAX_PAYLOAD
-"""Bytes: a payload, and what stands around it."""
+"""Bytes: a payload and the fields around it."""
 
 
 class Unwritten(JobsBackupError):
-    """A block could not be written; `written` bytes of it were."""
+    """A block could not be written completely; `written` bytes of it were."""
 
     retryable = True
 
@@ -51,24 +51,24 @@ class Unwritten(JobsBackupError):
 
 
 class Damaged(NamedTuple):
-    """An object whose events, or the rest of them, can't be given."""
+    """An object whose events could not be replayed, or not all of them."""
 
     key: str
     error: JobsBackupError
 
 
 class Replay:
-    """Gives the events of a selection.
+    """Replays the events of a selection.
 
     Attributes:
-        events: that were given.
-        objects, bytes: that were read.
-        cursor: the place to resume from, as `KEY` or `KEY:LINES`: everything up to there was given. Empty at the beginning.
-        damaged: what could not be given.
-        unwrapped: format of an active wrapper -> how many of the objects were made without it.
-        finished: whether all was given that was asked for.
-        limited: whether there is more, behind the limit.
-        seen: sources and workspaces of the query of which something was found in lines.
+        events: written so far.
+        objects, bytes: read so far.
+        cursor: the place to resume from, as `KEY` or `KEY:LINES`: everything up to it was written. Empty at the beginning.
+        damaged: objects that could not be replayed.
+        unwrapped: format of an active wrapper -> number of objects made without it.
+        finished: whether everything requested was written.
+        limited: whether there are more events beyond the limit.
+        seen: sources and workspaces of the query that were found in lines.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class Replay:
         limit: int | None = None,
         window: int = 4,
     ) -> None:
-        """`window` is the number of objects that are fetched at the same time, each into a file without a name.
+        """Prefetch `window` objects at a time, each into an unnamed file.
 
-        With `wrapped_only` an object that was made without an active wrapper counts as damaged.
+        With `wrapped_only`, an object made without an active wrapper counts as damaged.
         """
         self._store = store
         self._query = query
@@ -109,12 +109,12 @@ class Replay:
         done: Callable[[], object],
         after: str = "",
     ) -> None:
-        """Write lines, in blocks of about a MiB, until the end, the limit, or `stop` is set; `done` is called behind each object.
+        """Write lines, in blocks of about 1 MiB, until the end, the limit, or `stop` is set. Calls `done` after each object.
 
         Raises:
             ConfigurationError: `after` is not a place in this selection.
-            StorageError: nothing can be read. What was given until then is told by `cursor`.
-            Unwritten: `write` has raised it.
+            StorageError: nothing can be read. `cursor` shows what was written until then.
+            Unwritten: raised by `write`.
         """
         key, lines = split_cursor(after)
         self.cursor = after
@@ -122,8 +122,8 @@ class Replay:
         for found, file, error in self._fetched(selection.objects(key, behind=lines is None)):
             if error is not None:
                 self.damaged.append(Damaged(found.key, error))
-                # S3 denies a missing object, too, unless one may list; and a single object may need a wrapper, or a key, that is
-                # not there. Once something was read, it is that.
+                # Without permission to list, S3 also denies access to missing objects. A single object may need a wrapper or a key
+                # that is missing. Once anything was read, a refusal means one of these.
                 if isinstance(error, PermissionDenied | WrapperMissing) and not self.objects:
                     refused.append(error)
                     if isinstance(error, PermissionDenied) and len(refused) >= self._window:
@@ -190,13 +190,13 @@ class Replay:
                 raise
             raise _no_room(error) from error
         if not known:
-            # Its format's own checksums stand at the ends of its pieces: nothing of it is given before all were seen.
+            # The format's own checksums are at the ends of its pieces: write nothing before all were checked.
             with opened(found.key, file) as lines:
                 _check_lines(found.key, lines)
             file.seek(0)
 
     def _give(self, found: Found, file: BinaryIO, skip: int, write: Callable[[bytes], object], stop: threading.Event) -> bool:
-        """Returns whether to go on."""
+        """Return whether to continue."""
         pick = line_filter(self._query, found, self.seen, payload_only=self._payload_only)
         block: list[bytes] = []
         places: list[int] = []
@@ -232,7 +232,7 @@ class Replay:
                     if wanted:
                         block.append(wanted if wanted.endswith(b"\n") else wanted + b"\n")
                         places.append(number)
-                size += len(line)  # also where nothing is wanted: `stop` is looked at
+                size += len(line)  # also for unwanted lines, so that `stop` is checked
                 number += 1
                 if size >= _BLOCK:
                     flush()
@@ -244,7 +244,7 @@ class Replay:
 
 
 def _check_lines(key: str, lines: BinaryIO) -> None:
-    """Read all of them, in constant memory, since anybody may have made the object. Raises IntegrityError."""
+    """Read all lines in constant memory, since anybody may have made the object. Raises IntegrityError."""
     length = 0
     while block := lines.read(_BLOCK):
         newline = block.rfind(b"\n")
@@ -268,5 +268,5 @@ def _no_room(error: OSError) -> ConfigurationError:
 
 
 def _close(file: BinaryIO, _: object = None) -> None:
-    with suppress(OSError):  # what was not written for want of room is tried once more
+    with suppress(OSError):  # closing retries what was not written for lack of space
         file.close()

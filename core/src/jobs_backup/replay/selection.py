@@ -1,4 +1,4 @@
-"""Which objects have what is asked for, and in which order: from the catalog of a spool, or from their keys in the bucket."""
+"""Find the requested objects and their order, from a spool's catalog or from the keys in the bucket."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _SECOND: Final = 1_000_000
 _NEVER: Final = 1 << 62
 _LEAST: Final = -_NEVER
 _SLACK: Final = 300 * _SECOND
-"""Threads record at the same time, and clocks are set back: some events of an object may lie a little outside of its times."""
+"""Events may lie slightly outside their object's times: threads record concurrently, and clocks are set back."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wanted; None, or no ids: all of them. Times in microseconds since 1970, of `createdAt` (raw) or `failedAt` (failed).
+    """What to replay; None or no ids means all. Times in microseconds since 1970, of `createdAt` (raw) or `failedAt` (failed).
 
     Attributes:
-        since: the first one that is wanted.
-        until: the first one behind those that are wanted.
-        looked_at: of the object that was stored last when an earlier part of the same replay looked, the time (`Found.stored`).
+        since: inclusive start of the time range.
+        until: exclusive end of the time range.
+        looked_at: upload time (`Found.stored`) of the newest object when an earlier part of the same replay looked.
     """
 
     kind: Kind = Kind.RAW
@@ -44,21 +44,21 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     workspace_ids: tuple[str, ...] = ()
 
     def wants(self, workspace_id: str, source_id: str) -> bool:
-        """Whether a stream is wanted."""
+        """Whether the query includes a stream."""
         return (not self.source_ids or source_id in self.source_ids) and (
             not self.workspace_ids or workspace_id in self.workspace_ids
         )
 
 
 class Knowledge(NamedTuple):
-    """What the catalog of a spool knows of what a query asks for.
+    """What a spool's catalog knows about a query.
 
     Attributes:
-        since: when it was made. What other spools stored, it does not know.
-        missing: why it cannot find all that this spool stored; empty if it can.
-        elsewhere: objects that stand in other buckets.
-        unseen: sources and workspaces of the query of which nothing was ever recorded.
-        seen: the sources and workspaces that there are.
+        since: when the catalog was created. It does not know what other spools uploaded.
+        missing: why it cannot find everything that this spool uploaded; empty if it can.
+        elsewhere: number of objects in other buckets.
+        unseen: sources and workspaces of the query for which nothing was ever recorded.
+        seen: the existing sources and workspaces.
     """
 
     since: str
@@ -69,15 +69,15 @@ class Knowledge(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An object that may have some of it.
+    """An object that may have requested events.
 
     Attributes:
-        first, last: times of its first and last event, as far as they are known; others lie within five minutes around these.
-        tie: which of two with the same first time comes first.
+        first, last: times of its first and last event, as far as known; others are within five minutes of these.
+        tie: orders objects with the same first time.
         size: in bytes.
-        crc32c: None where it is not known.
-        events: lines; None where it is not known.
-        stored: when, in microseconds by the spool's clock; 0 where it is not known.
+        crc32c: None if unknown.
+        events: lines; None if unknown.
+        stored: upload time, in microseconds by the spool's clock; 0 if unknown.
     """
 
     first: int
@@ -91,12 +91,12 @@ class Found(NamedTuple):
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """No event of it is earlier, or later."""
+        """Times before and after which it has no event."""
         return _bounds(self.first, self.last)
 
 
 class Selection:
-    """Objects in the order of their first events. On disk, however many there are: a database that SQLite removes at its end."""
+    """Objects in the order of their first events, any number of them: in a database on disk, which SQLite removes at its end."""
 
     def __init__(self, objects: Iterable[Found]) -> None:
         self._db = sqlite3.connect("", isolation_level=None)
@@ -109,18 +109,18 @@ class Selection:
         self._db.execute("COMMIT")
 
     def totals(self) -> tuple[int, int, int | None]:
-        """Objects, bytes, and events where they are known of all."""
+        """Number of objects, bytes, and events; events are None unless known for all objects."""
         row = self._db.execute("SELECT count(*), coalesce(sum(size), 0), sum(events), count(events) FROM objects").fetchone()
         return row[0], row[1], (row[2] or 0) if row[3] == row[0] else None
 
     def last_stored(self) -> int:
-        """When the last of them was stored."""
+        """Upload time of the newest of them."""
         return int(self._db.execute("SELECT coalesce(max(stored), 0) FROM objects").fetchone()[0])
 
     def stored_late(self, begin: str, looked_at: int) -> tuple[int, int, int]:
-        """How many objects come before the one with the key `begin`, and were stored after an earlier part of a replay looked.
+        """Count objects before the key `begin` that were uploaded after an earlier part of a replay looked.
 
-        With the times of their first and last event. An event may wait for a day, and then its object is earlier than others.
+        Also returns the times of their first and last event. An event may wait for a day, and its object then sorts before others.
         """
         row = self._db.execute(
             "SELECT count(*), min(first), max(last) FROM objects WHERE stored>?"
@@ -130,7 +130,7 @@ class Selection:
         return row[0], row[1] or 0, row[2] or 0
 
     def objects(self, begin: str = "", *, behind: bool = False) -> Iterator[Found]:
-        """From the object with the key `begin` on; or those behind it alone.
+        """Iterate from the object with the key `begin` on; with `behind`, after it.
 
         Raises:
             ConfigurationError: there is no such object.
@@ -146,17 +146,17 @@ class Selection:
         return map(Found._make, found)
 
     def close(self) -> None:
-        """Remove it."""
+        """Delete the selection."""
         self._db.close()
 
 
 def known(directory: Path, location: str, query: Query, after: str = "") -> Iterator[Found]:
-    """The objects of a query that the catalog of a spool knows to stand in this bucket. Needs no right to list.
+    """Objects of a query that are in this bucket according to a spool's catalog. Needs no permission to list.
 
-    The object of the cursor `after` comes, too, so that its place is known: it may have been deleted since it was read.
+    The object of the cursor `after` is included, so that its place is known: it may have been deleted since it was read.
 
     Raises:
-        SpoolError: there is no spool, or it can't be read.
+        SpoolError: the spool does not exist, or cannot be read.
     """
     with _catalog(directory) as catalog:
         if after and (place := catalog.written(location, query.kind, split_cursor(after)[0])) is not None:
@@ -170,7 +170,7 @@ def known(directory: Path, location: str, query: Query, after: str = "") -> Iter
 
 
 def knowledge(directory: Path, location: str, query: Query) -> Knowledge:
-    """What the catalog of a spool knows of a query. Raises as `known`."""
+    """What a spool's catalog knows about a query. Raises as `known`."""
     with _catalog(directory) as catalog:
         since, lost_until = catalog.knowledge()
         elsewhere = [one for one in catalog.stored_elsewhere(location, query.kind) if query.wants(*one[:2])]
@@ -208,27 +208,26 @@ def _found(row: StoredObject) -> Found:
 
 
 def _is_outside(query: Query, first: int, last: int) -> bool:
-    """Whether an object's events are of other times; `first` and `last` as in `Found`."""
+    """Whether an object's events are all outside the time range; `first` and `last` as in `Found`."""
     begin, end = _bounds(first, last)
     return (query.until is not None and begin >= query.until) or (query.since is not None and end < query.since)
 
 
 def _bounds(first: int, last: int) -> tuple[int, int]:
-    # Who records may give the times of events, also backwards.
+    # Callers may set the times of events, even backwards.
     return min(first, last) - _SLACK, max(first, last) + _SLACK
 
 
 def listed(store: ObjectStore, prefix: str, query: Query, after: str = "", seen: set[str] | None = None) -> Iterator[Found]:
-    """The objects of a query that are in the bucket, as far as their keys tell: RudderStack's, too.
+    """Objects of a query that are in the bucket, according to their keys; RudderStack's too.
 
-    All keys of the source are looked at, whatever time is asked for: the day in a key is that of its first event alone. Raw
-    objects whose first and last event are both of other times are left out. The key of a failure tells when its object was made,
-    not when its events were. Keys tell whole seconds: of objects that begin in the same one, those that end first come first,
-    then the order of the keys decides (of failures that of the first job ids).
+    All keys of the source are listed, whatever the time range: the day in a key is that of its first event only. Raw objects whose
+    first and last event are both outside the range on the same side are left out. The key of a failure object has the time when the
+    object was made, not the time of its events. Keys have whole seconds. Objects that begin in the same second are ordered by their
+    end, then by their keys (for failures, by their first job ids).
 
-    The object of the cursor `after` comes, too, so that its place is known: it may have been deleted since it was read.
-    Sources and workspaces of the query of which there is a key, of any time, are added to `seen`; the sources of failures are in
-    their lines.
+    The object of the cursor `after` is included, so that its place is known: it may have been deleted since it was read. Sources
+    and workspaces of the query that appear in a key, of any time, are added to `seen`; the sources of failures are in their lines.
 
     Raises:
         PermissionDenied: the permission to list is missing.
@@ -245,7 +244,7 @@ def listed(store: ObjectStore, prefix: str, query: Query, after: str = "", seen:
 
 
 def sources_in(store: ObjectStore, prefix: str, query: Query) -> set[str]:
-    """Which sources of a query have raw objects in the bucket: one may have those, and no failures. Raises as `listed`."""
+    """Sources of a query that have raw objects in the bucket: a source may have these but no failures. Raises as `listed`."""
     below = f"{prefix}/" if prefix else ""
     return {source for source in query.source_ids if store.list(f"{below}{safe_id(source)}/gw/", "").objects}
 
@@ -278,6 +277,6 @@ def _of_key(parsed: ParsedKey, key: str, size: int) -> Found:
 
 
 def split_cursor(cursor: str) -> tuple[str, int | None]:
-    """The key, and how many of its lines were read; None if all."""
+    """Split into the key and the number of its lines that were read; None if all."""
     key, colon, lines = cursor.rpartition(":")
     return (key, int(lines)) if colon and lines.isdecimal() else (cursor, None)

@@ -1,4 +1,4 @@
-"""Settings: environment variables that become frozen Structs. Providers and wrappers declare theirs with these names."""
+"""Settings: environment variables read into frozen Structs. Providers and wrappers declare theirs with these names."""
 
 from jobs_backup.settings.base import Setting, Settings, Variable
 from jobs_backup.settings.values import Duration, Endpoint, Secret, Size

@@ -1,4 +1,4 @@
-"""Settings: environment variables -> frozen Structs. The one source of values, defaults, help texts and the reference."""
+"""Settings: environment variables -> frozen Structs. Single source of values, defaults, help texts and the reference."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _QUOTED: Final = re.compile(r"([\"'`]).*\1|[\u201c\u201d\u201e\u2018\u2019].*[\u
 
 
 class Variable(msgspec.Struct, frozen=True):
-    """The annotation that ties a Struct's field to an environment variable.
+    """Annotation that ties a Struct's field to an environment variable.
 
     Attributes:
         name: of the environment variable.
         help: one or more sentences, for the reference and for `docker.env`.
-        aliases: other names that are accepted, with a warning.
-        example: what to write into an example where there is no default.
-        basic: whether nearly everybody sets it: it is not commented out in a `docker.env` that is made.
-        credential: whether it leads to credentials (a Secret always does), which need not exist yet where a policy is made.
-        minimum, maximum: of a Duration or a Size, whose bounds `msgspec.Meta` can't tell.
+        aliases: other accepted names, with a warning.
+        example: value for an example where there is no default.
+        basic: whether nearly everybody sets it; a generated `docker.env` does not comment it out.
+        credential: whether it leads to credentials (a Secret always does), which need not exist yet when a policy is printed.
+        minimum, maximum: of a Duration or a Size, whose limits `msgspec.Meta` cannot express.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Variable(msgspec.Struct, frozen=True):
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One setting as the reference shows it. `default` is None for a setting that has to be given."""
+    """One setting as the reference shows it. `default` is None for a required setting."""
 
     field: str
     type: Any
@@ -73,13 +73,14 @@ class Setting(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Base of settings: a field `Annotated[type, Variable("NAME", "help")]` is read from the environment variable NAME.
 
-    Types: str, int, float, bool, Literal, Path, Secret, classes whose class method `parse` takes a text and raises ValueError, such
-    as Duration, Size and Endpoint; and these or None. `msgspec.Meta` adds bounds. An empty variable counts as not set.
+    Types: str, int, float, bool, Literal, Path, Secret, and any of these or None. Also classes whose class method `parse` takes a
+    text and raises ValueError, such as Duration, Size and Endpoint. `msgspec.Meta` adds limits. An empty variable counts as not
+    set.
     """
 
     @classmethod
     def describe(cls) -> Iterator[Setting]:
-        """Every setting, in the order in which the fields stand."""
+        """Every setting, in field order."""
         hints = typing.get_type_hints(cls, include_extras=True)
         for field in msgspec.structs.fields(cls):
             for extra in getattr(hints[field.name], "__metadata__", ()):
@@ -93,13 +94,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Read every field from its variable.
 
         Raises:
-            ConfigurationError: variables are missing or wrong; the message names all of them.
+            ConfigurationError: variables are missing or invalid; the message names all of them.
         """
         return cls(**cls._read(environment, cls.describe()))
 
     @classmethod
     def _read(cls, environment: Mapping[str, str], settings: Iterable[Setting]) -> dict[str, Any]:
-        """Field -> value, of those that are set. Raises as `from_environment` does."""
+        """Field -> value, for those that are set. Raises as `from_environment` does."""
         hints = typing.get_type_hints(cls, include_extras=True)
         known = {name for setting in cls.describe() for name in (setting.variable.name, *setting.variable.aliases)}
         values: dict[str, Any] = {}
@@ -131,7 +132,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def oddity_of(text: str) -> str:
-    """What of a value was hardly meant as it is: quotes, a comment, a reference, which Docker keeps. Empty if nothing."""
+    """The part of a value that is probably a mistake: quotes, a comment, a reference, all of which Docker keeps. Empty if none."""
     if _QUOTED.fullmatch(text):
         return "the quotes are a part of the value: remove them"
     if re.search(r"\s#\s", text):
@@ -143,7 +144,7 @@ def oddity_of(text: str) -> str:
 
 @functools.cache
 def warn_of_oddity(name: str, odd: str) -> None:
-    """Once: several of core and plugins read the same variable."""
+    """Warn only once: core and plugins may read the same variable."""
     log.warning("%s: %s", name, odd, extra={"code": "OddValue"})
 
 
@@ -157,9 +158,9 @@ def _look_up(variable: Variable, environment: Mapping[str, str]) -> tuple[str, s
 
 
 def _misplaced(type_: Any, text: str) -> str:
-    """The kind of credential in a setting that is for something else, and what to do; empty if there is none.
+    """Kind of credential in a setting meant for something else, and what to do; empty if there is none.
 
-    It is not shown, and it comes no further: a key in the place of a bucket or a prefix would be in every message from here on.
+    The value is not shown and not used: a key in place of a bucket or a prefix would be in every message from here on.
     """
     alternatives = _alternatives(type_)
     if {Secret, Endpoint}.intersection(alternatives):
@@ -175,7 +176,7 @@ def _misplaced(type_: Any, text: str) -> str:
 
 
 def _equals(type_: Any, text: str) -> str:
-    """A wrong value for its message, unless it may be a credential."""
+    """An invalid value for its message, unless it may be a credential."""
     alternatives = _alternatives(type_)
     if {Secret, Endpoint}.intersection(alternatives):
         return ""
@@ -184,9 +185,10 @@ def _equals(type_: Any, text: str) -> str:
 
 
 def _check_characters(text: str, value: Any) -> None:
-    """Keys, lines and requests are UTF-8, and a control character would break a request's head. Paths may be nearly anything.
+    """Reject a value that is not UTF-8 or has control characters. Paths may contain nearly anything.
 
-    Raises ValueError. It tells nothing of the text, which may be a secret.
+    Keys, lines and requests are UTF-8, and a control character would break a request's head. Raises ValueError, which shows nothing
+    of the text: it may be a secret.
     """
     is_path = isinstance(value, Path)
     if "\0" in text or (not is_path and _CONTROL.search(text)):
@@ -218,7 +220,7 @@ _EXPECTED: Final = {
 
 
 def _expected(alternatives: tuple[Any, ...]) -> str:
-    """What a setting is, in words; empty for a text."""
+    """What a setting expects, in words; empty for a text."""
     choices = [one for one in alternatives if isinstance(one, str)]
     return f"one of {', '.join(choices)}" if choices else next((_EXPECTED[one] for one in alternatives if one in _EXPECTED), "")
 
@@ -257,20 +259,21 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 IGNORED: Final = frozenset({"JOBS_BACKUP_DEFAULT_PREFIX"})
-"""Variables of RudderStack's that mean nothing here (it belongs to the buckets that they host)."""
+"""RudderStack's variables without meaning here (this one is for the buckets that they host)."""
 
 _PREFIX: Final = "JOBS_BACKUP_"
 _FAMILY: Final = "AWS_ENDPOINT_URL_"
-"""There is one of these for each service of AWS."""
+"""AWS has one of these for each service."""
 
-# Kubernetes puts these into every container for a Service that is called jobs-backup.
+# Kubernetes adds these to every container if a Service is named jobs-backup.
 _SERVICE_LINK: Final = re.compile(r"JOBS_BACKUP_(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?)")
 
 
 def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> list[str]:
-    """A line for every `JOBS_BACKUP_*` variable that no setting has, with the nearest name that one has.
+    """Report every `JOBS_BACKUP_*` variable that is not a setting, one line each, with the nearest setting.
 
-    Names that only look like it (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`), or like another setting (`AWS_REGON`), are reported.
+    Names that only resemble one (`JOBS_BACKP_BUCKET`, `jobs_backup_bucket`), or resemble another setting (`AWS_REGON`), are
+    reported too.
     """
     variables = [setting.variable for settings in known for setting in settings.describe()]
     names = {name for variable in variables for name in (variable.name, *variable.aliases)}
@@ -293,6 +296,6 @@ def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> li
 
 
 def shown_name(name: str) -> str:
-    """A variable's name, as far as it looks like one: what follows a `:` in the place of a `=` may be a secret."""
+    """A variable's name, cut at the first odd character: what follows a `:` in place of a `=` may be a secret."""
     end = re.search(r"[^A-Za-z0-9_]", name)
     return f"{name[: end.start()]}..." if end else name

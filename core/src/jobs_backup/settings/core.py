@@ -15,7 +15,7 @@ from jobs_backup.settings.values import Duration, Size
 
 
 class CoreSettings(Settings, frozen=True, kw_only=True):
-    """What core itself reads. The provider reads its own variables, see `jobs-backup providers NAME`."""
+    """Core's own settings. The provider reads its own variables, see `jobs-backup providers NAME`."""
 
     storage_provider: Annotated[
         str,
@@ -193,7 +193,7 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
 
     @property
     def spool_path(self) -> Path:
-        """Where the spool is.
+        """Path of the spool.
 
         Raises:
             ConfigurationError: it is not set, and the user has no home directory.
@@ -202,7 +202,7 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def find_spool(cls, environment: Mapping[str, str]) -> Path:
-        """Where the spool is, for those who need nothing else. Raises as `from_environment` and `spool_path` do."""
+        """Path of the spool, for callers that need no other setting. Raises as `from_environment` and `spool_path` do."""
         fields = ("spool_dir", "rudder_tmpdir", "state_home")
         values = cls._read(environment, (setting for setting in cls.describe() if setting.field in fields))
         return _spool_path(*map(values.get, fields))

@@ -1,4 +1,4 @@
-"""`--env-file`: reads a docker.env exactly as `docker run --env-file` reads it."""
+"""`--env-file`: reads a docker.env exactly as `docker run --env-file` does."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a docker.env.
+    """Read the variables of a docker.env.
 
-    As in Docker: one `NAME=value` a line; the value is everything behind the first `=`, quotes, spaces and `#` included; blank
-    lines and lines that begin with `#` are skipped; white space before the name is dropped; a `NAME` alone takes its value from
-    `environment`, and is left out where that has none.
+    As in Docker, each line is `NAME=value`. The value is everything after the first `=`, including quotes, spaces and `#`. Blank
+    lines and lines that begin with `#` are skipped, and white space before the name is dropped. A `NAME` alone takes its value from
+    `environment`, and is omitted if not set there.
 
     Raises:
-        ConfigurationError: the file can't be read, is not UTF-8, or a line has no name or one with white space in it.
+        ConfigurationError: the file cannot be read, is not UTF-8, or a line has no name, a name with white space, or a NUL
+            character.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")

@@ -13,7 +13,7 @@ from jobs_backup.settings.values import Duration, Secret, Size
 
 
 class ServerSettings(Settings, frozen=True, kw_only=True):
-    """Where `serve` listens, whom it lets in, and how much of them it takes."""
+    """Where `serve` listens, whom it admits, and the limits of requests."""
 
     host: Annotated[
         str,

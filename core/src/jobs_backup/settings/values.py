@@ -1,4 +1,4 @@
-"""What settings can be, beside what Python has: secrets, durations, sizes, endpoints."""
+"""Types of settings besides Python's own: secrets, durations, sizes, endpoints."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 
 
 class Secret:
-    """A text that shows itself to nobody: `repr`, `str` and formatting give `****`. `reveal()` gives the text.
+    """A text that stays hidden: `repr`, `str` and formatting give `****`. `reveal()` returns the text.
 
-    It is no `str`, so that joining, encoding or serialising it by mistake fails instead of giving it away.
+    Not a `str`, so that joining, encoding or serializing it by mistake fails instead of disclosing it.
     """
 
     __slots__ = ("_text",)
@@ -42,11 +42,11 @@ class Duration(float):
     """Seconds, written as `500ms`, `30s`, `5m`, `2h` or a plain number of seconds."""
 
     _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
-    _LONGEST: Final = 36500 * 86400.0  # the system's timers overflow at some time
+    _LONGEST: Final = 36500 * 86400.0  # the system's timers overflow eventually
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Raises ValueError."""
+        """Parse a duration. Raises ValueError."""
         value = cls(_quantity(text, cls._UNITS, "a duration such as 500ms, 30s or 5m"))
         if value > cls._LONGEST:
             raise ValueError(f"expected at most {cls(cls._LONGEST)}")
@@ -71,7 +71,7 @@ class Size(int):
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """Raises ValueError."""
+        """Parse a size. Raises ValueError."""
         value = _quantity(text, cls._UNITS, "a size such as 64MiB or 1GB")
         if value > cls._LARGEST:
             raise ValueError(f"expected at most {cls(cls._LARGEST)}")
@@ -85,9 +85,9 @@ class Size(int):
 
 
 class Endpoint(str):
-    """The URL of a server: `http` or `https`, host, port and path, without a slash at its end.
+    """URL of a server: `http` or `https`, host, port and path, without a trailing slash.
 
-    What is none is shown nowhere: people write credentials into URLs.
+    An invalid value is never shown: people write credentials into URLs.
     """
 
     __slots__ = ()
@@ -99,7 +99,7 @@ class Endpoint(str):
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Raises ValueError."""
+        """Parse a URL. Raises ValueError."""
         if not {"@", "?", "#"}.isdisjoint(text):
             raise ValueError("expected a URL with nothing but host, port and path")
         match = cls._FORM.fullmatch(text)

@@ -5,5 +5,5 @@ import sys
 if "pytest" in sys.modules:
     import pytest
 
-    # Else a test of the suite that fails would not tell what it compared.
+    # Otherwise, a failing test of the suite would not show what it compared.
     pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in ("conformance", "multipart", "refusals", "driver")))

@@ -1,4 +1,4 @@
-"""What every provider must do, as tests: subclass `ProviderConformance`, give two fixtures, and pytest runs all of it.
+"""What every provider must do, as tests: subclass `ProviderConformance`, define two fixtures, and pytest runs all of it.
 
     class TestMyStore(ProviderConformance):
         provider = "MY_STORE"                       # the entry point's name
@@ -6,12 +6,12 @@
         not_applicable = {"test_list_...": "my store has no order"}    # a reason each; shown as skipped
 
         @pytest.fixture
-        def environment(self): ...                  # the variables of an empty bucket with all rights
+        def environment(self): ...                  # the variables of an empty bucket with all permissions
 
         @pytest.fixture
         def inspector(self, environment): ...       # an `Inspector` of the same bucket
 
-The tests call the hooks as core does, by name on a plugin manager of their own, one attempt a call.
+The tests call the hooks as core does, by name on a plugin manager of their own, one attempt per call.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ __all__ = ["Hooks", "Inspector", "ProviderConformance"]
 
 
 class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConformance):
-    """The suite. None of its tests can be overridden: what does not apply stands in `not_applicable`."""
+    """The suite. Its tests cannot be overridden: put those that do not apply into `not_applicable`."""
 
     provider: ClassVar[str]
-    """The name of the entry point."""
+    """Name of the entry point."""
     forbidden_modules: ClassVar[Sequence[str]] = ()
-    """What configuring must not import: the SDK."""
+    """Modules that configuring must not import: the SDK."""
     not_applicable: ClassVar[Mapping[str, str]] = {}
     """A test's name -> why it makes no sense for this store."""
 
@@ -79,17 +79,17 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
 
     @pytest.fixture
     def environment(self) -> Mapping[str, str]:
-        """The variables of an empty bucket, with all rights on it."""
+        """The variables of an empty bucket, with all permissions on it."""
         raise NotImplementedError("give the fixture `environment`")
 
     @pytest.fixture
     def inspector(self) -> Inspector:
-        """Of the bucket in `environment`."""
+        """Inspector of the bucket in `environment`."""
         raise NotImplementedError("give the fixture `inspector`")
 
     @pytest.fixture
     def environment_without_bucket(self) -> Mapping[str, str] | None:
-        """The variables of a bucket that does not exist, None if such a one can't be had."""
+        """The variables of a bucket that does not exist; None if unavailable."""
         return None
 
     @pytest.fixture(autouse=True)
@@ -100,15 +100,15 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
 
     @pytest.fixture
     def hooks(self, environment: Mapping[str, str]) -> Hooks:
-        """The provider, fresh."""
+        """The provider, freshly loaded."""
         return self.open(environment)
 
     def open(self, environment: Mapping[str, str]) -> Hooks:
-        """Load the provider as core does. Override it for one that no entry point names."""
+        """Load the provider as core does. Override it for a provider without an entry point."""
         return Hooks(providers.load(self.provider, environment))
 
     def in_another_process(self, environment: Mapping[str, str], script: str, given: object = None) -> None:
-        """Run a script in a new process, with `hooks`, as this suite has it, and `given`, which was made JSON."""
+        """Run a script in a new process, with this suite's `hooks`, and `given`, passed as JSON."""
         program = (
             "import json, sys\n"
             "from jobs_backup.store import providers\n"
@@ -121,27 +121,27 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert done.returncode == 0, done.stderr
 
     def test_form_of_the_contract(self, hooks: Hooks) -> None:
-        """It states the version of the contract, implements the mandatory hooks, and all multipart hooks or none.
+        """The provider states the version of the contract, implements the mandatory hooks, and all multipart hooks or none.
 
-        Core refuses at the start what it could not call later, in the middle of the night.
+        Core rejects at the start what it could not call later, in the middle of the night.
         """
         assert type(hooks.loaded.provider).API_VERSION == API_VERSION
         assert set(MANDATORY) <= hooks.loaded.hooks
         assert len(hooks.loaded.hooks & set(MULTIPART)) in (0, len(MULTIPART))
 
     def test_location_names_the_bucket(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
-        """The location identifies the bucket: the same again for the same settings, and no secret in it.
+        """The location identifies the bucket: always the same for the same settings, and without a secret.
 
-        What waits in the spool belongs to a location: if it changes from start to start, nobody sends it.
+        Waiting events in the spool belong to a location: if it changes between starts, nothing uploads them.
         """
         location = hooks.loaded.provider.location
         assert location == self.open(environment).loaded.provider.location != ""
         assert not [secret for secret in self.secrets(hooks, environment) if secret in location]
 
     def test_secrets_are_in_no_repr(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
-        """Neither the provider's repr nor those of what it holds show a secret; nor does that of its settings.
+        """No repr shows a secret: neither the provider's, nor those of its attributes, nor that of its settings.
 
-        A repr gets into logs, tracebacks and error trackers without anybody wanting it.
+        A repr gets into logs, tracebacks and error trackers unintentionally.
         """
         provider = hooks.loaded.provider
         shown = [repr(provider), str(provider), repr(vars(provider))]
@@ -153,7 +153,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
     def test_configuring_imports_no_sdk(self, environment: Mapping[str, str]) -> None:
         """Loading and configuring the provider imports no SDK: that waits until the first hook call.
 
-        Programs that only record, and `--help`, shall not wait seconds and hold 50 MB for an SDK that they never use.
+        Programs that only record, and `--help`, should not spend seconds and 50 MB on an SDK that they never use.
         """
         script = (
             "import json, sys\n"
@@ -167,18 +167,18 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
     def test_missing_settings_are_named(self, hooks: Hooks) -> None:
-        """Without any variable it can't be configured; the error names what is missing.
+        """Without any variable it cannot be configured; the error names what is missing.
 
-        It is the first message that a new user gets.
+        It is the first message that a new user sees.
         """
         with pytest.raises(ConfigurationError, match=r"[A-Z]{3,}_[A-Z]+") as caught:
             type(hooks.loaded.provider).from_settings({})
         assert caught.value.hint
 
     def test_each_required_setting_is_named(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
-        """If one of the variables that have to be set is not, the error names it.
+        """If one required variable is missing, the error names it.
 
-        Who has set all but one wants to know which one.
+        A user who has set all but one wants to know which.
         """
         settings = settings_of(type(hooks.loaded.provider))
         required = [one.variable for one in settings.describe() if one.default is None] if settings else []
@@ -191,9 +191,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
 
     @pytest.mark.parametrize("size", [0, 1, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, (3 << 20) + 7])
     def test_write(self, hooks: Hooks, inspector: Inspector, size: int) -> None:
-        """What was written stands in the bucket, byte by byte, and nothing else does.
+        """The bucket has the written bytes, exactly, and nothing else.
 
-        The sizes are those at which buffers, blocks and an SDK's own thresholds end.
+        These sizes are on the boundaries of buffers, blocks and an SDK's own thresholds.
         """
         data = random_bytes(size, 1)
         hooks.write("a/b/object.json.gz", data)
@@ -202,9 +202,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
 
     @pytest.mark.parametrize("less", [1, 0])
     def test_write_of_the_largest(self, hooks: Hooks, inspector: Inspector, less: int) -> None:
-        """What `max_write_size` allows goes in one request.
+        """An object of `max_write_size` is uploaded in one request.
 
-        Core sends what is larger in parts, and trusts that this size, exactly, is not.
+        Core uploads larger objects in parts, and relies on this exact size not being too large.
         """
         size = getattr(hooks.loaded.provider, "max_write_size", None)
         if size is None:
@@ -215,9 +215,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
 
     @pytest.mark.parametrize("key", ODD_KEYS, ids=range(len(ODD_KEYS)))
     def test_write_and_delete_odd_keys(self, hooks: Hooks, inspector: Inspector, key: str) -> None:
-        """A key is any text; the object stands under exactly this key, and is deleted under it.
+        """A key is any text; the object has exactly this key, and is deleted under it.
 
-        Ids of sources and workspaces are in keys, whatever people call them; URLs and XML want them escaped, each in its way.
+        Keys contain ids of sources and workspaces, whatever people call them; URLs and XML each need their own escaping.
         """
         hooks.write(key, b"odd")
         assert list(inspector.keys()) == [key]
@@ -226,9 +226,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert list(inspector.keys()) == []
 
     def test_write_to_an_existing_key(self, hooks: Hooks, inspector: Inspector) -> None:
-        """With `if_absent` a second write is refused, and the first object stays. Who sees that it has other bytes may say so.
+        """With `if_absent`, a second write is refused, and the first object stays. A provider that notices other bytes may say so.
 
-        After a lost answer core writes again. If that overwrites, a late request can bring back what was deleted.
+        After a lost answer, core writes again. If that overwrites, a late request can bring back a deleted object.
         """
         hooks.write("key", b"first")
         with pytest.raises(AlreadyExists):
@@ -238,21 +238,21 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert inspector.get("key") == b"first"
 
     def test_write_without_condition(self, hooks: Hooks, inspector: Inspector) -> None:
-        """Without `if_absent` the same bytes can be written again.
+        """Without `if_absent`, the same bytes can be written again.
 
-        JOBS_BACKUP_CONDITIONAL_WRITES=false is for stores that know no conditions: there, each retry overwrites.
+        JOBS_BACKUP_CONDITIONAL_WRITES=false is for stores without conditional writes: there, each retry overwrites.
         """
         hooks.write("key", b"same", if_absent=False)
         hooks.write("key", b"same", if_absent=False)
         assert inspector.get("key") == b"same"
 
     def test_body_is_opened_anew_and_closed(self, hooks: Hooks, inspector: Inspector) -> None:
-        """Each attempt opens its own reader and closes it, also an attempt that fails; and a call is one attempt.
+        """Each attempt, even a failed one, opens its own reader and closes it; and a call is one attempt.
 
-        A reader that an earlier attempt left half read gives half an object; those that stay open hold files of the spool.
+        A reader left half read by an earlier attempt yields half an object; unclosed readers keep files of the spool open.
         """
         data = random_bytes(100_000, 2)
-        checksum = crc32c(data)  # told, because to compute it opens the body, too
+        checksum = crc32c(data)  # passed in, because computing it also opens the body
         body = CountingBody(data)
         hooks.write("key", body, checksum=checksum)
         after_first = body.opened
@@ -263,12 +263,12 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert inspector.get("key") == data
 
     def test_it_appears_whole(self, hooks: Hooks, inspector: Inspector) -> None:
-        """While bytes are still arriving there is no object under the key, or the one that was there before.
+        """While bytes are still arriving, no object has the key, or it is the one that was there before.
 
-        Whoever lists, or reads back, at that moment would take the beginning for the whole.
+        Anybody who lists or reads at that moment would take the beginning for the whole.
         """
         data = random_bytes((1 << 20) + 1, 8)
-        checksum = crc32c(data)  # told, because to compute it opens the body, too
+        checksum = crc32c(data)  # passed in, because computing it also opens the body
         seen: list[object] = []
         hooks.write("key", WatchedBody(data, lambda: seen.append(list(inspector.keys()))), checksum=checksum)
         assert seen == [[]], "an object stood there, while bytes of it were still to come"
@@ -278,19 +278,18 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
 
     @pytest.mark.parametrize("error", [SpoolCorrupt, OSError])
     def test_failing_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector, error: type[Exception]) -> None:
-        """If the body can't be read to its end there is no object, and the error is the body's, not one of the store.
+        """If the body cannot be read to its end, no object appears, and the error is the body's, not the store's.
 
-        Half an object under its final key would be taken for the whole one by everybody; and core has to know that it is the
-        disk.
+        Everybody would take half an object under its final key for the whole one, and core must know that the disk is at fault.
         """
         with pytest.raises((error, SpoolError), match="bad sector"):
             hooks.write("key", FailingBody(random_bytes(300_000, 3), error), checksum=0)
         assert list(inspector.keys()) == []
 
     def test_short_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
-        """If the body ends before its size there is no object.
+        """If the body ends before its size, no object appears.
 
-        As above; a store that waits for the rest must not be taken for one that is slow.
+        As above; and a store that waits for the rest must not look slow.
         """
         body = ShortBody(random_bytes(300_000, 4))
         for checksum in (body.crc32c(), 0):
@@ -299,18 +298,19 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
             assert list(inspector.keys()) == []
 
     def test_reads_may_be_short(self, hooks: Hooks, inspector: Inspector) -> None:
-        """`read(n)` may give fewer than n bytes; only when it gives none the body has ended. `read()` gives all.
+        """`read(n)` may return fewer than n bytes; the body ends only when it returns none. `read()` returns everything.
 
-        What takes a short answer for the end stores the beginning. `jobs_backup.bodies.Source` gives all that is asked for.
+        A provider that takes a short read for the end uploads only the beginning. `jobs_backup.bodies.Source` returns as much as
+        requested.
         """
         data = random_bytes(30_000, 9)
         hooks.write("key", SlowBody(data), checksum=crc32c(data))
         assert inspector.get("key") == data
 
     def test_wrong_checksum_publishes_nothing(self, hooks: Hooks, inspector: Inspector) -> None:
-        """If the bytes are not those of the checksum there is no object.
+        """If the bytes do not match the checksum, no object appears.
 
-        Bytes change on disks, in memory and in proxies: here is the last place where it can be seen.
+        Bytes change on disks, in memory and in proxies: this is the last place to detect it.
         """
         with pytest.raises(IntegrityError):
             hooks.write("key", b"123456789", checksum=0xE3069284)
@@ -321,7 +321,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
     def test_many_threads(self, hooks: Hooks, inspector: Inspector) -> None:
         """One instance is called from many threads at once, from the first call on.
 
-        Core sends several objects, and several parts, at the same time. Clients that are made twice, or shared unlocked, show
+        Core uploads several objects and several parts concurrently. Clients that are made twice, or shared without a lock, show up
         here.
         """
         start = threading.Barrier(16)
@@ -337,10 +337,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert inspector.get("key-63") == b"63"
 
     def test_a_fork_gets_its_own(self, environment: Mapping[str, str], inspector: Inspector) -> None:
-        """A child of fork(2) can use what it has inherited, and disturbs its parent in nothing.
+        """A child of fork(2) can use what it inherited, without disturbing its parent.
 
-        Servers fork after they have imported everything. A lock that another thread held at that moment is never released in the
-        child. (That each has connections of its own can't be seen from here: two processes on one mix up their answers.)
+        Servers fork after importing everything. A lock that another thread held at that moment is never released in the child.
+        (That each process has its own connections cannot be tested here: two processes on one mix up their answers.)
         """
         script = (
             "import os\n"
@@ -359,9 +359,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
     def test_bucket_that_does_not_exist(
         self, environment: Mapping[str, str], environment_without_bucket: Mapping[str, str] | None
     ) -> None:
-        """It is an error with a hint, and the bucket is not made.
+        """A missing bucket is an error with a hint, and is not created.
 
-        A bucket made by accident is somebody's bill, or somebody else's data.
+        A bucket created by accident is somebody's bill, or somebody else's data.
         """
         if environment_without_bucket is None:
             pytest.skip("no bucket that does not exist was given")
@@ -374,9 +374,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
             assert not caught.value.retryable
 
     def test_delete(self, hooks: Hooks, inspector: Inspector) -> None:
-        """A key that was not there counts as deleted; others stay.
+        """A key that did not exist counts as deleted; others stay.
 
-        After a lost answer core deletes again: what is gone already is what was wanted.
+        After a lost answer, core deletes again: an object that is already deleted is what core wants.
         """
         for key in ("one", "two", "three"):
             hooks.write(key, b"data")
@@ -386,9 +386,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert list(inspector.keys()) == ["three"]
 
     def test_delete_thousands(self, hooks: Hooks, inspector: Inspector) -> None:
-        """Up to 1,000 keys go in one call.
+        """Up to 1,000 keys are deleted in one call.
 
-        Core groups deletes. Stores have limits of their own, and answers that tell of some keys only.
+        Core groups deletes. Stores have limits of their own, and answers that cover only some keys.
         """
         keys = [f"dir/key-{number:04}" for number in range(1300)]
         hooks.write_many(keys[::50])
@@ -398,9 +398,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert list(inspector.keys()) == []
 
     def test_read(self, hooks: Hooks) -> None:
-        """A body that can be opened again, sought in and sliced, as those that core makes.
+        """A read body can be reopened, seeked and sliced, like core's bodies.
 
-        `replay` verifies before it gives a line, and wrappers read from the middle.
+        `replay` verifies before it writes a line, and wrappers read from the middle.
         """
         _need(hooks, "read")
         data = random_bytes((2 << 20) + 5, 5)
@@ -420,9 +420,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert body.crc32c() == crc32c(data)
 
     def test_read_empty_and_absent(self, hooks: Hooks) -> None:
-        """An empty object is no absent one.
+        """An empty object is not a missing one.
 
-        Ranges of nothing are an error of some stores: it must not look like a lost object.
+        Empty ranges are an error on some stores: it must not look like a lost object.
         """
         _need(hooks, "read")
         hooks.write("empty", b"")
@@ -432,9 +432,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
             hooks.read("absent")
 
     def test_list_in_pages(self, hooks: Hooks) -> None:
-        """All keys that begin with the prefix, in order, each once, from behind `after`.
+        """All keys with the prefix are listed, in order, each once, after `after`.
 
-        `replay --list` reads in this order; a key that is skipped at the end of a page is an event that never comes back.
+        `replay --list` reads in this order; a key skipped at the end of a page is an event that never comes back.
         """
         _need(hooks, "list")
         keys = sorted([f"in/{number:04}" for number in range(1050)] + ["in/ünï", "in/a b+c%"], key=str.encode)
@@ -455,9 +455,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert hooks.list("nothing/").objects == []
 
     def test_policy(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
-        """It is written for this bucket, shows no secret, and deleting and reading back need more than writing.
+        """The policy is for this bucket, shows no secret, and needs more for deleting and for reading back than for writing.
 
-        It is what the owner pastes into their cloud: too little stops the backup, too much is a risk that nobody asked for.
+        It is what owners paste into their cloud: too little stops the backup, too much is a risk that nobody asked for.
         """
         _need(hooks, "policy")
         least = hooks.policy(environment, delete=False, replay=False)

@@ -1,4 +1,4 @@
-"""What the conformance suite calls hooks with: a driver, bodies that fail, keys that need care, and the view from outside."""
+"""Tools of the conformance suite: a driver for hooks, failing bodies, difficult keys, and a view from outside."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ ODD_KEYS: Final = (
     "web/gw/2026-01-02/3/pod-1/" + "1" * 97 + "ä" * 79,
     "/".join([*("ä" * 63 + str(number) for number in range(7)), "x" * 128]),
 )
-"""Keys that are legal everywhere and need care in URLs, XML and on disks. The last but one has the longest name that core makes, of
-255 bytes; the last one has the most bytes that a key may have."""
+"""Keys that are legal everywhere but need care in URLs, XML and on disks.
+
+The last but one has the longest name that core makes, of 255 bytes; the last one is as long as a key may be.
+"""
 
 
 class Inspector(Protocol):
@@ -41,26 +43,26 @@ class Inspector(Protocol):
         ...
 
     def get(self, key: str) -> bytes:
-        """The bytes of an object that exists."""
+        """The bytes of an existing object."""
         ...
 
     def open_uploads(self) -> Collection[str] | None:
-        """The keys of uploads that were begun and neither completed nor aborted; None where the store can't tell."""
+        """Keys of uploads that were created, but neither completed nor aborted; None if the store cannot tell."""
         ...
 
 
 class Hooks:
-    """A provider's hooks, called as core calls them. Holds the provider to its receipts' types."""
+    """A provider's hooks, called as core calls them. Checks the types of receipts."""
 
     def __init__(self, loaded: Loaded, *, timeout: float = TIMEOUT) -> None:
-        """`timeout` is what each call gets, in seconds."""
+        """`timeout` is that of each call, in seconds."""
         self._hook = loaded.manager.hook
         self._timeout = timeout
         self.loaded = loaded
 
     @classmethod
     def of(cls, provider: str, environment: Mapping[str, str], *, timeout: float = TIMEOUT) -> Self:
-        """Those of the provider with this name, loaded as core loads it."""
+        """The hooks of the provider with this name, loaded as core loads it."""
         return cls(load(provider, environment), timeout=timeout)
 
     def write(self, key: str, body: Body | bytes, *, checksum: int | None = None, if_absent: bool = True) -> WriteReceipt:
@@ -78,7 +80,7 @@ class Hooks:
         return _typed(receipt, WriteReceipt)
 
     def write_many(self, keys: Iterable[str]) -> None:
-        """Objects that contain their own keys."""
+        """Write objects that contain their own keys."""
         with ThreadPoolExecutor(8) as pool:
             for one in [pool.submit(self.write, key, key.encode()) for key in keys]:
                 one.result()
@@ -143,7 +145,7 @@ class Hooks:
 
 
 class CountingBody(BytesBody):
-    """Knows how often it was opened, and how many of its readers are still open."""
+    """Counts how often it was opened, and how many of its readers are still open."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -166,11 +168,11 @@ class CountingBody(BytesBody):
 
 
 class _MiddleBody(CountingBody, ABC):
-    """Knows when somebody reads beyond its middle."""
+    """Notices reads beyond its middle."""
 
     @abstractmethod
     def beyond_middle(self) -> None:
-        """Called before the read that goes beyond it, and before those behind it."""
+        """Called before each read that goes beyond the middle."""
 
     def _reader(self) -> BinaryIO:
         with super()._reader() as whole:
@@ -190,7 +192,7 @@ class _MiddleReader(io.BytesIO):
 
 
 class FailingBody(_MiddleBody):
-    """Fails in its middle, as a damaged disk does, whoever reads it. `failures` is how often."""
+    """Fails in its middle for every reader, like a damaged disk. `failures` counts the failures."""
 
     failures = 0
 
@@ -204,7 +206,7 @@ class FailingBody(_MiddleBody):
 
 
 class WatchedBody(_MiddleBody):
-    """Calls `look` once, when somebody reads beyond its middle."""
+    """Calls `look` once, at the first read beyond its middle."""
 
     def __init__(self, data: bytes, look: Callable[[], None]) -> None:
         super().__init__(data)
@@ -217,7 +219,7 @@ class WatchedBody(_MiddleBody):
 
 
 class SlowBody(CountingBody):
-    """Its reader gives less than it is asked for, as one of a pipe or a socket does."""
+    """Its reader returns less than requested, like that of a pipe or a socket."""
 
     def _reader(self) -> BinaryIO:
         with super()._reader() as whole:

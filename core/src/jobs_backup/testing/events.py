@@ -24,13 +24,14 @@ _MEAN_GAP_MS: Final = 12
 _USERS: Final = 1024
 _ITEMS: Final = 2048
 
-# As JSON text. A float would spoil most of them: digits get lost, or the same number is written in another way.
+# As JSON text. A float would change most of them: it loses digits, or writes the same number differently.
 _NUMBERS: Final = (
     "0", "1", "2", "3", "17", "250", "-1", "19.99", "4.5", "1.10", "100.00", "-0.0", "1e5", "1E+2", "2.50e-7",
     "0.30000000000000004", "12345678901234567890", "-9223372036854775809", "9007199254740993", "3.14159265358979323846",
 )  # fmt: skip
 
-# As JSON text too: some of the same characters escaped, some not, as different SDKs send them. U+2028 and U+0085 end no line here.
+# Also as JSON text: some of the same characters are escaped, some are not, as different SDKs send them. U+2028 and U+0085 end no
+# line here.
 _TEXTS: Final = (
     '"Wireless headphones"', '"Trail shoe, size 42½"', '"Große Kanne für Öl"', '"L\'été à la plage, édition limitée"',
     '"Zażółć gęślą jaźń"', '"無線イヤホン ノイズキャンセリング"', '"中文商品名称【限量版】"', '"무선 이어폰"', '"سماعات لاسلكية"',
@@ -69,7 +70,7 @@ _AGENTS: Final = (
     "Mozilla/5.0 (X11; Linux x86_64; rv:127.0) Gecko/20100101 Firefox/127.0",
 )
 
-# The kinds in the proportions of a web shop, and the list that makes an event of each kind as large as it is to become.
+# The kinds in a web shop's proportions, and the list that fills an event of each kind up to its size.
 _KINDS: Final = ("track",) * 12 + ("page",) * 4 + ("identify",) * 3 + ("screen",) * 2 + ("group", "alias")
 _LISTS: Final = {
     "track": b'"products":[', "page": b'"recommendations":[', "screen": b'"recommendations":[',
@@ -78,7 +79,7 @@ _LISTS: Final = {
 
 
 class _User(NamedTuple):
-    """What all events of a user share, as members of a JSON object: who, and the context in three levels of detail."""
+    """What all events of a user share, as members of a JSON object: ids, and the context in three levels of detail."""
 
     ids: bytes
     contexts: tuple[bytes, bytes, bytes]
@@ -91,10 +92,10 @@ class _Pools(NamedTuple):
 
 
 def events(count: int, *, seed: int = 1, size: int | None = None) -> Iterator[bytes]:
-    """`count` events, each one JSON object on one line without its end, with a `messageId` of its own.
+    """Generate `count` events, each one JSON object on one line without a newline, with its own `messageId`.
 
-    The same seed gives the same bytes on every version of Python. Sizes lie between 512 and 4,096 bytes, 1.2 KB on average, or at
-    about `size` bytes each; memory does not grow with `count`.
+    The same seed gives the same bytes on every version of Python. Sizes are 512 to 4,096 bytes, 1.2 KB on average, or about `size`
+    bytes each; memory does not grow with `count`.
     """
     pools = _pools()
     rng = random.Random(seed)
@@ -117,7 +118,7 @@ def events(count: int, *, seed: int = 1, size: int | None = None) -> Iterator[by
 
 
 def _items(pool: Sequence[bytes], opening: bytes, room: int, rng: random.Random) -> bytes:
-    """A list of as many items as there is room for, as a further member of an object; empty if there is room for none."""
+    """A list with as many items as there is room for, as a further member of an object; empty if there is room for none."""
     room -= len(opening) + 4
     chosen: list[bytes] = []
     while room > 0:
@@ -129,7 +130,7 @@ def _items(pool: Sequence[bytes], opening: bytes, room: int, rng: random.Random)
 
 
 class _Clock:
-    """The events' time: it begins at a fixed moment and goes on with every event."""
+    """The events' time: it begins at a fixed moment and advances with every event."""
 
     def __init__(self) -> None:
         self._now = 0
@@ -137,7 +138,7 @@ class _Clock:
         self._prefix = ""
 
     def stamps(self, chance: float) -> bytes:
-        """The times of the next event: made on the device, sent up to 2 s later, received a little after that."""
+        """The times of the next event: created on the device, sent up to 2 s later, received a little after that."""
         self._now += int(chance * 2 * _MEAN_GAP_MS)
         created = self._now
         sent = created + int(chance * 2000)
@@ -229,7 +230,7 @@ def _traits(user: str | None, rng: random.Random) -> dict[str, Any]:
 
 
 def _item(number: int, rng: random.Random) -> bytes:
-    """An entry of a list: mostly a product, some with literal numbers and texts that are easy to spoil."""
+    """A list entry: mostly a product, some with literal numbers and texts that are easily corrupted."""
     parts = [f'"product_id":"p-{number:05d}","name":{_pick(_TEXTS, rng)},"price":{_pick(_NUMBERS, rng)}']
     if rng.random() < 0.5:
         parts.append(f'"quantity":{int(rng.random() * 9) + 1},"brand":{_pick(_TEXTS, rng)},"coupon":null')
@@ -239,7 +240,7 @@ def _item(number: int, rng: random.Random) -> bytes:
 
 
 def _head(kind: str, rng: random.Random) -> bytes:
-    """The members that make an event one of its kind; the last of them is an object, left open for the list."""
+    """The members that make an event one of its kind; the last one is an object, left open for the list."""
     common = f'"currency":"{_pick(_CURRENCIES, rng)}","value":{_pick(_NUMBERS, rng)},"label":{_pick(_TEXTS, rng)}'
     url = _json(f"https://shop.example/{_pick(_PAGES, rng).lower().replace(' ', '-')}", rng)
     company = _json(_pick(_COMPANIES, rng), rng)
@@ -256,12 +257,12 @@ def _head(kind: str, rng: random.Random) -> bytes:
 
 
 def _pick(pool: Sequence[T], rng: random.Random) -> T:
-    # Not `choice`: how it draws may change between versions of Python, `random` never does.
+    # Not `choice`: its draws may change between versions of Python, those of `random` never do.
     return pool[int(rng.random() * len(pool))]
 
 
 def _json(value: Any, rng: random.Random) -> str:
-    """As an SDK would write it: some of them escape whatever is not ASCII."""
+    """Encode as an SDK would: some of them escape everything that is not ASCII."""
     return json.dumps(value, ensure_ascii=rng.random() < 0.2, separators=(",", ":"))
 
 
@@ -270,7 +271,7 @@ def _members(value: dict[str, Any], rng: random.Random) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: NDJSON to stdout or into a file."""
+    """Run the command: write NDJSON to stdout or a file."""
     parser = argparse.ArgumentParser(prog="python -m jobs_backup.testing.events", description="Write realistic events as NDJSON.")
     parser.add_argument("--count", type=int, required=True, metavar="N", help="how many")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed gives the same events (default: 1)")

@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback that fails as it is told and notes what it saw; without a server behind it, a scripted server.
+"""An HTTP proxy on loopback that fails on demand and notes requests; without a server behind it, a scripted server.
 
 with FaultProxy("127.0.0.1", store.port) as proxy:
     proxy.fail(Cut(after=1000), method="PUT", target="partNumber=2")    # the first such request
@@ -32,26 +32,26 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True)
 class Cut:
-    """The connection breaks when `after` bytes of the request's body were passed on."""
+    """Break the connection after passing on `after` bytes of the request's body."""
 
     after: int = 0
 
 
 @dataclass(frozen=True)
 class Delay:
-    """The request is passed on after so many seconds; the answer is the server's."""
+    """Pass the request on after a delay in seconds; the answer is the server's."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Swallow:
-    """The server gets the whole request and answers; instead of the answer the connection breaks."""
+    """Let the server get the whole request and answer, but break the connection instead of passing the answer on."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """This answer instead of the server's. The request's body is read, and not passed on."""
+    """Answer instead of the server. The request's body is read, but not passed on."""
 
     status: int
     body: bytes = b""
@@ -59,7 +59,7 @@ class Answer:
 
 
 Fault: TypeAlias = "Cut | Delay | Swallow | Answer | Callable[[Request], Answer]"
-"""A callable makes the answer from the request: this is how a server is scripted."""
+"""A callable makes the answer from the request: this scripts a server."""
 
 
 @dataclass
@@ -67,9 +67,9 @@ class Request:
     """A request as the proxy saw it.
 
     Attributes:
-        target: as it stands in the request line: path and query.
+        target: as in the request line: path and query.
         headers: with lower-case names.
-        body_bytes: how many bytes of the body the client has sent, framing included where it is chunked.
+        body_bytes: bytes of the body that the client sent, including chunked framing.
         body: the first of them, up to the proxy's `keep`.
         status: of the answer that the client got, 0 if it got none.
         fault: what was done to the request.
@@ -103,7 +103,7 @@ class _Rule:
 
 
 class FaultProxy:
-    """A context manager that listens on a free port. What no rule takes is passed on unchanged; `CONNECT` opens a tunnel.
+    """A context manager that listens on a free port. It passes on unchanged what no rule matches; `CONNECT` opens a tunnel.
 
     Attributes:
         port: where it listens, on 127.0.0.1.
@@ -111,11 +111,11 @@ class FaultProxy:
     """
 
     def __init__(self, host: str = "", port: int = 0, *, tls: ssl.SSLContext | None = None, keep: int = _BLOCK) -> None:
-        """Without `host` there is no server behind the proxy: a request that no rule takes is answered with 404.
+        """Without `host`, no server is behind the proxy: a request that matches no rule is answered with 404.
 
         Args:
-            tls: what to speak with clients; plain HTTP without it. The server behind is always spoken to in plain HTTP.
-            keep: how many bytes of each request's body are kept for the test to look at.
+            tls: for connections with clients; plain HTTP without it. The server behind is always reached over plain HTTP.
+            keep: bytes of each request's body kept for the test.
         """
         self._plan = _Plan((host, port) if host else None, keep)
         self._tls = tls
@@ -140,7 +140,7 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """Of the proxy, without a path."""
+        """URL of the proxy, without a path."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
@@ -149,15 +149,15 @@ class FaultProxy:
             return list(self._plan.requests)
 
     def fail(self, fault: Fault, *, method: str = "", target: str = "", skip: int = 0, times: int = 1) -> None:
-        """Do `fault` to the next `times` requests with this method whose target has a match of the regular expression `target`.
+        """Apply `fault` to the next `times` requests with this method whose target matches the regular expression `target`.
 
-        The first `skip` of them pass. The rule that was added first counts, as long as it has times left.
+        The first `skip` of them pass. The rule added first applies, until its `times` are used up.
         """
         with self._plan.lock:
             self._plan.rules.append(_Rule(fault, method, re.compile(target), skip, times))
 
     def clear(self) -> None:
-        """Forget all rules, and the requests seen so far."""
+        """Discard all rules, and the requests seen so far."""
         with self._plan.lock:
             self._plan.rules.clear()
             self._plan.requests.clear()
@@ -183,7 +183,7 @@ class FaultProxy:
 
 
 class _Plan:
-    """What a proxy and its connections share: the rules, what was seen, and which sockets are open."""
+    """State shared by a proxy and its connections: the rules, the requests seen, and the open sockets."""
 
     def __init__(self, upstream: tuple[str, int] | None, keep: int) -> None:
         self.upstream = upstream
@@ -195,7 +195,7 @@ class _Plan:
         self._open: set[socket.socket] = set()
 
     def note(self, request: Request) -> None:
-        """Put the request on the list, and the fault of the first rule that takes it into it."""
+        """Add the request to the list, with the fault of the first matching rule."""
         with self.lock:
             self.requests.append(request)
             request.fault = next((rule.fault for rule in self.rules if rule.takes(request)), None)
@@ -204,7 +204,7 @@ class _Plan:
 
     @contextlib.contextmanager
     def tracked(self, connection: socket.socket) -> Generator[None, None, None]:
-        """Closes it at the end, whoever comes first: this block or the proxy."""
+        """Close the connection at the end of the block or of the proxy, whichever comes first."""
         with connection:
             with self.lock:
                 self._open.add(connection)
@@ -225,7 +225,7 @@ class _Plan:
 
 
 class _Connection:
-    """A client's connection, and the one to the server that belongs to it."""
+    """A client's connection, and its connection to the server."""
 
     def __init__(self, plan: _Plan, client: socket.socket) -> None:
         self._plan = plan
@@ -245,7 +245,7 @@ class _Connection:
                     break
 
     def _exchange(self, head: _Head, request: Request) -> bool:
-        """One request and its answer. Gives whether the connection can be used again."""
+        """Handle one request and its answer. Returns whether the connection can be reused."""
         self._plan.note(request)
         match request.fault:
             case None:
@@ -267,7 +267,7 @@ class _Connection:
         if not isinstance(answer, Answer):
             answer = answer(request)
         request.status = answer.status
-        # 204, as any answer to HEAD, has no body and no length of it.
+        # Like any answer to HEAD, 204 has no body, and no length.
         length = {} if answer.status == HTTPStatus.NO_CONTENT else {"Content-Length": str(len(answer.body))}
         headers = [f"{name}: {value}" for name, value in {**length, **answer.headers}.items()]
         lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", *headers]
@@ -287,7 +287,7 @@ class _Connection:
         return self._break(server) if swallow else self._relay(answer, request)
 
     def _send(self, server: socket.socket, head: _Head, request: Request, limit: int | None) -> _Head | None:
-        """Send the request. Gives the answer's head if it came before the body was asked for."""
+        """Send the request. Returns the answer's head if it came before the body was requested."""
         server.sendall(head.raw)
         if "expect" in request.headers:
             answer = _read_head(self._from_server)
@@ -299,7 +299,7 @@ class _Connection:
             try:
                 server.sendall(block[: len(block) - excess])
             except (BrokenPipeError, ConnectionResetError):
-                break  # who refuses a request may answer and close before its end: what it said counts
+                break  # a server may refuse, answer and close before the request's end: its answer counts
             if excess:
                 break
         return None
@@ -331,7 +331,7 @@ class _Connection:
         return self._server
 
     def _break(self, server: socket.socket) -> bool:
-        """Both sides see a reset, not an orderly end."""
+        """Close with a reset on both sides, not in order."""
         for one in (self._client, server):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         return False
@@ -373,7 +373,7 @@ def _read_head(stream: BinaryIO) -> _Head | None:
 
 
 def _body(stream: BinaryIO, headers: Mapping[str, str], *, until_end: bool = False) -> Iterator[bytes]:
-    """The bytes that follow a head, as they are on the wire."""
+    """The bytes that follow a head, as on the wire."""
     if "chunked" in headers.get("transfer-encoding", ""):
         size = -1
         while size:

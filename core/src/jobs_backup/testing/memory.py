@@ -1,12 +1,12 @@
-"""A provider whose buckets are in memory: for tests of programs that use jobs-backup, and as an example of a whole provider.
+"""A provider with buckets in memory: for tests of programs that use jobs-backup, and as an example of a whole provider.
 
-It is no entry point, since what it stores is gone with its process:
+It has no entry point, since its objects are lost with its process:
 
     MemoryProvider.buckets["events"] = {}
     with Backup.from_env({..., "JOBS_BACKUP_BUCKET": "events"}) as backup: ...
     assert MemoryProvider.buckets["events"]
 
-An entry point of your tests' own makes it loadable, or `jobs_backup.testing.memory.loaded` does without one.
+To load it, define an entry point in your tests, or use `jobs_backup.testing.memory.loaded` without one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _PAGE: Final = 1000
 
 
 class MemorySettings(Settings, frozen=True, kw_only=True):
-    """What it reads from the environment."""
+    """The provider's settings."""
 
     bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The bucket. It has to be in `MemoryProvider.buckets`.")]
     token: Annotated[Secret | None, Variable("MEMORY_TOKEN", "A secret that nobody asks for.")] = None
@@ -55,7 +55,7 @@ class _Begun(msgspec.Struct):
 
 
 class MemoryProvider:
-    """Buckets are made by whoever uses it: `MemoryProvider.buckets["events"] = {}`."""
+    """A provider whose user creates the buckets: `MemoryProvider.buckets["events"] = {}`."""
 
     API_VERSION: ClassVar[int] = 1
     settings: ClassVar = MemorySettings
@@ -74,7 +74,7 @@ class MemoryProvider:
 
     @property
     def objects(self) -> dict[str, bytes]:
-        """The bucket."""
+        """The bucket's objects."""
         try:
             return self.buckets[self._bucket]
         except KeyError:
@@ -139,7 +139,7 @@ class MemoryProvider:
         return Policy(format="commands", text=text, grants={hook: hook for hook in hooks}, resource=bucket)
 
     def publish(self, key: str, data: bytes, checksum: int, *, if_absent: bool) -> WriteReceipt:
-        """Make an object, whole or not at all."""
+        """Create an object, whole or not at all."""
         if crc32c(data) != checksum:
             raise IntegrityError(f"the bytes of {key} are not those that the checksum was made of")
         with self.lock:
@@ -153,7 +153,7 @@ class MemoryProvider:
         return _Begun(self._bucket, key, {})
 
     def begun(self, upload: Upload) -> _Begun:
-        """An upload that was begun, and not ended."""
+        """An upload that is neither completed nor aborted."""
         try:
             return self.uploads[upload.id]
         except KeyError:
@@ -161,7 +161,7 @@ class MemoryProvider:
 
 
 def loaded(class_: type[MemoryProvider], environment: Mapping[str, str]) -> providers.Loaded:
-    """The provider as core loads it, without an entry point."""
+    """Load the provider as core does, without an entry point."""
     one = Installed(name="MEMORY", distribution="jobs-backup", version="0", target=f"{class_.__module__}:{class_.__name__}")
     provider = class_.from_settings(environment)
     manager, hooks = providers.register(provider, one)

@@ -1,4 +1,4 @@
-"""The part of the conformance suite that is about uploads in parts."""
+"""The part of the conformance suite about multipart uploads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs_backup.testing.driver import ODD_KEYS, CountingBody, FailingBody, Hook
 
 
 class MultipartConformance(ABC):
-    """Skipped as a whole for a provider without these hooks. Comes with `ProviderConformance`."""
+    """Skipped as a whole for a provider without these hooks. Included in `ProviderConformance`."""
 
     @abstractmethod
     def open(self, environment: Mapping[str, str]) -> Hooks:
@@ -29,13 +29,13 @@ class MultipartConformance(ABC):
 
     @pytest.fixture
     def multipart(self, hooks: Hooks) -> Hooks:
-        """The provider, if it has the hooks for uploads in parts."""
+        """The provider, if it has the multipart hooks."""
         if not set(MULTIPART) <= hooks.loaded.hooks:
             pytest.skip(f"{hooks.loaded.installed.name} has no hooks for uploads in parts")
         return hooks
 
     def parts(self, hooks: Hooks, count: int = 2, last: int = 1000) -> list[bytes]:
-        """As many parts, as small as the provider allows, the last one with `last` bytes; as large as the others if that is 0."""
+        """Make parts as small as the provider allows. The last has `last` bytes, or the size of the others if that is 0."""
         provider = hooks.loaded.provider
         multiple = getattr(provider, "part_multiple", 1)
         size = max(getattr(provider, "min_part_size", 1), 64 << 10)
@@ -43,12 +43,11 @@ class MultipartConformance(ABC):
         return [random_bytes(size, seed) for seed in range(count - 1)] + [random_bytes(last or size, count)]
 
     def unknown(self, upload: Upload) -> Upload:
-        """An upload that does not exist, in the form of this one. Override it where the reversed id is nonsense."""
+        """An upload that does not exist, in the form of this one. Override it if the reversed id makes no sense."""
         return msgspec.structs.replace(upload, id=upload.id[::-1])
 
     def test_multipart(self, multipart: Hooks, inspector: Inspector) -> None:
-        """The object appears at completion, not before (or with the last part, if they are sequential), and is made of the parts
-        in their order.
+        """The object appears at completion (or with the last part, if parts are sequential), with the parts in order.
 
         Readers must not see an unfinished object; and parts arrive in any order.
         """
@@ -79,7 +78,7 @@ class MultipartConformance(ABC):
 
     @pytest.mark.parametrize("key", ODD_KEYS, ids=range(len(ODD_KEYS)))
     def test_multipart_odd_keys(self, multipart: Hooks, inspector: Inspector, key: str) -> None:
-        """The object stands under exactly this key, and an upload under it can be aborted.
+        """The object has exactly this key, and an upload with this key can be aborted.
 
         Each operation escapes keys in its own place.
         """
@@ -90,7 +89,7 @@ class MultipartConformance(ABC):
         assert inspector.get(key) == b"odd"
 
     def test_multipart_bodies_are_closed(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Each attempt to send a part opens its body anew and closes it.
+        """Each attempt to upload a part opens its body anew and closes it.
 
         As with whole objects; there are many more parts.
         """
@@ -104,9 +103,9 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"".join(parts)
 
     def test_multipart_of_bytes_that_stand_already(self, multipart: Hooks, inspector: Inspector) -> None:
-        """An earlier attempt has stored them, and its answer was lost: that is no failure, and no second object.
+        """An earlier attempt may have uploaded the object although its answer was lost: no failure, and no second object.
 
-        Then the upload is aborted, and the object counts as stored.
+        Then the upload is aborted, and the object counts as uploaded.
         """
         upload = multipart.create("key", b"same")
         multipart.write("key", b"same")
@@ -117,9 +116,9 @@ class MultipartConformance(ABC):
         assert not inspector.open_uploads()
 
     def test_multipart_completed_twice(self, multipart: Hooks, inspector: Inspector) -> None:
-        """If the first answer was lost, the second one may tell of the object, or of an upload that is gone; the object stays.
+        """A second completion may report the object, or an upload that is gone; the object stays.
 
-        Core can't know whether the answer or the request was lost, so it asks again.
+        Core cannot know whether the answer or the request was lost, so it asks again.
         """
         upload = multipart.create("key", b"data")
         part = multipart.part(upload, [b"data"], 1)
@@ -130,9 +129,9 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"data"
 
     def test_multipart_parts_in_parallel(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Unless the provider says `sequential_parts`, parts come in any order and at the same time.
+        """Unless the provider sets `sequential_parts`, parts come in any order and concurrently.
 
-        That is what makes large objects fast.
+        This makes large objects fast.
         """
         if getattr(multipart.loaded.provider, "sequential_parts", False):
             pytest.skip("the provider wants its parts in order")
@@ -146,9 +145,9 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"".join(parts)
 
     def test_multipart_part_sent_twice(self, multipart: Hooks, inspector: Inspector) -> None:
-        """A part that is sent again counts once.
+        """A part that is uploaded again counts once.
 
-        One failed part is sent again alone, also when it had arrived and only its answer was lost.
+        A failed part is retried alone, even if it had arrived and only its answer was lost.
         """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))
@@ -159,10 +158,9 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"".join(parts)
 
     def test_multipart_begun_again(self, multipart: Hooks, inspector: Inspector) -> None:
-        """While an upload is open another one of the same key can be begun, sent and completed. To abort the first one then, harms
-        neither the second one nor its object.
+        """A second upload of the same key can be created and completed during an open one. Aborting the first one affects neither.
 
-        An upload that keeps failing is replaced by another one, and aborted later, when the object may have been stored.
+        An upload that keeps failing is replaced by another one, and aborted later, when the object may have been uploaded.
         """
         parts = self.parts(multipart)
         blocked_by = multipart.create("key", b"".join(parts))
@@ -177,9 +175,9 @@ class MultipartConformance(ABC):
         assert not inspector.open_uploads()
 
     def test_multipart_late_part(self, multipart: Hooks, inspector: Inspector) -> None:
-        """A part that arrives after the abort, or after the completion, brings nothing back: neither an upload nor an object.
+        """A part that arrives after the abort or the completion brings back neither an upload nor an object.
 
-        A request that was given up may still be on its way. What it would bring back is stored, and paid for, and nobody knows it.
+        An abandoned request may still be on its way. What it brought back would be stored and paid for, unknown to anybody.
         """
         parts = self.parts(multipart)
         aborted = multipart.create("aborted", b"".join(parts))
@@ -198,9 +196,9 @@ class MultipartConformance(ABC):
     def test_multipart_continued_by_another_process(
         self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector
     ) -> None:
-        """What core has journaled as JSON is all that another instance needs to go on.
+        """The JSON that core has journaled is all that another instance needs to resume.
 
-        After a crash nothing is left but the journal. What a provider keeps in memory beside it is lost.
+        After a crash only the journal is left. Anything else that a provider keeps in memory is lost.
         """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))
@@ -222,9 +220,9 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"small"
 
     def test_multipart_complete_onto_an_existing_key(self, multipart: Hooks, inspector: Inspector) -> None:
-        """With `if_absent` an existing object is not replaced; the upload can be aborted then.
+        """With `if_absent`, an existing object is not replaced; the upload can then be aborted.
 
-        As with whole objects: nothing that stands is overwritten.
+        As with whole objects: nothing existing is overwritten.
         """
         upload = multipart.create("key", b"second")
         multipart.write("key", b"first")
@@ -235,9 +233,9 @@ class MultipartConformance(ABC):
         assert not inspector.open_uploads()
 
     def test_multipart_wrong_checksum_publishes_nothing(self, multipart: Hooks, inspector: Inspector) -> None:
-        """If the parts are not what the checksum of the whole says there is no object.
+        """If the parts do not match the checksum of the whole, no object appears.
 
-        Each part may be right, and the whole wrong: one twice, or in the wrong place.
+        Each part may be right, but the whole wrong: one part twice, or in the wrong place.
         """
         upload = multipart.create("key", b"123456789", checksum=0xE3069284)
         with pytest.raises((IntegrityError, UploadGone)):
@@ -246,9 +244,9 @@ class MultipartConformance(ABC):
         multipart.abort(upload)
 
     def test_multipart_failing_body(self, multipart: Hooks, inspector: Inspector) -> None:
-        """A part whose body can't be read is an error of the body; the part can be sent again.
+        """If a part's body cannot be read, the error is the body's; the part can be uploaded again.
 
-        A damaged spool is no reason to give up what the other parts have sent.
+        A damaged spool is no reason to give up the parts already uploaded.
         """
         upload = multipart.create("key", b"whole")
         with pytest.raises(SpoolCorrupt, match="bad sector"):
@@ -257,9 +255,9 @@ class MultipartConformance(ABC):
         assert inspector.get("key") == b"whole"
 
     def test_abort(self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector) -> None:
-        """Another instance can abort; afterwards the upload is gone, and its parts with it.
+        """Another instance can abort; afterwards the upload is gone, with its parts.
 
-        What is not ended is stored, and paid for, until somebody finds it.
+        An unfinished upload is stored, and paid for, until somebody finds it.
         """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))
@@ -274,9 +272,9 @@ class MultipartConformance(ABC):
         assert list(inspector.keys()) == []
 
     def test_abort_in_another_process(self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector) -> None:
-        """What core has journaled is all that another process needs to end an upload; and again.
+        """What core has journaled is all that another process needs to end an upload, repeatedly.
 
-        Who aborts is mostly a later process than the one that was killed.
+        The process that aborts is usually a later one than the one that was killed.
         """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))
@@ -293,9 +291,9 @@ class MultipartConformance(ABC):
         assert list(inspector.keys()) == []
 
     def test_abort_twice(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Aborting again is no error.
+        """Aborting again is not an error.
 
-        The answer of an abort can be lost, too.
+        The answer to an abort can be lost, too.
         """
         upload = multipart.create("key", b"data")
         multipart.abort(upload)
@@ -303,9 +301,9 @@ class MultipartConformance(ABC):
         assert not inspector.open_uploads()
 
     def test_abort_after_completion(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Aborting a completed upload is no error, and its object stays.
+        """Aborting a completed upload is not an error, and its object stays.
 
-        Core aborts where it does not know whether the completion arrived.
+        Core aborts when it does not know whether the completion arrived.
         """
         upload = multipart.create("key", b"data")
         multipart.complete(upload, [multipart.part(upload, [b"data"], 1)], b"data")
@@ -315,16 +313,16 @@ class MultipartConformance(ABC):
     def test_abort_of_an_unknown_upload(self, multipart: Hooks) -> None:
         """An upload that the store does not know is GONE.
 
-        An upload that ran out, or that a lifecycle rule has removed, must leave the journal at some time.
+        An upload that expired, or that a lifecycle rule removed, must leave the journal eventually.
         """
         upload = multipart.create("key", b"data")
         assert multipart.abort(self.unknown(upload)) is Outcome.GONE
         assert multipart.abort(upload) is Outcome.ABORTED
 
     def test_abort_without_multipart(self, hooks: Hooks) -> None:
-        """A provider without parts has nothing to abort: GONE.
+        """A provider without multipart uploads has nothing to abort: GONE.
 
-        Core may have journaled an upload of another version of this provider, which had parts.
+        Core may have journaled an upload of another version of this provider, which had them.
         """
         if hooks.loaded.hooks & set(MULTIPART):
             pytest.skip("the provider has parts")

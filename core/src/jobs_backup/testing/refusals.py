@@ -1,4 +1,4 @@
-"""The part of the conformance suite that is about failures: what the store refuses, how that is told, and what is not told."""
+"""The part of the conformance suite about failures: what the store refuses, how it is reported, and what stays hidden."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
 from jobs_backup.util.disclosure import redacted
 
 _PATIENCE: Final = 4.0
-"""Seconds that a machine under load may add to a timeout of 0.5; less than what people write for their own."""
+"""Seconds that a busy machine may add to a timeout of 0.5; less than an author's own timeout."""
 EnvironmentAt = Callable[[str], Mapping[str, str]]
 
 
 class RefusalConformance(ABC):
-    """Some of these tests need a fixture more, and are skipped without it. Comes with `ProviderConformance`."""
+    """Some of these tests need another fixture, and are skipped without it. Included in `ProviderConformance`."""
 
     @abstractmethod
     def open(self, environment: Mapping[str, str]) -> Hooks:
@@ -51,18 +51,20 @@ class RefusalConformance(ABC):
 
     @pytest.fixture
     def environment_without_rights(self) -> Callable[[], Mapping[str, str]] | None:
-        """A function, called when there is an object, that gives the variables of the same bucket with credentials that may do
-        nothing; None if such ones can't be had."""
+        """A function that returns the variables of the same bucket with credentials without permissions; None if unavailable.
+
+        It is called when the bucket has an object.
+        """
         return None
 
     @pytest.fixture
     def environment_at(self) -> EnvironmentAt | None:
-        """A function from a URL (`http://127.0.0.1:1234`) to the variables of a store there; None if it does not speak HTTP."""
+        """A function from a URL (`http://127.0.0.1:1234`) to the variables of a store there; None if it is not an HTTP store."""
         return None
 
     @pytest.fixture
     def scripted(self, environment_at: EnvironmentAt | None) -> Iterator[tuple[FaultProxy, Hooks]]:
-        """A server that answers what it is told to, and the provider that talks to it."""
+        """A server with scripted answers, and the provider that talks to it."""
         if environment_at is None:
             pytest.skip("no store at another URL was given (fixture environment_at)")
         with FaultProxy() as server:
@@ -75,10 +77,10 @@ class RefusalConformance(ABC):
         environment_without_rights: Callable[[], Mapping[str, str]] | None,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """What is refused is told, with the right that is missing; an object that stands is not said to be deleted.
+        """A refusal is reported with the missing permission; an existing object is not reported as deleted.
 
-        "403 Forbidden" sends people searching for hours; an action and a resource can be pasted. Pausing instead of retrying
-        hangs on it.
+        "403 Forbidden" sends people searching for hours; an action and a resource can be pasted. Core also pauses instead of
+        retrying because of it.
         """
         if environment_without_rights is None:
             pytest.skip("no credentials without rights were given (fixture environment_without_rights)")
@@ -102,9 +104,9 @@ class RefusalConformance(ABC):
         check_no_secret(self.secrets(denied, environment), errors, caplog.text)
 
     def test_store_that_is_not_there(self, environment_at: EnvironmentAt | None) -> None:
-        """A store that can't be reached may come back.
+        """An unreachable store may come back.
 
-        An error that counts as permanent stops the backup for minutes, where a retry after a second would have done.
+        An error that counts as permanent stops the backup for minutes, when a retry after a second would have sufficed.
         """
         if environment_at is None:
             pytest.skip("no store at another URL was given (fixture environment_at)")
@@ -121,32 +123,32 @@ class RefusalConformance(ABC):
         assert body.unclosed == 0
 
     def test_store_that_says_nothing(self, environment_at: EnvironmentAt | None) -> None:
-        """Who gets no answer gives up after about `timeout` seconds.
+        """A call without an answer gives up after about `timeout` seconds.
 
-        A thread that waits for ever sends nothing any more, and nobody sees why.
+        A thread that waits forever uploads nothing any more, and nobody sees why.
         """
         if environment_at is None:
             pytest.skip("no store at another URL was given (fixture environment_at)")
-        with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:  # connections are made, and nobody takes them
+        with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:  # accepts connections, but never answers
             environment = environment_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
             hooks = Hooks(self.open(environment).loaded, timeout=0.5)
             body = CountingBody(b"data")
             write, *others = _calls(hooks, "key", body)
             for number, call in enumerate((write, write, *others)):
-                end = threading.Timer(12, lambda: listener.shutdown(socket.SHUT_RDWR))  # of a provider that would wait for ever
+                end = threading.Timer(12, lambda: listener.shutdown(socket.SHUT_RDWR))  # for a provider that would wait forever
                 end.start()
                 begun = time.monotonic()
                 with pytest.raises(Unavailable) as caught:
                     call()
                 end.cancel()
                 took = time.monotonic() - begun
-                # The first one also makes the client, which may take long where much else runs.
+                # The first call also makes the client, which may take long on a busy machine.
                 patience = _PATIENCE if number else 10.0
                 assert took < patience, f"{caught.value.message}: gave up after {took:.1f} s, with a timeout of 0.5 s"
             assert body.unclosed == 0
 
     def test_secrets_that_the_store_repeats(self, environment_at: EnvironmentAt | None, caplog: pytest.LogCaptureFixture) -> None:
-        """What an answer has of the request, headers and URL, is not told with a secret in it.
+        """Errors repeat no secret from an answer that quotes the request's headers and URL.
 
         Stores quote requests in their errors, and proxies print them.
         """
@@ -160,13 +162,13 @@ class RefusalConformance(ABC):
                 server.clear()
                 server.fail(_repeating(status), times=ALWAYS)
                 for call in _calls(hooks, "key", CountingBody(b"data")):
-                    if (error := _caught(call)) is not None:  # that it is one is seen to elsewhere
+                    if (error := _caught(call)) is not None:  # other tests check that it is an error
                         check_no_secret(secrets, [error], caplog.text)
 
     def test_credentials_that_the_store_does_not_accept(self, scripted: tuple[FaultProxy, Hooks]) -> None:
         """401 Unauthorized (RFC 9110, 15.5.2) is an error of the credentials, whatever else is in the answer.
 
-        Told as a fault of the store, it is tried again and again, and nobody looks at the credentials.
+        Reported as a fault of the store, it is retried again and again, and nobody checks the credentials.
         """
         server, hooks = scripted
         server.fail(Answer(401), times=ALWAYS)
@@ -177,9 +179,9 @@ class RefusalConformance(ABC):
 
     @pytest.mark.parametrize("status", [429, 500, 503])
     def test_fault_of_the_store_is_one_request(self, scripted: tuple[FaultProxy, Hooks], status: int) -> None:
-        """The provider does not try again by itself; it says that this may help, and how long the store asks to wait.
+        """The provider does not retry by itself; it reports that a retry may help, and how long the store asks to wait.
 
-        Retries within retries multiply: six of core's times four of an SDK's are 24 requests on a store that asks for fewer.
+        Retries within retries multiply: six of core's times four of an SDK's are 24 requests to a store that asks for fewer.
         """
         server, hooks = scripted
         server.fail(Answer(status, headers={"Retry-After": "7"}), times=ALWAYS)
@@ -197,9 +199,9 @@ class RefusalConformance(ABC):
         assert body.unclosed == 0
 
     def test_answer_that_does_not_say_so_is_no_success(self, scripted: tuple[FaultProxy, Hooks]) -> None:
-        """A 200 alone can be anybody's: a proxy's, or the page of a network that wants a login.
+        """A bare 200 may come from anybody: a proxy, or the login page of a network.
 
-        Core drops the events' bytes on this word.
+        Core deletes the events' bytes on this answer.
         """
         server, hooks = scripted
         server.fail(Answer(200, b"<html>Welcome!</html>", {"Content-Type": "text/html"}), times=ALWAYS)
@@ -211,9 +213,9 @@ class RefusalConformance(ABC):
                 hooks.list("")
 
     def test_a_call_is_one_attempt(self, hooks: Hooks) -> None:
-        """What has failed is not tried again within the call: that is core's to decide.
+        """A failure is not retried within the call: that is core's decision.
 
-        As above, seen from the side of the body.
+        As above, observed from the body.
         """
         failing = FailingBody(random_bytes(300_000, 3))
         with pytest.raises(JobsBackupError):
@@ -234,9 +236,9 @@ class RefusalConformance(ABC):
     def test_secrets_are_in_no_error_and_no_log(
         self, hooks: Hooks, environment: Mapping[str, str], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Neither a secret nor an upload's id is in what is raised, nor in that what stands behind it, nor in a log line.
+        """No secret and no upload id is in an error, its causes, or a log line.
 
-        Errors go to terminals, logs and trackers. Who has an upload's id, may write to the bucket.
+        Errors reach terminals, logs and trackers. Anybody with an upload's id may write to the bucket.
         """
         caplog.set_level(logging.INFO)
         data = random_bytes(1000, 1)
@@ -257,12 +259,12 @@ class RefusalConformance(ABC):
 
 
 def _repeating(status: int) -> Callable[[Request], Answer]:
-    """What a store answers that quotes the request."""
+    """Answers that quote the request."""
     return lambda request: Answer(status, f"{request.target} {request.headers}".encode())
 
 
 def _calls(hooks: Hooks, key: str, body: Body, *, reading: bool = True) -> list[Callable[[], object]]:
-    """A call of each hook that needs nothing but a key; where it fails, it raises."""
+    """A call of each hook that needs only a key; it raises if the hook fails."""
 
     def delete() -> None:
         if (error := hooks.delete([key]).failed.get(key)) is not None:
@@ -271,7 +273,7 @@ def _calls(hooks: Hooks, key: str, body: Body, *, reading: bool = True) -> list[
     calls: dict[str, Callable[[], object]] = {
         "write": lambda: hooks.write("another", body),
         "delete": delete,
-        # Where an upload begins without a request, its first part is the first to be refused.
+        # If creating an upload needs no request, its first part is the first to be refused.
         "create_multipart": lambda: hooks.part(hooks.create("another", b"data"), [b"data"], 1),
     }
     if reading:
@@ -280,7 +282,7 @@ def _calls(hooks: Hooks, key: str, body: Body, *, reading: bool = True) -> list[
 
 
 def _caught(call: Callable[[], object]) -> JobsBackupError | None:
-    """What the call raises, if it does: other tests say whether it has to."""
+    """The call's error, if any: other tests check whether it must fail."""
     try:
         call()
     except JobsBackupError as error:
@@ -289,9 +291,9 @@ def _caught(call: Callable[[], object]) -> JobsBackupError | None:
 
 
 def check_no_secret(secrets: list[str], errors: Iterable[JobsBackupError], *texts: str) -> None:
-    """Fails if one of them has a secret in it, also where its characters are escaped, or it is in base64, as HTTP Basic has it.
+    """Fail if any of them contains a secret, even escaped, or in base64 as in HTTP Basic.
 
-    Of an error, all that a traceback prints. The failure tells where a secret is, and shows none.
+    For an error, checks everything that a traceback prints. The failure says where a secret is, and shows none.
     """
     told = {f"text {number}": text for number, text in enumerate(texts, 1)}
     for number, error in enumerate(errors, 1):

@@ -1,4 +1,4 @@
-"""The part of the conformance suite about answers that are not the store's: of a proxy, a gateway, a network's login page."""
+"""The part of the conformance suite about answers that are not the store's, but a proxy's, a gateway's or a login page's."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _BODIES: Final[list[tuple[bytes, dict[str, str]]]] = [
 
 
 class StrangerConformance:
-    """Skipped without the fixture `environment_at`. Comes with `ProviderConformance`."""
+    """Skipped without the fixture `environment_at`. Included in `ProviderConformance`."""
 
     def upload_at(self, upload: Upload, url: str) -> Upload:
-        """An upload, as it would be if the store were at this URL. Override it where an upload's id is itself a URL."""
+        """The upload as it would be if the store were at this URL. Override it if an upload's id is itself a URL."""
         del url
         return upload
 
     def _calls(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks) -> dict[str, Callable[[], object]]:
-        """Calls of the hooks that write, at a server that says what it is told to; uploads were begun at the store itself."""
+        """Calls of the writing hooks at a server with scripted answers; uploads were created at the store itself."""
         server, there = scripted
         found: dict[str, Callable[[], object]] = {"write": lambda: there.write("key", b"data"), "delete": lambda: _delete(there)}
         if set(MULTIPART) <= hooks.loaded.hooks:
@@ -53,7 +53,7 @@ class StrangerConformance:
     def test_exists_is_the_stores_to_say(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks, status: int) -> None:
         """Only the store's own refusal, with its own code, is `AlreadyExists`: a status can be anybody's.
 
-        Core drops the events' bytes on this word. A 412 of a proxy would be the end of the only copy.
+        Core deletes the events' bytes on this answer. A proxy's 412 would cost the only copy.
         """
         server, calls = scripted[0], self._calls(scripted, hooks)
         for body in _BODIES:
@@ -64,7 +64,7 @@ class StrangerConformance:
 
     @pytest.mark.parametrize("status", [404, 410])
     def test_gone_is_the_stores_to_say(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks, status: int) -> None:
-        """Only the store's own answer, with its own code, means that an upload or an object is gone, or never was.
+        """Only the store's own answer, with its own code, means that an upload or an object is gone, or never existed.
 
         What counts as gone is forgotten: an upload stays open and is paid for, an object stays in the bucket.
         """
@@ -76,7 +76,7 @@ class StrangerConformance:
                 _refused(server, name, call, UploadGone, ObjectNotFound)
 
     def test_done_is_the_stores_to_say(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks) -> None:
-        """A page is no success of any hook, whatever its status, and even if it has an ETag, as pages have.
+        """A page is not a success of any hook, whatever its status, even with an ETag, as pages have.
 
         As above; for parts, completions, aborts and deletes as well.
         """
@@ -89,9 +89,10 @@ class StrangerConformance:
 
     @pytest.mark.parametrize("status", [500, 502, 503, 504])
     def test_fault_is_no_refusal(self, scripted: tuple[FaultProxy, Hooks], hooks: Hooks, status: int) -> None:
-        """A 5xx may pass, and may have done its work: no hook's error is `refused` then, and each is retryable.
+        """A 5xx may pass, and may have done its work: no hook's error is then `refused`, and each is retryable.
 
-        An upload whose parts or completion keep failing so is replaced by another one. After a refusal it would be tried for ever.
+        An upload whose parts or completion keep failing like this is replaced by another one. After a refusal it would be retried
+        forever.
         """
         server, calls = scripted[0], self._calls(scripted, hooks)
         server.fail(Answer(status), times=ALWAYS)
@@ -110,8 +111,7 @@ def _delete(hooks: Hooks) -> None:
 
 
 def _refused(server: FaultProxy, name: str, call: Callable[[], object], *unproven: type[StorageError]) -> None:
-    """The call fails, with something that can be done about it, and not with an error that claims something. (One that sends no
-    request was not lied to.)"""
+    """Check that the call fails with a hint, and without an unproven claim. A call that sends no request may succeed."""
     before = len(server.requests)
     error = _caught(call)
     if error is None:

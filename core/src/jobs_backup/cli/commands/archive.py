@@ -1,4 +1,4 @@
-"""`jobs-backup archive`: send what a spool holds."""
+"""`jobs-backup archive`: upload what a spool holds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def archive(once: bool, metrics_port: int | None, as_json: bool) -> None:
         summarize_failures()
     with stopping() as stop:
         settings = read_settings()
-        # With --once it may run beside a service that has the port, in the same container.
+        # With --once, it may run in the same container as a service that has the port.
         port = None if once else settings.metrics_port if metrics_port is None else metrics_port
         settings = msgspec.structs.replace(settings, metrics_port=port)
         with monitored_session(settings, stop) as session:

@@ -1,4 +1,4 @@
-"""`jobs-backup check`: are the settings sound, does the bucket answer, and what is allowed there."""
+"""`jobs-backup check`: whether the settings are valid, the bucket answers, and what is allowed there."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check(as_json: bool) -> None:
 
 
 def _printable(found: object) -> object:
-    """The same with every text in it as one line for a terminal, whatever the store has said."""
+    """Make every text in it printable on one line, whatever the store has said."""
     if isinstance(found, str):
         return printable(found)
     if isinstance(found, dict):
@@ -85,7 +85,7 @@ def _heading(report: Report) -> Iterator[str]:
     if report.region:
         yield f"region {report.region}"
     if report.clock_skew is not None:
-        near = abs(report.clock_skew) <= 1.5  # the store tells whole seconds
+        near = abs(report.clock_skew) <= 1.5  # the store reports whole seconds
         yield "clocks agree" if near else f"clock {abs(report.clock_skew):,.0f} s {'ahead' if report.clock_skew > 0 else 'behind'}"
 
 
@@ -93,7 +93,7 @@ def _table(rights: Iterable[Right]) -> Iterator[str]:
     for right in rights:
         purpose = f"for {right.purpose}" if right.purpose else ""
         yield f"  {_mark(right)} {right.name:<18} {right.outcome:<14} {right.permission:<26} {purpose}".rstrip()
-        # Why something is refused that need not be granted is of no interest; what to grant is.
+        # Skip why an optional permission is refused, but show what to grant.
         if right.error and not (right.outcome is State.REFUSED and not right.needed):
             yield f"       {right.error}"
         if right.hint and right.outcome in _BAD:

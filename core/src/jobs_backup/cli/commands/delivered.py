@@ -47,10 +47,10 @@ def delivered(files: tuple[Path, ...], allow_rejects: bool, as_json: bool) -> No
 
 
 class _Deliveries:
-    """See `Handler`: a job id a line."""
+    """See `Handler`: one job id per line."""
 
     def __init__(self, session: Session, summary: Summary) -> None:
-        self.job: str | None = None  # what was acknowledged before may be acknowledged again
+        self.job: str | None = None  # acknowledging again does no harm
         self._session = session
         self._summary = summary
 

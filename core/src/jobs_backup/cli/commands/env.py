@@ -44,7 +44,7 @@ def env(provider: str | None) -> None:
         plugins = [class_, *(wrappers.KIND.load_class(one)[1] for one in wrappers.names_in(os.environ.get(_WRAPPERS, "")))]
     except ConfigurationError as error:
         fail(error)
-    # What both read, such as the prefix, is told once.
+    # Print only once what both read, such as the prefix.
     core = {setting.variable.name: setting for setting in CoreSettings.describe()}
     own = [
         setting
@@ -60,18 +60,18 @@ def env(provider: str | None) -> None:
 
 
 def _active(setting: Setting) -> str | None:
-    """The value of a line that is not commented out; None if it is. An example is no value: its bucket belongs to a stranger."""
+    """Value of a line that is not commented out; None if it is. Never an example's, whose bucket belongs to a stranger."""
     variable = setting.variable
     if setting.default is None:
         return ""
-    if not variable.basic or (setting.is_path and variable.credential):  # a file that is not there hides other credentials
+    if not variable.basic or (setting.is_path and variable.credential):  # a missing file hides other credentials
         return None
     return setting.default or (variable.example if setting.is_path else "")
 
 
 def _lines(setting: Setting) -> Iterator[str]:
     variable = setting.variable
-    active = os.environ.get(_WRAPPERS, "").strip() if variable.name == _WRAPPERS else None  # what is printed here hangs on it
+    active = os.environ.get(_WRAPPERS, "").strip() if variable.name == _WRAPPERS else None  # the output depends on it
     active = active or _active(setting)
     required = "Required. " if setting.default is None else ""
     example = f" For example: {variable.example}" if active == "" and variable.example else ""

@@ -43,7 +43,7 @@ def failed(files: tuple[Path, ...], as_json: bool, again: bool, append_only: boo
 
 
 class _Failures:
-    """See `Handler`: a failure a line."""
+    """See `Handler`: one failure per line."""
 
     def __init__(self, session: Session) -> None:
         self.job: str | None = "failed"

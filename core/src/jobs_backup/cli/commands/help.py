@@ -1,4 +1,4 @@
-"""`jobs-backup help CODE`: what docs/messages.md says of the code that ends a message. The page is in the distribution."""
+"""`jobs-backup help CODE`: explain a message's code from docs/messages.md, which the distribution contains."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_sections() -> dict[str, str]:
 
 
 def _as_text(code: str, section: str) -> str:
-    """Markdown for a terminal: no fences, no marks of bold text, and links by their text."""
+    """Markdown for a terminal: without fences and bold marks, and with only the text of links."""
     text = re.sub(r"^```\w*\n(.*?)^```$", lambda block: _indented(block[1]), section.strip(), flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"\[([^][]+|`\[\w+\]`)\]\([^)]*\)", r"\1", text)
     return f"{code}\n\n{text.replace('**', '')}"

@@ -1,4 +1,4 @@
-"""What `jobs-backup providers` and `jobs-backup wrappers` show: plugins that are installed, and what they are set by."""
+"""Output of `jobs-backup providers` and `jobs-backup wrappers`: installed plugins and their settings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jobs_backup.util.logs import printable
 
 
 def show(kind: Kind, name: str | None, *, as_json: bool) -> None:
-    """List those of a kind; or one of them, with its settings. Ends the command if one is broken.
+    """List the plugins of a kind, or one with its settings. Ends the command if one is broken.
 
     Raises:
-        ConfigurationError: there is none of this name.
+        ConfigurationError: no plugin has this name.
     """
     chosen = kind.installed() if name is None else [kind.load_class(name)[0]]
     described = [_describe(kind, one) for one in chosen]

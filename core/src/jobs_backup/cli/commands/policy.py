@@ -1,4 +1,4 @@
-"""`jobs-backup policy`: the narrowest rights that suffice."""
+"""`jobs-backup policy`: least-privilege permissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`jobs-backup providers`: what is installed, what it is set by, and whether it keeps the contract's form."""
+"""`jobs-backup providers`: installed providers, their settings, and whether they follow the contract's form."""
 
 from __future__ import annotations
 

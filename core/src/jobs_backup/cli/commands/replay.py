@@ -48,10 +48,10 @@ _REPORTED: Final = 20
 
 
 def _time(option: str, text: str | None) -> int | None:
-    """Microseconds since 1970."""
+    """Parse a time, into microseconds since 1970."""
     if text is None:
         return None
-    if text[-1:].isalpha() and not text.endswith("Z"):  # without a unit it may be meant as a date, or as seconds since 1970
+    if text[-1:].isalpha() and not text.endswith("Z"):  # without a unit it may mean a date, or seconds since 1970
         with suppress(ValueError):
             return int((time.time() - Duration.parse(text)) * 1_000_000)
     try:
@@ -161,7 +161,7 @@ def replay(
     if as_json:
         _tell_json(found, cursor, seconds, gaps, complete=complete)
     if target.is_closed:
-        problem = None  # whoever reads, such as `head`, has what it wants
+        problem = None  # a reader such as `head` has what it wants
         say("output closed early", "Incomplete", level=logging.INFO)
     _report(found, cursor, store.location, seconds, problem, target.part, gaps)
     if problem is not None:
@@ -185,12 +185,12 @@ def _find(
     *,
     lists: bool,
 ) -> tuple[Knowledge | None, Selection]:
-    """The objects, and what the catalog knows of them; None with --list."""
+    """The objects, and what the catalog knows about the query; None with --list."""
     try:
         if lists:
             knowledge = None
             prefix = clean_prefix(settings.prefix)
-            if query.kind is Kind.FAILED:  # of which there may be none, and keys do not tell the source
+            if query.kind is Kind.FAILED:  # sources may have none, and their keys do not name the source
                 seen.update(sources_in(store, prefix, query), query.workspace_ids)
             each = listed(store, prefix, query, after, seen)
         else:
@@ -207,7 +207,7 @@ def _find(
 def _resume(
     objects: Selection, target: OutputFile | Stdout, found: Replay, begin: str, query: Query, *, lists: bool
 ) -> tuple[str, Query, str]:
-    """Where to begin, the query, and what this run cannot give, since it was stored after an earlier one had passed its place."""
+    """Where to begin, the query, and what this run misses because it was uploaded after an earlier run had passed its place."""
     late = _late(objects, begin, query, lists=lists)
     if late and target.restart():
         say(f"{target.part} is written anew: {late}")
@@ -218,7 +218,7 @@ def _resume(
 
 
 def _late(objects: Selection, begin: str, query: Query, *, lists: bool) -> str:
-    """What was stored since the cursor was written, and belongs before it; empty if that is nothing."""
+    """Objects uploaded since the cursor was written that belong before it, in words; empty if none."""
     if lists and begin:
         say("--list cannot tell objects that were stored since with events from before the cursor: they are not given")
     if lists or query.looked_at is None:
@@ -246,12 +246,12 @@ def _check_output(*, as_json: bool, to_stdout: bool) -> None:
 
 
 class Gaps(NamedTuple):
-    """What keeps a replay from being called complete, although everything was given that was found.
+    """Why a replay is incomplete although it wrote everything it found.
 
     Attributes:
-        unseen: what was asked for and never seen.
+        unseen: requested ids that were never seen.
         missing: why not everything can be found.
-        late: what was stored behind the back of an earlier part of this replay.
+        late: what was uploaded too late for an earlier part of this replay.
     """
 
     unseen: tuple[str, ...]
@@ -259,14 +259,14 @@ class Gaps(NamedTuple):
     hint: str
     late: str = ""
     known_since: str = ""
-    """When the catalog was made; empty with --list."""
+    """When the catalog was created; empty with --list."""
 
     def __bool__(self) -> bool:
         return bool(self.unseen or self.missing or self.late)
 
     @classmethod
     def of(cls, query: Query, knowledge: Knowledge | None, seen: Collection[str] | None, late: str = "") -> Gaps:
-        """`knowledge` is the catalog's; None with --list, where `seen` has the ids that were found, None if that is not known."""
+        """`knowledge` is the catalog's. With --list it is None, and `seen` has the ids found, or None if that is unknown."""
         if knowledge is None:
             given = [("source", query.source_ids), ("workspace", query.workspace_ids)]
             unseen = [] if seen is None else [f"{what} {one!r}" for what, ids in given for one in ids if one not in seen]

@@ -88,14 +88,15 @@ def run(
 
 
 class _Events:
-    """See `Handler`: an event's payload a line."""
+    """See `Handler`: one event's payload per line."""
 
     def __init__(self, session: Session, stream: Stream, *, ids: Output | None) -> None:
         self._session = session
         self._stream = stream
         self._ids = ids
         self._at = 0
-        # The same file under another source is another job; the destination may be corrected, the events stay the same.
+        # The same file under another source is another job. The bucket is not part of the job: it may be corrected while the events
+        # stay the same.
         self.job: str | None = f"{stream.workspace_id}\0{stream.source_id}"
 
     begins = b"{"

@@ -1,4 +1,4 @@
-"""`jobs-backup serve`: an HTTP server beside applications in any language."""
+"""`jobs-backup serve`: an HTTP server for applications in any language."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def serve(host: str | None, port: int | None, metrics_port: int | None, as_json:
         own = msgspec.structs.replace(own, port=port)
     if metrics_port is not None:
         settings = msgspec.structs.replace(settings, metrics_port=metrics_port)
-    # Who is told to come again (503) waits better than one who gets no answer.
+    # A client asked to retry (503) waits better than one without an answer.
     settings = msgspec.structs.replace(settings, spool_full_timeout=0.0)
     try:
         from jobs_backup.inputs.http.serving import Server  # noqa: PLC0415 - an extra

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def _pause(_context: click.Context, option: click.Parameter, seconds: float | None) -> float | None:
-    if seconds is not None and math.isnan(seconds):  # which no range refuses
+    if seconds is not None and math.isnan(seconds):  # no range rejects it
         raise click.BadParameter("'nan' is not a number of seconds.", param=option)
     return seconds
 
@@ -81,10 +81,10 @@ def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
 
 
 def _show(directory: Path, *, as_json: bool, exit_code: bool) -> int:
-    """Print it once. Returns the exit code of its health.
+    """Print the status once. Returns the exit code of its health.
 
     Raises:
-        SpoolError: the spool cannot be read; with `exit_code` that is reported.
+        SpoolError: the spool cannot be read; with `exit_code` this is printed instead.
     """
     try:
         found = read_status(directory, _limits())
@@ -98,7 +98,7 @@ def _show(directory: Path, *, as_json: bool, exit_code: bool) -> int:
     else:
         for line in _lines(found):
             plain = printable(line)
-            # Where it is, in bold; what hinders, in red. Pipes and files get neither.
+            # Location in bold, problems in red. Pipes and files get neither.
             colour = "red" if line.startswith(_TROUBLE) else None
             click.echo(click.style(plain, fg=colour, bold=not line.startswith(" ")) if line else "")
     if found.full:
@@ -107,7 +107,7 @@ def _show(directory: Path, *, as_json: bool, exit_code: bool) -> int:
 
 
 def _limits() -> Limits:
-    """It needs no settings: what is wrong with these is for those to tell who record."""
+    """Limits from the environment, with defaults for invalid settings, which recording commands report."""
     return Limits(
         upload_frequency=_setting("JOBS_BACKUP_UPLOAD_FREQUENCY", Duration.parse, Duration(300)),
         min_free=_setting("JOBS_BACKUP_SPOOL_MIN_FREE", Size.parse, Size.parse("128MiB")),

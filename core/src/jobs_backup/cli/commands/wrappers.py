@@ -1,4 +1,4 @@
-"""`jobs-backup wrappers`: what is installed to stand between core and the store, and what it is set by."""
+"""`jobs-backup wrappers`: installed wrappers, which act between core and the store, and their settings."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`jobs-backup serve`: an HTTP server before a Backup, for applications in any language."""
+"""`jobs-backup serve`: an HTTP server in front of a Backup, for applications in any language."""

@@ -1,4 +1,4 @@
-"""Who may do what: bearer tokens may do all, a write key may record its source's events."""
+"""Authentication and permissions: bearer tokens allow everything, a write key allows recording its source's events."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _MIN_TOKEN: Final = 16
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who sends a request.
+    """The sender of a request.
 
     Attributes:
-        name: tells callers apart, for rates; nothing that could be used to call.
-        source_id: the source that a write key stands for; None of who may do all.
+        name: tells callers apart, for rates; useless as a credential.
+        source_id: the source of a write key; None if the caller may do everything.
     """
 
     name: str
@@ -34,14 +34,14 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access:
-    """Compares what a request brings with what is allowed, in a time that does not depend on how much of it is right."""
+    """Compares a request's credentials with the allowed ones, in constant time."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Raises ConfigurationError: a token, a write key or an origin can't be used, or everybody could record from elsewhere."""
+        """Raises ConfigurationError: a token, write key or origin is invalid, or anybody could record from elsewhere."""
         self._tokens = [_digest(token) for token in _tokens(settings.tokens)]
         self._sources = {_digest(key): source for key, source in _write_keys(settings.write_keys)}
         self.is_open = not self._tokens and not self._sources
-        """Whoever reaches the server may do all, without credentials."""
+        """Anybody who reaches the server may do everything, without credentials."""
         if self.is_open and not is_loopback(settings.host):
             raise ConfigurationError(
                 f"JOBS_BACKUP_SERVER_HOST={settings.host} lets everybody who can reach it record events",
@@ -56,10 +56,10 @@ class Access:
             )
 
     def everything(self, headers: Mapping[str, str]) -> Principal:
-        """Who may do all.
+        """The principal of a request that needs all permissions.
 
         Raises:
-            Refused: 401 if it is nobody who is known, 403 if it is a write key.
+            Refused: 401 for missing or invalid credentials, 403 for a write key.
         """
         caller = self.recording(headers)
         if caller.source_id is not None and not self.is_open:
@@ -67,7 +67,7 @@ class Access:
         return caller
 
     def recording(self, headers: Mapping[str, str]) -> Principal:
-        """Who may record: all of the sources, or those of one. Raises Refused (401) if it is nobody who is known."""
+        """The principal of a request to record, for all sources or one. Raises Refused (401) for missing or invalid credentials."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._token(given.strip())
@@ -78,11 +78,14 @@ class Access:
         raise _unknown("no credentials were given")
 
     def source(self, headers: Mapping[str, str], key: str = "") -> Principal:
-        """Who may record the events of one source, which its write key tells. Raises Refused (401) if it is nobody who is known.
+        """The principal of a request to record the events of its write key's source.
 
         Args:
             headers: of the request.
             key: the write key, if it came in another way: a browser's `sendBeacon` has no headers.
+
+        Raises:
+            Refused: 401 for missing or invalid credentials.
         """
         caller = self._write_key(key) if key else self.recording(headers)
         if caller.source_id is None:
@@ -91,7 +94,7 @@ class Access:
 
     def _token(self, token: str) -> Principal:
         digest = _digest(token)
-        # All of them are compared, whichever it is.
+        # Always compare all of them.
         if self.is_open or any([hmac.compare_digest(digest, one) for one in self._tokens]):  # noqa: C419
             return Principal(name=f"token {digest.hex()[:12]}")
         raise _unknown("the token is not one of those that are allowed")
@@ -113,7 +116,7 @@ def _unknown(message: str, scheme: str = "Bearer") -> Refused:
 
 
 def _digest(text: str) -> bytes:
-    """Of equal length whatever the text is, so that neither it nor its length shows in the time that comparing takes."""
+    """Hash a text to a fixed length, so that comparison time reveals neither it nor its length."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -134,7 +137,7 @@ def _listed(secret: Secret | None) -> Iterator[str]:
 
 def _tokens(secret: Secret | None) -> Iterator[str]:
     for number, token in enumerate(_listed(secret), 1):
-        if len(token) < _MIN_TOKEN or not token.isascii():  # what a header has of others nobody agrees upon
+        if len(token) < _MIN_TOKEN or not token.isascii():  # clients disagree about other characters in a header
             raise ConfigurationError(
                 f"token {number} of JOBS_BACKUP_SERVER_TOKEN has fewer than {_MIN_TOKEN} characters, or others than those of ASCII",
                 hint="make one with `openssl rand -hex 32`",

@@ -1,4 +1,4 @@
-"""Around the application: what each request needs and is bounded by, a count of them, and a line in the log."""
+"""Wrapper of the application: each request's resources and limits, its count, and its log line."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _PATHS: Final = frozenset(openapi.PATHS)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLOSE: Final = {"Connection": "close"}
 _PIECE: Final = 64 << 10
-"""Bytes of an answer that are written at once; for more, the client has to read."""
+"""Bytes of an answer written at once; for more, the client must read."""
 
 
 class Answering:
-    """A request's id, its share of the memory, and the time that it may take."""
+    """Gives each request an id, a share of the memory, and a time limit."""
 
     def __init__(self, app: ASGIApp, requests: Requests, memory: Memory, origins: Origins, *, timeout: float) -> None:
         self._app = app
@@ -69,7 +69,7 @@ class Answering:
                 hint = "send it again: it may have been recorded, or not"
                 error = Refused(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
                 await answers.of_error(error, id_)(scope, receive, answer.send)
-        except asyncio.CancelledError:  # uvicorn's, of what has not ended in time
+        except asyncio.CancelledError:  # from uvicorn, for requests that did not end in time
             await _cut(connection)
         finally:
             share.release()
@@ -77,7 +77,7 @@ class Answering:
             self._tell(scope, answer.status, time.monotonic() - begun)
 
     def _answer_to(self, scope: Scope, headers: Headers, connection: Connection) -> ASGIApp:
-        """The application, or what is answered before it."""
+        """Choose the application, or an answer instead of it."""
         try:
             if connection.is_surplus:
                 hint = "come again; the server's JOBS_BACKUP_SERVER_MAX_CONNECTIONS"
@@ -89,7 +89,7 @@ class Answering:
             return answers.of_error(error, request_id(scope))
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is asked for
+        path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is requested
         status = 0 if "is_gone" in scope["state"] else status
         self._requests.add(path, status, seconds)
         fields = {"method": scope["method"], "path": path, "status": status, "seconds": seconds}
@@ -98,14 +98,14 @@ class Answering:
 
 
 class _Answer:
-    """Sends an answer, in pieces if it is large: so it waits for a client that does not read it."""
+    """Sends an answer, in pieces if it is large: so it waits for a client that reads slowly."""
 
     def __init__(self, send: Send, connection: Connection, headers: list[tuple[bytes, bytes]], *, awaits_continue: bool) -> None:
         self._send = send
         self._connection = connection
         self._headers = headers
         self.awaits_continue = awaits_continue
-        """The client waits with the body until it is told to send it; or it sends it: nobody knows which."""
+        """The client waits with the body until it is told to send it, or already sends it: this is unknown."""
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -121,21 +121,21 @@ class _Answer:
             message = {**message, "body": body[last:]}
         try:
             await self._send(message)
-        except UnicodeDecodeError:  # of the next request's path: uvicorn begins with that one at the end of this
+        except UnicodeDecodeError:  # from the path of the next request, which uvicorn begins at the end of this one
             self._connection.refuse()
 
 
 async def _cut(connection: Connection) -> None:
     connection.abort()
-    await asyncio.sleep(0)  # uvicorn learns of it, and says nothing of an answer that is not whole
+    await asyncio.sleep(0)  # lets uvicorn notice, so that it reports no incomplete answer
 
 
 def request_id(scope: Mapping[str, Any]) -> str:
-    """As in the header X-Request-ID of the answer."""
+    """Id of a request, as in the answer's header X-Request-ID."""
     return str(scope["state"]["request_id"])
 
 
 def share_of(scope: Mapping[str, Any]) -> Share:
-    """What a request takes of the memory."""
+    """A request's share of the memory."""
     share: Share = scope["state"]["share"]
     return share

@@ -1,4 +1,4 @@
-"""What the server answers: JSON, and errors as JSON, with the code that docs/messages.md explains."""
+"""Answers of the server: JSON, and errors as JSON, with the code that docs/messages.md explains."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from starlette.responses import Response
 from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError, SpoolError, UnknownJob
 
 _COME_AGAIN: Final = 5.0
-"""Seconds, until there may be room."""
+"""Seconds until there may be room."""
 MAX_INDEXES: Final = 100
 NOWHERE: Final = -1
-"""The index of what is wrong with a body as a whole."""
+"""Index of an error that concerns the body as a whole."""
 _SHOWN: Final = 20
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class Refused(JobsBackupError):
-    """A request that is not taken, and nothing of it was."""
+    """A refused request; nothing in it was accepted."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class Refused(JobsBackupError):
 
 
 class Faulty(Refused):
-    """Some of what a request has cannot be used, so that nothing of it was taken.
+    """A request with invalid parts; nothing in it was accepted.
 
     Attributes:
-        indexes: the places of what cannot be used, from 0; at most MAX_INDEXES.
+        indexes: positions of the invalid parts, from 0; at most MAX_INDEXES.
     """
 
     def __init__(self, faults: Sequence[tuple[int, InvalidEvent | UnknownJob]], count: int) -> None:
-        """`count` is how many there are."""
+        """`count` is their total number."""
         first = faults[0][1]
         message = first.message
         if count > 1:
@@ -64,14 +64,14 @@ class Faulty(Refused):
 
 
 class Error(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Why a request was refused. Nothing of it was taken, unless the message says otherwise.
+    """Why a request was refused. Nothing in it was accepted, unless the message says otherwise.
 
     Attributes:
-        code: names the section of docs/messages.md that tells what to do.
-        message: what is wrong, with what.
-        hint: what can be done about it.
-        index: the place of the first event, id or failure that is wrong, from 0.
-        indexes: the places of all that are wrong, if there are several; at most 100.
+        code: names the section of docs/messages.md that says what to do.
+        message: what is wrong, and where.
+        hint: how to fix it.
+        index: position of the first invalid event, id or failure, from 0.
+        indexes: positions of all invalid ones, if there are several; at most 100.
         request_id: as in the header X-Request-ID, and in the log.
     """
 
@@ -84,18 +84,18 @@ class Error(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ErrorAnswer(msgspec.Struct, kw_only=True):
-    """The body of every answer that is no success."""
+    """The body of every answer that is not a success."""
 
     error: Error
 
 
 def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A value as the body of an answer."""
+    """Answer with a value as the JSON body."""
     return Response(_encode(value), status, headers, "application/json")
 
 
 def of_error(error: JobsBackupError, request_id: str) -> Response:
-    """The answer to a request that failed so."""
+    """Answer to a request that failed with this error."""
     retry_after: float | None = getattr(error, "retry_after", None)
     headers: dict[str, str] = {}
     index: int | None = None

@@ -1,4 +1,4 @@
-"""The application: what each request does."""
+"""The application: how each request is handled."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ T = TypeVar("T")
 log: Final = logger_of(__name__)
 
 _ANSWER_SECONDS: Final = 60.0
-"""For committing, and for the answer to be taken; who does not read it must not keep a connection for ever."""
+"""Maximum time to commit and to deliver the answer: a client that does not read it must not keep a connection forever."""
 _THREADS: Final = 2
 _MAX_ERROR: Final = 256 << 10
-"""Bytes of a failure's error, which is taken apart: it takes up to twenty times as many meanwhile."""
+"""Maximum bytes of a failure's error. Parsing takes up to twenty times as much memory."""
 _AS_STRING: Final = "send ids as recording has answered them, as strings: many languages can't hold such numbers exactly"
 _id: Final = msgspec.json.Decoder(str).decode
 
@@ -59,7 +59,7 @@ _error_of: Final = msgspec.json.Decoder(_ErrorOf).decode
 
 
 class App:
-    """Answers requests with what a Session says."""
+    """Answers requests from a Session."""
 
     def __init__(self, session: Session, settings: ServerSettings, access: Access, *, is_stopping: Callable[[], bool]) -> None:
         self._session = session
@@ -72,12 +72,12 @@ class App:
         self._is_stopping = is_stopping
         self._timeout = settings.read_timeout + _ANSWER_SECONDS
         self._document = openapi.document(settings)
-        # Of their own: large bodies and many failures take long, and probes share the other threads.
+        # Separate threads: large bodies and many failures take long, and probes share the other threads.
         self._parsing = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-bodies")
         self._reporting = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs-backup-failures")
 
     async def __aenter__(self) -> ASGIApp:
-        """The ASGI application, for as long as the block runs. What it counts is among the metrics of the Session."""
+        """The ASGI application while the block runs. Its counts are among the Session's metrics."""
         requests = Requests()
         requests.show(self._session)
         await self._async.__aenter__()
@@ -129,12 +129,12 @@ class App:
         return await self._record(caller, await self._read(request, read))
 
     async def _rudder(self, request: Request, type_: str) -> Response:
-        """One event of a type, or a batch."""
+        """Record one event of a type, or a batch."""
         key = request.query_params.get("writeKey", "") if request.url.path.startswith("/beacon/") else ""
         caller = self._access.source(request.headers, key)
         if key:
             self._check_page(request)
-        # JSON, whatever type it is said to have: browsers send text/plain, and Node.js' SDK, for gzip, that of a form.
+        # Treat it as JSON, whatever its type: browsers send text/plain, and Node.js' SDK, for gzip, that of a form.
         payloads.check_charset(request.headers.get("content-type", ""))
         stream = raw_stream("", caller.source_id or "")
 
@@ -146,10 +146,10 @@ class App:
         return await self._record(caller, await self._read(request, read))
 
     def _check_page(self, request: Request) -> None:
-        """Raises Refused (403): the server has no credentials, and a page whose origin is not allowed sends a beacon.
+        """Raises Refused (403): the server has no credentials, and a page of a disallowed origin sends a beacon.
 
-        Who reaches such a server may record; but every page in a browser of this machine can make the browser reach it. A
-        beacon needs no preflight, as all else does.
+        Anybody who reaches such a server may record. But every page in a browser on this machine can make the browser reach it. A
+        beacon, unlike all other requests, needs no preflight.
         """
         origin = request.headers.get("origin")
         if self._access.is_open and origin is not None and not self._access.origins.allows(origin):
@@ -172,7 +172,7 @@ class App:
 
         ids = await self._read(request, read)
         self._rate.take(caller.name, len(ids))
-        ids = list(dict.fromkeys(ids))  # one that is told twice counts once
+        ids = list(dict.fromkeys(ids))  # count duplicates once
         try:
             await self._async.delivered(ids)
         except UnknownJob as error:
@@ -200,7 +200,7 @@ class App:
         return answers.json(Reported(failures=len(told)))
 
     def _report(self, told: Sequence[bytes]) -> None:
-        """All of them, or none."""
+        """Record all of them, or none."""
 
         def record(one: bytes) -> FailureRecord:
             _check_error(one)
@@ -237,7 +237,7 @@ class App:
         return answers.json(self._document)
 
     async def _read(self, request: Request, read: Callable[[Body, Share], T]) -> T:
-        """What is in the body of a request. What it takes of the memory counts until the request is answered."""
+        """Parse the body of a request. Its memory counts until the request is answered."""
         share = share_of(request.scope)
         body = await bodies.receive(request, share, self._settings)
         if not body.is_large:
@@ -255,14 +255,14 @@ async def _of_unexpected(request: Request, error: Exception) -> Response:
 
 
 async def _of_http_exception(request: Request, error: HTTPException) -> Response:
-    """What Starlette itself refuses: a path or a method that is none."""
+    """Answer what Starlette itself refuses: an unknown path or method."""
     code = "NotFound" if error.status_code == 404 else "BadRequest"
     refused = Refused(error.status_code, code, error.detail, hint="see /openapi.json", headers=error.headers or {})
     return answers.of_error(refused, request_id(request.scope))
 
 
 async def _of_disconnect(request: Request, _error: ClientDisconnect) -> Response:
-    request.state.is_gone = True  # nobody reads what follows; nothing was taken
+    request.state.is_gone = True  # nobody reads the answer; nothing was accepted
     return Response(status_code=400)
 
 
@@ -271,7 +271,7 @@ def _as_text(health_error: str) -> Response:
 
 
 def _named(request: Request, name: str) -> str:
-    """A parameter of the query that is a name. Raises Refused (400)."""
+    """A query parameter that is a name. Raises Refused (400)."""
     text = request.query_params.get(name, "")
     if len(text) > openapi.MAX_NAME:
         raise Refused(400, "BadRequest", f"{name} is longer than {openapi.MAX_NAME} characters", hint="shorten it")
@@ -279,11 +279,11 @@ def _named(request: Request, name: str) -> str:
 
 
 def _check_error(failure: bytes) -> None:
-    """Raises Refused (413)."""
+    """Limit the size of a failure's error. Raises Refused (413)."""
     try:
         size = len(bytes(surrogates.decode(_error_of, failure)[0].error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return  # which is told when it is parsed
+        return  # the parser reports it
     if size > _MAX_ERROR:
         raise Refused(413, "TooLarge", f"the error of a failure has more than {_MAX_ERROR:,} bytes", hint="shorten it")
 

@@ -1,4 +1,4 @@
-"""Bodies of requests: received within their bounds, and unpacked a bounded amount at a time."""
+"""Request bodies: received within limits, and decompressed a bounded amount at a time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MAX_GZIP_MEMBERS: Final = 10_000
 """Each costs time, even if it is empty."""
 _LARGE: Final = 64 << 10
 _LARGE_PACKED: Final = 1 << 10
-"""Bytes. To go through more takes long enough to be left to a thread; packed, a thousandth of it may do."""
+"""Size in bytes above which a body is processed in a thread; compressed, a thousandth of it may take as long."""
 _COPIES: Final = 2
-"""A body is in memory as it was sent, and as lines."""
+"""A body is in memory as sent, and as lines."""
 
 
 class Body:
@@ -34,20 +34,20 @@ class Body:
         self.is_large = len(data) > (_LARGE_PACKED if is_packed else _LARGE)
 
     def read(self) -> bytes:
-        """All of it, unpacked; once.
+        """Return all of it, decompressed; call it once.
 
         Raises:
-            Refused: 400: it cannot be unpacked, or is empty; 413: it is too large; 503: too much is in memory.
+            Refused: 400: it cannot be decompressed, or is empty; 413: it is too large; 503: too much is in memory.
         """
         data, self._data = self._data, b""
         if self._is_packed:
             data = self._unpacked(data)
-        if not data:  # more likely lost on its way than meant
+        if not data:  # more likely lost in transit than intended
             raise Refused(400, "BadRequest", "the body is empty", hint="send it with a Content-Length, or chunked")
         return data
 
     def _unpacked(self, packed: bytes) -> bytes:
-        """One gzip member may follow another (RFC 1952)."""
+        """Decompress; gzip members may follow one another (RFC 1952)."""
         pieces: list[bytes] = []
         size = members = at = 0
         view = memoryview(packed)
@@ -59,7 +59,7 @@ class Body:
                 )
             unpacker = zlib.decompressobj(_GZIP)
             while not unpacker.eof:
-                chunk = view[at : at + _LARGE]  # what zlib does not use of it, it copies
+                chunk = view[at : at + _LARGE]  # zlib copies what it does not use
                 if not chunk:
                     raise Refused(400, "BadRequest", "the body ends within its gzip data", hint="send it whole")
                 try:
@@ -74,11 +74,11 @@ class Body:
 
 
 async def receive(request: Request, share: Share, settings: ServerSettings) -> Body:
-    """The body of a request.
+    """Receive the body of a request.
 
     Raises:
-        Refused: 400: it is not whole; 408: it takes too long; 413: it is too large; 415: it is packed in another way; 503: too much
-            is in memory.
+        Refused: 400: it is incomplete; 408: it takes too long; 413: it is too large; 415: its encoding is not supported; 503: too
+            much is in memory.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
@@ -94,7 +94,7 @@ async def receive(request: Request, share: Share, settings: ServerSettings) -> B
             async for piece in request.stream():
                 check_size(len(data) + len(piece), settings.max_body)
                 share.need(copies * (len(data) + len(piece)))
-                data += piece  # pieces may be of one byte: a list of them would take forty times as much
+                data += piece  # pieces may be single bytes: a list of them would take forty times as much
     except TimeoutError:
         hint = "send faster, or less at once; the server's JOBS_BACKUP_SERVER_READ_TIMEOUT"
         message = f"the body did not arrive within {settings.read_timeout:g} s"
@@ -105,7 +105,7 @@ async def receive(request: Request, share: Share, settings: ServerSettings) -> B
 
 
 def check_size(size: int, most: int) -> None:
-    """Raises Refused (413)."""
+    """Raises Refused (413) if `size` exceeds `most`."""
     if size > most:
         hint = "send less at once; the server's JOBS_BACKUP_SERVER_MAX_BODY"
         raise Refused(413, "TooLarge", f"the body has more than {most:,} bytes", hint=hint)

@@ -1,4 +1,4 @@
-"""One connection: the bounds that uvicorn leaves to others, between the socket and its protocol."""
+"""One connection: limits that uvicorn does not enforce, between the socket and its protocol."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log: Final = logger_of(__name__)
 KEEP_ALIVE_SECONDS: Final = 75
 _STATE: Final = "jobs_backup.connection"
 _MAX_AHEAD: Final = 128 << 10
-"""Bytes that may arrive behind a request before it is answered: the parser would hold them all."""
+"""Maximum bytes that may arrive after a request before it is answered: the parser would hold them all."""
 _FLUSH_SECONDS: Final = 5
-"""How long uvicorn, which closes idle connections, may take to write what is left."""
+"""How long uvicorn, which closes idle connections, may take to write the rest."""
 _NOT_HTTP: Final = answers.of_error(
     Refused(400, "BadRequest", "the request is not valid HTTP/1.1, or its head is too large", hint="see docs/serve.md, HTTP"), ""
 )
@@ -31,16 +31,16 @@ _BAD_REQUEST: Final = (
     % (len(_NOT_HTTP.body), bytes(_NOT_HTTP.body))
 )
 _WARNING_SECONDS: Final = 60
-"""How often it is reported that idle connections make room."""
+"""Interval between warnings that idle connections are closed for new ones."""
 
 
 class Protocol(ZttpProtocol):
-    """uvicorn's, with JSON for what is no request."""
+    """uvicorn's protocol, with JSON for an invalid request."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's
         cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
         if cycle is not None and cycle.response_started and not cycle.response_complete:
-            self.transport.abort()  # within another answer it would be a part of that
+            self.transport.abort()  # otherwise it would become part of another answer
         else:
             self.transport.write(_BAD_REQUEST)
             self.transport.close()
@@ -49,16 +49,16 @@ class Protocol(ZttpProtocol):
 class Connections:
     """The open connections of a server: the `http` of `uvicorn.Config`.
 
-    Beyond `most`, the one that has been idle for longest is closed for the new one. If none is idle, the new one is surplus: it
-    gets an answer that says so, up to `spare` of them; those beyond are closed at once.
+    Beyond `most`, the connection that has been idle longest is closed for a new one. If none is idle, the new one is surplus: it
+    gets an answer that says so. Connections beyond `spare` surplus ones are closed at once.
     """
 
     def __init__(self, *, most: int, spare: int = 0, arrival_seconds: float, protocol: type[asyncio.Protocol] = Protocol) -> None:
-        """Prepare for any number of them.
+        """Prepare for any number of connections.
 
         Args:
-            most: connections that may be open.
-            spare: more of them, which are refused.
+            most: maximum open connections.
+            spare: maximum surplus connections, which are refused.
             arrival_seconds: maximum time for a request to reach the application.
             protocol: uvicorn's, for one parser or another.
         """
@@ -68,7 +68,7 @@ class Connections:
         self.protocol = protocol
         self.open = 0
         self.idle: dict[Connection, None] = {}
-        """Without a request, in the order in which they became so."""
+        """Connections without a request, longest idle first."""
         self._warned_at = -math.inf
 
     def __call__(
@@ -78,14 +78,14 @@ class Connections:
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> asyncio.Protocol:
-        """What uvicorn calls for each connection."""
+        """Make a protocol; uvicorn calls this for each connection."""
         connection = Connection(self)
         state = {**app_state, _STATE: connection}
         connection.inner = self.protocol(config=config, server_state=server_state, app_state=state, _loop=_loop)  # type: ignore[call-arg]
         return connection
 
     def enter(self, connection: Connection) -> bool:
-        """Count it. Gives whether it is surplus."""
+        """Count a connection. Returns whether it is surplus."""
         self.open += 1
         if self.open > self.most:
             self._warn()
@@ -105,10 +105,10 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """Passes everything on to uvicorn's protocol, unchanged: its parser alone reads what arrives.
+    """Passes everything on to uvicorn's protocol, unchanged: only its parser reads what arrives.
 
-    The application calls `begin`, `wants` and `took` (of the body), and `end`. So whatever a client does, one of two clocks runs:
-    that of the connection, or that of the application; and what the client sends ahead is left in the socket.
+    The application calls `begin`, `wants` and `took` (for the body), and `end`. So whatever a client does, one of two clocks runs:
+    the connection's or the application's. What the client sends ahead stays in the socket.
     """
 
     inner: asyncio.Protocol
@@ -118,50 +118,50 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._until = 0.0  # of the loop's clock: then it is closed
-        self._is_arriving = False  # a request has begun to arrive, and is not with the application yet
-        self._requests = 0  # that the application has: of those that are pipelined the next one begins before this one ends
+        self._until = 0.0  # by the loop's clock: when it is closed
+        self._is_arriving = False  # a request has begun to arrive, but has not reached the application
+        self._requests = 0  # in the application; a pipelined request begins before this one ends
         self._ahead = 0
         self._is_paused = False
         self._is_wanted = False
         self.is_surplus = False
-        """There are too many: its requests are refused."""
+        """There are too many connections: its requests are refused."""
 
     def begin(self) -> None:
-        """A request has reached the application, which bounds the time from now on."""
+        """Note that a request has reached the application, which limits the time from now on."""
         self._requests += 1
         self._is_arriving = False
         self._until = math.inf
 
     def wants(self) -> None:
-        """The application asks for a piece of the body."""
+        """Note that the application asks for a piece of the body."""
         if self._is_paused:
             self._is_wanted = True
             self._loop.call_soon(self._read_what_is_wanted)
 
     def took(self, *, is_all: bool) -> None:
-        """The application has got a piece of the body: all of it that has arrived."""
+        """Note that the application has got a piece of the body: all of it that has arrived."""
         self._is_wanted = False
-        if not is_all:  # so there is nothing behind it
+        if not is_all:  # so nothing follows it
             self._read_on()
 
     def end(self) -> None:
-        """The application is done with the request."""
+        """Note that the application has finished the request."""
         self._loop.call_soon(self._ended)  # by then the next request has begun, if it has arrived
 
     def refuse(self) -> None:
-        """Answer a request that uvicorn can't pass on, and close."""
+        """Answer a request that uvicorn cannot pass on, and close."""
         if self._transport is not None:
             self._transport.write(_BAD_REQUEST)
             self._transport.close()
 
     def close(self) -> None:
-        """Close it once all is written."""
+        """Close it once everything is written."""
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """Close it, whatever is still to be written."""
+        """Close it at once, with unwritten data."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
             self._expire_in(self._connections.arrival_seconds)
         try:
             self.inner.data_received(data)
-        except UnicodeDecodeError:  # uvicorn takes a path for ASCII
+        except UnicodeDecodeError:  # uvicorn assumes that a path is ASCII
             self.refuse()
 
     def eof_received(self) -> bool | None:
@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _expire_in(self, seconds: float) -> None:
-        """Only notes when: a timer for each request would cost more than all else here."""
+        """Note the time only: a timer per request would cost more than everything else here."""
         self._until = self._loop.time() + seconds
 
     def _look(self) -> None:
@@ -237,6 +237,6 @@ class Connection(asyncio.Protocol):
 
 
 def connection_of(scope: Mapping[str, Any]) -> Connection:
-    """The connection that a request came on."""
+    """The connection that a request arrived on."""
     connection: Connection = scope["state"][_STATE]
     return connection

@@ -1,4 +1,4 @@
-"""How many events of whom: a rate for each caller."""
+"""Rate limit: events per second for each caller."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MAX_CALLERS: Final = 10_000
 
 
 class Rate:
-    """So many events a second of each caller, in the long run; those of ten seconds at once."""
+    """Maximum events per second for each caller in the long run; ten seconds' worth at once."""
 
     def __init__(self, per_second: int | None) -> None:
         self._per_second = per_second
-        self._free_at: OrderedDict[str, float] = OrderedDict()  # caller -> when all that was taken is paid for
+        self._free_at: OrderedDict[str, float] = OrderedDict()  # caller -> when everything taken is paid for
 
     def take(self, caller: str, events: int) -> None:
-        """Count these. Raises Refused (429): there were too many before them."""
+        """Count events. Raises Refused (429) if the caller recorded too many before."""
         if self._per_second is None:
             return
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""What requests take of the memory: counted by what comes of them, bounded for all together."""
+"""Memory of requests: counted by what they expand to, and limited for all together."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 from jobs_backup.inputs.http.answers import Refused
 
 _WAIT: Final = 1.0
-"""Seconds, until there may be room."""
+"""Seconds until there may be room."""
 MEMBER_BYTES: Final = 256
-"""What an event, an id or a failure takes beside its own bytes: views, objects, a place in lists, its id in the answer."""
+"""Bytes that an event, an id or a failure takes besides its own: views, objects, list entries, its id in the answer."""
 
 
 class Memory:
@@ -22,13 +22,13 @@ class Memory:
         self.taken = 0
 
     def share(self) -> Share:
-        """A request's share: nothing yet."""
+        """A request's share: empty at first."""
         return Share(self)
 
     def take(self, size: int, held: int) -> None:
-        """Take more for one that holds `held`. Raises Refused (503): others leave too little."""
+        """Take more for a request that holds `held`. Raises Refused (503) if others leave too little."""
         with self._lock:
-            if self.taken + size > self._most and self.taken > held:  # alone it may exceed it: other settings bound a request
+            if self.taken + size > self._most and self.taken > held:  # a lone request may exceed it: other settings limit a request
                 hint = "come again; the server's JOBS_BACKUP_SERVER_MAX_PENDING"
                 raise Refused(503, "Busy", "the server has too many requests in memory", hint=hint, retry_after=_WAIT)
             self.taken += size
@@ -39,7 +39,7 @@ class Memory:
 
 
 class Share:
-    """What one request takes, until it has been answered."""
+    """What one request takes, until it is answered."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -47,8 +47,8 @@ class Share:
         self._is_released = False
 
     def need(self, size: int) -> None:
-        """Have at least so many bytes. Raises Refused (503)."""
-        if self._is_released:  # a thread goes on with a request that was given up
+        """Hold at least `size` bytes. Raises Refused (503)."""
+        if self._is_released:  # a thread continues with an abandoned request
             raise Refused(503, "Busy", "the request was given up")
         if size > self._bytes:
             self._memory.take(size - self._bytes, self._bytes)

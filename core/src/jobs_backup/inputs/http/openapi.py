@@ -1,4 +1,4 @@
-"""The document at /openapi.json (OpenAPI 3.1): what may be sent, and what is answered."""
+"""The document at /openapi.json (OpenAPI 3.1): requests and answers."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from jobs_backup.settings.server import ServerSettings
 from jobs_backup.spool.status import Status
 
 RUDDER_TYPES: Final = ("identify", "track", "page", "screen", "group", "alias", "merge")
-"""The kinds of events that RudderStack has a path for."""
+"""Event types for which RudderStack has a path."""
 RUDDER_BATCHES: Final = ("/v1/batch", "/v1/import", "/beacon/v1/batch")
-"""Where its SDKs send batches: the last one from a page that is being closed, with the write key in the URL."""
+"""Where its SDKs send batches: the last one from a page that is closing, with the write key in the URL."""
 PATHS: Final = (
     "/v1/events", "/v1/delivered", "/v1/failures", *(f"/v1/{type_}" for type_ in RUDDER_TYPES), *RUDDER_BATCHES,
     "/status", "/metrics", "/healthz", "/readyz", "/openapi.json",
 )  # fmt: skip
 MAX_NAME: Final = 200
-"""Characters of a source's or a workspace's id."""
+"""Maximum characters of a source's or a workspace's id."""
 
 
 class Recorded(msgspec.Struct, kw_only=True):
-    """The events are durable: on the disk of the server, from which they go to the bucket.
+    """The events are durable: on the server's disk, from where they are uploaded to the bucket.
 
     Attributes:
-        jobs: an id for each, in the order in which they were sent. They exceed 2^53, so they are strings.
+        jobs: an id for each event, in the order sent. Ids exceed 2^53, so they are strings.
     """
 
     jobs: list[str]
 
 
 class Acknowledged(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Deliveries that were taken, durably.
+    """Deliveries that were acknowledged, durably.
 
     Attributes:
         acknowledged: how many.
-        unknown_count: how many ids are not of this server's spool; of those nothing was taken.
+        unknown_count: number of ids that are not in this server's spool; these were not acknowledged.
         unknown: the first 1,000 of them.
-        message: what that means; only where there are such ids.
+        message: what that means; only if there are such ids.
     """
 
     acknowledged: int
@@ -86,7 +86,7 @@ _JOB: Final[dict[str, Any]] = {
     "pattern": "^[0-9]{1,38}$",
 }
 _TIME: Final = r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?Z$"
-"""The form of RFC 3339 that every tool takes: a time in UTC."""
+"""The form of RFC 3339 that every tool accepts: a time in UTC."""
 _TOKEN: Final[list[dict[str, list[str]]]] = [{"token": []}]
 _ANY: Final[list[dict[str, list[str]]]] = [{"token": []}, {"writeKey": []}]
 _WRITE_KEY: Final[list[dict[str, list[str]]]] = [{"writeKey": []}]
@@ -94,12 +94,12 @@ _BEACON: Final[list[dict[str, list[str]]]] = [{"writeKey": []}, {"writeKeyInUrl"
 
 
 def document(settings: ServerSettings) -> dict[str, Any]:
-    """The whole document, with the bounds that are set."""
+    """The whole document, with the configured limits."""
     _, components = msgspec.json.schema_components(
         (Recorded, Acknowledged, Reported, ErrorAnswer, Status, FailureRequest), ref_template="#/components/schemas/{name}"
     )
     for component in components.values():
-        # The first paragraph of the docstring. (Since Python 3.13 docstrings have no indentation; before, all of it.)
+        # The first paragraph of the docstring. (Since Python 3.13, docstrings have no indentation; before, they keep all of it.)
         component["description"] = " ".join(component["description"].partition("\n\n")[0].split())
     failure = components.pop("FailureRequest")
     ids: dict[str, Any] = {"jobId": {"$ref": "#/components/schemas/Job"}, "sourceId": {"type": "string", "minLength": 1}}
@@ -192,7 +192,7 @@ def _parameter(name: str, description: str, shortest: int = 0) -> dict[str, Any]
 
 
 def _sdk(schema: str) -> dict[str, Any]:
-    return {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}  # whatever type it is said to have
+    return {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}  # whatever its declared type
 
 
 def _body(schema: str, max_items: int, *, alone: bool = True) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Web pages that may call: CORS, as the Fetch standard has it. Off, unless origins are configured."""
+"""Web pages that may call: CORS, as the Fetch standard defines it. Off, unless origins are configured."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _EVERY: Final = "*"
 _METHODS: Final = "GET, POST"
 _EXPOSED: Final = "Retry-After, X-Request-ID"
 _MAX_AGE_SECONDS: Final = 900
-"""How long a browser remembers that it may call."""
+"""How long a browser caches the permission to call."""
 
 
 class Origins:
-    """Which origins may call, and what a browser is told."""
+    """Which origins may call, and the headers for browsers."""
 
     def __init__(self, setting: str | None) -> None:
-        """Origins separated by commas; `*` for every one. Raises ConfigurationError."""
+        """Parse origins separated by commas; `*` allows all. Raises ConfigurationError."""
         self._allowed = frozenset(_origins(setting or ""))
 
     @property
@@ -36,7 +36,7 @@ class Origins:
         return self.is_everybody or origin.lower() in self._allowed
 
     def headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
-        """What each answer has, so that a page may read it."""
+        """Headers of each answer that let a page read it."""
         if not self._allowed:
             return []
         headers = [(b"vary", b"origin")]
@@ -50,7 +50,7 @@ class Origins:
         return headers
 
     def preflight(self, method: str, headers: Mapping[str, str]) -> Response | None:
-        """The answer to a preflight; None: this request is none, or CORS is off. Raises Refused (403): the origin may not call."""
+        """Answer a preflight. None: this request is not one, or CORS is off. Raises Refused (403): the origin may not call."""
         if not self._allowed or method != "OPTIONS" or "access-control-request-method" not in headers:
             return None
         if not self.allows(headers.get("origin", "")):
@@ -73,4 +73,4 @@ def _origins(setting: str) -> Iterator[str]:
                 hint="write scheme, host and port as the browser shows them, for example https://www.example.com",
             )
         scheme, _, _ = origin.partition(":")
-        yield origin.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))  # which browsers leave out
+        yield origin.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))  # the default port, which browsers omit

@@ -1,4 +1,4 @@
-"""What is in a body: the parts of a JSON or NDJSON document, each as the bytes that were sent."""
+"""Split a body: the parts of a JSON or NDJSON document, each as the bytes sent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class _Member(msgspec.Struct, frozen=True):
-    """An object that is counted, and dropped: all of them are equal, so that a set has one."""
+    """An object that is counted and dropped: all are equal, so a set keeps only one."""
 
     def __post_init__(self) -> None:
         _counted.members += 1
@@ -48,7 +48,7 @@ class _BatchOfMembers(msgspec.Struct):
 
 
 class _Batch(msgspec.Struct):
-    """RudderStack's `/v1/batch`; what stands beside the events (`sentAt`) tells of the request, not of them."""
+    """RudderStack's `/v1/batch`. Fields next to the events (`sentAt`) describe the request."""
 
     batch: list[msgspec.Raw]
 
@@ -64,7 +64,7 @@ _typed: Final = msgspec.json.Decoder(_Typed).decode
 
 
 def media_type(header: str) -> str:
-    """JSON or NDJSON, by the header Content-Type. Raises Refused (415): it is another, or not UTF-8."""
+    """JSON or NDJSON, by the header Content-Type. Raises Refused (415): another type, or not UTF-8."""
     name = header.partition(";")[0].strip().lower()
     if name not in _TYPES:
         raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
@@ -73,7 +73,7 @@ def media_type(header: str) -> str:
 
 
 def check_charset(header: str) -> None:
-    """Raises Refused (415): the header Content-Type says that the body is not UTF-8."""
+    """Raises Refused (415): the header Content-Type declares a charset other than UTF-8."""
     parameters = (part.strip().lower() for part in header.split(";")[1:])
     charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
     if charset not in ("utf-8", "utf8", "us-ascii"):
@@ -81,11 +81,11 @@ def check_charset(header: str) -> None:
 
 
 def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
-    """The members of an array of objects, or the only object; of NDJSON, its lines but those that are empty.
+    """The members of an array of objects, or the only object; for NDJSON, its non-empty lines.
 
     Raises:
         InvalidEvent: it is neither.
-        Refused: 413: there are more than `most`, and they are counted before they are taken apart; 503: too much is in memory.
+        Refused: 413: there are more than `most`, which are counted before they are parsed; 503: too much is in memory.
     """
     if type_ == NDJSON:
         yield from _lines(body, most, share)
@@ -101,7 +101,7 @@ def ids(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
     if type_ == NDJSON:
         yield from _lines(body, most, share)
     else:
-        if (members := body.count(b",") + 1) > most:  # there are no commas within an id
+        if (members := body.count(b",") + 1) > most:  # an id contains no commas
             raise _too_many(most)
         _charge(share, body, members)
         yield from map(bytes, _decoded(_array, body)[0])
@@ -122,15 +122,15 @@ def _lines(body: bytes, most: int, share: Share) -> Iterator[bytes]:
 
 
 def _check_count(count: Callable[[Text], Any], body: bytes, most: int, share: Share) -> None:
-    """Raises Refused, or InvalidEvent, whose `index` is the place of the one that is no object."""
+    """Raises Refused, or InvalidEvent, whose `index` is the position of the member that is not an object."""
     members = body.count(b",") + 1
-    if members > most:  # or they are commas within
+    if members > most:  # unless the commas are within members
         members = _count(count, body, most)
     _charge(share, body, members)
 
 
 def _count(count: Callable[[Text], Any], body: bytes, most: float) -> int:
-    """The members that are objects. Raises Refused, or InvalidEvent with the index of the one that is none."""
+    """Count the members that are objects. Raises Refused, or InvalidEvent with the index of one that is not."""
 
     def anew(text: Text) -> Any:
         _counted.members, _counted.most = 0, most
@@ -139,7 +139,7 @@ def _count(count: Callable[[Text], Any], body: bytes, most: float) -> int:
     try:
         _decoded(anew, body)
     except InvalidEvent as error:
-        if _counted.members or count is _count_array:  # else it may be what stands before the events
+        if _counted.members or count is _count_array:  # otherwise the error may be before the events
             error.index = _counted.members
         raise
     return int(_counted.members)
@@ -165,7 +165,7 @@ def _too_many(most: int) -> Refused:
 
 
 def typed(event: bytes, type_: str) -> bytes:
-    """An event with its type, where it has none: a call of `/v1/track` need not repeat it. Raises InvalidEvent."""
+    """Add its type to an event without one: a call of `/v1/track` need not repeat it. Raises InvalidEvent."""
     event = event.strip(_SPACE)
     if _decoded(_typed, event)[0].type is not msgspec.UNSET:
         return event
@@ -174,10 +174,10 @@ def typed(event: bytes, type_: str) -> bytes:
 
 
 def recording(stream: Stream, payloads: Iterable[bytes], share: Share) -> Recording:
-    """The payloads as lines.
+    """Turn payloads into a recording of lines.
 
     Raises:
-        Faulty: some of them are wrong.
+        Faulty: some of them are invalid.
         Refused: 503: too much is in memory.
     """
     at = encoding.now()
@@ -195,10 +195,10 @@ def recording(stream: Stream, payloads: Iterable[bytes], share: Share) -> Record
 
 
 def each(parts: Iterable[bytes], read: Callable[[bytes], T]) -> Iterator[tuple[bytes, T]]:
-    """Each part, and what `read` makes of it, up to the first that it cannot use; those behind it are only looked at.
+    """Yield each part with its result of `read`, up to the first invalid part; later ones are only checked.
 
     Raises:
-        Faulty: at the end, if there were any.
+        Faulty: at the end, if any were invalid.
     """
     faults, count = list[tuple[int, InvalidEvent | UnknownJob]](), 0
     for index, part in enumerate(parts):
@@ -216,7 +216,7 @@ def each(parts: Iterable[bytes], read: Callable[[bytes], T]) -> Iterator[tuple[b
 
 
 def _decoded(decode: Callable[[Text], T], body: bytes) -> tuple[T, Text]:
-    """See `surrogates.decode`. Raises InvalidEvent."""
+    """Decode a body, see `surrogates.decode`. Raises InvalidEvent."""
     try:
         return surrogates.decode(decode, body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

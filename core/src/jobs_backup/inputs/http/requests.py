@@ -1,4 +1,4 @@
-"""What was asked of the server: counted, and among the metrics."""
+"""Counts of the requests to the server, for the metrics."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Requests:
     """Counts requests.
 
     Attributes:
-        answered: (path, status) -> how many; the status is 0 where there was nobody to answer.
-        seconds: path -> until the answer was sent.
+        answered: (path, status) -> count; the status is 0 if nobody was left to answer.
+        seconds: path -> time until the answer was sent.
     """
 
     def __init__(self) -> None:
@@ -26,14 +26,14 @@ class Requests:
         self.seconds: dict[str, Histogram] = {}
 
     def add(self, path: str, status: int, seconds: float) -> None:
-        """Count one."""
+        """Count a request."""
         self.answered[path, status] += 1
         if path not in self.seconds:
             self.seconds[path] = Histogram(SECONDS)
         self.seconds[path].observe(seconds)
 
     def show(self, session: Session) -> None:
-        """Have them among the metrics of a Session, if there are any: they are an extra of their own."""
+        """Add the counts to a Session's metrics, if installed: they need an extra."""
         if importlib.util.find_spec("prometheus_client") is not None:
             from jobs_backup.monitoring.metrics import RequestMetrics  # noqa: PLC0415 - an extra
 

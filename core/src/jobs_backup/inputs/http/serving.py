@@ -1,4 +1,4 @@
-"""Listens: uvicorn with an application, bounds on slow clients, TLS, and an orderly end."""
+"""Listen: uvicorn with an application, limits for slow clients, TLS, and an orderly end."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from jobs_backup.util.logs import logger_of
 log: Final = logger_of(__name__)
 
 _SPARE_CONNECTIONS: Final = 64
-"""Beyond what may be open: they are told so; those beyond these are cut."""
+"""Connections beyond the maximum that get an answer saying so; further ones are cut."""
 _OTHER_FILES: Final = 256
 _DRAIN_SECONDS: Final = 10
 _BACKLOG: Final = 2048
 _ACCEPTED_AT_ONCE: Final = 16
-"""Each takes a descriptor before it can be counted, and refused."""
+"""Each takes a descriptor before it can be counted and refused."""
 
 
 class Server:
-    """A socket that is listened on, and what answers there."""
+    """A listening socket, and the server behind it."""
 
     def __init__(self, settings: ServerSettings) -> None:
         """Listen.
 
         Raises:
-            ConfigurationError: the address or the certificate can't be used, or whom the settings let in.
+            ConfigurationError: the address, the certificate or the access settings cannot be used.
         """
         self._settings = settings
         self._access = Access(settings)
@@ -52,7 +52,7 @@ class Server:
         self.url = listening.url(scheme, settings.host, self._listeners[0])
 
     def serve(self, session: Session, stop: threading.Event) -> None:
-        """Answer requests until `stop` is set; then those that have begun, for some seconds."""
+        """Answer requests until `stop` is set, then finish those under way, for a few seconds."""
         asyncio.run(self._serve(session, stop))
 
     async def _serve(self, session: Session, stop: threading.Event) -> None:
@@ -65,7 +65,7 @@ class Server:
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level=logging.ERROR,  # what clients send is no trouble of ours
+                log_level=logging.ERROR,  # clients' errors are not ours
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
@@ -79,7 +79,7 @@ class Server:
 
 
 class _Server(uvicorn.Server):
-    """Ends when it is told to; signals are the command's."""
+    """Ends when `stop` is set; the command handles signals."""
 
     def __init__(self, config: uvicorn.Config, stop: threading.Event) -> None:
         super().__init__(config)
@@ -95,7 +95,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
-            listener.listen(_BACKLOG)  # asyncio has one number for the queue and for what it accepts from it at once
+            listener.listen(_BACKLOG)  # asyncio has one number for the queue and for how many it accepts from it at once
 
 
 def _listen(settings: ServerSettings) -> list[socket.socket]:
@@ -107,15 +107,15 @@ def _listen(settings: ServerSettings) -> list[socket.socket]:
             hint="set JOBS_BACKUP_SERVER_PORT to another port, or JOBS_BACKUP_SERVER_HOST to an address of this machine",
         ) from error
     for listener in listeners:
-        # Connections inherit it. asyncio sets it only where a socket's protocol is not 0. Without it answers wait 40 ms for an ACK.
+        # Connections inherit it. asyncio sets it only if a socket's protocol is not 0. Without it, answers wait 40 ms for an ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: also who does not read the answers is cut
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: also cuts clients that do not read the answers
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * KEEP_ALIVE_SECONDS)
     return listeners
 
 
 def _room_for(connections: int) -> int:
-    """How many connections may be open: with no descriptor left, the spool's files can't be opened, and nothing is sent."""
+    """Limit connections by free descriptors: without any, the spool's files cannot be opened, and nothing is uploaded."""
     others = _SPARE_CONNECTIONS + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= connections + others:
@@ -124,7 +124,7 @@ def _room_for(connections: int) -> int:
     limit = max(soft, limit)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    except (ValueError, OSError):  # macOS has a lower limit of its own, which no call tells
+    except (ValueError, OSError):  # macOS has a lower limit of its own, which no call reports
         limit = soft
     room = min(connections, max(limit - others, limit // 4))
     if room < connections:
@@ -152,7 +152,7 @@ def _check_tls(settings: ServerSettings) -> None:
         except OSError as error:
             raise ConfigurationError(f"{name}={path}: {error.strerror}", hint="name a readable file of PEM") from error
     try:
-        # Without the password, an encrypted key would be asked for on the terminal.
+        # Without the password, an encrypted key would prompt on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ConfigurationError(
