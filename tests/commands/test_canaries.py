@@ -25,7 +25,7 @@ from jobs_backup.settings import Duration, Endpoint, Secret, Setting, Settings, 
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup.store import providers, wrappers
-from jobs_backup.store.plugins import Installed, Kind, settings_of
+from jobs_backup.store.plugins import Installed, PluginKind, settings_of
 from jobs_backup.util.disclosure import credential_in, may_be_credential, shown
 
 _BASE64: Final = "Zm9vQ2FuYXJ5K1NlY3JldC83ZjNhOWIyYzRkNWU2ZjcwOE1qUXc5"
@@ -201,7 +201,7 @@ class OddProvider:
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 @pytest.mark.parametrize("name", [*(one.variable.name for one in Odd.describe()), "ODD_OWN"])
 def test_third_parties_settings_are_guarded_by_the_mechanism(name: str, secret: str) -> None:
-    kind = Kind(noun="provider", group="odd", not_found=ConfigurationError, distributions={})
+    kind = PluginKind(noun="provider", group="odd", not_found=ConfigurationError, distributions={})
     one = Installed(name="ODD", distribution="odd", version="1", target="odd:Odd")
     with pytest.raises(ConfigurationError) as caught:
         kind.configure(one, OddProvider, {name: secret})

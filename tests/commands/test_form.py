@@ -10,7 +10,7 @@ from commands import run
 from distributions import Install
 from settings_reference import plugins_of_this_repository
 
-from jobs_backup.checks.provider import Result, examine
+from jobs_backup.checks.provider import Result, check_provider
 from jobs_backup.cli import cli
 from jobs_backup.errors import ProviderNotFound
 from jobs_backup.store import providers
@@ -64,7 +64,7 @@ CONFIGURED = {"JOBS_BACKUP_BUCKET": "events", "ACME_TOKEN": "canary-7f3a"}
 
 
 def look(environment: dict[str, str] | None = None) -> dict[str, tuple[Result, str]]:
-    return {one.name: (one.result, one.text) for one in examine("acme", CONFIGURED if environment is None else environment)}
+    return {one.name: (one.result, one.text) for one in check_provider("acme", CONFIGURED if environment is None else environment)}
 
 
 def test_a_good_one(install: Install) -> None:
@@ -89,7 +89,7 @@ def test_without_its_settings_it_is_not_configured(install: Install) -> None:
 
 @pytest.mark.parametrize(("name", "settings"), list(plugins_of_this_repository(providers.KIND)))
 def test_those_of_this_repository_are_good(name: str, settings: object) -> None:
-    found = list(examine(name, {}))
+    found = list(check_provider(name, {}))
     assert [one for one in found if one.result is Result.WRONG] == []
     assert len(found) == 8
 

@@ -23,8 +23,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from jobs_backup import Backup
 from jobs_backup.backup.backup import session_of
 from jobs_backup.backup.session import Session
-from jobs_backup.inputs.http.access import Access
 from jobs_backup.inputs.http.app import App
+from jobs_backup.inputs.http.auth import Access
 from jobs_backup.model import Kind
 from jobs_backup.settings.server import ServerSettings
 

@@ -404,7 +404,7 @@ def test_file_without_bucket(tmp_path: Path) -> None:
 
 
 def _memory(monkeypatch: pytest.MonkeyPatch, class_: type[MemoryProvider], spool: Mapping[str, str]) -> Report:
-    def load(_: str, environment: Mapping[str, str]) -> providers.Loaded:
+    def load(_: str, environment: Mapping[str, str]) -> providers.LoadedProvider:
         return loaded(class_, environment)
 
     monkeypatch.setattr(providers, "load", load)

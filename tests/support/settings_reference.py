@@ -15,7 +15,7 @@ from jobs_backup.settings import Duration, Endpoint, Secret, Setting, Settings, 
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup.store import providers, wrappers
-from jobs_backup.store.plugins import Kind, settings_of
+from jobs_backup.store.plugins import PluginKind, settings_of
 
 HEAD: Final = """\
 # Settings
@@ -41,7 +41,7 @@ TYPES: Final = {
 }  # fmt: skip
 
 
-def plugins_of_this_repository(kind: Kind) -> Iterator[tuple[str, type[Settings]]]:
+def plugins_of_this_repository(kind: PluginKind) -> Iterator[tuple[str, type[Settings]]]:
     """Name and settings of each one of a kind that core, a plugin or contrib here offers."""
     found = (path for where in ("core", "plugins/*", "contrib/*") for path in sorted(ROOT.glob(f"{where}/pyproject.toml")))
     for project in found:

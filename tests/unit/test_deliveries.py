@@ -558,7 +558,7 @@ class TestDamage:
         if sealed:
             with pytest.raises(SpoolCorrupt) as caught:
                 content(spool, claim_.batch)
-            spool.set_aside(claim_, caught.value)
+            spool.quarantine_batch(claim_, caught.value)
             assert spool.claim() is None  # both chunks were folded into one member
         else:
             die(spool)

@@ -19,7 +19,7 @@ from commands import run
 from serving import TOKEN, serve
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.inputs.http.access import Access
+from jobs_backup.inputs.http.auth import Access
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup.util.listening import is_loopback, listen, url
 

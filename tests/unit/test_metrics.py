@@ -334,7 +334,7 @@ class TestTotals:
         with sqlite3.connect(tmp_path / "blobs" / f"{spool.session}.db") as connection:
             connection.execute("UPDATE chunks SET data=zeroblob(length(data))")
         connection.close()
-        spool.set_aside(claimed_once, SpoolCorrupt("rotten"))
+        spool.quarantine_batch(claimed_once, SpoolCorrupt("rotten"))
         assert totals(tmp_path)["raw", "set aside"][0] == 1
         assert totals(tmp_path)["raw", "sealed"][0] == 1
         spool.close()

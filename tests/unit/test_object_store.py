@@ -28,7 +28,7 @@ from jobs_backup.model import (
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.plugins import Installed
-from jobs_backup.store.providers import Loaded, register
+from jobs_backup.store.providers import LoadedProvider, register
 from jobs_backup.store.retry import Retry, RetryPolicy
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def store(*answers: object) -> tuple[ObjectStore, Scripted]:
     provider = Scripted(*answers)
     one = Installed(name="SCRIPTED", distribution="scripted", version="1", target="m:C")
     manager, hooks = register(provider, one)
-    loaded = Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)
+    loaded = LoadedProvider(installed=one, provider=provider, manager=manager, hooks=hooks)
     return ObjectStore(loaded, retry=Retry(POLICY, sleep=lambda _: None)), provider
 
 

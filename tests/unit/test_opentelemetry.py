@@ -40,7 +40,7 @@ from jobs_backup.model import (
 )
 from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.plugins import Installed
-from jobs_backup.store.providers import Loaded, register
+from jobs_backup.store.providers import LoadedProvider, register
 from jobs_backup.store.retry import Retry, RetryPolicy
 from jobs_backup.store.wrappers import Wrappers
 from jobs_backup_opentelemetry import OpenTelemetryWrapper
@@ -167,7 +167,7 @@ def store(*errors: BaseException) -> tuple[ObjectStore, Scripted]:
     provider = Scripted(*errors)
     one = Installed(name="SCRIPTED", distribution="scripted", version="1", target="m:C")
     manager, hooks = register(provider, one)
-    loaded = Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)
+    loaded = LoadedProvider(installed=one, provider=provider, manager=manager, hooks=hooks)
     wrappers = Wrappers.from_settings("OPENTELEMETRY", {})
     made = ObjectStore(loaded, retry=Retry(RetryPolicy(attempts=3), sleep=lambda _: None), wrappers=wrappers)
     made.use_bodies(Bodies(provider))

@@ -80,7 +80,7 @@ def test_a_sealed_batch_that_nobody_tried_to_send_goes_on_without_what_is_damage
     with pytest.raises(SpoolCorrupt) as caught:
         content(spool, first.batch)
     spool.uploads.begin(first.batch, Upload(key=first.batch.key, id="secret"), 5 << 20)
-    spool.set_aside(first, caught.value)
+    spool.quarantine_batch(first, caught.value)
     second = claim(spool)
     assert (second.id, second.events) == (first.batch.id, 2)
     assert second.key != first.batch.key, "other bytes, so another key"
@@ -101,7 +101,7 @@ def test_what_may_be_in_the_bucket_already_is_not_sent_under_another_key(tmp_pat
     again = claimed(spool)
     if again.batch.stream == APP:
         again = claimed(spool)
-    spool.set_aside(again, SpoolCorrupt("rotten"))
+    spool.quarantine_batch(again, SpoolCorrupt("rotten"))
     damages = spool.quarantined()
     assert [(damage.job, "in the bucket already" in damage.error) for damage in damages] == [
         (local(jobs[0]), True),
@@ -123,7 +123,7 @@ def test_events_that_are_not_there_any_more_are_never_missed_in_silence(tmp_path
     first = claimed(spool)
     with pytest.raises(SpoolCorrupt, match="instead of") as caught:
         spool.open_body(first.batch)
-    spool.set_aside(first, caught.value)
+    spool.quarantine_batch(first, caught.value)
     (damage,) = spool.quarantined()
     assert (damage.stream, damage.batch, damage.events) == (WEB, first.batch.id, 1)
     assert damage.error == f"1 events of batch {first.batch.id} are missing"
@@ -161,14 +161,14 @@ def test_a_process_that_dies_while_it_sets_aside_loses_nothing_of_it(tmp_path: P
     first = claimed(spool)
     monkeypatch.setattr(spool._catalog, "reseal", lambda *_: pytest.fail("killed here"))
     with pytest.raises(pytest.fail.Exception):
-        spool.set_aside(first, SpoolCorrupt("rotten"))
+        spool.quarantine_batch(first, SpoolCorrupt("rotten"))
     die(spool)
     alive = open_spool(tmp_path)
     alive.recover()
     again = claimed(alive)
     with pytest.raises(SpoolCorrupt, match="instead of"):
         alive.open_body(again.batch)
-    alive.set_aside(again, SpoolCorrupt("rotten"))
+    alive.quarantine_batch(again, SpoolCorrupt("rotten"))
     assert [damage.job for damage in alive.quarantined()] == list(map(local, jobs))
     assert alive.claim() is None
     alive.close()
@@ -192,7 +192,7 @@ def test_a_file_that_is_damaged_as_a_whole_is_kept_and_stops_nothing(tmp_path: P
         try:
             content(alive, found.batch)
         except SpoolCorrupt as error:
-            alive.set_aside(found, error)
+            alive.quarantine_batch(found, error)
         else:
             alive.stored(found.batch)
             stored += 1

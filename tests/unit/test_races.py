@@ -150,7 +150,7 @@ def test_two_processes_retire_the_same_damaged_file(tmp_path: Path, monkeypatch:
     slow, quick = open_spool(tmp_path), open_spool(tmp_path)
     slow.recover()
     one = claimed(slow)
-    slow.set_aside(one, SpoolCorrupt("its bytes are not there"))
+    slow.quarantine_batch(one, SpoolCorrupt("its bytes are not there"))
     batch = claim(slow)
     move, moves = BlobFiles.move, list[str]()
 
@@ -193,10 +193,10 @@ def test_a_report_of_damage_outlives_the_move_of_its_file(tmp_path: Path, monkey
     monkeypatch.setattr(of._catalog, "moved", between)
     if killed:
         with pytest.raises(Killed):
-            of.set_aside(one, SpoolCorrupt("its bytes are not there"))
+            of.quarantine_batch(one, SpoolCorrupt("its bytes are not there"))
         die(of)
     else:
-        of.set_aside(one, SpoolCorrupt("its bytes are not there"))
+        of.quarantine_batch(one, SpoolCorrupt("its bytes are not there"))
         assert seen == {f"quarantine/{dead.session}.db"}
         of.close()
     assert {damage.file for damage in other.quarantined()} == {f"quarantine/{dead.session}.db"}

@@ -24,7 +24,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.store.retry import Retry, RetryPolicy
 
-POLICY = RetryPolicy(attempts=4, first_wait=1.0, max_wait=8.0, deadline=1000.0)
+POLICY = RetryPolicy(attempts=4, initial_backoff=1.0, max_wait=8.0, deadline=1000.0)
 
 
 def failing(*errors: Exception) -> Callable[[], str]:
@@ -146,7 +146,7 @@ def test_waits_are_full_jitter_below_a_bound_that_doubles() -> None:
     bounds = [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
     seen: list[list[float]] = [[] for _ in bounds]
     for seed in range(300):
-        calls = Calls(RetryPolicy(attempts=7, first_wait=1.0, max_wait=8.0, deadline=1000.0), seed=seed)
+        calls = Calls(RetryPolicy(attempts=7, initial_backoff=1.0, max_wait=8.0, deadline=1000.0), seed=seed)
         with pytest.raises(Unavailable):
             calls(always(lambda: Unavailable("no")))
         for waits, wait in zip(seen, calls.waits, strict=True):
@@ -160,14 +160,14 @@ def test_waits_are_full_jitter_below_a_bound_that_doubles() -> None:
 
 @given(st.lists(st.floats(0, 100) | st.none(), min_size=1, max_size=8), st.integers(0, 2**32))
 def test_a_wait_is_never_shorter_than_the_store_asks_for(asked: list[float | None], seed: int) -> None:
-    calls = Calls(RetryPolicy(attempts=9, first_wait=1.0, max_wait=8.0, deadline=10_000.0), seed=seed)
+    calls = Calls(RetryPolicy(attempts=9, initial_backoff=1.0, max_wait=8.0, deadline=10_000.0), seed=seed)
     assert calls(failing(*(Throttled("slow down", retry_after=seconds) for seconds in asked))) == "done"
     for wait, seconds in zip(calls.waits, asked, strict=True):
         assert (seconds or 0) <= wait <= max(8.0, seconds or 0)
 
 
 def test_many_retries_do_not_overflow_the_wait() -> None:
-    calls = Calls(RetryPolicy(attempts=2000, first_wait=1.0, max_wait=8.0, deadline=1e9))
+    calls = Calls(RetryPolicy(attempts=2000, initial_backoff=1.0, max_wait=8.0, deadline=1e9))
     with pytest.raises(Unavailable) as caught:
         calls(always(lambda: Unavailable("no")))
     assert caught.value.attempts == 2000
@@ -189,7 +189,7 @@ def test_the_deadline_counts_the_time_that_attempts_take() -> None:
         time.sleep(0.06)
         raise Unavailable("no")
 
-    retry = Retry(RetryPolicy(attempts=1000, first_wait=0.001, max_wait=0.001, deadline=0.3))
+    retry = Retry(RetryPolicy(attempts=1000, initial_backoff=0.001, max_wait=0.001, deadline=0.3))
     began = time.monotonic()
     with pytest.raises(Unavailable) as caught:
         retry.call("w", slow, lambda *_: None)
@@ -230,7 +230,7 @@ def test_during_shutdown_a_call_is_tried_once() -> None:
 
 
 def test_calls_in_many_threads_do_not_disturb_each_other() -> None:
-    retry = Retry(RetryPolicy(attempts=6, first_wait=0.001, max_wait=0.002, deadline=60))
+    retry = Retry(RetryPolicy(attempts=6, initial_backoff=0.001, max_wait=0.002, deadline=60))
     attempts: dict[int, int] = {}
     wrong: list[str] = []
 
@@ -284,7 +284,7 @@ def test_each_failed_attempt_is_logged_with_what_when_and_why(caplog: pytest.Log
 
 
 def test_the_time_spent_is_in_the_final_error() -> None:
-    retry = Retry(RetryPolicy(attempts=3, first_wait=0.1, max_wait=0.1, deadline=60), rng=Largest())
+    retry = Retry(RetryPolicy(attempts=3, initial_backoff=0.1, max_wait=0.1, deadline=60), rng=Largest())
     with pytest.raises(Unavailable) as caught:
         retry.call("w", always(lambda: Unavailable("no")), lambda *_: None)
     assert caught.value.elapsed >= 0.2

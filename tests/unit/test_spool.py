@@ -24,7 +24,7 @@ from jobs_backup.model import Kind, Part, Stream, Upload
 from jobs_backup.spool.ids import INDEX_BITS, JobSet, job_id, origin_of
 from jobs_backup.spool.interface import BatchLimits, Claim, InputPosition, Recording
 from jobs_backup.spool.sqlite import writer
-from jobs_backup.spool.sqlite.blobs import Changes, Chunk, Form
+from jobs_backup.spool.sqlite.blobs import Changes, Chunk, ChunkKind
 from jobs_backup.spool.sqlite.locks import ProcessLock
 from jobs_backup.spool.sqlite.open_batch import MEMBER_BYTES
 from jobs_backup.spool.sqlite.spool import SqliteSpool
@@ -51,7 +51,7 @@ def test_large_recordings_become_members_of_about_a_mebibyte(tmp_path: Path) -> 
     for start in range(0, len(lines), 500):
         record(spool, lines[start : start + 500])
     chunks = spool._writer._blobs.chunks(spool._writer._open[WEB].id)
-    members = [chunk for chunk in chunks if chunk.form is Form.MEMBER]
+    members = [chunk for chunk in chunks if chunk.form is ChunkKind.MEMBER]
     assert len(members) == len(lines) * len(lines[0]) // MEMBER_BYTES
     assert all(MEMBER_BYTES <= chunk.raw_bytes < MEMBER_BYTES + 500 * len(lines[0]) for chunk in members)
     spool.seal()
@@ -675,7 +675,7 @@ def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> N
     assert position(spool, "input") == b"{}"
     with closing(sqlite3.connect(blobs)) as connection, connection:
         connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (batches[0].id << INDEX_BITS,))
-    spool.set_aside(Claim(batches[0], 0, 2, is_delivered=False), SpoolCorrupt("rotten"))
+    spool.quarantine_batch(Claim(batches[0], 0, 2, is_delivered=False), SpoolCorrupt("rotten"))
     assert {damage.batch for damage in spool.quarantined()} == {batches[0].id}
     spool.close()
     fresh = open_spool(tmp_path / "fresh")

@@ -12,7 +12,7 @@ from jobs_backup.errors import IntegrityError, JobsBackupError, SpoolError
 from jobs_backup.model import Body
 
 
-class Stream(Protocol):
+class ResponseStream(Protocol):
     """A response of the store, as it is read."""
 
     def read(self, amt: int, /) -> bytes:
@@ -96,7 +96,7 @@ def _unreadable(error: Exception) -> SpoolError:
 class ObjectBody(Body):
     """An object in the bucket, for `read`. Each reader requests it again, from the offset where reading starts."""
 
-    def __init__(self, size: int, get: Callable[[int], Stream], translated: Translated) -> None:
+    def __init__(self, size: int, get: Callable[[int], ResponseStream], translated: Translated) -> None:
         """Read the object through `get`, which returns its bytes from an offset on.
 
         Args:
@@ -113,12 +113,12 @@ class ObjectBody(Body):
 
 
 class _ObjectReader(io.RawIOBase):
-    def __init__(self, size: int, get: Callable[[int], Stream], translated: Translated) -> None:
+    def __init__(self, size: int, get: Callable[[int], ResponseStream], translated: Translated) -> None:
         self._size = size
         self._get = get
         self._translated = translated
         self._position = 0
-        self._stream: Stream | None = None
+        self._stream: ResponseStream | None = None
 
     def readable(self) -> bool:
         return True

@@ -119,7 +119,7 @@ def _in_locks(args: tuple[Any, ...]) -> bool:
 
 
 def _has_folded(args: tuple[Any, ...]) -> bool:
-    return bool(args[0]._folded)
+    return bool(args[0]._compacted)
 
 
 _SPOOL: Final = "jobs_backup.spool.sqlite.spool:SqliteSpool"

@@ -49,7 +49,7 @@ _MAX_ASKED: Final = 3600.0
 """Seconds; the longest pause that a store may ask for."""
 
 
-class Sent:
+class UploadStats:
     """Totals uploaded since the start, for a summary or a progress bar."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Archiver:
         self._claims_fail_since = math.inf
         self._unreleased: list[Callable[[], None]] = []
         self.deleter = Deleter(spool, store, stop=stop, on_change=self.wake)
-        self.sent = Sent()
+        self.sent = UploadStats()
         self.failure: JobsBackupError | None = None
         """The last error that delayed a batch; None again once another batch was uploaded."""
         # Daemons, because a hanging request must not keep the process from ending: the next start uploads its batch again.
@@ -194,7 +194,7 @@ class Archiver:
                 continue
             batch = claimed.batch
             try:
-                if self._skip_delivered and claimed.is_delivered and claimed.times == 1:
+                if self._skip_delivered and claimed.is_delivered and claimed.attempts == 1:
                     self._spool.skip(batch)
                     fields = {"key": batch.key, "events": batch.events, "bytes": batch.size}
                     log.info("%s is not written: all of its %d events were delivered", batch.key, batch.events, extra=fields)
@@ -254,7 +254,7 @@ class Archiver:
         except AlreadyExists:
             # It is proven (see proof.py): an earlier attempt, whose response was lost, has uploaded these bytes.
             receipt = WriteReceipt(existed=True)
-        sent_before = claimed.times > 1 or receipt.existed
+        sent_before = claimed.attempts > 1 or receipt.existed
         self._spool.stored(batch, deletable_after=self._store.may_land_for(sent_before=sent_before))
         with self._lock:
             self._pause, self._pauses, self.failure = None, 0, None
@@ -274,13 +274,13 @@ class Archiver:
 
     def _is_begun(self, claimed: Claim) -> bool:
         """Whether an earlier attempt began a multipart upload, which must be finished as one whatever the settings are now."""
-        return claimed.times > 1 and self._spool.uploads.of(claimed.batch) is not None
+        return claimed.attempts > 1 and self._spool.uploads.of(claimed.batch) is not None
 
     def _damaged(self, claim: Claim, error: SpoolCorrupt) -> None:
         """Quarantine what is damaged; the rest is uploaded as another object, if possible."""
         log.error("%s: %s", claim.batch.key, error.one_line(), extra={"key": claim.batch.key, "code": error.code})
         try:
-            self._spool.set_aside(claim, error)
+            self._spool.quarantine_batch(claim, error)
         except SpoolError as failure:
             self._failed(claim.batch, claim.failures, failure)
 

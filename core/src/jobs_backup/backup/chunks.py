@@ -46,7 +46,7 @@ def each_of(payloads: object) -> Iterator[Payload | Event]:
     return iter(cast(Iterable[Payload | Event], payloads))
 
 
-class Chunk:
+class RecordChunk:
     """Encoded events on their way into one commit."""
 
     def __init__(self) -> None:

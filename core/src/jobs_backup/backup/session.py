@@ -12,7 +12,7 @@ from typing import Final
 
 from jobs_backup.archive.archiver import TICK, Archiver, stalled
 from jobs_backup.backup import failures
-from jobs_backup.backup.chunks import Chunk, each_of, raw_stream
+from jobs_backup.backup.chunks import RecordChunk, each_of, raw_stream
 from jobs_backup.backup.events import Event, Job, Jobs, job_sets
 from jobs_backup.backup.failures import Failure, FailureRecord
 from jobs_backup.checks.settings import unknown_settings
@@ -82,7 +82,7 @@ class Session:
         source = raw_stream(workspace_id, source_id) if source_id else None
         left, jobs = each_of(payloads), Jobs()
         while True:
-            chunk = Chunk()
+            chunk = RecordChunk()
             try:
                 is_full = chunk.fill(left, source)
             except InvalidEvent as error:
@@ -221,7 +221,7 @@ class Session:
                     f"the failures are recorded, but their events' objects will stay in the bucket: {error}", hint=error.hint
                 ) from error
 
-    def _keep_chunk(self, chunk: Chunk, jobs: Jobs) -> None:
+    def _keep_chunk(self, chunk: RecordChunk, jobs: Jobs) -> None:
         if chunk:
             try:
                 self.keep(chunk.recordings)

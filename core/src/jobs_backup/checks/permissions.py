@@ -36,7 +36,7 @@ from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.retry import Retry, RetryPolicy
 from jobs_backup.store.wrappers import Wrappers
 
-_RETRY: Final = RetryPolicy(attempts=2, first_wait=0.5, max_wait=1.0, deadline=20.0)
+_RETRY: Final = RetryPolicy(attempts=2, initial_backoff=0.5, max_wait=1.0, deadline=20.0)
 _TIMEOUT: Final = 15.0
 """Seconds for an attempt, or the configured timeout if shorter: somebody waits for the answer."""
 _DIRECTORY: Final = "jobs-backup-check"

@@ -19,7 +19,7 @@ from jobs_backup.hookspecs import PROJECT
 from jobs_backup.model import Policy
 from jobs_backup.settings import Setting
 from jobs_backup.store.plugins import Installed, secrets_of, settings_of
-from jobs_backup.store.providers import HOOKS, KIND, Loaded, load, load_class, register
+from jobs_backup.store.providers import HOOKS, KIND, LoadedProvider, load, load_class, register
 from jobs_backup.util.disclosure import redacted
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -44,7 +44,7 @@ class Result(StrEnum):
     NOT_TRIED = "not tried"
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     """What was checked, and the result."""
 
     name: str
@@ -52,7 +52,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-def examine(name: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+def check_provider(name: str, environment: Mapping[str, str]) -> Iterator[CheckResult]:
     """Check a provider. If the environment has its settings, it is also configured; nothing is sent.
 
     Raises:
@@ -69,10 +69,10 @@ def examine(name: str, environment: Mapping[str, str]) -> Iterator[Finding]:
     try:
         loaded = load(name, environment)
     except ProviderNotFound as error:
-        yield Finding(name="configured", result=Result.WRONG, text=error.message)
+        yield CheckResult(name="configured", result=Result.WRONG, text=error.message)
         return
     except ConfigurationError as error:
-        yield Finding(name="configured", result=Result.NOT_TRIED, text=error.message)
+        yield CheckResult(name="configured", result=Result.NOT_TRIED, text=error.message)
         return
     yield _looked("configured", lambda: _configured(loaded, class_, environment))
     if "policy" in loaded.hooks:
@@ -83,13 +83,13 @@ class _Wrong(Exception):
     """A violation of the contract."""
 
 
-def _looked(name: str, look: Callable[[], str]) -> Finding:
+def _looked(name: str, look: Callable[[], str]) -> CheckResult:
     try:
-        return Finding(name=name, result=Result.OK, text=look())
+        return CheckResult(name=name, result=Result.OK, text=look())
     except _Wrong as error:
-        return Finding(name=name, result=Result.WRONG, text=str(error))
+        return CheckResult(name=name, result=Result.WRONG, text=str(error))
     except ProviderNotFound as error:
-        return Finding(name=name, result=Result.WRONG, text=error.message)
+        return CheckResult(name=name, result=Result.WRONG, text=error.message)
 
 
 def _entry_point(one: Installed) -> str:
@@ -204,7 +204,7 @@ def _unset(one: Installed, class_: type[Any]) -> str:
     return "none is required"
 
 
-def _configured(loaded: Loaded, class_: type[Any], environment: Mapping[str, str]) -> str:
+def _configured(loaded: LoadedProvider, class_: type[Any], environment: Mapping[str, str]) -> str:
     provider = loaded.provider
     secrets = [secret.reveal() for secret in secrets_of(class_, environment)]
     for what, text in {"location": provider.location, "repr": repr(provider), "attributes": repr(vars(provider))}.items():
@@ -215,7 +215,7 @@ def _configured(loaded: Loaded, class_: type[Any], environment: Mapping[str, str
     return provider.location
 
 
-def _policy(loaded: Loaded, environment: Mapping[str, str]) -> str:
+def _policy(loaded: LoadedProvider, environment: Mapping[str, str]) -> str:
     found: list[str] = []
     for format_ in _FORMATS:
         try:

@@ -10,7 +10,7 @@ import click
 
 from jobs_backup import __version__
 from jobs_backup.cli import streams
-from jobs_backup.cli.options import INCOMPLETE, of_machine, say, show_usage
+from jobs_backup.cli.options import INCOMPLETE, echo_message, of_machine, show_usage
 from jobs_backup.errors import JobsBackupError
 
 # With their one-line help, so that --help need not import them all.
@@ -67,7 +67,7 @@ def main() -> None:
     except (OSError, MemoryError, RuntimeError) as error:
         if (translated := of_machine(error)) is None:
             raise
-        say(translated.one_line(), translated.code)
+        echo_message(translated.one_line(), translated.code)
         sys.exit(INCOMPLETE)
 
 
@@ -82,6 +82,6 @@ def _run() -> int:
     except click.Abort:
         return 130  # as shells report SIGINT
     except JobsBackupError as error:
-        say(error.one_line(), error.code)
+        echo_message(error.one_line(), error.code)
         return INCOMPLETE
     return code

@@ -10,8 +10,8 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from jobs_backup.backup.session import Session
-from jobs_backup.cli.options import machine_errors, say
-from jobs_backup.cli.process import bound_memory, leave, monitored_session, stopping
+from jobs_backup.cli.options import echo_message, machine_errors
+from jobs_backup.cli.process import bound_memory, exit_process, monitored_session, stopping
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.summary import Counted, Summary, Unfinished
 from jobs_backup.errors import AmbiguousInput, ConfigurationError, JobsBackupError
@@ -76,7 +76,7 @@ def take_in(
                     _report_replaced(inputs, contents, summary)
                 summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=stop.is_set(), allow_rejects=options.allow_rejects)
-    leave(code, session)
+    exit_process(code, session)
 
 
 def _how_to_go_on(inputs: Sequence[Input], options: InputOptions) -> str:
@@ -108,7 +108,7 @@ class _Report:
     def __init__(self, summary: Summary, shown: Progress) -> None:
         self._summary = summary
         self._shown = shown
-        self.note = say
+        self.note = echo_message
 
     def taken(self, count: int, read: int) -> None:
         self._summary.count += count
@@ -120,9 +120,9 @@ class _Report:
     def rejected(self, why: str, path: Path) -> None:
         self._summary.rejected += 1
         if self._summary.rejected <= _REPORTED:
-            say(why, "Rejected")
+            echo_message(why, "Rejected")
         elif self._summary.rejected == _REPORTED + 1:
-            say("more lines are rejected; they are in the rejects file, too", "Rejected")
+            echo_message("more lines are rejected; they are in the rejects file, too", "Rejected")
         if path not in self._summary.rejects:
             self._summary.rejects.append(path)
 
@@ -131,4 +131,4 @@ class _Report:
 
     def left(self, name: str, line: int, size: int) -> None:
         self._summary.unfinished.append(Unfinished(name, line, size))
-        say(f"{name}:{line}: an unfinished line of {size:,} bytes is left for the next run", "Unfinished")
+        echo_message(f"{name}:{line}: an unfinished line of {size:,} bytes is left for the next run", "Unfinished")

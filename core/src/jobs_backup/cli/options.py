@@ -25,7 +25,7 @@ REJECTED: Final = 3
 """All valid input is in the bucket, but some lines were rejected."""
 
 
-def say(text: str, code: str = "", *, level: int | None = None) -> None:
+def echo_message(text: str, code: str = "", *, level: int | None = None) -> None:
     """Print a line on standard error. `code` is what `jobs-backup help` explains, a section of docs/messages.md.
 
     `level` applies to JOBS_BACKUP_LOG_FORMAT=json. Default: warning if there is a `code`, else info.
@@ -47,7 +47,7 @@ def only_one(_context: click.Context, option: click.Parameter, given: tuple[str,
 def show_usage(error: click.ClickException) -> None:
     """Print what is wrong with the command line, escaped: the shell may have put file names into it that others chose."""
     if is_json(os.environ):
-        say(error.format_message(), "Usage", level=logging.ERROR)
+        echo_message(error.format_message(), "Usage", level=logging.ERROR)
         return
     if isinstance(error, click.UsageError) and error.ctx is not None:
         click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
@@ -69,7 +69,7 @@ def check_text(name: str, text: str) -> None:
 
 def fail(error: JobsBackupError) -> NoReturn:
     """Exit with an error that prevents the command from starting. A disk error has its own exit code: events may wait there."""
-    say(error.one_line(), error.code, level=logging.ERROR)
+    echo_message(error.one_line(), error.code, level=logging.ERROR)
     is_of_disk = isinstance(error, SpoolCorrupt | SpoolFull) or isinstance(error.__cause__, sqlite3.Error)
     sys.exit(INCOMPLETE if is_of_disk else MISUSED)
 
@@ -135,7 +135,7 @@ def tell_misspelt_settings() -> None:
     from jobs_backup.checks.settings import misspelt_settings  # noqa: PLC0415 - as above
 
     for line in misspelt_settings(os.environ):
-        say(f"warning: {line}", "UnknownSetting")
+        echo_message(f"warning: {line}", "UnknownSetting")
 
 
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 from jobs_backup.backup.session import Session
 from jobs_backup.checks.settings import plugins_of, unknown_settings
-from jobs_backup.cli.options import say
+from jobs_backup.cli.options import echo_message
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.monitoring.health import monitored
 from jobs_backup.settings.core import CoreSettings
@@ -34,7 +34,7 @@ def read_settings() -> CoreSettings:
         package = plugin.__module__.partition(".")[0]
         logging.getLogger(package).setLevel(logging.getLogger("jobs_backup").level)
     for line in unknown_settings(settings, os.environ):
-        say(f"warning: {line}", "UnknownSetting")
+        echo_message(f"warning: {line}", "UnknownSetting")
     return settings
 
 
@@ -103,11 +103,11 @@ def monitored_session(settings: CoreSettings, stop: threading.Event) -> Generato
             session.close(grace=0)
             raise
         if url:
-            say(f"/metrics, /healthz and /readyz are at {url}")
+            echo_message(f"/metrics, /healthz and /readyz are at {url}")
         yield session
 
 
-def leave(code: int, session: Session) -> NoReturn:
+def exit_process(code: int, session: Session) -> NoReturn:
     """Exit with this code."""
     if session.archiver is not None and session.archiver.is_working:
         # A hanging request must not keep the process alive: its batch is in the spool, and is uploaded at the next start.

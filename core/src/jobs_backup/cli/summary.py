@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from jobs_backup.archive.archiver import Archiver
 from jobs_backup.backup.session import Session
-from jobs_backup.cli.options import INCOMPLETE, REJECTED, machine_errors, say
+from jobs_backup.cli.options import INCOMPLETE, REJECTED, echo_message, machine_errors
 from jobs_backup.cli.progress import Progress
 from jobs_backup.cli.streams import print_json
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, UnknownJob
@@ -77,7 +77,7 @@ class Summary:
     def unknown(self, error: UnknownJob) -> None:
         """Report acknowledged jobs that are unknown."""
         for job in error.jobs[: max(0, _REPORTED - self._unknown)]:
-            say(f"job {job} is unknown to {self._session.spool.name}", "UnknownIds")
+            echo_message(f"job {job} is unknown to {self._session.spool.name}", "UnknownIds")
         self._unknown += error.count
 
     def finish(self, stop: threading.Event, shown: Progress) -> None:
@@ -165,7 +165,7 @@ class Summary:
             try:
                 print_json(self._as_dict(complete=complete))
             except JobsBackupError as error:
-                say(error.one_line(), error.code)
+                echo_message(error.one_line(), error.code)
                 return INCOMPLETE
         else:
             self._print(interrupted=interrupted)
@@ -216,36 +216,38 @@ class Summary:
     def _print(self, *, interrupted: bool) -> None:
         session, seconds = self._session, time.monotonic() - self._began
         if session.archiver is not None:
-            say(f"{'; '.join(self._done(session.archiver))}; {seconds:.1f} s")
+            echo_message(f"{'; '.join(self._done(session.archiver))}; {seconds:.1f} s")
         if self.rejected:
-            say(f"{plural(self.rejected, 'line')} rejected, in {', '.join(map(str, self.rejects))}", "Rejected")
+            echo_message(f"{plural(self.rejected, 'line')} rejected, in {', '.join(map(str, self.rejects))}", "Rejected")
         for path, lines in self._rejected_before.items():
-            say(f"{plural(lines, 'line')} rejected by earlier runs, in {path}: remove it once they are dealt with", "Rejected")
+            echo_message(
+                f"{plural(lines, 'line')} rejected by earlier runs, in {path}: remove it once they are dealt with", "Rejected"
+            )
         for problem in self.problems:
-            say(problem.one_line(), problem.code)
+            echo_message(problem.one_line(), problem.code)
         if interrupted:
             rest = f"{self._go_on} to go on" if self._go_on else "what was read until then is recorded"
-            say(f"interrupted: {rest}", "Interrupted")
+            echo_message(f"interrupted: {rest}", "Interrupted")
         alternative = f"{self._go_on}, or " if self._go_on else ""
         for one in self._waiting:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
             lost = "" if session.spool.name in one.error else "nothing is lost: "  # otherwise a file of the spool is missing
-            say(
+            echo_message(
                 f"{plural(one.events, 'event')} {_verb(one.events, 'wait')} in {session.spool.name} for {one.location}{why}"
                 f" — {lost}{alternative}`jobs-backup archive --once` sends them",
                 "Waiting",
             )
         if self._of_all and self._open_elsewhere:
-            say(
+            echo_message(
                 f"{plural(self._open_elsewhere, 'event')} in open batches of processes that are alive: they seal them within"
                 " JOBS_BACKUP_UPLOAD_FREQUENCY, or when they end",
                 "Waiting",
             )
         for deletes in self._deletes:
             why = f"{deletes.error}: {deletes.hint}" if deletes.error else "an attempt to write them may still arrive"
-            say(f"{plural(deletes.objects, 'object')} in {deletes.location} still to be deleted: {why}", "DeletesWaiting")
+            echo_message(f"{plural(deletes.objects, 'object')} in {deletes.location} still to be deleted: {why}", "DeletesWaiting")
         for key, error, hint in self._open_uploads:
-            say(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}", "UploadOpen")
+            echo_message(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}", "UploadOpen")
 
 
 def _verb(count: int, verb: str) -> str:

@@ -3,28 +3,28 @@
 from jobs_backup.replay.cursor import read_cursor, write_cursor
 from jobs_backup.replay.replay import Damaged, Replay, Unwritten
 from jobs_backup.replay.selection import (
-    Found,
     Knowledge,
+    ObjectRef,
     Query,
     Selection,
+    from_catalog,
+    from_listing,
     knowledge,
-    known,
-    listed,
     sources_in,
     split_cursor,
 )
 
 __all__ = [
     "Damaged",
-    "Found",
     "Knowledge",
+    "ObjectRef",
     "Query",
     "Replay",
     "Selection",
     "Unwritten",
+    "from_catalog",
+    "from_listing",
     "knowledge",
-    "known",
-    "listed",
     "read_cursor",
     "sources_in",
     "split_cursor",

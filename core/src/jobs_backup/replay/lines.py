@@ -18,12 +18,12 @@ from jobs_backup.errors import IntegrityError
 from jobs_backup.format import surrogates
 from jobs_backup.format.lines import microseconds
 from jobs_backup.model import Kind
-from jobs_backup.replay.selection import Found, Query
+from jobs_backup.replay.selection import ObjectRef, Query
 
 _BLOCK: Final = 1 << 20
 
 
-def line_filter(query: Query, found: Found, seen: set[str], *, payload_only: bool) -> Callable[[bytes], bytes]:
+def line_filter(query: Query, found: ObjectRef, seen: set[str], *, payload_only: bool) -> Callable[[bytes], bytes]:
     """Make a function that returns the requested part of a line; empty if none. Lines are parsed only where necessary.
 
     Sources and workspaces of the query that appear in lines, and nowhere else, are added to `seen`.

@@ -26,7 +26,7 @@ from jobs_backup.errors import (
 from jobs_backup.format.keys import formats_of
 from jobs_backup.format.lines import MAX_PAYLOAD
 from jobs_backup.replay.lines import line_filter, opened
-from jobs_backup.replay.selection import Found, Query, Selection, split_cursor
+from jobs_backup.replay.selection import ObjectRef, Query, Selection, split_cursor
 from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.exhaustion import explain
 
@@ -150,9 +150,9 @@ class Replay:
             raise refused[0]
         self.finished = not stop.is_set()
 
-    def _fetched(self, objects: Iterator[Found]) -> Generator[tuple[Found, BinaryIO, JobsBackupError | None]]:
+    def _fetched(self, objects: Iterator[ObjectRef]) -> Generator[tuple[ObjectRef, BinaryIO, JobsBackupError | None]]:
         with ThreadPoolExecutor(self._window) as pool:
-            window: deque[tuple[Found, BinaryIO, Future[object]]] = deque()
+            window: deque[tuple[ObjectRef, BinaryIO, Future[object]]] = deque()
             try:
                 while True:
                     while len(window) < self._window and (found := next(objects, None)) is not None:
@@ -179,7 +179,7 @@ class Replay:
                     else:
                         future.add_done_callback(functools.partial(_close, file))
 
-    def _fetch(self, found: Found, file: BinaryIO) -> None:
+    def _fetch(self, found: ObjectRef, file: BinaryIO) -> None:
         known = found.crc32c is not None
         if self._wrapped_only and (missing := self._store.wrappers.left_out(formats_of(found.key))):
             raise IntegrityError(f"{found.key} has no .{missing[0]}: it was recorded without it, or somebody else has written it")
@@ -195,7 +195,7 @@ class Replay:
                 _check_lines(found.key, lines)
             file.seek(0)
 
-    def _give(self, found: Found, file: BinaryIO, skip: int, write: Callable[[bytes], object], stop: threading.Event) -> bool:
+    def _give(self, found: ObjectRef, file: BinaryIO, skip: int, write: Callable[[bytes], object], stop: threading.Event) -> bool:
         """Return whether to continue."""
         pick = line_filter(self._query, found, self.seen, payload_only=self._payload_only)
         block: list[bytes] = []

@@ -33,7 +33,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         since: inclusive start of the time range.
         until: exclusive end of the time range.
-        looked_at: upload time (`Found.stored`) of the newest object when an earlier part of the same replay looked.
+        looked_at: upload time (`ObjectRef.stored`) of the newest object when an earlier part of the same replay looked.
     """
 
     kind: Kind = Kind.RAW
@@ -68,7 +68,7 @@ class Knowledge(NamedTuple):
     seen: tuple[str, ...]
 
 
-class Found(NamedTuple):
+class ObjectRef(NamedTuple):
     """An object that may have requested events.
 
     Attributes:
@@ -98,7 +98,7 @@ class Found(NamedTuple):
 class Selection:
     """Objects in the order of their first events, any number of them: in a database on disk, which SQLite removes at its end."""
 
-    def __init__(self, objects: Iterable[Found]) -> None:
+    def __init__(self, objects: Iterable[ObjectRef]) -> None:
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute(
             "CREATE TABLE objects (first INTEGER, tie INTEGER, key TEXT, last INTEGER, size INTEGER, crc32c INTEGER,"
@@ -129,7 +129,7 @@ class Selection:
         ).fetchone()
         return row[0], row[1] or 0, row[2] or 0
 
-    def objects(self, begin: str = "", *, behind: bool = False) -> Iterator[Found]:
+    def objects(self, begin: str = "", *, behind: bool = False) -> Iterator[ObjectRef]:
         """Iterate from the object with the key `begin` on; with `behind`, after it.
 
         Raises:
@@ -143,14 +143,14 @@ class Selection:
             "SELECT * FROM objects WHERE (first, tie, key) >= (?, ?, ?) AND (key!=? OR NOT ?) ORDER BY first, tie, key",
             (*first, begin, behind),
         )
-        return map(Found._make, found)
+        return map(ObjectRef._make, found)
 
     def close(self) -> None:
         """Delete the selection."""
         self._db.close()
 
 
-def known(directory: Path, location: str, query: Query, after: str = "") -> Iterator[Found]:
+def from_catalog(directory: Path, location: str, query: Query, after: str = "") -> Iterator[ObjectRef]:
     """Objects of a query that are in this bucket according to a spool's catalog. Needs no permission to list.
 
     The object of the cursor `after` is included, so that its place is known: it may have been deleted since it was read.
@@ -170,7 +170,7 @@ def known(directory: Path, location: str, query: Query, after: str = "") -> Iter
 
 
 def knowledge(directory: Path, location: str, query: Query) -> Knowledge:
-    """What a spool's catalog knows about a query. Raises as `known`."""
+    """What a spool's catalog knows about a query. Raises as `from_catalog`."""
     with _catalog(directory) as catalog:
         since, lost_until = catalog.knowledge()
         elsewhere = [one for one in catalog.stored_elsewhere(location, query.kind) if query.wants(*one[:2])]
@@ -203,12 +203,12 @@ def _catalog(directory: Path) -> Generator[SpoolReader]:
         raise SpoolError(error.message, hint=f"{error.hint}; or find the objects by listing the bucket: --list") from error
 
 
-def _found(row: StoredObject) -> Found:
-    return Found(row.first_at, row.id, row.key, row.last_at, row.size, row.crc32c, row.events, int(row.stored_at * _SECOND))
+def _found(row: StoredObject) -> ObjectRef:
+    return ObjectRef(row.first_at, row.id, row.key, row.last_at, row.size, row.crc32c, row.events, int(row.stored_at * _SECOND))
 
 
 def _is_outside(query: Query, first: int, last: int) -> bool:
-    """Whether an object's events are all outside the time range; `first` and `last` as in `Found`."""
+    """Whether an object's events are all outside the time range; `first` and `last` as in `ObjectRef`."""
     begin, end = _bounds(first, last)
     return (query.until is not None and begin >= query.until) or (query.since is not None and end < query.since)
 
@@ -218,7 +218,9 @@ def _bounds(first: int, last: int) -> tuple[int, int]:
     return min(first, last) - _SLACK, max(first, last) + _SLACK
 
 
-def listed(store: ObjectStore, prefix: str, query: Query, after: str = "", seen: set[str] | None = None) -> Iterator[Found]:
+def from_listing(
+    store: ObjectStore, prefix: str, query: Query, after: str = "", seen: set[str] | None = None
+) -> Iterator[ObjectRef]:
     """Objects of a query that are in the bucket, according to their keys; RudderStack's too.
 
     All keys of the source are listed, whatever the time range: the day in a key is that of its first event only. Raw objects whose
@@ -244,12 +246,12 @@ def listed(store: ObjectStore, prefix: str, query: Query, after: str = "", seen:
 
 
 def sources_in(store: ObjectStore, prefix: str, query: Query) -> set[str]:
-    """Sources of a query that have raw objects in the bucket: a source may have these but no failures. Raises as `listed`."""
+    """Sources of a query that have raw objects in the bucket: a source may have these but no failures. Raises as `from_listing`."""
     below = f"{prefix}/" if prefix else ""
     return {source for source in query.source_ids if store.list(f"{below}{safe_id(source)}/gw/", "").objects}
 
 
-def _listed(store: ObjectStore, place: str, prefix: str, query: Query, seen: set[str]) -> Iterator[Found]:
+def _listed(store: ObjectStore, place: str, prefix: str, query: Query, seen: set[str]) -> Iterator[ObjectRef]:
     sources, workspaces = ({safe_id(one): one for one in ids} for ids in (query.source_ids, query.workspace_ids))
     token: str | None = ""
     while token is not None:
@@ -269,11 +271,11 @@ def _listed(store: ObjectStore, place: str, prefix: str, query: Query, seen: set
         token = page.after
 
 
-def _of_key(parsed: ParsedKey, key: str, size: int) -> Found:
+def _of_key(parsed: ParsedKey, key: str, size: int) -> ObjectRef:
     first = parsed.first * _SECOND
     if parsed.last is None:
-        return Found(first, parsed.first_job or 0, key, _NEVER, size, None, None)
-    return Found(first, parsed.last, key, (parsed.last + 1) * _SECOND, size, None, None)
+        return ObjectRef(first, parsed.first_job or 0, key, _NEVER, size, None, None)
+    return ObjectRef(first, parsed.last, key, (parsed.last + 1) * _SECOND, size, None, None)
 
 
 def split_cursor(cursor: str) -> tuple[str, int | None]:

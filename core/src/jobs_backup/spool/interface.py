@@ -117,13 +117,13 @@ class Claim(NamedTuple):
 
     Attributes:
         failures: number of failed attempts.
-        times: how often it was claimed, including this time.
+        attempts: how often it was claimed, including this time.
         is_delivered: whether all its jobs were already delivered.
     """
 
     batch: Batch
     failures: int
-    times: int
+    attempts: int
     is_delivered: bool
 
 
@@ -442,7 +442,7 @@ class SpoolSender(Protocol):
         """Mark a batch that was never attempted as not to be uploaded, because all of it was delivered."""
         ...
 
-    def set_aside(self, claim: Claim, error: SpoolCorrupt) -> None:
+    def quarantine_batch(self, claim: Claim, error: SpoolCorrupt) -> None:
         """Quarantine what is damaged of a claimed batch.
 
         The rest is sealed again, unless an earlier attempt may have uploaded the whole batch.

@@ -52,7 +52,7 @@ class ObjectStore:
 
     def __init__(
         self,
-        loaded: providers.Loaded,
+        loaded: providers.LoadedProvider,
         *,
         retry: Retry,
         wrappers: Wrappers = Wrappers(),  # noqa: B008 - empty and never changed

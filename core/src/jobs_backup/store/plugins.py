@@ -35,7 +35,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name} ({self.distribution} {self.version}, entry point {self.target})"
 
 
-class Kind(msgspec.Struct, frozen=True, kw_only=True):
+class PluginKind(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of plugin.
 
     Attributes:

@@ -11,9 +11,9 @@ import pluggy
 from jobs_backup.errors import ProviderNotFound
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, OPTIONAL, PROJECT, Provider, StorageProvider
 from jobs_backup.settings.values import Secret
-from jobs_backup.store.plugins import Installed, Kind, secrets_of, settings_of
+from jobs_backup.store.plugins import Installed, PluginKind, secrets_of, settings_of
 
-KIND: Final = Kind(
+KIND: Final = PluginKind(
     noun="provider",
     group="jobs_backup.providers",
     not_found=ProviderNotFound,
@@ -28,7 +28,7 @@ KIND: Final = Kind(
 HOOKS: Final = (*MANDATORY, *MULTIPART, *OPTIONAL)
 
 
-class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+class LoadedProvider(msgspec.Struct, frozen=True, kw_only=True):
     """A provider's instance, checked, on its own plugin manager. `secrets` are those of its settings."""
 
     installed: Installed
@@ -47,7 +47,7 @@ def load_class(name: str) -> tuple[Installed, type[Provider]]:
     return KIND.load_class(name)
 
 
-def load(name: str, environment: Mapping[str, str]) -> Loaded:
+def load(name: str, environment: Mapping[str, str]) -> LoadedProvider:
     """Import, configure and check the provider `name`.
 
     Raises:
@@ -57,7 +57,7 @@ def load(name: str, environment: Mapping[str, str]) -> Loaded:
     one, class_ = load_class(name)
     provider = KIND.configure(one, class_, environment)
     manager, hooks = register(provider, one)
-    return Loaded(installed=one, provider=provider, manager=manager, hooks=hooks, secrets=secrets_of(class_, environment))
+    return LoadedProvider(installed=one, provider=provider, manager=manager, hooks=hooks, secrets=secrets_of(class_, environment))
 
 
 def register(provider: Provider, one: Installed) -> tuple[pluggy.PluginManager, frozenset[str]]:

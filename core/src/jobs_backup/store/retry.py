@@ -32,7 +32,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     attempts: int = 6
-    first_wait: float = 0.5
+    initial_backoff: float = 0.5
     max_wait: float = 30.0
     deadline: float = 120.0
 
@@ -91,7 +91,7 @@ class Retry:
         self._stop.wait(seconds)
 
     def _wait(self, state: RetryCallState) -> float:
-        bound = min(self._policy.max_wait, self._policy.first_wait * 2 ** min(state.attempt_number - 1, 32))
+        bound = min(self._policy.max_wait, self._policy.initial_backoff * 2 ** min(state.attempt_number - 1, 32))
         asked: float | None = getattr(_attempts(state).error, "retry_after", None)
         return max(self._rng.uniform(0, bound), asked or 0.0)
 

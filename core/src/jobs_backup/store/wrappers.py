@@ -16,10 +16,10 @@ from jobs_backup.model import Batch, Body
 from jobs_backup.settings.base import shown, shown_name
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.settings.values import Secret
-from jobs_backup.store.plugins import Installed, Kind, secrets_of, settings_of
+from jobs_backup.store.plugins import Installed, PluginKind, secrets_of, settings_of
 from jobs_backup.store.providers import HOOKS, implementations
 
-KIND: Final = Kind(
+KIND: Final = PluginKind(
     noun="wrapper",
     group="jobs_backup.wrappers",
     not_found=WrapperNotFound,
@@ -36,7 +36,7 @@ For wrappers whose absence must be noticed. (Excludes what Kubernetes sets for a
 """
 
 
-class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+class LoadedWrapper(msgspec.Struct, frozen=True, kw_only=True):
     """A wrapper's instance, checked. `secrets` are those of its settings; `format` is empty if it changes no bytes."""
 
     installed: Installed
@@ -49,7 +49,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 class Wrappers:
     """All active wrappers, in order from core to the store."""
 
-    def __init__(self, loaded: Sequence[Loaded] = ()) -> None:
+    def __init__(self, loaded: Sequence[LoadedWrapper] = ()) -> None:
         self._loaded = loaded
         self._changing = {one.format: one.wrapper for one in loaded if one.format}
         self.names = tuple(one.installed.name for one in loaded)
@@ -177,7 +177,7 @@ def _refuse_idle(environment: Mapping[str, str], active: Collection[str]) -> Non
             )
 
 
-def load(name: str, environment: Mapping[str, str]) -> Loaded:
+def load(name: str, environment: Mapping[str, str]) -> LoadedWrapper:
     """Import, configure and check the wrapper `name`.
 
     Raises:
@@ -188,7 +188,9 @@ def load(name: str, environment: Mapping[str, str]) -> Loaded:
     wrapper: Wrapper = KIND.configure(one, class_, environment)
     format_, parameter = getattr(wrapper, "format", ""), getattr(wrapper, "parameter", "")
     _check(one, wrapper, format_, parameter)
-    return Loaded(installed=one, wrapper=wrapper, secrets=secrets_of(class_, environment), format=format_, parameter=parameter)
+    return LoadedWrapper(
+        installed=one, wrapper=wrapper, secrets=secrets_of(class_, environment), format=format_, parameter=parameter
+    )
 
 
 def _check(one: Installed, wrapper: Wrapper, format_: object, parameter: object) -> None:

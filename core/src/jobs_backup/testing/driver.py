@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, Protocol, Self, TypeVar
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.model import AbortReceipt, Body, BytesBody, DeleteReceipt, Outcome, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.store.providers import Loaded, load
+from jobs_backup.store.providers import LoadedProvider, load
 
 T = TypeVar("T")
 TIMEOUT: Final = 30.0
@@ -54,7 +54,7 @@ class Inspector(Protocol):
 class Hooks:
     """A provider's hooks, called as core calls them. Checks the types of receipts."""
 
-    def __init__(self, loaded: Loaded, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, loaded: LoadedProvider, *, timeout: float = TIMEOUT) -> None:
         """`timeout` is that of each call, in seconds."""
         self._hook = loaded.manager.hook
         self._timeout = timeout

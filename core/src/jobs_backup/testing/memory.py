@@ -160,12 +160,12 @@ class MemoryProvider:
             raise UploadGone(f"the upload of {upload.key} does not exist any more") from None
 
 
-def loaded(class_: type[MemoryProvider], environment: Mapping[str, str]) -> providers.Loaded:
+def loaded(class_: type[MemoryProvider], environment: Mapping[str, str]) -> providers.LoadedProvider:
     """Load the provider as core does, without an entry point."""
     one = Installed(name="MEMORY", distribution="jobs-backup", version="0", target=f"{class_.__module__}:{class_.__name__}")
     provider = class_.from_settings(environment)
     manager, hooks = providers.register(provider, one)
-    return providers.Loaded(installed=one, provider=provider, manager=manager, hooks=hooks)
+    return providers.LoadedProvider(installed=one, provider=provider, manager=manager, hooks=hooks)
 
 
 def _bytes(body: Body, size: int) -> bytes:

@@ -11,7 +11,7 @@ from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Batch, Body, BytesBody, DeleteReceipt, Kind, Outcome, Stream, Upload, WriteReceipt
 from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.plugins import Installed
-from jobs_backup.store.providers import Loaded, register
+from jobs_backup.store.providers import LoadedProvider, register
 from jobs_backup.store.retry import Retry, RetryPolicy
 
 _BATCH: Final = Batch(
@@ -45,7 +45,7 @@ def work(job: Job, measured: Measured) -> None:
     installed = Installed(name="IDLE", distribution="benchmarks", version="1", target="benchmarks:Idle")
     provider = _Idle()
     manager, hooks = register(provider, installed)
-    loaded = Loaded(installed=installed, provider=provider, manager=manager, hooks=hooks)
+    loaded = LoadedProvider(installed=installed, provider=provider, manager=manager, hooks=hooks)
     store = ObjectStore(loaded, retry=Retry(RetryPolicy()))
     body = BytesBody(b"x")
     with measured.section():

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from jobs_backup.cli.options import with_environment
-from jobs_backup.cli.process import bound_memory, leave, monitored_session, read_settings, stopping, summarize_failures
+from jobs_backup.cli.process import bound_memory, exit_process, monitored_session, read_settings, stopping, summarize_failures
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
 
@@ -43,4 +43,4 @@ def archive(once: bool, metrics_port: int | None, as_json: bool) -> None:
                         shown.look()
                 summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=False)
-    leave(code, session)
+    exit_process(code, session)

@@ -11,12 +11,12 @@ from jobs_backup.cli.options import MISUSED
 from jobs_backup.cli.streams import print_json
 from jobs_backup.hookspecs import PROJECT
 from jobs_backup.settings import Setting
-from jobs_backup.store.plugins import Installed, Kind, settings_of
+from jobs_backup.store.plugins import Installed, PluginKind, settings_of
 from jobs_backup.store.providers import HOOKS
 from jobs_backup.util.logs import printable
 
 
-def show(kind: Kind, name: str | None, *, as_json: bool) -> None:
+def show(kind: PluginKind, name: str | None, *, as_json: bool) -> None:
     """List the plugins of a kind, or one with its settings. Ends the command if one is broken.
 
     Raises:
@@ -33,7 +33,7 @@ def show(kind: Kind, name: str | None, *, as_json: bool) -> None:
         sys.exit(MISUSED)
 
 
-def _describe(kind: Kind, one: Installed) -> dict[str, Any]:
+def _describe(kind: PluginKind, one: Installed) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": one.name,
         "distribution": one.distribution,

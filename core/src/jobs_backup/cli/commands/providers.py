@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from jobs_backup.checks.provider import Result, examine
+from jobs_backup.checks.provider import Result, check_provider
 from jobs_backup.cli.commands.plugins import show
 from jobs_backup.cli.options import MISUSED, with_environment
 from jobs_backup.cli.streams import print_json
@@ -40,7 +40,7 @@ def providers(name: str | None, check: bool, as_json: bool) -> None:
         return
     if name is None:
         raise ConfigurationError("--check needs the name of a provider", hint=f"name one: {', '.join(KIND.names())}")
-    findings = list(examine(name, os.environ))
+    findings = list(check_provider(name, os.environ))
     if as_json:
         print_json(findings)
     else:

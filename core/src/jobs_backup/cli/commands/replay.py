@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, NoReturn
 import click
 import msgspec
 
-from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, say, with_environment
+from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, echo_message, with_environment
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
 from jobs_backup.cli.replay_output import OutputFile, Stdout
 from jobs_backup.cli.streams import can_output, print_json
@@ -31,8 +31,8 @@ from jobs_backup.replay import (
     Query,
     Replay,
     Selection,
-    known,
-    listed,
+    from_catalog,
+    from_listing,
     read_cursor,
     sources_in,
     split_cursor,
@@ -162,7 +162,7 @@ def replay(
         _tell_json(found, cursor, seconds, gaps, complete=complete)
     if target.is_closed:
         problem = None  # a reader such as `head` has what it wants
-        say("output closed early", "Incomplete", level=logging.INFO)
+        echo_message("output closed early", "Incomplete", level=logging.INFO)
     _report(found, cursor, store.location, seconds, problem, target.part, gaps)
     if problem is not None:
         sys.exit(INCOMPLETE if problem.retryable else MISUSED)
@@ -192,15 +192,15 @@ def _find(
             prefix = clean_prefix(settings.prefix)
             if query.kind is Kind.FAILED:  # sources may have none, and their keys do not name the source
                 seen.update(sources_in(store, prefix, query), query.workspace_ids)
-            each = listed(store, prefix, query, after, seen)
+            each = from_listing(store, prefix, query, after, seen)
         else:
             knowledge = find_knowledge(settings.spool_path, store.location, query)
             if knowledge.elsewhere:
-                say(f"{plural(knowledge.elsewhere, 'object')} in other buckets left out")
-            each = known(settings.spool_path, store.location, query, after)
+                echo_message(f"{plural(knowledge.elsewhere, 'object')} in other buckets left out")
+            each = from_catalog(settings.spool_path, store.location, query, after)
         return knowledge, Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
     except JobsBackupError as error:
-        say(error.one_line(), error.code)
+        echo_message(error.one_line(), error.code)
         sys.exit(INCOMPLETE if error.retryable else MISUSED)
 
 
@@ -210,7 +210,7 @@ def _resume(
     """Where to begin, the query, and what this run misses because it was uploaded after an earlier run had passed its place."""
     late = _late(objects, begin, query, lists=lists)
     if late and target.restart():
-        say(f"{target.part} is written anew: {late}")
+        echo_message(f"{target.part} is written anew: {late}")
         begin, late = "", ""
     target.query = msgspec.structs.replace(query, looked_at=None if lists else objects.last_stored())
     target.restore(found)
@@ -220,7 +220,7 @@ def _resume(
 def _late(objects: Selection, begin: str, query: Query, *, lists: bool) -> str:
     """Objects uploaded since the cursor was written that belong before it, in words; empty if none."""
     if lists and begin:
-        say("--list cannot tell objects that were stored since with events from before the cursor: they are not given")
+        echo_message("--list cannot tell objects that were stored since with events from before the cursor: they are not given")
     if lists or query.looked_at is None:
         return ""
     count, first, last = objects.stored_late(split_cursor(begin)[0], query.looked_at)
@@ -275,11 +275,13 @@ class Gaps(NamedTuple):
 
     def report(self) -> None:
         if self.unseen:
-            say(f"{', '.join(self.unseen)} was never seen: {self.hint}", "UnknownSource")
+            echo_message(f"{', '.join(self.unseen)} was never seen: {self.hint}", "UnknownSource")
         if self.missing:
-            say(f"this spool's catalog does not know everything: {self.missing}: --list finds it in the bucket", "Forgotten")
+            echo_message(
+                f"this spool's catalog does not know everything: {self.missing}: --list finds it in the bucket", "Forgotten"
+            )
         if self.late:
-            say(f"{self.late}: replay these times in a run of their own", "Incomplete")
+            echo_message(f"{self.late}: replay these times in a run of their own", "Incomplete")
 
 
 def _meant(knowledge: Knowledge) -> str:
@@ -325,25 +327,25 @@ def _report(
     found: Replay, cursor: str, location: str, seconds: float, error: JobsBackupError | None, part: Path | None, gaps: Gaps
 ) -> None:
     for one in found.damaged[:_REPORTED]:
-        say(one.error.one_line(), "DamagedObject")
+        echo_message(one.error.one_line(), "DamagedObject")
     if len(found.damaged) > _REPORTED:
-        say(f"and {plural(len(found.damaged) - _REPORTED, 'more object')}", "DamagedObject")
+        echo_message(f"and {plural(len(found.damaged) - _REPORTED, 'more object')}", "DamagedObject")
     if error is not None:
-        say(error.one_line(), error.code)
+        echo_message(error.one_line(), error.code)
     for format_, count in found.unwrapped.items():
-        say(
+        echo_message(
             f"{plural(count, 'object')} without .{format_}: recorded without it, or written by somebody else",
         )
     given = f"{plural(found.events, 'event')} of {plural(found.objects, 'object')} ({plural(found.bytes, 'byte')})"
     known_to = f", as this spool has known it since {gaps.known_since}" if gaps.known_since else ""
-    say(f"{given} from {location}{known_to}; {seconds:.1f} s")
+    echo_message(f"{given} from {location}{known_to}; {seconds:.1f} s")
     gaps.report()
     if part is not None and found.damaged:
         lacks = f"{part} lacks {plural(len(found.damaged), 'object')}"
-        say(f"{lacks}: repair them and run the same command again, or use the file as it is", "Incomplete")
+        echo_message(f"{lacks}: repair them and run the same command again, or use the file as it is", "Incomplete")
     elif part is not None and not found.finished:
-        say("this was not all: the same command resumes it", "Incomplete")
+        echo_message("this was not all: the same command resumes it", "Incomplete")
     elif part is not None and gaps:
-        say(f"{part} has what was found, and keeps this name since it is not everything", "Incomplete")
+        echo_message(f"{part} has what was found, and keeps this name since it is not everything", "Incomplete")
     elif (found.limited or not found.finished) and cursor:
-        say(f"this was not all: resume with the same options and --after '{cursor}'", "Incomplete")
+        echo_message(f"this was not all: resume with the same options and --after '{cursor}'", "Incomplete")

@@ -7,8 +7,8 @@ import os
 import click
 import msgspec
 
-from jobs_backup.cli.options import say, with_environment
-from jobs_backup.cli.process import bound_memory, leave, monitored_session, read_settings, stopping
+from jobs_backup.cli.options import echo_message, with_environment
+from jobs_backup.cli.process import bound_memory, exit_process, monitored_session, read_settings, stopping
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
 from jobs_backup.errors import ConfigurationError
@@ -56,10 +56,10 @@ def serve(host: str | None, port: int | None, metrics_port: int | None, as_json:
     with stopping() as stop:
         with monitored_session(settings, stop) as session:
             summary = Summary(session, "events")
-            say(f"listening on {server.url}")
+            echo_message(f"listening on {server.url}")
             server.serve(session, stop)
             summary.count = session.spool.recorded.events[Kind.RAW]
             with progress(session, [], "events") as shown:
                 summary.finish(stop, shown)
         code = summary.show(as_json=as_json, interrupted=False)
-    leave(code, session)
+    exit_process(code, session)

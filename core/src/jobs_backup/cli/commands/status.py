@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import click
 
-from jobs_backup.cli.options import say, tell_misspelt_settings, with_environment
+from jobs_backup.cli.options import echo_message, tell_misspelt_settings, with_environment
 from jobs_backup.cli.streams import is_reader_gone, print_json
 from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import CoreSettings
@@ -91,7 +91,7 @@ def _show(directory: Path, *, as_json: bool, exit_code: bool) -> int:
     except SpoolError as error:
         if not exit_code:
             raise
-        say(error.one_line(), error.code)
+        echo_message(error.one_line(), error.code)
         return _UNUSABLE
     if as_json:
         print_json(found)

@@ -12,12 +12,12 @@ from typing import Any, Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs_backup.inputs.http import answers, openapi
-from jobs_backup.inputs.http.answers import Refused
+from jobs_backup.inputs.http import openapi, responses
 from jobs_backup.inputs.http.connections import Connection, connection_of
 from jobs_backup.inputs.http.memory import Memory, Share
 from jobs_backup.inputs.http.origins import Origins
 from jobs_backup.inputs.http.requests import Requests
+from jobs_backup.inputs.http.responses import HttpError
 from jobs_backup.monitoring.health import path_of
 from jobs_backup.util.logs import logger_of
 
@@ -67,8 +67,8 @@ class Answering:
                 await _cut(connection)
             else:
                 hint = "send it again: it may have been recorded, or not"
-                error = Refused(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
-                await answers.of_error(error, id_)(scope, receive, answer.send)
+                error = HttpError(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
+                await responses.of_error(error, id_)(scope, receive, answer.send)
         except asyncio.CancelledError:  # from uvicorn, for requests that did not end in time
             await _cut(connection)
         finally:
@@ -81,12 +81,12 @@ class Answering:
         try:
             if connection.is_surplus:
                 hint = "come again; the server's JOBS_BACKUP_SERVER_MAX_CONNECTIONS"
-                raise Refused(503, "Busy", "too many connections are open", hint=hint, retry_after=1.0, headers=_CLOSE)
+                raise HttpError(503, "Busy", "too many connections are open", hint=hint, retry_after=1.0, headers=_CLOSE)
             if headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
-                raise Refused(400, "BadRequest", "the body has a transfer coding besides chunked", headers=_CLOSE)
+                raise HttpError(400, "BadRequest", "the body has a transfer coding besides chunked", headers=_CLOSE)
             return self._origins.preflight(scope["method"], headers) or self._app
-        except Refused as error:
-            return answers.of_error(error, request_id(scope))
+        except HttpError as error:
+            return responses.of_error(error, request_id(scope))
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is requested

@@ -23,15 +23,15 @@ from jobs_backup.backup.failures import FailureRecord, parse_failure
 from jobs_backup.backup.session import Session
 from jobs_backup.errors import ConfigurationError, InvalidEvent, JobsBackupError, StorageError, UnknownJob
 from jobs_backup.format import surrogates
-from jobs_backup.inputs.http import answers, bodies, openapi, payloads
-from jobs_backup.inputs.http.access import Access, Principal
+from jobs_backup.inputs.http import bodies, openapi, payloads, responses
 from jobs_backup.inputs.http.answering import Answering, request_id, share_of
-from jobs_backup.inputs.http.answers import Refused
+from jobs_backup.inputs.http.auth import Access, Principal
 from jobs_backup.inputs.http.bodies import Body
 from jobs_backup.inputs.http.limits import Rate
 from jobs_backup.inputs.http.memory import Memory, Share
 from jobs_backup.inputs.http.openapi import RUDDER_BATCHES, RUDDER_TYPES, Acknowledged, Recorded, Reported
 from jobs_backup.inputs.http.requests import Requests
+from jobs_backup.inputs.http.responses import HttpError
 from jobs_backup.monitoring import health as monitoring
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup.spool.engines import read_status
@@ -113,13 +113,13 @@ class App:
         given, workspace_id = _named(request, "source_id"), _named(request, "workspace_id")
         if caller.source_id is None:
             if not given:
-                raise Refused(400, "BadRequest", "source_id is missing", hint="add ?source_id=... to the URL")
+                raise HttpError(400, "BadRequest", "source_id is missing", hint="add ?source_id=... to the URL")
         elif given not in ("", caller.source_id):
             hint = "leave source_id out, or authenticate with a bearer token"
-            raise Refused(403, "Forbidden", "the write key is that of another source", hint=hint)
+            raise HttpError(403, "Forbidden", "the write key is that of another source", hint=hint)
         elif workspace_id:
             hint = "leave workspace_id out, or authenticate with a bearer token"
-            raise Refused(403, "Forbidden", "a write key is of no workspace", hint=hint)
+            raise HttpError(403, "Forbidden", "a write key is of no workspace", hint=hint)
         type_ = payloads.media_type(request.headers.get("content-type", ""))
         stream = raw_stream(workspace_id, caller.source_id or given)
 
@@ -154,14 +154,14 @@ class App:
         origin = request.headers.get("origin")
         if self._access.is_open and origin is not None and not self._access.origins.allows(origin):
             hint = "add the origin to the server's JOBS_BACKUP_SERVER_CORS_ORIGINS, or set write keys"
-            raise Refused(403, "Forbidden", "without credentials, web pages may not record here", hint=hint)
+            raise HttpError(403, "Forbidden", "without credentials, web pages may not record here", hint=hint)
 
     async def _record(self, caller: Principal, recording: Recording) -> Response:
         self._rate.take(caller.name, len(recording.lines))
         if not recording.lines:
-            return answers.json(Recorded(jobs=[]))
+            return responses.json(Recorded(jobs=[]))
         await self._async.keep(recording)
-        return answers.json(Recorded(jobs=list(map(str, recording.ids()))))
+        return responses.json(Recorded(jobs=list(map(str, recording.ids()))))
 
     async def _delivered(self, request: Request) -> Response:
         caller = self._access.everything(request.headers)
@@ -182,10 +182,10 @@ class App:
                 " JOBS_BACKUP_CATALOG_DAYS; all others were taken"
             )
             unknown = list(map(str, error.jobs))
-            return answers.json(
+            return responses.json(
                 Acknowledged(acknowledged=len(ids) - error.count, unknown_count=error.count, unknown=unknown, message=why)
             )
-        return answers.json(Acknowledged(acknowledged=len(ids)))
+        return responses.json(Acknowledged(acknowledged=len(ids)))
 
     async def _failures(self, request: Request) -> Response:
         caller = self._access.everything(request.headers)
@@ -197,7 +197,7 @@ class App:
         told = await self._read(request, read)
         self._rate.take(caller.name, len(told))
         await asyncio.get_running_loop().run_in_executor(self._reporting, self._report, told)
-        return answers.json(Reported(failures=len(told)))
+        return responses.json(Reported(failures=len(told)))
 
     def _report(self, told: Sequence[bytes]) -> None:
         """Record all of them, or none."""
@@ -214,7 +214,7 @@ class App:
     async def _status(self, request: Request) -> Response:
         self._access.everything(request.headers)
         read = functools.partial(read_status, self._session.settings.spool_path, Limits.of(self._session.settings))
-        return answers.json(await asyncio.to_thread(read))
+        return responses.json(await asyncio.to_thread(read))
 
     async def _metrics(self, request: Request) -> Response:
         self._access.everything(request.headers)
@@ -222,7 +222,7 @@ class App:
         try:
             body, type_ = await asyncio.to_thread(page)
         except ConfigurationError as error:
-            raise Refused(404, "NotFound", error.message, hint=error.hint) from None
+            raise HttpError(404, "NotFound", error.message, hint=error.hint) from None
         return Response(body, headers={"Content-Type": type_})
 
     async def _healthz(self, _request: Request) -> Response:
@@ -234,7 +234,7 @@ class App:
         return _as_text(await asyncio.to_thread(monitoring.readiness, self._session))
 
     async def _openapi(self, _request: Request) -> Response:
-        return answers.json(self._document)
+        return responses.json(self._document)
 
     async def _read(self, request: Request, read: Callable[[Body, Share], T]) -> T:
         """Parse the body of a request. Its memory counts until the request is answered."""
@@ -246,19 +246,19 @@ class App:
 
 
 async def _of_error(request: Request, error: JobsBackupError) -> Response:
-    return answers.of_error(error, request_id(request.scope))
+    return responses.of_error(error, request_id(request.scope))
 
 
 async def _of_unexpected(request: Request, error: Exception) -> Response:
     log.error("%s failed unexpectedly, request %s", request.url.path, request_id(request.scope), exc_info=error)
-    return answers.of_error(StorageError("the server failed unexpectedly: see its log"), request_id(request.scope))
+    return responses.of_error(StorageError("the server failed unexpectedly: see its log"), request_id(request.scope))
 
 
 async def _of_http_exception(request: Request, error: HTTPException) -> Response:
     """Answer what Starlette itself refuses: an unknown path or method."""
     code = "NotFound" if error.status_code == 404 else "BadRequest"
-    refused = Refused(error.status_code, code, error.detail, hint="see /openapi.json", headers=error.headers or {})
-    return answers.of_error(refused, request_id(request.scope))
+    refused = HttpError(error.status_code, code, error.detail, hint="see /openapi.json", headers=error.headers or {})
+    return responses.of_error(refused, request_id(request.scope))
 
 
 async def _of_disconnect(request: Request, _error: ClientDisconnect) -> Response:
@@ -274,7 +274,7 @@ def _named(request: Request, name: str) -> str:
     """A query parameter that is a name. Raises Refused (400)."""
     text = request.query_params.get(name, "")
     if len(text) > openapi.MAX_NAME:
-        raise Refused(400, "BadRequest", f"{name} is longer than {openapi.MAX_NAME} characters", hint="shorten it")
+        raise HttpError(400, "BadRequest", f"{name} is longer than {openapi.MAX_NAME} characters", hint="shorten it")
     return text
 
 
@@ -285,7 +285,7 @@ def _check_error(failure: bytes) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return  # the parser reports it
     if size > _MAX_ERROR:
-        raise Refused(413, "TooLarge", f"the error of a failure has more than {_MAX_ERROR:,} bytes", hint="shorten it")
+        raise HttpError(413, "TooLarge", f"the error of a failure has more than {_MAX_ERROR:,} bytes", hint="shorten it")
 
 
 def _job(part: bytes) -> int:

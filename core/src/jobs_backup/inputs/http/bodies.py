@@ -8,8 +8,8 @@ from typing import Final
 
 from starlette.requests import Request
 
-from jobs_backup.inputs.http.answers import Refused
 from jobs_backup.inputs.http.memory import Share
+from jobs_backup.inputs.http.responses import HttpError
 from jobs_backup.settings.server import ServerSettings
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
@@ -43,7 +43,7 @@ class Body:
         if self._is_packed:
             data = self._unpacked(data)
         if not data:  # more likely lost in transit than intended
-            raise Refused(400, "BadRequest", "the body is empty", hint="send it with a Content-Length, or chunked")
+            raise HttpError(400, "BadRequest", "the body is empty", hint="send it with a Content-Length, or chunked")
         return data
 
     def _unpacked(self, packed: bytes) -> bytes:
@@ -54,18 +54,18 @@ class Body:
         while at < len(packed):
             members += 1
             if members > _MAX_GZIP_MEMBERS:
-                raise Refused(
+                raise HttpError(
                     413, "TooLarge", f"the body has more than {_MAX_GZIP_MEMBERS:,} gzip members", hint="pack more into each"
                 )
             unpacker = zlib.decompressobj(_GZIP)
             while not unpacker.eof:
                 chunk = view[at : at + _LARGE]  # zlib copies what it does not use
                 if not chunk:
-                    raise Refused(400, "BadRequest", "the body ends within its gzip data", hint="send it whole")
+                    raise HttpError(400, "BadRequest", "the body ends within its gzip data", hint="send it whole")
                 try:
                     pieces.append(unpacker.decompress(chunk, _UNPACKED_AT_ONCE))
                 except zlib.error:
-                    raise Refused(400, "BadRequest", "the body is no gzip data, though it is said to be") from None
+                    raise HttpError(400, "BadRequest", "the body is no gzip data, though it is said to be") from None
                 at += len(chunk) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
                 size += len(pieces[-1])
                 check_size(size, self._max_size)
@@ -82,7 +82,7 @@ async def receive(request: Request, share: Share, settings: ServerSettings) -> B
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
-        raise Refused(415, "UnsupportedType", f"the body is encoded as {encoding[:40]!a}", hint="send it as it is, or as gzip")
+        raise HttpError(415, "UnsupportedType", f"the body is encoded as {encoding[:40]!a}", hint="send it as it is, or as gzip")
     is_packed = encoding != "identity"
     announced = int(request.headers.get("content-length", "0"))
     check_size(announced, settings.max_body)
@@ -98,9 +98,9 @@ async def receive(request: Request, share: Share, settings: ServerSettings) -> B
     except TimeoutError:
         hint = "send faster, or less at once; the server's JOBS_BACKUP_SERVER_READ_TIMEOUT"
         message = f"the body did not arrive within {settings.read_timeout:g} s"
-        raise Refused(408, "TooSlow", message, hint=hint, headers={"Connection": "close"}) from None
+        raise HttpError(408, "TooSlow", message, hint=hint, headers={"Connection": "close"}) from None
     if len(data) < announced:
-        raise Refused(400, "BadRequest", f"the body has {len(data):,} of {announced:,} bytes", hint="send it whole")
+        raise HttpError(400, "BadRequest", f"the body has {len(data):,} of {announced:,} bytes", hint="send it whole")
     return Body(bytes(data), share, settings.max_body, is_packed=is_packed)
 
 
@@ -108,4 +108,4 @@ def check_size(size: int, most: int) -> None:
     """Raises Refused (413) if `size` exceeds `most`."""
     if size > most:
         hint = "send less at once; the server's JOBS_BACKUP_SERVER_MAX_BODY"
-        raise Refused(413, "TooLarge", f"the body has more than {most:,} bytes", hint=hint)
+        raise HttpError(413, "TooLarge", f"the body has more than {most:,} bytes", hint=hint)

@@ -12,8 +12,8 @@ from uvicorn import Config
 from uvicorn.protocols.http.zttp_impl import RequestResponseCycle, ZttpProtocol
 from uvicorn.server import ServerState
 
-from jobs_backup.inputs.http import answers
-from jobs_backup.inputs.http.answers import Refused
+from jobs_backup.inputs.http import responses
+from jobs_backup.inputs.http.responses import HttpError
 from jobs_backup.util.logs import logger_of
 
 log: Final = logger_of(__name__)
@@ -23,8 +23,8 @@ _MAX_AHEAD: Final = 128 << 10
 """Maximum bytes that may arrive after a request before it is answered: the parser would hold them all."""
 _FLUSH_SECONDS: Final = 5
 """How long uvicorn, which closes idle connections, may take to write the rest."""
-_NOT_HTTP: Final = answers.of_error(
-    Refused(400, "BadRequest", "the request is not valid HTTP/1.1, or its head is too large", hint="see docs/serve.md, HTTP"), ""
+_NOT_HTTP: Final = responses.of_error(
+    HttpError(400, "BadRequest", "the request is not valid HTTP/1.1, or its head is too large", hint="see docs/serve.md, HTTP"), ""
 )
 _BAD_REQUEST: Final = (
     b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"

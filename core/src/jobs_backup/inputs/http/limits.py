@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from typing import Final
 
-from jobs_backup.inputs.http.answers import Refused
+from jobs_backup.inputs.http.responses import HttpError
 
 _BURST_SECONDS: Final = 10.0
 _MAX_CALLERS: Final = 10_000
@@ -29,7 +29,7 @@ class Rate:
             self._free_at[caller] = free_at
             hint = "come again later; the server's JOBS_BACKUP_SERVER_RATE"
             message = f"more than {self._per_second:,} events a second"
-            raise Refused(429, "TooManyEvents", message, hint=hint, retry_after=free_at - now)
+            raise HttpError(429, "TooManyEvents", message, hint=hint, retry_after=free_at - now)
         self._free_at[caller] = free_at + events / self._per_second
         if len(self._free_at) > _MAX_CALLERS:
             self._free_at.popitem(last=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from jobs_backup.inputs.http.answers import Refused
+from jobs_backup.inputs.http.responses import HttpError
 
 _WAIT: Final = 1.0
 """Seconds until there may be room."""
@@ -30,7 +30,7 @@ class Memory:
         with self._lock:
             if self.taken + size > self._most and self.taken > held:  # a lone request may exceed it: other settings limit a request
                 hint = "come again; the server's JOBS_BACKUP_SERVER_MAX_PENDING"
-                raise Refused(503, "Busy", "the server has too many requests in memory", hint=hint, retry_after=_WAIT)
+                raise HttpError(503, "Busy", "the server has too many requests in memory", hint=hint, retry_after=_WAIT)
             self.taken += size
 
     def give_back(self, size: int) -> None:
@@ -49,7 +49,7 @@ class Share:
     def need(self, size: int) -> None:
         """Hold at least `size` bytes. Raises Refused (503)."""
         if self._is_released:  # a thread continues with an abandoned request
-            raise Refused(503, "Busy", "the request was given up")
+            raise HttpError(503, "Busy", "the request was given up")
         if size > self._bytes:
             self._memory.take(size - self._bytes, self._bytes)
             self._bytes = size

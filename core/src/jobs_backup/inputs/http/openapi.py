@@ -8,8 +8,8 @@ import msgspec
 
 from jobs_backup import __version__
 from jobs_backup.backup.failures import FailureRequest
-from jobs_backup.inputs.http.answers import ErrorAnswer
 from jobs_backup.inputs.http.payloads import JSON, NDJSON
+from jobs_backup.inputs.http.responses import ErrorAnswer
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup.spool.status import Status
 

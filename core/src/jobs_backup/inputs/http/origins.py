@@ -9,7 +9,7 @@ from typing import Final
 from starlette.responses import Response
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.inputs.http.answers import Refused
+from jobs_backup.inputs.http.responses import HttpError
 
 _ORIGIN: Final = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _EVERY: Final = "*"
@@ -55,7 +55,7 @@ class Origins:
             return None
         if not self.allows(headers.get("origin", "")):
             hint = "add the origin to the server's JOBS_BACKUP_SERVER_CORS_ORIGINS"
-            raise Refused(403, "Forbidden", "pages of this origin may not call this server", hint=hint)
+            raise HttpError(403, "Forbidden", "pages of this origin may not call this server", hint=hint)
         answer = Response(status_code=204)
         answer.headers["Access-Control-Allow-Methods"] = _METHODS
         answer.headers["Access-Control-Max-Age"] = str(_MAX_AGE_SECONDS)

@@ -14,8 +14,8 @@ from jobs_backup.errors import InvalidEvent, UnknownJob
 from jobs_backup.format import lines as encoding
 from jobs_backup.format import surrogates
 from jobs_backup.format.surrogates import Text
-from jobs_backup.inputs.http.answers import MAX_INDEXES, NOWHERE, Faulty, Refused
 from jobs_backup.inputs.http.memory import MEMBER_BYTES, Share
+from jobs_backup.inputs.http.responses import MAX_INDEXES, NOWHERE, Faulty, HttpError
 from jobs_backup.model import Stream
 from jobs_backup.spool.interface import Recording
 
@@ -67,7 +67,7 @@ def media_type(header: str) -> str:
     """JSON or NDJSON, by the header Content-Type. Raises Refused (415): another type, or not UTF-8."""
     name = header.partition(";")[0].strip().lower()
     if name not in _TYPES:
-        raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
+        raise HttpError(415, "UnsupportedType", f"the body is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
     check_charset(header)
     return _TYPES[name]
 
@@ -77,7 +77,7 @@ def check_charset(header: str) -> None:
     parameters = (part.strip().lower() for part in header.split(";")[1:])
     charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
     if charset not in ("utf-8", "utf8", "us-ascii"):
-        raise Refused(415, "UnsupportedType", f"the body is {header[:80]!a}", hint="send UTF-8")
+        raise HttpError(415, "UnsupportedType", f"the body is {header[:80]!a}", hint="send UTF-8")
 
 
 def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
@@ -159,9 +159,9 @@ def _charge(share: Share, body: bytes, members: int) -> None:
     share.need(copies * len(body) + members * MEMBER_BYTES)
 
 
-def _too_many(most: int) -> Refused:
+def _too_many(most: int) -> HttpError:
     hint = "send fewer at once; the server's JOBS_BACKUP_SERVER_MAX_EVENTS"
-    return Refused(413, "TooLarge", f"a request may have {most:,} events, and this one has more", hint=hint)
+    return HttpError(413, "TooLarge", f"a request may have {most:,} events, and this one has more", hint=hint)
 
 
 def typed(event: bytes, type_: str) -> bytes:

@@ -16,8 +16,8 @@ import uvicorn
 
 from jobs_backup.backup.session import Session
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.inputs.http.access import Access
 from jobs_backup.inputs.http.app import App
+from jobs_backup.inputs.http.auth import Access
 from jobs_backup.inputs.http.connections import KEEP_ALIVE_SECONDS, Connections
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup.util import listening

@@ -69,15 +69,15 @@ _SET_POSITION: Final = (
 _INSERT_AS_OWNER: Final = "INSERT INTO chunks SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM owner WHERE NOT is_adopted"
 
 
-class Form(IntEnum):
+class ChunkKind(IntEnum):
     """The form of a chunk's bytes: a member of the object, or lines waiting to become one, compressed or not.
 
     LOST has no bytes. It takes the place of damaged events, so that any new, unnoticed gap stands out.
     """
 
-    LINES = 0
+    RAW = 0
     MEMBER = 1
-    PACKED = 2
+    COMPRESSED = 2
     LOST = 3
 
 
@@ -89,7 +89,7 @@ class Chunk(NamedTuple):
     raw_bytes: int
     first_at: int
     last_at: int
-    form: Form
+    form: ChunkKind
 
     @property
     def start(self) -> int:
@@ -208,10 +208,11 @@ class BlobFile:
         rows = db.execute(
             "SELECT job, events, raw_bytes, first_at, last_at, iif(member=? AND length(data), ?, member) FROM chunks"
             " WHERE job BETWEEN ? AND ? ORDER BY job",
-            (Form.LOST, Form.LINES, *_jobs_of(batch)),  # with bytes it is not lost: its checksum will show
+            (ChunkKind.LOST, ChunkKind.RAW, *_jobs_of(batch)),  # with bytes it is not lost: its checksum will show
         )
         return [
-            Chunk(job, _natural(events), _natural(size), first, last, Form(form)) for job, events, size, first, last, form in rows
+            Chunk(job, _natural(events), _natural(size), first, last, ChunkKind(form))
+            for job, events, size, first, last, form in rows
         ]
 
     @reads
@@ -232,7 +233,7 @@ class BlobFile:
         """Number of a batch's events in it, and their bytes on the disk."""
         row = db.execute(
             "SELECT coalesce(sum(events), 0), coalesce(sum(length(data)), 0) FROM chunks WHERE job BETWEEN ? AND ? AND member!=?",
-            (*_jobs_of(batch), Form.LOST),
+            (*_jobs_of(batch), ChunkKind.LOST),
         ).fetchone()
         return _natural(row[0]), _natural(row[1])
 
@@ -279,7 +280,7 @@ class BlobFile:
     def lose(self, db: sqlite3.Connection, job: int, events: int) -> None:
         """Record a gap where events were damaged or are missing."""
         db.execute("DELETE FROM chunks WHERE job=?", (job,))
-        db.execute(_INSERT, _row(Chunk(job, events, 0, 0, 0, Form.LOST), b""))
+        db.execute(_INSERT, _row(Chunk(job, events, 0, 0, 0, ChunkKind.LOST), b""))
 
     def close(self, *, for_good: bool = True) -> None:
         """Close the file, permanently or (not `for_good`) until its next use."""
@@ -302,7 +303,7 @@ class Changes:
         self._check = check
         self._connection: sqlite3.Connection | None = None
         self._chunks: list[tuple[int | bytes, ...]] = []
-        self._folded: list[tuple[int, int]] = []
+        self._compacted: list[tuple[int, int]] = []
         self._headers: list[tuple[int, int, bytes]] = []
         self._positions: list[InputPosition] = []
         self._held = 0
@@ -313,7 +314,7 @@ class Changes:
         self._connection = connection
         try:
             work(self)
-            if connection.in_transaction or self._folded or self._headers or self._positions or len(self._chunks) != 1:
+            if connection.in_transaction or self._compacted or self._headers or self._positions or len(self._chunks) != 1:
                 self._write()
                 connection.execute("COMMIT")
             else:  # a single statement waits for the interpreter only once
@@ -341,9 +342,9 @@ class Changes:
         assert self._connection is not None
         return _lines(self._connection, self._path, first_job, unpack)
 
-    def fold(self, chunk: Chunk, member: bytes) -> None:
+    def compact(self, chunk: Chunk, member: bytes) -> None:
         """Replace all chunks of a batch, from the new chunk's first job on, by one member."""
-        self._folded.append((chunk.job, chunk.job | _INDEX_MASK))
+        self._compacted.append((chunk.job, chunk.job | _INDEX_MASK))
         self.append(chunk, member)
 
     def set_position(self, position: InputPosition) -> None:
@@ -368,8 +369,8 @@ class Changes:
         self._chunks, self._headers, self._positions, self._held = [], [], [], 0
 
     def _remove_folded(self, connection: sqlite3.Connection) -> None:
-        connection.executemany("DELETE FROM chunks WHERE job BETWEEN ? AND ?", self._folded)
-        self._folded = []
+        connection.executemany("DELETE FROM chunks WHERE job BETWEEN ? AND ?", self._compacted)
+        self._compacted = []
 
     def _adopted(self) -> FilesLost:
         return FilesLost(f"{self._path} was taken over by another process", hint="see `jobs-backup status`")
@@ -649,7 +650,7 @@ def _read(connection: Connection, path: Path, job: int) -> bytes:
 def _lines(db: sqlite3.Connection, path: Path, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
     rows = db.execute(f"{_SELECT} WHERE job BETWEEN ? AND ? ORDER BY job", (first_job, first_job | _INDEX_MASK))
     chunks = [(row[5], _checked(path, row)) for row in rows]
-    return b"".join(unpack(data) if form == Form.PACKED else data for form, data in chunks)
+    return b"".join(unpack(data) if form == ChunkKind.COMPRESSED else data for form, data in chunks)
 
 
 def _checked(path: Path, row: Sequence[Any]) -> bytes:

@@ -418,7 +418,7 @@ class Catalog:
     # Damage
 
     @writes
-    def set_aside(self, db: sqlite3.Connection, damage: Damage, *, instead_of_batch: bool = False) -> None:
+    def quarantine_batch(self, db: sqlite3.Connection, damage: Damage, *, instead_of_batch: bool = False) -> None:
         """Report bytes that cannot be uploaded; `instead_of_batch` means they are the whole batch, which then never will be."""
         stream = damage.stream
         row = (stream.kind, stream.workspace_id, stream.source_id, damage.job, damage.events, writable(damage.error))

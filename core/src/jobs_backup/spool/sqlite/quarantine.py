@@ -12,7 +12,7 @@ from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.interface import Damage
-from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Chunk, Form
+from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Chunk, ChunkKind
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import database_errors
 from jobs_backup.spool.sqlite.open_batch import OpenBatch
@@ -49,7 +49,7 @@ class Quarantine:
             self._set_chunks_aside(row, blobs.name)
             return OpenBatch.restored(row, blobs), False
 
-    def set_aside(self, batch: Batch, *, whole: bool) -> None:
+    def quarantine_batch(self, batch: Batch, *, whole: bool) -> None:
         """Quarantine what is damaged of a sealed batch, and seal the rest again: other bytes, so another key and uuid.
 
         `whole`: an earlier attempt may have uploaded it, so no part of it may be uploaded under another key. All of it is
@@ -75,12 +75,12 @@ class Quarantine:
         """Give up a batch that cannot be taken out of its damaged file. `retire` moves the file."""
         damage = Damage(row.id, row.stream, 0, 0, _in_blobs(blobs), error.message)
         log.error("%s: batch %d stays in it: %s", damage.file, row.id, error.one_line())
-        self._catalog.set_aside(damage, instead_of_batch=True)
+        self._catalog.quarantine_batch(damage, instead_of_batch=True)
 
     def report(self, blobs: str, batch: int, why: str, *, events: int = 0, stream: Stream = _NO_STREAM) -> None:
         """Report events missing from a file, or found there without a known origin. `retire` moves the file."""
         log.error("%s: %s", _in_blobs(blobs), why)
-        self._catalog.set_aside(Damage(batch, stream, 0, events, _in_blobs(blobs), why))
+        self._catalog.quarantine_batch(Damage(batch, stream, 0, events, _in_blobs(blobs), why))
 
     def report_missing(self, blobs: str, rows: Sequence[BatchRow], events: int) -> None:
         """Report a missing file into which something was, or may have been, recorded. A note takes its place.
@@ -91,10 +91,10 @@ class Quarantine:
         file = self._write(blobs, ".missing", f"blobs/{blobs}.db: {why}\n".encode())
         for row in rows:
             log.error("%s: batch %d of source %s: %s", _in_blobs(blobs), row.id, printable(row.stream.source_id), why)
-            self._catalog.set_aside(Damage(row.id, row.stream, 0, 0, f"quarantine/{file}", why), instead_of_batch=True)
+            self._catalog.quarantine_batch(Damage(row.id, row.stream, 0, 0, f"quarantine/{file}", why), instead_of_batch=True)
         if events:
             log.error("%s: %d events: %s", _in_blobs(blobs), events, why)
-            self._catalog.set_aside(Damage(0, _NO_STREAM, 0, events, f"quarantine/{file}", why))
+            self._catalog.quarantine_batch(Damage(0, _NO_STREAM, 0, events, f"quarantine/{file}", why))
 
     def retire(self, blobs: str) -> bool:
         """Move a damaged file here once nothing else in it is needed. False if it is not damaged."""
@@ -143,7 +143,7 @@ class Quarantine:
         with self._files.open(name) as blobs:  # a second read, by a connection without a cache
             self._files.read_through(name)
             chunks = blobs.chunks(row.id)
-            examined = [(chunk, *blobs.examine(chunk.job)) for chunk in chunks if chunk.form is not Form.LOST]
+            examined = [(chunk, *blobs.examine(chunk.job)) for chunk in chunks if chunk.form is not ChunkKind.LOST]
             self._files.read_through(name)
             gaps = list(_gaps(row.id, chunks))
             is_whole = all(is_good for _, _, is_good in examined) and not gaps
@@ -159,12 +159,12 @@ class Quarantine:
                 if is_good and not good_too:
                     continue
                 why = "its object may be in the bucket already" if is_good else "these are not the bytes that were written"
-                suffix = "" if chunk.form is Form.LINES else Path(row.placement.compression.suffix).suffix
+                suffix = "" if chunk.form is ChunkKind.RAW else Path(row.placement.compression.suffix).suffix
                 file = self._write(f"{row.id}-{chunk.start}", f".ndjson{suffix}", data)
                 damage = Damage(row.id, row.stream, chunk.job, chunk.events, f"quarantine/{file}", why)
                 source = printable(row.stream.source_id)
                 log.error("%d events of source %s are set aside in %s: %s", chunk.events, source, damage.file, why)
-                self._catalog.set_aside(damage)
+                self._catalog.quarantine_batch(damage)
                 blobs.lose(chunk.job, chunk.events)
 
     def _write(self, name: str, suffix: str, data: bytes) -> str:

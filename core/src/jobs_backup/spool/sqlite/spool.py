@@ -423,12 +423,12 @@ class SqliteSpool:
         self._catalog.skipped(batch.id)
         self._clean_up(batch.blobs)
 
-    def set_aside(self, claim: Claim, error: SpoolCorrupt) -> None:
+    def quarantine_batch(self, claim: Claim, error: SpoolCorrupt) -> None:
         """Quarantine what is damaged of a claimed batch.
 
         The rest is sealed again, unless an earlier attempt may have uploaded the whole batch.
         """
-        self._quarantine.set_aside(claim.batch, whole=claim.times > 1 or error.attempts > 1)
+        self._quarantine.quarantine_batch(claim.batch, whole=claim.attempts > 1 or error.attempts > 1)
         self._clean_up(claim.batch.blobs)
 
     def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:

@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.inputs.http.answers import Refused
 from jobs_backup.inputs.http.origins import Origins
+from jobs_backup.inputs.http.responses import HttpError
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup.settings.values import Secret
 from jobs_backup.util.listening import is_loopback
@@ -63,7 +63,7 @@ class Access:
         """
         caller = self.recording(headers)
         if caller.source_id is not None and not self.is_open:
-            raise Refused(403, "Forbidden", "a write key may only record events", hint="authenticate with a bearer token")
+            raise HttpError(403, "Forbidden", "a write key may only record events", hint="authenticate with a bearer token")
         return caller
 
     def recording(self, headers: Mapping[str, str]) -> Principal:
@@ -109,10 +109,10 @@ class Access:
         return Principal(name=f"write key {digest.hex()[:12]}", source_id=found[0])
 
 
-def _unknown(message: str, scheme: str = "Bearer") -> Refused:
+def _unknown(message: str, scheme: str = "Bearer") -> HttpError:
     headers = {"WWW-Authenticate": f'{scheme} realm="jobs-backup"'}
     hint = "send `Authorization: Bearer TOKEN`, or the write key as the user of HTTP Basic"
-    return Refused(401, "Unauthorized", message, hint=hint, headers=headers)
+    return HttpError(401, "Unauthorized", message, hint=hint, headers=headers)
 
 
 def _digest(text: str) -> bytes:

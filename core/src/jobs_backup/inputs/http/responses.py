@@ -20,7 +20,7 @@ _SHOWN: Final = 20
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class Refused(JobsBackupError):
+class HttpError(JobsBackupError):
     """A refused request; nothing in it was accepted."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Refused(JobsBackupError):
         return self.named
 
 
-class Faulty(Refused):
+class Faulty(HttpError):
     """A request with invalid parts; nothing in it was accepted.
 
     Attributes:
@@ -100,7 +100,7 @@ def of_error(error: JobsBackupError, request_id: str) -> Response:
     headers: dict[str, str] = {}
     index: int | None = None
     indexes: Sequence[int] = ()
-    if isinstance(error, Refused):
+    if isinstance(error, HttpError):
         status, headers = error.status, error.headers
         if isinstance(error, Faulty):
             index, indexes = error.indexes[0], error.indexes if len(error.indexes) > 1 else ()
