@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import proxies  # noqa: F401 - first: it removes them
 from azurite import BINARY, Azurite, azurite
 from distributions import install
 from gcs import Emulator, GcsServer, scripted_gcs
+from profiles import ALL
 from reaper import watch
 from servers import Moto, Store, fake_gcs, moto, weed
 
@@ -34,9 +36,28 @@ _FIRST = ("test_wheels", "test_memory", "test_end_to_end")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests come first: with several workers, none is left alone with one of them at the end."""
+    """The longest tests come first, so that no worker is left alone with one of them. `make test` takes samples of the largest."""
     places = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    if not ALL:
+        _take_samples(items)
+
+
+def _take_samples(items: list[pytest.Item]) -> None:
+    """Of a test with the marker `sample(count)` only so many cases, always the same ones."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample") is not None:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left: set[pytest.Item] = set()
+    for some in cases.values():
+        marker = some[0].get_closest_marker("sample")
+        assert marker is not None
+        some.sort(key=lambda item: zlib.crc32(item.name.encode("utf-8", "surrogateescape")))
+        left.update(some[marker.args[0] :])
+    if left:
+        some[0].config.hook.pytest_deselected(items=[*left])
+        items[:] = [item for item in items if item not in left]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

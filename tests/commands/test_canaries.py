@@ -135,6 +135,7 @@ def commands(variables: Mapping[str, str], provider: str, turn: int) -> Iterator
 
 
 @pytest.mark.parametrize(("provider", "name"), PLACES, ids=[f"{provider}-{name}" for provider, name in PLACES])
+@pytest.mark.sample(36)
 def test_no_output_has_a_secret_that_is_in_the_wrong_place(
     provider: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,6 +201,7 @@ class OddProvider:
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 @pytest.mark.parametrize("name", [*(one.variable.name for one in Odd.describe()), "ODD_OWN"])
+@pytest.mark.sample(48)
 def test_third_parties_settings_are_guarded_by_the_mechanism(name: str, secret: str) -> None:
     kind = PluginKind(noun="provider", group="odd", not_found=ConfigurationError, distributions={})
     one = Installed(name="ODD", distribution="odd", version="1", target="odd:Odd")

@@ -262,6 +262,7 @@ NO_BEGINNING = [
 
 @pytest.mark.parametrize("text", NO_BEGINNING, ids=range(len(NO_BEGINNING)))
 @pytest.mark.parametrize("command", ["run", "failed"])
+@pytest.mark.sample(20)
 def test_an_end_that_can_become_nothing_is_rejected(call: Call, tmp_path: Path, command: str, text: bytes) -> None:
     """Not left for the next run, which would never end. Each run says so."""
     for _ in range(2):

@@ -88,6 +88,7 @@ def _peak(sidecar: Sidecar) -> float:
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.sample(12)
 def test_memory_is_bounded_whatever_bodies_contain(tmp_path: Path, kind: Kind) -> None:
     body, answered = kind.body(), []
     with serve(file_environment(tmp_path), JOBS_BACKUP_SERVER_MAX_PENDING=f"{PENDING}MiB") as sidecar:

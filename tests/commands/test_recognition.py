@@ -213,6 +213,7 @@ CUT = [cut, cut_at_the_start]
 @pytest.mark.slow
 @pytest.mark.parametrize("happen", [*KEPT, *CUT, *CHANGES], ids=name_of)
 @pytest.mark.parametrize("make", [*PROVING, *REPEATING], ids=name_of)
+@pytest.mark.sample(70)
 def test_nothing_is_lost_or_twice_or_it_is_reported(case: Case, make: Make, happen: Callable[[Case, Make], list[Path]]) -> None:
     case.file.write_text(case.write(make(0, 100)))
     case.age(case.file)

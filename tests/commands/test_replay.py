@@ -24,6 +24,7 @@ from gcs import LEAST, GcsServer
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import peak_memory
+from profiles import ALL
 from servers import Moto, Store, policy
 
 from jobs_backup import Backup, Event
@@ -586,7 +587,7 @@ def selections(directory: Path) -> list[list[str]]:
 
 
 def test_a_cursor_belongs_to_its_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All pairs: in its own, the two runs give everything once; in any other one it is refused, and nothing is given."""
+    """In its own, the two runs give everything once; in any other one it is refused, and nothing is given."""
     key = "JOBS_BACKUP_ENCRYPTION_KEY"
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_WRAPPERS="ENCRYPTION")
     env |= {key: base64.b64encode(bytes(range(32))).decode()}
@@ -624,7 +625,7 @@ def test_a_cursor_belongs_to_its_selection(tmp_path: Path, monkeypatch: pytest.M
         assert (code, first + rest) == (0, everything), options
     for own, after in enumerate(cursors):
         for number, options in enumerate(chosen):
-            if number != own:
+            if number != own and (ALL or (number - own) % len(chosen) <= 3):
                 code, found, told = give("--after", after, *options)
                 assert (code, found) == (2, []), (chosen[own], options, told)
                 assert "belongs to another selection" in told
@@ -754,6 +755,7 @@ def test_an_interrupted_file_keeps_its_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--list"], ["--limit", "5"]], ids=" ".join)
 @pytest.mark.parametrize("bad", [[0], [2], [5], [1, 3], [0, 1, 2, 3, 4, 5]], ids=str)
+@pytest.mark.sample(8)
 def test_a_file_that_lacks_objects_does_not_get_its_name(bad: list[int], options: list[str], tmp_path: Path) -> None:
     """The same command tries them again, and gives the final name once nothing is missing: everything in its order, once."""
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_RETRY_ATTEMPTS="1")

@@ -53,6 +53,7 @@ def test_events_are_backed_up_whoever_listens(stdout: str, stderr: str, tmp_path
 
 @pytest.mark.parametrize("stderr", ["", CLOSED.format(2), FULL.format(2)])
 @pytest.mark.parametrize("command", ["status --json", "check", "policy", "replay --dry-run", "--help"])
+@pytest.mark.sample(10)
 def test_output_that_is_lost_is_an_error(command: str, stderr: str, tmp_path: Path) -> None:
     env = file_environment(tmp_path)
     run("run", "--source-id", "web", env=env, stdin='{"n":1}\n')
@@ -84,6 +85,7 @@ PRINTS = [
 
 
 @pytest.mark.parametrize("command", PRINTS)
+@pytest.mark.sample(14)
 def test_a_reader_that_goes_away_has_what_it_wants(command: str, tmp_path: Path) -> None:
     env = file_environment(tmp_path)
     run("run", "--source-id", "web", env=env, stdin='{"n":1}\n')
@@ -98,6 +100,7 @@ def test_a_reader_that_goes_away_has_what_it_wants(command: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("command", PRINTS)
+@pytest.mark.sample(14)
 def test_output_on_a_full_disk_is_an_error_of_every_command(command: str, tmp_path: Path) -> None:
     env = file_environment(tmp_path)
     run("run", "--source-id", "web", env=env, stdin='{"n":1}\n')

@@ -138,6 +138,7 @@ MOMENTS = [("before", 1), ("after", 3)]
 @pytest.mark.parametrize("resumes", [False, True], ids=["new", "resumed"])
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: "-".join(map(str, moment)))
 @pytest.mark.parametrize("happen", TRUNCATIONS, ids=name_of)
+@pytest.mark.sample(12)
 def test_a_file_that_is_truncated_while_it_is_read_is_reported(
     case: Case, at: At, happen: Callable[[Case, Path], None], moment: tuple[str, int], resumes: bool
 ) -> None:

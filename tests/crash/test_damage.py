@@ -111,6 +111,7 @@ TRIED: Final = [*sample(CHANGES, 24, seed=4), *sample(SCHEMAS, 12, seed=5)]
 
 
 @pytest.mark.parametrize("change", TRIED, ids=lambda change: "-".join(map(str, change)))
+@pytest.mark.sample(16)
 def test_changed_bytes_are_never_missed_in_silence(wreck: Wreck, change: Change) -> None:
     if change.is_checkpointed:
         checkpoint(wreck)
@@ -225,6 +226,7 @@ def test_a_value_that_changes_under_a_living_process(wreck: Wreck, table: str, c
 @pytest.mark.parametrize("column", ["delivered", "settled", "jobs", "events"])
 @pytest.mark.parametrize("value", [-1, 0, 1, 5, 1 << 40])
 @pytest.mark.parametrize("delete_after", ["delivered", "settled"])
+@pytest.mark.sample(16)
 def test_a_count_that_has_changed_deletes_no_object_early(wreck: Wreck, column: str, value: int, delete_after: str) -> None:
     env = {**wreck.env, "JOBS_BACKUP_DELETE_AFTER": delete_after}
     command("archive", "--once", env=env)

@@ -39,6 +39,7 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize("adopted", [False, True], ids=["alone", "another process sends"])
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.sample(16)
 def test_what_is_acknowledged_is_in_the_bucket_once(tmp_path: Path, name: str, how: str, adopted: bool) -> None:
     environment = file_environment(tmp_path)
     acknowledged: list[str] = []

@@ -45,6 +45,7 @@ def run(module: str, *arguments: str, directory: Path, environment: dict[str, st
 
 
 @pytest.mark.parametrize("scenario", SOME, ids=name)
+@pytest.mark.sample(8)
 def test_nothing_is_lost_in_any_order(tmp_path: Path, scenario: Scenario) -> None:
     environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2")
     run("orders", json.dumps(scenario), directory=tmp_path, environment=environment)
@@ -53,6 +54,7 @@ def test_nothing_is_lost_in_any_order(tmp_path: Path, scenario: Scenario) -> Non
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.sample(6)
 def test_a_child_harms_nobody(tmp_path: Path, case: str) -> None:
     environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2")
     run("children", case, directory=tmp_path, environment=environment)
@@ -68,6 +70,7 @@ UPLOADS = {
 
 @pytest.mark.parametrize("upload", UPLOADS)
 @pytest.mark.parametrize("scenario", [one for one in ALL if one.archive and not one.third and not one.threads], ids=name)
+@pytest.mark.sample(8)
 def test_forked_while_an_upload_is_under_way(tmp_path: Path, store: Store, upload: str, scenario: Scenario) -> None:
     if SOME is not ALL and (upload == "parts") == (scenario.child == "dies"):
         pytest.skip("one of two, except in the full size")

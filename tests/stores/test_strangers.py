@@ -194,6 +194,7 @@ def arrives(at: Bucket, tmp_path: Path, variables: Mapping[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", ["write", "create_multipart", "write_part", "complete_multipart"])
 @pytest.mark.parametrize("stranger", [*STRANGERS, *PAGES])
+@pytest.mark.sample(40)
 def test_a_strangers_answer_stores_nothing(at: Bucket, tmp_path: Path, hook: str, stranger: str) -> None:
     if hook not in at.requests:
         pytest.skip("this store has no request for it")
@@ -271,6 +272,7 @@ def test_the_same_in_parts(s3: Bucket, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", ["delete", "abort_multipart"])
 @pytest.mark.parametrize("stranger", [*STRANGERS, *PAGES, "302 page"])
+@pytest.mark.sample(24)
 def test_a_strangers_answer_ends_no_upload_and_deletes_nothing(at: Bucket, tmp_path: Path, hook: str, stranger: str) -> None:
     if hook not in at.requests:
         pytest.skip("this store has no request for it")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from buckets import events
+from command_server import server
 
 from jobs_backup.cli import cli
 from jobs_backup.spool.engines import read_status
@@ -20,10 +21,9 @@ COMMAND = [str(Path(sys.executable).with_name("jobs-backup"))]
 
 
 def start(*arguments: str | Path, env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true", **env}
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
-        env=environment,
+        env=_environment(env),
         text=True,
         stdin=options.pop("stdin", subprocess.DEVNULL),
         stdout=subprocess.PIPE,
@@ -33,10 +33,16 @@ def start(*arguments: str | Path, env: dict[str, str], **options: Any) -> subpro
 
 
 def run(*arguments: str | Path, env: dict[str, str], stdin: str | None = None) -> tuple[int, str, str]:
-    with start(*arguments, env=env, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL) as process:
-        stdout, stderr = process.communicate(stdin, timeout=120)
-    assert "Traceback" not in stderr, stderr
-    return process.returncode, stdout, stderr
+    if (ended := server().run(list(map(str, arguments)), _environment(env), stdin)) is None:
+        with start(*arguments, env=env, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL) as process:
+            stdout, stderr = process.communicate(stdin, timeout=120)
+        ended = process.returncode, stdout, stderr
+    assert "Traceback" not in ended[2], ended[2]
+    return ended
+
+
+def _environment(env: dict[str, str]) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true", **env}
 
 
 def summary(*arguments: str | Path, env: dict[str, str], stdin: str | None = None) -> dict[str, Any]:

@@ -6,3 +6,6 @@ import os
 from typing import Final
 
 CAMPAIGN: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"
+
+ALL: Final = CAMPAIGN or bool(os.environ.get("JOBS_BACKUP_TEST_ALL"))
+"""Whether every case is tried: `make test-all`."""

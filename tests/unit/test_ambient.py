@@ -65,6 +65,7 @@ def parts(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("provider", NETWORK)
 @pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED)
+@pytest.mark.sample(40)
 def test_a_malformed_proxy_is_a_configuration_error(
     provider: str, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
