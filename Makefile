@@ -33,7 +33,7 @@ endif
 help:
 	@echo 'make demo    back up 20,000 events into the directory demo/bucket'
 	@echo 'make test    run the tests; PYTEST_ARGS="-m '"'not slow'"'" runs the fast ones'
-	@echo 'make test-all    run them with every case of every test: some 15 minutes more'
+	@echo 'make test-all    run them with every case of every test: about an hour'
 	@echo 'make lowest, make newest    run some tests with the lowest, the newest versions of all dependencies'
 	@echo 'make campaign    kill processes that record and send more than 500 times, and see that nothing is lost, twice or left'
 	@echo 'make conformance    which provider passes which test of the conformance suite, as a table'

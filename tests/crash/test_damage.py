@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 import pytest
 from buckets import objects
-from wrecks import ALL, Process, Wreck, command, sample
+from profiles import ALL
+from wrecks import Process, Wreck, command, sample
 
 from jobs_backup.spool.sqlite.schema import SCHEMA
 

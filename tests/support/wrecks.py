@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from buckets import events, file_environment
+from profiles import ALL
 from spools import engine
 
 from jobs_backup import Backup
@@ -27,8 +28,6 @@ from jobs_backup.spool.sqlite import writer
 
 T = TypeVar("T")
 
-ALL: Final = bool(os.environ.get("JOBS_BACKUP_TEST_ALL"))
-"""Whether everything is tried, which takes hours, and not only a sample of it."""
 COMMAND_SECONDS: Final = 50.0
 """A command that takes longer hangs."""
 SUFFIXES: Final = ("", "-wal", "-shm")
