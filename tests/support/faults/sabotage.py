@@ -160,7 +160,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="a batch is marked as stored before it is written",
-            place="jobs_backup.archive.archiver:Archiver._store",
+            place="jobs_backup.archive.archiver:Archiver._upload",
             guard="    if batch.wrappers:",
             instead="    self._spool.stored(batch)\n    if batch.wrappers:",
             scenario="archive",
@@ -170,7 +170,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="a provider that is unavailable passes for one that has stored",
-            place="jobs_backup.archive.archiver:Archiver._store",
+            place="jobs_backup.archive.archiver:Archiver._upload",
             guard="except AlreadyExists:",
             instead="except (AlreadyExists, Unavailable):",
             scenario="archive",
