@@ -65,10 +65,10 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 class AzureBlobSettings(Settings, frozen=True, kw_only=True):
     """What AZURE_BLOB reads from the environment."""
 
-    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The container. It has to exist.", example="my-events")]
-    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
-        ""
-    )
+    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "Container for the objects. It must exist.", example="my-events")]
+    prefix: Annotated[
+        str, Variable("JOBS_BACKUP_PREFIX", "Prefix for every object key. Leading and trailing slashes are trimmed.")
+    ] = ""
     account: Annotated[
         str | None, Variable("AZURE_STORAGE_ACCOUNT", "Name of the storage account.", example="mystorageaccount", basic=True)
     ] = None
@@ -76,31 +76,32 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
         Secret | None,
         Variable(
             _KEY,
-            "A key of the account. It may do everything; prefer a SAS or an identity. Without key, SAS and connection string:"
-            " what the environment has (managed identity, workload identity, az login), with `jobs-backup-azure-blob[identity]`.",
+            "Key of the account. It permits everything; prefer a SAS or an identity. Without a key, SAS or connection string,"
+            " the environment's credentials are used (managed identity, workload identity, az login), with"
+            " `jobs-backup-azure-blob[identity]`.",
             aliases=("AZURE_STORAGE_KEY",),
             basic=True,
         ),
     ] = None
     sas: Annotated[
-        Secret | None, Variable(_SAS, "A shared access signature for the container, as in the query of a URL.", basic=True)
+        Secret | None, Variable(_SAS, "Shared access signature (SAS) for the container, as in the query of a URL.", basic=True)
     ] = None
     key_file: Annotated[
         Path | None,
-        Variable(_KEY_FILE, "File that holds the key instead. It is read again when the store refuses what it held."),
+        Variable(_KEY_FILE, "File with the key, instead of the key itself. It is read again when the store refuses the key."),
     ] = None
     sas_file: Annotated[
         Path | None,
-        Variable(_SAS_FILE, "File that holds the SAS instead. It is read again when the store refuses what it held."),
+        Variable(_SAS_FILE, "File with the SAS, instead of the SAS itself. It is read again when the store refuses the SAS."),
     ] = None
     connection_string: Annotated[
-        Secret | None, Variable(_STRING, "Account, key or SAS, and endpoint in one, as Azure's portal shows it.")
+        Secret | None, Variable(_STRING, "Connection string with account, key or SAS, and endpoint, as Azure's portal shows it.")
     ] = None
     endpoint: Annotated[
         Endpoint | None,
         Variable(
             _ENDPOINT,
-            "Another endpoint than https://ACCOUNT.blob.core.windows.net: of a sovereign cloud, a domain of your own, Azurite.",
+            "Endpoint to use instead of https://ACCOUNT.blob.core.windows.net: a sovereign cloud, your own domain, or Azurite.",
             example="https://mystorageaccount.blob.core.chinacloudapi.cn",
         ),
     ] = None
@@ -108,7 +109,7 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
         Literal["Hot", "Cool", "Cold", "Archive"] | None,
         Variable(
             "JOBS_BACKUP_AZURE_ACCESS_TIER",
-            "Access tier of the objects. Default: the account's. What is in Archive can't be read back before it is rehydrated.",
+            "Access tier of the objects. Default: the account's. Objects in Archive cannot be read before they are rehydrated.",
         ),
     ] = None
 

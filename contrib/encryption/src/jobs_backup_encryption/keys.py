@@ -26,15 +26,15 @@ class EncryptionSettings(Settings, frozen=True, kw_only=True):
         Secret | None,
         Variable(
             "JOBS_BACKUP_ENCRYPTION_KEY",
-            "32 random bytes in base64: `openssl rand -base64 32`. Several keys, separated by commas: the first one encrypts what"
-            " is recorded from now on, all of them decrypt.",
+            "Encryption keys, separated by commas, each 32 random bytes in base64 (`openssl rand -base64 32`). The first"
+            " encrypts what is recorded from now on; all of them decrypt.",
         ),
     ] = None
     key_file: Annotated[
         Path | None,
         Variable(
             "JOBS_BACKUP_ENCRYPTION_KEY_FILE",
-            "A file with the keys, one a line, instead of JOBS_BACKUP_ENCRYPTION_KEY; lines that begin with `#` are comments.",
+            "File with the keys, one per line, instead of JOBS_BACKUP_ENCRYPTION_KEY. Lines that begin with `#` are comments.",
             example="/run/secrets/jobs-backup-encryption",
         ),
     ] = None

@@ -20,17 +20,17 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     storage_provider: Annotated[
         str,
         Variable(
-            "JOBS_BACKUP_STORAGE_PROVIDER", "Which provider stores the objects, for example S3, GCS, MINIO or FILE.", example="S3"
+            "JOBS_BACKUP_STORAGE_PROVIDER", "Provider that stores the objects, for example S3, GCS, MINIO or FILE.", example="S3"
         ),
     ]
     prefix: Annotated[
-        str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.", basic=True)
+        str, Variable("JOBS_BACKUP_PREFIX", "Prefix for every object key. Leading and trailing slashes are trimmed.", basic=True)
     ] = ""
     workspace_id: Annotated[
         str,
-        Variable("JOBS_BACKUP_WORKSPACE_ID", "The workspace of what `jobs-backup run` records, where --workspace-id is not given."),
+        Variable("JOBS_BACKUP_WORKSPACE_ID", "Workspace of the events that `jobs-backup run` records without --workspace-id."),
     ] = ""
-    instance_id: Annotated[str, Variable("INSTANCE_ID", "Names this installation; part of every key.")] = "1"
+    instance_id: Annotated[str, Variable("INSTANCE_ID", "Name of this installation; part of every object key.")] = "1"
     spool_dir: Annotated[
         Path | None,
         Variable(
@@ -43,100 +43,118 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     ] = None
     rudder_tmpdir: Annotated[
         Path | None,
-        Variable("RUDDER_TMPDIR", "RudderStack's directory: the spool's parent where JOBS_BACKUP_SPOOL_DIR is not set."),
+        Variable("RUDDER_TMPDIR", "RudderStack's temporary directory: parent of the spool if JOBS_BACKUP_SPOOL_DIR is not set."),
     ] = None
     state_home: Annotated[
-        Path | None, Variable("XDG_STATE_HOME", "The user's state directory: the spool's parent where neither of the two is set.")
+        Path | None, Variable("XDG_STATE_HOME", "The user's state directory: parent of the spool if neither of the two is set.")
     ] = None
     spool_durability: Annotated[
         Literal["full", "process"],
         Variable(
             "JOBS_BACKUP_SPOOL_DURABILITY",
-            "What a recorded event survives: `full`: power loss (each commit waits for the disk); `process`: a killed process, not"
-            " a power loss.",
+            "Durability of recorded events. `full`: they survive power loss (each commit waits for the disk). `process`: they"
+            " survive a killed process, but not power loss.",
         ),
     ] = "full"
     spool_max_bytes: Annotated[
         Size | None,
         Variable(
             "JOBS_BACKUP_SPOOL_MAX_BYTES",
-            "Recording stops when the spool holds so many bytes of events (as they are stored, mostly compressed), and goes on when"
-            " some are sent. Default: as many as the disk has room for.",
+            "Maximum bytes of events in the spool, as stored (mostly compressed). Recording stops there, and resumes once some"
+            " are uploaded. Default: limited only by the disk.",
             example="20GB",
             minimum=1,
         ),
     ] = None
     spool_min_free: Annotated[
-        Size, Variable("JOBS_BACKUP_SPOOL_MIN_FREE", "Recording stops when the spool's disk has less free space than this.")
+        Size, Variable("JOBS_BACKUP_SPOOL_MIN_FREE", "Minimum free space on the spool's disk. Recording stops when less is free.")
     ] = Size.parse("128MiB")
     spool_full_timeout: Annotated[
         Duration,
-        Variable("JOBS_BACKUP_SPOOL_FULL_TIMEOUT", "So long a full spool makes recording wait; then it fails with SpoolFull."),
+        Variable(
+            "JOBS_BACKUP_SPOOL_FULL_TIMEOUT",
+            "Maximum time that recording waits while the spool is full; then it fails with SpoolFull.",
+        ),
     ] = Duration(30)
     batch_events: Annotated[
-        int, msgspec.Meta(ge=1, le=2**21), Variable("JOBS_BACKUP_BATCH_EVENTS", "An object is closed when it has so many events.")
+        int, msgspec.Meta(ge=1, le=2**21), Variable("JOBS_BACKUP_BATCH_EVENTS", "Maximum events in an object.")
     ] = 100_000
     batch_bytes: Annotated[
         Size,
-        Variable("JOBS_BACKUP_BATCH_BYTES", "An object is closed when its lines have so many bytes before compression.", minimum=1),
+        Variable("JOBS_BACKUP_BATCH_BYTES", "Maximum bytes in an object, before compression.", minimum=1),
     ] = Size.parse("1GB")
     upload_frequency: Annotated[
-        Duration, Variable("JOBS_BACKUP_UPLOAD_FREQUENCY", "An object is closed when its first event is so old.")
+        Duration,
+        Variable(
+            "JOBS_BACKUP_UPLOAD_FREQUENCY", "Maximum age of an object's first event before the object is sealed and uploaded."
+        ),
     ] = Duration(300)
     upload_concurrency: Annotated[
         int,
         msgspec.Meta(ge=1, le=256),
-        Variable("JOBS_BACKUP_UPLOAD_CONCURRENCY", "So many objects are sent at once; and so many parts of large objects."),
+        Variable("JOBS_BACKUP_UPLOAD_CONCURRENCY", "Maximum objects uploaded at once, and maximum parts of large objects."),
     ] = 4
     multipart_threshold: Annotated[
-        Size, Variable("JOBS_BACKUP_MULTIPART_THRESHOLD", "Objects larger than this are sent in parts, where the provider can.")
+        Size,
+        Variable(
+            "JOBS_BACKUP_MULTIPART_THRESHOLD",
+            "Maximum size of an object uploaded in one request. Larger ones are uploaded in parts, if the provider can.",
+        ),
     ] = Size.parse("64MiB")
     part_size: Annotated[
         Size,
         Variable(
-            "JOBS_BACKUP_PART_SIZE", "Bytes in a part; more where an object would have too many parts for the store.", minimum=1
+            "JOBS_BACKUP_PART_SIZE",
+            "Size of a part. Parts are larger if the object would otherwise have more parts than the store allows.",
+            minimum=1,
         ),
     ] = Size.parse("16MiB")
     compression: Annotated[
         Compression,
         Variable(
             "JOBS_BACKUP_COMPRESSION",
-            "`gzip`, which RudderStack's tools read, or `zstd`, which is smaller; also with a level, for example `zstd:3`. The"
-            " higher it is, the smaller the objects, and the slower: 1 to 9 of gzip, 1 to 19 of zstd; 1 if none is given.",
+            "Compression of the objects: `gzip`, which RudderStack's tools read, or `zstd`, which is smaller. A level may"
+            " follow, for example `zstd:3`: 1 to 9 for gzip, 1 to 19 for zstd, 1 by default. Higher levels are smaller and"
+            " slower.",
         ),
     ] = GZIP
     wrappers: Annotated[
         str,
         Variable(
             "JOBS_BACKUP_WRAPPERS",
-            "What stands between this and the store, in this order, separated by commas; see `jobs-backup wrappers`. Set it for all"
-            " processes of a spool.",
+            "Wrappers between jobs-backup and the store, in this order, separated by commas; see `jobs-backup wrappers`. Set it"
+            " for all processes of a spool.",
             example="opentelemetry,encryption",
         ),
     ] = ""
     conditional_writes: Annotated[
         bool,
-        Variable("JOBS_BACKUP_CONDITIONAL_WRITES", "Write only where no object stands yet. Turn it off for stores that can't."),
+        Variable(
+            "JOBS_BACKUP_CONDITIONAL_WRITES",
+            "Conditional writes: write an object only if its key does not exist yet. Turn it off for stores without them.",
+        ),
     ] = True
     shutdown_grace: Annotated[
         Duration,
-        Variable("JOBS_BACKUP_SHUTDOWN_GRACE", "On SIGTERM so much time is left for sending; the rest waits in the spool."),
+        Variable("JOBS_BACKUP_SHUTDOWN_GRACE", "Maximum time for uploads after SIGTERM; the rest waits in the spool."),
     ] = Duration(25)
-    raw: Annotated[bool, Variable("JOBS_BACKUP_RAW", "Back up raw events. If not, `record` gives ids and keeps nothing.")] = True
-    failed: Annotated[bool, Variable("JOBS_BACKUP_FAILED", "Back up delivery failures. If not, `failed` keeps nothing.")] = True
+    raw: Annotated[bool, Variable("JOBS_BACKUP_RAW", "Backup of raw events. If false, `record` returns ids and keeps nothing.")] = (
+        True
+    )
+    failed: Annotated[bool, Variable("JOBS_BACKUP_FAILED", "Backup of delivery failures. If false, `failed` keeps nothing.")] = True
     delete_after: Annotated[
         Literal["delivered", "settled", "never"],
         Variable(
             "JOBS_BACKUP_DELETE_AFTER",
-            "When an object of raw events is deleted: `delivered`: all of its events were delivered; `settled`: each of them was"
-            " delivered, or its failure is in the bucket; `never`. Set it for all processes of a spool.",
+            "Condition for deleting an object of raw events. `delivered`: all of its events were delivered. `settled`: each was"
+            " delivered, or its failure is in the bucket. `never`: objects are kept. Set it for all processes of a spool.",
         ),
     ] = "delivered"
     skip_delivered: Annotated[
         bool,
         Variable(
             "JOBS_BACKUP_SKIP_DELIVERED",
-            "Do not even write objects whose events were all delivered before. Without effect where nothing is ever deleted.",
+            "Skipping of objects whose events were all delivered before the upload. No effect if nothing is ever deleted.",
         ),
     ] = False
     catalog_days: Annotated[
@@ -144,28 +162,31 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         msgspec.Meta(ge=0),
         Variable(
             "JOBS_BACKUP_CATALOG_DAYS",
-            "So long the spool knows of an object that is not to be deleted; then its events' ids are unknown. 0: for ever.",
+            "Days to remember an uploaded object that is not deleted; after that, the ids of its events are unknown. 0: forever.",
         ),
     ] = 90
     retry_attempts: Annotated[
-        Count, Variable("JOBS_BACKUP_RETRY_ATTEMPTS", "How often a request is tried before the store is paused.")
+        Count, Variable("JOBS_BACKUP_RETRY_ATTEMPTS", "Maximum attempts of a request before uploads pause.")
     ] = 6
-    retry_max_wait: Annotated[Duration, Variable("JOBS_BACKUP_RETRY_MAX_WAIT", "The longest wait between two attempts.")] = (
-        Duration(30)
-    )
-    retry_deadline: Annotated[Duration, Variable("JOBS_BACKUP_RETRY_DEADLINE", "No further attempt is begun after this time.")] = (
-        Duration(120)
-    )
+    retry_max_wait: Annotated[Duration, Variable("JOBS_BACKUP_RETRY_MAX_WAIT", "Maximum wait between two attempts.")] = Duration(30)
+    retry_deadline: Annotated[
+        Duration, Variable("JOBS_BACKUP_RETRY_DEADLINE", "Maximum time for all attempts: no further one starts after it.")
+    ] = Duration(120)
     request_timeout: Annotated[
         Duration,
-        Variable("JOBS_BACKUP_REQUEST_TIMEOUT", "A request without progress for so long has failed.", minimum=0.001, maximum=1800),
+        Variable(
+            "JOBS_BACKUP_REQUEST_TIMEOUT",
+            "Maximum time without progress before a request counts as failed.",
+            minimum=0.001,
+            maximum=1800,
+        ),
     ] = Duration(60)
     metrics_port: Annotated[
         Annotated[int, msgspec.Meta(ge=0, le=65_535)] | None,
         Variable(
             "JOBS_BACKUP_METRICS_PORT",
-            "`archive` and `serve` answer /metrics (for Prometheus; needs `jobs-backup[metrics]`), /healthz and /readyz there, to"
-            " everybody. 0: any free port. Default: none.",
+            "Port on which `archive` and `serve` answer /metrics (for Prometheus; needs `jobs-backup[metrics]`), /healthz and"
+            " /readyz, without authentication. 0: any free port. Default: none.",
             example="9464",
         ),
     ] = None
@@ -173,22 +194,22 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         str,
         Variable(
             "JOBS_BACKUP_METRICS_HOST",
-            "Address to open JOBS_BACKUP_METRICS_PORT on. `localhost`: both loopbacks; `::`: all of IPv6 and IPv4; `0.0.0.0`: all"
-            " of IPv4.",
+            "Address for JOBS_BACKUP_METRICS_PORT. `localhost`: both loopbacks; `::`: all of IPv6 and IPv4; `0.0.0.0`: all of"
+            " IPv4.",
         ),
     ] = "localhost"
     metrics_file: Annotated[
         Path | None,
         Variable(
             "JOBS_BACKUP_METRICS_FILE",
-            "`run`, `archive` and `serve` write their metrics into this file, every 15 s and at their end, for the textfile"
-            " collector of Prometheus' node exporter. Needs `jobs-backup[metrics]`; the name ends in `.prom`.",
+            "File into which `run`, `archive` and `serve` write their metrics, every 15 s and at exit, for the textfile"
+            " collector of Prometheus' node exporter. Needs `jobs-backup[metrics]`; its name must end in `.prom`.",
             example="/var/lib/node_exporter/jobs_backup.prom",
         ),
     ] = None
     log_format: Annotated[
         Literal["text", "json"],
-        Variable("JOBS_BACKUP_LOG_FORMAT", "How the command logs: lines of text, or a JSON object a line."),
+        Variable("JOBS_BACKUP_LOG_FORMAT", "Format of the command's log: lines of text, or one JSON object per line."),
     ] = "text"
 
     @property

@@ -43,9 +43,7 @@ _NAMELESS: Final[int] = getattr(os, "O_TMPFILE", 0) if Path("/proc/self/fd").is_
 class FileSettings(Settings, frozen=True, kw_only=True):
     """Settings of FILE in the environment."""
 
-    bucket: Annotated[
-        Path, Variable("JOBS_BACKUP_BUCKET", "The directory. It has to exist, as a bucket has to.", example="/backups")
-    ]
+    bucket: Annotated[Path, Variable("JOBS_BACKUP_BUCKET", "Directory for the objects. It must exist.", example="/backups")]
 
 
 class FileProvider:

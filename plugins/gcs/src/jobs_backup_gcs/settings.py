@@ -45,16 +45,16 @@ UNSHOWN: Final = (
 class GcsSettings(Settings, frozen=True, kw_only=True):
     """What GCS reads from the environment."""
 
-    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The bucket. It has to exist.", example="my-events")]
-    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
-        ""
-    )
+    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "Bucket for the objects. It must exist.", example="my-events")]
+    prefix: Annotated[
+        str, Variable("JOBS_BACKUP_PREFIX", "Prefix for every object key. Leading and trailing slashes are trimmed.")
+    ] = ""
     credentials: Annotated[
         Path | None,
         Variable(
             "GOOGLE_APPLICATION_CREDENTIALS",
-            "JSON file of a service account, of workload identity federation or of impersonation. Default: what the environment"
-            " has (workload identity, the instance's service account, gcloud).",
+            "File with the credentials (JSON) of a service account, workload identity federation or impersonation. Default: the"
+            " environment's credentials (workload identity, the instance's service account, gcloud).",
             example="/etc/jobs-backup/credentials.json",
             basic=True,
             credential=True,
@@ -73,11 +73,13 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
     ] = None
     endpoint: Annotated[
         Endpoint | None,
-        Variable("JOBS_BACKUP_GCS_ENDPOINT", "Another endpoint than https://storage.googleapis.com, for example a private one."),
+        Variable(
+            "JOBS_BACKUP_GCS_ENDPOINT", "Endpoint to use instead of https://storage.googleapis.com, for example a private one."
+        ),
     ] = None
     emulator: Annotated[
         Endpoint | None,
-        Variable("STORAGE_EMULATOR_HOST", "URL of an emulator instead of Google's service. No credentials are used then."),
+        Variable("STORAGE_EMULATOR_HOST", "URL of an emulator to use instead of Google's service, without credentials."),
     ] = None
 
     @classmethod

@@ -191,32 +191,33 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 class BucketSettings(Settings, frozen=True, kw_only=True):
     """What all three have in common."""
 
-    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The bucket. It has to exist.", example="my-events")]
-    prefix: Annotated[str, Variable("JOBS_BACKUP_PREFIX", "Stands before every key. Leading and trailing slashes are trimmed.")] = (
-        ""
-    )
+    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "Bucket for the objects. It must exist.", example="my-events")]
+    prefix: Annotated[
+        str, Variable("JOBS_BACKUP_PREFIX", "Prefix for every object key. Leading and trailing slashes are trimmed.")
+    ] = ""
     sse: Annotated[
         Encryption | None,
-        Variable("JOBS_BACKUP_S3_SSE", "Encryption at the store: AES256 or aws:kms. Default: as the bucket is configured."),
+        Variable("JOBS_BACKUP_S3_SSE", "Server-side encryption: AES256 or aws:kms. Default: as the bucket is configured."),
     ] = None
     kms_key_id: Annotated[
         str | None,
         Variable(
-            "JOBS_BACKUP_S3_KMS_KEY_ID", "Id, ARN or alias of the KMS key; implies aws:kms. Default with aws:kms: the account's."
+            "JOBS_BACKUP_S3_KMS_KEY_ID",
+            "Id, ARN or alias of the KMS key; implies aws:kms. Default with aws:kms: the account's key.",
         ),
     ] = None
     path_style: Annotated[
         bool | None,
         Variable(
             "JOBS_BACKUP_S3_PATH_STYLE",
-            "The bucket stands in the path of the URL instead of the host's name. Default: true for endpoints other than AWS's.",
+            "Path-style URLs: the bucket is in the path instead of the host name. Default: true for endpoints other than AWS.",
         ),
     ] = None
     checksum: Annotated[
         Literal["auto", "crc32c", "md5", "none"],
         Variable(
             "JOBS_BACKUP_S3_CHECKSUM",
-            "What is sent along so that the store can check what arrives. `auto`: crc32c on AWS, elsewhere md5 (Content-MD5).",
+            "Checksum with which the store verifies uploads. `auto`: crc32c on AWS, md5 (Content-MD5) elsewhere.",
         ),
     ] = "auto"
     storage_class: Annotated[
@@ -225,20 +226,22 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
     ] = None
     acl: Annotated[
         str | None,
-        Variable(
-            "JOBS_BACKUP_S3_ACL", "Canned ACL of the objects; needs s3:PutObjectAcl and a bucket that has ACLs. Default: none."
-        ),
+        Variable("JOBS_BACKUP_S3_ACL", "Canned ACL of the objects; needs s3:PutObjectAcl and a bucket with ACLs. Default: none."),
     ] = None
     proxy: Annotated[
         Secret | None,
-        Variable("JOBS_BACKUP_S3_PROXY", "URL of the HTTP proxy to go through. Default: HTTPS_PROXY and HTTP_PROXY."),
+        Variable("JOBS_BACKUP_S3_PROXY", "URL of the HTTP proxy. Default: HTTPS_PROXY and HTTP_PROXY."),
     ] = None
     ca_bundle: Annotated[
         Path | None,
-        Variable("JOBS_BACKUP_S3_CA_BUNDLE", "File with the certificates (PEM) that the store's is checked against."),
+        Variable("JOBS_BACKUP_S3_CA_BUNDLE", "File with the CA certificates (PEM) that verify the store's certificate."),
     ] = None
     verify_tls: Annotated[
-        bool, Variable("JOBS_BACKUP_S3_VERIFY_TLS", "Check the store's certificate. Off, anybody can read and change what is sent.")
+        bool,
+        Variable(
+            "JOBS_BACKUP_S3_VERIFY_TLS",
+            "Verification of the store's certificate. If off, an attacker on the network can read and change what is sent.",
+        ),
     ] = True
 
     @classmethod
@@ -300,38 +303,37 @@ class S3Settings(BucketSettings, frozen=True, kw_only=True):
     access_key: Annotated[
         Secret | None,
         Variable(
-            "AWS_ACCESS_KEY_ID", "Access key. Default: the SDK's chain (profile, web identity, container, instance).", basic=True
+            "AWS_ACCESS_KEY_ID", "Access key id. Default: the SDK's chain (profile, web identity, container, instance).", basic=True
         ),
     ] = None
-    secret_key: Annotated[Secret | None, Variable("AWS_SECRET_ACCESS_KEY", "The access key's secret.", basic=True)] = None
-    session_token: Annotated[Secret | None, Variable("AWS_SESSION_TOKEN", "The token of temporary keys.")] = None
+    secret_key: Annotated[Secret | None, Variable("AWS_SECRET_ACCESS_KEY", "Secret of the access key.", basic=True)] = None
+    session_token: Annotated[Secret | None, Variable("AWS_SESSION_TOKEN", "Session token of temporary credentials.")] = None
     region: Annotated[
         str | None,
-        Variable("AWS_REGION", "The bucket's region. Default: found out from the store's answer.", example="eu-west-1", basic=True),
+        Variable("AWS_REGION", "Region of the bucket. Default: taken from the store's response.", example="eu-west-1", basic=True),
     ] = None
-    default_region: Annotated[
-        str | None, Variable("AWS_DEFAULT_REGION", "The region to try first where AWS_REGION is not set.")
-    ] = None
-    region_hint: Annotated[str, Variable("AWS_S3_REGION_HINT", "The region to try first where neither of the two is set.")] = (
-        "us-east-1"
-    )
+    default_region: Annotated[str | None, Variable("AWS_DEFAULT_REGION", "Region to try first if AWS_REGION is not set.")] = None
+    region_hint: Annotated[str, Variable("AWS_S3_REGION_HINT", "Region to try first if neither of the two is set.")] = "us-east-1"
     enable_sse: Annotated[bool, Variable("AWS_ENABLE_SSE", "RudderStack's name for JOBS_BACKUP_S3_SSE=AES256.")] = False
-    endpoint_s3: Annotated[str | None, Variable("AWS_ENDPOINT_URL_S3", "URL of another store that speaks S3. Default: AWS.")] = None
+    endpoint_s3: Annotated[str | None, Variable("AWS_ENDPOINT_URL_S3", "URL of another S3-compatible store. Default: AWS.")] = None
     endpoint: Annotated[
-        str | None, Variable("AWS_ENDPOINT_URL", "The same for all services of AWS; AWS_ENDPOINT_URL_S3 goes before it.")
+        str | None, Variable("AWS_ENDPOINT_URL", "URL for all AWS services; AWS_ENDPOINT_URL_S3 takes precedence.")
     ] = None
     endpoint_sts: Annotated[
-        str | None, Variable("AWS_ENDPOINT_URL_STS", "URL of the service that hands out a role's credentials. Default: AWS.")
+        str | None,
+        Variable(
+            "AWS_ENDPOINT_URL_STS", "URL of the security token service (STS), which issues a role's credentials. Default: AWS."
+        ),
     ] = None
     role_arn: Annotated[
-        str | None, Variable("BACKUP_IAM_ROLE_ARN", "ARN of a role to take on. Its credentials are renewed before they run out.")
+        str | None, Variable("BACKUP_IAM_ROLE_ARN", "ARN of a role to assume. Its credentials are renewed before they expire.")
     ] = None
     external_id: Annotated[
         str | None,
-        Variable("JOBS_BACKUP_S3_EXTERNAL_ID", "The external id that the role asks for. Default: JOBS_BACKUP_WORKSPACE_ID."),
+        Variable("JOBS_BACKUP_S3_EXTERNAL_ID", "External id that the role requires. Default: JOBS_BACKUP_WORKSPACE_ID."),
     ] = None
     workspace_id: Annotated[
-        str | None, Variable("JOBS_BACKUP_WORKSPACE_ID", "RudderStack's workspace id: the role's external id.")
+        str | None, Variable("JOBS_BACKUP_WORKSPACE_ID", "RudderStack's workspace id, used as the role's external id.")
     ] = None
 
     def connection(self) -> Connection:
@@ -370,11 +372,11 @@ class MinioSettings(BucketSettings, frozen=True, kw_only=True):
     """MinIO, with RudderStack's variables for it. There are no default credentials."""
 
     endpoint: Annotated[
-        str, Variable("MINIO_ENDPOINT", "Host and port of MinIO.", aliases=("MINIO_END_POINT",), example="minio:9000")
+        str, Variable("MINIO_ENDPOINT", "Host and port of the MinIO server.", aliases=("MINIO_END_POINT",), example="minio:9000")
     ] = "localhost:9000"
     access_key: Annotated[Secret, Variable("MINIO_ACCESS_KEY_ID", "Access key.")]
-    secret_key: Annotated[Secret, Variable("MINIO_SECRET_ACCESS_KEY", "The access key's secret.")]
-    ssl: Annotated[bool, Variable("MINIO_SSL", "Speak HTTPS. An https:// before the endpoint does the same.")] = False
+    secret_key: Annotated[Secret, Variable("MINIO_SECRET_ACCESS_KEY", "Secret of the access key.")]
+    ssl: Annotated[bool, Variable("MINIO_SSL", "HTTPS instead of HTTP. An https:// before the endpoint does the same.")] = False
 
     def connection(self) -> Connection:
         endpoint = endpoint_url("MINIO_ENDPOINT", self.endpoint, scheme="https" if self.ssl else "http")
@@ -389,10 +391,10 @@ class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
     """DigitalOcean Spaces, with RudderStack's variables for it."""
 
     endpoint: Annotated[
-        str, Variable("DO_SPACES_ENDPOINT", "Endpoint of the Spaces' region.", example="nyc3.digitaloceanspaces.com")
+        str, Variable("DO_SPACES_ENDPOINT", "Endpoint of the Spaces region.", example="nyc3.digitaloceanspaces.com")
     ]
     access_key: Annotated[Secret, Variable("DO_SPACES_ACCESS_KEY_ID", "Access key.")]
-    secret_key: Annotated[Secret, Variable("DO_SPACES_SECRET_ACCESS_KEY", "The access key's secret.")]
+    secret_key: Annotated[Secret, Variable("DO_SPACES_SECRET_ACCESS_KEY", "Secret of the access key.")]
 
     def connection(self) -> Connection:
         parts = urlsplit(endpoint_url("DO_SPACES_ENDPOINT", self.endpoint))
