@@ -15,19 +15,19 @@ from jobs_backup.errors import JobsBackupError
 
 # With their one-line help, so that --help need not import them all.
 _COMMANDS: Final = {
-    "run": "Back up events: NDJSON, one event's payload a line.",
-    "serve": "Record what is sent by HTTP, for applications in any language.",
-    "archive": "Send what other processes record, and what earlier ones left.",
-    "delivered": "Say which events were delivered, by their job ids.",
-    "failed": "Back up delivery failures: NDJSON, one a line.",
-    "policy": "Print the narrowest rights that suffice for these settings.",
-    "check": "Try what the credentials allow, with write-only probes.",
+    "run": "Back up events from NDJSON, one payload per line.",
+    "serve": "Record events sent over HTTP, for applications in any language.",
+    "archive": "Upload what other processes record, and what earlier ones left.",
+    "delivered": "Acknowledge delivered events by their job ids.",
+    "failed": "Back up delivery failures from NDJSON, one per line.",
+    "policy": "Print least-privilege permissions for your settings.",
+    "check": "Test your credentials using only the permissions that backups need.",
     "env": "Print a commented docker.env for a provider.",
     "replay": "Read events back from the bucket, as NDJSON.",
     "status": "Show what waits in the spool, for which store, and why.",
     "providers": "List the installed storage providers, or check one.",
     "wrappers": "List the installed wrappers, such as encryption.",
-    "help": "Explain the code in brackets that ends a message.",
+    "help": "Explain the code in brackets at the end of a message.",
 }
 
 
@@ -52,11 +52,11 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="jobs-backup", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Every event of your pipeline, safe in your own bucket.
+    """Back up every event of your pipeline into your own bucket, each exactly once.
 
     Settings come from environment variables, or from a docker.env given with --env-file. Exit codes: 0 done; 1 not everything is
-    in the bucket yet, and nothing is lost; 2 wrong usage or configuration; 3 everything that can be used is in the bucket, and some
-    lines of the input were rejected. A message ends with its code in brackets: `jobs-backup help CODE` explains it.
+    in the bucket yet, and nothing is lost; 2 wrong usage or configuration; 3 everything usable is in the bucket, and some lines of
+    the input were rejected. A message ends with its code in brackets: `jobs-backup help CODE` explains it.
     """
 
 

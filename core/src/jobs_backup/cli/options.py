@@ -102,13 +102,13 @@ def machine_errors() -> Generator[None]:
 
 
 _INPUT_OPTIONS: Final = (
-    click.option("--allow-rejects", is_flag=True, help="Exit code 0 instead of 3 where lines were rejected."),
+    click.option("--allow-rejects", is_flag=True, help="Exit with 0 instead of 3 if lines were rejected."),
     click.option(
         "--append-only",
         is_flag=True,
-        help="Files are rotated by rename and never emptied: resume after lines that repeat, which prove nothing otherwise.",
+        help="Files are rotated by rename and never emptied: resume even if their lines repeat.",
     ),
-    click.option("--again", is_flag=True, help="Read files from their beginning, also where an earlier run has read them."),
+    click.option("--again", is_flag=True, help="Read files from their beginning, even if an earlier run has read them."),
 )
 
 
@@ -142,9 +142,9 @@ def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --env-file and --verbose. The file's variables override the process's, as with `docker run`."""
 
     @click.option(
-        "--env-file", type=click.Path(path_type=Path), help="Read variables from this file, as `docker run --env-file` does."
+        "--env-file", type=click.Path(path_type=Path), help="File to read variables from, as with `docker run --env-file`."
     )
-    @click.option("-v", "--verbose", is_flag=True, help="Log what happens, to standard error.")
+    @click.option("-v", "--verbose", is_flag=True, help="Log each step to standard error.")
     @functools.wraps(command)
     def wrapper(*args: Any, env_file: Path | None, verbose: bool, **kwargs: Any) -> Any:
         # Only our own lines and the provider's: those of SDKs may contain URLs with upload ids.

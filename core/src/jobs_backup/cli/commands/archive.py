@@ -12,16 +12,16 @@ from jobs_backup.cli.summary import Summary
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="End when nothing is left that could be sent now.")
+@click.option("--once", is_flag=True, help="Exit once nothing is left that can be uploaded now.")
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65_535),
-    help="Answer /metrics, /healthz and /readyz there, but not with --once.  [default: JOBS_BACKUP_METRICS_PORT]",
+    help="Port for /metrics, /healthz and /readyz; not with --once.  [default: JOBS_BACKUP_METRICS_PORT]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
 def archive(once: bool, metrics_port: int | None, as_json: bool) -> None:
-    """Send what other processes record into the spool, and what earlier ones left in it.
+    """Upload what other processes record into the spool, and what earlier ones left in it.
 
     \b
     Example:

@@ -23,15 +23,15 @@ _BAD: Final = (State.REFUSED, State.FAILED)
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_environment
 def check(as_json: bool) -> None:
-    """Try what the credentials allow, with write-only probes.
+    """Test your credentials using only the permissions that backups need.
 
-    It writes two small objects below <prefix>/jobs-backup-check/, and deletes them if it may. It needs no other right than those
-    that backing up needs, and tells which are missing and which are not needed.
+    Writes two small objects below <prefix>/jobs-backup-check/, and deletes them if permitted. Shows which permissions are missing,
+    and which are not needed.
 
-    Exit codes: 0 events can be backed up; 1 not now, try again; 2 something has to be changed first.
+    Exit codes: 0 events can be backed up; 1 not now, try again; 2 something must be changed first.
 
     \b
     Example:

@@ -25,14 +25,14 @@ _decode: Final = msgspec.json.Decoder(str | int | None).decode
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
-@click.option("--allow-rejects", is_flag=True, help="Exit code 0 instead of 3 where lines were rejected.")
+@click.option("--allow-rejects", is_flag=True, help="Exit with 0 instead of 3 if lines were rejected.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
 def delivered(files: tuple[Path, ...], allow_rejects: bool, as_json: bool) -> None:
-    """Say which events were delivered: FILES (or standard input) have a job id a line, as `run --emit-ids` prints them.
+    """Acknowledge delivered events. FILES (or standard input) hold one job id per line, as `run --emit-ids` prints them.
 
-    Once all events of an object were delivered, it is deleted from the bucket. Saying it again does no harm. Ids that the spool
-    does not know are reported, and make the exit code 1.
+    Once all events of an object are delivered, it is deleted from the bucket. Acknowledging an event again is harmless. Ids unknown
+    to the spool are reported (exit code 1).
 
     \b
     Example:

@@ -30,7 +30,7 @@ _HEAD: Final = """\
 @click.command()
 @click.argument("provider", required=False)
 def env(provider: str | None) -> None:
-    """Print a commented docker.env for PROVIDER, or for that of JOBS_BACKUP_STORAGE_PROVIDER, and the JOBS_BACKUP_WRAPPERS.
+    """Print a commented docker.env for PROVIDER (default: JOBS_BACKUP_STORAGE_PROVIDER) and the JOBS_BACKUP_WRAPPERS.
 
     \b
     Example:

@@ -23,11 +23,11 @@ from jobs_backup.spool.interface import InputPosition
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
 def failed(files: tuple[Path, ...], as_json: bool, again: bool, append_only: bool, allow_rejects: bool) -> None:
-    """Back up delivery failures: FILES (or standard input) have one a line, a JSON object.
+    """Back up delivery failures. FILES (or standard input) hold one JSON object per line.
 
-    `error` (text or object), `payload` (what was sent in the end), and `jobId`, or for an event that was not recorded
-    `sourceId` and `workspaceId`; if you like `destinationId`, `attempts`, `stage`, `code`, `userId`, `messageId`,
-    `createdAt`, `failedAt`. A line that cannot be used is rejected (exit code 3).
+    Required: `error` (text or object), `payload` (what was finally sent), and `jobId`, or for an event that was not recorded
+    `sourceId` and `workspaceId`. Optional: `destinationId`, `attempts`, `stage`, `code`, `userId`, `messageId`, `createdAt`,
+    `failedAt`. An invalid line is rejected (exit code 3).
 
     \b
     Example:

@@ -23,7 +23,7 @@ def help(ctx: click.Context, code: str | None) -> None:  # noqa: A001 - the comm
     """
     sections = read_sections()
     if code is None:
-        click.echo("The codes at the end of messages; `jobs-backup help CODE` explains one:\n")
+        click.echo("Codes at the end of messages; `jobs-backup help CODE` explains one:\n")
         click.echo("\n".join(f"  {one}" for one in sections))
         return
     found = {one.lower(): one for one in sections}.get(code.strip("[]").lower())

@@ -19,15 +19,15 @@ _FORMATS: Final = ("json", "terraform", "commands")
 
 
 @click.command()
-@click.option("--provider", help="Which provider's.  [default: JOBS_BACKUP_STORAGE_PROVIDER]")
-@click.option("--with-delete", is_flag=True, help="With the right to delete what was delivered.")
-@click.option("--with-replay", is_flag=True, help="With the rights to list and to read back.")
-@click.option("--format", "format_", type=click.Choice(_FORMATS), help="Of the output.  [default: what fits the store best]")
+@click.option("--provider", help="Provider to print permissions for.  [default: JOBS_BACKUP_STORAGE_PROVIDER]")
+@click.option("--with-delete", is_flag=True, help="Include permission to delete delivered events.")
+@click.option("--with-replay", is_flag=True, help="Include permissions to list and read, for `replay`.")
+@click.option("--format", "format_", type=click.Choice(_FORMATS), help="Output format.  [default: the one that suits the store]")
 @with_environment
 def policy(provider: str | None, with_delete: bool, with_replay: bool, format_: str | None) -> None:
-    """Print the narrowest rights that suffice for exactly these settings: this bucket, this prefix, this key.
+    """Print least-privilege permissions for your settings: this bucket, this prefix, this key.
 
-    Credentials are not needed, and not looked at. Nothing is sent.
+    Credentials are neither needed nor read. No request is sent.
 
     \b
     Example:

@@ -25,11 +25,11 @@ _MARKS: Final = {
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--check", is_flag=True, help="Check NAME against the contract, as far as it can be done without a bucket.")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--check", is_flag=True, help="Check NAME against the contract, as far as possible without a bucket.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_environment
 def providers(name: str | None, check: bool, as_json: bool) -> None:
-    """List the installed storage providers; with NAME, one with its settings.
+    """List the installed storage providers; with NAME, show one and its settings.
 
     \b
     Example:

@@ -64,27 +64,33 @@ def _time(option: str, text: str | None) -> int | None:
 
 
 @click.command()
-@click.option("--since", help="The first time that is wanted: 2026-11-24, 2026-11-24T09:30:00Z (UTC), or 2h ago.")
-@click.option("--until", help="The first time behind those that are wanted.")
-@click.option("--source-id", "source_ids", multiple=True, help="Of this source alone; several times for several.")
-@click.option("--workspace-id", "workspace_ids", multiple=True, help="Of this workspace alone; several times for several.")
+@click.option("--since", help="Start of the time range: 2026-11-24, 2026-11-24T09:30:00Z (UTC), or 2h for two hours ago.")
+@click.option("--until", help="Exclusive end of the time range.")
+@click.option("--source-id", "source_ids", multiple=True, help="Only events of this source. May be repeated.")
+@click.option("--workspace-id", "workspace_ids", multiple=True, help="Only events of this workspace. May be repeated.")
 @click.option(
-    "--kind", type=click.Choice([kind.value for kind in Kind]), default="raw", show_default=True, help="Events, or failures."
+    "--kind",
+    type=click.Choice([kind.value for kind in Kind]),
+    default="raw",
+    show_default=True,
+    help="Raw events, or delivery failures.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="End after so many events.")
-@click.option("--payload-only", is_flag=True, help="Only the payloads, byte for byte as they were recorded.")
-@click.option("--list", "lists", is_flag=True, help="Find the objects by listing the bucket instead of in the spool's catalog.")
-@click.option("--wrapped-only", is_flag=True, help="Nothing of objects that a wrapper of JOBS_BACKUP_WRAPPERS has not made.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of events.")
+@click.option("--payload-only", is_flag=True, help="Print only the payloads, byte for byte as recorded.")
+@click.option("--list", "lists", is_flag=True, help="Find objects by listing the bucket instead of using the spool's catalog.")
 @click.option(
-    "--after", default="", help="Resume after this cursor, which an earlier run of the same selection printed.", metavar="CURSOR"
+    "--wrapped-only", is_flag=True, help="Skip objects that were not written through the wrappers of JOBS_BACKUP_WRAPPERS."
+)
+@click.option(
+    "--after", default="", help="Resume after this cursor, printed by an earlier run of the same selection.", metavar="CURSOR"
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="File to write. It gets its name once complete; the same command resumes it.",
+    help="Output file. It gets its name once complete; the same command resumes it.",
 )
-@click.option("--dry-run", is_flag=True, help="Only tell how many objects and bytes there are.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; with --dry-run or --output.")
+@click.option("--dry-run", is_flag=True, help="Print only the number of objects and bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; requires --dry-run or --output.")
 @with_environment
 def replay(
     since: str | None,
@@ -103,10 +109,9 @@ def replay(
 ) -> None:
     """Read events (or failures) back from the bucket, as NDJSON on standard output.
 
-    Objects come in the order of their first events (with --list those of one second in that of their keys), lines as they were
-    recorded. Each object is verified before any of it is
-    given; one that is damaged or missing is named, and the rest goes on (exit code 1). Needs the right to read:
-    `jobs-backup policy --with-replay`.
+    Objects come in the order of their first events (with --list, those of the same second in the order of their keys), lines in the
+    order in which they were recorded. Each object is verified before any of it is output. A damaged or missing one is reported, and
+    the rest continues (exit code 1). Needs permission to read: `jobs-backup policy --with-replay`.
 
     \b
     Example:

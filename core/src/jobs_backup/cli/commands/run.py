@@ -28,16 +28,16 @@ from jobs_backup.spool.interface import InputPosition, Recording
     required=True,
     multiple=True,
     callback=only_one,
-    help="The source that the events come from; the first part of their keys.",
+    help="Source of the events; the first part of their keys.",
 )
 @click.option(
     "--workspace-id",
     multiple=True,
     callback=only_one,
-    help="The workspace that the source belongs to.  [default: JOBS_BACKUP_WORKSPACE_ID]",
+    help="Workspace of the source.  [default: JOBS_BACKUP_WORKSPACE_ID]",
 )
 @with_input_options
-@click.option("--emit-ids", is_flag=True, help="Print the job id of each line as soon as it is durable, null where there is none.")
+@click.option("--emit-ids", is_flag=True, help="Print the job id of each line once it is durable, or null if the line has none.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_environment
 def run(
@@ -50,11 +50,11 @@ def run(
     append_only: bool,
     allow_rejects: bool,
 ) -> None:
-    """Back up FILES (or standard input): NDJSON, one event's payload on each line; gzip and zstd as well.
+    """Back up FILES (or standard input): NDJSON, one event's payload per line, plain or compressed with gzip or zstd.
 
-    Run it again on the same files, and it resumes where the last run ended, also where they were renamed, copied or compressed
-    meanwhile. A line that is not a JSON object, or is longer than 256 MiB, is rejected (exit code 3); a last line that is still
-    being written is left for the next run.
+    Run it again on the same files, and it resumes where the last run ended, even if they were renamed, copied or compressed
+    meanwhile. A line that is not a JSON object, or exceeds 256 MiB, is rejected (exit code 3). A last line that is still being
+    written is left for the next run.
 
     \b
     Example:

@@ -18,20 +18,20 @@ from jobs_backup.util.installing import how_to_install
 
 
 @click.command()
-@click.option("--host", help="The address to listen on.  [default: JOBS_BACKUP_SERVER_HOST, or localhost]")
-@click.option("--port", type=click.IntRange(0, 65_535), help="The port to listen on.  [default: JOBS_BACKUP_SERVER_PORT, or 8080]")
+@click.option("--host", help="Address to listen on.  [default: JOBS_BACKUP_SERVER_HOST, or localhost]")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on.  [default: JOBS_BACKUP_SERVER_PORT, or 8080]")
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65_535),
-    help="Answer /metrics, /healthz and /readyz there, to everybody.  [default: JOBS_BACKUP_METRICS_PORT]",
+    help="Port for /metrics, /healthz and /readyz, without authentication.  [default: JOBS_BACKUP_METRICS_PORT]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on exit.")
 @with_environment
 def serve(host: str | None, port: int | None, metrics_port: int | None, as_json: bool) -> None:
-    """Record what is sent by HTTP, and send it into the bucket.
+    """Record events sent over HTTP, and upload them to the bucket.
 
-    POST JSON or NDJSON to /v1/events, job ids to /v1/delivered, failures to /v1/failures; RudderStack's SDKs find /v1/batch and
-    the others. What is answered with 200 is durable. /openapi.json tells all.
+    POST JSON or NDJSON to /v1/events, job ids to /v1/delivered, failures to /v1/failures. RudderStack's SDKs use /v1/batch and its
+    siblings. A 200 response means that the data is durable. /openapi.json describes the API.
 
     \b
     Example:

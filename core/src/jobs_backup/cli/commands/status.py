@@ -37,9 +37,11 @@ def _pause(_context: click.Context, option: click.Parameter, seconds: float | No
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
-    "--exit-code", is_flag=True, help="Exit code 0 healthy, 1 behind or paused, 2 unusable: it cannot be read, or nothing recorded."
+    "--exit-code",
+    is_flag=True,
+    help="Exit with 0 if healthy, 1 if behind or paused, 2 if the spool cannot be read or cannot record.",
 )
 @click.option(
     "--watch",
@@ -48,13 +50,13 @@ def _pause(_context: click.Context, option: click.Parameter, seconds: float | No
     is_flag=False,
     flag_value=_WATCH_SECONDS,
     metavar="[SECONDS]",
-    help="Print it every 2 seconds, or as often as given, until stopped; with --json a line each time.",
+    help="Repeat every 2 seconds, or every SECONDS, until stopped; with --json, one line each time.",
 )
 @with_environment
 def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
     """Show what waits in the spool, for which store, since when, and why.
 
-    It reads beside the processes that use the spool, and needs no setting but JOBS_BACKUP_SPOOL_DIR.
+    It can run beside the processes that use the spool, and needs only the setting JOBS_BACKUP_SPOOL_DIR.
 
     \b
     Example:

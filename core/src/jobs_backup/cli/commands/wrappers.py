@@ -11,12 +11,12 @@ from jobs_backup.store.wrappers import KIND
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_environment
 def wrappers(name: str | None, as_json: bool) -> None:
-    """List the installed wrappers, such as encryption; with NAME, one with its settings.
+    """List the installed wrappers, such as encryption; with NAME, show one and its settings.
 
-    JOBS_BACKUP_WRAPPERS says which of them are active, and in which order.
+    JOBS_BACKUP_WRAPPERS sets which of them are active, and their order.
 
     \b
     Example:
