@@ -64,7 +64,7 @@ def test_an_env_file_is_read_as_docker_reads_it_and_comes_first(tmp_path: Path) 
         "run", ndjson(tmp_path / "in", 1), "--source-id", "web", "--env-file", file, env={"JOBS_BACKUP_STORAGE_PROVIDER": "NOSUCH"}
     )
     assert code == 0
-    assert "JOBS_BACKUP_BUKET is no setting: did you mean JOBS_BACKUP_BUCKET?" in stderr
+    assert "JOBS_BACKUP_BUKET is not a setting: did you mean JOBS_BACKUP_BUCKET?" in stderr
     assert numbers(tmp_path) == [0]
 
 
@@ -172,7 +172,7 @@ def test_damage_is_reported_and_keeps_nothing_else_back(tmp_path: Path) -> None:
             assert run("archive", "--once", env=env)[0] == 1
     code, _, stderr = run("archive", "--once", env=env)
     assert code == 1
-    assert "damaged in the spool and set aside: 1 event or more" in stderr
+    assert "damaged in the spool and quarantined: 1 event or more" in stderr
     assert [key.split("/")[0] for key in objects(tmp_path)] == ["app"]
 
 
@@ -242,7 +242,7 @@ def test_interrupted_on_a_file_it_goes_on_with_the_same_command(tmp_path: Path) 
         process.terminate()
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "interrupted: run the same command again to go on" in stderr
+    assert "interrupted: run the same command again to resume" in stderr
     assert 0 <= len(events(tmp_path)) < 60_000
     assert summary("run", file, "--source-id", "web", env=env)["complete"]
     assert numbers(tmp_path) == list(range(60_000))
@@ -350,7 +350,7 @@ def test_a_corrected_bucket_gets_what_waited_for_the_wrong_one(tmp_path: Path) -
     file = ndjson(tmp_path / "in", 10)
     code, _, stderr = run("run", file, "--source-id", "web", env={**env, "JOBS_BACKUP_BUCKET": str(tmp_path / "bukket")})
     assert code == 1
-    assert "there is no directory" in stderr
+    assert "does not exist" in stderr
     code, _, stderr = run("run", file, "--source-id", "web", "-v", env=env)
     assert code == 0
     assert "bukket, which never accepted anything, and now go where the settings say" in stderr
@@ -426,7 +426,7 @@ def test_a_message_for_every_wrong_configuration(tmp_path: Path) -> None:
     no_bucket = {name: value for name, value in good.items() if name != "JOBS_BACKUP_BUCKET"}
     cases: list[tuple[list[str | Path], dict[str, str], list[str]]] = [
         ([file], without, ["JOBS_BACKUP_STORAGE_PROVIDER is not set"]),
-        ([file], {**without, "JOBS_BACKUP_STORAGE_PROVIDR": "S3"}, ["JOBS_BACKUP_STORAGE_PROVIDR is: a typing error?"]),
+        ([file], {**without, "JOBS_BACKUP_STORAGE_PROVIDR": "S3"}, ["JOBS_BACKUP_STORAGE_PROVIDR is: a typo?"]),
         ([file], {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "floppy"}, ["no provider 'floppy' is installed (installed: ", "FILE"]),
         ([file], no_bucket, ["JOBS_BACKUP_BUCKET is not set"]),
         ([file], {**good, "JOBS_BACKUP_BATCH_EVENTS": "many"}, ["JOBS_BACKUP_BATCH_EVENTS='many'"]),

@@ -76,7 +76,7 @@ class TestEmitIds:
             process.stdin.flush()
             stderr = process.stderr.read()
             assert process.wait(120) == 1
-        assert "not all job ids were printed: nobody reads them any more" in stderr
+        assert "not all job ids were printed: output closed early" in stderr
         assert "Traceback" not in stderr
         assert "BrokenPipe" not in stderr
         assert sorted(event["payload"]["n"] for event in events(tmp_path)) == [1, 2]
@@ -111,7 +111,7 @@ class TestEmitIds:
             process.terminate()
             stderr = process.stderr.read()
             assert process.wait(120) == 1
-        assert "not all job ids were printed: they are not read fast enough" in stderr
+        assert "not all job ids were printed: the reader is too slow" in stderr
 
     @pytest.mark.parametrize(("output", "code", "why"), [("> /dev/full", 1, "No space left"), (">&-", 2, "which is closed")])
     def test_an_output_that_can_not_be_written_is_told(
@@ -155,7 +155,7 @@ class TestDelivered:
         code, _, stderr = run("delivered", env=env, stdin=f"12\n{stdout}13\n")
         assert code == 1
         assert "job 12 is unknown" in stderr
-        assert "2 job ids unknown, all others were taken" in stderr
+        assert "2 job ids unknown, all others were accepted" in stderr
         assert objects(tmp_path) == {}
 
     def test_of_many_unknown_ids_twenty_are_named(self, env: dict[str, str]) -> None:
@@ -222,7 +222,7 @@ class TestFailed:
     def test_lines_that_can_not_be_used_are_put_aside(self, env: dict[str, str], tmp_path: Path) -> None:
         wrong = {
             '{"jobId":"7","error":"no","payload":{}}': "job 7 is unknown",
-            '{"jobId":"x","error":"no","payload":{}}': "is no job id",
+            '{"jobId":"x","error":"no","payload":{}}': "is not a job id",
             '{"error":"no","payload":{}}': "neither jobId nor sourceId",
             '{"sourceId":"s","payload":{}}': "missing required field `error`",
             '{"sourceId":"s","error":"no"}': "missing required field `payload`",

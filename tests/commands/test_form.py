@@ -137,7 +137,7 @@ WRONG = {
     "name of a variable": (
         another_setting("'acme', 'It.'"),
         "settings",
-        "'acme' is no name of a variable",
+        "'acme' is not a valid variable name",
     ),
     "required in name only": (
         "Provider.from_settings = classmethod(lambda cls, environment: cls(AcmeSettings(bucket='x')))",
@@ -227,7 +227,7 @@ def test_an_sdk_that_is_imported_at_once(install: Install) -> None:
     install(f"import fastcrc, yaml\n{HEAD}", requires=f"{REQUIRES}\nRequires-Dist: PyYAML>=6\nRequires-Dist: fastcrc")
     assert look()["imports"] == (
         Result.WRONG,
-        "it imports yaml at once: import what you need when a hook is called for the first time",
+        "it imports yaml when it is imported: import them when a hook is first called",
     )  # fastcrc is core's own
 
 

@@ -207,7 +207,7 @@ def test_a_rejects_file_that_cannot_be_written_is_a_problem(tmp_path: Path) -> N
     append(file, '{"n":7}\nbad 2\n')
     found = summary("run", file, other, "--source-id", "web", env=env)
     assert found["problems"] == [
-        f"{path}: Is a directory: look at the disk and the permissions of the spool's directory [SpoolError]"
+        f"{path}: Is a directory: check the disk and the permissions of the spool's directory [SpoolError]"
     ]
     assert found["events"] == 0
     Path(path).rmdir()

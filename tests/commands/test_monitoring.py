@@ -355,7 +355,7 @@ class TestBehind:
         assert self.behind(tmp_path, **frequent) == "", "its events are in the file under the other number"
         with tampering(spool._catalog._database) as db:
             db.execute("UPDATE batches SET id=id-1")
-        assert re.fullmatch(r"the oldest event waits for [3-6]\d\d s, more than 80 s", self.behind(tmp_path, **frequent))
+        assert re.fullmatch(r"the oldest event has waited for [3-6]\d\d s, more than 80 s", self.behind(tmp_path, **frequent))
         spool.close()
         sealed = tmp_path / "sealed"
         spool = open_spool(sealed)
@@ -366,7 +366,7 @@ class TestBehind:
         assert self.behind(sealed) == ""
         assert self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="4m") == ""
         assert re.fullmatch(
-            r"the oldest event waits for [3-6]\d\d s, more than 80 s", self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="10s")
+            r"the oldest event has waited for [3-6]\d\d s, more than 80 s", self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="10s")
         )
         assert self.behind(sealed, JOBS_BACKUP_UPLOAD_FREQUENCY="nonsense") == "", "300 s then"
         spool.close()

@@ -166,7 +166,7 @@ def test_times_cut_within_an_object(tmp_path: Path) -> None:
         assert len(replay(env, "--source-id", "web", "--since", "1d", *lists)) == 4
     code, _, err = run("replay", "--since", "yesterday", env=env)
     assert code == 2
-    assert "--since 'yesterday' is no time" in err
+    assert "--since: invalid time 'yesterday'" in err
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -352,7 +352,7 @@ def test_a_begun_file_is_for_what_it_was_begun_for(tmp_path: Path) -> None:
     (tmp_path / "out.position").write_text('{"asked":"something else","query":{},"after":"key","size":5}')
     code, _, err = run("replay", "--output", tmp_path / "out", env=env)
     assert code == 2
-    assert "was begun for other events" in err
+    assert "was started for other events" in err
 
 
 def test_nobody_reads_any_more(tmp_path: Path) -> None:
@@ -673,7 +673,7 @@ def test_what_stands_in_another_bucket_is_told(tmp_path: Path) -> None:
     record(other, PAYLOADS[:1])
     code, out, err = run("replay", "--payload-only", env=other)
     assert (code, out.encode().splitlines()) == (0, PAYLOADS[:1])
-    assert "1 object in other buckets left out" in err
+    assert "1 object in other buckets skipped" in err
     assert "left out" not in run("replay", "--source-id", "ios", env=other)[2]
 
 
@@ -808,7 +808,7 @@ def test_no_room_for_temporary_files(tmp_path: Path) -> None:
         [sys.executable, "-c", limited, "replay", "--list"], env=env, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    assert "set TMPDIR to a directory with room" in result.stderr
+    assert "set TMPDIR to a directory with free space" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -847,7 +847,7 @@ def test_what_was_taken_comes_back_however_deep_it_is_nested(tmp_path: Path, opt
                     taken += 1
                 except InvalidEvent as error:
                     assert depth >= 500, error
-                    assert "nested in more than 500 levels" in str(error)
+                    assert "nested more than 500 levels deep" in str(error)
                 else:
                     assert depth < 500
     code, out, err = run("replay", *options, env=file_environment(tmp_path))

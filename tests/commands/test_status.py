@@ -103,12 +103,12 @@ def test_a_living_archiver_tells_why_it_is_paused(tmp_path: Path) -> None:
         with pytest.raises(StorePaused):
             backup.flush(timeout=120)
         (store,) = as_json(tmp_path / "spool")["stores"]
-        assert store["error"].startswith("there is no directory")
+        assert store["error"].endswith("does not exist")
         assert 0 < store["paused"] <= 5
         (tmp_path / "bucket").mkdir()
         (process,) = as_json(tmp_path / "spool")["processes"]
         assert (process["alive"], process["sends"]) == (True, True)
-        assert "records and sends" in status(tmp_path / "spool")
+        assert "records and uploads" in status(tmp_path / "spool")
 
 
 def test_dead_processes_and_damage_are_told_and_nothing_is_changed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_the_command_names_the_platform_in_one_line(argument: str) -> None:
     done = python(f"{WINDOWS}sys.argv[1:] = [{argument!r}]\nfrom jobs_backup.__main__ import main\nmain()\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "jobs-backup: it runs on Linux and macOS only: on Windows, use WSL 2 or a container [UnsupportedPlatform]\n"
+        "jobs-backup: only Linux and macOS are supported: on Windows, use WSL 2 or a container [UnsupportedPlatform]\n"
     )
 
 

@@ -185,8 +185,8 @@ def test_a_connection_string_has_what_the_other_variables_have() -> None:
     ("variables", "why"),
     [
         ({"AZURE_STORAGE_ACCOUNT": ""}, "AZURE_STORAGE_ACCOUNT is not set"),
-        ({"AZURE_STORAGE_ACCOUNT": "My.Account"}, "AZURE_STORAGE_ACCOUNT: 'My.Account' is no name of a storage account"),
-        ({"JOBS_BACKUP_BUCKET": "Upper"}, "JOBS_BACKUP_BUCKET='Upper' is no name of a container"),
+        ({"AZURE_STORAGE_ACCOUNT": "My.Account"}, "AZURE_STORAGE_ACCOUNT: 'My.Account' is not a valid name of a storage account"),
+        ({"JOBS_BACKUP_BUCKET": "Upper"}, "JOBS_BACKUP_BUCKET='Upper' is not a valid container name"),
         ({"JOBS_BACKUP_BUCKET": "two--lines"}, "is no name of a container"),
         ({"JOBS_BACKUP_BUCKET": "a/b"}, "is no name of a container"),
         ({"AZURE_STORAGE_BLOB_ENDPOINT": "storage.example"}, "AZURE_STORAGE_BLOB_ENDPOINT: expected a URL"),
@@ -195,8 +195,8 @@ def test_a_connection_string_has_what_the_other_variables_have() -> None:
         ({"AZURE_STORAGE_BLOB_ENDPOINT": "https://host:notaport"}, "AZURE_STORAGE_BLOB_ENDPOINT: expected a URL"),
         ({"AZURE_STORAGE_BLOB_ENDPOINT": "https://me:canary@storage.example"}, "AZURE_STORAGE_BLOB_ENDPOINT: expected a URL"),
         ({"AZURE_STORAGE_ACCESS_KEY": "canary, no base64"}, "AZURE_STORAGE_ACCESS_KEY is no key"),
-        ({"AZURE_STORAGE_SAS_TOKEN": "canary"}, "AZURE_STORAGE_SAS_TOKEN is no SAS"),
-        ({"AZURE_STORAGE_SAS_TOKEN": f"https://account1.blob.core.windows.net/?{SAS}"}, "AZURE_STORAGE_SAS_TOKEN is no SAS"),
+        ({"AZURE_STORAGE_SAS_TOKEN": "canary"}, "AZURE_STORAGE_SAS_TOKEN is not a SAS"),
+        ({"AZURE_STORAGE_SAS_TOKEN": f"https://account1.blob.core.windows.net/?{SAS}"}, "AZURE_STORAGE_SAS_TOKEN is not a SAS"),
         (
             {"AZURE_STORAGE_SAS_TOKEN": SAS, "AZURE_STORAGE_ACCESS_KEY": KEY},
             "AZURE_STORAGE_ACCESS_KEY and AZURE_STORAGE_SAS_TOKEN are set: only one",

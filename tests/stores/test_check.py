@@ -96,7 +96,7 @@ def test_put_only_is_ready(store: Store, bucket: str, spool: dict[str, str]) -> 
     assert row(report, "read")["hint"] == f"grant s3:GetObject on arn:aws:s3:::{bucket}/prod/*"
     assert row(report, "list")["hint"] == f"grant s3:ListBucket on arn:aws:s3:::{bucket}"
     # This identity may write to the whole bucket.
-    assert report["notes"] == ["may also write outside of JOBS_BACKUP_PREFIX, which is wider than backing up needs"]
+    assert report["notes"] == ["may also write outside of JOBS_BACKUP_PREFIX, which is more than backups need"]
     assert not Path(spool["JOBS_BACKUP_SPOOL_DIR"]).parent.exists()
     # The probes stay, and say what they are.
     assert [one["what"] for one in report["left"]] == ["object", "object"]
@@ -124,9 +124,9 @@ def test_everything_is_granted(store: Store, bucket: str, spool: dict[str, str])
     assert code == 0
     assert set(outcomes.values()) == {"granted", "supported"}
     assert report["notes"] == [
-        "read is granted, which is wider than backing up needs: it is for jobs-backup replay",
-        "list is granted, which is wider than backing up needs: it is for jobs-backup replay --list",
-        "delete is granted, which is wider than backing up needs: it is for deleting what was delivered",
+        "read is permitted, which is more than backups need: it is for jobs-backup replay",
+        "list is permitted, which is more than backups need: it is for jobs-backup replay --list",
+        "delete is permitted, which is more than backups need: it is for deleting delivered events",
     ]
     assert report["left"] == []
     assert store.keys(bucket) == []
@@ -496,7 +496,7 @@ def test_spool_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "access", denied)
     environment = file_environment(tmp_path, JOBS_BACKUP_SPOOL_DIR=str(tmp_path / "not" / "spool"))
     report = check(CoreSettings.from_environment(environment), environment)
-    assert report.rights[-1].error == f"{tmp_path} can't be written by this user"
+    assert report.rights[-1].error == f"{tmp_path} is not writable by this user"
     assert not report.may_pass
 
 

@@ -535,8 +535,8 @@ def test_a_file_of_credentials_that_can_not_be_used_is_told_at_once(tmp_path: Pa
 @pytest.mark.parametrize(
     ("variables", "why"),
     [
-        ({"JOBS_BACKUP_BUCKET": "Upper"}, "is no name of a bucket"),
-        ({"JOBS_BACKUP_BUCKET": "a/b"}, "is no name of a bucket"),
+        ({"JOBS_BACKUP_BUCKET": "Upper"}, "is not a valid bucket name"),
+        ({"JOBS_BACKUP_BUCKET": "a/b"}, "is not a valid bucket name"),
         ({"JOBS_BACKUP_GCS_ENDPOINT": "storage.example"}, "expected a URL"),
         ({"JOBS_BACKUP_GCS_ENDPOINT": "http://["}, "expected a URL"),
         ({"JOBS_BACKUP_GCS_ENDPOINT": "https://host:notaport"}, "expected a URL"),

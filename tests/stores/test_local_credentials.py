@@ -88,7 +88,7 @@ def test_a_profile_that_is_in_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
     error = refusal("S3", {"AWS_PROFILE": "prod"}, monkeypatch)
     assert type(error) is Unauthenticated
     assert (
-        f"there is no profile 'prod', neither in {tmp_path / 'AWS_SHARED_CREDENTIALS_FILE'} nor in {tmp_path / 'AWS_CONFIG_FILE'}"
+        f"profile 'prod' not found, neither in {tmp_path / 'AWS_SHARED_CREDENTIALS_FILE'} nor in {tmp_path / 'AWS_CONFIG_FILE'}"
         in (str(error))
     )
     assert "AWS_PROFILE" in error.hint

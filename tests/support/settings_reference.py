@@ -27,7 +27,7 @@ one `NAME=value` a line; the value is everything behind the first `=`, quotes in
 
 Durations are written as `500ms`, `30s`, `5m`, `2h`, sizes as `64MiB` (powers of 1,024) or `1GB` (powers of 1,000), switches as
 `true` or `false` (also `yes`, `no`, `on`, `off`, `1`, `0`). A variable that is empty counts as not set. A variable whose name
-begins with `JOBS_BACKUP_` and is no setting is reported, with the nearest name that is one; so is any other name that is
+begins with `JOBS_BACKUP_` and is not a setting is reported, with the nearest name that is one; so is any other name that is
 nearly a setting.
 
 A key, a certificate or a token in a setting for something else is refused, and nothing of it is shown. Quotes around a value, a

@@ -218,7 +218,7 @@ def test_flush_tells_that_the_store_is_paused_and_nothing_is_lost(tmp_path: Path
     bucket.rmdir()
     with Backup.from_env(environment) as backup:
         backup.record({"a": 1}, source_id="web")
-        with pytest.raises(StorePaused, match="there is no directory") as caught:
+        with pytest.raises(StorePaused, match="does not exist") as caught:
             backup.flush(timeout=120)
         assert f"mkdir -p {bucket}" in caught.value.hint
     bucket.mkdir()
@@ -415,8 +415,8 @@ def test_misspelt_settings_are_told_to_who_opens_a_backup(tmp_path: Path, caplog
         (Backup.from_env(environment) if given is None else Backup(given, environment=environment)).close()
         told = [(record.getMessage(), getattr(record, "code", "")) for record in caplog.records if record.levelname == "WARNING"]
         assert told == [
-            ("JOBS_BACKUP_SPOL_DIR is no setting: did you mean JOBS_BACKUP_SPOOL_DIR?", "UnknownSetting"),
-            ("JOBS_BACKUP_UPLOAD_FREQENCY is no setting: did you mean JOBS_BACKUP_UPLOAD_FREQUENCY?", "UnknownSetting"),
+            ("JOBS_BACKUP_SPOL_DIR is not a setting: did you mean JOBS_BACKUP_SPOOL_DIR?", "UnknownSetting"),
+            ("JOBS_BACKUP_UPLOAD_FREQENCY is not a setting: did you mean JOBS_BACKUP_UPLOAD_FREQUENCY?", "UnknownSetting"),
         ]
 
 

@@ -107,7 +107,7 @@ def test_what_is_no_json_object_is_refused(payload: bytes | str) -> None:
 @pytest.mark.parametrize("payload", [None, 3, 1.5, True, ["a"], [123, 125], (123, 125), {123, 125}])
 def test_what_is_neither_a_dict_nor_json_text_is_refused(payload: Any) -> None:
     """`bytes(3)` is three NULs, `bytes([123, 125])` is an object."""
-    with pytest.raises(InvalidEvent, match="a payload is a dict, or JSON as bytes or str, not "):
+    with pytest.raises(InvalidEvent, match="a payload must be a dict, or JSON as bytes or str, not "):
         raw_line(payload, AT)
 
 

@@ -88,13 +88,13 @@ def test_an_empty_file_has_no_variables(read: Read) -> None:
 
 @pytest.mark.parametrize("line", ["A B=c", "A =c", "A\t=c", "export A=c", "A B", "A ", "A\t", "first line"])
 def test_white_space_in_a_name_is_an_error(read: Read, line: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"docker\.env:2: white space in the variable's name"):
+    with pytest.raises(ConfigurationError, match=r"docker\.env:2: whitespace in the variable name"):
         read(f"X=1\n{line}\n", A="1")
 
 
 @pytest.mark.parametrize("line", ["=c", " =c", "="])
 def test_a_line_without_a_name_is_an_error(read: Read, line: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"docker\.env:3: no variable's name before '='"):
+    with pytest.raises(ConfigurationError, match=r"docker\.env:3: missing variable name before '='"):
         read(f"X=1\n\n{line}\n")
 
 
@@ -179,7 +179,7 @@ def test_the_commands_tell_of_it_and_go_on(tmp_path: Path) -> None:
     with start("archive", "--once", "--env-file", "docker.env", env={}, cwd=tmp_path) as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "WARNING JOBS_BACKUP_SPOOL_DIR: the quotes are a part of the value: remove them [OddValue]" in err
+    assert "WARNING JOBS_BACKUP_SPOOL_DIR: the quotes are part of the value: remove them [OddValue]" in err
     assert (tmp_path / '"spool9"').is_dir(), "as Docker has it"
 
 

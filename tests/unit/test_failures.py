@@ -147,7 +147,7 @@ def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
         job = backup.record({}, source_id="web")
         with pytest.raises(UnknownJob, match="is unknown"):
             backup.failed(job + 1, error="no", payload={})
-        with pytest.raises(InvalidEvent, match="is no job id"):
+        with pytest.raises(InvalidEvent, match="is not a job id"):
             backup.failed("x", error="no", payload={})
         with pytest.raises(InvalidEvent, match="payload is missing"):
             backup.failed(job, error="no")

@@ -130,12 +130,12 @@ def test_ids(id_: int | str) -> None:
     ],
 )
 def test_what_is_no_id_is_never_taken_for_one(id_: int | str) -> None:
-    with pytest.raises(InvalidEvent, match="is no job id"):
+    with pytest.raises(InvalidEvent, match="is not a job id"):
         job_id(id_)
     with pytest.raises(InvalidEvent):
         list(job_sets([1, id_]))
 
 
 def test_a_number_that_can_not_even_be_printed_is_no_id() -> None:
-    with pytest.raises(InvalidEvent, match="is no job id"):
+    with pytest.raises(InvalidEvent, match="is not a job id"):
         job_id(10**5000)

@@ -204,6 +204,6 @@ def test_it_is_configured_by_the_environment(tmp_path: Path) -> None:
     }
     to = ObjectStore.from_settings(CoreSettings.from_environment(environment), environment, stop=threading.Event())
     assert to.location == (tmp_path / "missing").as_uri()
-    with pytest.raises(StorageError, match="there is no directory"):
+    with pytest.raises(StorageError, match="does not exist"):
         to.write(BATCH, BODY)
     assert to.attempts == {("write", "BucketNotFound"): 1}

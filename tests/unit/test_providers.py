@@ -194,7 +194,7 @@ def test_an_unknown_provider_tells_what_is_installed(install: Install) -> None:
 def test_a_well_known_provider_tells_what_to_install(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs_backup.store.plugins._entry_points", lambda group: [])
     error = refusal(name)
-    assert error.message == f"no provider {name!r} is installed (installed: none)"
+    assert error.message == f"provider {name!r} is not installed (installed: none)"
     (directory,) = (path.parent for path in ROOT.glob("*/*/pyproject.toml") if f'name = "{package}"' in path.read_text())
     # Nothing is published: the name alone could be anybody's.
     assert error.hint == f"pip install ./{directory.relative_to(ROOT)}, in a clone of jobs-backup (until {package} is published)"
@@ -204,7 +204,7 @@ def test_two_distributions_with_one_name_are_both_named(install: Install) -> Non
     first = install("raise RuntimeError('imported')")
     second = install("raise RuntimeError('imported')", name="acme", distribution="acme-rival", version="0.3")
     error = refusal()
-    assert error.message == "two distributions offer a provider ACME: acme-backup 2.1 and acme-rival 0.3"
+    assert error.message == "two distributions provide the provider ACME: acme-backup 2.1 and acme-rival 0.3"
     assert error.hint == "pip uninstall one of them"
     assert not {first, second} & sys.modules.keys()
 
@@ -288,11 +288,11 @@ BROKEN = {
     ),
     "argument with a default": (
         (WRITE.replace("key, body", "key, body, if_absent=True"), ABORT, DELETE),
-        "write has if_absent with a default or by keyword: it would not be passed",
+        "write has if_absent with a default or as keyword-only, which would not be passed",
     ),
     "argument by keyword": (
         (WRITE.replace("key, body", "key, body, *, if_absent"), ABORT, DELETE),
-        "write has if_absent with a default or by keyword: it would not be passed",
+        "write has if_absent with a default or as keyword-only, which would not be passed",
     ),
     "any arguments": ((WRITE, ABORT, DELETE.replace("keys", "keys, **others")), "delete has others with a default or by keyword"),
     "hook as a wrapper": (
@@ -318,7 +318,7 @@ def test_a_provider_that_breaks_the_contract_is_named_with_the_reason(install: I
 @pytest.mark.parametrize("text", ["def Provider(): pass", "Provider = 7"])
 def test_an_entry_point_that_is_no_class(install: Install, text: str) -> None:
     module = install(text)
-    assert f"{module}:Provider is no class" in refusal().message
+    assert f"{module}:Provider is not a class" in refusal().message
 
 
 def test_an_unforeseen_error_of_a_provider_shows_no_values(install: Install) -> None:

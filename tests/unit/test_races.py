@@ -121,7 +121,7 @@ def test_a_batch_that_is_another_ones_is_not_given_back(tmp_path: Path) -> None:
 
 def test_what_fails_of_the_cleaning_up_makes_no_sent_batch_a_failed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: BlobFiles, name: str) -> None:
-        raise SpoolError("it can't be removed", hint="look at the disk")
+        raise SpoolError("it can't be removed", hint="check the disk")
 
     env = file_environment(tmp_path)
     dead = open_spool(tmp_path / "spool", location=(tmp_path / "bucket").as_uri())

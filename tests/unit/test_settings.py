@@ -178,7 +178,7 @@ def test_everything_wrong_is_told_at_once() -> None:
 
 def test_a_missing_variable_points_at_one_that_nearly_is_it() -> None:
     message = error_of(lambda: CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVDER": "S3"}))
-    assert message == "JOBS_BACKUP_STORAGE_PROVIDER is not set (but JOBS_BACKUP_STORAGE_PROVDER is: a typing error?)"
+    assert message == "JOBS_BACKUP_STORAGE_PROVIDER is not set (but JOBS_BACKUP_STORAGE_PROVDER is: a typo?)"
     unrelated = error_of(lambda: CoreSettings.from_environment({"PATH": "/bin"}))
     assert unrelated == "JOBS_BACKUP_STORAGE_PROVIDER is not set"
 
@@ -444,11 +444,11 @@ def test_names_that_kubernetes_makes_up_for_a_service_are_not_reported(name: str
     ],
 )
 def test_an_unknown_name_is_reported_with_the_nearest_one(name: str, near: str) -> None:
-    assert report(name) == [f"{name} is no setting: did you mean {near}?"]
+    assert report(name) == [f"{name} is not a setting: did you mean {near}?"]
 
 
 def test_an_unknown_name_like_no_other_is_reported_too() -> None:
-    assert report("JOBS_BACKUP_X") == ["JOBS_BACKUP_X is no setting and has no effect"]
+    assert report("JOBS_BACKUP_X") == ["JOBS_BACKUP_X is not a setting and has no effect"]
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_names_without_our_prefix_are_reported_if_they_are_nearly_a_setting(name
         endpoint: Annotated[str, Variable("AWS_ENDPOINT_URL_S3", "A URL.")] = ""
 
     lines = report_unknown({name: CANARY, "AWS_ENDPOINT_URL_SQS": "x", "AWS_PROFILE": "x"}, Other)
-    assert lines == ([f"{name} is no setting: did you mean {near}?"] if near else [])
+    assert lines == ([f"{name} is not a setting: did you mean {near}?"] if near else [])
 
 
 # What was hardly meant

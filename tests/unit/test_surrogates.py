@@ -149,7 +149,7 @@ def test_commands(tmp_path: Path) -> None:
     assert [one["error"]["message"] for one in found] == ["cut \ud83d", "\ud83d"]
     assert [one["payload"] for one in found] == [{"x": "\udc00\ue83d"}, "\ud83d"]
     code, _, err = run("delivered", env=env, stdin='"\\ud83d"\n')
-    assert (code, "is no job id" in err) == (3, True)
+    assert (code, "is not a job id" in err) == (3, True)
     code, _, err = run("failed", env=env, stdin='{"sourceId":"web","error":"\\ud83d","payload":1,"wrong":1}\n')
     assert (code, "unknown field `wrong`" in err) == (3, True)
 
@@ -202,7 +202,7 @@ def test_a_batch_says_which_of_its_events_are_wrong(tmp_path: Path, surrogate: b
         for type_, join in (("application/x-ndjson", b"\n".join(several)), ("application/json", b"[" + b",".join(several) + b"]")):
             error = sidecar.post("/v1/events?source_id=web", join, Content_Type=type_).json["error"]
             assert (error["index"], error["indexes"]) == (3, [3, 20])
-            assert "2 of them cannot be used: 3: " in error["message"]
+            assert "2 of them are invalid: 3: " in error["message"]
         error = sidecar.post("/v1/delivered", ["1", "x", 3]).json["error"]
         assert (error["code"], error["indexes"]) == ("InvalidEvent", [1, 2])
         error = sidecar.post("/v1/failures", [{"sourceId": "web", "error": "no"}, {"jobId": "5", "error": "", "payload": 1}]).json[

@@ -357,7 +357,7 @@ BROKEN = {
     "unknown argument": ((WRITE.replace("self", "self, colour"),), "colour"),
     "argument with a default": ((WRITE.replace("self", "self, key=''"),), "write has key with a default"),
     "no marker": (("def read(self, key): return (yield)", WRITE), "read without jobs_backup's @hookimpl(wrapper=True)"),
-    "no wrapper": (("@hookimpl\ndef write(self): ...",), "write is no wrapper: @hookimpl(wrapper=True)"),
+    "no wrapper": (("@hookimpl\ndef write(self): ...",), "write is not a wrapper: @hookimpl(wrapper=True)"),
     "pluggy's old wrapper": (("@hookimpl(hookwrapper=True)\ndef write(self): yield",), "write is no wrapper"),
     "no generator": (("@hookimpl(wrapper=True)\ndef write(self): ...",), "function is not a generator"),
     "first": ((WRITE.replace("True", "True, tryfirst=True"),), "write has a place of its own"),
@@ -400,7 +400,7 @@ def test_a_list_that_is_wrong(tmp_path: Path, text: str, why: str, hint: str) ->
 
 def test_two_of_one_format_and_too_many_of_them(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("from example_wrappers import Inner", name="AGAIN", target="Inner", group=GROUP, distribution="again")
-    with pytest.raises(ConfigurationError, match=r"two of .* make the same format"):
+    with pytest.raises(ConfigurationError, match=r"two of .* have the same format"):
         Wrappers.from_settings("inner,again", {})
     monkeypatch.setattr(example_wrappers.Outer, "format", "x" * 13)
     with pytest.raises(ConfigurationError, match="which is too long"):
@@ -417,7 +417,7 @@ def test_none_is_the_default(tmp_path: Path, wrappers: str) -> None:
 def test_only_those_that_are_named_are_imported(install: Install, tmp_path: Path) -> None:
     install("raise RuntimeError('imported')", name="BOMB", group=GROUP, distribution="bomb-backup")
     assert store(environment(tmp_path, "first")).wrappers.applied == ()
-    with pytest.raises(WrapperNotFound, match=r"wrapper BOMB \(bomb-backup .* can't be imported: RuntimeError: imported"):
+    with pytest.raises(WrapperNotFound, match=r"cannot import wrapper BOMB \(bomb-backup .*: RuntimeError: imported"):
         store(environment(tmp_path, "bomb"))
 
 
@@ -427,7 +427,7 @@ def test_settings_of_a_wrapper_that_is_not_named_are_an_error(tmp_path: Path) ->
         store(environment(tmp_path, "first", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
     assert (
         caught.value.message
-        == "JOBS_BACKUP_INNER_KEY is set, and JOBS_BACKUP_WRAPPERS does not name inner: it would have no effect"
+        == "JOBS_BACKUP_INNER_KEY is set, but JOBS_BACKUP_WRAPPERS does not name inner: it would have no effect"
     )
     assert caught.value.hint == "add inner to JOBS_BACKUP_WRAPPERS, or unset JOBS_BACKUP_INNER_KEY"
     store(environment(tmp_path, "first,inner", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
@@ -567,7 +567,7 @@ def test_replay_tells_of_objects_that_were_made_without_a_wrapper(tmp_path: Path
     code, out, err = run("replay", "--json", "--output", str(tmp_path / "back"), *lists, env=variables)
     told = json.loads(out)
     assert (code, told["objects"], told["unwrapped"]) == (0, 4, {"xa": 3})
-    assert "3 objects without .xa: recorded without it, or written by somebody else" in err
+    assert "3 objects without .xa: recorded without it, or written by something else" in err
     code, out, _ = run("replay", "--json", "--output", str(tmp_path / "again"), "--source-id", "other", *lists, env=variables)
     assert (code, json.loads(out)["unwrapped"]) == (1, {}), "nothing was ever seen of it"
 

@@ -66,7 +66,7 @@ def why_not_here() -> str:
     """Reason why jobs-backup cannot run on this platform; empty if it can."""
     if importlib.util.find_spec("fcntl") is not None:
         return ""
-    return "it runs on Linux and macOS only: on Windows, use WSL 2 or a container"
+    return "only Linux and macOS are supported: on Windows, use WSL 2 or a container"
 
 
 def __getattr__(name: str) -> object:

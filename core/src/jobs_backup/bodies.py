@@ -90,7 +90,7 @@ class Source:
 def _unreadable(error: Exception) -> SpoolError:
     # Repeat only what the system says: the text of another error may contain anything.
     said = f": {error}" if isinstance(error, OSError) else ""
-    return SpoolError(f"the body can't be read: {type(error).__name__}{said}")
+    return SpoolError(f"cannot read the body: {type(error).__name__}{said}")
 
 
 class ObjectBody(Body):

@@ -226,7 +226,7 @@ def unusable(call: object, files: Mapping[str, str], *, text: bool = True) -> Un
         except (OSError, RuntimeError):
             continue
         if fault:
-            hint = f"have it written again by what issues the credentials, or correct or unset {name}"
+            hint = f"let what issues the credentials write it again, or correct or unset {name}"
             return Unauthenticated(f"{call}: {name}: {path}: {fault}", hint=hint)
     return None
 
@@ -243,11 +243,11 @@ def _unreadable(call: object, name: str, path: str, error: Exception) -> Unauthe
     user = f"the user of this process (uid {os.geteuid()})"
     correct = f"correct or unset {name}" if name else "correct the path"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        hint = f"mount the file there, or {correct}; in Kubernetes, look at the pod's service account and its volumes"
+        hint = f"mount the file there, or {correct}; in Kubernetes, check the pod's service account and volumes"
     elif isinstance(error, PermissionError):
         hint = f"let {user} read the file; in Kubernetes, set the pod's securityContext.fsGroup to a group of that user"
     else:
-        hint = f"{correct}: it has to name a readable file"
+        hint = f"{correct}: it must name a readable file"
     if may_be_credential(path):
         path, hint = shown(path), f"{name or 'what names the file'} holds what looks like a key, not a path: save it in a file"
     why = getattr(error, "strerror", None) or type(error).__name__
@@ -260,7 +260,7 @@ _FORBIDDEN: Final = tuple(
         (
             r"quota|\bcaps?\b|capacity|storage.{0,9} full|limit.{0,9} exceeded|exceed.{0,9} limit|insufficient storage",
             Unavailable,
-            "a quota of the bucket or the account is used up: raise it, or delete what is not needed",
+            "a quota of the bucket or the account is exhausted: raise it, or delete what is not needed",
         ),
         (
             r"suspend|account.{0,20}(disable|close|deactivat|frozen|lock|problem)|(user|account) (is )?disable|billing|payment"
@@ -271,17 +271,17 @@ _FORBIDDEN: Final = tuple(
         (
             r"skew|clock|time frame|request.{0,9} expired",
             Unauthenticated,
-            "set this machine's clock (NTP), or replace what has run out",
+            "set this machine's clock (NTP), or replace expired credentials",
         ),
         (
             r"headers?.{0,60}not signed",
             None,
-            "a proxy between here and the store adds or changes headers: have it pass requests on as they are",
+            "a proxy between here and the store adds or changes headers: make it pass requests unchanged",
         ),
         (
             r"(content.?md5|checksum).{0,90}required|required.{0,90}(content.?md5|checksum)",
             ConfigurationError,
-            "the bucket takes no object without a checksum: turn the provider's on",
+            "the bucket requires checksums: turn on the provider's",
         ),
         (
             r"(missing|without|no) object.?lock config|object.?lock config.{0,40}(missing|not found|not exist|not enabled)",
@@ -291,18 +291,18 @@ _FORBIDDEN: Final = tuple(
         (
             r"object.?lock|worm\b|retention|legal.?hold|active.?hold|immutab|object.{0,9}lock",
             None,
-            "a retention policy or a hold keeps the object: nothing can replace or delete it before that ends",
+            "a retention policy or a hold protects the object: nothing can replace or delete it before that ends",
         ),
-        (r"\bmfa\b|multi.?factor", None, "the bucket demands MFA for this, which a service cannot give: turn MFA delete off"),
+        (r"\bmfa\b|multi.?factor", None, "the bucket requires MFA for this, which a service cannot provide: turn off MFA delete"),
         (
             r"\bip\b|ip.?address|firewall|network rule|\bvpc|perimeter|country|geo.?restrict|embargo",
             None,
-            "the store does not admit requests from this network: change its firewall, or the policy's condition on addresses",
+            "the store rejects requests from this network: change its firewall, or the policy's condition on addresses",
         ),
         (
             r"https (is )?(only|required)|ssl.?required|secure.?(transport|connection)|\btls\b",
             None,
-            "the store demands TLS: use https://",
+            "the store requires TLS: use https://",
         ),
         (r"archiv|glacier|invalid object state", NotSupported, "the object is archived: restore it to read it"),
     )
@@ -328,11 +328,11 @@ def forbidden(message: str, code: str, said: str, *, action: str, resource: str,
     grant = f"grant {action} on {resource}"
     hint = ""
     if not owned:
-        hint = f"the answer may be a proxy's or a firewall's: look at what answers at the endpoint; if it is the store, {grant}"
+        hint = f"the response may come from a proxy or a firewall: check what answers at the endpoint; if it is the store, {grant}"
     elif "explicit deny" in words:
-        hint = f"a policy denies {action} on {resource}: change that one"
+        hint = f"a policy denies {action} on {resource}: change that policy"
     elif limiting := re.search(r"no ([\w -]*(?:policy|boundary)) allow", words):
-        hint = f"the {limiting[1]} does not allow {action} on {resource}: change that one"
+        hint = f"the {limiting[1]} does not allow {action} on {resource}: change it"
     else:
         for pattern, error, advice in _FORBIDDEN:
             if pattern.search(words):
@@ -342,7 +342,7 @@ def forbidden(message: str, code: str, said: str, *, action: str, resource: str,
                 break
         else:
             if code and not re.search(r"denied|forbid|permission|authori[sz]|not allowed|access", words, re.IGNORECASE):
-                hint = f"look {code} up in the store's documentation; if it is a missing permission, {grant}"
+                hint = f"look up {code} in the store's documentation; if it is a missing permission, {grant}"
     return PermissionDenied(message, action=action, resource=resource, hint=hint)
 
 
@@ -357,11 +357,11 @@ def moved(message: str, location: str, setting: str) -> ConfigurationError:
     found = re.match(r"(https?)://(?:[^/@?#]*@)?([\w.\[\]:-]+)", location, re.IGNORECASE)
     if found is None:
         return ConfigurationError(
-            message, hint=f"what answers may not be the store, but a login page: look at the proxy, and at {setting}"
+            message, hint=f"a login page may have answered instead of the store: check the proxy and {setting}"
         )
     host = f"{found[1].lower()}://{found[2]}"
     return ConfigurationError(
-        f"{message}: redirected to {host}", hint=f"if {host} is the store, set {setting} to it; else look at the proxy"
+        f"{message}: redirected to {host}", hint=f"if {host} is the store, set {setting} to it; otherwise check the proxy"
     )
 
 

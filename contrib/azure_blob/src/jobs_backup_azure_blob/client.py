@@ -71,14 +71,14 @@ def _bearer(settings: AzureBlobSettings) -> Callable[[Any], None]:
     connection = settings.connection()
     if not connection.base.startswith("https:"):
         raise ConfigurationError(
-            f"a token must not be sent to {connection.base}, which is not https",
+            f"cannot send a token to {connection.base}, which is not https",
             hint="set AZURE_STORAGE_ACCESS_KEY or AZURE_STORAGE_SAS_TOKEN, or an https endpoint",
         )
     try:
         identity: Any = importlib.import_module("azure.identity")
     except ImportError:
         raise ConfigurationError(
-            "there is no key, no SAS and no connection string, and azure-identity, which finds other credentials, is not installed",
+            "no key, SAS or connection string is set, and azure-identity, which finds other credentials, is not installed",
             hint="pip install azure-identity, or set AZURE_STORAGE_SAS_TOKEN",
         ) from None
     if found := unreadable_token():

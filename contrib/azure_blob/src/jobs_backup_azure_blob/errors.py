@@ -33,23 +33,20 @@ _LOOKED_AT: Final = 2000
 """Characters of what the store says: anybody may answer."""
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET and AZURE_STORAGE_ACCOUNT; the container is never created"
 _ENDPOINT: Final = "check AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_BLOB_ENDPOINT"
-_CREDENTIALS: Final = (
-    "check the key, or the SAS and when it runs out, and this machine's clock (NTP); without both, that there is an identity"
-)
+_CREDENTIALS: Final = "check the key, or the SAS and its expiry, and this machine's clock (NTP); without either, check the identity"
 _IDENTITY: Final = (
-    "run where there is an identity (managed or workload identity, az login), or set AZURE_STORAGE_SAS_TOKEN or"
-    " AZURE_STORAGE_ACCESS_KEY"
+    "run with an identity (managed or workload identity, az login), or set AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_ACCESS_KEY"
 )
-_FIREWALL: Final = "{grant}; or the account's firewall, or the SAS, does not admit this address"
-_VAULT: Final = "the storage account cannot use its own key: see the key vault, and the account's identity there"
-_RUN_OUT: Final = "the SAS has run out, or begins later: make another one, and check this machine's clock (NTP)"
-_SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
+_FIREWALL: Final = "{grant}; or the account's firewall or the SAS rejects this address"
+_VAULT: Final = "the storage account cannot use its encryption key: check the key vault, and the account's identity there"
+_RUN_OUT: Final = "the SAS has expired or is not valid yet: create another one, and check this machine's clock (NTP)"
+_SLOWER: Final = "if it persists, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
-_STRANGER: Final = "what answers may not be the store: check endpoint and proxy"
-_NO_PARTS: Final = "set JOBS_BACKUP_MULTIPART_THRESHOLD above the size of your largest object, so that none is sent in blocks"
-_FAULT: Final = "a fault of the store; see its status page"
-_CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
-_KEPT: Final = "a policy, a lease or a snapshot of the container's owner keeps it"
+_STRANGER: Final = "the response may not come from the store: check the endpoint and the proxy"
+_NO_PARTS: Final = "set JOBS_BACKUP_MULTIPART_THRESHOLD above the size of your largest object, so that none is uploaded in blocks"
+_FAULT: Final = "a fault in the store: see its status page"
+_CHECKSUM: Final = "if it persists, the network, a proxy or the disk changes bytes"
+_KEPT: Final = "a policy, a lease or a snapshot protects it: ask the container's owner"
 
 PERMISSIONS: Final[Mapping[str, tuple[str, str]]] = {
     "Put Blob": ("write", "w"),
@@ -78,7 +75,9 @@ _CODES: Final[Mapping[str, _Row]] = {
     "AccountIsDisabled": _Row(Unauthenticated, "enable the storage account"),
     "AuthenticationFailed": _Row(Unauthenticated, _CREDENTIALS),
     "NoAuthenticationInformation": _Row(Unauthenticated, _CREDENTIALS),
-    "KeyBasedAuthenticationNotPermitted": _Row(Unauthenticated, "the account admits no keys: use an identity, or a SAS of one"),
+    "KeyBasedAuthenticationNotPermitted": _Row(
+        Unauthenticated, "the account does not allow keys: use an identity, or a user delegation SAS"
+    ),
     "BlobAlreadyExists": _Row(AlreadyExists),
     # Who may only create is told so instead of "already exists".
     "UnauthorizedBlobOverwrite": _Row(AlreadyExists),
@@ -88,9 +87,9 @@ _CODES: Final[Mapping[str, _Row]] = {
     "ContainerDisabled": _Row(BucketNotFound, _BUCKET),
     "ResourceNotFound": _Row(BucketNotFound, _BUCKET),
     "BlobNotFound": _Row(ObjectNotFound),
-    "InvalidBlockList": _Row(UploadGone, "blocks are kept for a week: the upload has to be begun anew"),
-    "InvalidBlobOrBlock": _Row(StorageError, "another program's blocks are under this key; they are gone after a week"),
-    "BlockCountExceedsLimit": _Row(StorageError, "too many blocks were left under this key; they are gone after a week"),
+    "InvalidBlockList": _Row(UploadGone, "blocks are kept for a week: the upload must be restarted"),
+    "InvalidBlobOrBlock": _Row(StorageError, "another program's blocks are under this key; they expire after a week"),
+    "BlockCountExceedsLimit": _Row(StorageError, "too many blocks were left under this key; they expire after a week"),
     "Md5Mismatch": _Row(IntegrityError, _CHECKSUM),
     "Crc64Mismatch": _Row(IntegrityError, _CHECKSUM),
     "IncompleteBody": _Row(Unavailable, _NETWORK),
@@ -101,16 +100,16 @@ _CODES: Final[Mapping[str, _Row]] = {
     "SnapshotsPresent": _Row(StorageError, _KEPT),
     "InvalidResourceName": _Row(NotSupported, "check JOBS_BACKUP_BUCKET and JOBS_BACKUP_PREFIX"),
     "InvalidHeaderValue": _Row(NotSupported, "check JOBS_BACKUP_AZURE_ACCESS_TIER, and whether the store is new enough"),
-    "FeatureVersionMismatch": _Row(NotSupported, "the account does not have this; check JOBS_BACKUP_AZURE_ACCESS_TIER"),
+    "FeatureVersionMismatch": _Row(NotSupported, "the account does not support this; check JOBS_BACKUP_AZURE_ACCESS_TIER"),
 }
 _FORBIDDEN: Final[Mapping[str, str]] = {
     "AuthorizationFailure": _FIREWALL,
     "AuthorizationPermissionMismatch": "{grant}",
     "InsufficientAccountPermissions": "{grant}",
-    "AuthorizationSourceIPMismatch": "the SAS, or the account's firewall, does not admit this address: make one without sip",
-    "AuthorizationProtocolMismatch": "the SAS admits https alone: write https:// in AZURE_STORAGE_BLOB_ENDPOINT",
-    "AuthorizationResourceTypeMismatch": "the SAS is for other resources: make one for the container (sr=c)",
-    "AuthorizationServiceMismatch": "the SAS is for other services: make one for the container (sr=c)",
+    "AuthorizationSourceIPMismatch": "the SAS or the account's firewall rejects this address: create a SAS without sip",
+    "AuthorizationProtocolMismatch": "the SAS allows only https: write https:// in AZURE_STORAGE_BLOB_ENDPOINT",
+    "AuthorizationResourceTypeMismatch": "the SAS is for other resources: create one for the container (sr=c)",
+    "AuthorizationServiceMismatch": "the SAS is for other services: create one for the container (sr=c)",
     "KeyVaultAccessTokenCannotBeAcquired": _VAULT,
     "KeyVaultEncryptionKeyNotFound": _VAULT,
     "KeyVaultVaultNotFound": _VAULT,
@@ -154,14 +153,14 @@ _BUNDLE: Final = "REQUESTS_CA_BUNDLE does not name a readable file of PEM certif
 _TLS: Final[Mapping[str, _Row]] = {
     "CERTIFICATE_VERIFY_FAILED": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
     "doesn't match": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
-    "WRONG_VERSION_NUMBER": _Row(ConfigurationError, "the endpoint speaks no TLS: write http:// before it, or correct the port"),
+    "WRONG_VERSION_NUMBER": _Row(ConfigurationError, "the endpoint does not use TLS: write http:// before it, or correct the port"),
     "NO_CERTIFICATE_OR_CRL_FOUND": _Row(ConfigurationError, _BUNDLE),
     "PEM lib": _Row(ConfigurationError, _BUNDLE),
 }
 """By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
 
 
-_TROUBLE: Final = "there is no token for Azure"
+_TROUBLE: Final = "cannot get a token for Azure"
 _FEDERATION: Final = "AZURE_FEDERATED_TOKEN_FILE"
 _CERTIFICATE: Final = "AZURE_CLIENT_CERTIFICATE_PATH"
 _FILES: Final = (_FEDERATION, _CERTIFICATE)
@@ -232,7 +231,7 @@ def check_origin(call: Call, response: Any) -> None:
     if answer.status_code in (301, 302, 303, 307, 308):
         raise moved(f"{call}: {answer.status_code}", answer.headers.get("Location", ""), "AZURE_STORAGE_BLOB_ENDPOINT")
     if answer.status_code < 500 and answer.status_code not in _ANYBODYS and not is_azures(answer):
-        raise Unavailable(f"{call}: the answer, {answer.status_code}, has no x-ms-request-id", hint=_STRANGER)
+        raise Unavailable(f"{call}: the response ({answer.status_code}) has no x-ms-request-id", hint=_STRANGER)
 
 
 def _code(error: Any, response: Any) -> str:
@@ -259,8 +258,8 @@ def unusable_identity(error: Exception) -> Unauthenticated:
     said = cleaned(str(error), ambient=UNSHOWN)
     if "certificate" in said.lower() and os.path.lexists(path):
         return Unauthenticated(
-            f"{_TROUBLE}: {_CERTIFICATE}: {path}: it is not a certificate with its private key, in PEM or PKCS12 form, or the"
-            " password is not its",
+            f"{_TROUBLE}: {_CERTIFICATE}: {path}: it is not a certificate with its private key, in PEM or PKCS12 format, or the"
+            " password is wrong",
             hint=f"correct or unset {_CERTIFICATE} and AZURE_CLIENT_CERTIFICATE_PASSWORD",
         )
     given = [name for name in UNSHOWN if name.startswith("AZURE_") and os.environ.get(name)]
@@ -274,8 +273,10 @@ def token_refused(error: Exception) -> JobsBackupError:
     names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
     said = cleaned(re.sub(r"https?://\S+", "****", str(error)), ambient=UNSHOWN)
     if "ClientAuthenticationError" in names:  # also where no kind of credentials is available
-        return Unauthenticated(f"there is no token for Azure: {said}", hint=_IDENTITY)
-    return Unreachable(f"there is no token for Azure: {said}", hint="check the way to the token server, and the metadata server")
+        return Unauthenticated(f"cannot get a token for Azure: {said}", hint=_IDENTITY)
+    return Unreachable(
+        f"cannot get a token for Azure: {said}", hint="check the connection to the token server and the metadata server"
+    )
 
 
 def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:

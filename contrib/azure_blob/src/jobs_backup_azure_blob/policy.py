@@ -35,7 +35,7 @@ def policy(settings: AzureBlobSettings, *, delete: bool, replay: bool, format_: 
     actions = sorted({f"{_BLOBS}/{PERMISSIONS[operation][0]}" for operation in operations.values()})
     letters = "".join(letter for letter in "rwdl" if letter in {PERMISSIONS[one][1] for one in operations.values()})
     if format_ == "terraform":
-        raise NotSupported("AZURE_BLOB has no policy for Terraform", hint="use --format json or --format commands")
+        raise NotSupported("AZURE_BLOB policies are not available for Terraform", hint="use --format json or --format commands")
     if format_ == "json":
         text = _role(actions, "/subscriptions/00000000-0000-0000-0000-000000000000") + "\n"
     else:
@@ -84,7 +84,7 @@ def _commands(settings: AzureBlobSettings, actions: list[str], letters: str) -> 
         assignment += ' \\\n  --condition "$(cat condition.txt)" --condition-version 2.0'
     lines += [
         assignment,
-        "# Instead of all that, for AZURE_STORAGE_SAS_TOKEN, with the same rights on the whole container:",
+        "# Or, for AZURE_STORAGE_SAS_TOKEN, with the same permissions on the whole container:",
         f"# az storage container generate-sas --account-name {account} --name {settings.bucket} --permissions {letters} \\",
         "#   --https-only --expiry 2030-01-01T00:00Z --output tsv",
     ]

@@ -40,7 +40,7 @@ _METADATA: Final = "metadata"
 """Names in `Upload.extra`: what the list of blocks is sent with."""
 
 _NO_SIZE: Final = re.compile(rb"<Content-Length>(?!\s*[0-9]{1,18}\s*</)[^<]*</Content-Length>")
-_ENDLESS: Final = "its list can't be relied on: replay without --list, on the machine that has the spool"
+_ENDLESS: Final = "its listing is unreliable: replay without --list, on the machine that has the spool"
 
 
 class _Request(NamedTuple):
@@ -108,7 +108,7 @@ class AzureBlobProvider:
         """Put Blob."""
         call = Call("Put Blob", self._settings, key, if_absent)
         if size > _LARGEST:
-            raise NotSupported(f"{call}: {size:,} bytes in one request", hint="lower JOBS_BACKUP_MULTIPART_THRESHOLD")
+            raise NotSupported(f"{call}: {size:,} bytes are too many for one request", hint="lower JOBS_BACKUP_MULTIPART_THRESHOLD")
         crc, md5 = _sums(call, body, size)
         _compare(call, crc, checksum)
         with Source(body, size) as source, self._request(call, timeout) as request:
@@ -199,7 +199,7 @@ class AzureBlobProvider:
                     blob.download_blob(offset, size - offset, etag=found.etag, match_condition=same, **options)
                 except _Taken as taken:
                     return taken.stream
-            raise Unavailable(f"{call}: there was no answer")
+            raise Unavailable(f"{call}: there was no response")
 
         return ObjectBody(size, get, lambda: translated(call))
 
@@ -218,7 +218,7 @@ class AzureBlobProvider:
                 page = list(blobs)
                 names = [blob.name for blob in page if blob.name]
                 if names and names[-1] <= last:
-                    raise StorageError(f"{call}: a page does not go on behind the one before", hint=_ENDLESS)
+                    raise StorageError(f"{call}: a page of the listing does not continue after the previous one", hint=_ENDLESS)
                 last = names[-1] if names else last
                 objects += [Listed(key=blob.name, size=size_listed(blob.size)) for blob in page if blob.name and blob.name > after]
                 if len(objects) > _PAGE:
@@ -290,8 +290,8 @@ def _take(call: Call, stored_as: str | None, response: Any) -> None:
     if answer.status_code in (200, 206):
         if answer.headers.get("Content-Encoding") != stored_as:
             answer.internal_response.close()
-            hint = "a proxy packs or unpacks what it passes on: have it leave Content-Encoding alone"
-            raise IntegrityError(f"{call}: the answer does not have the object's own bytes", hint=hint)
+            hint = "a proxy compresses or decompresses responses: make it leave Content-Encoding unchanged"
+            raise IntegrityError(f"{call}: the response does not have the object's own bytes", hint=hint)
         raise _Taken(answer.internal_response.raw)
 
 
@@ -320,12 +320,14 @@ def _sums(call: Call, body: Body, size: int) -> tuple[int, bytes]:
 def _compare(call: Call, crc: int, wanted: int) -> None:
     """Azure can't be asked to check a CRC-32C, so it is done here: bytes that changed on the disk are not to be published."""
     if crc != wanted:
-        raise IntegrityError(f"{call}: the body's CRC-32C is not the one that it should have", hint="the disk may be faulty")
+        raise IntegrityError(f"{call}: the body's CRC-32C does not match", hint="the disk may be faulty")
 
 
 def _receipt(call: Call, answer: Mapping[str, Any]) -> WriteReceipt:
     if not answer.get("etag"):
-        raise Unavailable(f"{call}: the answer has no ETag", hint="what answers may not be the store: check endpoint and proxy")
+        raise Unavailable(
+            f"{call}: the response has no ETag", hint="the response may not come from the store: check the endpoint and the proxy"
+        )
     at: datetime | None = answer.get("date")
     return WriteReceipt(
         etag=str(answer["etag"]), version=str(answer.get("version_id") or ""), at=None if at is None else at.timestamp()

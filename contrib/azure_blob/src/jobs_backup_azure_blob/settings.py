@@ -121,7 +121,7 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
         found = super().from_environment(environment)
         if not _CONTAINER.fullmatch(found.bucket):
             raise ConfigurationError(
-                f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is no name of a container",
+                f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is not a valid container name",
                 hint="3 to 63 lower-case letters, digits and single '-'",
             )
         credentials = {
@@ -133,7 +133,7 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
         }
         given = [name for name, value in credentials.items() if value]
         if len(given) > 1:
-            raise ConfigurationError(f"{' and '.join(given)} are set: only one of them can count", hint="unset the others")
+            raise ConfigurationError(f"{' and '.join(given)} are set, but only one of them may be", hint="unset the others")
         found.opened()
         return found
 
@@ -165,7 +165,7 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
         if self.connection_string is not None:
             for name, value in (("AZURE_STORAGE_ACCOUNT", self.account), (_ENDPOINT, self.endpoint)):
                 if value is not None:
-                    raise ConfigurationError(f"{name} and {_STRING} are set: only one of them can count", hint=f"unset {name}")
+                    raise ConfigurationError(f"{name} and {_STRING} are set, but only one of them may be", hint=f"unset {name}")
             return _parsed(self.connection_string.reveal())
         if self.account is None:
             raise ConfigurationError("AZURE_STORAGE_ACCOUNT is not set", hint="set it to the name of the storage account")
@@ -197,7 +197,7 @@ def _connection(named: str, account: str, base: str, key: Secret | None, sas: Se
     """`named` is the variable that has the account. Says nothing of the secrets in what it raises."""
     if not _ACCOUNT.fullmatch(account):
         raise ConfigurationError(
-            f"{named}: {shown(account)} is no name of a storage account", hint="3 to 24 lower-case letters and digits"
+            f"{named}: {shown(account)} is not a valid name of a storage account", hint="3 to 24 lower-case letters and digits"
         )
     if key is not None:
         key = _checked_key(_KEY if named != _STRING else f"{_STRING}: AccountKey", key)
@@ -209,14 +209,16 @@ def _connection(named: str, account: str, base: str, key: Secret | None, sas: Se
 
 def _checked_key(name: str, key: Secret) -> Secret:
     if not _is_base64(key.reveal()):
-        raise ConfigurationError(f"{name} is no key of a storage account", hint="copy it from the account's page: it is base64")
+        raise ConfigurationError(
+            f"{name} is not the key of a storage account", hint="copy it from the account's page: it is base64"
+        )
     return key
 
 
 def _checked_sas(name: str, sas: Secret) -> Secret:
     sas = Secret(sas.reveal().removeprefix("?"))
     if not {"sig", "sv"} <= parse_qs(sas.reveal()).keys():
-        raise ConfigurationError(f"{name} is no SAS", hint="write what stands behind the '?' of a URL: sv=...&sp=...&sig=...")
+        raise ConfigurationError(f"{name} is not a SAS", hint="write what follows the '?' of a URL: sv=...&sp=...&sig=...")
     return sas
 
 
@@ -228,7 +230,7 @@ def _read(name: str, path: Path) -> Secret:
         raise ConfigurationError(found.message if found else name, hint=found.hint if found else "correct the path") from None
     except ValueError:
         raise ConfigurationError(
-            f"{name}: {path} is not text", hint=f"save what {name.removesuffix('_FILE')} would be in it"
+            f"{name}: {path} is not text", hint=f"save the value of {name.removesuffix('_FILE')} in it"
         ) from None
 
 
@@ -239,7 +241,8 @@ def _parsed(text: str) -> Connection:
     account, base = fields.get("AccountName"), fields.get("BlobEndpoint")
     if bool(key) == bool(sas) or not (account or base):
         raise ConfigurationError(
-            f"{_STRING} has to have AccountName, and either AccountKey or SharedAccessSignature", hint="copy it from Azure's portal"
+            f"{_STRING} must contain AccountName, and either AccountKey or SharedAccessSignature",
+            hint="copy it from Azure's portal",
         )
     protocol, suffix = fields.get("DefaultEndpointsProtocol", "https"), fields.get("EndpointSuffix", "core.windows.net")
     try:

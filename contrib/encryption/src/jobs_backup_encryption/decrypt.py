@@ -46,7 +46,7 @@ def main(file: Path) -> None:
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - another file may have its number
         _end("standard output is closed", _MISUSED)
     if not file.is_file():
-        _end(f"{file} is no regular file, and it is read twice: download the object into one", _MISUSED)
+        _end(f"{file} is not a regular file, but must be read twice: download the object into one", _MISUSED)
     try:
         content = DecryptedBody(_FileBody(file), Keys.from_environment(os.environ), str(file))
         content.crc32c()  # reads, and so verifies, all of it

@@ -65,17 +65,17 @@ class DecryptedBody(Body):
         chunks = max(1, -(-sealed // _SEALED_BYTES))
         self.size = sealed - TAG_BYTES * chunks
         if self.size < 0 or chunks != _chunks(self.size):
-            raise IntegrityError(f"{name} has {encrypted.size:,} bytes, as many as no encrypted object has")
+            raise IntegrityError(f"{name} has {encrypted.size:,} bytes, which no encrypted object can have")
 
     def open(self) -> BinaryIO:
         reader = self._encrypted.open()
         try:
             header = _exactly(reader, HEADER_BYTES)
             if not header.startswith(MAGIC):
-                raise IntegrityError(f"{self._name} does not begin as an encrypted object does")
+                raise IntegrityError(f"{self._name} does not begin like an encrypted object")
             batch = str(uuid.UUID(bytes=header[-16:]))
             if self._has_its_key and batch not in self._name.rpartition("/")[2]:
-                raise IntegrityError(f"{self._name} has the content of another object, that of the batch {batch}")
+                raise IntegrityError(f"{self._name} has the content of another object, of batch {batch}")
             key = self._keys.find(header[len(MAGIC) : len(MAGIC) + 8].hex(), self._name)
             decrypting = _Decrypting(reader, self.size, _cipher(key, header), self._name)
         except BaseException:
@@ -177,7 +177,8 @@ class _Decrypting(_ByChunks):
             return at, self._cipher.decrypt(_nonce(number, number == self._last), sealed, None)
         except InvalidTag:
             raise IntegrityError(
-                f"{self._name}: the bytes from {at:,} on are not those that were encrypted", hint="the object was changed, or cut"
+                f"{self._name}: the bytes from {at:,} on differ from those that were encrypted",
+                hint="the object was changed, or cut",
             ) from None
 
 

@@ -16,7 +16,7 @@ from jobs_backup.settings import Secret, Settings, Variable
 
 KEY_BYTES: Final = 32
 _FILE: Final = "JOBS_BACKUP_ENCRYPTION_KEY_FILE"
-_MAKE: Final = "make one with `openssl rand -base64 32`"
+_MAKE: Final = "create one with `openssl rand -base64 32`"
 
 
 class EncryptionSettings(Settings, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ class Keys:
                 raise ConfigurationError(found.message if found else _FILE, hint=found.hint if found else _MAKE) from None
             except UnicodeDecodeError:
                 raise ConfigurationError(
-                    f"{_FILE}: {where} is not text", hint=f"write the keys into it, one a line; {_MAKE}"
+                    f"{_FILE}: {where} is not text", hint=f"write the keys into it, one per line; {_MAKE}"
                 ) from None
         words = re.split(r"[\s,]+", re.sub(r"(?m)^\s*#.*$", "", text).strip(" \t\r\n,"))
         return cls([_key(word, f"{where}: key {number}") for number, word in enumerate(words, 1)])
@@ -87,9 +87,9 @@ class Keys:
         except KeyError:
             known = ", ".join(self._keys)
             raise WrapperMissing(
-                f"{what} needs the encryption key {id_}, which is not there (there are: {known})",
-                hint="add it behind the others in JOBS_BACKUP_ENCRYPTION_KEY, or in the file; an object whose first bytes were"
-                " changed names a key that never was",
+                f"{what} needs the encryption key {id_}, which is missing (present: {known})",
+                hint="add it after the others in JOBS_BACKUP_ENCRYPTION_KEY, or in the file; an object whose first bytes"
+                " were changed may name a key that never existed",
             ) from None
 
 

@@ -105,9 +105,7 @@ class Archiver:
             for thread in self._threads:
                 thread.start()
         except RuntimeError as error:
-            raise SpoolError(
-                f"a thread could not be started: {error}", hint="look at the limits of processes and memory"
-            ) from error
+            raise SpoolError(f"cannot start a thread: {error}", hint="check the limits of processes and memory") from error
 
     def wake(self) -> None:
         """Wake the workers: something was sealed, or deleted."""
@@ -197,7 +195,7 @@ class Archiver:
                 if self._skip_delivered and claimed.is_delivered and claimed.attempts == 1:
                     self._spool.skip(batch)
                     fields = {"key": batch.key, "events": batch.events, "bytes": batch.size}
-                    log.info("%s is not written: all of its %d events were delivered", batch.key, batch.events, extra=fields)
+                    log.info("%s is not uploaded: all of its %d events were delivered", batch.key, batch.events, extra=fields)
                 else:
                     self._upload(claimed)
             except SpoolCorrupt as error:
@@ -206,7 +204,7 @@ class Archiver:
                 self._failed(batch, claimed.failures, error)
             except Exception as error:
                 if not isinstance(error, OSError | MemoryError | RuntimeError):  # of the machine, not of the program
-                    log.exception("sending %s failed unexpectedly", batch.key, extra={"key": batch.key})
+                    log.exception("uploading %s failed unexpectedly", batch.key, extra={"key": batch.key})
                 self._failed(batch, claimed.failures, SpoolError(f"{batch.key}: {type(error).__name__}: {error}"))
             finally:
                 with self._lock:
@@ -264,11 +262,11 @@ class Archiver:
         if claimed.is_delivered:
             self.deleter.wake()
         log.info(
-            "stored %s: %d events, %d bytes%s",
+            "uploaded %s: %d events, %d bytes%s",
             batch.key,
             batch.events,
             batch.size,
-            ", was there" if receipt.existed else "",
+            ", existed already" if receipt.existed else "",
             extra={"key": batch.key, "events": batch.events, "bytes": batch.size, "store": self._store.location},
         )
 
@@ -295,7 +293,7 @@ class Archiver:
         delay = 0.0 if of_store or is_first else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
         if isinstance(error, _OF_THE_BATCH):
             fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "store": self._store.location}
-            log.error("%s waits for %.0f s: %s", batch.key, delay, error.one_line(), extra=fields)
+            log.error("%s is retried in %.0f s: %s", batch.key, delay, error.one_line(), extra=fields)
         else:
             self._begin_pause(error)  # before the batch is released, or another worker would take it at once
         self._release(batch, error, delay)
@@ -313,7 +311,9 @@ class Archiver:
         except SpoolError as failure:
             log.error("%s", failure.one_line(), extra={"code": failure.code})
         fields = {"code": error.code, "wait_seconds": pause, "store": self._store.location}
-        log.error("%s is paused for %.0f s, nothing is lost: %s", self._store.location, pause, error.one_line(), extra=fields)
+        log.error(
+            "uploads to %s are paused for %.0f s, nothing is lost: %s", self._store.location, pause, error.one_line(), extra=fields
+        )
 
     def _release(self, batch: Batch, error: JobsBackupError, delay: float) -> None:
         """Release a batch. On a full disk, this is retried at each poll until it works or the session ends.
@@ -395,7 +395,7 @@ def _guarded(job: Callable[[], T]) -> T | None:
     except JobsBackupError as error:
         log.error("%s", error.one_line(), extra={"code": error.code})
     except (OSError, MemoryError) as error:
-        log.error("looking after the spool failed, tried again: %s: %s", type(error).__name__, error)
+        log.error("maintaining the spool failed, retrying: %s: %s", type(error).__name__, error)
     except Exception:
-        log.exception("looking after the spool failed unexpectedly")
+        log.exception("maintaining the spool failed unexpectedly")
     return None

@@ -133,8 +133,7 @@ class Deleter:
         # Logged once: the permission may be withheld on purpose. `status` shows it while it lasts.
         log.log(
             logging.DEBUG if self._told == error.code else logging.ERROR,
-            "%d of %d objects whose events were all delivered can't be deleted from %s, all else goes on; tried again from time to"
-            " time: %s: %s",
+            "%d of %d delivered objects cannot be deleted from %s, everything else continues; retrying from time to time: %s: %s",
             len(refused),
             tried,
             self._store.location,

@@ -106,7 +106,7 @@ class Multipart:
 
     def _tell_begun_again(self, why: str, batch: Batch, error: StorageError) -> None:
         fields = {"key": batch.key, "code": error.code, "store": self._store.location}
-        log.warning("%s: %s, another one is begun: %s", batch.key, why, error, extra=fields)
+        log.warning("%s: %s, starting another one: %s", batch.key, why, error, extra=fields)
 
     def abort_abandoned(self) -> list[JobsBackupError]:
         """Abort uploads that will not be resumed. Refused ones stay in the journal and are retried. Returns the failures."""
@@ -124,7 +124,7 @@ class Multipart:
             delay = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
             self._spool.uploads.postpone(journaled, error, delay=delay)
             log.warning(
-                "an upload of %s could not be aborted, tried again later: %s",
+                "cannot abort an upload of %s, retrying later: %s",
                 journaled.upload.key,
                 error.one_line(),
                 extra={**fields, "code": error.code, "wait_seconds": delay},
@@ -132,7 +132,7 @@ class Multipart:
             return error
         self._spool.uploads.forget(journaled)
         if outcome is Outcome.ABORTED:
-            log.info("an upload of %s was aborted", journaled.upload.key, extra=fields)
+            log.info("aborted an upload of %s", journaled.upload.key, extra=fields)
         return None
 
     def close(self) -> None:
@@ -159,14 +159,14 @@ class Multipart:
         try:
             self._send_parts(journaled, [one for one in ranges if one.number not in parts], body, parts)
             if len(parts) < len(ranges):
-                raise Stopped(f"{batch.key}: stopped after {len(parts)} of {len(ranges)} parts; the next start continues")
+                raise Stopped(f"{batch.key}: stopped after {len(parts)} of {len(ranges)} parts; the next start resumes")
             completes = True
             receipt = self._store.complete_multipart(journaled.upload, [parts[one.number] for one in ranges], batch)
         except IntegrityError as error:
             if not completes:
                 raise
             # A part was uploaded with other bytes than intended: completing the same parts again cannot help.
-            raise UploadGone(f"{batch.key}: the parts that were stored are not those that were sent") from error
+            raise UploadGone(f"{batch.key}: the uploaded parts differ from those that were sent") from error
         self._spool.uploads.forget(journaled)
         return receipt
 
@@ -190,7 +190,7 @@ class Multipart:
 
     def _send_part(self, journaled: JournaledUpload, one: _Range, body: Body) -> Part:
         if self._stop.is_set():
-            raise Stopped(f"{journaled.upload.key}: stopped before part {one.number}; the next start continues")
+            raise Stopped(f"{journaled.upload.key}: stopped before part {one.number}; the next start resumes")
         part = self._store.write_part(journaled.upload, one.number, one.offset, body.slice(one.offset, one.size), one.last)
         self._spool.uploads.add_part(journaled, part)
         return part

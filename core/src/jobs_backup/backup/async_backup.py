@@ -153,7 +153,7 @@ class AsyncBackup:
             if await self._call(_wait_until_stored, last, left):
                 return
             if until is not None and time.monotonic() >= until:
-                raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
+                raise TimeoutError(f"not everything is in the bucket after {timeout:g} s")
 
     async def close(self, grace: float | None = None) -> None:
         """Seal, upload as much as possible within `grace` seconds, and end: see `Backup.close`. Cancelling it does not stop it.
@@ -175,7 +175,7 @@ class AsyncBackup:
         process, opening = os.getpid(), self._open()
         if self._openings.setdefault(process, opening) is not opening:
             raise JobsBackupError(
-                "the AsyncBackup is open already", hint="enter it once and share it, or make an AsyncBackup for each event loop"
+                "the AsyncBackup is already open", hint="enter it once and share it, or make an AsyncBackup for each event loop"
             )
         try:
             await _result(opening.begin())
@@ -194,7 +194,7 @@ class AsyncBackup:
         opening = self._openings.get(os.getpid())
         if opening is None and self._openings:
             raise BackupClosed(
-                "the AsyncBackup belongs to the process that this one was forked from",
+                "the AsyncBackup was opened before this process was forked",
                 hint="open it in each process, after the fork",
             )
         if opening is None or not opening.is_open:

@@ -21,12 +21,12 @@ _MAX_STREAMS: Final = 8
 def raw_stream(workspace_id: str, source_id: str) -> Stream:
     """The stream of a source's events. Raises InvalidEvent."""
     if not source_id:
-        raise InvalidEvent("source_id is empty", hint="say which source the event comes from")
+        raise InvalidEvent("source_id is empty", hint="pass the source that the event comes from")
     for name, value in (("source_id", source_id), ("workspace_id", workspace_id)):
         try:
             value.encode()
         except (AttributeError, UnicodeEncodeError) as error:
-            raise InvalidEvent(f"{name} {value!a} is no text that can be written as UTF-8") from error
+            raise InvalidEvent(f"{name} {value!a} cannot be encoded as UTF-8") from error
     return Stream(Kind.RAW, workspace_id, source_id)
 
 

@@ -140,7 +140,7 @@ def job_id(job: int | str) -> int:
         id_ = -1
     if not 0 <= id_ <= MAX_ID:
         shown = "a number that is too large" if isinstance(job, int) and id_ > MAX_ID else repr(str(job)[:40])
-        raise InvalidEvent(f"{shown} is no job id", hint="pass what `record` has returned")
+        raise InvalidEvent(f"{shown} is not a job id", hint="pass what `record` returned")
     return id_
 
 

@@ -82,9 +82,9 @@ def parse_failure(json: bytes) -> Failure:
     try:
         told = _told(json)
     except (msgspec.DecodeError, ValueError) as error:  # ValueError comes from Python's reader
-        raise InvalidEvent(f"no failure: {error}", hint="see `jobs-backup failed --help`") from error
+        raise InvalidEvent(f"not a failure: {error}", hint="see `jobs-backup failed --help`") from error
     except RecursionError as error:
-        raise InvalidEvent("no failure: nested too deeply") from error
+        raise InvalidEvent("not a failure: nested too deeply") from error
     payload = bytes(told.payload)
     job: int | str | Event
     if told.job_id is not None:
@@ -92,7 +92,7 @@ def parse_failure(json: bytes) -> Failure:
     elif told.source_id is not None:
         job = Event(payload=payload, source_id=told.source_id, workspace_id=told.workspace_id)
     else:
-        raise InvalidEvent("neither jobId nor sourceId", hint="say which event it is, or where it comes from")
+        raise InvalidEvent("neither jobId nor sourceId", hint="give jobId if the event was recorded, otherwise sourceId")
     return Failure(
         job=job,
         error=told.error,

@@ -109,14 +109,14 @@ class Session:
                 f"{count:,} job ids are unknown to {self.spool.name}, for example {unknown[0]}",
                 jobs=unknown,
                 count=count,
-                hint="acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS",
+                hint="acknowledge them on the spool that recorded them, within JOBS_BACKUP_CATALOG_DAYS",
             )
 
     def flush(self, timeout: float | None = None) -> None:
         """See `Backup.flush`."""
         last = self.seal()
         if not self.wait_until_stored(last, timeout):
-            raise TimeoutError(f"not all of it is in the bucket after {timeout:g} s")
+            raise TimeoutError(f"not everything is in the bucket after {timeout:g} s")
 
     def seal(self) -> int:
         """For `flush`: seal what this process recorded. Returns the argument for `wait_until_stored`."""
@@ -132,17 +132,17 @@ class Session:
                 return False
             if self.archiver is None:
                 if not self.spool.has_archiver():
-                    raise NoArchiver("nobody sends what this spool holds", hint="run `jobs-backup archive` on the same spool")
+                    raise NoArchiver("no process uploads what this spool holds", hint="run `jobs-backup archive` on the same spool")
                 time.sleep(TICK / 10)
                 continue
             if (error := self.archiver.blocked_by) is not None and self.spool.is_unsent(last):
-                raise StorePaused(f"{self.location} is paused, what was recorded waits in the spool: {error}", cause=error)
+                raise StorePaused(f"uploads to {self.location} are paused, recorded events wait in the spool: {error}", cause=error)
             self.archiver.wake()
             self.archiver.wait(TICK if until is None else min(TICK, max(0.0, until - time.monotonic())))
         if damages := self.spool.quarantined(own=True):
             raise SpoolCorrupt(
-                f"of what this process recorded, {sum(damage.events for damage in damages):,} events were damaged on the disk",
-                hint="look at the disk, and at `jobs-backup status`",
+                f"{sum(damage.events for damage in damages):,} events that this process recorded were damaged on the disk",
+                hint="check the disk, and `jobs-backup status`",
             )
         return True
 
@@ -235,12 +235,14 @@ class Session:
 
     def _check_usable(self) -> None:
         if self._is_shutting_down():
-            raise BackupClosed("the interpreter is shutting down", hint="record, and close the Backup, before the program ends")
+            raise BackupClosed(
+                "the interpreter is shutting down", hint="record events and close the Backup before the program ends"
+            )
         if self._closed:
             raise BackupClosed("the Backup is closed", hint="open a new one")
         if os.getpid() != self._pid:
             raise BackupClosed(
-                "the Backup belongs to the process that this one was forked from",
+                "the Backup was opened before this process was forked",
                 hint="open a Backup in each process, after the fork",
             )
 
@@ -250,6 +252,6 @@ class Session:
             try:
                 self.spool.seal_due()
             except SpoolError as error:
-                log.error("sealing failed, tried again: %s", error.one_line())
+                log.error("sealing failed, retrying: %s", error.one_line())
             except Exception:
-                log.exception("sealing failed, tried again")
+                log.exception("sealing failed, retrying")

@@ -43,7 +43,7 @@ _DIRECTORY: Final = "jobs-backup-check"
 _CONTENT: Final = BytesBody(b"Written by `jobs-backup check` to see whether it may write here. It may be deleted.\n")
 _BACKING_UP: Final = frozenset({"write", "create_multipart", "abort_multipart"})
 """Hooks that backups call, for a provider without a policy."""
-_PURPOSES: Final = {"read": "jobs-backup replay", "list": "jobs-backup replay --list", "delete": "deleting what was delivered"}
+_PURPOSES: Final = {"read": "jobs-backup replay", "list": "jobs-backup replay --list", "delete": "deleting delivered events"}
 _MAX_SKEW: Final = 60.0
 
 
@@ -200,7 +200,7 @@ class _Probes:
         self._try("list", "list", self._list)
         self._try("delete", "delete", self._delete)
         self.notes += [
-            f"{right.name} is granted, which is wider than backing up needs: it is for {right.purpose}"
+            f"{right.name} is permitted, which is more than backups need: it is for {right.purpose}"
             for right in self.rights
             if right.outcome is State.GRANTED and not right.needed
         ]
@@ -222,8 +222,8 @@ class _Probes:
         if abs(skew) > _MAX_SKEW:
             direction = "ahead of" if skew > 0 else "behind"
             self.warnings.append(
-                f"this machine's clock is {abs(skew):,.0f} s {direction} the store's: set it;"
-                " stores refuse requests from 15 minutes on"
+                f"this machine's clock is {abs(skew):,.0f} s {direction} the store's: correct it; stores refuse requests that"
+                " are off by 15 minutes"
             )
 
     def _write_again(self) -> State:
@@ -233,8 +233,8 @@ class _Probes:
         except AlreadyExists:
             return State.SUPPORTED
         self.warnings.append(
-            "the store overwrites objects although it is asked not to: harmless, as the same bytes overwrite themselves;"
-            " JOBS_BACKUP_CONDITIONAL_WRITES=false does not ask"
+            "the store overwrites objects despite the condition: harmless, as the bytes are the same;"
+            " JOBS_BACKUP_CONDITIONAL_WRITES=false omits the condition"
         )
         return State.NOT_SUPPORTED
 
@@ -283,7 +283,7 @@ class _Probes:
             self._abort(f"{_DIRECTORY}/{self._id}.txt")
         except JobsBackupError:
             return  # as it should be
-        self.notes.append("may also write outside of JOBS_BACKUP_PREFIX, which is wider than backing up needs")
+        self.notes.append("may also write outside of JOBS_BACKUP_PREFIX, which is more than backups need")
 
     def _read(self, stored: list[str]) -> State:
         if stored:

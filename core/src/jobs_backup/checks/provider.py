@@ -94,7 +94,7 @@ def _looked(name: str, look: Callable[[], str]) -> CheckResult:
 
 def _entry_point(one: Installed) -> str:
     if not _NAME.fullmatch(one.name):
-        raise _Wrong(f"{one.name!r} is no name: upper-case letters, digits and `_`, as in ACME_STORE")
+        raise _Wrong(f"{one.name!r} is not a valid name: upper-case letters, digits and `_`, as in ACME_STORE")
     return str(one)
 
 
@@ -115,7 +115,7 @@ def _requirement(one: Installed) -> str:
             if "<" not in requirement and "==" not in requirement and "~=" not in requirement:
                 raise _Wrong(f"{requirement} has no upper bound: a new version of the contract would break it")
             return requirement
-    raise _Wrong(f'{one.distribution} does not say which jobs-backup it needs: dependencies = ["jobs-backup>=0.1,<0.2"]')
+    raise _Wrong(f'{one.distribution} does not declare which jobs-backup it needs: dependencies = ["jobs-backup>=0.1,<0.2"]')
 
 
 def _imports(one: Installed) -> str:
@@ -123,7 +123,7 @@ def _imports(one: Installed) -> str:
     command = [sys.executable, "-c", _IMPORTED, one.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - all of it is ours, or installed
     if done.returncode:
-        raise _Wrong(f"a new process can't import it: {(done.stderr.strip().splitlines() or ['it ended'])[-1]}")
+        raise _Wrong(f"a new process cannot import it: {(done.stderr.strip().splitlines() or ['it ended'])[-1]}")
     found, distributions = _distribution(one), packages_distributions()
     required = {_normal(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in (found.requires or [])} if found else set[str]()
     core = {_normal(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in distribution("jobs-backup").requires or []}
@@ -134,7 +134,7 @@ def _imports(one: Installed) -> str:
         if {_normal(name) for name in distributions.get(module, ())} & (required - core - {"jobs-backup"})
     ]
     if early:
-        raise _Wrong(f"it imports {', '.join(early)} at once: import what you need when a hook is called for the first time")
+        raise _Wrong(f"it imports {', '.join(early)} when it is imported: import them when a hook is first called")
     return "no SDK"
 
 
@@ -158,7 +158,7 @@ def _attributes(class_: type[Any]) -> str:
     for name in _NUMBERS:
         value = getattr(class_, name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise _Wrong(f"{name} is {value!r}: a whole number of at least 1, or leave it out")
+            raise _Wrong(f"{name} is {value!r}: it must be a whole number of at least 1, or be left out")
     if not isinstance(getattr(class_, "sequential_parts", False), bool):
         raise _Wrong("sequential_parts is neither True nor False")
     has = [name for name in ("sequential_parts", *_NUMBERS) if hasattr(class_, name)]
@@ -178,11 +178,11 @@ def _settings(class_: type[Any]) -> str:
 def _wrong_setting(setting: Setting) -> str:
     variable = setting.variable
     if not _NAME.fullmatch(variable.name):
-        return f"{variable.name!r} is no name of a variable"
+        return f"{variable.name!r} is not a valid variable name"
     if not variable.help.strip().endswith("."):
         return f"{variable.name} has no help that ends in a full stop"
     if _SECRET_NAME.search(variable.name) and not setting.secret:
-        return f"{variable.name} looks like a secret and is no `Secret`: its value would be shown"
+        return f"{variable.name} looks like a secret but is not a `Secret`: its value would be shown"
     return ""
 
 
@@ -222,7 +222,7 @@ def _policy(loaded: LoadedProvider, environment: Mapping[str, str]) -> str:
             policy: object = loaded.manager.hook.policy(settings=environment, delete=True, replay=True, format=format_)
         except NotSupported:
             if not format_:
-                raise _Wrong("it has none in the format that fits the store best (`format` is empty)") from None
+                raise _Wrong("it has none in its default format (`format` is empty)") from None
             continue
         except JobsBackupError as error:
             raise _Wrong(f"{error.code}: {error.message}") from None
@@ -231,6 +231,6 @@ def _policy(loaded: LoadedProvider, environment: Mapping[str, str]) -> str:
         if not isinstance(policy, Policy):
             raise _Wrong(f"it returned {type(policy).__name__} instead of Policy")
         if unknown := policy.grants.keys() - loaded.hooks:
-            raise _Wrong(f"its grants name {', '.join(sorted(unknown))}, which are no hooks of it")
+            raise _Wrong(f"its grants name {', '.join(sorted(unknown))}, which are not its hooks")
         found.append(policy.format)
     return ", ".join(dict.fromkeys(found))

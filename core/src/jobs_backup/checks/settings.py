@@ -50,7 +50,7 @@ def warn_of_relative_paths(variables: Mapping[str, str]) -> None:
             text = variables.get(name, "").strip()
             if text and not text.startswith(("/", "~")) and not oddity_of(text) and not may_be_credential(text):
                 where = f"here {Path(text).absolute()}"
-                warn_of_oddity(name, f"{text} is relative: the working directory decides which directory it names, {where}")
+                warn_of_oddity(name, f"{text} is a relative path: the directory depends on the working directory, {where}")
 
 
 def unknown_settings(settings: CoreSettings, environment: Mapping[str, str]) -> list[str]:

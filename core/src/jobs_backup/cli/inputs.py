@@ -96,8 +96,8 @@ def _report_replaced(inputs: Sequence[Input], contents: Contents, summary: Summa
         if contents.is_unchanged(one.noted) is None:  # otherwise, an earlier run has read all of it
             summary.problem(
                 ConfigurationError(
-                    f"{one.name} was replaced before it was read, as by log rotation: the file that it was has not been read",
-                    hint="run the same command again, and name rotated files as well",
+                    f"{one.name} was replaced before it was read, as by log rotation: the old file was not read",
+                    hint="run the same command again, and include rotated files",
                 )
             )
 
@@ -122,7 +122,7 @@ class _Report:
         if self._summary.rejected <= _REPORTED:
             echo_message(why, "Rejected")
         elif self._summary.rejected == _REPORTED + 1:
-            echo_message("more lines are rejected; they are in the rejects file, too", "Rejected")
+            echo_message("more lines were rejected; the rejects file has them all", "Rejected")
         if path not in self._summary.rejects:
             self._summary.rejects.append(path)
 

@@ -40,7 +40,7 @@ def echo_message(text: str, code: str = "", *, level: int | None = None) -> None
 def only_one(_context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
     """Reject a repeated option that may be given once, rather than guess. Use as `callback=` with `multiple=True`."""
     if len(given) > 1:
-        raise click.BadParameter(f"{option.opts[0]} is given {len(given)} times, and counts once")
+        raise click.BadParameter(f"{option.opts[0]} is given {len(given)} times, but may be given only once")
     return given[0] if given else None
 
 
@@ -82,10 +82,10 @@ def of_machine(error: BaseException) -> JobsBackupError | None:
     if isinstance(error, MemoryError):
         return JobsBackupError("out of memory", hint="give the process more memory")
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        return JobsBackupError("a thread could not be started", hint="look at the limits of processes and memory")
+        return JobsBackupError("cannot start a thread", hint="check the limits of processes and memory")
     if isinstance(error, OSError):
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-        why, hint = explain(error, Path(where), "look at the disk, the permissions and the limits")
+        why, hint = explain(error, Path(where), "check the disk, the permissions and the limits")
         return JobsBackupError(f"{where}: {why}" if where else why, hint=hint)
     return None
 

@@ -40,7 +40,7 @@ class Output:
             if self._stop.is_set():
                 self._until = min(self._until, time.monotonic() + self._grace)
             if time.monotonic() > self._until:
-                raise unwritten("they are not read fast enough")
+                raise unwritten("the reader is too slow")
             try:
                 if select.select([], [_STANDARD_OUTPUT], [], _LOOK)[1]:
                     left = left[os.write(_STANDARD_OUTPUT, left[: self._at_once]) :]
@@ -48,7 +48,7 @@ class Output:
                 continue  # another process has filled it
             except BrokenPipeError:
                 self.is_closed = True
-                raise unwritten("nobody reads them any more") from None
+                raise unwritten("output closed early") from None
             except OSError as error:
                 raise unwritten(error.strerror or type(error).__name__) from None
 

@@ -22,7 +22,7 @@ _GRACE_SECONDS: Final = 1.0
 
 
 def _unwritten(why: str, written: int) -> Unwritten:
-    return Unwritten(f"not all events were written: {why}", hint="go on with --after", written=written)
+    return Unwritten(f"not all events were written: {why}", hint="resume with --after", written=written)
 
 
 class Stdout:
@@ -106,7 +106,7 @@ class OutputFile:
                 self.begin = position.after
                 self.query = position.query  # "two hours ago" stays what it was at the first run
         except BlockingIOError:
-            raise ConfigurationError(f"{self.part}: another process is writing it", hint="wait for its end") from None
+            raise ConfigurationError(f"{self.part}: another process is writing it", hint="wait until it ends") from None
         except OSError as error:
             why, hint = explain(error, self.part, "give another --output")
             raise ConfigurationError(f"{self.part}: {why}", hint=hint) from error
@@ -129,7 +129,7 @@ class OutputFile:
             return None
         if position.asked != self._asked:
             raise ConfigurationError(
-                f"{self.part} was begun for other events", hint=f"remove it and {self._note}, or give the same options as before"
+                f"{self.part} was started for other events", hint=f"remove it and {self._note}, or use the same options as before"
             )
         return position if self.part.stat().st_size >= position.size else None
 
@@ -181,5 +181,5 @@ class OutputFile:
         try:
             step()
         except OSError as error:
-            why, hint = explain(error, self.part, "see to it")
-            raise Unwritten(f"{self.part}: {why}", hint=f"{hint}; the same command goes on") from error
+            why, hint = explain(error, self.part, "fix the cause")
+            raise Unwritten(f"{self.part}: {why}", hint=f"{hint}; the same command resumes") from error

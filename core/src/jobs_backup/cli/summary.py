@@ -91,7 +91,7 @@ class Summary:
                 self.problem(error)
         if (error := _error_of(lambda: self._session.close(grace=0))) is not None:
             if self._is_complete:  # proven complete: the next start cleans up
-                log.warning("the spool was not closed in order, the next start tidies up: %s", error.one_line())
+                log.warning("the spool was not closed cleanly, the next start cleans up: %s", error.one_line())
             else:
                 self.problem(error)
 
@@ -140,14 +140,14 @@ class Summary:
         self._waiting = self._session.spool.waiting(self._last)
         self._deletes = self._session.spool.waiting_deletes()
         if self._unknown:
-            hint = "acknowledge on the spool that has recorded them, within JOBS_BACKUP_CATALOG_DAYS"
-            self.problem(UnknownJob(f"{plural(self._unknown, 'job id')} unknown, all others were taken", hint=hint))
+            hint = "acknowledge them on the spool that recorded them, within JOBS_BACKUP_CATALOG_DAYS"
+            self.problem(UnknownJob(f"{plural(self._unknown, 'job id')} unknown, all others were accepted", hint=hint))
         if damages := self._session.spool.quarantined():
             self.problem(
                 SpoolCorrupt(
-                    f"damaged in the spool and set aside: {plural(sum(damage.events for damage in damages), 'event')} or more, in"
-                    f" {self._session.spool.quarantine}",
-                    hint="`jobs-backup status` tells which; look at the disk; remove the files there when you have seen to them",
+                    f"damaged in the spool and quarantined: {plural(sum(damage.events for damage in damages), 'event')} or more,"
+                    f" in {self._session.spool.quarantine}",
+                    hint="`jobs-backup status` lists them; check the disk; remove the files once you have dealt with them",
                 )
             )
         self._open_uploads = self._session.spool.uploads.waiting()
@@ -209,7 +209,7 @@ class Summary:
             yield f"{plural(self.count, self._counted.removesuffix('s'))} recorded{resumed}"
         if self._counted != "ids" or sent.objects:
             objects = f"{plural(sent.events, 'event')} in {plural(sent.objects, 'object')}"
-            yield f"{objects} ({plural(sent.bytes, 'byte')}) stored in {self._session.location}"
+            yield f"{objects} ({plural(sent.bytes, 'byte')}) uploaded to {self._session.location}"
         if deleted:
             yield f"{plural(deleted, 'object')} deleted, all of whose events were delivered"
 
@@ -221,30 +221,30 @@ class Summary:
             echo_message(f"{plural(self.rejected, 'line')} rejected, in {', '.join(map(str, self.rejects))}", "Rejected")
         for path, lines in self._rejected_before.items():
             echo_message(
-                f"{plural(lines, 'line')} rejected by earlier runs, in {path}: remove it once they are dealt with", "Rejected"
+                f"{plural(lines, 'line')} rejected by earlier runs, in {path}: remove it once you have dealt with them", "Rejected"
             )
         for problem in self.problems:
             echo_message(problem.one_line(), problem.code)
         if interrupted:
-            rest = f"{self._go_on} to go on" if self._go_on else "what was read until then is recorded"
+            rest = f"{self._go_on} to resume" if self._go_on else "what was read until then is recorded"
             echo_message(f"interrupted: {rest}", "Interrupted")
-        alternative = f"{self._go_on}, or " if self._go_on else ""
+        alternative = f"{self._go_on} or" if self._go_on else "run"
         for one in self._waiting:
             why = f": {one.error}: {one.hint}" if one.hint else f": {one.error}" if one.error else ""
             lost = "" if session.spool.name in one.error else "nothing is lost: "  # otherwise a file of the spool is missing
             echo_message(
                 f"{plural(one.events, 'event')} {_verb(one.events, 'wait')} in {session.spool.name} for {one.location}{why}"
-                f" — {lost}{alternative}`jobs-backup archive --once` sends them",
+                f" — {lost}to upload them, {alternative} `jobs-backup archive --once`",
                 "Waiting",
             )
         if self._of_all and self._open_elsewhere:
             echo_message(
-                f"{plural(self._open_elsewhere, 'event')} in open batches of processes that are alive: they seal them within"
-                " JOBS_BACKUP_UPLOAD_FREQUENCY, or when they end",
+                f"{plural(self._open_elsewhere, 'event')} in open batches of running processes, which seal them within"
+                " JOBS_BACKUP_UPLOAD_FREQUENCY or when they end",
                 "Waiting",
             )
         for deletes in self._deletes:
-            why = f"{deletes.error}: {deletes.hint}" if deletes.error else "an attempt to write them may still arrive"
+            why = f"{deletes.error}: {deletes.hint}" if deletes.error else "a request that writes them may still arrive"
             echo_message(f"{plural(deletes.objects, 'object')} in {deletes.location} still to be deleted: {why}", "DeletesWaiting")
         for key, error, hint in self._open_uploads:
             echo_message(f"an unfinished upload of {key} is still to be aborted: {error}: {hint}", "UploadOpen")

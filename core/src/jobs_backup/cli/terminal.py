@@ -38,7 +38,7 @@ class Terminal:
         self._read = self._bars.add_task(
             "read", total=total or None, count=0, unit=counted, note="", size=decimal(0), visible=bool(inputs)
         )
-        self._stored = self._bars.add_task("stored", total=None, count=0, unit="objects", note="", size=decimal(0))
+        self._stored = self._bars.add_task("uploaded", total=None, count=0, unit="objects", note="", size=decimal(0))
         self._count = 0
         self._before = 0
         self._last = 0

@@ -26,7 +26,7 @@ MAX_DEPTH: Final = 500
 Parsers have limits (Python's is 1,000, including its callers), so whatever is accepted here can be read after a replay.
 """
 
-_TOO_DEEP: Final = f"nested in more than {MAX_DEPTH} levels"
+_TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
 _AS_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _EMPTY: Final = b'""'
@@ -70,7 +70,7 @@ def microseconds(at: datetime) -> int:
         raise InvalidEvent(f"{at.isoformat()} has no time zone", hint="pass an aware datetime, for example datetime.now(UTC)")
     since = (at - _EPOCH) // _MICROSECOND
     if not _FIRST <= since <= _LAST:
-        raise InvalidEvent(f"{at.isoformat()} has no date in UTC")
+        raise InvalidEvent(f"{at.isoformat()} is out of range in UTC")
     return since
 
 
@@ -210,13 +210,13 @@ def error_json(error: object, code: str | int = "", stage: str = "") -> bytes:
 
 def _given(name: str, text: str) -> bytes:
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidEvent(f"{name} is a str, not {type(text).__name__}")
+        raise InvalidEvent(f"{name} must be a str, not {type(text).__name__}")
     return _encode(text)
 
 
 def _whole(name: str, number: int) -> bytes:
     if not isinstance(number, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidEvent(f"{name} is a whole number, not {type(number).__name__}")
+        raise InvalidEvent(f"{name} must be a whole number, not {type(number).__name__}")
     return b"%d" % number
 
 
@@ -227,14 +227,14 @@ def _to_json(payload: Payload) -> bytes:
         try:
             return _encode(payload)
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
-            raise InvalidEvent(f"the payload can't be written as JSON: {error}") from error
+            raise InvalidEvent(f"the payload cannot be written as JSON: {error}") from error
     try:
         if isinstance(payload, (bytes, bytearray, memoryview)):
             json = bytes(payload)
         elif isinstance(payload, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             json = surrogates.encode_json(payload)
         else:
-            raise InvalidEvent(f"a payload is a dict, or JSON as bytes or str, not {type(payload).__name__}")
+            raise InvalidEvent(f"a payload must be a dict, or JSON as bytes or str, not {type(payload).__name__}")
         if not json.isascii():
             _check_utf8(json)  # the parser does not check what it skips
     except UnicodeError as error:

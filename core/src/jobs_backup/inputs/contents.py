@@ -35,8 +35,8 @@ class Known(NamedTuple):
             return cls(position.input, position.at, msgspec.json.decode(position.position, type=Position))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SpoolCorrupt(
-                f"how far an input was read is not what was written: {error}",
-                hint="look at the disk; move the spool away to begin anew",
+                f"the noted position of an input is not what was written: {error}",
+                hint="check the disk; move the spool away to start over",
             ) from error
 
 

@@ -37,11 +37,11 @@ _FOREIGN: Final = (
     (re.compile(rb"\xff\x06\x00\x00sNaPpY"), "is compressed with Snappy", "snzip -dc {0} > {0}.ndjson"),
     (
         re.compile(BOM + rb"(?:\x1f\x8b|\x28\xb5\x2f\xfd)"),
-        "has a byte order mark before what is compressed",
+        "has a byte order mark before the compressed data",
         "tail -c +4 {0} > {0}.gz",
     ),
-    (re.compile(rb"[^\n]*\}[ \t]*\r[ \t]*\{[^\n]*\Z"), "has lines that end with CR alone", "tr '\\r' '\\n' < {0} > {0}.ndjson"),
-    (re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd"), "is packed twice", "gzip -dc {0} | gzip -dc > {0}.ndjson"),
+    (re.compile(rb"[^\n]*\}[ \t]*\r[ \t]*\{[^\n]*\Z"), "has lines that end with CR only", "tr '\\r' '\\n' < {0} > {0}.ndjson"),
+    (re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd"), "is compressed twice", "gzip -dc {0} | gzip -dc > {0}.ndjson"),
     (re.compile(rb"\x1e\s*\{"), "is a JSON text sequence (RFC 7464)", "tr -d '\\036' < {0} > {0}.ndjson"),
     (re.compile(rb"PAR1"), "is a Parquet file", ""),
     (re.compile(rb"Obj\x01"), "is an Avro file", ""),
@@ -225,7 +225,7 @@ def _refuse(name: str, what: str, command: str) -> None:
     convert = "convert it"
     if command and name != STDIN:
         convert += f", for example `{command.format(json.dumps(name) if ' ' in name else name)}`"
-    raise ConfigurationError(f"{name} {what}: nothing of it was read", hint=f"{convert}; NDJSON is one JSON object on each line")
+    raise ConfigurationError(f"{name} {what}: none of it was read", hint=f"{convert}; NDJSON is one JSON object on each line")
 
 
 def _is_only_its_first_line(head: bytes) -> bool:

@@ -194,7 +194,7 @@ class Ingest(Generic[T]):
                 raise
             found = Found(None, Fingerprint(), Sample())
         if found.known is None and recognition.is_replaced and not again:
-            self._report.note(f"{self._input.name} is not the file that it was at the last run: it is read from its beginning")
+            self._report.note(f"{self._input.name} is another file than at the last run: it is read from its beginning")
         self._id = (found.known.id if found.known else "") or new_id(self._contents.prefix)
         return found
 
@@ -213,7 +213,7 @@ class Ingest(Generic[T]):
         before = known.position.seen
         if before is not None and self._seen is not None and before.path != self._seen.path:
             line = known.position.line + 1
-            self._report.note(f"{self._input.name} holds what was read as {known.position.name}: it is read from line {line:,} on")
+            self._report.note(f"{self._input.name} holds what was read as {known.position.name}: it is read from line {line:,}")
         self._report.resumed()
         self._remember_rejects(known.position)
         reader.go_to(found.fingerprint, found.sample)
@@ -257,7 +257,7 @@ class Ingest(Generic[T]):
             if line and not line.isspace():
                 try:
                     if block.continued and number == block.first:
-                        raise InvalidEvent("not a line of its own: what stands before it was read by the last run")
+                        raise InvalidEvent("not a complete line: the last run read its beginning")
                     if block.unfinished and line.rstrip()[-1] not in _ENDS_OF_VALUES and self._may_go_on(line):
                         self._leave(number, line)  # a number
                         return
@@ -328,7 +328,7 @@ class Ingest(Generic[T]):
 
     def _check_granted(self, *, granted: bool) -> None:
         if not granted:
-            raise ConfigurationError(f"{self._input.name}: another process is reading it", hint="wait for its end")
+            raise ConfigurationError(f"{self._input.name}: another process is reading it", hint="wait until it ends")
 
     def _unique(self) -> str:
         if self._id is not None:

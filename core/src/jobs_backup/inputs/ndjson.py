@@ -64,7 +64,7 @@ class Input:
         try:
             status = os.fstat(0) if path is None else _check(path)
         except OSError as error:
-            why, hint = explain(error, Path(self.name), "name a readable file of NDJSON")
+            why, hint = explain(error, Path(self.name), "name a readable NDJSON file")
             raise ConfigurationError(f"{self.name}: {why}", hint=hint) from error
         self.size = status.st_size if path is not None and stat.S_ISREG(status.st_mode) else None
         """Size of the file in bytes; None for a stream, which cannot be read again."""
@@ -98,7 +98,7 @@ class Input:
             status = os.fstat(descriptor)
             is_file = self.path is not None and stat.S_ISREG(status.st_mode)
             if lock and lock != _lock_of(status):
-                raise ConfigurationError(f"{self.name} was replaced just when it was opened", hint="run the same command again")
+                raise ConfigurationError(f"{self.name} was replaced while it was opened", hint="run the same command again")
             reader = Reader(self.name, self.path if is_file else None, Source(file, stop, is_file=is_file), descriptor)
             self.opened = reader.seen()
             yield reader
@@ -156,7 +156,7 @@ class Reader:
             is_as_it_was_read = self._source.is_as_it_was_read()
         if not is_as_it_was_read:
             raise ConfigurationError(
-                f"{self.name} was truncated while it was read, or rewritten: lines that were not read may be in a copy of it",
+                f"{self.name} was truncated or rewritten while it was read: a copy of it may have lines that were not read",
                 hint="run the same command on the copy (logrotate's copytruncate makes one), and again on this file",
             )
 

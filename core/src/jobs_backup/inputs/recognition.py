@@ -104,8 +104,7 @@ class Recognition:
         repeats = Sample(known.position.sample).repeats or self._counted(known, following).recurs
         if repeats and not is_as_it_was and not self._append_only:
             raise AmbiguousInput(
-                f"{self._reader.name}: its lines repeat: whether it has grown, or was emptied and filled anew, cannot be told;"
-                " nothing of it was read",
+                f"{self._reader.name}: its lines repeat, so it may have grown, or been emptied and refilled; none of it was read",
                 hint=f"--append-only reads what was added, for files that are never emptied; {_AGAIN}",
             )
         return self._resumed(known, prefix)
@@ -118,7 +117,7 @@ class Recognition:
             return self._new()
         raise AmbiguousInput(
             f"{self._reader.name} begins with the {max(1, prefix.line):,} lines that were read as {known.position.name}, which"
-            " others may have as well: whether it is a copy cannot be told; nothing of it was read",
+            " other files may have as well, so it may be a copy; none of it was read",
             hint=f"leave it out if it is a copy; {_AGAIN}",
         )
 
@@ -145,8 +144,8 @@ class Recognition:
         for known in related:
             if Sample(known.position.sample).overlaps(now):
                 raise AmbiguousInput(
-                    f"{self._reader.name} has lines that were read as {known.position.name}, among others that may be new;"
-                    " nothing of it was read",
+                    f"{self._reader.name} has lines that were read as {known.position.name}, among others that may be new; none"
+                    " of it was read",
                     hint=f"put the new lines into a file of their own; or {_AGAIN}",
                 )
 

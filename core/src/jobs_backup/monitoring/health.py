@@ -117,13 +117,13 @@ def metrics_file(backup: Backup | Session, path: Path) -> Generator[None]:
     """
     if path.suffix != ".prom":
         raise ConfigurationError(
-            f"JOBS_BACKUP_METRICS_FILE={path}: its name does not end in .prom",
-            hint="rename it: the textfile collector reads no others",
+            f"JOBS_BACKUP_METRICS_FILE={path}: its name must end in .prom",
+            hint="rename it: the textfile collector reads only such files",
         )
     try:
         _write(backup, path)
     except OSError as error:
-        why, hint = explain(error, path, "name a file in a directory that can be written")
+        why, hint = explain(error, path, "name a file in a writable directory")
         raise ConfigurationError(f"JOBS_BACKUP_METRICS_FILE={path}: {why}", hint=hint) from error
     end = threading.Event()
 
@@ -131,7 +131,7 @@ def metrics_file(backup: Backup | Session, path: Path) -> Generator[None]:
         try:
             _write(backup, path)
         except OSError as error:
-            log.warning("the metrics can't be written to %s, tried again: %s", path, explain(error, path, "").why)
+            log.warning("cannot write the metrics to %s, retrying: %s", path, explain(error, path, "").why)
 
     def work() -> None:
         while not end.wait(FILE_SECONDS):
@@ -177,7 +177,7 @@ def _collected(session: Session) -> tuple[CollectorRegistry, Metrics]:
 @contextmanager
 def _listening(backup: Backup | Session, host: str, port: int, is_stopping: Callable[[], bool]) -> Generator[str]:
     def answer(path: str, accept: str) -> tuple[HTTPStatus, str, bytes]:
-        health_error = "not found: there are /metrics, /healthz and /readyz"
+        health_error = "not found: the paths are /metrics, /healthz and /readyz"
         status = HTTPStatus.NOT_FOUND
         if path == "/metrics":
             try:
@@ -199,7 +199,7 @@ def _listening(backup: Backup | Session, host: str, port: int, is_stopping: Call
         listeners = listening.listen(host, port)
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(
-            f"JOBS_BACKUP_METRICS_PORT: {host}:{port} can't be listened on: {getattr(error, 'strerror', error)}",
+            f"JOBS_BACKUP_METRICS_PORT: cannot listen on {host}:{port}: {getattr(error, 'strerror', error)}",
             hint="set another port, or JOBS_BACKUP_METRICS_HOST to an address of this machine",
         ) from error
     free = threading.Semaphore(_THREADS)

@@ -38,7 +38,7 @@ def read_cursor(cursor: str, selection: bytes, query: Query) -> tuple[str, Query
     body, check = cursor[:-_DIGITS], cursor[-_DIGITS:]
     if _digest(body.encode()) != check or body.count(":") < 3:
         raise ConfigurationError(
-            f"--after {cursor!r} is not a cursor, or not a whole one", hint="copy what the earlier run printed, in quotes"
+            f"--after {cursor!r} is not a complete cursor", hint="copy what the earlier run printed, in quotes"
         )
     place, since, until, belongs_to = body.rsplit(":", 3)
     if belongs_to[:_DIGITS] != _digest(selection):

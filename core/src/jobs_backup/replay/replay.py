@@ -182,7 +182,7 @@ class Replay:
     def _fetch(self, found: ObjectRef, file: BinaryIO) -> None:
         known = found.crc32c is not None
         if self._wrapped_only and (missing := self._store.wrappers.left_out(formats_of(found.key))):
-            raise IntegrityError(f"{found.key} has no .{missing[0]}: it was recorded without it, or somebody else has written it")
+            raise IntegrityError(f"{found.key} has no .{missing[0]}: it was recorded without it, or something else wrote it")
         try:
             self._store.fetch(found.key, file, size=found.size if known else None, crc=found.crc32c)
         except OSError as error:
@@ -228,7 +228,7 @@ class Replay:
                         wanted = pick(line)
                     except (msgspec.DecodeError, ValueError, RecursionError) as error:
                         flush()
-                        raise IntegrityError(f"{found.key}: line {number + 1} is no event: {error}") from None
+                        raise IntegrityError(f"{found.key}: line {number + 1} is not an event: {error}") from None
                     if wanted:
                         block.append(wanted if wanted.endswith(b"\n") else wanted + b"\n")
                         places.append(number)
@@ -250,7 +250,7 @@ def _check_lines(key: str, lines: BinaryIO) -> None:
         newline = block.rfind(b"\n")
         length = len(block) - newline if newline >= 0 else length + len(block)
         if length > _MAX_LINE:
-            raise IntegrityError(f"{key} has a line of more than {_MAX_LINE >> 20} MiB, which is none of ours")
+            raise IntegrityError(f"{key} has a line of more than {_MAX_LINE >> 20} MiB, which jobs-backup never writes")
 
 
 def _temporary() -> BinaryIO:
@@ -261,10 +261,10 @@ def _temporary() -> BinaryIO:
 
 
 def _no_room(error: OSError) -> ConfigurationError:
-    why, hint = explain(error, Path(tempfile.gettempdir()), "set TMPDIR to a directory with room")
+    why, hint = explain(error, Path(tempfile.gettempdir()), "set TMPDIR to a directory with free space")
     if error.errno in _NO_ROOM:
-        hint = "set TMPDIR to a directory with room"
-    return ConfigurationError(f"a temporary file cannot be written: {why}", hint=hint)
+        hint = "set TMPDIR to a directory with free space"
+    return ConfigurationError(f"cannot write a temporary file: {why}", hint=hint)
 
 
 def _close(file: BinaryIO, _: object = None) -> None:

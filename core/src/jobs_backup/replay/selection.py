@@ -137,7 +137,7 @@ class Selection:
         """
         rows = self._db.execute("SELECT * FROM objects WHERE key=?", (begin,)).fetchall() if begin else []
         if begin and not rows:
-            raise ConfigurationError(f"there is no object {begin!r} among those that are asked for", hint="correct --after")
+            raise ConfigurationError(f"object {begin!r} is not among the selected ones", hint="correct --after")
         first = rows[0][:3] if rows else (_LEAST, 0, "")
         found = self._db.execute(
             "SELECT * FROM objects WHERE (first, tie, key) >= (?, ?, ?) AND (key!=? OR NOT ?) ORDER BY first, tie, key",

@@ -121,7 +121,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     _check_characters(text, value)
                 elif setting.default is None:
                     near = difflib.get_close_matches(setting.variable.name, environment.keys() - known, n=1, cutoff=0.85)
-                    wrong.append(f"{name} is not set" + (f" (but {near[0]} is: a typing error?)" if near else ""))
+                    wrong.append(f"{name} is not set" + (f" (but {near[0]} is: a typo?)" if near else ""))
             except UnicodeEncodeError:
                 wrong.append(f"{name} is not UTF-8")
             except ValueError as error:
@@ -134,9 +134,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def oddity_of(text: str) -> str:
     """The part of a value that is probably a mistake: quotes, a comment, a reference, all of which Docker keeps. Empty if none."""
     if _QUOTED.fullmatch(text):
-        return "the quotes are a part of the value: remove them"
+        return "the quotes are part of the value: remove them"
     if re.search(r"\s#\s", text):
-        return "what looks like a comment behind the value is a part of it: move it to a line of its own"
+        return "what looks like a comment after the value is part of it: move it to its own line"
     if re.fullmatch(r"\$([A-Za-z_]\w*|\{\w+\}|\(.*\)).*", text, re.DOTALL):
         return "a reference such as ${NAME} is not replaced: write the value"
     return ""
@@ -192,7 +192,7 @@ def _check_characters(text: str, value: Any) -> None:
     """
     is_path = isinstance(value, Path)
     if "\0" in text or (not is_path and _CONTROL.search(text)):
-        raise ValueError("it has a control character")
+        raise ValueError("it contains a control character")
     if not is_path:
         text.encode()
 
@@ -243,10 +243,10 @@ def _decode(type_: type[Any], value: Any) -> Any:
         try:
             return Path(value).expanduser()
         except RuntimeError:
-            raise ValueError("there is no home directory for `~`") from None
+            raise ValueError("cannot expand `~`: no home directory found") from None
     if parse := getattr(type_, "parse", None):
         return parse(value)
-    raise TypeError(f"a setting can't be of type {type_}")
+    raise TypeError(f"a setting cannot be of type {type_}")
 
 
 def _to_text(value: Any) -> str:
@@ -285,13 +285,13 @@ def report_unknown(environment: Mapping[str, str], *known: type[Settings]) -> li
         shown = shown_name(name)
         if name.startswith(_PREFIX):
             near = difflib.get_close_matches(shown.removeprefix(_PREFIX), tails, n=1)
-            lines.append(f"{shown} is no setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
+            lines.append(f"{shown} is not a setting" + (f": did you mean {_PREFIX}{near[0]}?" if near else " and has no effect"))
             continue
         near = difflib.get_close_matches(name.upper(), [_PREFIX + tail for tail in tails], n=1, cutoff=0.9)
         if not near and not name.startswith(_FAMILY):
             near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.93)
         if near:
-            lines.append(f"{shown} is no setting: did you mean {near[0]}?")
+            lines.append(f"{shown} is not a setting: did you mean {near[0]}?")
     return lines
 
 

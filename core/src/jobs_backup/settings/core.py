@@ -235,5 +235,5 @@ def _spool_path(spool_dir: Path | None, rudder_tmpdir: Path | None, state_home: 
     try:
         parent = rudder_tmpdir or state_home or Path.home() / ".local/state"
     except RuntimeError as error:
-        raise ConfigurationError("there is no place for the spool", hint="set JOBS_BACKUP_SPOOL_DIR to a directory") from error
+        raise ConfigurationError("no directory found for the spool", hint="set JOBS_BACKUP_SPOOL_DIR to a directory") from error
     return parent.absolute() / "jobs-backup"

@@ -37,19 +37,19 @@ def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
             continue
         name, equals, value = line.partition("=")
         if not name:
-            raise ConfigurationError(f"{path}:{number}: no variable's name before '='", hint="write NAME=value")
+            raise ConfigurationError(f"{path}:{number}: missing variable name before '='", hint="write NAME=value")
         if " " in name or "\t" in name:
             raise ConfigurationError(
-                f"{path}:{number}: white space in the variable's name", hint="write NAME=value, without `export` and without spaces"
+                f"{path}:{number}: whitespace in the variable name", hint="write NAME=value, without `export` and without spaces"
             )
         if "\0" in line:
             raise ConfigurationError(f"{path}:{number}: a NUL character", hint="remove it")
         if not _NAME.fullmatch(name):
-            warn_of_oddity(f"{path}:{number}", "this is not the name of a variable: write NAME=value")
+            warn_of_oddity(f"{path}:{number}", "this is not a variable name: write NAME=value")
         if equals:
             variables[name] = value
             if odd := oddity_of(value.strip()) or (
-                value != value.strip() and "the spaces around the value are a part of it: remove them"
+                value != value.strip() and "the spaces around the value are part of it: remove them"
             ):
                 warn_of_oddity(name, odd)
         elif name in environment:

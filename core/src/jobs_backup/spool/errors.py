@@ -8,7 +8,7 @@ from typing import Final
 from jobs_backup.errors import SpoolError
 from jobs_backup.util.exhaustion import explain
 
-LOOK: Final = "look at the disk and the permissions of the spool's directory"
+LOOK: Final = "check the disk and the permissions of the spool's directory"
 
 
 def file_error(path: Path, error: OSError | MemoryError) -> SpoolError:

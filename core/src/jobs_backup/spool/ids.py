@@ -47,7 +47,7 @@ class JobSet:
             ValueError: it is not from 0 to MAX_ID.
         """
         if not 0 <= job <= MAX_ID:
-            raise ValueError(f"{job} is no job id")
+            raise ValueError(f"{job} is not a job id")
         bits = self._segments.get(job >> SEGMENT_BITS)
         if bits is None:
             bits = self._segments[job >> SEGMENT_BITS] = bytearray((1 << SEGMENT_BITS) // 8)

@@ -25,8 +25,8 @@ _NAMES: Final = (
 
 _OF_THE_KEY: Final[Mapping[int, tuple[str, str]]] = {
     errno.ENAMETOOLONG: ("a name in it is too long for the file system", _NAMES),
-    errno.EILSEQ: ("the file system cannot have such a name", _NAMES),
-    errno.EINVAL: ("the file system cannot have such a name", _NAMES),
+    errno.EILSEQ: ("the file system does not allow such a name", _NAMES),
+    errno.EINVAL: ("the file system does not allow such a name", _NAMES),
     errno.EFBIG: ("the object is too large for the file system", f"lower JOBS_BACKUP_BATCH_BYTES, or {_ELSEWHERE}"),
     errno.EXDEV: (
         "a directory on its path is on another file system than the bucket",
@@ -35,11 +35,11 @@ _OF_THE_KEY: Final[Mapping[int, tuple[str, str]]] = {
 }
 """Errors specific to one object."""
 _MAY_PASS: Final[Mapping[int, str]] = {
-    errno.EIO: "look at the disk of {root}, and at the kernel's log",
+    errno.EIO: "check the disk of {root}, and the kernel's log",
     errno.ESTALE: "mount {root} again",
     errno.ENOTCONN: "mount {root} again",
-    errno.ENOTDIR: "a file stands where a directory has to be: move it away",
-    errno.EISDIR: "a directory stands where the object has to be: move it away",
+    errno.ENOTDIR: "a file is where a directory must be: move it away",
+    errno.EISDIR: "a directory is where the object must be: move it away",
 }
 
 
@@ -60,13 +60,13 @@ def _translated(what: str, error: OSError, root: Path) -> JobsBackupError:
     if isinstance(error, FileNotFoundError):
         return ObjectNotFound(f"{what}: no such file")
     if error.errno == errno.EROFS:
-        hint = f"mount {root} for writing; after errors a file system goes read-only by itself: look at the kernel's log"
+        hint = f"mount {root} for writing; errors make a file system read-only: check the kernel's log"
         return PermissionDenied(f"{what}: {said}", action="writing", resource=str(root), hint=hint)
     number = error.errno or 0
     if number in LACKING or number in _OF_THE_KEY:
         why, hint = _OF_THE_KEY.get(number, (f"the file system of {root} cannot do this", _ELSEWHERE))
         return lacks(f"{what}: {why}: {said}", hint)
-    hint = _MAY_PASS.get(number, "look at the file system of {root}").format(root=root)
+    hint = _MAY_PASS.get(number, "check the file system of {root}").format(root=root)
     why, hint = explain(error, root, hint)
     return Unavailable(f"{what}: {root}: {why}", hint=hint)
 
@@ -89,7 +89,7 @@ def written(key: str, root: Path) -> Generator[None]:
     except OSError as error:
         if error.errno in LACKING | {errno.EINVAL}:  # fsync(2): EINVAL
             message = f"{key!r} is written, but not durable: the file system of {root} cannot sync what was written"
-            raise lacks(message, f"{_ELSEWHERE}: without it a power loss may take the object") from None
+            raise lacks(message, f"{_ELSEWHERE}: otherwise a power loss may destroy the object") from None
         raise Unavailable(f"{key!r} is written, but not durable yet: {error.strerror}", hint="retried") from None
 
 
@@ -99,13 +99,13 @@ def warnings(root: Path, work: str) -> list[str]:
     with suppress(OSError):
         if (root / work.upper()).exists():
             found.append(
-                f"the file system of {root} does not tell upper case from lower case: sources whose ids differ in nothing else"
-                " share a directory, and replay --list finds their events under one id"
+                f"the file system of {root} ignores upper and lower case: sources whose ids differ in nothing else share a"
+                " directory, and replay --list finds their events under one id"
             )
         longest = os.pathconf(root, "PC_NAME_MAX")
         if 0 < longest < MAX_NAME_BYTES:
             found.append(
-                f"names on the file system of {root} have at most {longest} bytes instead of {MAX_NAME_BYTES}:"
-                " with long ids of sources and workspaces, objects can't be written"
+                f"names on the file system of {root} have at most {longest} bytes instead of {MAX_NAME_BYTES}: with long ids of"
+                " sources and workspaces, objects cannot be written"
             )
     return found

@@ -92,7 +92,7 @@ class FileProvider:
         with self._errors("write_part", upload.key):
             directory = self._parts(upload)
             if directory is None:
-                raise UploadGone(f"the upload of {upload.key} does not exist any more")
+                raise UploadGone(f"the upload of {upload.key} no longer exists")
             with _Draft(directory) as draft:
                 value = _copy(body, draft.file, None)
                 draft.replace(directory / str(number))
@@ -106,14 +106,14 @@ class FileProvider:
             directory = self._parts(upload)
             files = [directory / str(part.number) for part in parts] if directory else []
             if directory is None or not all(file.is_file() for file in files):
-                raise UploadGone(f"the upload of {upload.key} does not exist any more, or lacks a part")
+                raise UploadGone(f"the upload of {upload.key} no longer exists, or lacks a part")
             with _Draft(self._work()) as draft:
                 value = 0
                 for file in files:
                     with file.open("rb") as part:
                         value = _append(part, draft.file, value)
                 if draft.file.tell() != size or value != checksum:
-                    raise IntegrityError(f"the parts of {upload.key} are not the bytes that its checksum was made of")
+                    raise IntegrityError(f"the parts of {upload.key} do not match its checksum")
                 receipt = self._publish(draft, upload.key, if_absent)
             with written(upload.key, self._root):
                 self._remove(upload)
@@ -157,7 +157,7 @@ class FileProvider:
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002, ARG002
         """Print the command that creates the directory for this user only: write access implies all other access."""
         if format not in ("", "commands"):
-            raise NotSupported(f"there are no rights of a directory as {format}", hint="use --format commands")
+            raise NotSupported(f"permissions of a directory are not available as {format}", hint="use --format commands")
         root = FileSettings.from_environment(settings).bucket.absolute()
         grants: dict[str, str] = dict.fromkeys((*MANDATORY, *MULTIPART, "read", "list"), "the directory")
         text = f'install --directory --owner="$(id -un)" --mode=700 {shlex.quote(str(root))}\n'
@@ -188,7 +188,7 @@ class FileProvider:
     def _bucket(self) -> Path:
         if not self._root.is_dir():
             raise BucketNotFound(
-                f"there is no directory {self._root}", hint=f"mkdir -p {self._root}, or correct JOBS_BACKUP_BUCKET"
+                f"directory {self._root} does not exist", hint=f"mkdir -p {self._root}, or correct JOBS_BACKUP_BUCKET"
             )
         return self._root
 
@@ -217,9 +217,9 @@ class FileProvider:
             with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 target.parent.stat()  # from Python 3.13 on, `resolve` accepts a loop of links
         except (RuntimeError, OSError) as error:
-            raise ConfigurationError(f"key {key!r} has no place in the bucket: {error}", hint="remove the link") from error
+            raise ConfigurationError(f"key {key!r} has no valid path in the bucket: {error}", hint="remove the link") from error
         if target.is_symlink() or not directory.is_relative_to(root) or directory.is_relative_to(root / _WORK):
-            raise ConfigurationError(f"key {key!r} leads out of its place through a symbolic link", hint="remove the link")
+            raise ConfigurationError(f"key {key!r} leaves the bucket through a symbolic link", hint="remove the link")
         return target
 
     def _publish(self, draft: _Draft, key: str, if_absent: bool) -> WriteReceipt:
@@ -250,7 +250,7 @@ class FileProvider:
         (fsync(2)), so neither reading nor syncing them again shows it. The draft has just been synced.
         """
         if not target.is_file() or not _are_same(draft.file, target):
-            raise IntegrityError(f"{key!r} exists, and has other bytes", hint="look at what it is, and move it away")
+            raise IntegrityError(f"{key!r} exists with other bytes", hint="check what it is, and move it away")
         draft.replace(target)
 
     def _sync_path(self, directory: Path) -> None:
@@ -383,7 +383,7 @@ def _copy(body: Body, target: BinaryIO, checksum: int | None) -> int:
     with Source(body, body.size) as source:
         value = _append(source, target, 0)
     if checksum is not None and value != checksum:
-        raise IntegrityError("the bytes are not those that the checksum was made of")
+        raise IntegrityError("the bytes do not match the checksum")
     return value
 
 

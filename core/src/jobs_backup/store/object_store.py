@@ -140,7 +140,7 @@ class ObjectStore:
                 # The wrappers' output exists only here: it is made once for its checksum, and again to be uploaded.
                 size, checksum = body.size, body.crc32c()
         except (ConfigurationError, WrapperMissing) as error:
-            raise WrapperMissing(f"{batch.key} can't be made: {error}", hint=error.hint) from error
+            raise WrapperMissing(f"cannot make {batch.key}: {error}", hint=error.hint) from error
         return msgspec.structs.replace(batch, size=size, crc32c=checksum, content_type="application/octet-stream"), body
 
     def _tell_left_out(self, batch: Batch) -> None:
@@ -148,7 +148,7 @@ class ObjectStore:
             if one not in self._left_out:
                 self._left_out.add(one)
                 log.warning(
-                    "%s is sent without .%s, and so is what else was recorded without it: before JOBS_BACKUP_WRAPPERS had it, or by"
+                    "%s is uploaded without .%s, like everything recorded without it: before JOBS_BACKUP_WRAPPERS had it, or by"
                     " a process that lacks it",
                     batch.key,
                     one,
@@ -262,7 +262,7 @@ class ObjectStore:
                     checksum = crc32c(block, checksum)
                     got += len(block)
             if (size is not None and got != size) or (crc is not None and checksum != crc):
-                raise IntegrityError(f"{key} has other bytes in the bucket than those that were sent ({got:,} of {size or got:,})")
+                raise IntegrityError(f"{key} differs in the bucket from what was uploaded ({got:,} of {size or got:,} bytes)")
             target.seek(0)
             return got
 
@@ -286,8 +286,8 @@ class ObjectStore:
         page = self._call("list", Page, prefix, prefix=prefix, after=after)
         if page.after is not None and (page.after <= after or any(one.key > page.after for one in page.objects)):
             raise ContractViolation(
-                f"{self._name}: the list of {prefix} does not go on after {after or 'its first page'}",
-                hint="the store ignores where a list begins, or its order: replay without --list, where the spool is",
+                f"{self._name}: the list of {prefix} does not continue after {after or 'its first page'}",
+                hint="the store ignores the start or the order of a listing: replay without --list, where the spool is",
             )
         if page.objects and page.objects[0].key <= after:
             page = msgspec.structs.replace(page, objects=[one for one in page.objects if one.key > after])

@@ -74,21 +74,21 @@ class PluginKind(msgspec.Struct, frozen=True, kw_only=True):
         if not matches:
             names = ", ".join(sorted({one.name for one in everything})) or "none"
             package = self.distributions.get(wanted)
-            hint = how_to_install(package) if package else "choose an installed one, or install the distribution that offers it"
-            raise self.not_found(f"no {self.noun} {shown(name)} is installed (installed: {names})", hint=hint)
+            hint = how_to_install(package) if package else "choose an installed one, or install the distribution that provides it"
+            raise self.not_found(f"{self.noun} {shown(name)} is not installed (installed: {names})", hint=hint)
         if len(matches) > 1:
             claims = " and ".join(f"{one.distribution} {one.version}" for one in matches)
-            raise self.not_found(f"two distributions offer a {self.noun} {wanted}: {claims}", hint="pip uninstall one of them")
+            raise self.not_found(f"two distributions provide the {self.noun} {wanted}: {claims}", hint="pip uninstall one of them")
         one = matches[0]
         try:
             class_ = importlib.metadata.EntryPoint(name=one.name, value=one.target, group=self.group).load()
         except Exception as error:
             raise self.not_found(
-                f"{self.noun} {one} can't be imported: {type(error).__name__}: {error}",
+                f"cannot import {self.noun} {one}: {type(error).__name__}: {error}",
                 hint=how_to_install(one.distribution, "--force-reinstall"),
             ) from error
         if not isinstance(class_, type):
-            raise self.broken(one, f"{one.target} is no class")
+            raise self.broken(one, f"{one.target} is not a class")
         return one, class_
 
     def configure(self, one: Installed, class_: type[Any], environment: Mapping[str, str]) -> Any:
@@ -136,7 +136,7 @@ class PluginKind(msgspec.Struct, frozen=True, kw_only=True):
             for impl in caller.get_hookimpls():
                 if impl.plugin is plugin and (odd := _never_passed(impl.function)):
                     raise self.broken(
-                        one, f"{caller.name} has {', '.join(odd)} with a default or by keyword: it would not be passed"
+                        one, f"{caller.name} has {', '.join(odd)} with a default or as keyword-only, which would not be passed"
                     )
 
     def broken(self, one: Installed, why: str) -> ConfigurationError:
@@ -176,7 +176,7 @@ def _entry_points(group: str) -> Iterable[importlib.metadata.EntryPoint]:
     try:
         return importlib.metadata.entry_points(group=group)
     except Exception:
-        log.warning("the metadata of an installed distribution is broken: looking at each of them", exc_info=True)
+        log.warning("the metadata of an installed distribution is broken: checking each of them", exc_info=True)
         return [point for distribution in importlib.metadata.distributions() for point in _readable(distribution, group)]
 
 

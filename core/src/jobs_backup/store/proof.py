@@ -20,7 +20,7 @@ _SEQUENTIAL: Final = frozenset({"create_multipart", "write_part"})
 """With sequential parts, the condition is sent when an upload begins, and the last part may make the object appear."""
 _STORING: Final = _CONDITIONAL | _SEQUENTIAL
 
-_UNASKED: Final = "look at what answers at the endpoint: a proxy or gateway may answer in the store's place"
+_UNASKED: Final = "check what answers at the endpoint: a proxy or gateway may answer in the store's place"
 _MISMATCH: Final = "the object may hold other bytes: delete it from the bucket, and it is uploaded again"
 
 
@@ -80,7 +80,7 @@ class Proof:
             raise Unproven(f"'exists already' in answer to a request without that condition: {said}", hint=_UNASKED)
         if self._is_doubted(key := key_of(arguments)):
             raise Unproven(
-                f"'exists already', but an earlier attempt to store {key} ended with a checksum mismatch: {said}", hint=_MISMATCH
+                f"'exists already', but an earlier attempt to upload {key} ended with a checksum mismatch: {said}", hint=_MISMATCH
             )
 
     def stored(self, key: str) -> None:

@@ -69,7 +69,7 @@ class Wrappers:
         _refuse_idle(environment, {one.installed.name for one in loaded})
         formats = [one.format for one in loaded if one.format]
         if len(set(formats)) < len(formats):
-            raise ConfigurationError(f"two of {_VARIABLE}={shown(text)} make the same format", hint="leave one of them out")
+            raise ConfigurationError(f"two of {_VARIABLE}={shown(text)} have the same format", hint="leave one of them out")
         if sum(len(f".{one}") for one in formats) > MAX_FORMATS_BYTES:
             raise ConfigurationError(
                 f"{_VARIABLE}={shown(text)} adds .{'.'.join(formats)} to keys, which is too long", hint="use fewer of them"
@@ -101,7 +101,7 @@ class Wrappers:
             WrapperMissing: one of them is not active, or they are in another order.
         """
         if (problem := self._problem(batch.formats)) is not None:
-            raise WrapperMissing(f"{batch.key} was recorded to be sent {problem[0]}", hint=problem[1])
+            raise WrapperMissing(f"{batch.key} was recorded to be uploaded {problem[0]}", hint=problem[1])
         return manager.subset_hook_caller("open_body", self._others(batch.formats))
 
     def reading(self, manager: pluggy.PluginManager, key: str) -> pluggy.HookCaller:
@@ -112,7 +112,7 @@ class Wrappers:
         """
         formats = formats_of(key)
         if (problem := self._problem(formats)) is not None:
-            raise WrapperMissing(f"{key} was sent {problem[0]}", hint=problem[1])
+            raise WrapperMissing(f"{key} was uploaded {problem[0]}", hint=problem[1])
         return manager.subset_hook_caller("read", self._others(formats))
 
     def left_out(self, formats: Collection[str]) -> list[str]:
@@ -150,8 +150,8 @@ class _Check:
         body = yield
         if batch.wrappers and (body.size != batch.size or body.crc32c() != batch.crc32c):
             raise IntegrityError(
-                f"{batch.key}: what comes to the wrappers is not what was sealed",
-                hint="look at the disk; or a wrapper that has no format changes bytes",
+                f"{batch.key}: the wrappers' input is not what was sealed",
+                hint="check the disk; or a wrapper without a format changes bytes",
             )
         return body
 
@@ -172,7 +172,7 @@ def _refuse_idle(environment: Mapping[str, str], active: Collection[str]) -> Non
         if idle:
             name = shown_name(min(idle))
             raise ConfigurationError(
-                f"{name} is set, and {_VARIABLE} does not name {wrapper.lower()}: it would have no effect",
+                f"{name} is set, but {_VARIABLE} does not name {wrapper.lower()}: it would have no effect",
                 hint=f"add {wrapper.lower()} to {_VARIABLE}, or unset {name}",
             )
 
@@ -198,7 +198,7 @@ def _check(one: Installed, wrapper: Wrapper, format_: object, parameter: object)
     try:
         hash(wrapper)
     except TypeError:
-        raise KIND.broken(one, "it can't be hashed: a dataclass needs eq=False") from None
+        raise KIND.broken(one, "it cannot be hashed: a dataclass needs eq=False") from None
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(StorageProvider)
     manager.add_hookspecs(ObjectHooks)
@@ -211,13 +211,13 @@ def _check(one: Installed, wrapper: Wrapper, format_: object, parameter: object)
         raise KIND.broken(one, "it wraps no hook")
     for name, impls in found.items():
         if any(not impl.wrapper for impl in impls):
-            raise KIND.broken(one, f"{name} is no wrapper: @hookimpl(wrapper=True)")
+            raise KIND.broken(one, f"{name} is not a wrapper: @hookimpl(wrapper=True)")
         if any(impl.tryfirst or impl.trylast for impl in impls):
-            raise KIND.broken(one, f"{name} has a place of its own (tryfirst, trylast): the order is that of {_VARIABLE}")
+            raise KIND.broken(one, f"{name} sets its own order (tryfirst, trylast): the order is that of {_VARIABLE}")
     if not isinstance(format_, str) or not (format_ == "" or FORMAT.fullmatch(format_)):
-        raise KIND.broken(one, f"its format {format_!r} is none: lower-case letters and digits, not json, gz or zst")
+        raise KIND.broken(one, f"its format {format_!r} is invalid: lower-case letters and digits, not json, gz or zst")
     if not isinstance(parameter, str) or not _PARAMETER.fullmatch(parameter):
-        raise KIND.broken(one, "its parameter is none: up to 64 letters, digits, '-', '_' and '.'")
+        raise KIND.broken(one, "its parameter is invalid: up to 64 letters, digits, '-', '_' and '.'")
     if format_ and not {"open_body", "read"} <= set(wrapped):
         raise KIND.broken(one, f"it has a format ({format_}), and does not wrap both open_body and read")
 

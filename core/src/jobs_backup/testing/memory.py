@@ -157,7 +157,7 @@ class MemoryProvider:
         try:
             return self.uploads[upload.id]
         except KeyError:
-            raise UploadGone(f"the upload of {upload.key} does not exist any more") from None
+            raise UploadGone(f"the upload of {upload.key} no longer exists") from None
 
 
 def loaded(class_: type[MemoryProvider], environment: Mapping[str, str]) -> providers.LoadedProvider:

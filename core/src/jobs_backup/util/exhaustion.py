@@ -18,12 +18,12 @@ class Explained(NamedTuple):
 NO_INODES: Final = Explained("no inodes are left on its file system", "remove files there, or use another file system")
 _KNOWN: Final = {
     errno.ENOSPC: Explained("no space is left on its file system", "free space there"),
-    errno.EDQUOT: Explained("the disk quota of this user is used up", "free space there, or raise the quota"),
-    errno.EFBIG: Explained("the file would exceed the size that is allowed", "raise the limit (ulimit -f)"),
+    errno.EDQUOT: Explained("the disk quota of this user is exhausted", "free space there, or raise the quota"),
+    errno.EFBIG: Explained("the file would exceed the allowed size", "raise the limit (ulimit -f)"),
     errno.EMFILE: Explained(
         "this process has too many open files", "raise the limit of open files (ulimit -n, LimitNOFILE of systemd)"
     ),
-    errno.ENFILE: Explained("this machine has too many open files", "raise fs.file-max, or find out who has them open"),
+    errno.ENFILE: Explained("this machine has too many open files", "raise fs.file-max, or find out what has them open"),
     errno.ENOMEM: Explained("out of memory", "give the process more memory"),
     errno.EAGAIN: Explained("too many processes or threads", "raise their limit (ulimit -u, pids of the container)"),
     errno.EROFS: Explained("its file system is read-only", "remount it; the kernel's log may say why"),

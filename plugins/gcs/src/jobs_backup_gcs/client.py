@@ -82,5 +82,5 @@ def _credentials(settings: GcsSettings) -> Any:
         why = missing[0].strip() if missing else "a field of it is missing or wrong"
         raise Unauthenticated(
             f"{VARIABLE}: {settings.credentials}: it is not usable as {told['type']}: {why}",
-            hint=f"save the file again as Google's console or gcloud made it, or correct or unset {VARIABLE}",
+            hint=f"save the file again as Google's console or gcloud created it, or correct or unset {VARIABLE}",
         ) from None

@@ -33,14 +33,15 @@ _LOOKED_AT: Final = 2000
 """Characters of what the store says: anybody may answer."""
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET; the bucket is never created"
 _CREDENTIALS: Final = (
-    "set GOOGLE_APPLICATION_CREDENTIALS to a file of credentials, or run where there are some (workload identity, an instance)"
+    "set GOOGLE_APPLICATION_CREDENTIALS to a credentials file, or run where the environment has credentials (workload identity,"
+    " an instance)"
 )
 _KEY: Final = "check that the service account and its key exist, and this machine's clock (NTP)"
-_SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
+_SLOWER: Final = "if it persists, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
-STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
-_FAULT: Final = "a fault of the store; see its status page"
-_CHECKSUM: Final = "if it goes on, the network, a proxy or the disk changes bytes"
+STRANGER: Final = "the response may not come from the store: check the endpoint and the proxy"
+_FAULT: Final = "a fault in the store: see its status page"
+_CHECKSUM: Final = "if it persists, the network, a proxy or the disk changes bytes"
 
 _PERMISSIONS: Final[Mapping[str, str]] = {
     "write": "storage.objects.create",
@@ -67,7 +68,7 @@ _STATUSES: Final[Mapping[int, _Row]] = {
 # By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
 _OF_AUTH: Final[Mapping[str, _Row]] = {
     # The request itself was not sent: there was no token for it.
-    "TransportError": _Row(Unreachable, "there is no token: check the way to the token server, and the metadata server"),
+    "TransportError": _Row(Unreachable, "cannot get a token: check the connection to the token server and the metadata server"),
     "RefreshError": _Row(Unauthenticated, _KEY),
     "DefaultCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
     "MalformedError": _Row(ConfigurationError, _CREDENTIALS),
@@ -95,7 +96,7 @@ _BUNDLE: Final = "REQUESTS_CA_BUNDLE does not name a readable file of PEM certif
 _TLS: Final[Mapping[str, _Row]] = {
     "CERTIFICATE_VERIFY_FAILED": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
     "doesn't match": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
-    "WRONG_VERSION_NUMBER": _Row(ConfigurationError, "the endpoint speaks no TLS: write http:// before it, or correct the port"),
+    "WRONG_VERSION_NUMBER": _Row(ConfigurationError, "the endpoint does not use TLS: write http:// before it, or correct the port"),
     "NO_CERTIFICATE_OR_CRL_FOUND": _Row(ConfigurationError, _BUNDLE),
     "PEM lib": _Row(ConfigurationError, _BUNDLE),
 }
@@ -119,7 +120,7 @@ _FORBIDDEN: Final[Mapping[str, str]] = {
         "the credentials lack the scope devstorage.read_write: give it to the instance or the node pool, or use workload identity"
     ),
     r"user_?project|serviceusage|requester pays": (
-        "the bucket is set to requester pays, or the project may not be billed: grant serviceusage.services.use on the project"
+        "the bucket is set to requester pays, or the project cannot be billed: grant serviceusage.services.use on the project"
     ),
     r"vpcServiceControls|organization's policy|constraints/|domainPolicy|SECURITY_POLICY": (
         "a policy of the organization (VPC Service Controls, or another) prohibits it: ask its administrators for an exception"
@@ -213,7 +214,7 @@ def _claimed(status: int, said: str, call: Call) -> _Row:
     if status == 412:
         return _Row(StorageError, f"the request has no such condition; {STRANGER}")
     if status in (404, 410) and call.upload:
-        return _Row(UploadGone, "it was completed, cancelled, or is older than a week: another one has to be begun")
+        return _Row(UploadGone, "it was completed, cancelled, or is older than a week: another one must be started")
     if status in (404, 410):
         is_object = call.operation in ("get", "delete") and "bucket" not in said.lower()
         return _Row(ObjectNotFound) if is_object else _Row(BucketNotFound, _BUCKET)
@@ -257,7 +258,7 @@ def check_bare(response: Any, call: Call) -> None:
         StorageError: it is not the store's.
     """
     if not is_googles(response) and not (call.settings.is_own and response.content.strip() in (b"", b"null")):
-        raise StorageError(f"{call}: the answer, {response.status_code}, is not the store's", hint=STRANGER)
+        raise StorageError(f"{call}: the response ({response.status_code}) does not come from the store", hint=STRANGER)
 
 
 def _told(response: Any) -> tuple[str, str]:

@@ -36,8 +36,8 @@ from jobs_backup_gcs.errors import STRANGER, Call, answered, check_bare, is_goog
 from jobs_backup_gcs.settings import GcsSettings
 
 _PAGE: Final = 1000
-_VANISHED: Final = "see who deletes from this bucket; or the store refused the write for another reason, in the words above"
-_TRANSCODED: Final = "a proxy, or the store, packs or unpacks what it passes on: have it leave Content-Encoding alone"
+_VANISHED: Final = "find out what deletes from this bucket; or the store refused the write for the reason above"
+_TRANSCODED: Final = "a proxy or the store compresses or decompresses responses: make it leave Content-Encoding unchanged"
 _SIZE: Final = "size"
 _CRC: Final = "crc32c"
 _IF_ABSENT: Final = "if_absent"
@@ -93,7 +93,9 @@ class GcsProvider:
         """objects.insert, in one request."""
         call = self._tried("write", key)._replace(if_absent=if_absent)
         if size > self.max_write_size:
-            raise NotSupported(f"{call}: {size:,} bytes in one request", hint="send objects of more than 8 MiB in parts")
+            raise NotSupported(
+                f"{call}: {size:,} bytes are too many for one request", hint="upload objects of more than 8 MiB in parts"
+            )
         try:
             with self._requests(call) as gcs:
                 blob = self._blob(gcs, key, checksum, metadata)
@@ -153,7 +155,7 @@ class GcsProvider:
         end = offset + size
         if isinstance(reached, int) and reached < end:
             if reached < offset:
-                raise UploadGone(f"{call}: the store has {reached} bytes instead of {offset}", hint="another one has to be begun")
+                raise UploadGone(f"{call}: the store has {reached} bytes instead of {offset}", hint="another one must be started")
             reached = self._send_chunk(call, upload, reached, body.slice(reached - offset, end - reached), timeout)
             if isinstance(reached, int) and reached < end:
                 self._reached[upload.id] = reached
@@ -170,7 +172,7 @@ class GcsProvider:
         generation = parts[-1].etag if parts else ""
         reached = WriteReceipt(version=generation) if generation else self._ask(call, upload, timeout)
         if isinstance(reached, int):
-            raise UploadGone(f"{call}: the store has {reached} bytes and lacks the rest", hint="another one has to be begun")
+            raise UploadGone(f"{call}: the store has {reached} bytes and lacks the rest", hint="another one must be started")
         if upload.extra[_CRC] != _base64(checksum):
             raise IntegrityError(f"{call}: the upload was begun for other bytes")
         return reached
@@ -229,7 +231,7 @@ class GcsProvider:
                 is_marked_so = answer.headers.get("Content-Encoding", "identity") == stored_as
                 if is_whole or not (is_marked_so or answer.headers.get("Content-Length") == str(size - offset)):
                     answer.close()
-                    raise IntegrityError(f"{call}: the answer does not have the object's own bytes", hint=_TRANSCODED)
+                    raise IntegrityError(f"{call}: the response does not have the object's own bytes", hint=_TRANSCODED)
                 return answer.raw
 
         return ObjectBody(size, get, lambda: translated(call))
@@ -246,14 +248,16 @@ class GcsProvider:
                 raise answered(answer, call)
             told: Any = answer.json()
             if not isinstance(told, dict) or ("kind" not in told and "items" not in told):
-                raise StorageError(f"{call}: the answer is no list of a bucket", hint=STRANGER)
+                raise StorageError(f"{call}: the response is not a listing of a bucket", hint=STRANGER)
             found = cast(dict[str, Any], told)
         items = cast(list[Any], found.get("items") or [])
         entries = [cast(dict[str, Any], one) for one in items if isinstance(one, dict) and isinstance(one.get("name"), str)]  # pyright: ignore[reportUnknownMemberType]
         objects = [Listed(key=one["name"], size=size_listed(one.get("size"))) for one in entries if one["name"] > after]
         more = found.get("nextPageToken")
         if more and not objects:
-            raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
+            raise StorageError(
+                f"{call}: a page of the listing has no objects, but says that there are more", hint="its listing is unreliable"
+            )
         return Page(objects=objects, after=objects[-1].key if more else None)
 
     @hookimpl
@@ -306,11 +310,11 @@ class GcsProvider:
         except PermissionDenied:
             return
         except ObjectNotFound as gone:
-            raise Unavailable(f"{refusal.message}; but there is no such object now", hint=_VANISHED) from gone
+            raise Unavailable(f"{refusal.message}; but the object does not exist now", hint=_VANISHED) from gone
         if blob.crc32c != checksum:
             raise IntegrityError(
-                f"{call}: the object that stands there has other bytes (CRC-32C {blob.crc32c} instead of {checksum})",
-                hint="it is not overwritten; see who writes to this bucket",
+                f"{call}: the object under this key has other bytes (CRC-32C {blob.crc32c} instead of {checksum})",
+                hint="it is not overwritten; find out what writes to this bucket",
             )
 
     @contextlib.contextmanager
@@ -361,7 +365,8 @@ def _receipt(call: Call, told: Mapping[str, Any], checksum: str) -> WriteReceipt
     """What an answer must have to be a success: a 200 alone can be anybody's."""
     if not told.get("generation"):
         raise Unavailable(
-            f"{call}: the answer has no generation", hint="what answers may not be the store: check endpoint and proxy"
+            f"{call}: the response has no generation",
+            hint="the response may not come from the store: check the endpoint and the proxy",
         )
     if told.get("crc32c") not in (None, checksum):
         raise IntegrityError(f"{call}: the store has CRC-32C {told['crc32c']} instead of {checksum}")

@@ -90,7 +90,7 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
         found = super().from_environment(environment)
         if not _BUCKET.fullmatch(found.bucket):
             raise ConfigurationError(
-                f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is no name of a bucket",
+                f"JOBS_BACKUP_BUCKET={shown(found.bucket)} is not a valid bucket name",
                 hint="lower-case letters, digits, '-', '_' and '.'",
             )
         if found.kms_key is not None and not _KMS_KEY.fullmatch(found.kms_key):
@@ -143,15 +143,15 @@ def read_credentials(path: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: it can't be used. Says nothing of what is in it, which is a secret.
     """
-    hint = "set GOOGLE_APPLICATION_CREDENTIALS to the JSON file of the credentials, or unset it where the environment has some"
+    hint = "set GOOGLE_APPLICATION_CREDENTIALS to the credentials file (JSON), or unset it to use the environment's credentials"
     try:
         found: Any = json.loads(path.read_bytes())
     except OSError as error:
         found = unreadable("", error, files={VARIABLE: str(path)})
         raise ConfigurationError(found.message if found else str(error), hint=found.hint if found else hint) from None
     except ValueError:
-        raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} is no JSON", hint=hint) from None
+        raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} is not JSON", hint=hint) from None
     told = cast(dict[str, Any], found) if isinstance(found, dict) else {}
     if told.get("type") not in _TYPES:
-        raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} has no credentials of a kind that is known", hint=hint)
+        raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} has no known kind of credentials", hint=hint)
     return told

@@ -74,7 +74,7 @@ def _client(session: Any, connection: Connection, region: str, timeout: float) -
     if connection.keys is None and os.environ.get("AWS_ROLE_ARN"):
         # Before the SDK, whose log repeats the variable: somebody may have put the token itself into it.
         token = {"AWS_WEB_IDENTITY_TOKEN_FILE": os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE", "")}
-        if found := unreadable("there are no credentials", files=token) or unusable("there are no credentials", token):
+        if found := unreadable("no credentials found", files=token) or unusable("no credentials found", token):
             raise found
     keys = None if connection.role_arn else connection.keys
     if keys is None and session.get_credentials() is None:

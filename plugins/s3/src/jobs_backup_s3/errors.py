@@ -64,22 +64,22 @@ _KEYS: Final = "check the access key and its secret, and that they belong to thi
 _CREDENTIALS: Final = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the SDK finds a role (instance, container, web identity)"
 )
-_EXPIRED: Final = "temporary credentials have to be replaced when they run out: use a role, or set new ones"
+_EXPIRED: Final = "temporary credentials must be replaced when they expire: use a role, or set new ones"
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET, the region and the endpoint; the bucket is never created"
 _REDIRECTED: Final = "set AWS_REGION to the bucket's region, or the endpoint to the one that serves the bucket"
-_SLOWER: Final = "if it goes on, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
-_FAULT: Final = "a fault of the store; see its status page or its log"
+_SLOWER: Final = "if it persists, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
+_FAULT: Final = "a fault in the store: see its status page or log"
 _ACCOUNT: Final = "the account or the user is suspended, disabled or unpaid: see its billing page, or ask the store's support"
-_QUOTA: Final = "a quota of the bucket or the user is used up: raise it, or delete what is not needed"
+_QUOTA: Final = "a quota of the bucket or the user is exhausted: raise it, or delete what is not needed"
 _CHECKSUM: Final = (
-    "if it goes on, the network, a proxy or the disk changes bytes; or JOBS_BACKUP_S3_CHECKSUM does not suit the store"
+    "if it persists, the network, a proxy or the disk changes bytes, or the store does not support this JOBS_BACKUP_S3_CHECKSUM"
 )
 _KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
-_LOCK_CHECKSUM: Final = "a bucket with object lock takes no object without a checksum: set JOBS_BACKUP_S3_CHECKSUM=md5 or crc32c"
-_LOCK: Final = "see the bucket's object lock configuration: it may have none, or want a header that is not sent"
-_CERTIFICATE: Final = "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE, and use a name that stands in its certificate"
-_BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it is to name a file with certificates in PEM form"
-STRANGER: Final = "what answers may not be the store: look at what is at the endpoint, and at the proxy"
+_LOCK_CHECKSUM: Final = "a bucket with object lock requires checksums: set JOBS_BACKUP_S3_CHECKSUM=md5 or crc32c"
+_LOCK: Final = "check the bucket's object lock configuration: it may be missing, or require a header that is not sent"
+_CERTIFICATE: Final = "set JOBS_BACKUP_S3_CA_BUNDLE to the store's CA, and use a host name from its certificate"
+_BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it must name a file with certificates in PEM format"
+STRANGER: Final = "the response may not come from the store: check the endpoint and the proxy"
 _NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 
 _PROFILE: Final = "correct the profile that AWS_PROFILE names, in AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE"
@@ -111,7 +111,7 @@ _CODES: Final[Mapping[str, _Row]] = {
     "UnrecognizedClientException": _Row(Unauthenticated, _KEYS),
     "InvalidIdentityToken": _Row(Unauthenticated, "check the web identity token and the trust policy of its role"),
     "AccountProblem": _Row(Unauthenticated, _ACCOUNT),
-    "NotSignedUp": _Row(Unauthenticated, "the account has no S3: sign up for it"),
+    "NotSignedUp": _Row(Unauthenticated, "the account is not signed up for S3: sign up"),
     "ExpiredToken": _Row(CredentialsExpired, _EXPIRED),
     "ExpiredTokenException": _Row(CredentialsExpired, _EXPIRED),
     "TokenRefreshRequired": _Row(CredentialsExpired, _EXPIRED),
@@ -120,7 +120,7 @@ _CODES: Final[Mapping[str, _Row]] = {
     "NoSuchBucket": _Row(BucketNotFound, _BUCKET),
     "InvalidBucketName": _Row(ConfigurationError, "check JOBS_BACKUP_BUCKET"),
     "NoSuchKey": _Row(ObjectNotFound),
-    "NoSuchUpload": _Row(UploadGone, "it was completed or aborted before: another one has to be begun"),
+    "NoSuchUpload": _Row(UploadGone, "it was already completed or aborted: another one must be started"),
     "PreconditionFailed": _Row(StorageError, f"the request has no such condition; {STRANGER}"),
     "ConditionalRequestConflict": _Row(Unavailable, "another request for the same key is under way"),
     "OperationAborted": _Row(Unavailable, "another request for the same key is under way"),
@@ -146,7 +146,7 @@ _CODES: Final[Mapping[str, _Row]] = {
     "XAmzContentChecksumMismatch": _Row(IntegrityError, _CHECKSUM),
     "NotImplemented": _Row(NotSupported),
     "MethodNotAllowed": _Row(NotSupported),
-    "AccessControlListNotSupported": _Row(NotSupported, "the bucket has no ACLs: unset JOBS_BACKUP_S3_ACL"),
+    "AccessControlListNotSupported": _Row(NotSupported, "the bucket does not allow ACLs: unset JOBS_BACKUP_S3_ACL"),
     "InvalidStorageClass": _Row(ConfigurationError, "correct or unset JOBS_BACKUP_S3_STORAGE_CLASS"),
     "EntityTooLarge": _Row(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
     "EntityTooSmall": _Row(NotSupported, "raise JOBS_BACKUP_PART_SIZE"),
@@ -154,12 +154,12 @@ _CODES: Final[Mapping[str, _Row]] = {
 """By the error code of the store."""
 
 _OF_OPERATION: Final[Mapping[tuple[str, str], _Row]] = {
-    ("CompleteMultipartUpload", "ConditionalRequestConflict"): _Row(UploadGone, "another one has to be begun"),
-    ("CompleteMultipartUpload", "InvalidPart"): _Row(UploadGone, "the store has lost a part: another upload has to be begun"),
-    ("CompleteMultipartUpload", "InvalidPartOrder"): _Row(UploadGone, "another one has to be begun"),
-    ("UploadPart", "NoSuchKey"): _Row(UploadGone, "another one has to be begun"),
-    ("CompleteMultipartUpload", "NoSuchKey"): _Row(UploadGone, "another one has to be begun"),
-    ("AbortMultipartUpload", "NoSuchKey"): _Row(UploadGone, "it was completed or aborted before"),
+    ("CompleteMultipartUpload", "ConditionalRequestConflict"): _Row(UploadGone, "another one must be started"),
+    ("CompleteMultipartUpload", "InvalidPart"): _Row(UploadGone, "the store has lost a part: another upload must be started"),
+    ("CompleteMultipartUpload", "InvalidPartOrder"): _Row(UploadGone, "another one must be started"),
+    ("UploadPart", "NoSuchKey"): _Row(UploadGone, "another one must be started"),
+    ("CompleteMultipartUpload", "NoSuchKey"): _Row(UploadGone, "another one must be started"),
+    ("AbortMultipartUpload", "NoSuchKey"): _Row(UploadGone, "it was already completed or aborted"),
     ("GetObject", "InvalidRange"): _Row(NothingThere),
     ("PutObject", "PreconditionFailed"): _Row(AlreadyExists),
     ("CompleteMultipartUpload", "PreconditionFailed"): _Row(AlreadyExists),
@@ -172,7 +172,7 @@ _STATUSES: Final[Mapping[int, _Row]] = {
     401: _Row(Unauthenticated, _KEYS),
     403: _Row(PermissionDenied),
     405: _Row(NotSupported),
-    407: _Row(Unauthenticated, "the proxy wants credentials: put them into JOBS_BACKUP_S3_PROXY"),
+    407: _Row(Unauthenticated, "the proxy requires credentials: put them into JOBS_BACKUP_S3_PROXY"),
     408: _Row(Unavailable, _NETWORK),
     429: _Row(Throttled, _SLOWER),
     501: _Row(NotSupported),
@@ -188,7 +188,7 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
     "TokenRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
     "SSOError": _Row(Unauthenticated, _CREDENTIALS),
     "InvalidConfigError": _Row(ConfigurationError, _PROFILE),
-    "InvalidRegionError": _Row(ConfigurationError, "write the region as in eu-west-1"),
+    "InvalidRegionError": _Row(ConfigurationError, "write the region like eu-west-1"),
     "EndpointConnectionError": _Row(Unreachable, _NETWORK),
     "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
     "InvalidProxiesConfigError": _Row(ConfigurationError, _PROXY),
@@ -208,7 +208,10 @@ _EXCEPTIONS: Final[Mapping[str, _Row]] = {
 _TLS: Final = (
     ("CERTIFICATE_VERIFY_FAILED", _Row(ConfigurationError, _CERTIFICATE)),
     ("doesn't match", _Row(ConfigurationError, _CERTIFICATE)),
-    ("WRONG_VERSION_NUMBER", _Row(ConfigurationError, "the endpoint speaks no TLS: write http:// before it, or correct the port")),
+    (
+        "WRONG_VERSION_NUMBER",
+        _Row(ConfigurationError, "the endpoint does not use TLS: write http:// before it, or correct the port"),
+    ),
     ("NO_CERTIFICATE_OR_CRL_FOUND", _Row(ConfigurationError, _BUNDLE)),
     ("PEM lib", _Row(ConfigurationError, _BUNDLE)),
     ("No such file", _Row(ConfigurationError, _BUNDLE)),
@@ -247,7 +250,7 @@ _ACTION: Final = re.compile(
 _LACKING: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"),
-        "set JOBS_BACKUP_MULTIPART_THRESHOLD above the size of your largest object, so that none is sent in parts",
+        "set JOBS_BACKUP_MULTIPART_THRESHOLD above the size of your largest object, so that none is uploaded in parts",
     ),
     **dict.fromkeys(("DeleteObjects", "DeleteObject"), "set JOBS_BACKUP_DELETE_AFTER=never"),
     "ListObjectsV2": "replay without --list, on the machine that has the spool",
@@ -319,7 +322,7 @@ def _of_this_machine(  # noqa: PLR0911 - a case each
         return _malformed(error, call)
     if "InvalidConfigError" in names and "role ARN" in str(error) and os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
         return Unauthenticated(
-            f"{call}: AWS_WEB_IDENTITY_TOKEN_FILE is set, and AWS_ROLE_ARN is not",
+            f"{call}: AWS_WEB_IDENTITY_TOKEN_FILE is set, but AWS_ROLE_ARN is not",
             hint="set AWS_ROLE_ARN to the role that the token is for, or unset AWS_WEB_IDENTITY_TOKEN_FILE",
         )
     if not any(name in _EXCEPTIONS for name in names) and _is_of_credentials(error):
@@ -335,7 +338,7 @@ def _of_this_machine(  # noqa: PLR0911 - a case each
     profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE", "")
     where = " nor in ".join(filter(None, (os.environ.get(name, "") or default for name, default in _PROFILES.items())))
     return Unauthenticated(
-        f"{call}: there is no profile {shown(profile)}, neither in {where}",
+        f"{call}: profile {shown(profile)} not found, neither in {where}",
         hint="correct or unset AWS_PROFILE, or add the profile there",
     )
 
@@ -347,7 +350,7 @@ def _malformed(error: Exception, call: Call) -> Unauthenticated:
     named = next((name for name in _PROFILES if path and os.environ.get(name) == path), "")
     where = ": ".join(filter(None, (named, path if os.path.lexists(path) else shown(path))))
     return Unauthenticated(
-        f"{call}: {where}: it is not a file of profiles as the SDK reads it",
+        f"{call}: {where}: the SDK cannot read it as a file of profiles",
         hint=f"correct it{f', or unset {named}' if named else ''}",
     )
 
@@ -470,7 +473,7 @@ def _denied(message: str, own: str, said: str, call: Call) -> JobsBackupError:
     if not connection.permission:
         action, resource = _missing(said, call)
     if "acl" in said.lower() and connection.acl:
-        hint = "the bucket does not take this ACL: unset JOBS_BACKUP_S3_ACL"
+        hint = "the bucket does not accept this ACL: unset JOBS_BACKUP_S3_ACL"
         return PermissionDenied(message, action=action, resource=resource, hint=hint)
     if condition := re.search(r"\bs3:(x-amz-[a-z-]+)", said, re.IGNORECASE):
         header = condition[1].lower().rstrip("-")
@@ -500,8 +503,10 @@ def _option(header: str, call: Call) -> str:
         if header.lower().startswith(start):
             return hint
     if hint := _LACKING.get(call.operation, ""):
-        return f"the store has no {call.operation}: {hint}"
-    return f"the store has no {call.operation} with these options: see the README of jobs-backup-s3 for how to turn them off"
+        return f"the store does not support {call.operation}: {hint}"
+    return (
+        f"the store does not support {call.operation} with these options: see the README of jobs-backup-s3 for how to turn them off"
+    )
 
 
 def _reason(error: Exception) -> str:

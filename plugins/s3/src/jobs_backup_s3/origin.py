@@ -41,7 +41,7 @@ class Origin:
         is_marked = bool(http_response.headers.get(_MARK))
         is_claim = model.name in _BARE if status < 300 else parsed.get("Error", {}).get("Code") in _CLAIMS
         if is_claim and self._is_marked and not is_marked:
-            raise NotTheStore(f"the answer, {status}, has no {_MARK}")
+            raise NotTheStore(f"the response ({status}) has no {_MARK}")
         if status < 300 and model.name in _NO_BODY and _PAGE.match(http_response.content):
-            raise NotTheStore(f"the answer, {status}, has a page as its body ({http_response.headers.get('content-type', '')})")
+            raise NotTheStore(f"the response ({status}) has a page as its body ({http_response.headers.get('content-type', '')})")
         self._is_marked |= is_marked

@@ -32,11 +32,11 @@ def minio_policy(connection: Connection, *, delete: bool, replay: bool, format_:
     """MinIO reads IAM policies as AWS does; they are given with its client (docs.min.io, `mc admin policy`)."""
     document = _document(connection, delete=delete, replay=replay)
     if format_ == "terraform":
-        raise NotSupported("there is no policy of MinIO in Terraform", hint="use --format json or --format commands")
+        raise NotSupported("MinIO policies are not available for Terraform", hint="use --format json or --format commands")
     if format_ != "commands":
         return _policy(connection, "json", document + "\n", delete=delete, replay=replay)
     lines = [
-        "# ALIAS is what `mc alias set` has called this MinIO; choose the two keys.",
+        "# ALIAS: this MinIO's name in `mc alias set`. Choose the two keys.",
         _heredoc(document),
         "mc admin policy create ALIAS jobs-backup policy.json",
         "mc admin user add ALIAS ACCESS_KEY SECRET_KEY",
@@ -48,7 +48,7 @@ def minio_policy(connection: Connection, *, delete: bool, replay: bool, format_:
 def spaces_policy(connection: Connection, *, format_: str) -> Policy:
     """Spaces knows rights of a key on a bucket only, and none that can write but not read or delete."""
     if format_ == "json":
-        raise NotSupported("Spaces has no policies as JSON", hint="use --format commands or --format terraform")
+        raise NotSupported("Spaces has no policies in JSON", hint="use --format commands or --format terraform")
     if format_ == "terraform":
         text = f"""\
 resource "digitalocean_spaces_key" "jobs_backup" {{
@@ -131,8 +131,8 @@ def _aws_commands(connection: Connection, document: str) -> str:
         "aws iam create-user --user-name jobs-backup",
         "aws iam put-user-policy --user-name jobs-backup --policy-name jobs-backup --policy-document file://policy.json",
         "aws iam create-access-key --user-name jobs-backup",
-        *(["# BUCKET is the one behind the access point."] if is_behind else []),
-        "# Unfinished uploads end by themselves. This replaces the bucket's other rules: put it among them if there are any.",
+        *(["# BUCKET: the bucket behind the access point."] if is_behind else []),
+        "# Abort unfinished uploads after some days. This replaces the bucket's other rules: if there are any, add it to them.",
         f"aws s3api put-bucket-lifecycle-configuration --bucket {bucket} --lifecycle-configuration \\\n"
         f"  '{json.dumps(rules)}'",
     ]) + "\n"  # fmt: skip

@@ -42,7 +42,7 @@ from jobs_backup_s3.settings import BucketSettings, Connection, MinioSettings, S
 T = TypeVar("T")
 Answer = Mapping[str, Any]
 
-_TRANSCODED: Final = "a proxy, or the store, packs or unpacks what it passes on, or ignores ranges: have it leave answers alone"
+_TRANSCODED: Final = "a proxy or the store compresses or decompresses responses, or ignores ranges: make it pass them unchanged"
 _CHECKSUM: Final = "checksum"
 """The name in `Upload.extra` for the kind of checksum that the upload was begun with: its parts need the same kind."""
 
@@ -176,7 +176,7 @@ class _Provider:
             is_whole = offset and "ContentRange" not in answer
             if is_whole or answer.get("ContentEncoding") != first.get("ContentEncoding"):
                 answer["Body"].close()
-                raise IntegrityError(f"{call}: the answer does not have the object's own bytes", hint=_TRANSCODED)
+                raise IntegrityError(f"{call}: the response does not have the object's own bytes", hint=_TRANSCODED)
             return answer["Body"]
 
         return ObjectBody(size, get, lambda: translated(call))
@@ -193,12 +193,14 @@ class _Provider:
         call = self._tried("ListObjectsV2")
         answer = self._send(call, timeout, lambda client: client.list_objects_v2(**request))
         if answer.keys().isdisjoint(("Name", "IsTruncated")):
-            raise StorageError(f"{call}: the answer is no list of a bucket", hint=STRANGER)
+            raise StorageError(f"{call}: the response is not a listing of a bucket", hint=STRANGER)
         objects = [
             Listed(key=item["Key"], size=size_listed(item.get("Size"))) for item in answer.get("Contents", ()) if item.get("Key")
         ]
         if answer.get("IsTruncated") and not objects:
-            raise StorageError(f"{call}: a page without objects says that there are more", hint="its list can't be relied on")
+            raise StorageError(
+                f"{call}: a page of the listing has no objects, but says that there are more", hint="its listing is unreliable"
+            )
         return Page(objects=objects, after=objects[-1].key if answer.get("IsTruncated") and objects else None)
 
     def _put(
@@ -254,7 +256,7 @@ class _Provider:
             else:
                 failed[key] = error
         for key in set(keys) - deleted - failed.keys():
-            failed[key] = StorageError(f"{call._replace(key=key)}: the answer does not say whether it was deleted", hint=STRANGER)
+            failed[key] = StorageError(f"{call._replace(key=key)}: the response does not say whether it was deleted", hint=STRANGER)
         return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
     def _delete_one_by_one(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
@@ -341,7 +343,7 @@ def _sums(call: Call, kind: str, body: Body, crc: int | None) -> dict[str, str]:
         return _crc(crc)
     # This store is not asked to check the CRC, so it is done here: bytes that changed on the disk are not to be published.
     if crc is not None and body.crc32c() != crc:
-        raise IntegrityError(f"{call}: the body's CRC-32C is not the one that it should have", hint="the disk may be faulty")
+        raise IntegrityError(f"{call}: the body's CRC-32C does not match", hint="the disk may be faulty")
     return {"ContentMD5": base64.b64encode(body.md5()).decode()} if kind == "md5" else {}
 
 
@@ -358,7 +360,7 @@ def _stored(call: Call, answer: Answer, crc: int, etag: str) -> WriteReceipt:
 def _field(call: Call, answer: Answer, name: str) -> str:
     """What an answer must have to be a success: a 200 alone can be anybody's."""
     if not answer.get(name):
-        raise StorageError(f"{call}: the answer has no {name}", hint=STRANGER)
+        raise StorageError(f"{call}: the response has no {name}", hint=STRANGER)
     return str(answer[name])
 
 
@@ -368,4 +370,4 @@ def _compare(call: Call, answer: Answer, crc: int | None) -> None:
     if crc is None or told is None or answer.get("ChecksumType") == "COMPOSITE" or "-" in told:
         return
     if _crc(crc)["ChecksumCRC32C"] != told:
-        raise IntegrityError(f"{call}: the store has another CRC-32C than what was sent")
+        raise IntegrityError(f"{call}: the store's CRC-32C differs from that of what was sent")

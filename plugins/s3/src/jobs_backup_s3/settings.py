@@ -50,10 +50,10 @@ _OTHER_ARNS: Final = (
      "set it to a bucket in a region"),
     (r"^arn:[^:]*:s3-object-lambda:", "an Object Lambda Access Point, which changes what is read and takes no uploads",
      "set it to the bucket or the access point behind it"),
-    (r"^arn:[^:]*:s3express:", "the ARN of a directory bucket or of its access point",
+    (r"^arn:[^:]*:s3express:", "the ARN of a directory bucket or its access point",
      "write its name alone, such as my-events--usw2-az1--x-s3"),
     (r"^arn:[^:]*:s3:::[^/]+$", "the ARN of a bucket", "write the bucket's name alone, without arn:aws:s3:::"),
-    (r"^arn:", "an ARN that is not the one of an access point",
+    (r"^arn:", "an ARN, but not of an access point",
      "write the bucket's name, or the access point's ARN: arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME"),
 )  # fmt: skip
 """Form of an ARN, what it is, and what to set instead."""
@@ -274,10 +274,10 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
             try:
                 self.ca_bundle.open("rb").close()
             except OSError as error:
-                why = f"{self.ca_bundle} can't be read: {error.strerror}"
-                raise _wrong("JOBS_BACKUP_S3_CA_BUNDLE", why, "set it to a file with certificates in PEM form") from error
+                why = f"{self.ca_bundle} cannot be read: {error.strerror}"
+                raise _wrong("JOBS_BACKUP_S3_CA_BUNDLE", why, "set it to a file with certificates in PEM format") from error
         if not self.verify_tls:
-            log.warning("JOBS_BACKUP_S3_VERIFY_TLS is off: nobody checks that %s is who it says it is", endpoint or "the store")
+            log.warning("JOBS_BACKUP_S3_VERIFY_TLS is off: the identity of %s is not verified", endpoint or "the store")
         return Connection(
             bucket=_bucket(self.bucket),
             prefix=f"{prefix}/" if prefix else "",
@@ -364,7 +364,7 @@ class S3Settings(BucketSettings, frozen=True, kw_only=True):
         regions = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.default_region, "AWS_S3_REGION_HINT": self.region_hint}
         variable, region = next((variable, region) for variable, region in regions.items() if region)
         if not _REGION.fullmatch(region):
-            raise _wrong(variable, f"is {shown(region)}, no region", "write it as in eu-west-1")
+            raise _wrong(variable, f"is {shown(region)}, which is not a region", "write it like eu-west-1")
         return region
 
 
@@ -381,7 +381,7 @@ class MinioSettings(BucketSettings, frozen=True, kw_only=True):
     def connection(self) -> Connection:
         endpoint = endpoint_url("MINIO_ENDPOINT", self.endpoint, scheme="https" if self.ssl else "http")
         if self.ssl and endpoint.startswith("http:"):
-            raise _wrong("MINIO_SSL", f"is true, but MINIO_ENDPOINT={self.endpoint} says http", "leave the scheme of one of them")
+            raise _wrong("MINIO_SSL", f"is true, but MINIO_ENDPOINT={self.endpoint} says http", "make them agree")
         keys = Keys(access_key=self.access_key, secret_key=self.secret_key)
         connection = self._connection(endpoint=endpoint, region="us-east-1", keys=keys)
         return msgspec.structs.replace(connection, endpoint_variable="MINIO_ENDPOINT", region_variable="")
@@ -402,7 +402,11 @@ class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
         if (host := parts.hostname or "").endswith(_SPACES_HOST):
             *bucket, region = host.removesuffix(_SPACES_HOST).split(".")
             if bucket not in ([], [self.bucket]):
-                raise _wrong("DO_SPACES_ENDPOINT", f"is {self.endpoint}, another bucket's", f"set it to {region}{_SPACES_HOST}")
+                raise _wrong(
+                    "DO_SPACES_ENDPOINT",
+                    f"is {self.endpoint}, which belongs to another bucket",
+                    f"set it to {region}{_SPACES_HOST}",
+                )
             # As the control panel shows it, the endpoint has the bucket before it.
             parts = parts._replace(netloc=parts.netloc.removeprefix(f"{self.bucket}.") if bucket else parts.netloc)
         keys = Keys(access_key=self.access_key, secret_key=self.secret_key)
@@ -421,7 +425,7 @@ def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
     try:
         return Endpoint.parse(text if "://" in text else f"{scheme}://{text}")
     except ValueError as error:
-        raise _wrong(variable, f"is no endpoint: {error}", "write it as https://host:port or host:port") from None
+        raise _wrong(variable, f"is not an endpoint: {error}", "write it as https://host:port or host:port") from None
 
 
 def _bucket(name: str) -> str:
@@ -432,7 +436,7 @@ def _bucket(name: str) -> str:
             raise _wrong("JOBS_BACKUP_BUCKET", f"is {what}", hint)
     if not _BUCKET.fullmatch(name):
         hint = "write the bucket's name alone, without s3:// and without a path (that is JOBS_BACKUP_PREFIX)"
-        raise _wrong("JOBS_BACKUP_BUCKET", f"is {shown(name)}, no bucket's name", hint)
+        raise _wrong("JOBS_BACKUP_BUCKET", f"is {shown(name)}, which is not a valid bucket name", hint)
     return name
 
 

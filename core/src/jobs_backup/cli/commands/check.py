@@ -17,7 +17,7 @@ from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.cli.streams import print_json
 from jobs_backup.util.logs import printable
 
-_LEFT: Final = {"object": "", "upload": " (an unfinished upload)", "unsure": " (perhaps: its answer was lost)"}
+_LEFT: Final = {"object": "", "upload": " (an unfinished upload)", "unsure": " (possibly: the response was lost)"}
 _GOOD: Final = (State.GRANTED, State.SUPPORTED)
 _BAD: Final = (State.REFUSED, State.FAILED)
 

@@ -70,5 +70,5 @@ def _job(line: bytes) -> int | None:
     try:
         given = surrogates.decode(_decode, line)[0]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidEvent(f"no job id: {error}", hint="write a string or a whole number a line") from error
+        raise InvalidEvent(f"not a job id: {error}", hint="write one string or whole number per line") from error
     return None if given is None else job_id(given)

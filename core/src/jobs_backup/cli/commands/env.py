@@ -21,9 +21,9 @@ from jobs_backup.store.providers import KIND, load_class
 _WRAPPERS: Final = "JOBS_BACKUP_WRAPPERS"
 _WIDTH: Final = 110
 _HEAD: Final = """\
-# The settings of jobs-backup with the provider {name}: made by `jobs-backup env {name}`.
-# Read as `docker run --env-file` reads it: one NAME=value a line, no quotes, `#` at the start of a line only.
-# What is commented out shows its default, or an example where there is none. Fill in what is required.
+# Settings of jobs-backup for the provider {name}, printed by `jobs-backup env {name}`.
+# Format of `docker run --env-file`: one NAME=value per line, no quotes, `#` only at the start of a line.
+# Lines that are commented out show the default, or an example. Fill in the required settings.
 """
 
 

@@ -37,7 +37,7 @@ def failed(files: tuple[Path, ...], as_json: bool, again: bool, append_only: boo
     summarize_failures()
     settings = read_settings()
     if not settings.failed:
-        raise ConfigurationError("JOBS_BACKUP_FAILED is off, so that there is nothing to do", hint="turn it on")
+        raise ConfigurationError("JOBS_BACKUP_FAILED is off, so there is nothing to do", hint="turn it on")
     options = InputOptions(again=again, append_only=append_only, allow_rejects=allow_rejects)
     take_in(inputs, settings, "failures", lambda session, _summary, _stop: _Failures(session), options=options, as_json=as_json)
 

@@ -59,7 +59,7 @@ def _time(option: str, text: str | None) -> int | None:
         return microseconds(when if when.tzinfo else when.replace(tzinfo=UTC))
     except ValueError:
         raise ConfigurationError(
-            f"{option} {text!r} is no time", hint="write 2026-11-24, 2026-11-24T09:30:00Z, or 2h for two hours ago"
+            f"{option}: invalid time {text!r}", hint="write 2026-11-24, 2026-11-24T09:30:00Z, or 2h for two hours ago"
         ) from None
 
 
@@ -129,12 +129,14 @@ def replay(
         workspace_ids=workspace_ids,
     )
     if query.since is not None and query.until is not None and query.since >= query.until:
-        raise ConfigurationError(f"--since {since} is not before --until {until}", hint="exchange them, or correct one")
+        raise ConfigurationError(f"--since {since} is not before --until {until}", hint="swap them, or correct one")
     began = time.monotonic()
     with stopping() as stop:
         store = ObjectStore.from_settings(settings, os.environ, stop=stop)
         if wrapped_only and not store.wrappers.applied:
-            raise ConfigurationError("--wrapped-only, and JOBS_BACKUP_WRAPPERS names none that makes objects", hint="name it there")
+            raise ConfigurationError(
+                "--wrapped-only needs a wrapper in JOBS_BACKUP_WRAPPERS that changes objects", hint="add it there"
+            )
         place = clean_prefix(settings.prefix) if lists else None
         chosen = [store.location, place, kind, since, until, sorted(source_ids), sorted(workspace_ids), lists, wrapped_only]
         selection = msgspec.json.encode(chosen)
@@ -201,7 +203,7 @@ def _find(
         else:
             knowledge = find_knowledge(settings.spool_path, store.location, query)
             if knowledge.elsewhere:
-                echo_message(f"{plural(knowledge.elsewhere, 'object')} in other buckets left out")
+                echo_message(f"{plural(knowledge.elsewhere, 'object')} in other buckets skipped")
             each = from_catalog(settings.spool_path, store.location, query, after)
         return knowledge, Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
     except JobsBackupError as error:
@@ -215,7 +217,7 @@ def _resume(
     """Where to begin, the query, and what this run misses because it was uploaded after an earlier run had passed its place."""
     late = _late(objects, begin, query, lists=lists)
     if late and target.restart():
-        echo_message(f"{target.part} is written anew: {late}")
+        echo_message(f"{target.part} is rewritten from the start: {late}")
         begin, late = "", ""
     target.query = msgspec.structs.replace(query, looked_at=None if lists else objects.last_stored())
     target.restore(found)
@@ -225,14 +227,14 @@ def _resume(
 def _late(objects: Selection, begin: str, query: Query, *, lists: bool) -> str:
     """Objects uploaded since the cursor was written that belong before it, in words; empty if none."""
     if lists and begin:
-        echo_message("--list cannot tell objects that were stored since with events from before the cursor: they are not given")
+        echo_message("--list cannot detect objects uploaded since that hold events from before the cursor: they are left out")
     if lists or query.looked_at is None:
         return ""
     count, first, last = objects.stored_late(split_cursor(begin)[0], query.looked_at)
     if not count:
         return ""
     times = " to ".join(datetime.fromtimestamp(at / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for at in (first, last))
-    return f"{plural(count, 'object')} stored since the cursor was written, with events from before it ({times})"
+    return f"{plural(count, 'object')} uploaded since the cursor was written, with events from before it ({times})"
 
 
 def _error_of(step: Callable[[], object]) -> JobsBackupError | None:
@@ -245,7 +247,7 @@ def _error_of(step: Callable[[], object]) -> JobsBackupError | None:
 
 def _check_output(*, as_json: bool, to_stdout: bool) -> None:
     if as_json and to_stdout:
-        raise ConfigurationError("--json prints to standard output, as the events do", hint="give --dry-run or --output, too")
+        raise ConfigurationError("--json and the events both go to standard output", hint="add --dry-run or --output")
     if to_stdout and not can_output():
         raise ConfigurationError("events go to standard output, which is closed", hint="open it, or give --output")
 
@@ -282,11 +284,9 @@ class Gaps(NamedTuple):
         if self.unseen:
             echo_message(f"{', '.join(self.unseen)} was never seen: {self.hint}", "UnknownSource")
         if self.missing:
-            echo_message(
-                f"this spool's catalog does not know everything: {self.missing}: --list finds it in the bucket", "Forgotten"
-            )
+            echo_message(f"this spool's catalog is incomplete: {self.missing}: --list finds the rest in the bucket", "Forgotten")
         if self.late:
-            echo_message(f"{self.late}: replay these times in a run of their own", "Incomplete")
+            echo_message(f"{self.late}: replay these times in a separate run", "Incomplete")
 
 
 def _meant(knowledge: Knowledge) -> str:
@@ -294,7 +294,7 @@ def _meant(knowledge: Knowledge) -> str:
     meant = [close for name in names for close in difflib.get_close_matches(name, knowledge.seen, 1)]
     if meant:
         return f"did you mean {', '.join(map(repr, meant))}?"
-    return f"this spool knows {', '.join(map(repr, knowledge.seen[:_REPORTED])) or 'none'}; --list looks in the bucket"
+    return f"this spool knows {', '.join(map(repr, knowledge.seen[:_REPORTED])) or 'none'}; --list searches the bucket"
 
 
 def _tell_totals(selection: Selection, location: str, gaps: Gaps, stop: threading.Event, *, as_json: bool) -> NoReturn:
@@ -339,18 +339,18 @@ def _report(
         echo_message(error.one_line(), error.code)
     for format_, count in found.unwrapped.items():
         echo_message(
-            f"{plural(count, 'object')} without .{format_}: recorded without it, or written by somebody else",
+            f"{plural(count, 'object')} without .{format_}: recorded without it, or written by something else",
         )
     given = f"{plural(found.events, 'event')} of {plural(found.objects, 'object')} ({plural(found.bytes, 'byte')})"
-    known_to = f", as this spool has known it since {gaps.known_since}" if gaps.known_since else ""
+    known_to = f", as known to this spool since {gaps.known_since}" if gaps.known_since else ""
     echo_message(f"{given} from {location}{known_to}; {seconds:.1f} s")
     gaps.report()
     if part is not None and found.damaged:
         lacks = f"{part} lacks {plural(len(found.damaged), 'object')}"
         echo_message(f"{lacks}: repair them and run the same command again, or use the file as it is", "Incomplete")
     elif part is not None and not found.finished:
-        echo_message("this was not all: the same command resumes it", "Incomplete")
+        echo_message("the output is incomplete: the same command resumes it", "Incomplete")
     elif part is not None and gaps:
-        echo_message(f"{part} has what was found, and keeps this name since it is not everything", "Incomplete")
+        echo_message(f"{part} has what was found, and keeps this name because it is incomplete", "Incomplete")
     elif (found.limited or not found.finished) and cursor:
-        echo_message(f"this was not all: resume with the same options and --after '{cursor}'", "Incomplete")
+        echo_message(f"the output is incomplete: resume with the same options and --after '{cursor}'", "Incomplete")

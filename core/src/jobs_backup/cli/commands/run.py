@@ -63,16 +63,16 @@ def run(
     for option, text in (("--source-id", source_id), ("--workspace-id", workspace_id or "")):
         check_text(option, text)
     if not source_id:
-        raise ConfigurationError("--source-id is empty", hint="say which source the events come from")
+        raise ConfigurationError("--source-id is empty", hint="name the source that the events come from")
     if emit_ids and as_json:
-        raise ConfigurationError("--emit-ids and --json both print to standard output", hint="give one of them")
+        raise ConfigurationError("--emit-ids and --json both print to standard output", hint="use one of them")
     if emit_ids and not can_output():
         raise ConfigurationError("--emit-ids prints to standard output, which is closed", hint="open it")
     inputs = inputs_of(files)
     summarize_failures()
     settings = read_settings()
     if not settings.raw:
-        raise ConfigurationError("JOBS_BACKUP_RAW is off, so that there is nothing to do", hint="turn it on, or leave out `run`")
+        raise ConfigurationError("JOBS_BACKUP_RAW is off, so there is nothing to do", hint="turn it on, or do not use `run`")
     stream = Stream(Kind.RAW, settings.workspace_id if workspace_id is None else workspace_id, source_id)
     take_in(
         inputs,

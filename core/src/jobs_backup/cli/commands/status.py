@@ -20,7 +20,7 @@ from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.status import Limits, ProcessStatus, Status, StoreStatus, StreamStatus
 from jobs_backup.util.logs import plural, printable
 
-_HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "sending", "not sealed", "oldest")
+_HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "uploading", "not sealed", "oldest")
 
 _TROUBLE: Final = ("  paused", "  last error", "damaged", "full")
 _WATCH_SECONDS: Final = 2.0
@@ -144,17 +144,17 @@ def _lines(found: Status) -> Iterator[str]:
         yield from map(_process, found.processes)
     if found.unreadable:
         yield ""
-        yield "recorded by processes that have died, and not taken over yet [Unreadable]:"
+        yield "recorded by dead processes, and not taken over yet [Unreadable]:"
         yield from (f"  {one.file}: {one.error}" for one in found.unreadable)
     if found.quarantine:
         yield ""
-        yield "damaged, set aside; remove the files when you have seen to them [Quarantine]:"
+        yield "damaged and quarantined; remove the files once you have dealt with them [Quarantine]:"
         for one in found.quarantine:
             events = plural(one.events, "event") if one.events else "events"
             yield f"  {events} of {one.kind} {one.source_id} in {one.file}: {one.error}"
     if found.rejected:
         yield ""
-        yield "lines that were rejected; correct them, run them again, and remove the files [Rejected]:"
+        yield "rejected lines; correct them, run them again, and remove the files [Rejected]:"
         yield from (f"  {one.file}: {_bytes(one.bytes)}" for one in found.rejected)
 
 
@@ -195,10 +195,10 @@ def _table(streams: Sequence[StreamStatus]) -> Iterator[str]:
 
 
 def _process(one: ProcessStatus) -> str:
-    what = "records and sends" if one.sends else "records"
+    what = "records and uploads" if one.sends else "records"
     if one.alive:
         return f"process {one.pid} {what}, since {_time(one.seconds)}"
-    return f"process {one.pid} has died; the next process that sends takes its place"
+    return f"process {one.pid} has died; the next process that uploads takes its place"
 
 
 def _plain(text: str) -> str:

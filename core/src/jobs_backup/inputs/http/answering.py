@@ -66,8 +66,8 @@ class Answering:
             if answer.status:  # nobody reads the answer
                 await _cut(connection)
             else:
-                hint = "send it again: it may have been recorded, or not"
-                error = HttpError(503, "Busy", f"this took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
+                hint = "send it again: it may or may not have been recorded"
+                error = HttpError(503, "Busy", f"the request took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
                 await responses.of_error(error, id_)(scope, receive, answer.send)
         except asyncio.CancelledError:  # from uvicorn, for requests that did not end in time
             await _cut(connection)
@@ -80,10 +80,10 @@ class Answering:
         """Choose the application, or an answer instead of it."""
         try:
             if connection.is_surplus:
-                hint = "come again; the server's JOBS_BACKUP_SERVER_MAX_CONNECTIONS"
-                raise HttpError(503, "Busy", "too many connections are open", hint=hint, retry_after=1.0, headers=_CLOSE)
+                hint = "retry later; the limit is the server's JOBS_BACKUP_SERVER_MAX_CONNECTIONS"
+                raise HttpError(503, "Busy", "too many open connections", hint=hint, retry_after=1.0, headers=_CLOSE)
             if headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
-                raise HttpError(400, "BadRequest", "the body has a transfer coding besides chunked", headers=_CLOSE)
+                raise HttpError(400, "BadRequest", "the body has a transfer coding other than chunked", headers=_CLOSE)
             return self._origins.preflight(scope["method"], headers) or self._app
         except HttpError as error:
             return responses.of_error(error, request_id(scope))

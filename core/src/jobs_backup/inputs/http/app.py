@@ -47,7 +47,7 @@ _ANSWER_SECONDS: Final = 60.0
 _THREADS: Final = 2
 _MAX_ERROR: Final = 256 << 10
 """Maximum bytes of a failure's error. Parsing takes up to twenty times as much memory."""
-_AS_STRING: Final = "send ids as recording has answered them, as strings: many languages can't hold such numbers exactly"
+_AS_STRING: Final = "send ids as strings, as recording returned them: many languages cannot hold such numbers exactly"
 _id: Final = msgspec.json.Decoder(str).decode
 
 
@@ -116,10 +116,10 @@ class App:
                 raise HttpError(400, "BadRequest", "source_id is missing", hint="add ?source_id=... to the URL")
         elif given not in ("", caller.source_id):
             hint = "leave source_id out, or authenticate with a bearer token"
-            raise HttpError(403, "Forbidden", "the write key is that of another source", hint=hint)
+            raise HttpError(403, "Forbidden", "the write key belongs to another source", hint=hint)
         elif workspace_id:
             hint = "leave workspace_id out, or authenticate with a bearer token"
-            raise HttpError(403, "Forbidden", "a write key is of no workspace", hint=hint)
+            raise HttpError(403, "Forbidden", "a write key has no workspace", hint=hint)
         type_ = payloads.media_type(request.headers.get("content-type", ""))
         stream = raw_stream(workspace_id, caller.source_id or given)
 
@@ -178,8 +178,8 @@ class App:
         except UnknownJob as error:
             instance = self._session.settings.instance_id
             why = (
-                f"these ids are not of the spool of this instance, {instance}: they are another instance's, or older than"
-                " JOBS_BACKUP_CATALOG_DAYS; all others were taken"
+                f"these ids are unknown to the spool of this instance, {instance}: they belong to another instance, or are older"
+                " than JOBS_BACKUP_CATALOG_DAYS; all others were accepted"
             )
             unknown = list(map(str, error.jobs))
             return responses.json(
@@ -292,4 +292,4 @@ def _job(part: bytes) -> int:
     try:
         return job_id(_id(part))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidEvent(f"no job id: {error}", hint=_AS_STRING) from None
+        raise InvalidEvent(f"not a job id: {error}", hint=_AS_STRING) from None

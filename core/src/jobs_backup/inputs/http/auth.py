@@ -44,14 +44,14 @@ class Access:
         """Anybody who reaches the server may do everything, without credentials."""
         if self.is_open and not is_loopback(settings.host):
             raise ConfigurationError(
-                f"JOBS_BACKUP_SERVER_HOST={settings.host} lets everybody who can reach it record events",
+                f"JOBS_BACKUP_SERVER_HOST={settings.host} lets anyone who can reach it record events",
                 hint="set JOBS_BACKUP_SERVER_TOKEN or JOBS_BACKUP_SERVER_WRITE_KEYS, or listen on localhost",
             )
         self.origins = Origins(settings.cors_origins)
         """The web pages that may call."""
         if self.is_open and self.origins.is_everybody:
             raise ConfigurationError(
-                "JOBS_BACKUP_SERVER_CORS_ORIGINS=* lets every web page that is opened on this machine record events",
+                "JOBS_BACKUP_SERVER_CORS_ORIGINS=* lets every web page opened on this machine record events",
                 hint="set JOBS_BACKUP_SERVER_WRITE_KEYS or JOBS_BACKUP_SERVER_TOKEN, or list the origins",
             )
 
@@ -97,7 +97,7 @@ class Access:
         # Always compare all of them.
         if self.is_open or any([hmac.compare_digest(digest, one) for one in self._tokens]):  # noqa: C419
             return Principal(name=f"token {digest.hex()[:12]}")
-        raise _unknown("the token is not one of those that are allowed")
+        raise _unknown("the token is invalid")
 
     def _write_key(self, key: str) -> Principal:
         digest = _digest(key)
@@ -105,13 +105,13 @@ class Access:
         if self.is_open and key:
             found = [key]
         if not found:
-            raise _unknown("the write key is not one of those that are allowed", scheme="Basic")
+            raise _unknown("the write key is invalid", scheme="Basic")
         return Principal(name=f"write key {digest.hex()[:12]}", source_id=found[0])
 
 
 def _unknown(message: str, scheme: str = "Bearer") -> HttpError:
     headers = {"WWW-Authenticate": f'{scheme} realm="jobs-backup"'}
-    hint = "send `Authorization: Bearer TOKEN`, or the write key as the user of HTTP Basic"
+    hint = "send `Authorization: Bearer TOKEN`, or the write key as the user name of HTTP Basic"
     return HttpError(401, "Unauthorized", message, hint=hint, headers=headers)
 
 
@@ -125,7 +125,7 @@ def _user(encoded: str) -> str:
     try:
         text = base64.b64decode(encoded, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        raise _unknown("the credentials of HTTP Basic can't be read", scheme="Basic") from None
+        raise _unknown("the HTTP Basic credentials are invalid", scheme="Basic") from None
     return text.partition(":")[0]
 
 
@@ -139,8 +139,8 @@ def _tokens(secret: Secret | None) -> Iterator[str]:
     for number, token in enumerate(_listed(secret), 1):
         if len(token) < _MIN_TOKEN or not token.isascii():  # clients disagree about other characters in a header
             raise ConfigurationError(
-                f"token {number} of JOBS_BACKUP_SERVER_TOKEN has fewer than {_MIN_TOKEN} characters, or others than those of ASCII",
-                hint="make one with `openssl rand -hex 32`",
+                f"token {number} of JOBS_BACKUP_SERVER_TOKEN has fewer than {_MIN_TOKEN} characters, or non-ASCII ones",
+                hint="create one with `openssl rand -hex 32`",
             )
         yield token
 
@@ -150,6 +150,6 @@ def _write_keys(secret: Secret | None) -> Iterator[tuple[str, str]]:
         key, equals, source = one.partition("=")
         if not key or (equals and not source) or ":" in key:
             raise ConfigurationError(
-                f"entry {number} of JOBS_BACKUP_SERVER_WRITE_KEYS can't be used", hint="write WRITE_KEY or WRITE_KEY=SOURCE_ID"
+                f"entry {number} of JOBS_BACKUP_SERVER_WRITE_KEYS is invalid", hint="write WRITE_KEY or WRITE_KEY=SOURCE_ID"
             )
         yield key, source or key

@@ -55,17 +55,17 @@ class Body:
             members += 1
             if members > _MAX_GZIP_MEMBERS:
                 raise HttpError(
-                    413, "TooLarge", f"the body has more than {_MAX_GZIP_MEMBERS:,} gzip members", hint="pack more into each"
+                    413, "TooLarge", f"the body has more than {_MAX_GZIP_MEMBERS:,} gzip members", hint="put more into each"
                 )
             unpacker = zlib.decompressobj(_GZIP)
             while not unpacker.eof:
                 chunk = view[at : at + _LARGE]  # zlib copies what it does not use
                 if not chunk:
-                    raise HttpError(400, "BadRequest", "the body ends within its gzip data", hint="send it whole")
+                    raise HttpError(400, "BadRequest", "the gzip data of the body is incomplete", hint="send it whole")
                 try:
                     pieces.append(unpacker.decompress(chunk, _UNPACKED_AT_ONCE))
                 except zlib.error:
-                    raise HttpError(400, "BadRequest", "the body is no gzip data, though it is said to be") from None
+                    raise HttpError(400, "BadRequest", "the body is not gzip data, despite its Content-Encoding") from None
                 at += len(chunk) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
                 size += len(pieces[-1])
                 check_size(size, self._max_size)
@@ -82,7 +82,9 @@ async def receive(request: Request, share: Share, settings: ServerSettings) -> B
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
-        raise HttpError(415, "UnsupportedType", f"the body is encoded as {encoding[:40]!a}", hint="send it as it is, or as gzip")
+        raise HttpError(
+            415, "UnsupportedType", f"the body is encoded as {encoding[:40]!a}", hint="send it uncompressed, or as gzip"
+        )
     is_packed = encoding != "identity"
     announced = int(request.headers.get("content-length", "0"))
     check_size(announced, settings.max_body)
@@ -96,7 +98,7 @@ async def receive(request: Request, share: Share, settings: ServerSettings) -> B
                 share.need(copies * (len(data) + len(piece)))
                 data += piece  # pieces may be single bytes: a list of them would take forty times as much
     except TimeoutError:
-        hint = "send faster, or less at once; the server's JOBS_BACKUP_SERVER_READ_TIMEOUT"
+        hint = "send faster, or less at once; the limit is the server's JOBS_BACKUP_SERVER_READ_TIMEOUT"
         message = f"the body did not arrive within {settings.read_timeout:g} s"
         raise HttpError(408, "TooSlow", message, hint=hint, headers={"Connection": "close"}) from None
     if len(data) < announced:
@@ -107,5 +109,5 @@ async def receive(request: Request, share: Share, settings: ServerSettings) -> B
 def check_size(size: int, most: int) -> None:
     """Raises Refused (413) if `size` exceeds `most`."""
     if size > most:
-        hint = "send less at once; the server's JOBS_BACKUP_SERVER_MAX_BODY"
+        hint = "send less at once; the limit is the server's JOBS_BACKUP_SERVER_MAX_BODY"
         raise HttpError(413, "TooLarge", f"the body has more than {most:,} bytes", hint=hint)

@@ -101,7 +101,7 @@ class Connections:
         now = time.monotonic()
         if now - self._warned_at >= _WARNING_SECONDS:
             self._warned_at = now
-            log.warning("%d connections are open, and no more may be: idle ones are closed for new ones", self.most)
+            log.warning("%d connections are open, the maximum: idle ones are closed for new ones", self.most)
 
 
 class Connection(asyncio.Protocol):

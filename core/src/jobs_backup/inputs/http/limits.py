@@ -27,7 +27,7 @@ class Rate:
         free_at = max(self._free_at.pop(caller, 0.0), now - _BURST_SECONDS)
         if free_at > now:
             self._free_at[caller] = free_at
-            hint = "come again later; the server's JOBS_BACKUP_SERVER_RATE"
+            hint = "retry later; the limit is the server's JOBS_BACKUP_SERVER_RATE"
             message = f"more than {self._per_second:,} events a second"
             raise HttpError(429, "TooManyEvents", message, hint=hint, retry_after=free_at - now)
         self._free_at[caller] = free_at + events / self._per_second

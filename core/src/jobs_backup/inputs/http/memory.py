@@ -29,7 +29,7 @@ class Memory:
         """Take more for a request that holds `held`. Raises Refused (503) if others leave too little."""
         with self._lock:
             if self.taken + size > self._most and self.taken > held:  # a lone request may exceed it: other settings limit a request
-                hint = "come again; the server's JOBS_BACKUP_SERVER_MAX_PENDING"
+                hint = "retry later; the limit is the server's JOBS_BACKUP_SERVER_MAX_PENDING"
                 raise HttpError(503, "Busy", "the server has too many requests in memory", hint=hint, retry_after=_WAIT)
             self.taken += size
 
@@ -49,7 +49,7 @@ class Share:
     def need(self, size: int) -> None:
         """Hold at least `size` bytes. Raises Refused (503)."""
         if self._is_released:  # a thread continues with an abandoned request
-            raise HttpError(503, "Busy", "the request was given up")
+            raise HttpError(503, "Busy", "the request was abandoned")
         if size > self._bytes:
             self._memory.take(size - self._bytes, self._bytes)
             self._bytes = size

@@ -58,30 +58,30 @@ class Reported(msgspec.Struct, kw_only=True):
 
 
 _WHY: Final = {
-    400: "The body or a parameter can't be used; nothing of it was taken.",
-    401: "Nobody who is known.",
-    403: "A write key may only record the events of its source. Without credentials, a page's origin has to be allowed.",
-    404: "A failure names a job that is not of this server's spool; nothing was taken.",
-    408: "The body took too long.",
+    400: "The body or a parameter is invalid. Nothing was recorded.",
+    401: "Missing or invalid credentials.",
+    403: "A write key may only record events of its source. Without credentials, a page's origin must be allowed.",
+    404: "A failure names a job that is unknown to this server's spool. Nothing was recorded.",
+    408: "The body did not arrive in time.",
     413: "The body is too large, or has too many events.",
-    415: "The body is of another type, or packed in another way.",
-    429: "Too many events a second.",
-    503: "The spool is full or can't be used, or the server is busy: come again. Nothing was taken, unless the message says so.",
+    415: "The type or the compression of the body is not supported.",
+    429: "Too many events per second.",
+    503: "The spool is full or unusable, or the server is busy: retry later. Nothing was recorded, unless the message says so.",
 }
 _REFUSALS: Final = (400, 401, 408, 413, 415, 429, 503)
 _RETRIED: Final = (429, 503)
 
-_ID_HEADER: Final[dict[str, Any]] = {"schema": {"type": "string"}, "description": "As it was sent, or made."}
+_ID_HEADER: Final[dict[str, Any]] = {"schema": {"type": "string"}, "description": "The request's own id, or a new one."}
 
 _EVENT: Final[dict[str, Any]] = {
     "type": "object",
     "title": "Event",
-    "description": "One event's payload, as it was ingested; its bytes are kept. `messageId` and `userId` stand in the line, too.",
+    "description": "One event's payload, as ingested; its bytes are kept. `messageId` and `userId` are also in the line.",
     "examples": [{"type": "track", "userId": "u1", "messageId": "m1", "event": "Order completed", "properties": {"total": 9.5}}],
 }
 _JOB: Final[dict[str, Any]] = {
     "title": "Job",
-    "description": "The id of an event that was recorded. A string, since it exceeds 2^53, up to which numbers are exact.",
+    "description": "Id of a recorded event. A string, because it exceeds 2^53, up to which JSON numbers are exact.",
     "type": "string",
     "pattern": "^[0-9]{1,38}$",
 }
@@ -114,7 +114,8 @@ def document(settings: ServerSettings) -> dict[str, Any]:
         "info": {
             "title": "jobs-backup",
             "version": __version__,
-            "description": "Every event of your pipeline, safe in your own bucket. What is answered with 200 is durable.",
+            "description": "Back up every event of your pipeline into your own bucket, each exactly once. A 200 response means that"
+            " the data is durable.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": _paths(settings.max_events),
@@ -125,9 +126,9 @@ def document(settings: ServerSettings) -> dict[str, Any]:
                 "writeKey": {
                     "type": "http",
                     "scheme": "basic",
-                    "description": "One of JOBS_BACKUP_SERVER_WRITE_KEYS as the user, the password empty.",
+                    "description": "One of JOBS_BACKUP_SERVER_WRITE_KEYS as the user name, with an empty password.",
                 },
-                "writeKeyInUrl": {"type": "apiKey", "in": "query", "name": "writeKey", "description": "The same, in the URL."},
+                "writeKeyInUrl": {"type": "apiKey", "in": "query", "name": "writeKey", "description": "The write key, in the URL."},
             },
         },
     }
@@ -135,15 +136,15 @@ def document(settings: ServerSettings) -> dict[str, Any]:
 
 def _paths(max_items: int) -> dict[str, Any]:
     names = [
-        {**_parameter("source_id", "The source that the events come from. A write key need not say it.", 1), "required": True},
-        _parameter("workspace_id", "The workspace that the source belongs to."),
+        {**_parameter("source_id", "Source of the events. Not needed with a write key.", 1), "required": True},
+        _parameter("workspace_id", "Workspace of the source."),
     ]
     paths: dict[str, Any] = {
         "/v1/events": _post(
             "Record events", "recordEvents", _body("Event", max_items), "Recorded", _ANY, extra=(403,), parameters=names
         ),
         "/v1/delivered": _post(
-            "Say which events were delivered",
+            "Acknowledge delivered events",
             "acknowledgeEvents",
             _body("Job", max_items, alone=False),
             "Acknowledged",
@@ -170,15 +171,15 @@ def _paths(max_items: int) -> dict[str, Any]:
         )
     paths["/status"] = {
         "get": {
-            "summary": "What waits in the spool, for which store, and why; `behind` tells whether that is as it should be",
+            "summary": "What waits in the spool, for which store, and why; `behind` says whether backups lag",
             "operationId": "status",
             "security": _TOKEN,
             "responses": {"200": _answer("Status"), "401": _refusal(401), "403": _refusal(403), "503": _refusal(503)},
         }
     }
-    text = {"200": _text("All is well."), "503": _text("It is not: one line tells why.")}
-    paths["/healthz"] = _get("Whether the process works; else only a new start helps", "healthz", text)
-    paths["/readyz"] = _get("Whether an event would be recorded now", "readyz", text)
+    text = {"200": _text("Healthy."), "503": _text("Unhealthy: one line says why.")}
+    paths["/healthz"] = _get("Whether the process works; if not, it needs a restart", "healthz", text)
+    paths["/readyz"] = _get("Whether events can be recorded now", "readyz", text)
     metrics = {"200": _text("The metrics."), "401": _refusal(401), "403": _refusal(403), "404": _refusal(404)}
     paths["/metrics"] = _get("Metrics for Prometheus", "metrics", metrics, _TOKEN)
     document = {"200": {"description": "It.", "content": {JSON: {"schema": {"type": "object"}}}}}
@@ -198,7 +199,7 @@ def _sdk(schema: str) -> dict[str, Any]:
 def _body(schema: str, max_items: int, *, alone: bool = True) -> dict[str, Any]:
     one = {"$ref": f"#/components/schemas/{schema}"}
     many = {"type": "array", "items": one, "maxItems": max_items}
-    lines = {"type": "string", "description": f"A JSON document a line, each as in {JSON}."}
+    lines = {"type": "string", "description": f"One JSON document per line, each as in {JSON}."}
     return {JSON: {"schema": {"anyOf": [one, many]} if alone else many}, NDJSON: {"schema": lines}}
 
 

@@ -67,7 +67,7 @@ def media_type(header: str) -> str:
     """JSON or NDJSON, by the header Content-Type. Raises Refused (415): another type, or not UTF-8."""
     name = header.partition(";")[0].strip().lower()
     if name not in _TYPES:
-        raise HttpError(415, "UnsupportedType", f"the body is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
+        raise HttpError(415, "UnsupportedType", f"the body's type is {header[:80]!a}", hint=f"send {JSON} or {NDJSON}, in UTF-8")
     check_charset(header)
     return _TYPES[name]
 
@@ -77,7 +77,7 @@ def check_charset(header: str) -> None:
     parameters = (part.strip().lower() for part in header.split(";")[1:])
     charset = next((one.partition("=")[2].strip('"') for one in parameters if one.startswith("charset=")), "utf-8")
     if charset not in ("utf-8", "utf8", "us-ascii"):
-        raise HttpError(415, "UnsupportedType", f"the body is {header[:80]!a}", hint="send UTF-8")
+        raise HttpError(415, "UnsupportedType", f"the body's type is {header[:80]!a}", hint="send UTF-8")
 
 
 def parts(body: bytes, type_: str, most: int, share: Share) -> Iterator[bytes]:
@@ -160,8 +160,8 @@ def _charge(share: Share, body: bytes, members: int) -> None:
 
 
 def _too_many(most: int) -> HttpError:
-    hint = "send fewer at once; the server's JOBS_BACKUP_SERVER_MAX_EVENTS"
-    return HttpError(413, "TooLarge", f"a request may have {most:,} events, and this one has more", hint=hint)
+    hint = "send fewer at once; the limit is the server's JOBS_BACKUP_SERVER_MAX_EVENTS"
+    return HttpError(413, "TooLarge", f"the request has more than {most:,} events", hint=hint)
 
 
 def typed(event: bytes, type_: str) -> bytes:
@@ -220,6 +220,6 @@ def _decoded(decode: Callable[[Text], T], body: bytes) -> tuple[T, Text]:
     try:
         return surrogates.decode(decode, body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidEvent(f"the body can't be used: {error}", hint="see /openapi.json", index=NOWHERE) from None
+        raise InvalidEvent(f"the body is invalid: {error}", hint="see /openapi.json", index=NOWHERE) from None
     except RecursionError:
-        raise InvalidEvent("the body can't be used: nested too deeply", index=NOWHERE) from None
+        raise InvalidEvent("the body is invalid: nested too deeply", index=NOWHERE) from None

@@ -58,7 +58,7 @@ class Faulty(HttpError):
         message = first.message
         if count > 1:
             message = "; ".join(f"{index}: {error.message}" for index, error in faults[:_SHOWN])
-            message = f"{count:,} of them cannot be used: {message}" + ("; ..." if count > _SHOWN else "")
+            message = f"{count:,} of them are invalid: {message}" + ("; ..." if count > _SHOWN else "")
         super().__init__(404 if isinstance(first, UnknownJob) else 400, first.code, message, hint=first.hint)
         self.indexes = [index for index, _ in faults]
 

@@ -103,7 +103,7 @@ def _listen(settings: ServerSettings) -> list[socket.socket]:
         listeners = listening.listen(settings.host, settings.port, backlog=_BACKLOG)
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(
-            f"{settings.host}:{settings.port} can't be listened on: {getattr(error, 'strerror', None) or error}",
+            f"cannot listen on {settings.host}:{settings.port}: {getattr(error, 'strerror', None) or error}",
             hint="set JOBS_BACKUP_SERVER_PORT to another port, or JOBS_BACKUP_SERVER_HOST to an address of this machine",
         ) from error
     for listener in listeners:
@@ -129,8 +129,8 @@ def _room_for(connections: int) -> int:
     room = min(connections, max(limit - others, limit // 4))
     if room < connections:
         log.warning(
-            "only %d files may be open, so at most %d connections: lower JOBS_BACKUP_SERVER_MAX_CONNECTIONS, or raise the limit"
-            " (ulimit -n) to %d",
+            "at most %d files may be open, which allows at most %d connections: lower JOBS_BACKUP_SERVER_MAX_CONNECTIONS, or"
+            " raise the limit (ulimit -n) to %d",
             limit,
             room,
             connections + others,
@@ -150,12 +150,12 @@ def _check_tls(settings: ServerSettings) -> None:
         try:
             path.open("rb").close()
         except OSError as error:
-            raise ConfigurationError(f"{name}={path}: {error.strerror}", hint="name a readable file of PEM") from error
+            raise ConfigurationError(f"{name}={path}: {error.strerror}", hint="name a readable PEM file") from error
     try:
         # Without the password, an encrypted key would prompt on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ConfigurationError(
-            f"{certificate} and {key} can't be used for TLS: {getattr(error, 'reason', None) or error}",
-            hint="both are PEM, the key is that of the certificate and has no password",
+            f"cannot use {certificate} and {key} for TLS: {getattr(error, 'reason', None) or error}",
+            hint="both must be PEM, and the key must match the certificate and have no password",
         ) from error

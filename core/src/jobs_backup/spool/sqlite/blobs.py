@@ -35,7 +35,7 @@ _HELD_BYTES: Final = 4 << 20
 _READ_SECONDS: Final = 60.0
 _BEFORE_ALL: Final = -(1 << 63)
 """Below all jobs: their numbers are not negative, though a damaged row's may be."""
-_LOOK: Final = "look at the disk; nothing was removed"
+_LOOK: Final = "check the disk; nothing was removed"
 _CHUNKS: Final = """
 CREATE TABLE chunks (
     job INTEGER PRIMARY KEY,      -- its first job: the batch's number and the index in it
@@ -536,7 +536,7 @@ class BlobFiles:
         except SpoolCorrupt:
             self.read_through(name)
             return
-        raise SpoolError(f"{self.path(name)} could not be read, and can be now: it is retried", hint="look at the disk")
+        raise SpoolError(f"{self.path(name)} could not be read before, but can be now: it is retried", hint="check the disk")
 
     def move(self, name: str, directory: Path) -> None:
         """Move an unused file away, unless another process has just done so."""

@@ -498,7 +498,7 @@ class Catalog:
 
 def _batch(row: tuple[Any, ...]) -> Batch:
     if None in row:
-        raise ValueError("something of it is missing")
+        raise ValueError("part of it is missing")
     id_, kind, workspace_id, source_id, events, raw_bytes, size, crc32c, key, uuid, compression, wrappers, blobs = row
     return Batch(
         id=id_,

@@ -117,7 +117,7 @@ class Connection:
             if _file_identity(str(self.path)) in _inherited:
                 raise SpoolError(
                     f"{self.path} was in use when this process was forked, and could not be closed before",
-                    hint="fork before a Backup is opened, or where no call of it is under way",
+                    hint="fork before you open a Backup, or while none of its calls is running",
                 )
             if self.identity and self.identity[0] != _file_identity(str(self.path)):
                 raise _lost(self.path)  # replaced while a fork had it closed
@@ -344,7 +344,7 @@ class Database:
         found = self.read(lambda connection: connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
         if found == "ok":
             row = self.read(lambda connection: connection.execute("PRAGMA foreign_key_check").fetchone())
-            found = "ok" if row is None else f"a row of {row[0]} names one of {row[2]} that is not there"
+            found = "ok" if row is None else f"a row of {row[0]} names one of {row[2]} that does not exist"
         if found != "ok":
             raise SpoolCorrupt(f"{self.path} is damaged: {' '.join(str(found).split())}", hint=_DAMAGED)
 
@@ -550,7 +550,7 @@ def database_errors(path: Path) -> Generator[None]:
 
 _DESCRIPTORS: Final = 4
 """Descriptors that SQLite needs to open a database: the file, its log, their index, and the directory."""
-_DAMAGED: Final = "look at the disk; nothing was removed"
+_DAMAGED: Final = "check the disk; nothing was removed"
 
 
 def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:

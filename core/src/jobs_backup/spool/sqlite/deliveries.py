@@ -274,8 +274,8 @@ def check_session(db: sqlite3.Connection, session: str) -> None:
     """
     if db.execute("SELECT 1 FROM sessions WHERE id=?", (session,)).fetchone() is None:
         raise FilesLost(
-            f"the session {session} was ended by another process, to which this one seemed to be dead",
-            hint="it is begun anew within a second; see the log of that time",
+            f"another process ended the session {session}, taking this process for dead",
+            hint="a new one starts within a second; see the log of that time",
         )
 
 

@@ -36,7 +36,7 @@ def make_directories(directory: Path) -> None:
     try:
         if len(os.fsencode(directory.resolve())) > _MAX_PATH:
             raise SpoolError(
-                f"the path of the spool, {directory}, has more than {_MAX_PATH} bytes, which SQLite does not take",
+                f"the path of the spool, {directory}, has more than {_MAX_PATH} bytes, which SQLite does not support",
                 hint="set JOBS_BACKUP_SPOOL_DIR to a shorter path",
             )
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
@@ -47,13 +47,15 @@ def make_directories(directory: Path) -> None:
         for name in ("blobs", "locks", "rejects", "quarantine"):
             path = directory / name
             if path.is_symlink():
-                raise SpoolError(f"{path} is a symbolic link", hint="set JOBS_BACKUP_SPOOL_DIR to where the whole spool shall be")
+                raise SpoolError(
+                    f"{path} is a symbolic link", hint="set JOBS_BACKUP_SPOOL_DIR to the directory where the whole spool should be"
+                )
             if not path.is_dir():
                 _make_directory(path)
             _make_private(path)
         sync_directory(directory)
     except OSError as error:
-        hint = "set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to"
+        hint = "set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user can write to"
         why, hint = explain(error, directory, hint)
         raise SpoolError(f"{directory}: {why}", hint=hint) from error
 
@@ -116,7 +118,7 @@ def refuse_network(directory: Path, mounts: Path = _MOUNTS) -> None:
             best, type_ = point, rest.split()[0]
     if type_ in _NETWORK:
         raise SpoolError(
-            f"{directory} is on a network file system ({type_}), on which a spool would be damaged",
+            f"{directory} is on a network file system ({type_}), which would damage a spool",
             hint="set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk",
         )
 

@@ -82,7 +82,7 @@ class ProcessLock:
         if not self.is_there():
             raise FilesLost(
                 f"{self._path} was removed or replaced while it was in use",
-                hint="find out what did it: a cleaner of old files, for example, which has to leave the spool alone",
+                hint="find out what did it: a cleaner of old files, for example, which must leave the spool alone",
             )
 
     def witness(self, file: int, events: int) -> None:
@@ -115,7 +115,7 @@ class ProcessLock:
             except FileNotFoundError:
                 pass
             except OSError as error:  # the next process that starts to upload removes it
-                log.warning("%s can't be removed yet: %s", self._path, error.strerror)
+                log.warning("cannot remove %s yet: %s", self._path, error.strerror)
             finally:
                 self.drop()
 

@@ -122,7 +122,7 @@ class OpenBatch:
         fill = BatchState()
         for chunk in blobs.chunks(row.id):
             if chunk.start != fill.end:
-                raise SpoolCorrupt(f"batch {row.id} in {blobs.name}.db has no event number {fill.end}", hint="look at the disk")
+                raise SpoolCorrupt(f"batch {row.id} in {blobs.name}.db has no event number {fill.end}", hint="check the disk")
             if chunk.form is ChunkKind.LOST:
                 fill = fill.with_lost(chunk)
                 continue

@@ -65,7 +65,7 @@ class Quarantine:
                 rest = OpenBatch.restored(row, blobs)
             set_aside = sum(damage.events for damage in self._catalog.damages() if damage.batch == batch.id)
             if (missing := batch.events - rest.fill.events - set_aside) > 0:
-                raise SpoolCorrupt(f"{missing} of its {batch.events} events are not there")
+                raise SpoolCorrupt(f"{missing} of its {batch.events} events are missing")
         except SpoolCorrupt as error:
             self.leave_in_file(row, batch.blobs, error)
             return
@@ -87,7 +87,7 @@ class Quarantine:
 
         `events` is how many were recorded into it, 0 if unknown.
         """
-        why = "the blob file is not there: what was recorded into it is lost"
+        why = "the blob file is missing: the events in it are lost"
         file = self._write(blobs, ".missing", f"blobs/{blobs}.db: {why}\n".encode())
         for row in rows:
             log.error("%s: batch %d of source %s: %s", _in_blobs(blobs), row.id, printable(row.stream.source_id), why)
@@ -149,7 +149,7 @@ class Quarantine:
             is_whole = all(is_good for _, _, is_good in examined) and not gaps
             if is_whole and size in (None, sum(len(data) for _, data, _ in examined)):
                 raise SpoolError(
-                    f"batch {row.id} in {name}.db could not be read, and can be now: it is retried", hint="look at the disk"
+                    f"batch {row.id} in {name}.db could not be read before, but can be now: it is retried", hint="check the disk"
                 )
             if missing := sum(events for _, events in gaps):
                 self.report(name, row.id, f"{missing} events of batch {row.id} are missing", events=missing, stream=row.stream)
@@ -163,7 +163,7 @@ class Quarantine:
                 file = self._write(f"{row.id}-{chunk.start}", f".ndjson{suffix}", data)
                 damage = Damage(row.id, row.stream, chunk.job, chunk.events, f"quarantine/{file}", why)
                 source = printable(row.stream.source_id)
-                log.error("%d events of source %s are set aside in %s: %s", chunk.events, source, damage.file, why)
+                log.error("%d events of source %s are quarantined in %s: %s", chunk.events, source, damage.file, why)
                 self._catalog.quarantine_batch(damage)
                 blobs.lose(chunk.job, chunk.events)
 
@@ -198,7 +198,7 @@ def _gaps(batch: int, chunks: Sequence[Chunk]) -> Iterator[tuple[int, int]]:
     end = 0
     for chunk in chunks:
         if chunk.start < end:
-            raise SpoolCorrupt(f"the chunks of batch {batch} overlap", hint="look at the disk; nothing was removed")
+            raise SpoolCorrupt(f"the chunks of batch {batch} overlap", hint="check the disk; nothing was removed")
         if chunk.start > end:
             yield (batch << INDEX_BITS) + end, chunk.start - end
         end = chunk.start + chunk.events

@@ -58,8 +58,8 @@ class Quota:
             free, floor = free_bytes(self._directory), self._ballast.min_free
         if free < floor:
             raise SpoolFull(
-                f"the disk of {self._directory} has {free:,} bytes left, and recording leaves {floor:,} free",
-                hint="free space there; `jobs-backup status` tells what waits in the spool",
+                f"the disk of {self._directory} has {free:,} bytes left, and recording keeps {floor:,} free",
+                hint="free space there; `jobs-backup status` shows what waits in the spool",
             )
 
     def _check_quota(self, own: int, max_bytes: int) -> None:
@@ -75,6 +75,6 @@ class Quota:
                 self._reported = (session, own)
         if own + self._of_others >= max_bytes:
             raise SpoolFull(
-                f"the spool in {self._directory} holds {own + self._of_others:,} bytes of events, and may hold {max_bytes:,}",
-                hint="`jobs-backup status` tells why they are not sent; or raise JOBS_BACKUP_SPOOL_MAX_BYTES",
+                f"the spool in {self._directory} holds {own + self._of_others:,} bytes of events, and its limit is {max_bytes:,}",
+                hint="`jobs-backup status` shows why they are not uploaded; or raise JOBS_BACKUP_SPOOL_MAX_BYTES",
             )

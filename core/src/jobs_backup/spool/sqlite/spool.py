@@ -51,8 +51,8 @@ log: Final = logger_of(__name__)
 
 _LOOKED_AT_ONCE: Final = 1000
 _CATALOG_DAMAGED: Final = (
-    "nothing was removed; if the disk is well, move catalog.db, catalog.db-wal and catalog.db-shm away and keep them: the next"
-    " start makes the catalog anew from blobs/"
+    "nothing was removed; if the disk is healthy, move catalog.db, catalog.db-wal and catalog.db-shm away and keep them: the"
+    " next start rebuilds the catalog from blobs/"
 )
 
 
@@ -288,7 +288,7 @@ class SqliteSpool:
             if not lock.is_there():
                 raise ConfigurationError(
                     f"the lock of an input was removed while it was read: {self.directory / 'locks' / lock.name}.lock",
-                    hint="find out what did it: a cleaner of old files, for example, which has to leave the spool alone; then run"
+                    hint="find out what did it: a cleaner of old files, for example, which must leave the spool alone; then run"
                     " the same command again",
                 )
         there = self._catalog.position(position.input)
@@ -380,7 +380,7 @@ class SqliteSpool:
             ) from None
         if body.size != batch.size:
             raise SpoolCorrupt(
-                f"batch {batch.id} has {body.size} bytes in {batch.blobs}.db instead of {batch.size}", hint="look at the disk"
+                f"batch {batch.id} has {body.size} bytes in {batch.blobs}.db instead of {batch.size}", hint="check the disk"
             )
         return body
 
@@ -406,8 +406,8 @@ class SqliteSpool:
         """
         if not self._catalog.pin_content(made.id, f"{made.size}:{made.crc32c:08x}"):
             raise WrapperMissing(
-                f"{made.key} would not have the bytes of the first attempt: a wrapper makes something else of its batch now",
-                hint="put back the version of the wrapper, and its settings, until the object is stored",
+                f"{made.key} would differ from the first attempt: a wrapper now makes other bytes of its batch",
+                hint="restore the earlier version and settings of the wrapper until the object is uploaded",
             )
 
     def doubt(self, key: str) -> None:
@@ -539,7 +539,7 @@ class SqliteSpool:
             self._unreadable.pop(session, None)
         except SpoolError as error:
             if str(self._unreadable.get(session)) != str(error):  # else it would be logged at every poll
-                log.error("what a dead process recorded can't be taken over yet: %s", error.one_line())
+                log.error("cannot take over yet what a dead process recorded: %s", error.one_line())
             self._unreadable[session] = error
             self._note_dead(session, error)
         finally:
@@ -551,7 +551,7 @@ class SqliteSpool:
         try:
             self._catalog.note_dead(session, error.one_line())
         except SpoolError as failure:
-            log.debug("not noted: %s", failure.one_line())
+            log.debug("cannot note that a process died: %s", failure.one_line())
 
     def begin_sending(self) -> None:
         """Prepare for uploading at start: the settings or permissions may have changed.
@@ -561,7 +561,7 @@ class SqliteSpool:
         """
         for location, batches in self._catalog.follow(self.store):
             log.warning(
-                "%s waited for %s, which never accepted anything, and now go where the settings say",
+                "%s waited for %s, which never accepted anything, and now go to the bucket in the settings",
                 plural(batches, "batch"),
                 location,
             )
@@ -584,7 +584,7 @@ class SqliteSpool:
         try:
             self._ballast.balance()
         except OSError as error:
-            log.debug("no ballast: %s", error)
+            log.debug("cannot create the ballast file: %s", error)
 
     def close(self) -> None:
         """Seal what is open and leave. What is not uploaded yet waits for the next process.
@@ -617,7 +617,7 @@ class SqliteSpool:
                 error.add_note(_CATALOG_DAMAGED)
                 raise
             except OSError as error:
-                raise SpoolError(f"{self.directory / 'catalog.db'}: {error.strerror}", hint="look at the disk") from error
+                raise SpoolError(f"{self.directory / 'catalog.db'}: {error.strerror}", hint="check the disk") from error
 
     def _skip_numbers(self) -> None:
         """Never reissue the number of a batch in a file: a catalog that was lost, or is an older copy, does not know it.
@@ -731,18 +731,18 @@ class SqliteSpool:
                 events = blobs.events()
                 if witness is not None and witness.file == file_number(name) and events < witness.events:
                     missing = witness.events - events
-                    self._quarantine.report(name, 0, f"{missing} events that were recorded last are missing", events=missing)
+                    self._quarantine.report(name, 0, f"the last {missing} recorded events are missing", events=missing)
                 elif is_left and not blobs.batches():
-                    self._quarantine.report(name, 0, "it is empty, and was not when it was left: what was recorded into it is lost")
+                    self._quarantine.report(name, 0, "it is empty, but was not when it was left: the events in it are lost")
                 elif witness is None and is_without_log and not is_whole and any(row.epoch for row in rows):
-                    self._quarantine.report(name, 0, "its log and its lock are lost, and perhaps events that were recorded last")
+                    self._quarantine.report(name, 0, "its log and its lock are lost, and perhaps the last recorded events")
                 return blobs.positions()
         except SpoolCorrupt as error:  # of the whole file; what is sealed in it may still be readable
             self._files.confirm_damage(name)
             rows = self._catalog.open_batches_of(name)
             if witness is not None and witness.file == file_number(name):
                 held = plural(witness.events, "event")
-                error = SpoolCorrupt(f"{error.message}; it was to hold {held}, those that are sealed included", hint=error.hint)
+                error = SpoolCorrupt(f"{error.message}; it should hold {held}, including sealed ones", hint=error.hint)
             for row in rows:
                 self._quarantine.leave_in_file(row, name, error)
             if not rows:
@@ -765,7 +765,7 @@ class SqliteSpool:
             blobs.renumber(changes)
             headers.update({to: header for _, to, header in changes})
         for batch, header in headers.items():
-            log.warning("batch %d in %s.db is unknown to the catalog, and is taken up", batch, blobs.name)
+            log.warning("batch %d in %s.db is unknown to the catalog, adopting it", batch, blobs.name)
             self._catalog.adopt(batch, header, blobs.name)
 
     def _seal_rows(self, rows: Sequence[BatchRow], blobs: BlobFile) -> None:
@@ -815,8 +815,8 @@ class SqliteSpool:
                 return
             if unsent := self._catalog.unsent_of(self._batches_in(name)):
                 raise SpoolError(
-                    f"blobs/{name}.db holds batches that the catalog does not know to be stored: {unsent[:10]}",
-                    hint="run `jobs-backup archive --once`, which takes them up",
+                    f"blobs/{name}.db holds batches that the catalog does not know as uploaded: {unsent[:10]}",
+                    hint="run `jobs-backup archive --once`, which uploads them",
                 )
             self._files.remove(name)
             self._known_files.discard(name)
@@ -824,7 +824,7 @@ class SqliteSpool:
             if not self._files.exists(name):
                 return  # another process has removed it
             self._known_files.discard(name)
-            log.warning("a file of the spool that is not needed any more can't be removed yet: %s", error.one_line())
+            log.warning("cannot remove an unneeded file of the spool yet: %s", error.one_line())
 
     def _refuse_to_upgrade_in_use(self) -> None:
         if not Catalog.is_older(self.directory / "catalog.db"):
@@ -834,7 +834,7 @@ class SqliteSpool:
             if self._is_alive(path.stem) and Catalog.is_older(self.directory / "catalog.db"):
                 raise SpoolError(
                     f"{self.directory} is used by a process with an earlier version of jobs-backup",
-                    hint="stop it first: what it has recorded is kept",
+                    hint="stop it first: what it recorded is kept",
                 )
 
 

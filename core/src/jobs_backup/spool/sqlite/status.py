@@ -63,9 +63,9 @@ def look(directory: Path, *, only_reads: bool = False) -> Generator[Catalog]:
         if has_blobs:
             raise SpoolError(
                 f"{path} is missing, but the files in {directory / 'blobs'} may hold events",
-                hint="run `jobs-backup archive --once`, which makes the catalog anew from them",
+                hint="run `jobs-backup archive --once`, which rebuilds the catalog from them",
             )
-        raise SpoolError(f"there is no spool in {directory}", hint="set JOBS_BACKUP_SPOOL_DIR as those do that record")
+        raise SpoolError(f"no spool found in {directory}", hint="set JOBS_BACKUP_SPOOL_DIR as in the processes that record")
     if Catalog.is_older(path):
         raise SpoolError(
             f"{directory} was written by an earlier version",
@@ -193,13 +193,13 @@ def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreada
 def _behind(stores: Sequence[StoreStatus], unreadable: Mapping[str, str], is_damaged: bool, oldest: float, longest: float) -> str:
     for one in stores:
         if one.streams and (one.error or one.paused):  # else nothing is waiting there
-            return " ".join(f"{one.location} {'is paused' if one.paused else 'fails'}: {one.error}".split())
+            return " ".join(f"uploads to {one.location} {'are paused' if one.paused else 'fail'}: {one.error}".split())
     for file, error in unreadable.items():
-        return f"the events in {file} can't be sent yet: {error}"
+        return f"the events in {file} cannot be uploaded yet: {error}"
     if is_damaged:
-        return "some events were damaged on the disk, and are set aside"
+        return "some events were damaged on the disk, and are quarantined"
     if oldest > longest:
-        return f"the oldest event waits for {oldest:.0f} s, more than {longest:.0f} s"
+        return f"the oldest event has waited for {oldest:.0f} s, more than {longest:.0f} s"
     return ""
 
 
@@ -241,13 +241,13 @@ def check_directory(directory: Path, min_free: int) -> None:
     Raises:
         SpoolError: it could not.
     """
-    hint = "set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user may write to"
+    hint = "set JOBS_BACKUP_SPOOL_DIR to a directory on a local disk that this user can write to"
     try:
         existing = next(path for path in (directory, *directory.parents) if path.exists())
         if not existing.is_dir():
-            raise SpoolError(f"{existing} is no directory", hint=hint)
+            raise SpoolError(f"{existing} is not a directory", hint=hint)
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise SpoolError(f"{existing} can't be written by this user", hint=hint)
+            raise SpoolError(f"{existing} is not writable by this user", hint=hint)
         refuse_network(directory)
         free = free_bytes(existing)
     except OSError as error:

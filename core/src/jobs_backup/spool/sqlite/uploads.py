@@ -104,7 +104,7 @@ def _decode(data: bytes, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SpoolCorrupt("the journal of uploads is not what was written", hint="look at the disk") from None
+        raise SpoolCorrupt("the journal of uploads is not what was written", hint="check the disk") from None
 
 
 def writable(text: str) -> str:

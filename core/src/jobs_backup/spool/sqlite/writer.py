@@ -213,7 +213,7 @@ class Writer:
         try:
             self.seal()
         except SpoolError as error:
-            log.warning("sealing failed, tried again later: %s", error.one_line())
+            log.warning("sealing failed, retrying later: %s", error.one_line())
 
     def _close(self) -> list[InputPosition]:
         self._seal_older(0.0)
@@ -328,7 +328,7 @@ class Writer:
         def renew() -> None:
             if self._session is not lost or self._closed:
                 return
-            log.error("the session is given up, and another one begun; what was recorded is kept: %s", error.one_line())
+            log.error("abandoning the session and starting another one; what was recorded is kept: %s", error.one_line())
             session = self._renew(lost, self._blobs)
             self._session, self._blobs, self._file_number, self._events = session, session.blobs, 0, 0
             self._open, self._full, self._known = {}, [], True
@@ -381,7 +381,7 @@ class Writer:
                 self._in_step(lambda: self._seal_and_leave([*self._full, *full]))
         except Exception as error:  # noqa: BLE001 - see below
             # What was recorded is safe, so its caller gets no error; sealing is retried when the next batch is due.
-            log.warning("sealing failed, tried again later: %s", error)
+            log.warning("sealing failed, retrying later: %s", error)
 
     def _seal_and_leave(self, batches: Sequence[OpenBatch]) -> None:
         self._seal(batches)
