@@ -92,7 +92,7 @@ def test_another_file_of_the_same_name_is_read_from_its_beginning(tmp_path: Path
     env = file_environment(tmp_path)
     summary("run", ndjson(tmp_path / "in", 10), "--source-id", "web", env=env)
     _, _, stderr = run("run", ndjson(tmp_path / "in", 20, first=100), "--source-id", "web", env=env)
-    assert "not the file that it was" in stderr
+    assert "another file than at the last run" in stderr
     assert numbers(tmp_path) == [*range(10), *range(100, 120)]
 
 
@@ -305,7 +305,7 @@ def test_archive_says_in_its_log_why_nothing_is_sent(tmp_path: Path) -> None:
     with start("archive", env=env) as process:
         assert process.stderr is not None
         logged = ""
-        while "is paused for" not in logged:
+        while "are paused for" not in logged:
             logged += process.stderr.readline()
         assert f"mkdir -p {tmp_path / 'bucket'}" in logged
         process.terminate()
@@ -353,7 +353,7 @@ def test_a_corrected_bucket_gets_what_waited_for_the_wrong_one(tmp_path: Path) -
     assert "does not exist" in stderr
     code, _, stderr = run("run", file, "--source-id", "web", "-v", env=env)
     assert code == 0
-    assert "bukket, which never accepted anything, and now go where the settings say" in stderr
+    assert "bukket, which never accepted anything, and now go to the bucket in the settings" in stderr
     assert numbers(tmp_path) == list(range(10))
 
 
@@ -394,7 +394,7 @@ def test_each_command_has_a_summary_of_its_own(tmp_path: Path) -> None:
     said = run("delivered", env=env, stdin='"1"\n"2"\n')[2]
     assert "jobs-backup: 0 events acknowledged, 2 unknown; " in said
     assert "2 job ids unknown" in said
-    assert run("archive", "--once", env=env)[2].startswith("jobs-backup: 0 events in 0 objects (0 bytes) stored in file:")
+    assert run("archive", "--once", env=env)[2].startswith("jobs-backup: 0 events in 0 objects (0 bytes) uploaded to file:")
     assert run("replay", "--kind", "failed", env=env)[2].startswith("jobs-backup: 2 events of 1 object (")
     assert "1 object (" in run("replay", "--kind", "failed", "--dry-run", env=env)[1]
 
@@ -427,7 +427,7 @@ def test_a_message_for_every_wrong_configuration(tmp_path: Path) -> None:
     cases: list[tuple[list[str | Path], dict[str, str], list[str]]] = [
         ([file], without, ["JOBS_BACKUP_STORAGE_PROVIDER is not set"]),
         ([file], {**without, "JOBS_BACKUP_STORAGE_PROVIDR": "S3"}, ["JOBS_BACKUP_STORAGE_PROVIDR is: a typo?"]),
-        ([file], {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "floppy"}, ["no provider 'floppy' is installed (installed: ", "FILE"]),
+        ([file], {**good, "JOBS_BACKUP_STORAGE_PROVIDER": "floppy"}, ["provider 'floppy' is not installed (installed: ", "FILE"]),
         ([file], no_bucket, ["JOBS_BACKUP_BUCKET is not set"]),
         ([file], {**good, "JOBS_BACKUP_BATCH_EVENTS": "many"}, ["JOBS_BACKUP_BATCH_EVENTS='many'"]),
         ([file], {**good, "JOBS_BACKUP_UPLOAD_FREQUENCY": "5 parsecs"}, ["JOBS_BACKUP_UPLOAD_FREQUENCY", "such as"]),

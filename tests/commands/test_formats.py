@@ -155,7 +155,7 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "zlib": (zlib.compress(LINES), "zlib"),
     "zlib, as fast as can be": (zlib.compress(LINES, 1), "zlib"),
     "Snappy": (b"\xff\x06\x00\x00sNaPpY" + bytes(100), "Snappy"),
-    "CR": (LINES.replace(b"\n", b"\r"), "CR alone"),
+    "CR": (LINES.replace(b"\n", b"\r"), "CR only"),
     "a text sequence": (b"".join(b"\x1e" + line + b"\n" for line in LINES.splitlines()), "RFC 7464"),
 }
 TWICE = {"gzip in gzip": gzip.compress(gzip.compress(LINES)), "gzip behind a mark": b"\xef\xbb\xbf" + gzip.compress(LINES)}

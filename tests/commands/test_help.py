@@ -129,7 +129,7 @@ def test_every_error_and_warning_of_the_command_ends_with_a_code_that_help_expla
         lines = [
             line
             for line in err.splitlines()
-            if line and not line.startswith(("Usage:", "Try '", "Error: ")) and " stored in " not in line
+            if line and not line.startswith(("Usage:", "Try '", "Error: ")) and " uploaded to " not in line
         ]
         for line in lines:
             found = re.search(r" \[(\w+)\]$", line)

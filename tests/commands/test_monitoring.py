@@ -98,7 +98,7 @@ class TestTheCommand:
             port = str(taken.getsockname()[1])
             environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_HOST=host, JOBS_BACKUP_METRICS_PORT=port)
             code, _, stderr = run("archive", env=environment)
-        assert (code, "can't be listened on" in stderr, stderr.count("\n")) == (2, True, 1)
+        assert (code, "cannot listen on" in stderr, stderr.count("\n")) == (2, True, 1)
         assert read_status(tmp_path / "spool").processes == [], "it left nothing behind"
 
     def test_a_wrong_port_is_refused(self, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ class TestBehind:
         spool.pause(error, seconds=60)
         assert self.behind(tmp_path) == "", "nothing waits"
         record(spool, [b"{}\n"])
-        assert self.behind(tmp_path) == "s3://bucket is paused: no right"
+        assert self.behind(tmp_path) == "uploads to s3://bucket are paused: no right"
         spool.pause(error, seconds=-60)
         assert self.behind(tmp_path) == "s3://bucket fails: no right"
         spool.seal()
@@ -376,7 +376,7 @@ class TestBehind:
         (tmp_path / "quarantine/rotten").write_bytes(b"")
         with tampering(spool._catalog._database) as db:
             db.execute("INSERT INTO damages VALUES ('quarantine/rotten', 1, 'raw', 'w', 'web', 0, 0, 'rotten')")
-        assert "set aside" in self.behind(tmp_path)
+        assert "quarantined" in self.behind(tmp_path)
         (tmp_path / "quarantine/rotten").unlink()
         assert self.behind(tmp_path) == ""
         spool.close()

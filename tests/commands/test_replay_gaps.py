@@ -48,7 +48,7 @@ def test_what_was_forgotten_is_missed_where_it_was_asked_for(tmp_path: Path) -> 
     record(env, b'{"n":5}', source="new")
     code, out, err = run("replay", "--payload-only", env=env)
     assert (code, out) == (1, '{"n":5}\n')
-    assert "3 objects with 4 events forgotten (JOBS_BACKUP_CATALOG_DAYS): --list finds it in the bucket [Forgotten]" in err
+    assert "3 objects with 4 events forgotten (JOBS_BACKUP_CATALOG_DAYS): --list finds the rest in the bucket [Forgotten]" in err
     code, out, _ = run("replay", "--payload-only", "--list", env=env)
     assert (code, sorted(out.split())) == (0, [f'{{"n":{n}}}' for n in range(1, 6)])
     assert "2 objects with 3 events" in dry_run(env, "--source-id", "web")[1]["missing"]
@@ -146,7 +146,7 @@ def test_a_fresh_spool_says_since_when_it_knows(tmp_path: Path) -> None:
     code, out, err = run("replay", "--output", tmp_path / "back", "--json", env=env)
     found = json.loads(out)
     assert (code, found["events"]) == (0, 1)
-    assert f"as this spool has known it since {found['known_since']}" in err
+    assert f"as known to this spool since {found['known_since']}" in err
 
 
 def test_an_earlier_version_that_forgot_something_is_not_believed(tmp_path: Path) -> None:

@@ -476,7 +476,7 @@ def test_azures_files_are_read_again(tmp_path: Path, kind: str, answer: str) -> 
     ("variables", "why"),
     [
         ({"AZURE_STORAGE_SAS_TOKEN_FILE": "FILE"}, "AZURE_STORAGE_SAS_TOKEN_FILE is not a SAS"),
-        ({"AZURE_STORAGE_ACCESS_KEY_FILE": "FILE"}, "AZURE_STORAGE_ACCESS_KEY_FILE is no key"),
+        ({"AZURE_STORAGE_ACCESS_KEY_FILE": "FILE"}, "AZURE_STORAGE_ACCESS_KEY_FILE is not the key"),
         ({"AZURE_STORAGE_ACCESS_KEY_FILE": "FILE", "AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=1"}, "only one of them"),
         ({"AZURE_STORAGE_SAS_TOKEN_FILE": "sv=1&sig=canary"}, "not a path: save it in a file"),
     ],

@@ -401,7 +401,7 @@ def test_the_command_shows_no_secret(tmp_path: Path, fault: str) -> None:
     assert [canary for canary in CANARIES if canary in everything] == []
     assert "4 lines rejected" in everything
     assert "botocore" not in everything
-    assert ("stored web/gw/" in everything) is (fault == "nothing")
+    assert ("uploaded web/gw/" in everything) is (fault == "nothing")
 
 
 def test_what_is_printed_can_not_steer_a_terminal() -> None:
@@ -627,11 +627,11 @@ def test_tls_is_verified_by_the_command_unless_it_is_turned_off(tmp_path: Path, 
     code, _, stderr = run(*arguments, env=env)
     assert code == 1
     assert "certificate verify failed" in stderr
-    assert "give the store's CA in JOBS_BACKUP_S3_CA_BUNDLE" in stderr
+    assert "set JOBS_BACKUP_S3_CA_BUNDLE to the store's CA" in stderr
     assert server.requests == []
     code, _, stderr = run(*arguments, env={**env, "JOBS_BACKUP_S3_VERIFY_TLS": "false"})
     assert code == 0
-    assert "JOBS_BACKUP_S3_VERIFY_TLS is off: nobody checks that https://127.0.0.1" in stderr
+    assert "JOBS_BACKUP_S3_VERIFY_TLS is off: the identity of https://127.0.0.1" in stderr
     assert [request.method for request in server.requests] == ["POST", "PUT", "POST"]
     (tmp_path / "in").write_text('{"n":2}\n')
     code, _, stderr = run(*arguments, env={**env, "AWS_CA_BUNDLE": str(bundle)})

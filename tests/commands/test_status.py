@@ -154,7 +154,7 @@ def test_without_its_catalog_what_the_other_files_may_hold_is_named(tmp_path: Pa
 
 def test_an_empty_spool_and_none(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["status"], env={"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)})
-    assert (result.exit_code, "there is no spool in" in result.stderr) == (2, True)
+    assert (result.exit_code, "no spool found in" in result.stderr) == (2, True)
     open_spool(tmp_path).close()
     assert "nothing waits" in status(tmp_path)
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.db"))

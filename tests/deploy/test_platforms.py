@@ -31,7 +31,7 @@ def test_the_command_names_the_platform_in_one_line(argument: str) -> None:
 @pytest.mark.parametrize("name", jobs_backup.__all__)
 def test_the_library_names_the_platform(name: str) -> None:
     done = python(f"{WINDOWS}import jobs_backup\ntry:\n    jobs_backup.{name}\nexcept ImportError as error:\n    print(error)\n")
-    assert "runs on Linux and macOS only" in done.stdout, done.stderr
+    assert "only Linux and macOS are supported" in done.stdout, done.stderr
 
 
 def test_the_documents_say_which_platforms() -> None:

@@ -187,31 +187,31 @@ def test_a_connection_string_has_what_the_other_variables_have() -> None:
         ({"AZURE_STORAGE_ACCOUNT": ""}, "AZURE_STORAGE_ACCOUNT is not set"),
         ({"AZURE_STORAGE_ACCOUNT": "My.Account"}, "AZURE_STORAGE_ACCOUNT: 'My.Account' is not a valid name of a storage account"),
         ({"JOBS_BACKUP_BUCKET": "Upper"}, "JOBS_BACKUP_BUCKET='Upper' is not a valid container name"),
-        ({"JOBS_BACKUP_BUCKET": "two--lines"}, "is no name of a container"),
-        ({"JOBS_BACKUP_BUCKET": "a/b"}, "is no name of a container"),
+        ({"JOBS_BACKUP_BUCKET": "two--lines"}, "is not a valid container name"),
+        ({"JOBS_BACKUP_BUCKET": "a/b"}, "is not a valid container name"),
         ({"AZURE_STORAGE_BLOB_ENDPOINT": "storage.example"}, "AZURE_STORAGE_BLOB_ENDPOINT: expected a URL"),
         ({"AZURE_STORAGE_BLOB_ENDPOINT": f"https://storage.example/?{SAS}"}, "AZURE_STORAGE_BLOB_ENDPOINT: expected a URL"),
         ({"AZURE_STORAGE_BLOB_ENDPOINT": "http://["}, "AZURE_STORAGE_BLOB_ENDPOINT: expected a URL"),
         ({"AZURE_STORAGE_BLOB_ENDPOINT": "https://host:notaport"}, "AZURE_STORAGE_BLOB_ENDPOINT: expected a URL"),
         ({"AZURE_STORAGE_BLOB_ENDPOINT": "https://me:canary@storage.example"}, "AZURE_STORAGE_BLOB_ENDPOINT: expected a URL"),
-        ({"AZURE_STORAGE_ACCESS_KEY": "canary, no base64"}, "AZURE_STORAGE_ACCESS_KEY is no key"),
+        ({"AZURE_STORAGE_ACCESS_KEY": "canary, no base64"}, "AZURE_STORAGE_ACCESS_KEY is not the key"),
         ({"AZURE_STORAGE_SAS_TOKEN": "canary"}, "AZURE_STORAGE_SAS_TOKEN is not a SAS"),
         ({"AZURE_STORAGE_SAS_TOKEN": f"https://account1.blob.core.windows.net/?{SAS}"}, "AZURE_STORAGE_SAS_TOKEN is not a SAS"),
         (
             {"AZURE_STORAGE_SAS_TOKEN": SAS, "AZURE_STORAGE_ACCESS_KEY": KEY},
-            "AZURE_STORAGE_ACCESS_KEY and AZURE_STORAGE_SAS_TOKEN are set: only one",
+            "AZURE_STORAGE_ACCESS_KEY and AZURE_STORAGE_SAS_TOKEN are set, but only one",
         ),
         (
             {"AZURE_STORAGE_CONNECTION_STRING": f"AccountName=account1;AccountKey={KEY}"},
-            "AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_CONNECTION_STRING are set: only one",
+            "AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_CONNECTION_STRING are set, but only one",
         ),
         (
             {"AZURE_STORAGE_ACCOUNT": "", "AZURE_STORAGE_CONNECTION_STRING": "AccountName=account1"},
-            "AZURE_STORAGE_CONNECTION_STRING has to have",
+            "AZURE_STORAGE_CONNECTION_STRING must contain",
         ),
         (
             {"AZURE_STORAGE_ACCOUNT": "", "AZURE_STORAGE_CONNECTION_STRING": "AccountName=account1;AccountKey=canary!"},
-            "AZURE_STORAGE_CONNECTION_STRING: AccountKey is no key",
+            "AZURE_STORAGE_CONNECTION_STRING: AccountKey is not the key",
         ),
         (
             {"AZURE_STORAGE_ACCOUNT": "", "AZURE_STORAGE_CONNECTION_STRING": f"AccountKey={KEY};BlobEndpoint=http://["},
@@ -308,7 +308,7 @@ def test_no_body_is_in_memory_as_a_whole(azure: Azurite, container: str) -> None
 def test_one_request_has_a_limit(server: FaultProxy) -> None:
     body = BytesBody(b"")
     body.size = 5000 * MiB + 1
-    with pytest.raises(NotSupported, match="bytes in one request") as caught:
+    with pytest.raises(NotSupported, match="bytes are too many for one request") as caught:
         hooks(scripted(server.url)).write("key", body, checksum=0)
     assert "JOBS_BACKUP_MULTIPART_THRESHOLD" in caught.value.hint
     assert server.requests == []

@@ -124,9 +124,9 @@ def test_everything_is_granted(store: Store, bucket: str, spool: dict[str, str])
     assert code == 0
     assert set(outcomes.values()) == {"granted", "supported"}
     assert report["notes"] == [
-        "read is permitted, which is more than backups need: it is for jobs-backup replay",
-        "list is permitted, which is more than backups need: it is for jobs-backup replay --list",
-        "delete is permitted, which is more than backups need: it is for deleting delivered events",
+        "read is granted, which is more than backups need: it is for jobs-backup replay",
+        "list is granted, which is more than backups need: it is for jobs-backup replay --list",
+        "delete is granted, which is more than backups need: it is for deleting delivered events",
     ]
     assert report["left"] == []
     assert store.keys(bucket) == []
@@ -462,7 +462,7 @@ def test_unknown_setting_is_warned_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "more", "why"),
     [
-        ("file/spool", {"JOBS_BACKUP_SPOOL_MIN_FREE": "1MiB"}, "is no directory"),
+        ("file/spool", {"JOBS_BACKUP_SPOOL_MIN_FREE": "1MiB"}, "is not a directory"),
         ("spool", {"JOBS_BACKUP_SPOOL_MIN_FREE": "900TiB"}, "JOBS_BACKUP_SPOOL_MIN_FREE"),
     ],
 )

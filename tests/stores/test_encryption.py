@@ -316,7 +316,7 @@ TAMPERED = {
 class TestTampering:
     @pytest.mark.parametrize("size", [0, HEADER_BYTES, HEADER_BYTES + 15, SECOND + 1, SECOND + 16, LAST + 15])
     def test_as_many_bytes_as_no_object_has_are_refused_unread(self, size: int) -> None:
-        with pytest.raises(IntegrityError, match="as many as no encrypted object has"):
+        with pytest.raises(IntegrityError, match="which no encrypted object can have"):
             DecryptedBody(BytesBody(WHOLE[:size]), Keys([KEY]), "object")
 
     @pytest.mark.parametrize("name", TAMPERED)
@@ -495,7 +495,7 @@ class TestKeys:
     def test_no_log_line_has_a_key(self, tmp_path: Path) -> None:
         env = encrypting(file_environment(tmp_path), KEY, OTHER)
         _, out, err = run("run", "--source-id", "web", "--verbose", env=env, stdin='{"messageId":"m"}\n')
-        assert "stored web/" in err
+        assert "uploaded web/" in err
         without_key(out + err, text_of(KEY), text_of(OTHER), KEY.hex(), OTHER.hex())
 
 
@@ -683,7 +683,7 @@ class TestRotation:
         assert [key.split("/")[0] for key in objects(tmp_path)] == ["second"]
         code, out, _ = run("status", env=encrypting(env, OTHER))
         assert key_id(KEY) in out
-        assert "add it behind the others in JOBS_BACKUP_ENCRYPTION_KEY" in out
+        assert "add it after the others in JOBS_BACKUP_ENCRYPTION_KEY" in out
         without_key(out + err, text_of(KEY), text_of(OTHER))
         assert summary("archive", "--once", env=encrypting(env, OTHER, KEY))["complete"]
         assert replay(encrypting(env, OTHER, KEY)) == [b'{"n":1}', b'{"n":2}']
@@ -945,7 +945,7 @@ class TestBehindAnotherWrapper:
         with Backup.from_env(env) as backup:
             assert archiver_of(backup).drain(120)
             (waiting,) = session_of(backup).spool.waiting()
-            assert "would not have the bytes of the first attempt" in waiting.error
+            assert "would differ from the first attempt" in waiting.error
         assert objects(tmp_path) == {}
         monkeypatch.setenv("LEVEL", "1")
         with Backup.from_env(env) as backup:
@@ -972,7 +972,7 @@ class TestBehindAnotherWrapper:
             assert process.returncode == -9
             proxy.clear()
             code, _, err = run("run", file, "--source-id", "web", env=env | {"LEVEL": "9"})
-            assert (code, "would not have the bytes of the first attempt" in err) == (1, True), err
+            assert (code, "would differ from the first attempt" in err) == (1, True), err
             assert run("run", file, "--source-id", "web", env=env)[0] == 0
             assert operations(proxy.requests)["CreateMultipartUpload"] == 0
             assert replay(may_read(env, store, bucket)) == payloads
@@ -983,7 +983,7 @@ def test_a_name_that_is_almost_that_of_the_key_is_an_error(tmp_path: Path) -> No
     key = text_of(OTHER)
     for name in ("JOBS_BACKUP_ENCRYPTION_KEYS", "JOBS_BACKUP_ENCRYPT_KEY", "JOBS_BACKUP_ENCRYPTION_KEYFILE"):
         code, _, err = run("run", "--source-id", "web", env=file_environment(tmp_path) | {name: key}, stdin="{}\n")
-        assert (code, f"{name} is set, and JOBS_BACKUP_WRAPPERS does not name encryption" in err) == (2, True), err
+        assert (code, f"{name} is set, but JOBS_BACKUP_WRAPPERS does not name encryption" in err) == (2, True), err
         without_key(err, key)
     (tmp_path / "docker.env").write_text(f"JOBS_BACKUP_ENCRYPTION_KEY:{key}\n")
     code, _, err = run("archive", "--once", "--env-file", tmp_path / "docker.env", env=file_environment(tmp_path))
@@ -1006,4 +1006,4 @@ def test_nothing_of_what_somebody_else_has_put_there(tmp_path: Path) -> None:
     assert (code, out) == (1, '{"n":1}\n')
     assert f"{forged.relative_to(tmp_path / 'bucket')} has no .enc" in err
     code, _, err = run("replay", "--list", "--wrapped-only", env=file_environment(tmp_path))
-    assert (code, "JOBS_BACKUP_WRAPPERS names none" in err) == (2, True)
+    assert (code, "needs a wrapper in JOBS_BACKUP_WRAPPERS" in err) == (2, True)

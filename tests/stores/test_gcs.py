@@ -313,7 +313,7 @@ def test_killed_in_the_middle_of_an_upload_the_next_start_continues(
         (refusal(405), NotSupported, "ENDPOINT"),
         (refusal(418, "a teapot"), StorageError, ""),
         (Answer(200, b"<html>captive portal"), JobsBackupError, ""),
-        (Answer(200, b"{}", {"Content-Type": "application/json"}), Unavailable, "may not be the store"),
+        (Answer(200, b"{}", {"Content-Type": "application/json"}), Unavailable, "may not come from the store"),
     ],
 )
 def test_answers_of_the_store(answer: Answer, expected: type[JobsBackupError], hint: str) -> None:
@@ -512,8 +512,8 @@ def test_no_credentials_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         (None, "No such file"),
         ("", "is no JSON"),
         ("{", "is no JSON"),
-        ("[]", "has no credentials of a kind that is known"),
-        ('{"type":"dummy","private_key":"canary"}', "has no credentials of a kind that is known"),
+        ("[]", "has no known kind of credentials"),
+        ('{"type":"dummy","private_key":"canary"}', "has no known kind of credentials"),
     ],
 )
 def test_a_file_of_credentials_that_can_not_be_used_is_told_at_once(tmp_path: Path, content: str | None, why: str) -> None:

@@ -56,7 +56,7 @@ def test_a_file_that_is_missing_is_named(
     assert type(error) is Unauthenticated, error.one_line()
     assert f"{variable}: {path}: No such file or directory" in str(error)
     assert error.hint.startswith(
-        f"mount the file there, or correct or unset {variable}; in Kubernetes, look at the pod's service account"
+        f"mount the file there, or correct or unset {variable}; in Kubernetes, check the pod's service account"
     )
 
 
@@ -203,7 +203,7 @@ def test_a_file_of_profiles_that_is_none(variable: str, content: bytes, tmp_path
     path = tmp_path / "profiles"
     path.write_bytes(content)
     error = refusal("S3", {**_ALONE, variable: str(path)}, monkeypatch)
-    assert f"{variable}: {path}: it is not a file of profiles" in str(error)
+    assert f"{variable}: {path}: the SDK cannot read it as a file of profiles" in str(error)
     assert error.hint == f"correct it, or unset {variable}"
     assert not error.retryable
 

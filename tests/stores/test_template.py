@@ -227,8 +227,8 @@ def test_its_own_tests_pass_and_nothing_is_skipped_that_could_run(project: Proje
     if not project.http:
         of_http = {name for name in dir(StrangerConformance) if name.startswith("test_")}
         of_http |= {name for name, one in vars(RefusalConformance).items() if name.startswith("test_") and _needs_http(one)}
-        without |= dict.fromkeys(of_http, "no store at another URL was given (fixture environment_at)")
-        without["test_without_rights"] = "no credentials without rights were given (fixture environment_without_rights)"
+        without |= dict.fromkeys(of_http, "no store at another URL was provided (fixture environment_at)")
+        without["test_without_rights"] = "no credentials without permissions were provided (fixture environment_without_rights)"
     assert {name.partition("[")[0]: told for name, told in found["skipped"].items()} == without
     passed = Counter(name.partition("[")[0] for name in found["passed"])
     assert suite - without.keys() <= passed.keys()

@@ -134,7 +134,7 @@ class TestBroken:
         server = trusted(plain)
         error = write(provider, environment(provider, server.url, server.certificate))
         assert type(error) is ConfigurationError
-        assert "speaks no TLS" in error.hint
+        assert "does not use TLS" in error.hint
         assert not error.refused
         assert server.arrived >= len(BODY)
 

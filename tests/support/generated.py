@@ -77,12 +77,12 @@ def conformance() -> str:
     parts = [
         "# The conformance suite\n\n<!-- Generated from the tests' docstrings: change those, then run `make reference`. -->\n",
         "What each test of `jobs_backup.testing.conformance.ProviderConformance` wants, and why."
-        " [Write a provider](../provider-guide.md#6-the-conformance-suite) tells how to run them.\n",
+        " [Write a provider](../provider-guide.md#6-the-conformance-suite) explains how to run them.\n",
     ]
     titles = {
         ProviderConformance: "Form, objects, reading back",
-        MultipartConformance: "Uploads in parts\n\nSkipped as a whole for a provider that has no hooks for them.",
-        RefusalConformance: "Refusals and failures\n\nSome need a fixture more: `environment_without_rights`, `environment_at`.",
+        MultipartConformance: "Uploads in parts\n\nAll skipped for a provider without these hooks.",
+        RefusalConformance: "Refusals and failures\n\nSome need a further fixture: `environment_without_rights`, `environment_at`.",
         StrangerConformance: "Answers of a proxy, and faults\n\nAll of them need the fixture `environment_at`.",
     }
     for class_, title in titles.items():
@@ -99,7 +99,7 @@ def library() -> str:
     """The reference of what providers and wrappers import, beside the hooks."""
     parts = [
         "# Library\n\n<!-- Generated from the docstrings: change those, then run `make reference`. -->\n",
-        "What providers and wrappers import, beside [the hooks](hooks.md). [Compatibility](../compatibility.md) tells how it may"
+        "What providers and wrappers import, beside [the hooks](hooks.md). [Compatibility](../compatibility.md) explains how it may"
         " change.\n",
     ]
     for module in (model, bodies, sdk, errors, settings, checksum):
@@ -174,13 +174,13 @@ def http() -> str:
     made = openapi.document(ServerSettings())
     parts = [
         "# HTTP\n\n<!-- Generated from the server's OpenAPI document: change that, then run `make reference`. -->\n",
-        "What [`jobs-backup serve`](../serve.md) answers. [openapi.json](openapi.json) is the whole document, with the schemas.\n",
-        'Every answer that is no success has a body such as `{"error": {"code": ..., "message": ..., "hint": ..., "index": ...,'
+        "Responses of [`jobs-backup serve`](../serve.md). [openapi.json](openapi.json) is the whole document, with the schemas.\n",
+        'Every response other than success has a body such as `{"error": {"code": ..., "message": ..., "hint": ..., "index": ...,'
         ' "request_id": ...}}`; [messages](../messages.md) has a section for each code.\n',
     ]
     for path, methods in made["paths"].items():
         for method, operation in methods.items():
-            who = " or ".join(sorted({name for one in operation["security"] for name in one})) or "everybody"
+            who = " or ".join(sorted({name for one in operation["security"] for name in one})) or "everyone"
             parts.append(f"## {method.upper()} {path}\n\n{operation['summary']}. For: {who}.\n")
             if takes := operation.get("requestBody", {}).get("content"):
                 parts.append(f"Takes {', '.join(f'`{type_}`' for type_ in takes)}.\n")

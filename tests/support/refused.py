@@ -119,21 +119,21 @@ _S3: Final = (
     Refusal("AllAccessDisabled", "", Unauthenticated, "ask its support"),
     Refusal("InvalidObjectState", "", NotSupported, "restore it", "read"),
     Refusal("SomethingElse", "what no table has", PermissionDenied, "look SomethingElse up"),
-    Refusal("", "", PermissionDenied, "a proxy's or a firewall's", meaning="no code: an empty answer, or a page"),
+    Refusal("", "", PermissionDenied, "a proxy or a firewall", meaning="no code: an empty answer, or a page"),
 )  # fmt: skip
 _MINIO: Final = (
     Refusal("AccessDenied", "Access Denied.", PermissionDenied, _GRANT_S3),
     Refusal("XMinioAdminBucketQuotaExceeded", "Bucket quota exceeded", Unavailable, _QUOTA),
     Refusal("RequestTimeTooSkewed", "", Unauthenticated, "clock"),
     Refusal("InvalidAccessKeyId", "", Unauthenticated, "check the access key"),
-    Refusal("", "", PermissionDenied, "a proxy's or a firewall's", meaning="no code: an empty answer, or a page"),
+    Refusal("", "", PermissionDenied, "a proxy or a firewall", meaning="no code: an empty answer, or a page"),
 )
 _SPACES: Final = (
     Refusal("AccessDenied", "", PermissionDenied, "grant readwrite on my-events"),
     Refusal("QuotaExceeded", "", Unavailable, _QUOTA),
     Refusal("UserSuspended", "", Unauthenticated, _ACCOUNT),
     Refusal("SignatureDoesNotMatch", "", Unauthenticated, "check the access key"),
-    Refusal("", "", PermissionDenied, "a proxy's or a firewall's", meaning="no code: an empty answer, or a page"),
+    Refusal("", "", PermissionDenied, "a proxy or a firewall", meaning="no code: an empty answer, or a page"),
 )
 _GCS: Final = (
     Refusal("forbidden", "trial@quota.iam.gserviceaccount.com does not have storage.objects.create access to the object.",
@@ -163,7 +163,7 @@ _GCS: Final = (
             "a retention policy", "delete"),
     Refusal("objectUnderActiveHold", "Object 'k' is under active Temporary hold", PermissionDenied, "a hold", "delete"),
     Refusal("somethingElse", "what no table has", PermissionDenied, "look somethingElse up"),
-    Refusal("", "", PermissionDenied, "a proxy's or a firewall's", meaning="no JSON: an empty answer, or a page"),
+    Refusal("", "", PermissionDenied, "a proxy or a firewall", meaning="no JSON: an empty answer, or a page"),
 )  # fmt: skip
 _AZURE: Final = (
     Refusal("AuthorizationPermissionMismatch", "This request is not authorized to perform this operation using this permission.",
@@ -172,7 +172,7 @@ _AZURE: Final = (
             "grant Microsoft.Storage/storageAccounts/blobServices/containers/blobs/write (SAS: w) on"
             " storageAccounts/account1/blobServices/default/containers/my-events; or the account's firewall"),
     Refusal("InsufficientAccountPermissions", "", PermissionDenied, "grant Microsoft.Storage"),
-    Refusal("AuthorizationSourceIPMismatch", "", PermissionDenied, "does not admit this address"),
+    Refusal("AuthorizationSourceIPMismatch", "", PermissionDenied, "rejects this address"),
     Refusal("AuthorizationProtocolMismatch", "", PermissionDenied, "https://"),
     Refusal("AuthorizationResourceTypeMismatch", "", PermissionDenied, "sr=c"),
     Refusal("AuthorizationServiceMismatch", "", PermissionDenied, "sr=c"),
@@ -185,7 +185,7 @@ _AZURE: Final = (
     Refusal("UnauthorizedBlobOverwrite", "", AlreadyExists, ""),
     Refusal("AccountQuotaExceeded", "The account's capacity is used up", Unavailable, _QUOTA),
     Refusal("SomethingElse", "what no table has", PermissionDenied, "look SomethingElse up"),
-    Refusal("", "", PermissionDenied, "a proxy's or a firewall's", meaning="no x-ms-request-id: a page"),
+    Refusal("", "", PermissionDenied, "a proxy or a firewall", meaning="no x-ms-request-id: a page"),
 )  # fmt: skip
 
 

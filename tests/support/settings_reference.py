@@ -23,16 +23,15 @@ HEAD: Final = """\
 <!-- Generated from the help texts in the code: change them, then run `make reference`. -->
 
 All settings are environment variables. `--env-file FILE` reads them from a `docker.env`, by the rules of `docker run --env-file`:
-one `NAME=value` a line; the value is everything behind the first `=`, quotes included; a line that begins with `#` is a comment.
+one `NAME=value` per line; the value is everything after the first `=`, including quotes; a line that begins with `#` is a comment.
 
 Durations are written as `500ms`, `30s`, `5m`, `2h`, sizes as `64MiB` (powers of 1,024) or `1GB` (powers of 1,000), switches as
-`true` or `false` (also `yes`, `no`, `on`, `off`, `1`, `0`). A variable that is empty counts as not set. A variable whose name
-begins with `JOBS_BACKUP_` and is not a setting is reported, with the nearest name that is one; so is any other name that is
-nearly a setting.
+`true` or `false` (also `yes`, `no`, `on`, `off`, `1`, `0`). An empty variable counts as not set. A variable whose name begins
+with `JOBS_BACKUP_` but is not a setting is reported, with the nearest setting. So is any other name that is close to a setting.
 
-A key, a certificate or a token in a setting for something else is refused, and nothing of it is shown. Quotes around a value, a
-comment behind it, a reference such as `${NAME}`, and a relative path in an env file are [reported](messages.md#oddvalue): they
-are taken as they are written.
+A key, a certificate or a token in a setting for something else is refused, and none of it is shown. Quotes around a value, a
+comment after it, a reference such as `${NAME}`, and a relative path in an env file are [reported](messages.md#oddvalue), and
+used as written.
 """
 
 TYPES: Final = {
@@ -55,8 +54,8 @@ def plugins_of_this_repository(kind: PluginKind) -> Iterator[tuple[str, type[Set
 def render() -> str:
     """The whole page. A setting that an earlier section has explained is only named."""
     explained: set[str] = set()
-    sections = [HEAD, _section("Core", "Whatever the provider is.", CoreSettings, explained)]
-    sections.append(_section("Server", "Of `jobs-backup serve`.", ServerSettings, explained))
+    sections = [HEAD, _section("Core", "For every provider.", CoreSettings, explained)]
+    sections.append(_section("Server", "For `jobs-backup serve`.", ServerSettings, explained))
     for name, settings in plugins_of_this_repository(providers.KIND):
         sections.append(_section(name, f"With `JOBS_BACKUP_STORAGE_PROVIDER={name}`.", settings, explained))
     for name, settings in plugins_of_this_repository(wrappers.KIND):

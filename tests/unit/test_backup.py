@@ -454,7 +454,7 @@ def test_what_json_does_not_have_is_stored_as_documented(value: Any, stored: obj
 @pytest.mark.parametrize("value", [object(), Path("x"), {None: 1}, {(1,): 1}, pytest.param(10**5000, id="huge"), 1j, lambda: 1])
 def test_what_cannot_be_json_is_refused(value: Any, tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
-        with pytest.raises(InvalidEvent, match="can't be written as JSON"):
+        with pytest.raises(InvalidEvent, match="cannot be written as JSON"):
             backup.record({"d": value}, source_id="web")
         with pytest.raises(InvalidEvent) as caught:
             backup.record_many([{}, {"d": value}], source_id="web")

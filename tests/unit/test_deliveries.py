@@ -160,7 +160,7 @@ class TestAcknowledging:
             backup.delivered([*jobs, other])
             assert settled_objects(backup, tmp_path) == set()
         told = [record.getMessage() for record in caplog.records if "web/gw" in record.getMessage()]
-        assert [("is not written" in line) for line in told] == [True]
+        assert [("is not uploaded" in line) for line in told] == [True]
         assert left_over(tmp_path) == []
 
     def test_what_was_tried_before_is_not_left_out(self, tmp_path: Path) -> None:
@@ -631,7 +631,7 @@ class TestDeleting:
         assert [len(call) for call in store.calls] == [5, 2, 1, 1], "when all that are left were refused, one is tried"
         assert all(set(call) <= set(broken) for call in store.calls[1:])
         assert store.deleted.count(broken[0]) == 1
-        assert "2 of 5 objects whose events were all delivered can't be deleted" in caplog.text
+        assert "2 of 5 delivered objects cannot be deleted" in caplog.text
 
     def test_refused_keys_are_told_by_the_status(self, spool: SqliteSpool) -> None:
         broken = [one.key for one in _peek(spool)][:2]

@@ -168,8 +168,8 @@ def test_a_relative_path_in_an_env_file_is_told_with_where_it_leads(
     name, _, text = line.partition("=")
     warn_of_relative_paths({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", "JOBS_BACKUP_WRAPPERS": "encryption", name: text})
     told = [record.getMessage() for record in caplog.records]
-    where = f"the working directory decides which directory it names, here {Path(text).absolute()}"
-    assert told == ([f"{name}: {text} is relative: {where}"] if is_relative else [])
+    where = f"the directory depends on the working directory, here {Path(text).absolute()}"
+    assert told == ([f"{name}: {text} is a relative path: {where}"] if is_relative else [])
 
 
 def test_the_commands_tell_of_it_and_go_on(tmp_path: Path) -> None:

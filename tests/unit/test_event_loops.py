@@ -212,7 +212,7 @@ def test_opened_twice(tmp_path: Path, opened: list[Backup]) -> None:
 
     async def use() -> None:
         async with backup:
-            with pytest.raises(JobsBackupError, match="open already") as caught:
+            with pytest.raises(JobsBackupError, match="already open") as caught:
                 async with backup:
                     raise AssertionError("not reached")
             assert "share it" in caught.value.hint

@@ -155,7 +155,7 @@ def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
             backup.failed(job, error="no", payload={}, failed_at=datetime(2026, 1, 1))  # noqa: DTZ001
         with pytest.raises(InvalidEvent, match="source_id is empty"):
             backup.failed(Event(payload={}, source_id=""), error="no")
-        with pytest.raises(InvalidEvent, match="can't be written"):
+        with pytest.raises(InvalidEvent, match="cannot be written"):
             backup.failed(job, error="no", payload={"a": object()})
         backup.flush(120)
     assert [event for event in events(tmp_path) if "failedAt" in event] == []
@@ -232,9 +232,9 @@ def test_codes_may_be_numbers_and_attempts_have_to_be(tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path)) as backup:
         event = Event(payload={}, source_id="web")
         backup.failed(event, error="no", code=429)
-        with pytest.raises(InvalidEvent, match="attempts is a whole number"):
+        with pytest.raises(InvalidEvent, match="attempts must be a whole number"):
             backup.failed(event, error="no", attempts="3")  # type: ignore[arg-type]
-        with pytest.raises(InvalidEvent, match="destination_id is a str"):
+        with pytest.raises(InvalidEvent, match="destination_id must be a str"):
             backup.failed(event, error="no", destination_id=7)  # type: ignore[arg-type]
     assert [event["error"]["code"] for event in events(tmp_path)] == ["429"]
 

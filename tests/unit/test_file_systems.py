@@ -177,7 +177,7 @@ def _opening(path: Any, flags: int, *_: Any, **__: Any) -> bool:
         (errno.EILSEQ, NotSupported, "shorten or change"),
         (errno.EFBIG, NotSupported, "JOBS_BACKUP_BATCH_BYTES"),
         (errno.ENOSYS, NotSupported, "another file system"),
-        (errno.ELOOP, Unavailable, "look at the file system"),
+        (errno.ELOOP, Unavailable, "check the file system"),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else None,
 )
@@ -238,7 +238,7 @@ def test_upper_and_lower_case(store: Any, tmp_path: Path) -> None:
     assert store.warnings == []
     (tmp_path / "bucket" / ".JOBS-BACKUP").mkdir()  # as a file system that does not tell them apart has it
     (warning,) = store.warnings
-    assert "upper case from lower case" in warning
+    assert "ignores upper and lower case" in warning
 
 
 def test_short_names(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

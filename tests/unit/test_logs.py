@@ -63,7 +63,7 @@ def test_a_store_that_fails_and_sigterm(tmp_path: Path) -> None:
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if "is paused" in line:
+            if "are paused" in line:
                 break
         process.send_signal(signal.SIGTERM)
         _, rest = process.communicate(timeout=120)
@@ -74,7 +74,7 @@ def test_a_store_that_fails_and_sigterm(tmp_path: Path) -> None:
     assert attempt["key"].startswith("web/gw/")
     assert 0 <= attempt["wait_seconds"] < 1, "what was drawn, not what it took"
     assert attempt["store"] == f"file://{bucket}"
-    pause = next(line for line in found if "is paused" in line["message"])
+    pause = next(line for line in found if "are paused" in line["message"])
     assert (pause["code"], pause["wait_seconds"], pause["level"]) == ("Unavailable", 5.0, "ERROR")
     said = [line for line in found if line["logger"] == "jobs_backup.cli"]
     assert [line.get("code") for line in said if "waits in" in line["message"]] == ["Waiting"]

@@ -456,7 +456,7 @@ class TestFile:
         assert value(scrape_file(path), "recorded_events_total", kind="raw") == 0
         assert list(tmp_path.glob("metrics.prom?*")) == [], "nothing half-written is left"
 
-    @pytest.mark.parametrize(("name", "why"), [("nowhere/metrics.prom", "No such file"), ("metrics.txt", "does not end in .prom")])
+    @pytest.mark.parametrize(("name", "why"), [("nowhere/metrics.prom", "No such file"), ("metrics.txt", "must end in .prom")])
     def test_one_that_can_not_be_written_is_told_at_the_start(self, name: str, why: str, tmp_path: Path) -> None:
         environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / name))
         with start("archive", env=environment) as process:
@@ -478,7 +478,7 @@ class TestFile:
                 before = (directory / "m.prom").stat().st_mtime_ns
                 assert soon(lambda: (directory / "m.prom").stat().st_mtime_ns > before), "again and again"
                 directory.rename(tmp_path / "away")
-                assert soon(lambda: "can't be written" in caplog.text)
+                assert soon(lambda: "cannot write the metrics" in caplog.text)
                 (tmp_path / "away").rename(directory)
                 backup.record({}, source_id="web")
             assert value(scrape_file(directory / "m.prom"), "recorded_events_total", kind="raw") == 1

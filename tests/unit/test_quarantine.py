@@ -147,7 +147,7 @@ def test_what_could_not_be_taken_over_is_tried_again(
         alive.recover()
         alive.recover()
     assert [error.message for error in alive.unreadable] == ["the disk is full"]
-    assert caplog.text.count("can't be taken over yet") == 1
+    assert caplog.text.count("cannot take over yet") == 1
     assert alive.recover() == 1
     assert alive.unreadable == []
     assert claim(alive).events == 1
@@ -248,5 +248,5 @@ def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFi
         ):
             backup.flush(timeout=120)
     assert [event["payload"]["n"] for event in events(tmp_path)] == [number for number in range(100) if number not in lost]
-    assert "are set aside in quarantine/" in caplog.text
+    assert "are quarantined in quarantine/" in caplog.text
     assert [name.partition("/")[0] for name in left_over(tmp_path)] == ["quarantine"]

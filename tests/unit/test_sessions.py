@@ -59,7 +59,7 @@ def test_who_records_nothing_notices_that_its_session_was_ended(tmp_path: Path) 
     record(other, [b"{}\n"])
     other.seal()
     for take in (idle.claim, lambda: idle.claim_deletes(10)):
-        with pytest.raises(FilesLost, match="was ended by another process"):
+        with pytest.raises(FilesLost, match="another process ended the session"):
             take()
     idle.seal_due()
     claim(idle)

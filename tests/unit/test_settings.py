@@ -539,5 +539,5 @@ class Store(Settings, frozen=True, kw_only=True):
 def test_another_setting_is_no_typing_error() -> None:
     with pytest.raises(ConfigurationError, match=r"(?m)DAVBOX_USER is not set$"):
         Store.from_environment({"DAVBOX_URL": "http://host"})
-    with pytest.raises(ConfigurationError, match=r"DAVBOX_USER is not set \(but DAVBOX_USSER is: a typing error\?\)"):
+    with pytest.raises(ConfigurationError, match=r"DAVBOX_USER is not set \(but DAVBOX_USSER is: a typo\?\)"):
         Store.from_environment({"DAVBOX_URL": "http://host", "DAVBOX_USSER": "alice"})

@@ -146,7 +146,7 @@ def test_what_was_recorded_before_is_sent_as_it_was_and_this_is_told_once(tmp_pa
     suffixes = sorted(key.partition(".")[2] for key in objects())
     assert suffixes == ["json.gz", "json.gz", "json.gz", "json.gz.xa"]
     (line,) = [message for message in caplog.messages if "JOBS_BACKUP_WRAPPERS" in message]
-    assert "is sent without .xa, and so is what else was recorded without it" in line
+    assert "is uploaded without .xa, like everything recorded without it" in line
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_status_tells_why_a_batch_waits(tmp_path: Path) -> None:
 def test_reading_what_was_made_by_a_wrapper_that_is_not_there(tmp_path: Path) -> None:
     record(environment(tmp_path, "inner,outer"), {"n": 1})
     (key,) = objects()
-    with pytest.raises(WrapperMissing, match=r"was sent through the wrapper of \.xa, which is not active") as caught:
+    with pytest.raises(WrapperMissing, match=r"was uploaded through the wrapper of \.xa, which is not active") as caught:
         read(environment(tmp_path, "outer"), key, tmp_path)
     assert caught.value.hint == "add it to JOBS_BACKUP_WRAPPERS"
     with pytest.raises(WrapperMissing, match="in this order"):
@@ -358,17 +358,17 @@ BROKEN = {
     "argument with a default": ((WRITE.replace("self", "self, key=''"),), "write has key with a default"),
     "no marker": (("def read(self, key): return (yield)", WRITE), "read without jobs_backup's @hookimpl(wrapper=True)"),
     "no wrapper": (("@hookimpl\ndef write(self): ...",), "write is not a wrapper: @hookimpl(wrapper=True)"),
-    "pluggy's old wrapper": (("@hookimpl(hookwrapper=True)\ndef write(self): yield",), "write is no wrapper"),
+    "pluggy's old wrapper": (("@hookimpl(hookwrapper=True)\ndef write(self): yield",), "write is not a wrapper"),
     "no generator": (("@hookimpl(wrapper=True)\ndef write(self): ...",), "function is not a generator"),
-    "first": ((WRITE.replace("True", "True, tryfirst=True"),), "write has a place of its own"),
-    "last": ((WRITE.replace("True", "True, trylast=True"),), "write has a place of its own"),
+    "first": ((WRITE.replace("True", "True, tryfirst=True"),), "write sets its own order"),
+    "last": ((WRITE.replace("True", "True, trylast=True"),), "write sets its own order"),
     "format that is none": ((OPEN, READ, "format = 'Enc'"), "its format 'Enc' is none"),
     "format of a compression": ((OPEN, READ, "format = 'gz'"), "its format 'gz' is none"),
-    "parameter that is none": ((OPEN, READ, "format = 'enc'", "parameter = 'a,b'"), "its parameter is none"),
-    "parameter that is no text": ((OPEN, READ, "format = 'enc'", "parameter = 7"), "its parameter is none"),
+    "parameter that is none": ((OPEN, READ, "format = 'enc'", "parameter = 'a,b'"), "its parameter is invalid"),
+    "parameter that is no text": ((OPEN, READ, "format = 'enc'", "parameter = 7"), "its parameter is invalid"),
     "format without read": ((OPEN, "format = 'enc'"), "does not wrap both open_body and read"),
     "format without open_body": ((READ, "format = 'enc'"), "does not wrap both open_body and read"),
-    "no hash": ((WRITE, "__hash__ = None"), "it can't be hashed"),
+    "no hash": ((WRITE, "__hash__ = None"), "it cannot be hashed"),
     "class": ((WRITE, "@classmethod\ndef from_settings(cls, environment): return cls"), "returned a class"),
 }
 
@@ -387,7 +387,7 @@ def test_a_wrapper_that_breaks_the_contract_is_named_with_the_reason(install: In
 @pytest.mark.parametrize(
     ("text", "why", "hint"),
     [
-        ("nobody", "no wrapper 'NOBODY' is installed (installed: ", "install the distribution"),
+        ("nobody", "wrapper 'NOBODY' is not installed (installed: ", "install the distribution"),
         ("first,second,First", "has FIRST twice", "once"),
     ],
 )
@@ -472,7 +472,7 @@ def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) 
     with Backup.from_env(environment(tmp_path, "inner")) as backup:
         archiver_of(backup).drain(120)
         (waiting,) = session_of(backup).spool.waiting()
-        assert "what comes to the wrappers is not what was sealed" in waiting.error
+        assert "the wrappers' input is not what was sealed" in waiting.error
     assert objects() == {}
 
 
@@ -483,7 +483,7 @@ def test_a_wrapper_without_a_format_changes_nothing_before_one_that_has_one(tmp_
         assert claim is not None
         with pytest.raises(IntegrityError, match="not what was sealed") as caught:
             session_of(backup).store.prepare(claim.batch)
-    assert "a wrapper that has no format" in caught.value.hint
+    assert "a wrapper without a format" in caught.value.hint
 
 
 def test_a_refusal_behind_the_call_does_not_mean_that_nothing_arrived(tmp_path: Path) -> None:
@@ -525,7 +525,7 @@ def test_a_key_of_encryption_that_is_not_installed_is_an_error(
 ) -> None:
     points = plugins._entry_points
     monkeypatch.setattr(plugins, "_entry_points", lambda group: [one for one in points(group) if one.name != "ENCRYPTION"])
-    with pytest.raises(ConfigurationError, match=f"{variable} is set, and JOBS_BACKUP_WRAPPERS does not name encryption"):
+    with pytest.raises(ConfigurationError, match=f"{variable} is set, but JOBS_BACKUP_WRAPPERS does not name encryption"):
         store(environment(tmp_path, "", **{variable: "x"}))
     with pytest.raises(WrapperNotFound) as caught:
         store(environment(tmp_path, "encryption", **{variable: "x"}))

@@ -34,10 +34,10 @@ class _FileBody(Body):
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(file: Path) -> None:
-    """Decrypt FILE, an object whose key ends in .enc, to standard output. All of it is verified before any of it is given: of an
-    object that was changed nothing is (exit code 1).
+    """Decrypt FILE, an object whose key ends in .enc, to standard output. All of it is verified before any of it is output: nothing
+    of a changed object is (exit code 1).
 
-    The key is that of JOBS_BACKUP_ENCRYPTION_KEY, or of the file JOBS_BACKUP_ENCRYPTION_KEY_FILE.
+    The key comes from JOBS_BACKUP_ENCRYPTION_KEY, or from the file named by JOBS_BACKUP_ENCRYPTION_KEY_FILE.
 
     \b
     Example:

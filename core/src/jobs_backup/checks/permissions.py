@@ -200,7 +200,7 @@ class _Probes:
         self._try("list", "list", self._list)
         self._try("delete", "delete", self._delete)
         self.notes += [
-            f"{right.name} is permitted, which is more than backups need: it is for {right.purpose}"
+            f"{right.name} is granted, which is more than backups need: it is for {right.purpose}"
             for right in self.rights
             if right.outcome is State.GRANTED and not right.needed
         ]

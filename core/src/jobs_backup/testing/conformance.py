@@ -183,7 +183,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         settings = settings_of(type(hooks.loaded.provider))
         required = [one.variable for one in settings.describe() if one.default is None] if settings else []
         if not required:
-            pytest.skip("the provider's class names no settings that have to be given")
+            pytest.skip("the provider's class has no required settings")
         for variable in required:
             rest = {name: value for name, value in environment.items() if name not in (variable.name, *variable.aliases)}
             with pytest.raises(ConfigurationError, match=rf"\b{variable.name}\b"):
@@ -258,7 +258,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         after_first = body.opened
         with pytest.raises(AlreadyExists):
             hooks.write("key", body, checksum=checksum)
-        assert 0 < body.opened - after_first <= after_first, "it must not try again by itself"
+        assert 0 < body.opened - after_first <= after_first, "it must not retry by itself"
         assert body.unclosed == 0
         assert inspector.get("key") == data
 
@@ -271,10 +271,10 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         checksum = crc32c(data)  # passed in, because computing it also opens the body
         seen: list[object] = []
         hooks.write("key", WatchedBody(data, lambda: seen.append(list(inspector.keys()))), checksum=checksum)
-        assert seen == [[]], "an object stood there, while bytes of it were still to come"
+        assert seen == [[]], "an object was visible while bytes of it were still to come"
         again = WatchedBody(data, lambda: seen.append(inspector.get("key") == data))
         hooks.write("key", again, checksum=checksum, if_absent=False)
-        assert seen == [[], True], "the object that stood there was gone, or changed, while bytes of the new one were still to come"
+        assert seen == [[], True], "the existing object disappeared or changed while bytes of the new one were still to come"
 
     @pytest.mark.parametrize("error", [SpoolCorrupt, OSError])
     def test_failing_body_publishes_nothing(self, hooks: Hooks, inspector: Inspector, error: type[Exception]) -> None:
@@ -364,7 +364,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         A bucket created by accident is somebody's bill, or somebody else's data.
         """
         if environment_without_bucket is None:
-            pytest.skip("no bucket that does not exist was given")
+            pytest.skip("no bucket that does not exist was provided")
         hooks = self.open(environment_without_bucket)
         assert hooks.loaded.provider.location != self.open(environment).loaded.provider.location
         for _ in range(2):
@@ -444,10 +444,8 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         while after is not None:
             page = hooks.list("in/", after)
             found += page.objects
-            assert page.after is None or page.after > after, (
-                f"the page behind {after!r} says that the next is behind {page.after!r}"
-            )
-            assert len(found) <= len(keys), f"the page behind {after!r} has objects that were given before"
+            assert page.after is None or page.after > after, f"the page after {after!r} says that the next is after {page.after!r}"
+            assert len(found) <= len(keys), f"the page after {after!r} has objects that were returned before"
             after = page.after
         assert [one.key for one in found] == keys
         assert [one.size for one in found] == [len(key.encode()) for key in keys]
@@ -466,9 +464,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         assert {"write"} <= least.grants.keys() <= most.grants.keys() <= {*MANDATORY, *MULTIPART, *OPTIONAL}
         for one, needed in (("delete", {"delete"}), ("replay", {"read", "list"})):
             more = hooks.policy(environment, delete=one == "delete", replay=one == "replay")
-            assert needed <= more.grants.keys(), f"its grants do not tell what {one} needs"
+            assert needed <= more.grants.keys(), f"its grants do not say what {one} needs"
             if set(more.grants.values()) != set(least.grants.values()):
-                assert more.text != least.text, f"{one} needs permissions more, and the text is the same"
+                assert more.text != least.text, f"{one} needs further permissions, but the text is the same"
         check_no_secret(self.secrets(hooks, environment), [], most.text)
 
     def secrets(self, hooks: Hooks, environment: Mapping[str, str]) -> list[str]:

@@ -273,9 +273,9 @@ def _members(value: dict[str, Any], rng: random.Random) -> bytes:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command: write NDJSON to stdout or a file."""
     parser = argparse.ArgumentParser(prog="python -m jobs_backup.testing.events", description="Write realistic events as NDJSON.")
-    parser.add_argument("--count", type=int, required=True, metavar="N", help="how many")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed gives the same events (default: 1)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: stdout")
+    parser.add_argument("--count", type=int, required=True, metavar="N", help="number of events")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="seed: the same one gives the same events (default: 1)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="output file (default: stdout)")
     chosen = parser.parse_args(arguments)
     if chosen.output is None:
         _write(chosen.count, chosen.seed, sys.stdout.buffer)

@@ -324,7 +324,7 @@ class _Connection:
     def _connected(self) -> socket.socket:
         if self._server is None:
             if self._plan.upstream is None:
-                raise ConnectionRefusedError("there is no server behind this proxy")
+                raise ConnectionRefusedError("this proxy has no server")
             self._server = socket.create_connection(self._plan.upstream)
             self._stack.enter_context(self._plan.tracked(self._server))
             self._from_server = self._stack.enter_context(self._server.makefile("rb"))

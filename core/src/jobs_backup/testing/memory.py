@@ -44,8 +44,8 @@ _PAGE: Final = 1000
 class MemorySettings(Settings, frozen=True, kw_only=True):
     """The provider's settings."""
 
-    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "The bucket. It has to be in `MemoryProvider.buckets`.")]
-    token: Annotated[Secret | None, Variable("MEMORY_TOKEN", "A secret that nobody asks for.")] = None
+    bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "Bucket for the objects. It must be in `MemoryProvider.buckets`.")]
+    token: Annotated[Secret | None, Variable("MEMORY_TOKEN", "Secret that is never used.")] = None
 
 
 class _Begun(msgspec.Struct):
@@ -78,7 +78,7 @@ class MemoryProvider:
         try:
             return self.buckets[self._bucket]
         except KeyError:
-            raise BucketNotFound(f"there is no bucket {self._bucket}", hint="make it, or correct JOBS_BACKUP_BUCKET") from None
+            raise BucketNotFound(f"bucket {self._bucket} does not exist", hint="create it, or correct JOBS_BACKUP_BUCKET") from None
 
     @hookimpl
     def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool) -> WriteReceipt:
@@ -123,7 +123,7 @@ class MemoryProvider:
         try:
             return BytesBody(self.objects[key])
         except KeyError:
-            raise ObjectNotFound(f"there is no object {key}") from None
+            raise ObjectNotFound(f"object {key} does not exist") from None
 
     @hookimpl
     def list(self, prefix: str, after: str) -> Page:
@@ -141,7 +141,7 @@ class MemoryProvider:
     def publish(self, key: str, data: bytes, checksum: int, *, if_absent: bool) -> WriteReceipt:
         """Create an object, whole or not at all."""
         if crc32c(data) != checksum:
-            raise IntegrityError(f"the bytes of {key} are not those that the checksum was made of")
+            raise IntegrityError(f"the bytes of {key} do not match the checksum")
         with self.lock:
             if if_absent and key in self.objects:
                 raise AlreadyExists(f"{key} exists")

@@ -66,7 +66,7 @@ class RefusalConformance(ABC):
     def scripted(self, environment_at: EnvironmentAt | None) -> Iterator[tuple[FaultProxy, Hooks]]:
         """A server with scripted answers, and the provider that talks to it."""
         if environment_at is None:
-            pytest.skip("no store at another URL was given (fixture environment_at)")
+            pytest.skip("no store at another URL was provided (fixture environment_at)")
         with FaultProxy() as server:
             yield server, self.open(environment_at(server.url))
 
@@ -83,7 +83,7 @@ class RefusalConformance(ABC):
         retrying because of it.
         """
         if environment_without_rights is None:
-            pytest.skip("no credentials without rights were given (fixture environment_without_rights)")
+            pytest.skip("no credentials without permissions were provided (fixture environment_without_rights)")
         hooks.write("stands", b"data")
         environment = environment_without_rights()
         denied = self.open(environment)
@@ -109,7 +109,7 @@ class RefusalConformance(ABC):
         An error that counts as permanent stops the backup for minutes, when a retry after a second would have sufficed.
         """
         if environment_at is None:
-            pytest.skip("no store at another URL was given (fixture environment_at)")
+            pytest.skip("no store at another URL was provided (fixture environment_at)")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             environment = environment_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
         hooks = self.open(environment)
@@ -128,7 +128,7 @@ class RefusalConformance(ABC):
         A thread that waits forever uploads nothing any more, and nobody sees why.
         """
         if environment_at is None:
-            pytest.skip("no store at another URL was given (fixture environment_at)")
+            pytest.skip("no store at another URL was provided (fixture environment_at)")
         with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:  # accepts connections, but never answers
             environment = environment_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
             hooks = Hooks(self.open(environment).loaded, timeout=0.5)
@@ -153,7 +153,7 @@ class RefusalConformance(ABC):
         Stores quote requests in their errors, and proxies print them.
         """
         if environment_at is None:
-            pytest.skip("no store at another URL was given (fixture environment_at)")
+            pytest.skip("no store at another URL was provided (fixture environment_at)")
         with FaultProxy() as server:
             environment = environment_at(server.url)
             hooks = self.open(environment)
