@@ -118,7 +118,7 @@ _S3: Final = (
             "no object lock configuration"),
     Refusal("AllAccessDisabled", "", Unauthenticated, "ask its support"),
     Refusal("InvalidObjectState", "", NotSupported, "restore it", "read"),
-    Refusal("SomethingElse", "what no table has", PermissionDenied, "look SomethingElse up"),
+    Refusal("SomethingElse", "what no table has", PermissionDenied, "look up SomethingElse"),
     Refusal("", "", PermissionDenied, "a proxy or a firewall", meaning="no code: an empty answer, or a page"),
 )  # fmt: skip
 _MINIO: Final = (
@@ -162,7 +162,7 @@ _GCS: Final = (
     Refusal("retentionPolicyNotMet", "Object 'k' is subject to bucket's retention policy and cannot be deleted", PermissionDenied,
             "a retention policy", "delete"),
     Refusal("objectUnderActiveHold", "Object 'k' is under active Temporary hold", PermissionDenied, "a hold", "delete"),
-    Refusal("somethingElse", "what no table has", PermissionDenied, "look somethingElse up"),
+    Refusal("somethingElse", "what no table has", PermissionDenied, "look up somethingElse"),
     Refusal("", "", PermissionDenied, "a proxy or a firewall", meaning="no JSON: an empty answer, or a page"),
 )  # fmt: skip
 _AZURE: Final = (
@@ -177,14 +177,14 @@ _AZURE: Final = (
     Refusal("AuthorizationResourceTypeMismatch", "", PermissionDenied, "sr=c"),
     Refusal("AuthorizationServiceMismatch", "", PermissionDenied, "sr=c"),
     Refusal("AuthenticationFailed", "Server failed to authenticate the request.", Unauthenticated, "check the key, or the SAS"),
-    Refusal("AuthenticationFailed", "Signature not valid in the specified time frame: Expiry", CredentialsExpired, "run out"),
+    Refusal("AuthenticationFailed", "Signature not valid in the specified time frame: Expiry", CredentialsExpired, "has expired"),
     Refusal("KeyBasedAuthenticationNotPermitted", "", Unauthenticated, "identity"),
     Refusal("AccountIsDisabled", "", Unauthenticated, "enable the storage account"),
     Refusal("KeyVaultEncryptionKeyNotFound", "", PermissionDenied, "key vault"),
     Refusal("KeyVaultAccessTokenCannotBeAcquired", "", PermissionDenied, "key vault"),
     Refusal("UnauthorizedBlobOverwrite", "", AlreadyExists, ""),
     Refusal("AccountQuotaExceeded", "The account's capacity is used up", Unavailable, _QUOTA),
-    Refusal("SomethingElse", "what no table has", PermissionDenied, "look SomethingElse up"),
+    Refusal("SomethingElse", "what no table has", PermissionDenied, "look up SomethingElse"),
     Refusal("", "", PermissionDenied, "a proxy or a firewall", meaning="no x-ms-request-id: a page"),
 )  # fmt: skip
 

@@ -147,7 +147,7 @@ class TestAcknowledging:
             backup.flush(120)
             assert settled_objects(backup, tmp_path) == set()
         told = [record.getMessage().split()[0] for record in caplog.records if "json.gz" in record.getMessage()]
-        assert told == ["stored", "deleted"]
+        assert told == ["uploaded", "deleted"]
 
     def test_before_the_upload_it_is_not_written_if_that_is_wanted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "jobs_backup")

@@ -347,7 +347,7 @@ def test_that_a_key_is_missing_is_seen_by_what_stands_behind_encryption(exporter
             time.sleep(0.01)
     span, *_ = spans(exporter)
     assert (span.name, attributes(span)["error.type"]) == ("jobs_backup open_body", "WrapperMissing")
-    assert "which is not there" in str(span.status.description)
+    assert "which is missing" in str(span.status.description)
     assert "BBBB" not in span.to_json()
 
 

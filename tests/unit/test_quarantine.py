@@ -244,7 +244,7 @@ def test_the_rest_reaches_the_bucket(tmp_path: Path, caplog: pytest.LogCaptureFi
         with (
             caplog.at_level(logging.ERROR),
             Backup.from_env(environment),
-            pytest.raises(SpoolCorrupt, match=f"{len(lost)} events were damaged"),
+            pytest.raises(SpoolCorrupt, match=f"{len(lost)} events that this process recorded were damaged"),
         ):
             backup.flush(timeout=120)
     assert [event["payload"]["n"] for event in events(tmp_path)] == [number for number in range(100) if number not in lost]

@@ -21,7 +21,7 @@ _COMMANDS: Final = {
     "delivered": "Acknowledge delivered events by their job ids.",
     "failed": "Back up delivery failures from NDJSON, one per line.",
     "policy": "Print least-privilege permissions for your settings.",
-    "check": "Test your credentials using only the permissions that backups need.",
+    "check": "Test your credentials using only the permissions backups need.",
     "env": "Print a commented docker.env for a provider.",
     "replay": "Read events back from the bucket, as NDJSON.",
     "status": "Show what waits in the spool, for which store, and why.",

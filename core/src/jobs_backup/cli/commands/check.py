@@ -26,7 +26,7 @@ _BAD: Final = (State.REFUSED, State.FAILED)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_environment
 def check(as_json: bool) -> None:
-    """Test your credentials using only the permissions that backups need.
+    """Test your credentials using only the permissions backups need.
 
     Writes two small objects below <prefix>/jobs-backup-check/, and deletes them if permitted. Shows which permissions are missing,
     and which are not needed.
