@@ -376,7 +376,7 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
     os.close(leader)
     assert process.returncode == 0
     assert b"recorded" in shown
-    assert b"stored" in shown
+    assert b"uploaded" in shown
     assert b"\x1b[" in shown
     _, _, stderr = run("run", tmp_path / "in", "--source-id", "web", env=env)
     assert "\x1b" not in stderr
@@ -412,7 +412,7 @@ def test_no_progress_is_shown_of_what_a_command_does_not_do(command: str, reads:
             shown += block
     os.close(leader)
     assert done.wait(60) == 0
-    assert b"stored" in shown
+    assert b"uploaded" in shown
     assert (re.search(rb"\bread\b", shown) is not None) is reads
     assert not re.search(rb"\b0/|/0 |/\?", shown.replace(os.fsencode(tmp_path), b""))
 
@@ -467,7 +467,7 @@ def test_providers_lists_what_is_installed(tmp_path: Path) -> None:
     assert "JOBS_BACKUP_BUCKET  (required)" in stdout
     code, _, stderr = run("providers", "nosuch", env={})
     assert code == 2
-    assert "no provider 'nosuch'" in stderr
+    assert "provider 'nosuch' is not installed" in stderr
 
 
 def test_version_and_help(tmp_path: Path) -> None:

@@ -493,7 +493,7 @@ def test_what_was_stored_since_a_cursor_with_earlier_events_is_reported(
     code, out, err = run("replay", "--payload-only", *after, env=file_environment(tmp_path))
     rest = [n for n in (0, 1, 10, 11, 12, 13, 20, 21, 22, 23, 30, 31) if not (is_late and n in (12, 13))][limit:]
     assert (code, given_by(out)) == (1 if is_late else 0, rest)
-    assert ("1 object stored since the cursor was written" in err) == is_late
+    assert ("1 object uploaded since the cursor was written" in err) == is_late
     assert ("(2026-01-01T00:12:00Z to 2026-01-01T00:13:00Z)" in err) == is_late
 
 

@@ -222,7 +222,7 @@ def test_watching_ends_with_its_reader_and_goes_on_without_a_spool(tmp_path: Pat
     with start("status", "--watch", "0.1", "--exit-code", env={"JOBS_BACKUP_SPOOL_DIR": str(tmp_path)}) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert "there is no spool" in process.stderr.readline()
+        assert "no spool found" in process.stderr.readline()
         open_spool(tmp_path).close()
         assert "nothing waits" in next(filter(str.strip, process.stdout))
         process.stdout.close()
