@@ -169,7 +169,12 @@ def test_every_message_leads_to_its_section() -> None:
     said = {"Usage"}
     for path in (ROOT / "core/src/jobs_backup/cli").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "echo_message" and len(call.args) > 1:
+            if (
+                isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Name)
+                and call.func.id == "echo_message"
+                and len(call.args) > 1
+            ):
                 said |= {str(call.args[1].value)} if isinstance(call.args[1], ast.Constant) else set()
     for path in (ROOT / "core/src/jobs_backup/inputs/http").glob("*.py"):
         said |= set(re.findall(r'HttpError\([^"]*?"(\w+)"', path.read_text()))  # the codes of what `serve` refuses
