@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,16 +12,33 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jobs_backup.errors import (
+    AlreadyExists,
     BucketNotFound,
     ConfigurationError,
     IntegrityError,
     JobsBackupError,
     ObjectNotFound,
     PermissionDenied,
+    SpoolCorrupt,
+    StorageError,
     Throttled,
     Unavailable,
+    Unreachable,
 )
-from jobs_backup.sdk import PerProcess, delete_each, forbidden, hide_in_logs, moved
+from jobs_backup.sdk import (
+    HTTP_ERRORS,
+    ErrorRule,
+    PerProcess,
+    delete_each,
+    forbidden,
+    hide_in_logs,
+    map_exception,
+    map_status,
+    mapped_errors,
+    moved,
+    system_message,
+    tls_rules,
+)
 
 DENIED = PermissionDenied("denied", action="delete", resource="bucket")
 
@@ -133,6 +151,53 @@ class TestDeleteEach:
 
         with pytest.raises(TypeError):
             delete_each(["one", "two"], delete)
+
+
+class TestErrorTables:
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [
+            (200, None),
+            (404, None),
+            (408, Unavailable),
+            (429, Throttled),
+            (500, AlreadyExists),
+            (501, Unavailable),
+            (599, Unavailable),
+        ],
+    )
+    def test_a_status(self, status: int, expected: type[JobsBackupError] | None) -> None:
+        rule = map_status(status, {500: ErrorRule(AlreadyExists)})
+        assert (rule and rule.error) == expected
+        if rule is not None:
+            assert getattr(rule.to_error("no", retry_after=7), "retry_after", None) == (None if status == 500 else 7)
+
+    @pytest.mark.parametrize(
+        ("error", "expected"),
+        [
+            (ConnectionRefusedError(111, "Connection refused"), Unreachable),
+            (Exception(OSError(), TimeoutError("timed out")), Unavailable),
+            (ssl.SSLCertVerificationError("old"), ConfigurationError),
+            (ssl.SSLError("WRONG_VERSION_NUMBER"), ConfigurationError),
+            (ssl.SSLEOFError("gone"), Unavailable),
+            (TypeError("a bug"), StorageError),
+        ],
+    )
+    def test_an_exception(self, error: Exception, expected: type[JobsBackupError]) -> None:
+        with pytest.raises(JobsBackupError) as caught, mapped_errors(self.map):
+            raise error
+        assert type(caught.value) is expected
+        assert caught.value.refused == (expected in (Unreachable, ConfigurationError) and "WRONG" not in str(error))
+        assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
+
+    def map(self, error: Exception) -> JobsBackupError:
+        return map_exception("write key", error, HTTP_ERRORS, text=system_message(error), tls=tls_rules("certificate", "bundle"))
+
+    def test_an_error_of_ours_stays_what_it_is(self) -> None:
+        ours = SpoolCorrupt("bad sector")
+        with pytest.raises(SpoolCorrupt) as caught, mapped_errors(self.map):
+            raise ours
+        assert caught.value is ours
 
 
 def test_secrets_in_urls_are_hidden(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,10 +7,12 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from types import MappingProxyType
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from jobs_backup.errors import (
     ConfigurationError,
@@ -18,9 +20,11 @@ from jobs_backup.errors import (
     NotSupported,
     ObjectNotFound,
     PermissionDenied,
+    StorageError,
     Throttled,
     Unauthenticated,
     Unavailable,
+    Unreachable,
 )
 from jobs_backup.model import DeleteReceipt
 from jobs_backup.util.ambient import PROXY_HINT, cleaned, expected, is_proxy, proxy_fault, proxy_secrets, variables
@@ -30,21 +34,37 @@ from jobs_backup.util.fsync import sync_directory, sync_file
 from jobs_backup.util.logs import printable
 
 __all__ = [
+    "CHECKSUM_HINT",
+    "FAULT",
+    "HTTP_ERRORS",
+    "MAX_RESPONSE_TEXT",
+    "NETWORK_HINT",
+    "REDIRECTS",
+    "STRANGER_HINT",
+    "THROTTLED",
+    "ErrorRule",
     "PerProcess",
     "check_ambient",
     "check_proxies",
     "check_proxy",
     "cleaned",
     "delete_each",
+    "error_chain",
+    "error_names",
     "explain",
     "forbidden",
     "hide_in_logs",
+    "map_exception",
+    "map_status",
+    "mapped_errors",
     "moved",
     "printable",
     "proxy_secrets",
     "size_listed",
     "sync_directory",
     "sync_file",
+    "system_message",
+    "tls_rules",
     "unreadable",
     "unusable",
 ]
@@ -173,6 +193,159 @@ def delete_each(keys: Sequence[str], delete: Callable[[str], object]) -> DeleteR
     return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
 
+class ErrorRule(NamedTuple):
+    """A row of a provider's error tables: the error for a code, a status or an exception, and what the operator can do."""
+
+    error: type[JobsBackupError]
+    hint: str = ""
+
+    def to_error(self, message: str, *, retry_after: float | None = None) -> JobsBackupError:
+        """Make the error. `retry_after`, in seconds, is set on Throttled and Unavailable alone."""
+        if issubclass(self.error, Throttled | Unavailable):
+            return self.error(message, hint=self.hint, retry_after=retry_after)
+        return self.error(message, hint=self.hint)
+
+
+MAX_RESPONSE_TEXT: Final = 2000
+"""Characters of a response's text that a provider looks at: any server may respond."""
+REDIRECTS: Final = (301, 302, 303, 307, 308)
+"""HTTP statuses of redirects: see `moved`."""
+NETWORK_HINT: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
+STRANGER_HINT: Final = "the response may not come from the store: check the endpoint and the proxy"
+CHECKSUM_HINT: Final = "if it persists, the network, a proxy or the disk changes bytes"
+THROTTLED: Final = ErrorRule(Throttled, "if it persists, lower JOBS_BACKUP_UPLOAD_CONCURRENCY")
+FAULT: Final = ErrorRule(Unavailable, "a fault in the store: see its status page or log")
+_PROXY: Final = ErrorRule(
+    ConfigurationError,
+    "write HTTPS_PROXY, HTTP_PROXY and ALL_PROXY as http://user:password@host:port; for SOCKS, install PySocks",
+)
+HTTP_ERRORS: Final[Mapping[str, ErrorRule]] = {
+    **dict.fromkeys(("InvalidSchema", "InvalidURL", "LocationValueError"), _PROXY),
+    "ProxyError": ErrorRule(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
+    **dict.fromkeys(
+        (
+            "NewConnectionError", "NameResolutionError", "ConnectTimeout", "ConnectTimeoutError", "ConnectionRefusedError",
+            "gaierror",
+        ),
+        ErrorRule(Unreachable, NETWORK_HINT),
+    ),
+    **dict.fromkeys(
+        ("RequestException", "ConnectionError", "TimeoutError", "HTTPError", "SSLError"), ErrorRule(Unavailable, NETWORK_HINT)
+    ),
+}  # fmt: skip
+"""Rules for `map_exception`, for an SDK that uses requests or urllib3."""
+
+
+@contextmanager
+def mapped_errors(to_error: Callable[[Exception], JobsBackupError]) -> Generator[None]:
+    """Raise whatever is raised within the block as an error of jobs-backup.
+
+    The SDK's error is not chained to it: its text may contain URLs, and with them upload ids and signatures.
+
+    Args:
+        to_error: returns the error for an SDK's exception. Errors of jobs-backup pass through unchanged.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - nothing is swallowed
+        raise (error if isinstance(error, JobsBackupError) else to_error(error)) from None
+
+
+def map_status(status: int, rules: Mapping[int, ErrorRule]) -> ErrorRule | None:
+    """The rule for an HTTP status, whoever sent it: from `rules`, else THROTTLED for 429 and FAULT for 408 and 5xx.
+
+    None for other statuses: what they mean is the store's to say.
+    """
+    if status in rules:
+        return rules[status]
+    if status == 429:
+        return THROTTLED
+    return FAULT if status == 408 or status >= 500 else None
+
+
+def map_exception(
+    call: object,
+    error: BaseException,
+    rules: Mapping[str, ErrorRule],
+    *,
+    text: str,
+    tls: Mapping[str, ErrorRule] = MappingProxyType({}),
+    names: Collection[str] | None = None,
+) -> JobsBackupError:
+    """The error for an exception that is not the store's response, by the names of classes: the SDK need not be imported.
+
+    Args:
+        call: what was tried, for the message.
+        error: what the SDK raised.
+        rules: name of an exception class, or of a base, -> its rule. The first that matches counts.
+        text: what the message quotes, already `cleaned`: see `system_message`.
+        tls: part of the text of a TLS error -> its rule: see `tls_rules`. Other TLS errors mean a broken connection.
+        names: names to match instead of `error_names(error)`.
+
+    Returns a StorageError if no rule matches.
+    """
+    names = error_names(error) if names is None else names
+    rule = next((rule for name, rule in rules.items() if name in names), None)
+    said = ""
+    if "SSLError" in names:
+        said = " ".join([*map(str, error_chain(error)), *error_names(error)])
+        rule = next((rule for part, rule in tls.items() if part in said), rule)
+    if rule is None:
+        return StorageError(f"{call}: {type(error).__name__}: {text}")
+    found = rule.to_error(f"{call}: {text}")
+    if _NO_TLS in said:
+        setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
+    return found
+
+
+_NO_TLS: Final = "WRONG_VERSION_NUMBER"
+
+
+def tls_rules(certificate: str, bundle: str) -> Mapping[str, ErrorRule]:
+    """Rules for TLS errors that only a setting can fix, for `map_exception`.
+
+    Args:
+        certificate: hint for a certificate that cannot be verified.
+        bundle: hint for a file of CA certificates that cannot be used.
+    """
+    untrusted, unusable_file = ErrorRule(ConfigurationError, certificate), ErrorRule(ConfigurationError, bundle)
+    return {
+        **dict.fromkeys(("CERTIFICATE_VERIFY_FAILED", "SSLCertVerificationError", "doesn't match"), untrusted),
+        _NO_TLS: ErrorRule(ConfigurationError, "the endpoint does not use TLS: write http:// before it, or correct the port"),
+        **dict.fromkeys(("NO_CERTIFICATE_OR_CRL_FOUND", "PEM lib"), unusable_file),
+    }
+
+
+def error_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those behind it: causes, contexts, and the ones that HTTP libraries keep in attributes or arguments."""
+    found = [error]
+    for _ in range(12):
+        one = found.pop(0) if found else None
+        if one is None:
+            return
+        yield one
+        inner = (one.__cause__, one.__context__, getattr(one, "inner_exception", None), getattr(one, "reason", None), *one.args)
+        found += [other for other in inner if isinstance(other, BaseException) and other is not one]
+
+
+def error_names(error: BaseException) -> set[str]:
+    """Names of the classes of all exceptions in `error_chain`, and of their bases."""
+    return {class_.__name__ for one in error_chain(error) for class_ in type(one).__mro__}
+
+
+def system_message(error: BaseException, default: str | None = None) -> str:
+    """What the operating system said about a failed request: SDKs put it into texts with URLs in them.
+
+    Args:
+        default: used where no system call failed. Without it, the exception's own text, or its class if that text has a URL in it.
+    """
+    for one in error_chain(error):
+        if type(one).__module__.split(".")[0] in ("builtins", "socket", "ssl", "http"):
+            return getattr(one, "strerror", None) or str(one) or type(one).__name__
+    text = str(error) if default is None else default
+    return text if default is not None or not re.search("://|url:", text) else type(error).__name__
+
+
 def size_listed(told: object) -> int:
     """Size from a store's listing, 0 if invalid: an odd entry must not make the whole list fail."""
     text = str(told).strip()
@@ -191,7 +364,7 @@ def unreadable(
 
     Returns the error to raise, or None if every file can be read.
     """
-    for one in _behind(error):
+    for one in error_chain(error):
         if isinstance(one, OSError) and isinstance(one.filename, str | bytes):
             path = os.fsdecode(one.filename)
             named = [name for name, value in {**os.environ, **(files or {})}.items() if value == path]
@@ -229,14 +402,6 @@ def unusable(call: object, files: Mapping[str, str], *, text: bool = True) -> Un
             hint = f"let what issues the credentials write it again, or correct or unset {name}"
             return Unauthenticated(f"{call}: {name}: {path}: {fault}", hint=hint)
     return None
-
-
-def _behind(error: BaseException | None) -> Iterator[BaseException]:
-    for _ in range(8):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _unreadable(call: object, name: str, path: str, error: Exception) -> Unauthenticated:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
 
 from jobs_backup.errors import (
@@ -19,18 +19,35 @@ from jobs_backup.errors import (
     ObjectNotFound,
     PermissionDenied,
     StorageError,
-    Throttled,
     Unauthenticated,
     Unavailable,
     Unreachable,
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import cleaned, forbidden, moved, unreadable, unusable
+from jobs_backup.sdk import (
+    CHECKSUM_HINT,
+    HTTP_ERRORS,
+    MAX_RESPONSE_TEXT,
+    NETWORK_HINT,
+    REDIRECTS,
+    STRANGER_HINT,
+    THROTTLED,
+    ErrorRule,
+    cleaned,
+    error_names,
+    forbidden,
+    map_exception,
+    map_status,
+    mapped_errors,
+    moved,
+    system_message,
+    tls_rules,
+    unreadable,
+    unusable,
+)
 from jobs_backup_azure_blob.settings import UNSHOWN, AzureBlobSettings
 
-_LOOKED_AT: Final = 2000
-"""Characters of what the store says: anybody may answer."""
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET and AZURE_STORAGE_ACCOUNT; the container is never created"
 _ENDPOINT: Final = "check AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_BLOB_ENDPOINT"
 _CREDENTIALS: Final = "check the key, or the SAS and its expiry, and this machine's clock (NTP); without either, check the identity"
@@ -40,12 +57,7 @@ _IDENTITY: Final = (
 _FIREWALL: Final = "{grant}; or the account's firewall or the SAS rejects this address"
 _VAULT: Final = "the storage account cannot use its encryption key: check the key vault, and the account's identity there"
 _RUN_OUT: Final = "the SAS has expired or is not valid yet: create another one, and check this machine's clock (NTP)"
-_SLOWER: Final = "if it persists, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
-_NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
-_STRANGER: Final = "the response may not come from the store: check the endpoint and the proxy"
 _NO_PARTS: Final = "set JOBS_BACKUP_MULTIPART_THRESHOLD above the size of your largest object, so that none is uploaded in blocks"
-_FAULT: Final = "a fault in the store: see its status page"
-_CHECKSUM: Final = "if it persists, the network, a proxy or the disk changes bytes"
 _KEPT: Final = "a policy, a lease or a snapshot protects it: ask the container's owner"
 
 PERMISSIONS: Final[Mapping[str, tuple[str, str]]] = {
@@ -65,42 +77,38 @@ def permission(operation: str) -> str:
     return f"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/{action} (SAS: {letter})"
 
 
-class _Row(NamedTuple):
-    error: type[JobsBackupError]
-    hint: str = ""
-
-
 # By the code that the store gives with an answer (its header x-ms-error-code).
-_CODES: Final[Mapping[str, _Row]] = {
-    "AccountIsDisabled": _Row(Unauthenticated, "enable the storage account"),
-    "AuthenticationFailed": _Row(Unauthenticated, _CREDENTIALS),
-    "NoAuthenticationInformation": _Row(Unauthenticated, _CREDENTIALS),
-    "KeyBasedAuthenticationNotPermitted": _Row(
+_CODES: Final[Mapping[str, ErrorRule]] = {
+    "AccountIsDisabled": ErrorRule(Unauthenticated, "enable the storage account"),
+    "AuthenticationFailed": ErrorRule(Unauthenticated, _CREDENTIALS),
+    "NoAuthenticationInformation": ErrorRule(Unauthenticated, _CREDENTIALS),
+    "KeyBasedAuthenticationNotPermitted": ErrorRule(
         Unauthenticated, "the account does not allow keys: use an identity, or a user delegation SAS"
     ),
-    "BlobAlreadyExists": _Row(AlreadyExists),
+    "BlobAlreadyExists": ErrorRule(AlreadyExists),
     # Who may only create is told so instead of "already exists".
-    "UnauthorizedBlobOverwrite": _Row(AlreadyExists),
-    "ConditionNotMet": _Row(AlreadyExists),
-    "ContainerNotFound": _Row(BucketNotFound, _BUCKET),
-    "ContainerBeingDeleted": _Row(BucketNotFound, _BUCKET),
-    "ContainerDisabled": _Row(BucketNotFound, _BUCKET),
-    "ResourceNotFound": _Row(BucketNotFound, _BUCKET),
-    "BlobNotFound": _Row(ObjectNotFound),
-    "InvalidBlockList": _Row(UploadGone, "blocks are kept for a week: the upload must be restarted"),
-    "InvalidBlobOrBlock": _Row(StorageError, "another program's blocks are under this key; they expire after a week"),
-    "BlockCountExceedsLimit": _Row(StorageError, "too many blocks were left under this key; they expire after a week"),
-    "Md5Mismatch": _Row(IntegrityError, _CHECKSUM),
-    "Crc64Mismatch": _Row(IntegrityError, _CHECKSUM),
-    "IncompleteBody": _Row(Unavailable, _NETWORK),
-    "RequestBodyTooLarge": _Row(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
-    "BlobArchived": _Row(NotSupported, "rehydrate it to read it"),
-    "BlobBeingRehydrated": _Row(NotSupported, "wait until it is rehydrated"),
-    "LeaseIdMissing": _Row(StorageError, _KEPT),
-    "SnapshotsPresent": _Row(StorageError, _KEPT),
-    "InvalidResourceName": _Row(NotSupported, "check JOBS_BACKUP_BUCKET and JOBS_BACKUP_PREFIX"),
-    "InvalidHeaderValue": _Row(NotSupported, "check JOBS_BACKUP_AZURE_ACCESS_TIER, and whether the store is new enough"),
-    "FeatureVersionMismatch": _Row(NotSupported, "the account does not support this; check JOBS_BACKUP_AZURE_ACCESS_TIER"),
+    "UnauthorizedBlobOverwrite": ErrorRule(AlreadyExists),
+    "ConditionNotMet": ErrorRule(AlreadyExists),
+    "ContainerNotFound": ErrorRule(BucketNotFound, _BUCKET),
+    "ContainerBeingDeleted": ErrorRule(BucketNotFound, _BUCKET),
+    "ContainerDisabled": ErrorRule(BucketNotFound, _BUCKET),
+    "ResourceNotFound": ErrorRule(BucketNotFound, _BUCKET),
+    "BlobNotFound": ErrorRule(ObjectNotFound),
+    "InvalidBlockList": ErrorRule(UploadGone, "blocks are kept for a week: the upload must be restarted"),
+    "InvalidBlobOrBlock": ErrorRule(StorageError, "another program's blocks are under this key; they expire after a week"),
+    "BlockCountExceedsLimit": ErrorRule(StorageError, "too many blocks were left under this key; they expire after a week"),
+    "Md5Mismatch": ErrorRule(IntegrityError, CHECKSUM_HINT),
+    "Crc64Mismatch": ErrorRule(IntegrityError, CHECKSUM_HINT),
+    "IncompleteBody": ErrorRule(Unavailable, NETWORK_HINT),
+    "ServerBusy": THROTTLED,
+    "RequestBodyTooLarge": ErrorRule(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
+    "BlobArchived": ErrorRule(NotSupported, "rehydrate it to read it"),
+    "BlobBeingRehydrated": ErrorRule(NotSupported, "wait until it is rehydrated"),
+    "LeaseIdMissing": ErrorRule(StorageError, _KEPT),
+    "SnapshotsPresent": ErrorRule(StorageError, _KEPT),
+    "InvalidResourceName": ErrorRule(NotSupported, "check JOBS_BACKUP_BUCKET and JOBS_BACKUP_PREFIX"),
+    "InvalidHeaderValue": ErrorRule(NotSupported, "check JOBS_BACKUP_AZURE_ACCESS_TIER, and whether the store is new enough"),
+    "FeatureVersionMismatch": ErrorRule(NotSupported, "the account does not support this; check JOBS_BACKUP_AZURE_ACCESS_TIER"),
 }
 _FORBIDDEN: Final[Mapping[str, str]] = {
     "AuthorizationFailure": _FIREWALL,
@@ -115,51 +123,26 @@ _FORBIDDEN: Final[Mapping[str, str]] = {
     "KeyVaultVaultNotFound": _VAULT,
 }
 """By the code of a 403: what to do; `{grant}` is replaced by what to grant."""
-_STATUSES: Final[Mapping[int, _Row]] = {
-    401: _Row(Unauthenticated, _CREDENTIALS),
-    404: _Row(BucketNotFound, _ENDPOINT),
-    405: _Row(NotSupported, _ENDPOINT),
-    501: _Row(NotSupported, _ENDPOINT),
+_STATUSES: Final[Mapping[int, ErrorRule]] = {
+    401: ErrorRule(Unauthenticated, _CREDENTIALS),
+    404: ErrorRule(BucketNotFound, _ENDPOINT),
+    405: ErrorRule(NotSupported, _ENDPOINT),
+    501: ErrorRule(NotSupported, _ENDPOINT),
 }
 
 _ANYBODYS: Final = (401, 403, 405, 407, 408, 429)
 """Statuses that are believed to be a refusal whoever gives them. Faults, from 500 on, are, too."""
 
-_PROXY: Final = "write HTTPS_PROXY, HTTP_PROXY and ALL_PROXY as http://user:password@host:port; for SOCKS, install PySocks"
-# By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
-_NAMES: Final[Mapping[str, _Row]] = {
-    "InvalidSchema": _Row(ConfigurationError, _PROXY),
-    "InvalidURL": _Row(ConfigurationError, _PROXY),
-    "LocationValueError": _Row(ConfigurationError, _PROXY),
-    "AzureSigningError": _Row(ConfigurationError, "check AZURE_STORAGE_ACCESS_KEY"),
-    "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
-    "NewConnectionError": _Row(Unreachable, _NETWORK),
-    "NameResolutionError": _Row(Unreachable, _NETWORK),
-    "ConnectTimeout": _Row(Unreachable, _NETWORK),
-    "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
-    "ConnectionRefusedError": _Row(Unreachable, _NETWORK),
-    "gaierror": _Row(Unreachable, _NETWORK),
-    "ServiceRequestError": _Row(Unavailable, _NETWORK),
-    "ServiceResponseError": _Row(Unavailable, _NETWORK),
-    "IncompleteReadError": _Row(Unavailable, _NETWORK),
-    "RequestException": _Row(Unavailable, _NETWORK),
-    "TimeoutError": _Row(Unavailable, _NETWORK),
-    "HTTPError": _Row(Unavailable, _NETWORK),
-    "SSLError": _Row(Unavailable, _NETWORK),
-    "DecodeError": _Row(Unavailable, _STRANGER),
-    "DeserializationError": _Row(Unavailable, _STRANGER),
+_EXCEPTIONS: Final[Mapping[str, ErrorRule]] = {
+    "AzureSigningError": ErrorRule(ConfigurationError, "check AZURE_STORAGE_ACCESS_KEY"),
+    **HTTP_ERRORS,
+    **dict.fromkeys(("ServiceRequestError", "ServiceResponseError", "IncompleteReadError"), ErrorRule(Unavailable, NETWORK_HINT)),
+    **dict.fromkeys(("DecodeError", "DeserializationError"), ErrorRule(Unavailable, STRANGER_HINT)),
 }
-_BUNDLE: Final = "REQUESTS_CA_BUNDLE does not name a readable file of PEM certificates"
-_TLS: Final[Mapping[str, _Row]] = {
-    "CERTIFICATE_VERIFY_FAILED": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
-    "doesn't match": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
-    "WRONG_VERSION_NUMBER": _Row(ConfigurationError, "the endpoint does not use TLS: write http:// before it, or correct the port"),
-    "NO_CERTIFICATE_OR_CRL_FOUND": _Row(ConfigurationError, _BUNDLE),
-    "PEM lib": _Row(ConfigurationError, _BUNDLE),
-}
-"""By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
-
-
+_TLS: Final = tls_rules(
+    certificate="check the endpoint's certificate, and REQUESTS_CA_BUNDLE",
+    bundle="REQUESTS_CA_BUNDLE does not name a readable file of PEM certificates",
+)
 _TROUBLE: Final = "cannot get a token for Azure"
 _FEDERATION: Final = "AZURE_FEDERATED_TOKEN_FILE"
 _CERTIFICATE: Final = "AZURE_CLIENT_CERTIFICATE_PATH"
@@ -182,37 +165,17 @@ class Call(NamedTuple):
         return f"{self.operation} {self.settings.location}" + (f": {self.key}" if self.key else "")
 
 
-@contextlib.contextmanager
-def translated(call: Call) -> Generator[None]:
-    """Whatever is raised within becomes an error of the taxonomy.
-
-    It is raised without the library's error behind it: that one's text has URLs in it, and with them the signature of a SAS.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - nothing is swallowed
-        raise translate(error, call) from None
+def translated(call: Call) -> AbstractContextManager[None]:
+    """A block whose exceptions become errors of jobs-backup."""
+    return mapped_errors(lambda error: translate(error, call))
 
 
 def translate(error: Exception, call: Call) -> JobsBackupError:
     """The error of the taxonomy for what a request raised."""
-    if isinstance(error, JobsBackupError):
-        return error
     response: Any = getattr(error, "response", None)
     if response is not None and getattr(response, "status_code", None):
         return _answered(error, response, call)
-    text = _cleaned(_reason(error), call)
-    names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
-    row = next((row for name, row in _NAMES.items() if name in names), None)
-    if "SSLError" in names:
-        said = " ".join(map(str, _chain(error)))
-        row = next((row for part, row in _TLS.items() if part in said), row)
-    if row is None:
-        return StorageError(f"{call}: {type(error).__name__}: {text}")
-    found = row.error(f"{call}: {text}", hint=row.hint)
-    if row is _TLS["WRONG_VERSION_NUMBER"]:
-        setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
-    return found
+    return map_exception(call, error, _EXCEPTIONS, text=_cleaned(system_message(error), call), tls=_TLS)
 
 
 def is_azures(response: Any) -> bool:
@@ -228,10 +191,10 @@ def check_origin(call: Call, response: Any) -> None:
         Unavailable: the answer says something of the kind, and does not bear the store's mark.
     """
     answer = response.http_response
-    if answer.status_code in (301, 302, 303, 307, 308):
+    if answer.status_code in REDIRECTS:
         raise moved(f"{call}: {answer.status_code}", answer.headers.get("Location", ""), "AZURE_STORAGE_BLOB_ENDPOINT")
     if answer.status_code < 500 and answer.status_code not in _ANYBODYS and not is_azures(answer):
-        raise Unavailable(f"{call}: the response ({answer.status_code}) has no x-ms-request-id", hint=_STRANGER)
+        raise Unavailable(f"{call}: the response ({answer.status_code}) has no x-ms-request-id", hint=STRANGER_HINT)
 
 
 def _code(error: Any, response: Any) -> str:
@@ -270,9 +233,8 @@ def token_refused(error: Exception) -> JobsBackupError:
     """The error of the taxonomy for a token that could not be had. The request itself was not sent."""
     if found := unreadable_token(error):
         return found
-    names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
     said = cleaned(re.sub(r"https?://\S+", "****", str(error)), ambient=UNSHOWN)
-    if "ClientAuthenticationError" in names:  # also where no kind of credentials is available
+    if "ClientAuthenticationError" in error_names(error):  # also where no kind of credentials is available
         return Unauthenticated(f"cannot get a token for Azure: {said}", hint=_IDENTITY)
     return Unreachable(
         f"cannot get a token for Azure: {said}", hint="check the connection to the token server and the metadata server"
@@ -284,35 +246,33 @@ def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
     status: int = response.status_code
     code = _cleaned(_code(error, response), call)
     # The first line is the store's own sentence; below come the request's id, and sometimes what was signed.
-    said = str(error.message).strip().partition("\n")[0][:_LOOKED_AT]
+    said = str(error.message).strip().partition("\n")[0][:MAX_RESPONSE_TEXT]
     message = f"{call}: {status}" + (f" {code}" if code else "") + f": {_cleaned(said, call)}"
-    retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
-    if status == 429 or code == "ServerBusy":
-        return Throttled(message, hint=_SLOWER, retry_after=retry_after)
     if code == "BlobImmutableDueToPolicy":
         return PermissionDenied(message, action=permission(call.operation), resource=call.settings.resource, hint=_KEPT)
+    if status == 403 and code not in _CODES:
+        return _denied(message, code, said, call, response)
+    rule = _rule(status, code, said, call, is_outdated="time frame" in str(error.message))
+    if rule.error is NotSupported and call.operation in ("Put Block", "Put Block List"):
+        rule = rule._replace(hint=_NO_PARTS)
+    return rule.to_error(message, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
+
+
+def _rule(status: int, code: str, said: str, call: Call, *, is_outdated: bool) -> ErrorRule:
     if code == "ConditionNotMet" and call.operation == "Get Blob":
         # The condition of a read is that it still is what it was; that of a write, that nothing is there.
-        row = _Row(IntegrityError, "it was replaced meanwhile")
-    elif code == "AuthenticationFailed" and "time frame" in str(error.message):
-        row = _Row(CredentialsExpired, _RUN_OUT)
-    elif code in _CODES:
-        row = _CODES[code]
-        if row.error is AlreadyExists and not call.if_absent:
-            row = _Row(StorageError, f"the request has no such condition; {_STRANGER}")
-    elif status == 403:
-        return _denied(message, code, said, call, response)
-    elif status == 401 and call.settings.has_identity:
-        row = _Row(CredentialsExpired, _CREDENTIALS)
-    elif status == 400 and re.search(r"md5|crc64", said, re.IGNORECASE):
-        row = _Row(IntegrityError, _CHECKSUM)
-    elif status == 408 or (status >= 500 and status not in _STATUSES):
-        return Unavailable(message, hint=_FAULT, retry_after=retry_after)
-    else:
-        row = _STATUSES.get(status, _Row(StorageError))
-    if row.error is NotSupported and call.operation in ("Put Block", "Put Block List"):
-        row = row._replace(hint=_NO_PARTS)
-    return row.error(message, hint=row.hint)
+        return ErrorRule(IntegrityError, "it was replaced meanwhile")
+    if code == "AuthenticationFailed" and is_outdated:
+        return ErrorRule(CredentialsExpired, _RUN_OUT)
+    if code in _CODES:
+        rule = _CODES[code]
+        is_claim = rule.error is AlreadyExists and not call.if_absent
+        return ErrorRule(StorageError, f"the request has no such condition; {STRANGER_HINT}") if is_claim else rule
+    if status == 401 and call.settings.has_identity:
+        return ErrorRule(CredentialsExpired, _CREDENTIALS)
+    if status == 400 and re.search(r"md5|crc64", said, re.IGNORECASE):
+        return ErrorRule(IntegrityError, CHECKSUM_HINT)
+    return map_status(status, _STATUSES) or ErrorRule(StorageError)
 
 
 def _denied(message: str, code: str, said: str, call: Call, response: Any) -> JobsBackupError:
@@ -322,26 +282,6 @@ def _denied(message: str, code: str, said: str, call: Call, response: Any) -> Jo
     if hint := _FORBIDDEN.get(code, ""):
         return PermissionDenied(message, action=action, resource=resource, hint=hint.format(grant=f"grant {action} on {resource}"))
     return forbidden(message, code, said, action=action, resource=resource, owned=is_azures(response))
-
-
-def _reason(error: Exception) -> str:
-    """What the system said: the first error in the chain that has no URL in its text; else the error's name."""
-    for one in _chain(error):
-        if type(one).__module__.split(".")[0] in ("builtins", "socket", "ssl", "http"):
-            return getattr(one, "strerror", None) or str(one) or type(one).__name__
-    text = str(error)
-    return text if "://" not in text and "url:" not in text else type(error).__name__
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    found: list[BaseException] = [error]
-    for _ in range(12):
-        if not found:
-            return
-        one = found.pop(0)
-        yield one
-        inner = (one.__cause__, one.__context__, getattr(one, "inner_exception", None), getattr(one, "reason", None), *one.args)
-        found += [other for other in inner if isinstance(other, BaseException) and other is not one]
 
 
 def _cleaned(text: str, call: Call) -> str:

@@ -24,7 +24,7 @@ from jobs_backup.checksum import crc32c
 from jobs_backup.errors import IntegrityError, NotSupported, PermissionDenied, StorageError, Unauthenticated, Unavailable
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.sdk import PerProcess, delete_each, size_listed
+from jobs_backup.sdk import STRANGER_HINT, PerProcess, delete_each, size_listed
 from jobs_backup_azure_blob import policy as rights
 from jobs_backup_azure_blob.client import Azure, connect
 from jobs_backup_azure_blob.crc import combined
@@ -325,9 +325,7 @@ def _compare(call: Call, crc: int, wanted: int) -> None:
 
 def _receipt(call: Call, answer: Mapping[str, Any]) -> WriteReceipt:
     if not answer.get("etag"):
-        raise Unavailable(
-            f"{call}: the response has no ETag", hint="the response may not come from the store: check the endpoint and the proxy"
-        )
+        raise Unavailable(f"{call}: the response has no ETag", hint=STRANGER_HINT)
     at: datetime | None = answer.get("date")
     return WriteReceipt(
         etag=str(answer["etag"]), version=str(answer.get("version_id") or ""), at=None if at is None else at.timestamp()

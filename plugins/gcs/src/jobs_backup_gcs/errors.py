@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
 
 from jobs_backup.errors import (
@@ -18,30 +18,39 @@ from jobs_backup.errors import (
     ObjectNotFound,
     PermissionDenied,
     StorageError,
-    Throttled,
     Unauthenticated,
-    Unavailable,
     Unreachable,
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import cleaned, forbidden, moved, unreadable, unusable
+from jobs_backup.sdk import (
+    CHECKSUM_HINT,
+    HTTP_ERRORS,
+    MAX_RESPONSE_TEXT,
+    REDIRECTS,
+    STRANGER_HINT,
+    THROTTLED,
+    ErrorRule,
+    cleaned,
+    error_names,
+    forbidden,
+    map_exception,
+    map_status,
+    mapped_errors,
+    moved,
+    system_message,
+    tls_rules,
+    unreadable,
+    unusable,
+)
 from jobs_backup_gcs.settings import UNSHOWN, GcsSettings, token_files
 
-_LONGEST: Final = 300
-_LOOKED_AT: Final = 2000
-"""Characters of what the store says: anybody may answer."""
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET; the bucket is never created"
 _CREDENTIALS: Final = (
     "set GOOGLE_APPLICATION_CREDENTIALS to a credentials file, or run where the environment has credentials (workload identity,"
     " an instance)"
 )
 _KEY: Final = "check that the service account and its key exist, and this machine's clock (NTP)"
-_SLOWER: Final = "if it persists, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
-_NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
-STRANGER: Final = "the response may not come from the store: check the endpoint and the proxy"
-_FAULT: Final = "a fault in the store: see its status page"
-_CHECKSUM: Final = "if it persists, the network, a proxy or the disk changes bytes"
 
 _PERMISSIONS: Final[Mapping[str, str]] = {
     "write": "storage.objects.create",
@@ -54,53 +63,27 @@ _PERMISSIONS: Final[Mapping[str, str]] = {
 }
 
 
-class _Row(NamedTuple):
-    error: type[JobsBackupError]
-    hint: str = ""
-
-
-_STATUSES: Final[Mapping[int, _Row]] = {
-    401: _Row(CredentialsExpired, _KEY),
-    405: _Row(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
-    501: _Row(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
+_STATUSES: Final[Mapping[int, ErrorRule]] = {
+    401: ErrorRule(CredentialsExpired, _KEY),
+    405: ErrorRule(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
+    501: ErrorRule(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
 }
 
 # By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
-_OF_AUTH: Final[Mapping[str, _Row]] = {
+_OF_AUTH: Final[Mapping[str, ErrorRule]] = {
     # The request itself was not sent: there was no token for it.
-    "TransportError": _Row(Unreachable, "cannot get a token: check the connection to the token server and the metadata server"),
-    "RefreshError": _Row(Unauthenticated, _KEY),
-    "DefaultCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
-    "MalformedError": _Row(ConfigurationError, _CREDENTIALS),
-    "GoogleAuthError": _Row(Unauthenticated, _CREDENTIALS),  # an InvalidOperation, where anonymous ones were refused
+    "TransportError": ErrorRule(
+        Unreachable, "cannot get a token: check the connection to the token server and the metadata server"
+    ),
+    "RefreshError": ErrorRule(Unauthenticated, _KEY),
+    "DefaultCredentialsError": ErrorRule(Unauthenticated, _CREDENTIALS),
+    "MalformedError": ErrorRule(ConfigurationError, _CREDENTIALS),
+    "GoogleAuthError": ErrorRule(Unauthenticated, _CREDENTIALS),  # an InvalidOperation, where anonymous ones were refused
 }
-_PROXY: Final = "write HTTPS_PROXY, HTTP_PROXY and ALL_PROXY as http://user:password@host:port; for SOCKS, install PySocks"
-_OF_REQUESTS: Final[Mapping[str, _Row]] = {
-    "InvalidSchema": _Row(ConfigurationError, _PROXY),
-    "InvalidURL": _Row(ConfigurationError, _PROXY),
-    "LocationValueError": _Row(ConfigurationError, _PROXY),
-    "ProxyError": _Row(Unreachable, "check HTTPS_PROXY and NO_PROXY"),
-    "NewConnectionError": _Row(Unreachable, _NETWORK),
-    "NameResolutionError": _Row(Unreachable, _NETWORK),
-    "ConnectTimeout": _Row(Unreachable, _NETWORK),
-    "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
-    "ConnectionRefusedError": _Row(Unreachable, _NETWORK),
-    "gaierror": _Row(Unreachable, _NETWORK),
-    "RequestException": _Row(Unavailable, _NETWORK),
-    "ConnectionError": _Row(Unavailable, _NETWORK),
-    "TimeoutError": _Row(Unavailable, _NETWORK),
-    "HTTPError": _Row(Unavailable, _NETWORK),
-    "SSLError": _Row(Unavailable, _NETWORK),
-}
-_BUNDLE: Final = "REQUESTS_CA_BUNDLE does not name a readable file of PEM certificates"
-_TLS: Final[Mapping[str, _Row]] = {
-    "CERTIFICATE_VERIFY_FAILED": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
-    "doesn't match": _Row(ConfigurationError, "check the endpoint's certificate, and REQUESTS_CA_BUNDLE"),
-    "WRONG_VERSION_NUMBER": _Row(ConfigurationError, "the endpoint does not use TLS: write http:// before it, or correct the port"),
-    "NO_CERTIFICATE_OR_CRL_FOUND": _Row(ConfigurationError, _BUNDLE),
-    "PEM lib": _Row(ConfigurationError, _BUNDLE),
-}
-"""By a part of the error's text. Other TLS errors are those of a broken connection, which may have brought the request there."""
+_TLS: Final = tls_rules(
+    certificate="check the endpoint's certificate, and REQUESTS_CA_BUNDLE",
+    bundle="REQUESTS_CA_BUNDLE does not name a readable file of PEM certificates",
+)
 _LIMITS: Final = (
     "rateLimitExceeded",
     "userRateLimitExceeded",
@@ -145,22 +128,13 @@ class Call(NamedTuple):
         return f"{self.operation} gs://{self.settings.bucket}" + (f"/{self.key}" if self.key else "")
 
 
-@contextlib.contextmanager
-def translated(call: Call) -> Generator[None]:
-    """Whatever is raised within becomes an error of the taxonomy.
-
-    It is raised without the library's error behind it: that one's text has URLs in it, and with them the upload's id.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - nothing is swallowed
-        raise translate(error, call) from None
+def translated(call: Call) -> AbstractContextManager[None]:
+    """A block whose exceptions become errors of jobs-backup."""
+    return mapped_errors(lambda error: translate(error, call))
 
 
 def translate(error: Exception, call: Call) -> JobsBackupError:
     """The error of the taxonomy for what a request raised."""
-    if isinstance(error, JobsBackupError):
-        return error
     response: Any = getattr(error, "response", None)
     if response is not None and getattr(response, "status_code", None):
         return answered(response, call)
@@ -170,20 +144,11 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
         return local
     if is_local and (local := unusable(call, token_files(call.settings))):
         return local
-    text = _cleaned(_reason(error), call)
-    names = {class_.__name__ for one in _chain(error) for class_ in type(one).__mro__}
-    if auth and getattr(error, "retryable", False):
-        names.add("TransportError")
-    row = next((row for name, row in (_OF_AUTH if auth else _OF_REQUESTS).items() if name in names), None)
-    if "SSLError" in names and not auth:
-        said = " ".join(map(str, _chain(error)))
-        row = next((row for part, row in _TLS.items() if part in said), row)
-    if row is None:
-        return StorageError(f"{call}: {type(error).__name__}: {text}")
-    found = row.error(f"{call}: {text}", hint=row.hint)
-    if row is _TLS["WRONG_VERSION_NUMBER"]:
-        setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
-    return found
+    text = _cleaned(system_message(error), call)
+    if not auth:
+        return map_exception(call, error, HTTP_ERRORS, text=text, tls=_TLS)
+    names = error_names(error) | ({"TransportError"} if getattr(error, "retryable", False) else set())
+    return map_exception(call, error, _OF_AUTH, text=text, names=names)
 
 
 def answered(response: Any, call: Call) -> JobsBackupError:
@@ -192,33 +157,30 @@ def answered(response: Any, call: Call) -> JobsBackupError:
     reason, said = _told(response)
     reason = _cleaned(reason, call)
     message = f"{call}: {status}" + (f" {reason}" if reason else "") + (f": {_cleaned(said, call)}" if said else "")
-    wait = parse_retry_after(response.headers.get("Retry-After", ""))
-    if status == 429 or reason in _LIMITS:
-        return Throttled(message, hint=_SLOWER, retry_after=wait)
-    if status == 408 or (status >= 500 and status not in _STATUSES):
-        return Unavailable(message, hint=_FAULT, retry_after=wait)
-    if status in (301, 302, 303, 307) or (status == 308 and response.headers.get("Location")):
+    if status in REDIRECTS and (status != 308 or response.headers.get("Location")):
         return moved(f"{call}: {status}", response.headers.get("Location", ""), _endpoint_variable(call))
-    if status == 403:
+    if status == 403 and reason not in _LIMITS:
         return _denied(message, reason, said, call, response)
-    row = _STATUSES.get(status) or (_claimed(status, said, call) if is_googles(response) else _Row(StorageError, STRANGER))
-    return row.error(message, hint=row.hint)
+    rule = THROTTLED if reason in _LIMITS else map_status(status, _STATUSES)
+    if rule is None:
+        rule = _claimed(status, said, call) if is_googles(response) else ErrorRule(StorageError, STRANGER_HINT)
+    return rule.to_error(message, retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
 
 
-def _claimed(status: int, said: str, call: Call) -> _Row:
+def _claimed(status: int, said: str, call: Call) -> ErrorRule:
     """What is so, because the store itself says it."""
     if status in (400, 412) and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
-        return _Row(IntegrityError, _CHECKSUM)
+        return ErrorRule(IntegrityError, CHECKSUM_HINT)
     if status == 412 and call.if_absent and call.operation in ("write", "create", "part"):
-        return _Row(AlreadyExists)
+        return ErrorRule(AlreadyExists)
     if status == 412:
-        return _Row(StorageError, f"the request has no such condition; {STRANGER}")
+        return ErrorRule(StorageError, f"the request has no such condition; {STRANGER_HINT}")
     if status in (404, 410) and call.upload:
-        return _Row(UploadGone, "it was completed, cancelled, or is older than a week: another one must be started")
+        return ErrorRule(UploadGone, "it was completed, cancelled, or is older than a week: another one must be started")
     if status in (404, 410):
         is_object = call.operation in ("get", "delete") and "bucket" not in said.lower()
-        return _Row(ObjectNotFound) if is_object else _Row(BucketNotFound, _BUCKET)
-    return _Row(StorageError)
+        return ErrorRule(ObjectNotFound) if is_object else ErrorRule(BucketNotFound, _BUCKET)
+    return ErrorRule(StorageError)
 
 
 def _endpoint_variable(call: Call) -> str:
@@ -258,7 +220,7 @@ def check_bare(response: Any, call: Call) -> None:
         StorageError: it is not the store's.
     """
     if not is_googles(response) and not (call.settings.is_own and response.content.strip() in (b"", b"null")):
-        raise StorageError(f"{call}: the response ({response.status_code}) does not come from the store", hint=STRANGER)
+        raise StorageError(f"{call}: the response ({response.status_code}) does not come from the store", hint=STRANGER_HINT)
 
 
 def _told(response: Any) -> tuple[str, str]:
@@ -269,29 +231,9 @@ def _told(response: Any) -> tuple[str, str]:
         reason = str(errors[0].get("reason") or "")
         if reason in _GENERAL:
             reason = next((str(one["reason"]) for one in error.get("details") or () if one.get("reason")), reason)
-        return reason, str(error.get("message") or "")[:_LOOKED_AT]
+        return reason, str(error.get("message") or "")[:MAX_RESPONSE_TEXT]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return "", str(getattr(response, "text", ""))[:_LONGEST]
-
-
-def _reason(error: Exception) -> str:
-    """What the system said: the first error in the chain that has no URL in its text; else the error's name."""
-    for one in _chain(error):
-        if type(one).__module__.split(".")[0] in ("builtins", "socket", "ssl", "http"):
-            return getattr(one, "strerror", None) or str(one) or type(one).__name__
-    text = str(error)
-    return text if "://" not in text and "url:" not in text else type(error).__name__
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    found: list[BaseException] = [error]
-    for _ in range(12):
-        if not found:
-            return
-        one = found.pop(0)
-        yield one
-        inner = (one.__cause__, one.__context__, getattr(one, "reason", None), *one.args)
-        found += [other for other in inner if isinstance(other, BaseException) and other is not one]
+        return "", str(getattr(response, "text", ""))[:MAX_RESPONSE_TEXT]
 
 
 def _cleaned(text: str, call: Call) -> str:

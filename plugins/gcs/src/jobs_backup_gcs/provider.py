@@ -29,10 +29,10 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.sdk import PerProcess, delete_each, size_listed
+from jobs_backup.sdk import STRANGER_HINT, PerProcess, delete_each, size_listed
 from jobs_backup_gcs import policy as rights
 from jobs_backup_gcs.client import Gcs, connect
-from jobs_backup_gcs.errors import STRANGER, Call, answered, check_bare, is_googles, translated
+from jobs_backup_gcs.errors import Call, answered, check_bare, is_googles, translated
 from jobs_backup_gcs.settings import GcsSettings
 
 _PAGE: Final = 1000
@@ -248,7 +248,7 @@ class GcsProvider:
                 raise answered(answer, call)
             told: Any = answer.json()
             if not isinstance(told, dict) or ("kind" not in told and "items" not in told):
-                raise StorageError(f"{call}: the response is not a listing of a bucket", hint=STRANGER)
+                raise StorageError(f"{call}: the response is not a listing of a bucket", hint=STRANGER_HINT)
             found = cast(dict[str, Any], told)
         items = cast(list[Any], found.get("items") or [])
         entries = [cast(dict[str, Any], one) for one in items if isinstance(one, dict) and isinstance(one.get("name"), str)]  # pyright: ignore[reportUnknownMemberType]
@@ -364,10 +364,7 @@ def _base64(crc: int) -> str:
 def _receipt(call: Call, told: Mapping[str, Any], checksum: str) -> WriteReceipt:
     """What an answer must have to be a success: a 200 alone can be anybody's."""
     if not told.get("generation"):
-        raise Unavailable(
-            f"{call}: the response has no generation",
-            hint="the response may not come from the store: check the endpoint and the proxy",
-        )
+        raise Unavailable(f"{call}: the response has no generation", hint=STRANGER_HINT)
     if told.get("crc32c") not in (None, checksum):
         raise IntegrityError(f"{call}: the store has CRC-32C {told['crc32c']} instead of {checksum}")
     at: datetime | None = told.get("at")

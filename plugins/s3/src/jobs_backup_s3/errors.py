@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -27,12 +27,28 @@ from jobs_backup.errors import (
     UploadGone,
     parse_retry_after,
 )
-from jobs_backup.sdk import cleaned, forbidden, moved, proxy_secrets, unreadable, unusable
+from jobs_backup.sdk import (
+    CHECKSUM_HINT,
+    MAX_RESPONSE_TEXT,
+    NETWORK_HINT,
+    REDIRECTS,
+    STRANGER_HINT,
+    THROTTLED,
+    ErrorRule,
+    cleaned,
+    forbidden,
+    map_exception,
+    map_status,
+    mapped_errors,
+    moved,
+    proxy_secrets,
+    system_message,
+    tls_rules,
+    unreadable,
+    unusable,
+)
 from jobs_backup.settings import shown
 from jobs_backup_s3.settings import UNSHOWN, Connection
-
-_LOOKED_AT: Final = 2000
-"""Characters of what the store says: anybody may answer."""
 
 
 class NothingThere(StorageError):
@@ -55,11 +71,6 @@ class Call(NamedTuple):
         return f"{self.operation} s3://{self.connection.bucket}" + (f"/{self.key}" if self.key else "")
 
 
-class _Row(NamedTuple):
-    error: type[JobsBackupError]
-    hint: str = ""
-
-
 _KEYS: Final = "check the access key and its secret, and that they belong to this store"
 _CREDENTIALS: Final = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the SDK finds a role (instance, container, web identity)"
@@ -67,158 +78,140 @@ _CREDENTIALS: Final = (
 _EXPIRED: Final = "temporary credentials must be replaced when they expire: use a role, or set new ones"
 _BUCKET: Final = "check JOBS_BACKUP_BUCKET, the region and the endpoint; the bucket is never created"
 _REDIRECTED: Final = "set AWS_REGION to the bucket's region, or the endpoint to the one that serves the bucket"
-_SLOWER: Final = "if it persists, lower JOBS_BACKUP_UPLOAD_CONCURRENCY"
-_FAULT: Final = "a fault in the store: see its status page or log"
 _ACCOUNT: Final = "the account or the user is suspended, disabled or unpaid: see its billing page, or ask the store's support"
 _QUOTA: Final = "a quota of the bucket or the user is exhausted: raise it, or delete what is not needed"
-_CHECKSUM: Final = (
-    "if it persists, the network, a proxy or the disk changes bytes, or the store does not support this JOBS_BACKUP_S3_CHECKSUM"
-)
+_CHECKSUM: Final = f"{CHECKSUM_HINT}; or JOBS_BACKUP_S3_CHECKSUM does not suit the store"
 _KMS: Final = "check JOBS_BACKUP_S3_KMS_KEY_ID, and that the key is enabled and in the bucket's region"
 _LOCK_CHECKSUM: Final = "a bucket with object lock requires checksums: set JOBS_BACKUP_S3_CHECKSUM=md5 or crc32c"
 _LOCK: Final = "check the bucket's object lock configuration: it may be missing, or require a header that is not sent"
-_CERTIFICATE: Final = "set JOBS_BACKUP_S3_CA_BUNDLE to the store's CA, and use a host name from its certificate"
-_BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it must name a file with certificates in PEM format"
-STRANGER: Final = "the response may not come from the store: check the endpoint and the proxy"
-_NETWORK: Final = "check the endpoint, DNS, firewall and proxy between here and the store"
 
 _PROFILE: Final = "correct the profile that AWS_PROFILE names, in AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE"
 _PROXY: Final = "write JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY as http://user:password@host:port"
 
-_CODES: Final[Mapping[str, _Row]] = {
-    "AccessDenied": _Row(PermissionDenied),
-    "AccessDeniedException": _Row(PermissionDenied),
-    "AllAccessDisabled": _Row(Unauthenticated, "the store has turned off all access to the bucket: ask its support"),
-    "UnauthorizedAccess": _Row(
+_CODES: Final[Mapping[str, ErrorRule]] = {
+    "AccessDenied": ErrorRule(PermissionDenied),
+    "AccessDeniedException": ErrorRule(PermissionDenied),
+    "AllAccessDisabled": ErrorRule(Unauthenticated, "the store has turned off all access to the bucket: ask its support"),
+    "UnauthorizedAccess": ErrorRule(
         Unauthenticated, "in AWS China the bucket's account needs an ICP license for this: see its console, or ask the support"
     ),
-    "InvalidSecurity": _Row(Unauthenticated, _KEYS),
-    "InvalidPayer": _Row(Unauthenticated, _ACCOUNT),
-    "OptInRequired": _Row(Unauthenticated, _ACCOUNT),
-    "UserSuspended": _Row(Unauthenticated, _ACCOUNT),
-    "AccountSuspended": _Row(Unauthenticated, _ACCOUNT),
-    "UserDisable": _Row(Unauthenticated, _ACCOUNT),
-    "QuotaExceeded": _Row(Unavailable, _QUOTA),
-    "BucketQuotaExceeded": _Row(Unavailable, _QUOTA),
-    "StorageQuotaExceeded": _Row(Unavailable, _QUOTA),
-    "XMinioAdminBucketQuotaExceeded": _Row(Unavailable, _QUOTA),
-    "InvalidObjectState": _Row(NotSupported, "the object is archived: restore it to read it"),
-    "InvalidAccessKeyId": _Row(Unauthenticated, _KEYS),
-    "SignatureDoesNotMatch": _Row(Unauthenticated, _KEYS),
-    "AuthorizationHeaderMalformed": _Row(Unauthenticated, _KEYS),
-    "InvalidToken": _Row(Unauthenticated, "check AWS_SESSION_TOKEN: it belongs to exactly one access key"),
-    "InvalidClientTokenId": _Row(Unauthenticated, _KEYS),
-    "UnrecognizedClientException": _Row(Unauthenticated, _KEYS),
-    "InvalidIdentityToken": _Row(Unauthenticated, "check the web identity token and the trust policy of its role"),
-    "AccountProblem": _Row(Unauthenticated, _ACCOUNT),
-    "NotSignedUp": _Row(Unauthenticated, "the account is not signed up for S3: sign up"),
-    "ExpiredToken": _Row(CredentialsExpired, _EXPIRED),
-    "ExpiredTokenException": _Row(CredentialsExpired, _EXPIRED),
-    "TokenRefreshRequired": _Row(CredentialsExpired, _EXPIRED),
-    "RequestTimeTooSkewed": _Row(Unauthenticated, "this machine's clock is wrong: set it (NTP)"),
-    "RequestExpired": _Row(Unauthenticated, "this machine's clock is wrong: set it (NTP)"),
-    "NoSuchBucket": _Row(BucketNotFound, _BUCKET),
-    "InvalidBucketName": _Row(ConfigurationError, "check JOBS_BACKUP_BUCKET"),
-    "NoSuchKey": _Row(ObjectNotFound),
-    "NoSuchUpload": _Row(UploadGone, "it was already completed or aborted: another one must be started"),
-    "PreconditionFailed": _Row(StorageError, f"the request has no such condition; {STRANGER}"),
-    "ConditionalRequestConflict": _Row(Unavailable, "another request for the same key is under way"),
-    "OperationAborted": _Row(Unavailable, "another request for the same key is under way"),
-    "PermanentRedirect": _Row(ConfigurationError, _REDIRECTED),
-    "TemporaryRedirect": _Row(ConfigurationError, _REDIRECTED),
-    "IllegalLocationConstraintException": _Row(ConfigurationError, _REDIRECTED),
-    "SlowDown": _Row(Throttled, _SLOWER),
-    "SlowDownRead": _Row(Throttled, _SLOWER),
-    "SlowDownWrite": _Row(Throttled, _SLOWER),
-    "Throttling": _Row(Throttled, _SLOWER),
-    "ThrottlingException": _Row(Throttled, _SLOWER),
-    "TooManyRequests": _Row(Throttled, _SLOWER),
-    "TooManyRequestsException": _Row(Throttled, _SLOWER),
-    "RequestLimitExceeded": _Row(Throttled, _SLOWER),
-    "BandwidthLimitExceeded": _Row(Throttled, _SLOWER),
-    "KMS.ThrottlingException": _Row(Throttled, "the KMS key is used too often: ask for a higher quota, or turn on bucket keys"),
-    "RequestTimeout": _Row(Unavailable, _NETWORK),
-    "XMinioStorageFull": _Row(Unavailable, "the store is full: free or add space"),
-    "BadDigest": _Row(IntegrityError, _CHECKSUM),
-    "InvalidDigest": _Row(IntegrityError, _CHECKSUM),
-    "IncompleteBody": _Row(IntegrityError, _CHECKSUM),
-    "XAmzContentSHA256Mismatch": _Row(IntegrityError, _CHECKSUM),
-    "XAmzContentChecksumMismatch": _Row(IntegrityError, _CHECKSUM),
-    "NotImplemented": _Row(NotSupported),
-    "MethodNotAllowed": _Row(NotSupported),
-    "AccessControlListNotSupported": _Row(NotSupported, "the bucket does not allow ACLs: unset JOBS_BACKUP_S3_ACL"),
-    "InvalidStorageClass": _Row(ConfigurationError, "correct or unset JOBS_BACKUP_S3_STORAGE_CLASS"),
-    "EntityTooLarge": _Row(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
-    "EntityTooSmall": _Row(NotSupported, "raise JOBS_BACKUP_PART_SIZE"),
+    "InvalidSecurity": ErrorRule(Unauthenticated, _KEYS),
+    "InvalidPayer": ErrorRule(Unauthenticated, _ACCOUNT),
+    "OptInRequired": ErrorRule(Unauthenticated, _ACCOUNT),
+    "UserSuspended": ErrorRule(Unauthenticated, _ACCOUNT),
+    "AccountSuspended": ErrorRule(Unauthenticated, _ACCOUNT),
+    "UserDisable": ErrorRule(Unauthenticated, _ACCOUNT),
+    "QuotaExceeded": ErrorRule(Unavailable, _QUOTA),
+    "BucketQuotaExceeded": ErrorRule(Unavailable, _QUOTA),
+    "StorageQuotaExceeded": ErrorRule(Unavailable, _QUOTA),
+    "XMinioAdminBucketQuotaExceeded": ErrorRule(Unavailable, _QUOTA),
+    "InvalidObjectState": ErrorRule(NotSupported, "the object is archived: restore it to read it"),
+    "InvalidAccessKeyId": ErrorRule(Unauthenticated, _KEYS),
+    "SignatureDoesNotMatch": ErrorRule(Unauthenticated, _KEYS),
+    "AuthorizationHeaderMalformed": ErrorRule(Unauthenticated, _KEYS),
+    "InvalidToken": ErrorRule(Unauthenticated, "check AWS_SESSION_TOKEN: it belongs to exactly one access key"),
+    "InvalidClientTokenId": ErrorRule(Unauthenticated, _KEYS),
+    "UnrecognizedClientException": ErrorRule(Unauthenticated, _KEYS),
+    "InvalidIdentityToken": ErrorRule(Unauthenticated, "check the web identity token and the trust policy of its role"),
+    "AccountProblem": ErrorRule(Unauthenticated, _ACCOUNT),
+    "NotSignedUp": ErrorRule(Unauthenticated, "the account is not signed up for S3: sign up"),
+    "ExpiredToken": ErrorRule(CredentialsExpired, _EXPIRED),
+    "ExpiredTokenException": ErrorRule(CredentialsExpired, _EXPIRED),
+    "TokenRefreshRequired": ErrorRule(CredentialsExpired, _EXPIRED),
+    "RequestTimeTooSkewed": ErrorRule(Unauthenticated, "this machine's clock is wrong: set it (NTP)"),
+    "RequestExpired": ErrorRule(Unauthenticated, "this machine's clock is wrong: set it (NTP)"),
+    "NoSuchBucket": ErrorRule(BucketNotFound, _BUCKET),
+    "InvalidBucketName": ErrorRule(ConfigurationError, "check JOBS_BACKUP_BUCKET"),
+    "NoSuchKey": ErrorRule(ObjectNotFound),
+    "NoSuchUpload": ErrorRule(UploadGone, "it was already completed or aborted: another one must be started"),
+    "PreconditionFailed": ErrorRule(StorageError, f"the request has no such condition; {STRANGER_HINT}"),
+    "ConditionalRequestConflict": ErrorRule(Unavailable, "another request for the same key is under way"),
+    "OperationAborted": ErrorRule(Unavailable, "another request for the same key is under way"),
+    "PermanentRedirect": ErrorRule(ConfigurationError, _REDIRECTED),
+    "TemporaryRedirect": ErrorRule(ConfigurationError, _REDIRECTED),
+    "IllegalLocationConstraintException": ErrorRule(ConfigurationError, _REDIRECTED),
+    "SlowDown": THROTTLED,
+    "SlowDownRead": THROTTLED,
+    "SlowDownWrite": THROTTLED,
+    "Throttling": THROTTLED,
+    "ThrottlingException": THROTTLED,
+    "TooManyRequests": THROTTLED,
+    "TooManyRequestsException": THROTTLED,
+    "RequestLimitExceeded": THROTTLED,
+    "BandwidthLimitExceeded": THROTTLED,
+    "KMS.ThrottlingException": ErrorRule(
+        Throttled, "the KMS key is used too often: ask for a higher quota, or turn on bucket keys"
+    ),
+    "RequestTimeout": ErrorRule(Unavailable, NETWORK_HINT),
+    "XMinioStorageFull": ErrorRule(Unavailable, "the store is full: free or add space"),
+    "BadDigest": ErrorRule(IntegrityError, _CHECKSUM),
+    "InvalidDigest": ErrorRule(IntegrityError, _CHECKSUM),
+    "IncompleteBody": ErrorRule(IntegrityError, _CHECKSUM),
+    "XAmzContentSHA256Mismatch": ErrorRule(IntegrityError, _CHECKSUM),
+    "XAmzContentChecksumMismatch": ErrorRule(IntegrityError, _CHECKSUM),
+    "NotImplemented": ErrorRule(NotSupported),
+    "MethodNotAllowed": ErrorRule(NotSupported),
+    "AccessControlListNotSupported": ErrorRule(NotSupported, "the bucket does not allow ACLs: unset JOBS_BACKUP_S3_ACL"),
+    "InvalidStorageClass": ErrorRule(ConfigurationError, "correct or unset JOBS_BACKUP_S3_STORAGE_CLASS"),
+    "EntityTooLarge": ErrorRule(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
+    "EntityTooSmall": ErrorRule(NotSupported, "raise JOBS_BACKUP_PART_SIZE"),
 }
 """By the error code of the store."""
 
-_OF_OPERATION: Final[Mapping[tuple[str, str], _Row]] = {
-    ("CompleteMultipartUpload", "ConditionalRequestConflict"): _Row(UploadGone, "another one must be started"),
-    ("CompleteMultipartUpload", "InvalidPart"): _Row(UploadGone, "the store has lost a part: another upload must be started"),
-    ("CompleteMultipartUpload", "InvalidPartOrder"): _Row(UploadGone, "another one must be started"),
-    ("UploadPart", "NoSuchKey"): _Row(UploadGone, "another one must be started"),
-    ("CompleteMultipartUpload", "NoSuchKey"): _Row(UploadGone, "another one must be started"),
-    ("AbortMultipartUpload", "NoSuchKey"): _Row(UploadGone, "it was already completed or aborted"),
-    ("GetObject", "InvalidRange"): _Row(NothingThere),
-    ("PutObject", "PreconditionFailed"): _Row(AlreadyExists),
-    ("CompleteMultipartUpload", "PreconditionFailed"): _Row(AlreadyExists),
-    ("GetObject", "PreconditionFailed"): _Row(IntegrityError, "the object was overwritten while it was read"),
+_OF_OPERATION: Final[Mapping[tuple[str, str], ErrorRule]] = {
+    ("CompleteMultipartUpload", "ConditionalRequestConflict"): ErrorRule(UploadGone, "another one must be started"),
+    ("CompleteMultipartUpload", "InvalidPart"): ErrorRule(UploadGone, "the store has lost a part: another upload must be started"),
+    ("CompleteMultipartUpload", "InvalidPartOrder"): ErrorRule(UploadGone, "another one must be started"),
+    ("UploadPart", "NoSuchKey"): ErrorRule(UploadGone, "another one must be started"),
+    ("CompleteMultipartUpload", "NoSuchKey"): ErrorRule(UploadGone, "another one must be started"),
+    ("AbortMultipartUpload", "NoSuchKey"): ErrorRule(UploadGone, "it was already completed or aborted"),
+    ("GetObject", "InvalidRange"): ErrorRule(NothingThere),
+    ("PutObject", "PreconditionFailed"): ErrorRule(AlreadyExists),
+    ("CompleteMultipartUpload", "PreconditionFailed"): ErrorRule(AlreadyExists),
+    ("GetObject", "PreconditionFailed"): ErrorRule(IntegrityError, "the object was overwritten while it was read"),
 }
 """Codes that mean something else for one operation."""
 
-_STATUSES: Final[Mapping[int, _Row]] = {
-    **dict.fromkeys((301, 302, 303, 307, 308), _Row(ConfigurationError, _REDIRECTED)),
-    401: _Row(Unauthenticated, _KEYS),
-    403: _Row(PermissionDenied),
-    405: _Row(NotSupported),
-    407: _Row(Unauthenticated, "the proxy requires credentials: put them into JOBS_BACKUP_S3_PROXY"),
-    408: _Row(Unavailable, _NETWORK),
-    429: _Row(Throttled, _SLOWER),
-    501: _Row(NotSupported),
+_STATUSES: Final[Mapping[int, ErrorRule]] = {
+    **dict.fromkeys(REDIRECTS, ErrorRule(ConfigurationError, _REDIRECTED)),
+    401: ErrorRule(Unauthenticated, _KEYS),
+    403: ErrorRule(PermissionDenied),
+    405: ErrorRule(NotSupported),
+    407: ErrorRule(Unauthenticated, "the proxy requires credentials: put them into JOBS_BACKUP_S3_PROXY"),
+    408: ErrorRule(Unavailable, NETWORK_HINT),
+    501: ErrorRule(NotSupported),
 }
-"""By the HTTP status, for codes that are in no table. Other 5xx are Unavailable, the rest is a StorageError."""
+"""By the HTTP status, for codes that are in no table: see `map_status`. The rest is a StorageError."""
 
-_REDIRECTS: Final = (301, 302, 303, 307, 308)
-
-_EXCEPTIONS: Final[Mapping[str, _Row]] = {
-    "NoCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
-    "PartialCredentialsError": _Row(Unauthenticated, _CREDENTIALS),
-    "CredentialRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
-    "TokenRetrievalError": _Row(Unauthenticated, _CREDENTIALS),
-    "SSOError": _Row(Unauthenticated, _CREDENTIALS),
-    "InvalidConfigError": _Row(ConfigurationError, _PROFILE),
-    "InvalidRegionError": _Row(ConfigurationError, "write the region like eu-west-1"),
-    "EndpointConnectionError": _Row(Unreachable, _NETWORK),
-    "ConnectTimeoutError": _Row(Unreachable, _NETWORK),
-    "InvalidProxiesConfigError": _Row(ConfigurationError, _PROXY),
-    "LocationValueError": _Row(ConfigurationError, _PROXY),
-    "ProxySchemeUnknown": _Row(ConfigurationError, _PROXY),
-    "InvalidIMDSEndpointError": _Row(ConfigurationError, "correct or unset AWS_EC2_METADATA_SERVICE_ENDPOINT"),
-    "ProxyConnectionError": _Row(Unreachable, "check JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY"),
-    "ConnectionError": _Row(Unavailable, _NETWORK),
-    "HTTPClientError": _Row(Unavailable, _NETWORK),
-    "IncompleteReadError": _Row(Unavailable, _NETWORK),
-    "ResponseParserError": _Row(Unavailable, STRANGER),
-    "NotTheStore": _Row(StorageError, STRANGER),
-    "FlexibleChecksumError": _Row(IntegrityError, _CHECKSUM),
+_EXCEPTIONS: Final[Mapping[str, ErrorRule]] = {
+    "NoCredentialsError": ErrorRule(Unauthenticated, _CREDENTIALS),
+    "PartialCredentialsError": ErrorRule(Unauthenticated, _CREDENTIALS),
+    "CredentialRetrievalError": ErrorRule(Unauthenticated, _CREDENTIALS),
+    "TokenRetrievalError": ErrorRule(Unauthenticated, _CREDENTIALS),
+    "SSOError": ErrorRule(Unauthenticated, _CREDENTIALS),
+    "InvalidConfigError": ErrorRule(ConfigurationError, _PROFILE),
+    "InvalidRegionError": ErrorRule(ConfigurationError, "write the region like eu-west-1"),
+    "EndpointConnectionError": ErrorRule(Unreachable, NETWORK_HINT),
+    "ConnectTimeoutError": ErrorRule(Unreachable, NETWORK_HINT),
+    "InvalidProxiesConfigError": ErrorRule(ConfigurationError, _PROXY),
+    "LocationValueError": ErrorRule(ConfigurationError, _PROXY),
+    "ProxySchemeUnknown": ErrorRule(ConfigurationError, _PROXY),
+    "InvalidIMDSEndpointError": ErrorRule(ConfigurationError, "correct or unset AWS_EC2_METADATA_SERVICE_ENDPOINT"),
+    "ProxyConnectionError": ErrorRule(Unreachable, "check JOBS_BACKUP_S3_PROXY, HTTPS_PROXY and HTTP_PROXY"),
+    "ConnectionError": ErrorRule(Unavailable, NETWORK_HINT),
+    "HTTPClientError": ErrorRule(Unavailable, NETWORK_HINT),
+    "IncompleteReadError": ErrorRule(Unavailable, NETWORK_HINT),
+    "ResponseParserError": ErrorRule(Unavailable, STRANGER_HINT),
+    "NotTheStore": ErrorRule(StorageError, STRANGER_HINT),
+    "FlexibleChecksumError": ErrorRule(IntegrityError, _CHECKSUM),
 }
 """By the name of the SDK's exception or of a base of it: the SDK need not be imported for this."""
 
-_TLS: Final = (
-    ("CERTIFICATE_VERIFY_FAILED", _Row(ConfigurationError, _CERTIFICATE)),
-    ("doesn't match", _Row(ConfigurationError, _CERTIFICATE)),
-    (
-        "WRONG_VERSION_NUMBER",
-        _Row(ConfigurationError, "the endpoint does not use TLS: write http:// before it, or correct the port"),
-    ),
-    ("NO_CERTIFICATE_OR_CRL_FOUND", _Row(ConfigurationError, _BUNDLE)),
-    ("PEM lib", _Row(ConfigurationError, _BUNDLE)),
-    ("No such file", _Row(ConfigurationError, _BUNDLE)),
-    ("Is a directory", _Row(ConfigurationError, _BUNDLE)),
-    ("Permission denied", _Row(ConfigurationError, _BUNDLE)),
-)
-"""By a part of the error's text. Other TLS errors are those of a broken connection."""
+_BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it must name a file with certificates in PEM format"
+_TLS: Final[Mapping[str, ErrorRule]] = {
+    **tls_rules("set JOBS_BACKUP_S3_CA_BUNDLE to the store's CA, and use a host name from its certificate", _BUNDLE),
+    **dict.fromkeys(("No such file", "Is a directory", "Permission denied"), ErrorRule(ConfigurationError, _BUNDLE)),
+}
 
 _PROFILES: Final = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _FILES: Final = {**_PROFILES, "AWS_WEB_IDENTITY_TOKEN_FILE": "", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": ""}
@@ -276,40 +269,26 @@ _OPTIONS: Final = (
 """Which setting turns a header off."""
 
 
-@contextlib.contextmanager
-def translated(call: Call) -> Generator[None, None, None]:
-    """Whatever is raised within becomes an error of the taxonomy.
-
-    It is raised without the SDK's error behind it: that one's text has URLs in it, and with them the upload's id.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - nothing is swallowed
-        raise translate(error, call) from None
+def translated(call: Call) -> AbstractContextManager[None]:
+    """A block whose exceptions become errors of jobs-backup."""
+    return mapped_errors(lambda error: translate(error, call))
 
 
 def translate(error: Exception, call: Call) -> JobsBackupError:
     """The error of the taxonomy for what a request raised."""
-    if isinstance(error, JobsBackupError):
-        return error
     response = response_of(error)
     if response is not None:
         # A role's credentials are fetched in the course of any call.
         operation: str = getattr(error, "operation_name", call.operation)
         return answered(response, call._replace(operation=operation))
-    text = _cleaned(_reason(error), call)
     names = [class_.__name__ for class_ in type(error).__mro__]
     if local := _of_this_machine(error, names, call):
         return local
-    row = next((_EXCEPTIONS[name] for name in names if name in _EXCEPTIONS), None)
-    if "SSLError" in names:
-        row = next((row for part, row in _TLS if part in text), row)
-    if row is None:
-        return StorageError(f"{call}: {names[0]}: {text}")
-    found = row.error(f"{call}: {_where(error)}{text}", hint=row.hint)
-    if "WRONG_VERSION_NUMBER" in text:
-        setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
-    return found
+    fields: Mapping[str, object] = getattr(error, "kwargs", {})
+    # Of the SDK's own texts only those are used that have no URL in them.
+    own = str(fields.get("error", names[0])) if "endpoint_url" in fields else str(error)
+    text = _where(error) + _cleaned(system_message(error, own), call)
+    return map_exception(call, error, _EXCEPTIONS, text=text, tls=_TLS, names=names)
 
 
 def _of_this_machine(  # noqa: PLR0911 - a case each
@@ -395,9 +374,9 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     status: int = metadata.get("HTTPStatusCode", 0)
     own = _cleaned(str(error.get("Code") or response.get("Code") or ""), call)  # the second one where the XML has a namespace
     code = own or str(status)
-    said = str(error.get("Message") or response.get("Message") or "")[:_LOOKED_AT]
+    said = str(error.get("Message") or response.get("Message") or "")[:MAX_RESPONSE_TEXT]
     message = f"{call}: {code}" + (f": {_cleaned(said, call)}" if said else "")
-    row = _row(call, own, status)
+    rule = _rule(call, own, status)
     if (region := region_told(response)) and region != call.connection.region:
         connection = call.connection
         hint = (
@@ -406,20 +385,18 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
             else f"set {connection.endpoint_variable} to the one of {region}"
         )
         return ConfigurationError(f"{call}: the bucket is in {region}, not in {connection.region}", hint=hint)
-    if row.error is ConfigurationError and status in _REDIRECTS:
+    if rule.error is ConfigurationError and status in REDIRECTS:
         return _redirected(message, headers.get("location", ""), str(error.get("Endpoint") or ""), call, is_own=own in _CODES)
     if own == "InvalidRequest" and re.search(r"object.?lock", said, re.IGNORECASE):
         wants_checksum = re.search(r"md5|checksum", said, re.IGNORECASE)
         return ConfigurationError(message, hint=_LOCK_CHECKSUM if wants_checksum else _LOCK)
-    if row.error is PermissionDenied:
+    if rule.error is PermissionDenied:
         return _denied(message, own, said, call)
-    if row.error is NotSupported and not row.hint:
-        row = row._replace(hint=_option(str(error.get("Header", "")), call))
-    if row.error is Throttled or row.error is Unavailable:
-        return row.error(message, hint=row.hint, retry_after=parse_retry_after(headers.get("retry-after", "")))
+    if rule.error is NotSupported and not rule.hint:
+        rule = rule._replace(hint=_option(str(error.get("Header", "")), call))
     if code == "RequestTimeTooSkewed" and "date" in headers:
-        row = row._replace(hint=f"{row.hint}; the store's says {headers['date']}")
-    return row.error(message, hint=row.hint)
+        rule = rule._replace(hint=f"{rule.hint}; the store's says {headers['date']}")
+    return rule.to_error(message, retry_after=parse_retry_after(headers.get("retry-after", "")))
 
 
 def _redirected(message: str, location: str, named: str, call: Call, *, is_own: bool) -> JobsBackupError:
@@ -433,20 +410,16 @@ def _redirected(message: str, location: str, named: str, call: Call, *, is_own: 
     return ConfigurationError(message, hint=f"{hint}: the store names {named}" if named else hint)
 
 
-def _row(call: Call, own: str, status: int) -> _Row:
+def _rule(call: Call, own: str, status: int) -> ErrorRule:
     """`own` is the code that the answer has in the store's words; the SDK puts the status there if it has none."""
-    row = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
-    if row is not None and row.error is AlreadyExists and not call.if_absent:
-        row = _CODES["PreconditionFailed"]
-    if row is None and re.search(r"checksum|digest", own, re.IGNORECASE):
-        row = _CODES["BadDigest"]
-    if row is None and own.startswith("KMS."):
-        row = _Row(ConfigurationError, _KMS)
-    if row is None:
-        row = _STATUSES.get(status)
-    if row is None and status >= 500:
-        row = _Row(Unavailable, _FAULT)
-    return row or _Row(StorageError, STRANGER if own in ("", str(status)) else "")
+    rule = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
+    if rule is not None and rule.error is AlreadyExists and not call.if_absent:
+        rule = _CODES["PreconditionFailed"]
+    if rule is None and re.search(r"checksum|digest", own, re.IGNORECASE):
+        rule = _CODES["BadDigest"]
+    if rule is None and own.startswith("KMS."):
+        rule = ErrorRule(ConfigurationError, _KMS)
+    return rule or map_status(status, _STATUSES) or ErrorRule(StorageError, STRANGER_HINT if own in ("", str(status)) else "")
 
 
 def region_told(response: Mapping[str, Any]) -> str | None:
@@ -507,25 +480,6 @@ def _option(header: str, call: Call) -> str:
     return (
         f"the store does not support {call.operation} with these options: see the README of jobs-backup-s3 for how to turn them off"
     )
-
-
-def _reason(error: Exception) -> str:
-    """What the system said: the first error in the chain that is neither the SDK's nor urllib3's."""
-    for one in _chain(error):
-        if type(one).__module__.split(".")[0] in ("builtins", "socket", "ssl", "http"):
-            return getattr(one, "strerror", None) or str(one)
-    fields: Mapping[str, object] = getattr(error, "kwargs", {})
-    # Of the SDK's own texts only those are used that have no URL in them.
-    return str(fields.get("error", type(error).__name__)) if "endpoint_url" in fields else str(error)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    one: BaseException | None = error
-    for _ in range(8):
-        if one is None:
-            return
-        yield one
-        one = one.__cause__ or one.__context__
 
 
 def _where(error: Exception) -> str:

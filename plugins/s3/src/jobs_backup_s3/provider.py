@@ -33,9 +33,9 @@ from jobs_backup.model import (
     Upload,
     WriteReceipt,
 )
-from jobs_backup.sdk import size_listed
+from jobs_backup.sdk import STRANGER_HINT, size_listed
 from jobs_backup_s3.client import Clients
-from jobs_backup_s3.errors import STRANGER, Call, NothingThere, answered, translated
+from jobs_backup_s3.errors import Call, NothingThere, answered, translated
 from jobs_backup_s3.policy import aws_policy, minio_policy, spaces_policy
 from jobs_backup_s3.settings import BucketSettings, Connection, MinioSettings, S3Settings, SpacesSettings
 
@@ -193,7 +193,7 @@ class _Provider:
         call = self._tried("ListObjectsV2")
         answer = self._send(call, timeout, lambda client: client.list_objects_v2(**request))
         if answer.keys().isdisjoint(("Name", "IsTruncated")):
-            raise StorageError(f"{call}: the response is not a listing of a bucket", hint=STRANGER)
+            raise StorageError(f"{call}: the response is not a listing of a bucket", hint=STRANGER_HINT)
         objects = [
             Listed(key=item["Key"], size=size_listed(item.get("Size"))) for item in answer.get("Contents", ()) if item.get("Key")
         ]
@@ -256,7 +256,9 @@ class _Provider:
             else:
                 failed[key] = error
         for key in set(keys) - deleted - failed.keys():
-            failed[key] = StorageError(f"{call._replace(key=key)}: the response does not say whether it was deleted", hint=STRANGER)
+            failed[key] = StorageError(
+                f"{call._replace(key=key)}: the response does not say whether it was deleted", hint=STRANGER_HINT
+            )
         return DeleteReceipt(deleted=frozenset(keys) - failed.keys(), failed=failed)
 
     def _delete_one_by_one(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
@@ -360,7 +362,7 @@ def _stored(call: Call, answer: Answer, crc: int, etag: str) -> WriteReceipt:
 def _field(call: Call, answer: Answer, name: str) -> str:
     """What an answer must have to be a success: a 200 alone can be anybody's."""
     if not answer.get(name):
-        raise StorageError(f"{call}: the response has no {name}", hint=STRANGER)
+        raise StorageError(f"{call}: the response has no {name}", hint=STRANGER_HINT)
     return str(answer[name])
 
 
