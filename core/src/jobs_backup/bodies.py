@@ -6,10 +6,10 @@ import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Protocol, Self
+from typing import BinaryIO, Final, Protocol, Self
 
 from jobs_backup.errors import IntegrityError, JobsBackupError, SpoolError
-from jobs_backup.model import Body
+from jobs_backup.model import Body, SeekableReader
 
 
 class ResponseStream(Protocol):
@@ -112,48 +112,28 @@ class ObjectBody(Body):
         return io.BufferedReader(_ObjectReader(self.size, self._get, self._translated), _BLOCK)
 
 
-class _ObjectReader(io.RawIOBase):
+class _ObjectReader(SeekableReader):
     def __init__(self, size: int, get: Callable[[int], ResponseStream], translated: Translated) -> None:
-        self._size = size
+        super().__init__(size)
         self._get = get
         self._translated = translated
-        self._position = 0
         self._stream: ResponseStream | None = None
+        self._stream_at = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if start + offset != self._position:
-            self._position = max(0, start + offset)
-            self._drop()
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        if self._position >= self._size:
-            return 0
+    def piece(self, position: int, size: int) -> tuple[int, bytes]:
+        if self._stream_at != position:
+            self.release()
         if self._stream is None:
-            self._stream = self._get(self._position)
+            self._stream = self._get(position)
+        self._stream_at = position
         with self._translated():
-            block = self._stream.read(len(buffer))
+            block = self._stream.read(size)
         if not block:
-            raise IntegrityError(f"the object ended after {self._position} of {self._size} bytes")
-        buffer[: len(block)] = block
-        self._position += len(block)
-        return len(block)
+            raise IntegrityError(f"the object ended after {position} of {self._size} bytes")
+        self._stream_at += len(block)
+        return position, block
 
-    def close(self) -> None:
-        self._drop()
-        super().close()
-
-    def _drop(self) -> None:
+    def release(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -75,15 +75,32 @@ class _Slice(Body):
         return io.BufferedReader(_SliceReader(self._whole.open(), self._offset, self.size), _BLOCK)
 
 
-class _SliceReader(io.RawIOBase):
-    """Window of a seekable reader: `size` bytes from `offset` on."""
+class SeekableReader(io.RawIOBase, ABC):
+    """Base of a body's reader that makes its bytes when they are asked for: implement `piece` and, if need be, `release`.
 
-    def __init__(self, whole: BinaryIO, offset: int, size: int) -> None:
-        self._whole = whole
-        self._offset = offset
+    Wrap it in `io.BufferedReader`. It holds at most one piece in memory.
+    """
+
+    def __init__(self, size: int) -> None:
+        """`size` is that of the body, in bytes."""
         self._size = size
         self._position = 0
-        whole.seek(offset)
+        self._held = memoryview(b"")
+        self._held_at = 0
+
+    @abstractmethod
+    def piece(self, position: int, size: int) -> tuple[int, bytes]:
+        """The bytes around a position: where they begin, and the bytes.
+
+        Args:
+            position: of the first byte that is wanted, in the body. It is before the end.
+            size: bytes that fit into the caller's buffer. The piece may be of any size that contains the position.
+
+        A piece without bytes ends the body early.
+        """
+
+    def release(self) -> None:
+        """Close what is behind it. Called once, by `close`."""
 
     def readable(self) -> bool:
         return True
@@ -91,25 +108,53 @@ class _SliceReader(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        self._whole.seek(self._offset + self._position)
-        return self._position
-
     def tell(self) -> int:
         return self._position
 
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        block = self._whole.read(max(0, min(len(buffer), self._size - self._position)))
+        if self._position >= self._size:
+            return 0
+        if not 0 <= self._position - self._held_at < len(self._held):
+            self._held_at, piece = self.piece(self._position, len(buffer))
+            self._held = memoryview(piece)
+        offset = self._position - self._held_at
+        block = self._held[offset : offset + len(buffer)]
         buffer[: len(block)] = block
+        if offset + len(block) == len(self._held):
+            self._held = memoryview(b"")
         self._position += len(block)
         return len(block)
 
     def close(self) -> None:
         if not self.closed:
-            self._whole.close()
+            self.release()
         super().close()
+
+
+class _SliceReader(SeekableReader):
+    """Window of a seekable reader: `size` bytes from `offset` on."""
+
+    def __init__(self, whole: BinaryIO, offset: int, size: int) -> None:
+        super().__init__(size)
+        self._whole = whole
+        self._offset = offset
+        self._whole_at = -1  # not known
+
+    def piece(self, position: int, size: int) -> tuple[int, bytes]:
+        if self._whole_at != position:
+            self._whole.seek(self._offset + position)
+        self._whole_at = -1
+        block = self._whole.read(min(size, self._size - position))
+        self._whole_at = position + len(block)
+        return position, block
+
+    def release(self) -> None:
+        self._whole.close()
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

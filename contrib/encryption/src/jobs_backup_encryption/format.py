@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import io
 import uuid
-from abc import abstractmethod
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from jobs_backup.errors import IntegrityError
-from jobs_backup.model import Body
+from jobs_backup.model import Body, SeekableReader
 from jobs_backup_encryption.keys import KEY_BYTES, Keys
 
 if TYPE_CHECKING:
@@ -84,52 +83,17 @@ class DecryptedBody(Body):
         return io.BufferedReader(decrypting, _BUFFER_BYTES)
 
 
-class _ByChunks(io.RawIOBase):
-    """A file made from another one chunk by chunk. Holds one chunk."""
+class _ByChunks(SeekableReader):
+    """A file that is made of another one chunk by chunk."""
 
     def __init__(self, source: BinaryIO, size: int) -> None:
         """`size` is that of this file, in bytes."""
+        super().__init__(size)
         self._source = source
         self._source_at = source.tell()
-        self._size = size
-        self._position = 0
-        self._held = memoryview(b"")
-        self._held_at = 0
 
-    @abstractmethod
-    def _make(self, position: int) -> tuple[int, bytes]:
-        """Start and bytes of the piece that contains this position."""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if self._position >= self._size:
-            return 0
-        if not 0 <= self._position - self._held_at < len(self._held):
-            self._held_at, piece = self._make(self._position)
-            self._held = memoryview(piece)
-        offset = self._position - self._held_at
-        block = self._held[offset : offset + len(buffer)]
-        buffer[: len(block)] = block
-        self._position += len(block)
-        return len(block)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._source.close()
-        super().close()
+    def release(self) -> None:
+        self._source.close()
 
     def _take(self, at: int, size: int) -> bytes:
         """Read `size` bytes of the source, from `at` on."""
@@ -149,7 +113,7 @@ class _Encrypting(_ByChunks):
         self._cipher = cipher
         self._header = header
 
-    def _make(self, position: int) -> tuple[int, bytes]:
+    def piece(self, position: int, size: int) -> tuple[int, bytes]:  # noqa: ARG002 - as large as the chunk is
         if position < HEADER_BYTES:
             return 0, self._header
         number = (position - HEADER_BYTES) // _SEALED_BYTES
@@ -165,9 +129,9 @@ class _Decrypting(_ByChunks):
         self._cipher = cipher
         self._name = name
         if not size:
-            self._make(0)  # nothing will be read, but the empty chunk must be verified, too
+            self.piece(0, 0)  # nothing will be read, but the empty chunk must be verified, too
 
-    def _make(self, position: int) -> tuple[int, bytes]:
+    def piece(self, position: int, size: int) -> tuple[int, bytes]:  # noqa: ARG002 - as large as the chunk is
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - imported on first use
 
         number = position // CHUNK_BYTES

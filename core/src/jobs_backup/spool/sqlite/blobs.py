@@ -19,7 +19,7 @@ import msgspec
 
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolCorrupt, SpoolError
-from jobs_backup.model import Body
+from jobs_backup.model import Body, SeekableReader
 from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.interface import Durability, InputPosition
 from jobs_backup.spool.sqlite.database import Connection, Database, FilesLost, database_errors, read_beside, reads, writes
@@ -584,51 +584,24 @@ class SpooledBody(Body):
         return io.BufferedReader(_MembersReader(self._path, self._jobs, self._ends), 1 << 16)
 
 
-class _MembersReader(io.RawIOBase):
+class _MembersReader(SeekableReader):
     """Read chunks as one file. Holds one chunk in memory, and no transaction between two reads."""
 
     def __init__(self, path: Path, jobs: Sequence[int], ends: Sequence[int]) -> None:
+        super().__init__(ends[-1] if ends else 0)
         self._path = path
         self._jobs = jobs
         self._ends = ends
-        self._position = 0
-        self._chunk = memoryview(b"")
-        self._chunk_start = 0
         self._connection = _connect(path)
 
-    def readable(self) -> bool:
-        return True
+    def piece(self, position: int, size: int) -> tuple[int, bytes]:  # noqa: ARG002 - as large as the chunk is
+        index = bisect.bisect_right(self._ends, position)
+        with database_errors(self._path):
+            chunk = _read(self._connection, self._path, self._jobs[index])
+        return self._ends[index] - len(chunk), chunk
 
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1] if self._ends else 0}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        offset = self._position - self._chunk_start
-        if not 0 <= offset < len(self._chunk):
-            index = bisect.bisect_right(self._ends, self._position)
-            if index == len(self._ends):
-                return 0
-            with database_errors(self._path):
-                self._chunk = memoryview(_read(self._connection, self._path, self._jobs[index]))
-            self._chunk_start = self._ends[index] - len(self._chunk)
-            offset = self._position - self._chunk_start
-        block = self._chunk[offset : offset + len(buffer)]
-        buffer[: len(block)] = block
-        self._position += len(block)
-        return len(block)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._connection.close()
-        super().close()
+    def release(self) -> None:
+        self._connection.close()
 
 
 def _connect(path: Path) -> Connection:
