@@ -116,7 +116,7 @@ def test_retry_after(server: FaultProxy, code: str) -> None:
         server.fail(refusal(503, code, headers={"Retry-After": value}))
         with pytest.raises((Throttled, Unavailable)) as caught:
             scripted(server.url).write("key", b"data")
-        assert caught.value.retry_after == (expected if expected is None else pytest.approx(expected, abs=300))  # type: ignore[attr-defined]
+        assert caught.value.retry_after == (expected if expected is None else pytest.approx(expected, abs=300))
 
 
 @pytest.mark.parametrize(

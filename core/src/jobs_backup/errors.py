@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import ClassVar
 
 from jobs_backup.util.logs import printable
 
@@ -20,16 +19,19 @@ class JobsBackupError(Exception):
     """Base of all errors of jobs-backup.
 
     Attributes:
-        hint: what the operator can do about it, in one sentence; may be empty.
-        retryable: whether the same call may succeed later with nothing changed.
-        attempts: attempts made before this error became final; 0 if it was not retried.
-        elapsed: seconds spent on these attempts and the pauses between them.
-        refused: whether nothing of the call can have reached the store, and every other call would fail the same way.
-        recorded: for an error that ended `record_many`, the jobs of the events recorded before it.
+        hint: what the operator can do about it, one sentence; empty if there is nothing to say.
+        retryable: whether the same call may succeed later without anybody changing anything.
+        attempts: how often the call was tried before this error was final; 0 if it was not retried at all.
+        elapsed: seconds spent on these attempts and the waits between them.
+        refused: whether nothing of the call can have arrived at the store, and every other call would meet the same.
+        retry_after: seconds that the store asks to wait, None if it does not say.
+        recorded: of an error that ended `record_many`, the jobs of the events that were recorded before it.
     """
 
-    retryable: ClassVar[bool] = False
-    refused: ClassVar[bool] = False
+    # A class sets the first two for its errors, and who raises one of them may set them for that one.
+    retryable: bool = False
+    refused: bool = False
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -294,7 +294,7 @@ def map_exception(
         return StorageError(f"{call}: {type(error).__name__}: {text}")
     found = rule.to_error(f"{call}: {text}")
     if _NO_TLS in said:
-        setattr(found, "refused", False)  # noqa: B010 - of this one: it may also come behind a request, instead of its answer
+        found.refused = False  # it may also come behind a request, instead of its answer
     return found
 
 

@@ -245,7 +245,7 @@ class ObjectStore:
                 return attempt()
             except IntegrityError as error:
                 # Damaged twice, it is damaged in the store, not in transit.
-                setattr(error, "retryable", not damages)  # noqa: B010 - for this one; the class is retryable
+                error.retryable = not damages  # noqa: B010 - for this one; the class is retryable
                 damages.append(error)
                 raise
 
@@ -359,7 +359,7 @@ class ObjectStore:
         except JobsBackupError as error:
             if self._arrived.receipt is not None:
                 # The provider succeeded, and a wrapper failed afterwards.
-                setattr(error, "refused", False)  # noqa: B010 - for this one; the class may be refused
+                error.refused = False
                 self._abort_arrived()
             raise
         if not isinstance(result, expected):

@@ -96,7 +96,7 @@ def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 
 def of_error(error: JobsBackupError, request_id: str) -> Response:
     """Answer to a request that failed with this error."""
-    retry_after: float | None = getattr(error, "retry_after", None)
+    retry_after = error.retry_after
     headers: dict[str, str] = {}
     index: int | None = None
     indexes: Sequence[int] = ()
