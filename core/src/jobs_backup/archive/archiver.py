@@ -25,6 +25,7 @@ from jobs_backup.model import Batch, WriteReceipt
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.spool.interface import Claim, Spool
 from jobs_backup.store.object_store import ObjectStore
+from jobs_backup.util.backoff import backoff
 from jobs_backup.util.logs import logger_of
 
 T = TypeVar("T")
@@ -290,7 +291,7 @@ class Archiver:
         of_store = error.refused or isinstance(error, _OF_THE_STORE)
         # The spool's disk may only have been busy: the first retry is immediate.
         is_first = isinstance(error, SpoolError) and not failures
-        delay = 0.0 if of_store or is_first else min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 16))
+        delay = 0.0 if of_store or is_first else backoff(failures, _FIRST_PAUSE, _MAX_PAUSE)
         if isinstance(error, _OF_THE_BATCH):
             fields = {"key": batch.key, "code": error.code, "wait_seconds": delay, "store": self._store.location}
             log.error("%s is retried in %.0f s: %s", batch.key, delay, error.one_line(), extra=fields)
@@ -302,8 +303,7 @@ class Archiver:
         with self._lock:
             if time.monotonic() >= self._paused_until:  # else others have failed at the same moment
                 self._pauses += 1
-            asked: float | None = getattr(error, "retry_after", None)
-            pause = max(min(asked or 0.0, _MAX_ASKED), min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(self._pauses - 1, 16)))
+            pause = max(min(error.retry_after or 0.0, _MAX_ASKED), backoff(self._pauses - 1, _FIRST_PAUSE, _MAX_PAUSE))
             self._paused_until = time.monotonic() + pause
             self._pause = error
         try:

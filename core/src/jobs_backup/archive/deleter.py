@@ -11,6 +11,7 @@ from typing import Final
 from jobs_backup.errors import JobsBackupError, PermissionDenied, SpoolError, StorageError, Throttled, Unavailable
 from jobs_backup.spool.interface import DueObject, Spool
 from jobs_backup.store.object_store import ObjectStore
+from jobs_backup.util.backoff import backoff
 from jobs_backup.util.logs import logger_of
 
 log: Final = logger_of(__name__)
@@ -121,14 +122,13 @@ class Deleter:
         first, longest = (_FIRST_PROBE, _MAX_PROBE) if isinstance(error, PermissionDenied) else (_FIRST_PAUSE, _MAX_PAUSE)
         pause = 0.0
         if len(refused) == tried:
-            asked: float = getattr(error, "retry_after", None) or 0.0
-            pause = min(longest, max(asked, first * 2 ** min(self._pauses, 16)))
+            pause = max(min(error.retry_after or 0.0, longest), backoff(self._pauses, first, longest))
             self._pauses += 1
             self._is_denied = isinstance(error, PermissionDenied)
             self._at_once = 1
             self._paused_until = time.monotonic() + pause
         of_store = is_of_call and (tried > 1 or isinstance(error, Throttled | Unavailable))
-        retries = [(one, None if of_store else min(_MAX_PROBE, _FIRST_PROBE * 2 ** min(one.failures, 16))) for one, _ in refused]
+        retries = [(one, None if of_store else backoff(one.failures, _FIRST_PROBE, _MAX_PROBE)) for one, _ in refused]
         self._note(lambda: self._spool.give_back_deletes(retries, error, pause=pause))
         # Logged once: the permission may be withheld on purpose. `status` shows it while it lasts.
         log.log(

@@ -25,6 +25,7 @@ from jobs_backup.errors import (
 from jobs_backup.model import Batch, Body, Outcome, Part, WriteReceipt
 from jobs_backup.spool.interface import JournaledUpload, Spool
 from jobs_backup.store.object_store import ObjectStore
+from jobs_backup.util.backoff import backoff
 from jobs_backup.util.logs import logger_of
 
 log: Final = logger_of(__name__)
@@ -121,7 +122,7 @@ class Multipart:
         except (UploadGone, ObjectNotFound):
             outcome = Outcome.GONE
         except JobsBackupError as error:
-            delay = min(_ABORT_MAX_WAIT, _ABORT_FIRST_WAIT * 2 ** min(journaled.failures, 16))
+            delay = backoff(journaled.failures, _ABORT_FIRST_WAIT, _ABORT_MAX_WAIT)
             self._spool.uploads.postpone(journaled, error, delay=delay)
             log.warning(
                 "cannot abort an upload of %s, retrying later: %s",

@@ -13,6 +13,7 @@ import msgspec
 from tenacity import RetryCallState, Retrying
 
 from jobs_backup.errors import JobsBackupError
+from jobs_backup.util.backoff import backoff
 from jobs_backup.util.logs import logger_of
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class Retry:
         self._stop.wait(seconds)
 
     def _wait(self, state: RetryCallState) -> float:
-        bound = min(self._policy.max_wait, self._policy.initial_backoff * 2 ** min(state.attempt_number - 1, 32))
+        bound = backoff(state.attempt_number - 1, self._policy.initial_backoff, self._policy.max_wait)
         asked: float | None = getattr(_attempts(state).error, "retry_after", None)
         return max(self._rng.uniform(0, bound), asked or 0.0)
 
