@@ -80,32 +80,26 @@ def permission(operation: str) -> str:
 # By the code that the store gives with an answer (its header x-ms-error-code).
 _CODES: Final[Mapping[str, ErrorRule]] = {
     "AccountIsDisabled": ErrorRule(Unauthenticated, "enable the storage account"),
-    "AuthenticationFailed": ErrorRule(Unauthenticated, _CREDENTIALS),
-    "NoAuthenticationInformation": ErrorRule(Unauthenticated, _CREDENTIALS),
+    **dict.fromkeys(("AuthenticationFailed", "NoAuthenticationInformation"), ErrorRule(Unauthenticated, _CREDENTIALS)),
     "KeyBasedAuthenticationNotPermitted": ErrorRule(
         Unauthenticated, "the account does not allow keys: use an identity, or a user delegation SAS"
     ),
-    "BlobAlreadyExists": ErrorRule(AlreadyExists),
-    # Who may only create is told so instead of "already exists".
-    "UnauthorizedBlobOverwrite": ErrorRule(AlreadyExists),
-    "ConditionNotMet": ErrorRule(AlreadyExists),
-    "ContainerNotFound": ErrorRule(BucketNotFound, _BUCKET),
-    "ContainerBeingDeleted": ErrorRule(BucketNotFound, _BUCKET),
-    "ContainerDisabled": ErrorRule(BucketNotFound, _BUCKET),
-    "ResourceNotFound": ErrorRule(BucketNotFound, _BUCKET),
+    # A principal that may only create gets the second one.
+    **dict.fromkeys(("BlobAlreadyExists", "UnauthorizedBlobOverwrite", "ConditionNotMet"), ErrorRule(AlreadyExists)),
+    **dict.fromkeys(
+        ("ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled", "ResourceNotFound"), ErrorRule(BucketNotFound, _BUCKET)
+    ),
     "BlobNotFound": ErrorRule(ObjectNotFound),
     "InvalidBlockList": ErrorRule(UploadGone, "blocks are kept for a week: the upload must be restarted"),
     "InvalidBlobOrBlock": ErrorRule(StorageError, "another program's blocks are under this key; they expire after a week"),
     "BlockCountExceedsLimit": ErrorRule(StorageError, "too many blocks were left under this key; they expire after a week"),
-    "Md5Mismatch": ErrorRule(IntegrityError, CHECKSUM_HINT),
-    "Crc64Mismatch": ErrorRule(IntegrityError, CHECKSUM_HINT),
+    **dict.fromkeys(("Md5Mismatch", "Crc64Mismatch"), ErrorRule(IntegrityError, CHECKSUM_HINT)),
     "IncompleteBody": ErrorRule(Unavailable, NETWORK_HINT),
     "ServerBusy": THROTTLED,
     "RequestBodyTooLarge": ErrorRule(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
     "BlobArchived": ErrorRule(NotSupported, "rehydrate it to read it"),
     "BlobBeingRehydrated": ErrorRule(NotSupported, "wait until it is rehydrated"),
-    "LeaseIdMissing": ErrorRule(StorageError, _KEPT),
-    "SnapshotsPresent": ErrorRule(StorageError, _KEPT),
+    **dict.fromkeys(("LeaseIdMissing", "SnapshotsPresent"), ErrorRule(StorageError, _KEPT)),
     "InvalidResourceName": ErrorRule(NotSupported, "check JOBS_BACKUP_BUCKET and JOBS_BACKUP_PREFIX"),
     "InvalidHeaderValue": ErrorRule(NotSupported, "check JOBS_BACKUP_AZURE_ACCESS_TIER, and whether the store is new enough"),
     "FeatureVersionMismatch": ErrorRule(NotSupported, "the account does not support this; check JOBS_BACKUP_AZURE_ACCESS_TIER"),
@@ -118,16 +112,13 @@ _FORBIDDEN: Final[Mapping[str, str]] = {
     "AuthorizationProtocolMismatch": "the SAS allows only https: write https:// in AZURE_STORAGE_BLOB_ENDPOINT",
     "AuthorizationResourceTypeMismatch": "the SAS is for other resources: create one for the container (sr=c)",
     "AuthorizationServiceMismatch": "the SAS is for other services: create one for the container (sr=c)",
-    "KeyVaultAccessTokenCannotBeAcquired": _VAULT,
-    "KeyVaultEncryptionKeyNotFound": _VAULT,
-    "KeyVaultVaultNotFound": _VAULT,
+    **dict.fromkeys(("KeyVaultAccessTokenCannotBeAcquired", "KeyVaultEncryptionKeyNotFound", "KeyVaultVaultNotFound"), _VAULT),
 }
 """By the code of a 403: what to do; `{grant}` is replaced by what to grant."""
 _STATUSES: Final[Mapping[int, ErrorRule]] = {
     401: ErrorRule(Unauthenticated, _CREDENTIALS),
     404: ErrorRule(BucketNotFound, _ENDPOINT),
-    405: ErrorRule(NotSupported, _ENDPOINT),
-    501: ErrorRule(NotSupported, _ENDPOINT),
+    **dict.fromkeys((405, 501), ErrorRule(NotSupported, _ENDPOINT)),
 }
 
 _ANYBODYS: Final = (401, 403, 405, 407, 408, 429)
