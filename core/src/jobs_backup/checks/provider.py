@@ -17,7 +17,7 @@ import msgspec
 from jobs_backup.errors import ConfigurationError, JobsBackupError, NotSupported, ProviderNotFound
 from jobs_backup.hookspecs import PROJECT
 from jobs_backup.model import Policy
-from jobs_backup.settings import Setting
+from jobs_backup.settings import Setting, Variable
 from jobs_backup.store.plugins import Installed, secrets_of, settings_of
 from jobs_backup.store.providers import HOOKS, KIND, LoadedProvider, load, load_class, register
 from jobs_backup.util.disclosure import redacted
@@ -74,7 +74,7 @@ def check_provider(name: str, environment: Mapping[str, str]) -> Iterator[CheckR
     except ConfigurationError as error:
         yield CheckResult(name="configured", result=Result.NOT_TRIED, text=error.message)
         return
-    yield _looked("configured", lambda: _configured(loaded, class_, environment))
+    yield _looked("configured", lambda: _configured(loaded, environment))
     if "policy" in loaded.hooks:
         yield _looked("policy", lambda: _policy(loaded, environment))
 
@@ -187,8 +187,7 @@ def _wrong_setting(setting: Setting) -> str:
 
 
 def _unset(one: Installed, class_: type[Any]) -> str:
-    settings = settings_of(class_)
-    required = [setting.variable.name for setting in settings.describe() if setting.default is None] if settings else []
+    required = [variable.name for variable in required_settings(class_)]
     try:
         KIND.configure(one, class_, {})
     except ProviderNotFound:
@@ -204,15 +203,25 @@ def _unset(one: Installed, class_: type[Any]) -> str:
     return "none is required"
 
 
-def _configured(loaded: LoadedProvider, class_: type[Any], environment: Mapping[str, str]) -> str:
-    provider = loaded.provider
-    secrets = [secret.reveal() for secret in secrets_of(class_, environment)]
-    for what, text in {"location": provider.location, "repr": repr(provider), "attributes": repr(vars(provider))}.items():
-        if redacted(text, secrets) != text:
-            raise _Wrong(f"its {what} shows a secret")
-    if not provider.location:
+def _configured(loaded: LoadedProvider, environment: Mapping[str, str]) -> str:
+    if what := shows_secret(loaded.provider, environment):
+        raise _Wrong(f"its {what} shows a secret")
+    if not loaded.provider.location:
         raise _Wrong("its location is empty")
-    return provider.location
+    return loaded.provider.location
+
+
+def shows_secret(provider: Any, environment: Mapping[str, str], **more: str) -> str:
+    """Which text of a provider shows a secret of its settings: its location, its repr, or one of `more`. Empty if none does."""
+    secrets = [secret.reveal() for secret in secrets_of(type(provider), environment)]
+    texts = {"location": provider.location, "repr": repr(provider), "attributes": repr(vars(provider)), **more}
+    return next((what for what, text in texts.items() if redacted(text, secrets) != text), "")
+
+
+def required_settings(class_: type[Any]) -> list[Variable]:
+    """The settings of a provider's class that have no default."""
+    settings = settings_of(class_)
+    return [setting.variable for setting in settings.describe() if setting.default is None] if settings else []
 
 
 def _policy(loaded: LoadedProvider, environment: Mapping[str, str]) -> str:

@@ -26,6 +26,7 @@ from typing import ClassVar
 
 import pytest
 
+from jobs_backup.checks.provider import required_settings, shows_secret
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import (
     AlreadyExists,
@@ -40,7 +41,7 @@ from jobs_backup.errors import (
 from jobs_backup.hookspecs import API_VERSION, MANDATORY, MULTIPART, OPTIONAL
 from jobs_backup.model import Listed
 from jobs_backup.store import providers
-from jobs_backup.store.plugins import settings_of
+from jobs_backup.store.plugins import secrets_of, settings_of
 from jobs_backup.testing.driver import (
     ODD_KEYS,
     TIMEOUT,
@@ -136,7 +137,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         """
         location = hooks.loaded.provider.location
         assert location == self.open(environment).loaded.provider.location != ""
-        assert not [secret for secret in self.secrets(hooks, environment) if secret in location]
+        assert shows_secret(hooks.loaded.provider, environment) != "location"
 
     def test_secrets_are_in_no_repr(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
         """No repr shows a secret: neither the provider's, nor those of its attributes, nor that of its settings.
@@ -144,11 +145,9 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
         A repr gets into logs, tracebacks and error trackers unintentionally.
         """
         provider = hooks.loaded.provider
-        shown = [repr(provider), str(provider), repr(vars(provider))]
-        if settings := settings_of(type(provider)):
-            shown.append(repr(settings.from_environment(environment)))
-        for secret in self.secrets(hooks, environment):
-            assert not [text for text in shown if secret in text]
+        settings = settings_of(type(provider))
+        more = {"settings": repr(settings.from_environment(environment))} if settings else {}
+        assert not shows_secret(provider, environment, str=str(provider), **more)
 
     def test_configuring_imports_no_sdk(self, environment: Mapping[str, str]) -> None:
         """Loading and configuring the provider imports no SDK: that waits until the first hook call.
@@ -180,8 +179,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
 
         A user who has set all but one wants to know which.
         """
-        settings = settings_of(type(hooks.loaded.provider))
-        required = [one.variable for one in settings.describe() if one.default is None] if settings else []
+        required = required_settings(type(hooks.loaded.provider))
         if not required:
             pytest.skip("the provider's class has no required settings")
         for variable in required:
@@ -471,9 +469,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
 
     def secrets(self, hooks: Hooks, environment: Mapping[str, str]) -> list[str]:
         """The values of the secret settings that are set."""
-        settings = settings_of(type(hooks.loaded.provider))
-        names = [setting.variable.name for setting in settings.describe() if setting.secret] if settings else []
-        return [environment[name] for name in names if environment.get(name)]
+        return [secret.reveal() for secret in secrets_of(type(hooks.loaded.provider), environment)]
 
 
 def _need(hooks: Hooks, *names: str) -> None:
