@@ -286,15 +286,16 @@ def map_exception(
     """
     names = error_names(error) if names is None else names
     rule = next((rule for name, rule in rules.items() if name in names), None)
-    said = ""
+    part = ""
     if "SSLError" in names:
         said = " ".join([*map(str, error_chain(error)), *error_names(error)])
-        rule = next((rule for part, rule in tls.items() if part in said), rule)
+        part = next((part for part in tls if part in said), "")
+        rule = tls.get(part, rule)
     if rule is None:
         return StorageError(f"{call}: {type(error).__name__}: {text}")
     found = rule.to_error(f"{call}: {text}")
-    if _NO_TLS in said:
-        found.refused = False  # it may also come behind a request, instead of its answer
+    if part == _NO_TLS:
+        found.refused = False  # it may also come after a request was sent, instead of its response
     return found
 
 
