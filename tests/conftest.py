@@ -23,6 +23,8 @@ from profiles import ALL
 from reaper import watch
 from servers import Moto, Store, fake_gcs, moto, weed
 
+from jobs_backup.testing.fault_proxy import FaultProxy
+
 watch()
 
 settings.register_profile("usual", deadline=None)  # that a machine is busy is no failure
@@ -139,6 +141,13 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 def gcs() -> Iterator[GcsServer]:
     """Google Cloud Storage as its documentation says, for what the emulator can't show."""
     with scripted_gcs() as server:
+        yield server
+
+
+@pytest.fixture
+def server() -> Iterator[FaultProxy]:
+    """A store that answers as it is told; every request that it was not told about is a 404."""
+    with FaultProxy() as server:
         yield server
 
 

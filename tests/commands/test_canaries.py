@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from unreachable import BASES, environment
+from unreachable import PROVIDERS, environment
 
 from jobs_backup import Backup
 from jobs_backup.backup.backup import session_of
@@ -68,7 +68,7 @@ def described(provider: str) -> Iterator[Setting]:
 PLACES: Final = sorted(
     {
         (provider, name)
-        for provider in BASES
+        for provider in PROVIDERS
         for setting in described(provider)
         for name in (setting.variable.name, *setting.variable.aliases)
     }
@@ -79,7 +79,7 @@ _FIRST: Final = {name: (provider, name) for provider, name in reversed(PLACES)}.
 
 
 def test_every_provider_and_wrapper_is_here() -> None:
-    assert sorted(BASES) == providers.KIND.names()
+    assert sorted(PROVIDERS) == providers.KIND.names()
     assert wrappers.KIND.names() == ["ENCRYPTION", "OPENTELEMETRY"]
 
 

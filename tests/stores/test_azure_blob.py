@@ -125,13 +125,6 @@ def broken(azure: Azurite, container: str, proxy: FaultProxy) -> Hooks:
     return hooks(azure.environment(container, url=proxy.url))
 
 
-@pytest.fixture
-def server() -> Iterator[FaultProxy]:
-    """A scripted server."""
-    with FaultProxy() as server:
-        yield server
-
-
 # Settings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,6 @@ def row(report: Mapping[str, Any], name: str) -> dict[str, Any]:
 def table(environment: Mapping[str, str], **more: str) -> str:
     _, stdout, _ = run("check", env={**environment, **more})
     return stdout
-
-
-@pytest.fixture
-def server() -> Iterator[FaultProxy]:
-    """A store that answers as it is told; every request that it was not told about is a 404."""
-    with FaultProxy() as server:
-        yield server
 
 
 def scripted(url: str, spool: Mapping[str, str], **more: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import gzip
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import BinaryIO
@@ -25,12 +25,6 @@ from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
 UPLOAD = Upload(key="key", id=UPLOAD_ID)
 PARTS = [Part(number=1, etag='"1"')]
 XML = {"Content-Type": "application/xml"}
-
-
-@pytest.fixture
-def server() -> Iterator[FaultProxy]:
-    with FaultProxy() as server:
-        yield server
 
 
 def gcs_hooks(environment: Mapping[str, str]) -> Hooks:

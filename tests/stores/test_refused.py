@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from refused import STORES, Refusal, store_that_refuses
+from unreachable import variables
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError, PermissionDenied
 from jobs_backup.model import BytesBody
@@ -50,7 +51,7 @@ ELSEWHERE = "https://me:canary@other.example:9443/my-events/k?sig=canary"
 @pytest.mark.parametrize("name", STORES)
 def test_a_redirect_names_the_host_and_the_setting_that_has_the_endpoint(name: str) -> None:
     with FaultProxy() as server:
-        hooks = Hooks(providers.load(name, STORES[name].variables(server.url)))
+        hooks = Hooks(providers.load(name, variables(name, server.url)))
         for status in (301, 302, 307, 308):
             server.fail(Answer(status, b"<html>moved</html>", {"Location": ELSEWHERE}))
             with pytest.raises(ConfigurationError) as caught:
@@ -74,7 +75,7 @@ def test_a_redirect_names_the_host_and_the_setting_that_has_the_endpoint(name: s
 def test_the_host_that_s3_names_in_its_own_words(name: str, code: str) -> None:
     body = f"<Error><Code>{code}</Code><Message>elsewhere</Message><Endpoint>my-events.s3.eu-west-1.example</Endpoint></Error>"
     with FaultProxy() as server:
-        hooks = Hooks(providers.load(name, STORES[name].variables(server.url)))
+        hooks = Hooks(providers.load(name, variables(name, server.url)))
         server.fail(Answer(301 if code.startswith("P") else 307, body.encode()))
         with pytest.raises(ConfigurationError) as caught:
             hooks.write("key", BytesBody(b"data"))

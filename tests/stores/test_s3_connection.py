@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,13 +13,6 @@ from jobs_backup.errors import ConfigurationError, IntegrityError, SpoolCorrupt,
 from jobs_backup.model import BytesBody
 from jobs_backup.testing.driver import FailingBody, ShortBody
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
-
-
-@pytest.fixture
-def server() -> Iterator[FaultProxy]:
-    """A store that answers as it is told; every request that it was not told about is a 404."""
-    with FaultProxy() as server:
-        yield server
 
 
 @pytest.mark.parametrize(

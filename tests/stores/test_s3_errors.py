@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -32,13 +31,6 @@ from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, FaultProxy
 
 UPLOAD = Upload(key="key", id=UPLOAD_ID)
 PARTS = [Part(number=1, etag='"1"')]
-
-
-@pytest.fixture
-def server() -> Iterator[FaultProxy]:
-    """A store that answers as it is told; every request that it was not told about is a 404."""
-    with FaultProxy() as server:
-        yield server
 
 
 KMS = "User: arn:aws:iam::1:user/u is not authorized to perform: kms:GenerateDataKey on resource: arn:aws:kms:eu-west-1:1:key/k"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from servers import certificate
+from unreachable import variables
 
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import ConfigurationError, JobsBackupError, Unavailable
@@ -82,17 +83,7 @@ class Server:
 
 
 def environment(provider: str, url: str, ca: Path) -> dict[str, str]:
-    own = {
-        "S3": {
-            "AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-            "JOBS_BACKUP_S3_CA_BUNDLE": str(ca),
-        },
-        "GCS": {"STORAGE_EMULATOR_HOST": url},
-        "AZURE_BLOB": {
-            "AZURE_STORAGE_ACCOUNT": "account1", "AZURE_STORAGE_BLOB_ENDPOINT": url, "AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=abc&sp=w",
-        },
-    }  # fmt: skip
-    return {"JOBS_BACKUP_BUCKET": "events", **own[provider]}
+    return variables(provider, url) | ({"JOBS_BACKUP_S3_CA_BUNDLE": str(ca)} if provider == "S3" else {})
 
 
 def write(provider: str, env: dict[str, str]) -> JobsBackupError:

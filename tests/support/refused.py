@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
+from unreachable import variables
+
 from jobs_backup.errors import (
     AlreadyExists,
     ConfigurationError,
@@ -194,27 +196,15 @@ class Store(NamedTuple):
 
     refusals: Sequence[Refusal]
     answer: Callable[[str, str], Answer]
-    variables: Callable[[str], Mapping[str, str]]
 
 
-_BUCKET: Final = {"JOBS_BACKUP_BUCKET": "my-events"}
 STORES: Final[Mapping[str, Store]] = {
-    "S3": Store(_S3, s3, lambda url: {
-        **_BUCKET, "AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "a-secret-key",
-        "AWS_REGION": "us-east-1",
-    }),
-    "MINIO": Store(_MINIO, s3, lambda url: {
-        **_BUCKET, "MINIO_ENDPOINT": url, "MINIO_ACCESS_KEY_ID": "a", "MINIO_SECRET_ACCESS_KEY": "a-secret-key",
-    }),
-    "DIGITAL_OCEAN_SPACES": Store(_SPACES, s3, lambda url: {
-        **_BUCKET, "DO_SPACES_ENDPOINT": url, "DO_SPACES_ACCESS_KEY_ID": "a", "DO_SPACES_SECRET_ACCESS_KEY": "a-secret-key",
-    }),
-    "GCS": Store(_GCS, gcs, lambda url: {**_BUCKET, "STORAGE_EMULATOR_HOST": url}),
-    "AZURE_BLOB": Store(_AZURE, azure, lambda url: {
-        **_BUCKET, "AZURE_STORAGE_ACCOUNT": "account1", "AZURE_STORAGE_BLOB_ENDPOINT": url,
-        "AZURE_STORAGE_SAS_TOKEN": "sv=2026-02-06&sr=c&sp=w&se=2030-01-01T00%3A00Z&sig=c2ln",
-    }),
-}  # fmt: skip
+    "S3": Store(_S3, s3),
+    "MINIO": Store(_MINIO, s3),
+    "DIGITAL_OCEAN_SPACES": Store(_SPACES, s3),
+    "GCS": Store(_GCS, gcs),
+    "AZURE_BLOB": Store(_AZURE, azure),
+}
 
 
 @contextmanager
@@ -222,7 +212,7 @@ def store_that_refuses(name: str) -> Generator[Callable[[Refusal], JobsBackupErr
     """A scripted server, and the error that the provider makes of each of its refusals; a call is one request."""
     store = STORES[name]
     with FaultProxy() as server:
-        hooks = Hooks(providers.load(name, store.variables(server.url)))
+        hooks = Hooks(providers.load(name, variables(name, server.url)))
 
         def met(refusal: Refusal) -> JobsBackupError:
             server.fail(store.answer(refusal.code, refusal.said) if refusal.code else _PROXY)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import pytest
-from refused import STORES
+from unreachable import variables
 
 from jobs_backup.errors import ContractViolation, JobsBackupError, StorageError
 from jobs_backup.sdk import size_listed
@@ -60,8 +60,8 @@ every_store = pytest.mark.parametrize("name", LISTS)
 
 
 def store(name: str, url: str) -> ObjectStore:
-    variables = {**STORES[name].variables(url), "JOBS_BACKUP_STORAGE_PROVIDER": name, "JOBS_BACKUP_RETRY_ATTEMPTS": "1"}
-    return ObjectStore.from_settings(CoreSettings.from_environment(variables), variables, stop=threading.Event())
+    environment = {**variables(name, url), "JOBS_BACKUP_STORAGE_PROVIDER": name, "JOBS_BACKUP_RETRY_ATTEMPTS": "1"}
+    return ObjectStore.from_settings(CoreSettings.from_environment(environment), environment, stop=threading.Event())
 
 
 def listed(to: ObjectStore) -> list[str]:
