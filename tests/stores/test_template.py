@@ -372,4 +372,4 @@ def test_its_tests_find_what_is_wrong(project: Project, changes: list[tuple[str,
         file = site / "jobs_backup_acme" / name
         assert file.read_text().count(old) == 1, f"{old} is not in {name} any more"
         file.write_text(file.read_text().replace(old, new))
-    assert caught in outcomes(project, site, "tests/stores/test_conformance.py", "-k", caught.partition("[")[0])["failed"]
+    assert caught in outcomes(project, site, "tests/test_conformance.py", "-k", caught.partition("[")[0])["failed"]
