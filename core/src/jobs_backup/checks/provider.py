@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError, NotSupported, ProviderNotFound
-from jobs_backup.hookspecs import PROJECT
+from jobs_backup.hookspecs import PROJECT, Provider
 from jobs_backup.model import Policy
 from jobs_backup.settings import Setting, Variable
 from jobs_backup.store.plugins import Installed, secrets_of, settings_of
@@ -211,7 +211,7 @@ def _configured(loaded: LoadedProvider, environment: Mapping[str, str]) -> str:
     return loaded.provider.location
 
 
-def shows_secret(provider: Any, environment: Mapping[str, str], **more: str) -> str:
+def shows_secret(provider: Provider, environment: Mapping[str, str], **more: str) -> str:
     """Which text of a provider shows a secret of its settings: its location, its repr, or one of `more`. Empty if none does."""
     secrets = [secret.reveal() for secret in secrets_of(type(provider), environment)]
     texts = {"location": provider.location, "repr": repr(provider), "attributes": repr(vars(provider)), **more}

@@ -147,7 +147,9 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
     text = _cleaned(system_message(error), call)
     if not auth:
         return map_exception(call, error, HTTP_ERRORS, text=text, tls=_TLS)
-    names = error_names(error) | ({"TransportError"} if getattr(error, "retryable", False) else set())
+    names = error_names(error)
+    if getattr(error, "retryable", False):
+        names.add("TransportError")
     return map_exception(call, error, _OF_AUTH, text=text, names=names)
 
 
