@@ -74,7 +74,7 @@ def _translated(what: str, error: OSError, root: Path) -> JobsBackupError:
 def lacks(message: str, hint: str) -> NotSupported:
     """An error that may be specific to one object, and may come after the object got its name."""
     error = NotSupported(message, hint=hint)
-    error.refused = False  # noqa: B010 - for this one; the class is refused
+    error.refused = False
     return error
 
 

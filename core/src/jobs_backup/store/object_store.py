@@ -245,7 +245,7 @@ class ObjectStore:
                 return attempt()
             except IntegrityError as error:
                 # Damaged twice, it is damaged in the store, not in transit.
-                error.retryable = not damages  # noqa: B010 - for this one; the class is retryable
+                error.retryable = not damages
                 damages.append(error)
                 raise
 
