@@ -29,11 +29,11 @@ from jobs_backup.backup.events import job_sets
 from jobs_backup.errors import IntegrityError, PermissionDenied, SpoolCorrupt, SpoolError, StorageError, Throttled, Unavailable
 from jobs_backup.model import DeleteReceipt, Kind, Stream
 from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool import id_ranges as numbering
+from jobs_backup.spool.acknowledger import Added
 from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.ids import INDEX_BITS, job_id, local, origin_of
 from jobs_backup.spool.interface import DueObject
-from jobs_backup.spool.sqlite import id_ranges as numbering
-from jobs_backup.spool.sqlite.deliveries import Added
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 from jobs_backup.spool.status import StoreStatus
 from jobs_backup.store.object_store import ObjectStore
@@ -794,7 +794,7 @@ class TestDoubt:
         environment = file_environment(tmp_path)
         settings = CoreSettings.from_environment(environment)
         location = (tmp_path / "bucket").as_uri()
-        dead = SqliteSpool(settings.spool_path, location=location, prefix="", instance_id="1", limits=LIMITS)
+        dead = SqliteSpool(settings.spool_place, location=location, prefix="", instance_id="1", limits=LIMITS)
         ((job, _),) = record(dead, [b"{}\n"])
         dead.seal()
         before = time.time()

@@ -526,7 +526,7 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_words(name: str) -> Non
         try:
             if name == "CORE":
                 core = CoreSettings.from_environment(environment)
-                said += [repr(core), str(core.spool_path), clean_prefix(core.prefix)]
+                said += [repr(core), str(core.spool_place), clean_prefix(core.prefix)]
             else:
                 provider: Any = load_class(name)[1].from_settings(environment)
                 said += [repr(class_.from_environment(environment)), repr(provider), repr(vars(provider)), provider.location]

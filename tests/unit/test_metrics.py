@@ -28,10 +28,10 @@ from jobs_backup.model import Kind, Stream, Upload
 from jobs_backup.monitoring import metrics
 from jobs_backup.monitoring.metrics import HELP, Metrics, registry
 from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool.batches import Seal
 from jobs_backup.spool.ids import JobSet
 from jobs_backup.spool.interface import BatchLimits, Total
 from jobs_backup.spool.sqlite.database import Database
-from jobs_backup.spool.sqlite.rows import Seal
 from jobs_backup.spool.sqlite.schema import SCHEMA, VERSION
 from jobs_backup.util.histogram import Histogram
 

@@ -374,7 +374,7 @@ def test_the_spool_is_where_the_first_of_the_variables_says(
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     settings = CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", **variables})
-    assert settings.spool_path == Path(expected)
+    assert settings.spool_place == Path(expected)
 
 
 def test_a_relative_spool_directory_does_not_depend_on_later_changes_of_directory(
@@ -382,7 +382,7 @@ def test_a_relative_spool_directory_does_not_depend_on_later_changes_of_director
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", "JOBS_BACKUP_SPOOL_DIR": "spool"})
-    assert settings.spool_path == tmp_path / "spool"
+    assert settings.spool_place == tmp_path / "spool"
 
 
 def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +391,7 @@ def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch: pytest
 
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(ConfigurationError) as caught:
-        _ = CoreSettings(storage_provider="FILE").spool_path
+        _ = CoreSettings(storage_provider="FILE").spool_place
     assert "JOBS_BACKUP_SPOOL_DIR" in caught.value.hint
 
 

@@ -21,12 +21,14 @@ from spools import APP, WEB, claim, content, die, open_spool, position, record, 
 
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.model import Kind, Part, Stream, Upload
+from jobs_backup.spool import planning
+from jobs_backup.spool.chunks import Chunk, Form
 from jobs_backup.spool.ids import INDEX_BITS, JobSet, job_id, origin_of
 from jobs_backup.spool.interface import BatchLimits, Claim, InputPosition, Recording
+from jobs_backup.spool.open_batch import MEMBER_BYTES
 from jobs_backup.spool.sqlite import writer
-from jobs_backup.spool.sqlite.blobs import Changes, Chunk, ChunkKind
+from jobs_backup.spool.sqlite.blobs import Changes
 from jobs_backup.spool.sqlite.locks import ProcessLock
-from jobs_backup.spool.sqlite.open_batch import MEMBER_BYTES
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
@@ -51,7 +53,7 @@ def test_large_recordings_become_members_of_about_a_mebibyte(tmp_path: Path) -> 
     for start in range(0, len(lines), 500):
         record(spool, lines[start : start + 500])
     chunks = spool._writer._blobs.chunks(spool._writer._open[WEB].id)
-    members = [chunk for chunk in chunks if chunk.form is ChunkKind.MEMBER]
+    members = [chunk for chunk in chunks if chunk.form is Form.MEMBER]
     assert len(members) == len(lines) * len(lines[0]) // MEMBER_BYTES
     assert all(MEMBER_BYTES <= chunk.raw_bytes < MEMBER_BYTES + 500 * len(lines[0]) for chunk in members)
     spool.seal()
@@ -886,7 +888,7 @@ def test_threads_that_share_a_failed_commit_have_errors_of_their_own(tmp_path: P
 
 def test_what_many_threads_add_at_once_does_not_become_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite takes rows of at most 1 GB."""
-    monkeypatch.setattr(writer, "_ADDITION_BYTES", MEMBER_BYTES)
+    monkeypatch.setattr(planning, "_ADDITION_BYTES", MEMBER_BYTES)
     spool = open_spool(tmp_path)
     record(spool, [b'"waits"\n'])
     lines = [b'"%d%s"\n' % (number, b"x" * (MEMBER_BYTES // 3)) for number in range(10)]

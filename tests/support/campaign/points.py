@@ -179,7 +179,7 @@ KILLS: Final = (
     Point("noted as deleted", f"{_DELIVERIES}.deleted", "after", "send", 2),
     # Adopting what a dead process left, and ending
     Point("at adoption", f"{_SPOOL}._adopt", "before", "send", 2),
-    Point("open batch read for its adoption", "jobs_backup.spool.sqlite.open_batch:OpenBatch.restored", "after", "send", 3),
+    Point("open batch read for its adoption", "jobs_backup.spool.open_batch:OpenBatch.restored", "after", "send", 3),
     Point("before a session is forgotten", f"{_CATALOG}.end_session", "before", "any", 2),
     Point("session forgotten, files there", f"{_CATALOG}.end_session", "after", "any", 2),
     Point("adopted, lock file there", f"{_SPOOL}._adopt", "after", "send", 2),

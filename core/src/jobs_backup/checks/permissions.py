@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -131,7 +130,7 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
         ConfigurationError: the provider or a wrapper is not installed, or its settings are invalid. Nothing was sent.
     """
     prefix = clean_prefix(settings.prefix)
-    spool = list(_spool(settings.spool_path, settings.spool_min_free))
+    spool = list(_spool(settings))
     loaded = providers.load(settings.storage_provider, environment)
     store = ObjectStore(
         loaded,
@@ -383,9 +382,9 @@ def _policy(store: ObjectStore, environment: Mapping[str, str], *, everything: b
         return None
 
 
-def _spool(directory: Path, min_free: int) -> Iterator[Right]:
+def _spool(settings: CoreSettings) -> Iterator[Right]:
     """A row if the spool cannot be used at its configured place. Does not create it."""
     try:
-        engines.check(directory, min_free)
+        engines.check(settings.spool_place, settings.spool_min_free)
     except SpoolError as error:
         yield Right(name="spool", outcome=State.FAILED, needed=True, error=str(error), hint=error.hint)

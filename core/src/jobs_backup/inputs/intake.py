@@ -120,7 +120,7 @@ class Ingest(Generic[T]):
         self._handler = handler
         self._contents = contents
         self._report = report
-        self._rejects = session.settings.spool_path / "rejects"
+        self._rejects = session.settings.rejects_path
         self._stop = stop
         self._options = options
         self._path_id = digest(f"{os.path.realpath(source.name)}\0{handler.job}")[:32]

@@ -127,11 +127,12 @@ class Metrics(Collector):
             self._looked_until = 0.0
 
     def _look(self) -> tuple[Status, list[Total]] | None:
+        settings = self._session.settings
         with self._looking:
             begun = time.monotonic()
             if begun >= self._looked_until:
                 try:
-                    self._found = watch(self._session.settings.spool_path, Limits.of(self._session.settings))
+                    self._found = watch(settings.spool_place, Limits.of(settings), settings.rejects_path)
                 except (JobsBackupError, OSError) as failure:
                     self._found = None
                     self._errors += 1
@@ -172,8 +173,9 @@ class Metrics(Collector):
         if settings.spool_max_bytes is not None:
             yield _gauge("spool_max_bytes", settings.spool_max_bytes)
         yield _gauge("spool_oldest_seconds", status.oldest)
-        yield _gauge("spool_free_bytes", status.free)
-        yield _gauge("spool_min_free_bytes", settings.spool_min_free)
+        if status.free is not None:
+            yield _gauge("spool_free_bytes", status.free)
+            yield _gauge("spool_min_free_bytes", settings.spool_min_free)
         alive = [one.sends for one in status.processes if one.alive]
         yield _gauges("spool_processes", "role", {"sends": alive.count(True), "records": alive.count(False)})
         for metric, state, column in _TOTALS:

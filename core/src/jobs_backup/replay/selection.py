@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -14,6 +13,7 @@ import msgspec
 from jobs_backup.errors import ConfigurationError, SpoolError
 from jobs_backup.format.keys import FAILED, ParsedKey, parse_key, safe_id
 from jobs_backup.model import Kind
+from jobs_backup.settings.core import SpoolPlace
 from jobs_backup.spool.engines import open_reader
 from jobs_backup.spool.interface import SpoolReader, StoredObject
 from jobs_backup.store.object_store import ObjectStore
@@ -150,7 +150,7 @@ class Selection:
         self._db.close()
 
 
-def from_catalog(directory: Path, location: str, query: Query, after: str = "") -> Iterator[ObjectRef]:
+def from_catalog(place: SpoolPlace, location: str, query: Query, after: str = "") -> Iterator[ObjectRef]:
     """Objects of a query that are in this bucket according to a spool's catalog. Needs no permission to list.
 
     The object of the cursor `after` is included, so that its place is known: it may have been deleted since it was read.
@@ -158,7 +158,7 @@ def from_catalog(directory: Path, location: str, query: Query, after: str = "") 
     Raises:
         SpoolError: the spool does not exist, or cannot be read.
     """
-    with _catalog(directory) as catalog:
+    with _catalog(place) as catalog:
         if after and (place := catalog.written(location, query.kind, split_cursor(after)[0])) is not None:
             yield _found(place)
         begin = 0
@@ -169,9 +169,9 @@ def from_catalog(directory: Path, location: str, query: Query, after: str = "") 
                     yield _found(row)
 
 
-def knowledge(directory: Path, location: str, query: Query) -> Knowledge:
+def knowledge(place: SpoolPlace, location: str, query: Query) -> Knowledge:
     """What a spool's catalog knows about a query. Raises as `from_catalog`."""
-    with _catalog(directory) as catalog:
+    with _catalog(place) as catalog:
         since, lost_until = catalog.knowledge()
         elsewhere = [one for one in catalog.stored_elsewhere(location, query.kind) if query.wants(*one[:2])]
         begin = _LEAST if query.since is None else query.since - _SLACK
@@ -195,9 +195,9 @@ def _date(at: int) -> str:
 
 
 @contextmanager
-def _catalog(directory: Path) -> Generator[SpoolReader]:
+def _catalog(place: SpoolPlace) -> Generator[SpoolReader]:
     try:
-        with open_reader(directory) as catalog:
+        with open_reader(place) as catalog:
             yield catalog
     except SpoolError as error:
         raise SpoolError(error.message, hint=f"{error.hint}; or find the objects by listing the bucket: --list") from error

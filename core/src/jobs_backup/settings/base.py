@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Self
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings.values import Duration, Endpoint, Secret, Size
+from jobs_backup.settings.values import DatabaseUrl, Duration, Endpoint, Secret, Size
 from jobs_backup.util.disclosure import credential_in, is_plain, may_be_credential, redacted, shown, without_credentials
 from jobs_backup.util.logs import logger_of
 
@@ -62,7 +62,7 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def secret(self) -> bool:
-        return self.type is Secret or Secret in typing.get_args(self.type)
+        return bool({Secret, DatabaseUrl}.intersection(_alternatives(self.type)))
 
     @property
     def is_path(self) -> bool:
@@ -163,7 +163,7 @@ def _misplaced(type_: Any, text: str) -> str:
     The value is not shown and not used: a key in place of a bucket or a prefix would be in every message from here on.
     """
     alternatives = _alternatives(type_)
-    if {Secret, Endpoint}.intersection(alternatives):
+    if {Secret, Endpoint, DatabaseUrl}.intersection(alternatives):
         return ""  # an Endpoint is never shown, and says itself what it expects
     kind = credential_in(text)
     if Path in alternatives:
@@ -178,7 +178,7 @@ def _misplaced(type_: Any, text: str) -> str:
 def _equals(type_: Any, text: str) -> str:
     """An invalid value for its message, unless it may be a credential."""
     alternatives = _alternatives(type_)
-    if {Secret, Endpoint}.intersection(alternatives):
+    if {Secret, Endpoint, DatabaseUrl}.intersection(alternatives):
         return ""
     is_shown = not may_be_credential(text) if {str, Path}.intersection(alternatives) else is_plain(text)
     return f"={text!r}" if is_shown else ""

@@ -11,7 +11,27 @@ import msgspec
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.settings.base import Count, Settings, Variable
-from jobs_backup.settings.values import Duration, Size
+from jobs_backup.settings.values import DatabaseUrl, Duration, Size
+
+
+class DatabaseSpool(msgspec.Struct, frozen=True):
+    """A spool in PostgreSQL: where it is, and how to get the password if the URL has none.
+
+    Attributes:
+        password_file: see PGPASSFILE.
+        password_command: a command that prints the password; empty for none.
+    """
+
+    url: DatabaseUrl
+    password_file: Path | None = None
+    password_command: str = ""
+
+    def __str__(self) -> str:
+        return self.url.shown
+
+
+SpoolPlace = Path | DatabaseSpool
+"""Where a spool is: a directory, or a database."""
 
 
 class CoreSettings(Settings, frozen=True, kw_only=True):
@@ -39,6 +59,48 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
             " is set, else in the user's state directory (XDG_STATE_HOME, ~/.local/state).",
             example="/var/lib/jobs-backup",
             basic=True,
+        ),
+    ] = None
+    spool: Annotated[
+        DatabaseUrl | None,
+        Variable(
+            "JOBS_BACKUP_SPOOL",
+            "PostgreSQL database for a spool that any number of hosts share, instead of a directory; needs"
+            " `jobs-backup[postgresql]`. TLS is `sslmode=verify-full` unless the URL says otherwise or names a socket. Default: the"
+            " directory of JOBS_BACKUP_SPOOL_DIR.",
+            example="postgresql://jobs_backup@db.example.com/jobs_backup",
+        ),
+    ] = None
+    spool_password_file: Annotated[
+        Path | None,
+        Variable("PGPASSFILE", "Password file for JOBS_BACKUP_SPOOL, in the format of libpq.", credential=True),
+    ] = None
+    spool_password_command: Annotated[
+        str,
+        Variable(
+            "JOBS_BACKUP_SPOOL_PASSWORD_COMMAND",
+            "Command that prints the password for JOBS_BACKUP_SPOOL, for example a short-lived token. It runs without a shell, for"
+            " each connection.",
+            example="aws rds generate-db-auth-token --hostname db.example.com --port 5432 --username jobs_backup",
+            credential=True,
+        ),
+    ] = ""
+    spool_lease: Annotated[
+        Duration,
+        Variable(
+            "JOBS_BACKUP_SPOOL_LEASE",
+            "Time without a sign of life after which other hosts take over from a process. For a spool in PostgreSQL.",
+            minimum=1,
+            maximum=600,
+        ),
+    ] = Duration(15)
+    rejects_dir: Annotated[
+        Path | None,
+        Variable(
+            "JOBS_BACKUP_REJECTS_DIR",
+            "Directory for rejected lines of inputs. Default: `rejects` in the directory of the spool; with a spool in PostgreSQL,"
+            " `jobs-backup-rejects` in the working directory.",
+            example="/var/lib/jobs-backup/rejects",
         ),
     ] = None
     rudder_tmpdir: Annotated[
@@ -212,24 +274,66 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Variable("JOBS_BACKUP_LOG_FORMAT", "Format of the command's log: lines of text, or one JSON object per line."),
     ] = "text"
 
+    def __post_init__(self) -> None:
+        _spool_place(self.spool_dir, self.spool, self.spool_password_file, self.spool_password_command, None, Path("/"))
+
     @property
-    def spool_path(self) -> Path:
+    def spool_place(self) -> SpoolPlace:
         """Path of the spool.
 
         Raises:
             ConfigurationError: it is not set, and the user has no home directory.
         """
-        return _spool_path(self.spool_dir, self.rudder_tmpdir, self.state_home)
+        return _spool_place(
+            self.spool_dir,
+            self.spool,
+            self.spool_password_file,
+            self.spool_password_command,
+            self.rudder_tmpdir,
+            self.state_home,
+        )
+
+    @property
+    def rejects_path(self) -> Path:
+        """Where rejected lines are. Raises as `spool_place` does."""
+        return _rejects_path(self.rejects_dir, self.spool_place)
 
     @classmethod
-    def find_spool(cls, environment: Mapping[str, str]) -> Path:
-        """Path of the spool, for callers that need no other setting. Raises as `from_environment` and `spool_path` do."""
-        fields = ("spool_dir", "rudder_tmpdir", "state_home")
+    def find_spool(cls, environment: Mapping[str, str]) -> tuple[SpoolPlace, Path]:
+        """Where the spool and the rejected lines are, for those who need nothing else.
+
+        Raises as `from_environment` and `spool_place` do.
+        """
+        fields = (
+            "spool_dir",
+            "spool",
+            "spool_password_file",
+            "spool_password_command",
+            "rudder_tmpdir",
+            "state_home",
+            "rejects_dir",
+        )
         values = cls._read(environment, (setting for setting in cls.describe() if setting.field in fields))
-        return _spool_path(*map(values.get, fields))
+        spool_dir, url, file, command, tmpdir, home, rejects = map(values.get, fields)
+        place = _spool_place(spool_dir, url, file, command or "", tmpdir, home)
+        return place, _rejects_path(rejects, place)
 
 
-def _spool_path(spool_dir: Path | None, rudder_tmpdir: Path | None, state_home: Path | None) -> Path:
+def _spool_place(
+    spool_dir: Path | None,
+    url: DatabaseUrl | None,
+    password_file: Path | None,
+    password_command: str,
+    rudder_tmpdir: Path | None,
+    state_home: Path | None,
+) -> SpoolPlace:
+    if url is not None:
+        if spool_dir is not None:
+            raise ConfigurationError(
+                "JOBS_BACKUP_SPOOL and JOBS_BACKUP_SPOOL_DIR are both set",
+                hint="set one: a PostgreSQL URL for a fleet, or a directory for one machine",
+            )
+        return DatabaseSpool(url, password_file, password_command)
     if spool_dir is not None:
         return spool_dir.absolute()
     try:
@@ -237,3 +341,9 @@ def _spool_path(spool_dir: Path | None, rudder_tmpdir: Path | None, state_home: 
     except RuntimeError as error:
         raise ConfigurationError("no directory found for the spool", hint="set JOBS_BACKUP_SPOOL_DIR to a directory") from error
     return parent.absolute() / "jobs-backup"
+
+
+def _rejects_path(rejects_dir: Path | None, place: SpoolPlace) -> Path:
+    if rejects_dir is not None:
+        return rejects_dir.absolute()
+    return place / "rejects" if isinstance(place, Path) else Path.cwd() / "jobs-backup-rejects"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 
 class Secret:
@@ -35,6 +36,67 @@ class Secret:
 
     def reveal(self) -> str:
         """The text itself."""
+        return self._text
+
+
+class DatabaseUrl:
+    """`postgresql://USER@HOST:PORT/DATABASE?PARAMETER=VALUE`, which may hold a password: it shows its hosts and its database alone.
+
+    Several hosts stand one after another, separated by commas; a directory with a socket stands in the parameter `host`.
+    """
+
+    __slots__ = ("_parameters", "_text", "shown")
+
+    _WANTED: Final = "expected postgresql://USER@HOST/DATABASE, with special characters of a password percent-encoded"
+    _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|%2[Ff][A-Za-z0-9._%-]+)(:\d+)?")
+    _DATABASE: Final = re.compile(r"/[\w.%-]+")
+    _PARAMETER: Final = re.compile(r"[a-z_]+=[^=&?@]*")
+
+    def __init__(self, text: str) -> None:
+        """Raises ValueError, which shows nothing of the text."""
+        found = urlsplit(text)
+        hosts = found.netloc.rpartition("@")[2]
+        parameters = found.query.split("&") if found.query else []
+        if found.scheme not in ("postgresql", "postgres") or "#" in text or not self._DATABASE.fullmatch(found.path):
+            raise ValueError(self._WANTED)
+        if not all(map(self._HOST.fullmatch, hosts.split(","))) and (hosts or "host=" not in found.query):
+            raise ValueError(self._WANTED)
+        if not all(map(self._PARAMETER.fullmatch, parameters)):
+            raise ValueError(self._WANTED)
+        self._text = text
+        self._parameters = {name: unquote(value) for name, _, value in (one.partition("=") for one in parameters)}
+        self.shown = f"postgresql://{unquote(hosts) or self._parameters['host']}{found.path}"
+
+    @classmethod
+    def parse(cls, text: str) -> DatabaseUrl:
+        """Raises ValueError."""
+        return cls(text)
+
+    def __repr__(self) -> str:
+        return self.shown
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DatabaseUrl) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it names a socket on this machine."""
+        return "://%2f" in self._text.lower() or "@%2f" in self._text.lower() or self._parameters.get("host", "").startswith("/")
+
+    @property
+    def has_several_hosts(self) -> bool:
+        """Whether the driver has to find out which of them takes writes."""
+        return "," in self.shown.rpartition("/")[0]
+
+    def says(self, parameter: str) -> bool:
+        """Whether it has a parameter."""
+        return parameter in self._parameters
+
+    def reveal(self) -> str:
+        """The whole of it, with the password."""
         return self._text
 
 

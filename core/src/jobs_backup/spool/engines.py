@@ -1,6 +1,6 @@
-"""Open a spool through its engine. An engine is imported on first use, so unused ones are never loaded.
+"""What a spool stands on. An engine is imported when it is used, so that nobody loads what is not.
 
-The only engine so far is a directory on a local disk (`sqlite/`).
+There are two: a directory on a local disk (`sqlite/`), and a PostgreSQL database that hosts share (`postgresql/`).
 """
 
 # ruff: noqa: PLC0415 - see above
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jobs_backup.format.keys import clean_prefix
-from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.core import CoreSettings, SpoolPlace
 from jobs_backup.spool.interface import BatchLimits, QuotaLimits, Spool, SpoolReader, Total
 from jobs_backup.spool.status import Limits, Status
 
@@ -27,62 +27,105 @@ def open_spool(settings: CoreSettings, *, location: str, wrappers: tuple[str, ..
         ConfigurationError: the settings are invalid.
         SpoolError: the spool cannot be used.
     """
-    from jobs_backup.spool.sqlite.spool import SqliteSpool
+    place = settings.spool_place
+    limits = BatchLimits(events=settings.batch_events, bytes=settings.batch_bytes, age=settings.upload_frequency)
+    room = QuotaLimits(max_bytes=settings.spool_max_bytes, min_free=settings.spool_min_free, timeout=settings.spool_full_timeout)
+    if isinstance(place, Path):
+        from jobs_backup.spool.sqlite.spool import SqliteSpool
 
-    return SqliteSpool(
-        settings.spool_path,
+        return SqliteSpool(
+            place,
+            location=location,
+            prefix=clean_prefix(settings.prefix),
+            instance_id=settings.instance_id,
+            limits=limits,
+            room=room,
+            durability=settings.spool_durability,
+            compression=settings.compression,
+            wrappers=wrappers,
+            archives=archives,
+            delete_after=settings.delete_after,
+        )
+    from jobs_backup.spool.postgresql.spool import PostgresqlSpool
+
+    return PostgresqlSpool(
+        place,
         location=location,
         prefix=clean_prefix(settings.prefix),
         instance_id=settings.instance_id,
-        limits=BatchLimits(events=settings.batch_events, bytes=settings.batch_bytes, age=settings.upload_frequency),
-        room=QuotaLimits(max_bytes=settings.spool_max_bytes, min_free=settings.spool_min_free, timeout=settings.spool_full_timeout),
-        durability=settings.spool_durability,
+        limits=limits,
+        room=room,
         compression=settings.compression,
         wrappers=wrappers,
         archives=archives,
         delete_after=settings.delete_after,
+        lease=settings.spool_lease,
+        workers=settings.upload_concurrency if archives else 0,
     )
 
 
-def read_status(spool: Path, limits: Limits = Limits()) -> Status:  # noqa: B008 - frozen
-    """Read the status of a spool. Changes nothing, except that reports whose file was removed are forgotten.
+def read_status(place: SpoolPlace, limits: Limits = Limits(), rejects: Path | None = None) -> Status:  # noqa: B008 - frozen
+    """Look at a spool. Nothing in it is changed, but that reports are forgotten whose file somebody has removed.
+
+    Args:
+        rejects: where rejected lines are; None for the directory of the spool.
 
     Raises:
-        SpoolError: it does not exist or cannot be read.
+        SpoolError: there is none, or it can't be read.
     """
-    from jobs_backup.spool.sqlite import status
+    if isinstance(place, Path):
+        from jobs_backup.spool.sqlite import status
 
-    return status.read_status(spool, limits)
+        return status.read_status(place, limits, rejects)
+    from jobs_backup.spool.postgresql import status as of_database
+
+    return of_database.read_status(place, limits, rejects)
 
 
-def watch(spool: Path, limits: Limits) -> tuple[Status, list[Total]]:
+def watch(place: SpoolPlace, limits: Limits, rejects: Path | None = None) -> tuple[Status, list[Total]]:
     """Poll a spool that this process has open, without blocking other users or being blocked by them.
 
     Raises:
         SpoolError: it cannot be read.
     """
-    from jobs_backup.spool.sqlite import status
+    if isinstance(place, Path):
+        from jobs_backup.spool.sqlite import status
 
-    return status.watch(spool, limits)
+        return status.watch(place, limits, rejects)
+    from jobs_backup.spool.postgresql import status as of_database
+
+    return of_database.watch(place, limits, rejects)
 
 
-def open_reader(spool: Path) -> AbstractContextManager[SpoolReader]:
+def open_reader(place: SpoolPlace) -> AbstractContextManager[SpoolReader]:
     """Open the spool's record of objects.
 
     Raises:
         SpoolError: the spool does not exist or cannot be read.
     """
-    from jobs_backup.spool.sqlite import status
+    if isinstance(place, Path):
+        from jobs_backup.spool.sqlite import status
 
-    return status.open_reader(spool)
+        return status.open_reader(place)
+    from jobs_backup.spool.postgresql import status as of_database
+
+    return of_database.open_reader(place)
 
 
-def check(spool: Path, min_free: int) -> None:
-    """Check that a spool could be used here, without creating it.
+def check(place: SpoolPlace, min_free: int) -> list[str]:
+    """Look whether a spool could be used. It is not made. Returns what would break its promises.
+
+    Args:
+        min_free: bytes that are to be free on the disk of a directory.
 
     Raises:
-        SpoolError: it could not.
+        SpoolError: it can't be used.
     """
-    from jobs_backup.spool.sqlite import status
+    if isinstance(place, Path):
+        from jobs_backup.spool.sqlite import status
 
-    status.check_directory(spool, min_free)
+        status.check_directory(place, min_free)
+        return []
+    from jobs_backup.spool.postgresql import checks
+
+    return checks.check_database(place)

@@ -17,3 +17,11 @@ def file_error(path: Path, error: OSError | MemoryError) -> SpoolError:
         return SpoolError(f"{path}: out of memory", hint="give the process more memory")
     why, hint = explain(error, path, LOOK)
     return SpoolError(f"{path}: {why}", hint=hint)
+
+
+def reentered() -> SpoolError:
+    """The error for a call inside another one of the same thread, which would wait for itself forever."""
+    return SpoolError(
+        "called within another call of the same Backup in this thread, as from a signal handler, `__del__` or a logging handler",
+        hint="hand the event to another thread there, for example by a queue.SimpleQueue",
+    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 from jobs_backup.errors import JobsBackupError
-from jobs_backup.spool.sqlite.database import reentered
+from jobs_backup.spool.errors import reentered
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
 
 import msgspec
 
 from jobs_backup.settings.core import CoreSettings
+from jobs_backup.spool.errors import file_error
+
+_LATE_SECONDS: Final = 60.0
+"""How long uploading sealed batches may take, in addition to twice the time after which they are sealed."""
 
 
 class StreamStatus(msgspec.Struct, kw_only=True):
@@ -57,13 +64,17 @@ class StoreStatus(msgspec.Struct, kw_only=True):
     deletes_paused: float = 0.0
 
 
-class ProcessStatus(msgspec.Struct, kw_only=True):
-    """A process that has opened the spool. One that is not alive is waiting to be replaced by another."""
+class ProcessStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A process that has opened the spool; one that is not alive waits for another one to take its place.
+
+    `host` is empty where all processes are on one machine.
+    """
 
     pid: int
     alive: bool
     sends: bool
     seconds: float
+    host: str = ""
 
 
 class QuarantineStatus(msgspec.Struct, kw_only=True):
@@ -92,12 +103,14 @@ class RejectedStatus(msgspec.Struct, kw_only=True):
 
 
 class Status(msgspec.Struct, kw_only=True):
-    """The status of a whole spool: number and bytes of waiting events, and bytes free on its disk.
+    """The whole spool. `events` wait, in `bytes`; `free` bytes are left on its disk, None where that cannot be known.
 
     Attributes:
-        full: which resource ran out, so that nothing can be recorded; empty if none.
-        behind: why the backup is behind, in one line; empty if it is not. It is behind while something waits for a paused or
-            failing store, something is damaged or unreadable, or the oldest waiting event is too old.
+        directory: where it is; of a database its address, without user and password.
+        full: what has run out, so that nothing can be recorded; empty if nothing has.
+        behind: why the backup is behind, in one line; empty if it is not. It is while a store is paused or failing and
+            something waits for it, something was damaged or can't be read, or the oldest event that waits is older than it should
+            get.
         unreadable: its events are not counted.
     """
 
@@ -106,7 +119,7 @@ class Status(msgspec.Struct, kw_only=True):
     full: str
     events: int
     bytes: int
-    free: int
+    free: int | None
     oldest: float
     stores: list[StoreStatus]
     processes: list[ProcessStatus]
@@ -133,3 +146,37 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, settings: CoreSettings) -> Self:
         """The limits of a process that records."""
         return cls(upload_frequency=settings.upload_frequency, min_free=settings.spool_min_free, max_bytes=settings.spool_max_bytes)
+
+
+def behind(stores: Sequence[StoreStatus], unreadable: Mapping[str, str], is_damaged: bool, oldest: float, limits: Limits) -> str:
+    """Why the backup is behind: see `Status.behind`. `unreadable` is file -> error; `oldest` as in `Status`."""
+    longest = 2 * limits.upload_frequency + _LATE_SECONDS
+    for one in stores:
+        if one.streams and (one.error or one.paused):  # else nothing is waiting there
+            return " ".join(f"uploads to {one.location} {'are paused' if one.paused else 'fail'}: {one.error}".split())
+    for file, error in unreadable.items():
+        return f"the events in {file} cannot be uploaded yet: {error}"
+    if is_damaged:
+        return "some events were damaged on the disk, and are quarantined"
+    if oldest > longest:
+        return f"the oldest event has waited for {oldest:.0f} s, more than {longest:.0f} s"
+    return ""
+
+
+def rejected_files(directory: Path) -> list[RejectedStatus]:
+    """The files of rejected lines in a directory.
+
+    Raises:
+        SpoolError: it can't be read.
+    """
+    found: list[RejectedStatus] = []
+    try:
+        for path in sorted(directory.iterdir()):
+            with suppress(FileNotFoundError):  # somebody has just removed it
+                if size := path.stat().st_size:
+                    found.append(RejectedStatus(file=str(path), bytes=size))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise file_error(directory, error) from error
+    return found

@@ -201,10 +201,10 @@ def _find(
                 seen.update(sources_in(store, prefix, query), query.workspace_ids)
             each = from_listing(store, prefix, query, after, seen)
         else:
-            knowledge = find_knowledge(settings.spool_path, store.location, query)
+            knowledge = find_knowledge(settings.spool_place, store.location, query)
             if knowledge.elsewhere:
                 echo_message(f"{plural(knowledge.elsewhere, 'object')} in other buckets skipped")
-            each = from_catalog(settings.spool_path, store.location, query, after)
+            each = from_catalog(settings.spool_place, store.location, query, after)
         return knowledge, Selection(itertools.takewhile(lambda _: not stop.is_set(), each))
     except JobsBackupError as error:
         echo_message(error.one_line(), error.code)

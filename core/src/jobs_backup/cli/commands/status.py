@@ -14,7 +14,7 @@ import click
 from jobs_backup.cli.options import echo_message, tell_misspelt_settings, with_environment
 from jobs_backup.cli.streams import is_reader_gone, print_json
 from jobs_backup.errors import SpoolError
-from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.core import CoreSettings, SpoolPlace
 from jobs_backup.settings.values import Duration, Size
 from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.status import Limits, ProcessStatus, Status, StoreStatus, StreamStatus
@@ -56,16 +56,16 @@ def _pause(_context: click.Context, option: click.Parameter, seconds: float | No
 def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
     """Show what waits in the spool, for which store, since when, and why.
 
-    It can run beside the processes that use the spool, and needs only the setting JOBS_BACKUP_SPOOL_DIR.
+    It reads beside the processes that use the spool, and needs no setting but JOBS_BACKUP_SPOOL_DIR or JOBS_BACKUP_SPOOL.
 
     \b
     Example:
       jobs-backup status --env-file docker.env
     """
     tell_misspelt_settings()
-    directory = CoreSettings.find_spool(os.environ)
+    place, rejects = CoreSettings.find_spool(os.environ)
     if watch is None:
-        health = _show(directory, as_json=as_json, exit_code=exit_code)
+        health = _show(place, rejects, as_json=as_json, exit_code=exit_code)
     else:
         from jobs_backup.cli.process import stopping  # noqa: PLC0415 - slow to import
 
@@ -73,7 +73,7 @@ def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
             while True:
                 if sys.stdout.isatty() and not as_json:
                     click.clear()
-                health = _show(directory, as_json=as_json, exit_code=True)
+                health = _show(place, rejects, as_json=as_json, exit_code=True)
                 sys.stdout.flush()
                 if is_reader_gone() or stop.wait(watch):
                     break
@@ -82,14 +82,14 @@ def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
     sys.exit(health if exit_code else 0)
 
 
-def _show(directory: Path, *, as_json: bool, exit_code: bool) -> int:
+def _show(place: SpoolPlace, rejects: Path, *, as_json: bool, exit_code: bool) -> int:
     """Print the status once. Returns the exit code of its health.
 
     Raises:
         SpoolError: the spool cannot be read; with `exit_code` this is printed instead.
     """
     try:
-        found = read_status(directory, _limits())
+        found = read_status(place, _limits(), rejects)
     except SpoolError as error:
         if not exit_code:
             raise
@@ -125,7 +125,7 @@ def _setting(name: str, parse: Callable[[str], T], default: T) -> T:
 
 
 def _lines(found: Status) -> Iterator[str]:
-    free = f"{_bytes(found.free)} free on its disk"
+    free = "" if found.free is None else f"; {_bytes(found.free)} free on its disk"
     if found.events:
         wait = "waits" if found.events == 1 else "wait"
         oldest = f"{_bytes(found.bytes)}, the oldest for {_time(found.oldest)}"
@@ -133,7 +133,7 @@ def _lines(found: Status) -> Iterator[str]:
     else:
         waiting = "nothing waits"
     behind = f"; behind: {found.behind}" if found.behind else ""
-    yield f"{found.directory}: {waiting}; {free}{behind}"
+    yield f"{found.directory}: {waiting}{free}{behind}"
     if found.full:
         yield f"full: nothing can be recorded: {found.full} [SpoolFull]"
     for store in found.stores:
@@ -196,9 +196,10 @@ def _table(streams: Sequence[StreamStatus]) -> Iterator[str]:
 
 def _process(one: ProcessStatus) -> str:
     what = "records and uploads" if one.sends else "records"
+    where = f" on {one.host}" if one.host else ""
     if one.alive:
-        return f"process {one.pid} {what}, since {_time(one.seconds)}"
-    return f"process {one.pid} has died; the next process that uploads takes its place"
+        return f"process {one.pid}{where} {what}, since {_time(one.seconds)}"
+    return f"process {one.pid}{where} has died; the next process that sends takes its place"
 
 
 def _plain(text: str) -> str:

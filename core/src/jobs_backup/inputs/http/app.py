@@ -213,7 +213,8 @@ class App:
 
     async def _status(self, request: Request) -> Response:
         self._access.everything(request.headers)
-        read = functools.partial(read_status, self._session.settings.spool_path, Limits.of(self._session.settings))
+        settings = self._session.settings
+        read = functools.partial(read_status, settings.spool_place, Limits.of(settings), settings.rejects_path)
         return responses.json(await asyncio.to_thread(read))
 
     async def _metrics(self, request: Request) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import io
 import itertools
@@ -11,19 +10,20 @@ import sqlite3
 import struct
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolCorrupt, SpoolError
-from jobs_backup.model import Body, SeekableReader
+from jobs_backup.model import Body
+from jobs_backup.spool.batches import BatchHeader
+from jobs_backup.spool.bodies import MembersReader
+from jobs_backup.spool.chunks import Chunk, ChunkKind, checksum, joined
 from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.interface import Durability, InputPosition
 from jobs_backup.spool.sqlite.database import Connection, Database, FilesLost, database_errors, read_beside, reads, writes
-from jobs_backup.spool.sqlite.rows import BatchHeader
 from jobs_backup.util.fsync import sync_directory, sync_file
 
 _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
@@ -61,40 +61,11 @@ _SINCE_VERSION_2: Final = (
 _SCHEMA: Final = ";\n".join((_CHUNKS.strip(), *_SINCE_VERSION_2))
 _VERSION: Final = 2
 _SELECT: Final = "SELECT job, events, raw_bytes, first_at, last_at, member, crc32c, data FROM chunks"
-_FIELDS: Final = struct.Struct("<6q")
 _INSERT: Final = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _SET_POSITION: Final = (
     "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT (input) DO UPDATE SET at=excluded.at, position=excluded.position"
 )
 _INSERT_AS_OWNER: Final = "INSERT INTO chunks SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM owner WHERE NOT is_adopted"
-
-
-class ChunkKind(IntEnum):
-    """The form of a chunk's bytes: a member of the object, or lines waiting to become one, compressed or not.
-
-    LOST has no bytes. It takes the place of damaged events, so that any new, unnoticed gap stands out.
-    """
-
-    RAW = 0
-    MEMBER = 1
-    COMPRESSED = 2
-    LOST = 3
-
-
-class Chunk(NamedTuple):
-    """Consecutive events of one batch, without their bytes: see the table `chunks`."""
-
-    job: int
-    events: int
-    raw_bytes: int
-    first_at: int
-    last_at: int
-    form: ChunkKind
-
-    @property
-    def start(self) -> int:
-        """The place of its first event in the batch."""
-        return self.job & _INDEX_MASK
 
 
 class BlobFile:
@@ -581,27 +552,13 @@ class SpooledBody(Body):
     def open(self) -> BinaryIO:
         if self._whole is not None:
             return io.BytesIO(self._whole)
-        return io.BufferedReader(_MembersReader(self._path, self._jobs, self._ends), 1 << 16)
+        connection = _connect(self._path)
 
+        def read(index: int) -> bytes:
+            with database_errors(self._path):
+                return _read(connection, self._path, self._jobs[index])
 
-class _MembersReader(SeekableReader):
-    """Read chunks as one file. Holds one chunk in memory, and no transaction between two reads."""
-
-    def __init__(self, path: Path, jobs: Sequence[int], ends: Sequence[int]) -> None:
-        super().__init__(ends[-1] if ends else 0)
-        self._path = path
-        self._jobs = jobs
-        self._ends = ends
-        self._connection = _connect(path)
-
-    def piece(self, position: int, size: int) -> tuple[int, bytes]:  # noqa: ARG002 - as large as the chunk is
-        index = bisect.bisect_right(self._ends, position)
-        with database_errors(self._path):
-            chunk = _read(self._connection, self._path, self._jobs[index])
-        return self._ends[index] - len(chunk), chunk
-
-    def release(self) -> None:
-        self._connection.close()
+        return io.BufferedReader(MembersReader(self._ends, read, connection.close), 1 << 16)
 
 
 def _connect(path: Path) -> Connection:
@@ -623,7 +580,7 @@ def _read(connection: Connection, path: Path, job: int) -> bytes:
 def _lines(db: sqlite3.Connection, path: Path, first_job: int, unpack: Callable[[bytes], bytes]) -> bytes:
     rows = db.execute(f"{_SELECT} WHERE job BETWEEN ? AND ? ORDER BY job", (first_job, first_job | _INDEX_MASK))
     chunks = [(row[5], _checked(path, row)) for row in rows]
-    return b"".join(unpack(data) if form == ChunkKind.COMPRESSED else data for form, data in chunks)
+    return joined(chunks, unpack)
 
 
 def _checked(path: Path, row: Sequence[Any]) -> bytes:
@@ -634,19 +591,14 @@ def _checked(path: Path, row: Sequence[Any]) -> bytes:
 
 
 def _row(chunk: Chunk, data: bytes) -> tuple[int | bytes, ...]:
-    return (*chunk, _checksum(*chunk, data), data)
-
-
-def _checksum(job: int, events: int, raw_bytes: int, first_at: int, last_at: int, form: int, data: bytes) -> int:
-    # Without the batch's number, which may change: see `renumber`.
-    return crc32c(data, crc32c(_FIELDS.pack(job & _INDEX_MASK, events, raw_bytes, first_at, last_at, form)))
+    return (*chunk, checksum(*chunk, data), data)
 
 
 def _is_good(row: Sequence[Any]) -> bool:
     """Whether a row is undamaged."""
     job, events, raw_bytes, first_at, last_at, form, found, data = row
     try:
-        return bool(_checksum(job, events, raw_bytes, first_at, last_at, form, data) == found or crc32c(data) == found)
+        return bool(checksum(job, events, raw_bytes, first_at, last_at, form, data) == found or crc32c(data) == found)
     except (struct.error, TypeError):
         return False
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from jobs_backup.format.compression import Compression
 from jobs_backup.model import Batch, Kind, Stream
+from jobs_backup.spool.batches import BatchHeader, BatchOptions, BatchRow, Seal
 from jobs_backup.spool.interface import Damage, Durability, InputPosition, Waiting
 from jobs_backup.spool.sqlite.blobs import new_positions_in, position_in
 from jobs_backup.spool.sqlite.clock import Clock, Reading, read_clocks
@@ -23,7 +24,6 @@ from jobs_backup.spool.sqlite.deliveries import (
     settle_jobs_of,
 )
 from jobs_backup.spool.sqlite.reader import CatalogReader
-from jobs_backup.spool.sqlite.rows import BatchHeader, BatchOptions, BatchRow, Seal
 from jobs_backup.spool.sqlite.schema import REBUILT, RENAMED, SCHEMA, UPGRADES, VERSION
 from jobs_backup.spool.sqlite.uploads import MAX_DELAY, UploadJournal, writable
 

@@ -19,7 +19,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 import msgspec
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
-from jobs_backup.spool.errors import LOOK, file_error
+from jobs_backup.spool.errors import LOOK, file_error, reentered
 from jobs_backup.spool.interface import Durability
 from jobs_backup.util.exhaustion import NO_INODES, Explained, explain, has_inodes
 from jobs_backup.util.fsync import sync_directory
@@ -187,14 +187,6 @@ def _lost(path: Path) -> FilesLost:
     return FilesLost(
         f"{path} or its log was removed or replaced while it was in use",
         hint="find out what did it (a cleaner of old files, for example), and restart this process",
-    )
-
-
-def reentered() -> SpoolError:
-    """The error for a call inside another one of the same thread, which would wait for itself forever."""
-    return SpoolError(
-        "called within another call of the same Backup in this thread, as from a signal handler, `__del__` or a logging handler",
-        hint="hand the event to another thread there, for example by a queue.SimpleQueue",
     )
 
 

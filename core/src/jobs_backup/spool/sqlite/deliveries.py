@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, NamedTuple
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.model import Kind, Stream
-from jobs_backup.spool.group_commit import GroupCommit
+from jobs_backup.spool.acknowledger import Added
 from jobs_backup.spool.ids import (
     INDEX_BITS,
     LOCAL_BITS,
@@ -44,20 +42,6 @@ _TO_DELETE: Final = {
     "never": f"{_OF} AND 0",
 }
 _DUE: Final = "AND claimed_by IS NULL AND (retry_at<=? OR retry_at>?)"
-
-
-@dataclass
-class Added:
-    """The result of an acknowledgement: all jobs were acknowledged but these.
-
-    Attributes:
-        unknown: not raw events of this spool.
-        unreadable: could not be looked up, because of `error`.
-    """
-
-    unknown: JobSet
-    unreadable: JobSet
-    error: SpoolError | None = None
 
 
 class Deliveries:
@@ -230,40 +214,6 @@ _NOTE_FORGOTTEN: Final = (
     " ON CONFLICT DO UPDATE SET objects=objects+1, events=events+excluded.events,"
     " first_at=min(first_at, excluded.first_at), last_at=max(last_at, excluded.last_at)"
 )
-
-
-class Acknowledger:
-    """Acknowledge for many threads, which share a transaction because each of them waits for the disk."""
-
-    def __init__(self, deliveries: Deliveries, ends: Ends) -> None:
-        self._deliveries = deliveries
-        self._ends = ends
-        self._turns = GroupCommit[_Acknowledgement](self._commit)
-        self.acknowledged = 0
-        """Number of ids acknowledged, including repeated ones."""
-
-    def add(self, jobs: JobSet) -> JobSet:
-        """Mark jobs as delivered, durably. Returns the unknown ones. Raises SpoolError even if only some cannot be looked up."""
-        this = _Acknowledgement(jobs)
-        self._turns.commit(this)
-        if this.added.error is not None and this.added.unreadable & jobs:
-            raise copy.copy(this.added.error) from this.added.error
-        return this.added.unknown & jobs
-
-    def _commit(self, group: Sequence[_Acknowledgement]) -> None:
-        jobs = JobSet()
-        for one in group:
-            jobs.update(one.jobs)
-        added = self._deliveries.add(jobs, self._ends)
-        self.acknowledged += len(jobs) - len(added.unknown) - len(added.unreadable)
-        for one in group:
-            one.added = added
-
-
-class _Acknowledgement:
-    def __init__(self, jobs: JobSet) -> None:
-        self.jobs = jobs
-        self.added = Added(JobSet(), JobSet())
 
 
 def check_session(db: sqlite3.Connection, session: str) -> None:

@@ -15,6 +15,9 @@ from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt
 from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Stream
+from jobs_backup.spool.acknowledger import Acknowledger
+from jobs_backup.spool.batches import BatchHeader, BatchOptions, BatchRow
+from jobs_backup.spool.id_ranges import Numbering
 from jobs_backup.spool.ids import LOCAL_BITS, JobSet, origin_of
 from jobs_backup.spool.interface import (
     Account,
@@ -31,17 +34,15 @@ from jobs_backup.spool.interface import (
     Waiting,
     WaitingDeletes,
 )
+from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch
 from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, SpooledBody, file_name, file_number
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import FilesLost, database_errors, read_beside
-from jobs_backup.spool.sqlite.deliveries import Acknowledger
 from jobs_backup.spool.sqlite.disk import Ballast, make_directories, refuse_network
-from jobs_backup.spool.sqlite.id_ranges import Numbering
 from jobs_backup.spool.sqlite.locks import ProcessLock, Witness
-from jobs_backup.spool.sqlite.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.sqlite.quarantine import Quarantine
 from jobs_backup.spool.sqlite.quota import Quota
-from jobs_backup.spool.sqlite.rows import BatchHeader, BatchOptions, BatchRow
+from jobs_backup.spool.sqlite.sealing import seal_batches
 from jobs_backup.spool.sqlite.writer import Session, Writer
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.logs import logger_of, plural
@@ -135,7 +136,7 @@ class SqliteSpool:
                 wrappers=wrappers,
             )
             self._numbering = Numbering(self._catalog, placement, session.epoch)
-            self._acknowledger = Acknowledger(self._catalog.deliveries, self._files.ends)
+            self._acknowledger = Acknowledger(lambda jobs: self._catalog.deliveries.add(jobs, self._files.ends))
             self._writer = Writer(
                 self._catalog,
                 self._files,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.model import Stream
@@ -22,29 +21,27 @@ from jobs_backup.spool.status import (
     Limits,
     ProcessStatus,
     QuarantineStatus,
-    RejectedStatus,
     Status,
     StoreStatus,
     StreamStatus,
     UnreadableStatus,
+    behind,
+    rejected_files,
 )
 from jobs_backup.util.exhaustion import NO_INODES, explain, has_inodes
 from jobs_backup.util.logs import plural
 
-_LATE_SECONDS: Final = 60.0
-"""How long uploading sealed batches may take, in addition to twice the time after which they are sealed."""
 
-
-def read_status(directory: Path, limits: Limits) -> Status:
+def read_status(directory: Path, limits: Limits, rejects: Path | None = None) -> Status:
     """See `engines.read_status`."""
     with look(directory) as catalog:
-        return _read(directory, catalog, limits, only_reads=False)
+        return _read(directory, catalog, limits, rejects, only_reads=False)
 
 
-def watch(directory: Path, limits: Limits) -> tuple[Status, list[Total]]:
+def watch(directory: Path, limits: Limits, rejects: Path | None = None) -> tuple[Status, list[Total]]:
     """See `engines.watch`."""
     with look(directory, only_reads=True) as catalog:
-        return _read(directory, catalog, limits, only_reads=True), catalog.overview.totals()
+        return _read(directory, catalog, limits, rejects, only_reads=True), catalog.overview.totals()
 
 
 @contextmanager
@@ -87,7 +84,7 @@ def open_reader(directory: Path) -> Generator[CatalogReader]:
         yield catalog.overview
 
 
-def _read(directory: Path, catalog: Catalog, limits: Limits, *, only_reads: bool) -> Status:
+def _read(directory: Path, catalog: Catalog, limits: Limits, rejects: Path | None, *, only_reads: bool) -> Status:
     now = catalog.clock.now()
     files = BlobFiles(directory / "blobs", durability="full")
     unreadable: dict[str, str] = {}
@@ -117,7 +114,7 @@ def _read(directory: Path, catalog: Catalog, limits: Limits, *, only_reads: bool
     waiting_bytes = sum(stream.bytes for stream in streams.values())
     return Status(
         directory=str(directory),
-        behind=_behind(stores, unreadable, bool(quarantine), oldest, 2 * limits.upload_frequency + _LATE_SECONDS),
+        behind=behind(stores, unreadable, bool(quarantine), oldest, limits),
         full=_full(directory, waiting_bytes, limits),
         events=sum(stream.events + stream.open_events for stream in streams.values()),
         bytes=waiting_bytes,
@@ -137,7 +134,7 @@ def _read(directory: Path, catalog: Catalog, limits: Limits, *, only_reads: bool
             for damage in quarantine
         ],
         unreadable=[UnreadableStatus(file=file, error=error) for file, error in unreadable.items()],
-        rejected=_rejected(directory / "rejects"),
+        rejected=rejected_files(rejects or directory / "rejects"),
     )
 
 
@@ -149,16 +146,6 @@ def _full(directory: Path, waiting: int, limits: Limits) -> str:
     if limits.max_bytes is not None and waiting >= limits.max_bytes:
         return f"{waiting:,} bytes wait, and JOBS_BACKUP_SPOOL_MAX_BYTES is {limits.max_bytes:,}"
     return ""
-
-
-def _rejected(directory: Path) -> list[RejectedStatus]:
-    found: list[RejectedStatus] = []
-    with database_errors(directory), suppress(FileNotFoundError):
-        for path in sorted(directory.iterdir()):
-            with suppress(FileNotFoundError):  # somebody has just removed it
-                if size := path.stat().st_size:
-                    found.append(RejectedStatus(file=str(path), bytes=size))
-    return found
 
 
 def _process(directory: Path, row: SessionRow, now: float, unreadable: dict[str, str]) -> ProcessStatus:
@@ -188,19 +175,6 @@ def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreada
         except SpoolError as error:
             if path.exists():
                 unreadable[str(path)] = error.one_line()
-
-
-def _behind(stores: Sequence[StoreStatus], unreadable: Mapping[str, str], is_damaged: bool, oldest: float, longest: float) -> str:
-    for one in stores:
-        if one.streams and (one.error or one.paused):  # else nothing is waiting there
-            return " ".join(f"uploads to {one.location} {'are paused' if one.paused else 'fail'}: {one.error}".split())
-    for file, error in unreadable.items():
-        return f"the events in {file} cannot be uploaded yet: {error}"
-    if is_damaged:
-        return "some events were damaged on the disk, and are quarantined"
-    if oldest > longest:
-        return f"the oldest event has waited for {oldest:.0f} s, more than {longest:.0f} s"
-    return ""
 
 
 def _streams(catalog: Catalog, files: BlobFiles, now: float, unreadable: dict[str, str]) -> dict[tuple[int, Stream], StreamStatus]:

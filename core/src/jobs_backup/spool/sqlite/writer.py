@@ -9,38 +9,32 @@ from typing import Final, NamedTuple, TypeVar
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.model import Stream
+from jobs_backup.spool.batches import BatchOptions
 from jobs_backup.spool.group_commit import GroupCommit
-from jobs_backup.spool.ids import job_id, job_index, local, origin_of
+from jobs_backup.spool.ids import job_index, local, origin_of
 from jobs_backup.spool.interface import BatchLimits, InputPosition, Recorded, Recording
+from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch
+from jobs_backup.spool.planning import WAIT_FOR_ROOM, Addition, due, plan
 from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Changes, file_name
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import FilesLost
 from jobs_backup.spool.sqlite.locks import ProcessLock
-from jobs_backup.spool.sqlite.open_batch import SEALED_AT_ONCE, OpenBatch, seal_batches
 from jobs_backup.spool.sqlite.quarantine import Quarantine
 from jobs_backup.spool.sqlite.quota import Quota
-from jobs_backup.spool.sqlite.rows import BatchOptions
+from jobs_backup.spool.sqlite.sealing import seal_batches
 from jobs_backup.util.logs import logger_of
 
 R = TypeVar("R")
 log: Final = logger_of(__name__)
 
-_MAX_OPEN: Final = 10_000
-"""Maximum of open batches. Above it the oldest are sealed early, so that memory stays bounded whatever the sources are called."""
 _FILE_BYTES: Final = 512 << 20
 """Size at which a file is left for a new one. It is removed once all of it is uploaded, which frees the disk."""
 _LOOKS: Final = 6
 """The size is checked after each 2^-6 of `_FILE_BYTES` written."""
 _IDLE_FILE_BYTES: Final = 16 << 20
 """Size at which a file with nothing open is left: that seals nothing early."""
-_WAIT_FOR_ROOM: Final = 0.05
 _RENEWALS: Final = 3
 """How often a call continues after its file was lost or damaged."""
-_ADDITION_BYTES: Final = 64 << 20
-"""Most bytes of a chunk, when many threads add lines to one batch at the same time: SQLite's limit is 1 GB.
-
-At least a member's size, see `_plan`.
-"""
 
 
 class Session(NamedTuple):
@@ -57,32 +51,6 @@ class Session(NamedTuple):
     epoch: int
     lock: ProcessLock
     blobs: BlobFile
-
-
-class _Addition:
-    """The lines a commit adds to a batch."""
-
-    __slots__ = ("batch", "bytes", "end", "first_at", "last_at", "lines")
-
-    def __init__(self, batch: OpenBatch, end: int) -> None:
-        """`end`: the index of the next event in the batch."""
-        self.batch = batch
-        self.end = end
-        self.bytes = 0
-        self.lines: list[bytes] = []
-        self.first_at = self.last_at = 0
-
-    def add(self, lines: list[bytes], recording: Recording) -> int:
-        """Add a recording's lines, or some of them. Returns the id of the first."""
-        if not self.lines:
-            self.first_at, self.last_at, self.lines = recording.first_at, recording.last_at, lines.copy()
-        else:
-            self.first_at, self.last_at = min(self.first_at, recording.first_at), max(self.last_at, recording.last_at)
-            self.lines += lines
-        self.bytes += sum(map(len, lines))
-        first = job_id(self.batch.epoch, self.batch.id, self.end)
-        self.end += len(lines)
-        return first
 
 
 class Writer:
@@ -155,7 +123,7 @@ class Writer:
                 waits = True
                 if time.monotonic() >= until:
                     raise
-                time.sleep(_WAIT_FOR_ROOM)
+                time.sleep(WAIT_FOR_ROOM)
             else:
                 return
 
@@ -335,30 +303,9 @@ class Writer:
 
         self._turns.alone(renew)
 
-    def _plan(self, recordings: Sequence[Recording]) -> list[_Addition]:
-        """Assign lines to batches, in order, and thereby ids to their jobs. Opens missing batches."""
-        streams = dict.fromkeys(recording.stream for recording in recordings if recording.lines)
-        self._open_for([stream for stream in streams if stream not in self._open])
-        planned = {stream: _Addition(self._open[stream], self._open[stream].fill.end) for stream in streams}
-        plan = list(planned.values())
-        for recording in recordings:
-            stream, lines = recording.stream, recording.lines
-            recording.jobs = []
-            while lines:
-                addition = planned[stream]
-                if (room := self._limits.events - addition.end) <= 0:
-                    self._full.append(addition.batch)
-                    self._open_for([stream])
-                    addition = planned[stream] = _Addition(self._open[stream], 0)
-                    plan.append(addition)
-                    continue
-                if addition.bytes >= _ADDITION_BYTES:  # it becomes a member, so the next one need not be folded with it
-                    addition = planned[stream] = _Addition(addition.batch, addition.end)
-                    plan.append(addition)
-                some = lines if len(lines) <= room else lines[:room]
-                recording.jobs.append((addition.add(some, recording), len(some)))
-                lines = lines[room:]
-        return [addition for addition in plan if addition.lines]
+    def _plan(self, recordings: Sequence[Recording]) -> list[Addition]:
+        """Which lines go into which batch. Opens the batches that are missing."""
+        return plan(recordings, self._open, self._full, self._limits.events, self._open_for)
 
     def _open_for(self, streams: Sequence[Stream]) -> None:
         if not streams:
@@ -370,12 +317,7 @@ class Writer:
             self._open[stream] = OpenBatch(number, epoch, stream, placement)
 
     def _seal_full(self, changed: Iterable[OpenBatch]) -> None:
-        limits = self._limits
-        full = [batch for batch in changed if batch.fill.end >= limits.events or batch.fill.raw_bytes >= limits.bytes]
-        full = [batch for batch in full if batch not in self._full]
-        if len(self._open) > _MAX_OPEN:
-            oldest = sorted(self._open.values(), key=lambda batch: batch.opened)[: len(self._open) // 2]
-            full = [batch for batch in oldest if batch.fill.events]
+        full = due(changed, self._open, self._full, self._limits)
         try:
             if full or self._full or self._is_file_large():
                 self._in_step(lambda: self._seal_and_leave([*self._full, *full]))

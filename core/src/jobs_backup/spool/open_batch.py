@@ -11,10 +11,9 @@ from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.format.keys import object_key
 from jobs_backup.model import Stream
+from jobs_backup.spool.batches import BatchHeader, BatchOptions, BatchRow, Seal
+from jobs_backup.spool.chunks import Chunk, ChunkChanges, ChunkReader, Form
 from jobs_backup.spool.ids import INDEX_BITS
-from jobs_backup.spool.sqlite.blobs import BlobFile, Changes, Chunk, ChunkKind
-from jobs_backup.spool.sqlite.catalog import Catalog
-from jobs_backup.spool.sqlite.rows import BatchHeader, BatchOptions, BatchRow, Seal
 
 MEMBER_BYTES: Final = 1 << 20
 """Waiting lines become one member at this size. Smaller members compress worse."""
@@ -31,7 +30,7 @@ SEALED_AT_ONCE: Final = 64
 """Batches that share two transactions when sealed."""
 
 
-class BatchState(NamedTuple):
+class Fill(NamedTuple):
     """The contents of an open batch: members, then the tail: lines waiting to become a member."""
 
     events: int = 0
@@ -53,7 +52,7 @@ class BatchState(NamedTuple):
         """Bytes on the disk."""
         return self.size + self.tail_size
 
-    def with_lines(self, chunk: Chunk, size: int) -> BatchState:
+    def with_lines(self, chunk: Chunk, size: int) -> Fill:
         """The contents after adding lines to the tail, where they take `size` bytes."""
         return self._replace(
             events=self.events + chunk.events,
@@ -68,13 +67,13 @@ class BatchState(NamedTuple):
             tail_start=self.tail_start if self.tail_events else chunk.start,
         )
 
-    def with_lost(self, chunk: Chunk) -> BatchState:
+    def with_lost(self, chunk: Chunk) -> Fill:
         """The contents after a chunk of damaged events, whose indexes are not reused."""
         return self._replace(
             end=chunk.start + chunk.events, tail_lost=self.tail_lost + chunk.events if self.tail_events else self.tail_lost
         )
 
-    def with_member(self, member: bytes) -> BatchState:
+    def with_member(self, member: bytes) -> Fill:
         """The contents after the tail has become this member."""
         return self._replace(
             size=self.size + len(member),
@@ -98,7 +97,7 @@ class OpenBatch:
         epoch: int,
         stream: Stream,
         placement: BatchOptions,
-        fill: BatchState | None = None,
+        fill: Fill | None = None,
         *,
         origin: tuple[int, int] | None = None,
     ) -> None:
@@ -110,25 +109,25 @@ class OpenBatch:
         self.placement = placement
         self._compression = placement.compression
         self.opened = time.monotonic()
-        self.fill = fill or BatchState()
+        self.fill = fill or Fill()
 
     @classmethod
-    def restored(cls, row: BatchRow, blobs: BlobFile) -> Self:
-        """Restore a batch from its file.
+    def restored(cls, row: BatchRow, blobs: ChunkReader) -> Self:
+        """The batch as its chunks tell it.
 
         Raises:
-            SpoolCorrupt: some of it is damaged or missing.
+            SpoolCorrupt: some of it is not what was written, or not there.
         """
-        fill = BatchState()
+        fill = Fill()
         for chunk in blobs.chunks(row.id):
             if chunk.start != fill.end:
-                raise SpoolCorrupt(f"batch {row.id} in {blobs.name}.db has no event number {fill.end}", hint="check the disk")
-            if chunk.form is ChunkKind.LOST:
+                raise SpoolCorrupt(f"batch {row.id} in {blobs.name} has no event number {fill.end}", hint="check the disk")
+            if chunk.form is Form.LOST:
                 fill = fill.with_lost(chunk)
                 continue
             data = blobs.data(chunk.job)
             fill = fill.with_lines(chunk, len(data))
-            if chunk.form is ChunkKind.MEMBER:
+            if chunk.form is Form.MEMBER:
                 fill = fill.with_member(data)
         header = blobs.header(row.id)
         return cls(row.id, row.epoch, row.stream, row.placement, fill, origin=header.origin if header else None)
@@ -157,11 +156,11 @@ class OpenBatch:
             wrappers=self.placement.wrappers,
         )
 
-    def add(self, changes: Changes, lines: Sequence[bytes], first_at: int, last_at: int) -> None:
+    def add(self, changes: ChunkChanges, lines: Sequence[bytes], first_at: int, last_at: int) -> None:
         """Add lines; once there are enough, the tail becomes a member."""
         data = b"".join(lines)
         is_packed = len(data) >= _PACKED_BYTES
-        chunk = Chunk(self.next_job, len(lines), len(data), first_at, last_at, ChunkKind.COMPRESSED if is_packed else ChunkKind.RAW)
+        chunk = Chunk(self.next_job, len(lines), len(data), first_at, last_at, Form.COMPRESSED if is_packed else Form.RAW)
         waits = self.fill.tail_events > 0
         if self.fill.tail_bytes + len(data) >= (MEMBER_BYTES if waits else _AT_ONCE_BYTES):
             waiting = self._tail(changes) if waits else b""
@@ -172,21 +171,21 @@ class OpenBatch:
             self.fill = self.fill.with_lines(chunk, len(stored))
             changes.append(chunk, stored)
 
-    def compact(self, changes: Changes) -> None:
+    def compact(self, changes: ChunkChanges) -> None:
         """Turn the tail into a member, if there is one."""
         if self.fill.tail_events:
             self._fold(changes, self._tail(changes))
 
-    def _tail(self, changes: Changes) -> bytes:
+    def _tail(self, changes: ChunkChanges) -> bytes:
         return changes.lines(self.tail_job, self._compression.decompress)
 
-    def _fold(self, changes: Changes, lines: bytes) -> None:
+    def _fold(self, changes: ChunkChanges, lines: bytes) -> None:
         fill = self.fill
         member = self._compression.compress(lines)
-        chunk = Chunk(self.tail_job, fill.tail_events, fill.tail_bytes, fill.tail_first_at, fill.last_at, ChunkKind.MEMBER)
+        chunk = Chunk(self.tail_job, fill.tail_events, fill.tail_bytes, fill.tail_first_at, fill.last_at, Form.MEMBER)
         changes.compact(chunk, member)
         if fill.tail_lost:
-            changes.append(Chunk(self.tail_job + fill.tail_events, fill.tail_lost, 0, 0, 0, ChunkKind.LOST), b"")
+            changes.append(Chunk(self.tail_job + fill.tail_events, fill.tail_lost, 0, 0, 0, Form.LOST), b"")
         self.fill = fill.with_member(member)
 
     def seal(self) -> Seal:
@@ -218,15 +217,3 @@ class OpenBatch:
             return str(uuid.uuid4())  # from a version whose batches had no name outside their spool
         fill = self.fill
         return str(uuid.uuid5(_NAMESPACE, f"{epoch}/{number}/{fill.end}/{fill.events}/{fill.size}/{fill.crc32c}"))
-
-
-def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]) -> None:
-    """Fix the bytes (in the blob file), then key, uuid and checksum (in the catalog). Safe to repeat after a crash in between."""
-
-    def compact(changes: Changes) -> None:
-        for batch in batches:
-            batch.compact(changes)
-
-    if any(batch.fill.tail_events for batch in batches):
-        blobs.change(compact)
-    catalog.seal([batch.seal() for batch in batches])

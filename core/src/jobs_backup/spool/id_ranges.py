@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from jobs_backup.model import Stream
+from jobs_backup.spool.batches import BatchOptions
 from jobs_backup.spool.ids import INDEX_BITS, job_id
-from jobs_backup.spool.sqlite.catalog import Catalog
-from jobs_backup.spool.sqlite.rows import BatchOptions
 
 _RENEWED_AFTER: Final = 6 * 3600.0
 """Seconds. The catalog forgets old batches, but must not forget one that still issues ids."""
@@ -23,10 +22,18 @@ class _Range(NamedTuple):
     renewed_after: float
 
 
+class NumberGiver(Protocol):
+    """The catalog of an engine."""
+
+    def number(self, stream: Stream, placement: BatchOptions, epoch: int, jobs: int, /) -> int:
+        """A batch of so many events that are not kept: its number gives them their ids, and there is nothing of it to be sent."""
+        ...
+
+
 class Numbering:
     """Issue ids from one batch per stream without events. Any number of threads may call it."""
 
-    def __init__(self, catalog: Catalog, placement: BatchOptions, epoch: int) -> None:
+    def __init__(self, catalog: NumberGiver, placement: BatchOptions, epoch: int) -> None:
         self._catalog = catalog
         self._epoch = epoch
         self._placement = placement
