@@ -213,6 +213,13 @@ class SpoolError(JobsBackupError):
     """The spool cannot be used."""
 
 
+class SpoolUncertain(SpoolError):
+    """The connection to the spool's server was lost at a commit, and the server could not be asked what became of it.
+
+    The events of this call are recorded, all of them, or none is.
+    """
+
+
 class SpoolFull(SpoolError):
     """The disk or the spool's quota is full. Nothing from this call was recorded."""
 

@@ -127,6 +127,11 @@ def _latest(some: Iterable[Known]) -> Known | None:
     return max(some, key=lambda one: one.at, default=None)
 
 
+def prefix_of(spool: Spool, job: str) -> str:
+    """The prefix of the ids of positions for one purpose, of this machine's inputs: the same path on another one is another input."""
+    return digest(f"{spool.host}\0{job}" if spool.host else job)[:16] + "-"
+
+
 def digest(text: str) -> str:
     """Hash of a text, in letters and digits, for names."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

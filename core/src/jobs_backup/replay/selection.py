@@ -159,8 +159,8 @@ def from_catalog(place: SpoolPlace, location: str, query: Query, after: str = ""
         SpoolError: the spool does not exist, or cannot be read.
     """
     with _catalog(place) as catalog:
-        if after and (place := catalog.written(location, query.kind, split_cursor(after)[0])) is not None:
-            yield _found(place)
+        if after and (reached := catalog.written(location, query.kind, split_cursor(after)[0])) is not None:
+            yield _found(reached)
         begin = 0
         while rows := catalog.stored(location, query.kind, begin, _PAGE):
             begin = rows[-1].id

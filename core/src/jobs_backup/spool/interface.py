@@ -531,6 +531,11 @@ class Spool(SpoolRecorder, SpoolAcknowledger, SpoolSender, SpoolAccount, Protoco
         ...
 
     @property
+    def host(self) -> str:
+        """What tells the inputs of this machine from those of others; empty where one machine alone uses the spool."""
+        ...
+
+    @property
     def quarantine(self) -> str:
         """Location of quarantined bytes, for messages."""
         ...

@@ -163,6 +163,11 @@ class SqliteSpool:
         return str(self.directory)
 
     @property
+    def host(self) -> str:
+        """Empty: one machine alone uses it."""
+        return ""
+
+    @property
     def quarantine(self) -> str:
         """The directory of quarantined bytes."""
         return str(self.directory / "quarantine")

@@ -1,0 +1,1 @@
+"""A spool in PostgreSQL, which any number of hosts share."""

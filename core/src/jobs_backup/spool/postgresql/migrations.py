@@ -1,0 +1,68 @@
+"""Make the tables, or those of the next version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jobs_backup.errors import SpoolError
+from jobs_backup.spool.postgresql.connection import Database, one
+from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES, VERSION
+
+if TYPE_CHECKING:
+    from jobs_backup.spool.postgresql.connection import Db
+
+
+def migrate(database: Database) -> None:
+    """Make the tables where there are none, or those of this version of earlier ones.
+
+    Raises:
+        SpoolError: a newer version has made them, this user may not, or the database can't be used.
+    """
+    version = database.read(lambda db: found_version(db, database.name))
+    if version >= VERSION:
+        return
+
+    def change(db: Db) -> None:
+        db.execute("SELECT pg_advisory_xact_lock(%s::bigint)", (MIGRATION_LOCK,))
+        found = found_version(db, database.name)  # again: another process may have been quicker
+        if found == 0:
+            encoding = one(db, "SELECT current_setting('server_encoding')")[0]
+            if encoding != "UTF8":
+                raise SpoolError(f"{database.name} has the encoding {encoding}", hint="create a database WITH ENCODING 'UTF8'")
+            if not _has_schema(db):
+                db.execute(f"CREATE SCHEMA {SCHEMA}")
+            db.execute(TABLES)  # several statements, so without parameters
+            found = 1
+        for step in range(found, VERSION):
+            db.execute(MIGRATIONS[step])
+
+    database.write(change, is_idempotent=True)
+
+
+def check_version(database: Database) -> None:
+    """Check that there are tables that this version of the program understands.
+
+    Raises:
+        SpoolError: there are none, or those of another version.
+    """
+    if database.read(lambda db: found_version(db, database.name)) == 0:
+        raise SpoolError(f"there is no spool in {database.name}", hint="set JOBS_BACKUP_SPOOL as those do that record")
+
+
+def found_version(db: Db, name: str) -> int:
+    """The version of the tables; 0 if there are none.
+
+    Raises:
+        SpoolError: this version of the program does not understand them.
+    """
+    if one(db, "SELECT to_regclass('jobs_backup.version')")[0] is None:
+        return 0
+    version, oldest = one(db, "SELECT version, oldest FROM jobs_backup.version")
+    if oldest > VERSION:
+        raise SpoolError(f"{name} was made by a newer version of jobs-backup", hint="update jobs-backup")
+    return int(version)
+
+
+def _has_schema(db: Db) -> bool:
+    row: tuple[Any, ...] = one(db, "SELECT to_regnamespace(%s)", (SCHEMA,))
+    return row[0] is not None

@@ -1,0 +1,70 @@
+"""What the spool remembers of objects, for those who read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from jobs_backup.model import Kind
+from jobs_backup.spool.interface import StoredObject, StreamObjects
+from jobs_backup.spool.postgresql.connection import Database, one
+from jobs_backup.spool.postgresql.rows import decoded, encoded, stream_of
+
+_SELECT: Final = (
+    "SELECT b.id, kind, workspace_id, source_id, key, first_at, last_at, size, crc32c, events, coalesce(stored_at, 0)"
+    " FROM jobs_backup.batches b JOIN jobs_backup.stores d ON d.id = b.store"
+)
+
+
+class CatalogReader:
+    """Reads the tables `batches`, `stores` and `forgotten`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def stored(self, location: str, kind: Kind, after: int, limit: int) -> list[StoredObject]:
+        """What is in a bucket, by batch numbers, from behind `after` on."""
+        query = f"{_SELECT} WHERE b.id > %s AND state = 'stored' AND kind = %s AND location = %s ORDER BY b.id LIMIT %s"
+        values = (after, str(kind), encoded(location), limit)
+        return self._database.read(lambda db: [_object(row) for row in db.execute(query, values)])
+
+    def written(self, location: str, kind: Kind, key: str) -> StoredObject | None:
+        """What is in a bucket under a key, or was there until it was deleted."""
+        query = f"{_SELECT} WHERE key = %s AND state IN ('stored', 'deleted') AND kind = %s AND location = %s"
+        values = (encoded(key), str(kind), encoded(location))
+        row = self._database.read(lambda db: db.execute(query, values).fetchone())
+        return _object(row) if row else None
+
+    def stored_elsewhere(self, location: str, kind: Kind) -> list[StreamObjects]:
+        """What is in other buckets."""
+        query = (
+            "SELECT workspace_id, source_id, count(*), sum(events)::bigint FROM jobs_backup.batches b JOIN jobs_backup.stores d"
+            " ON d.id = b.store WHERE state = 'stored' AND kind = %s AND location != %s GROUP BY workspace_id, source_id"
+        )
+        return self._streams(query, (str(kind), encoded(location)))
+
+    def forgotten(self, location: str, kind: Kind, begin: int, end: int) -> list[StreamObjects]:
+        """What is in a bucket, may have events between these times, and is not remembered any more."""
+        query = (
+            "SELECT workspace_id, source_id, objects, events FROM jobs_backup.forgotten f JOIN jobs_backup.stores d"
+            " ON d.id = f.store WHERE location = %s AND kind = %s AND last_at >= %s AND first_at < %s"
+        )
+        return self._streams(query, (encoded(location), str(kind), begin, end))
+
+    def knowledge(self) -> tuple[int, int]:
+        """When the tables were made; and 0, since they are not lost without everything else."""
+        return int(self._database.read(lambda db: one(db, "SELECT known_since FROM jobs_backup.spool")[0])), 0
+
+    def streams(self) -> list[tuple[str, str]]:
+        """Workspace and source of everything ever recorded."""
+        query = "SELECT workspace_id, source_id FROM jobs_backup.batches UNION SELECT workspace_id, source_id FROM jobs_backup.forgotten"
+        return self._database.read(lambda db: [(decoded(row[0]), decoded(row[1])) for row in db.execute(query)])
+
+    def _streams(self, query: str, values: Sequence[Any]) -> list[StreamObjects]:
+        return self._database.read(
+            lambda db: [StreamObjects(decoded(row[0]), decoded(row[1]), row[2], row[3]) for row in db.execute(query, values)]
+        )
+
+
+def _object(row: Sequence[Any]) -> StoredObject:
+    return StoredObject(row[0], stream_of(*row[1:4]), decoded(row[4]), *row[5:])

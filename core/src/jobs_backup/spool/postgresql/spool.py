@@ -1,0 +1,516 @@
+"""The spool in PostgreSQL: the writer of this process, and the batches of all processes, on all hosts, on their way to the bucket."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
+from jobs_backup.format.compression import GZIP, Compression
+from jobs_backup.hookspecs import hookimpl
+from jobs_backup.model import Batch, Body, Kind, Stream
+from jobs_backup.settings.core import DatabaseSpool
+from jobs_backup.spool.acknowledger import Acknowledger
+from jobs_backup.spool.batches import BatchOptions
+from jobs_backup.spool.id_ranges import Numbering
+from jobs_backup.spool.ids import JobSet, origin_of
+from jobs_backup.spool.interface import (
+    Account,
+    BatchLimits,
+    Claim,
+    Damage,
+    DeleteAfter,
+    DueObject,
+    InputPosition,
+    QuotaLimits,
+    Recorded,
+    Recording,
+    Waiting,
+    WaitingDeletes,
+)
+from jobs_backup.spool.postgresql.catalog import Catalog, report
+from jobs_backup.spool.postgresql.chunks import SpooledBody
+from jobs_backup.spool.postgresql.connection import Database
+from jobs_backup.spool.postgresql.deliveries import Deliveries
+from jobs_backup.spool.postgresql.migrations import migrate
+from jobs_backup.spool.postgresql.positions import Positions
+from jobs_backup.spool.postgresql.segments import Segments
+from jobs_backup.spool.postgresql.sessions import Heartbeat, Host, Session, Sessions
+from jobs_backup.spool.postgresql.status import DEFAULT_MAX_BYTES
+from jobs_backup.spool.postgresql.takeover import set_aside, take_over
+from jobs_backup.spool.postgresql.uploads import UploadJournal
+from jobs_backup.spool.postgresql.writer import Writer
+from jobs_backup.spool.quota import BytesQuota
+from jobs_backup.util.logs import logger_of, plural
+
+if TYPE_CHECKING:
+    from jobs_backup.spool.postgresql.connection import Db
+
+log: Final = logger_of(__name__)
+
+_LOOKED_AT_ONCE: Final = 1000
+_RECORDING_CONNECTIONS: Final = 4
+"""For recording, acknowledging, the lease, and looking after the rest."""
+_SEGMENT_SECONDS: Final = 5.0
+"""Between two looks at the segments."""
+_DEFAULT_INSTANCE: Final = "1"
+_NO_STREAM: Final = Stream(Kind.RAW, "", "")
+
+
+class PostgresqlSpool:
+    """A database, in whose schema `jobs_backup` everything is.
+
+    A process has a session with a lease, by the server's clock. Who takes the place of one whose lease is over seals what it had
+    open, in the transaction that ends the session: what the process commits later finds no session, and is not made.
+
+    Attributes:
+        uploads: the journal of multipart uploads to its store.
+        host: names this machine's inputs.
+    """
+
+    def __init__(
+        self,
+        place: DatabaseSpool,
+        *,
+        location: str,
+        prefix: str,
+        instance_id: str,
+        limits: BatchLimits,
+        room: QuotaLimits = QuotaLimits(),  # noqa: B008 - frozen
+        compression: Compression = GZIP,
+        wrappers: tuple[str, ...] = (),
+        archives: bool = True,
+        delete_after: DeleteAfter = "delivered",
+        lease: float = 15.0,
+        workers: int = 4,
+    ) -> None:
+        """Open the spool, make its tables where there are none.
+
+        Args:
+            location: of the store; what is recorded here is bound to it.
+            wrappers: what its objects will be made by, see `Batch.wrappers`.
+            archives: whether this process also sends, and deletes.
+            lease: seconds without a sign of life after which another process takes this one's place.
+            workers: threads that send.
+
+        Raises:
+            ConfigurationError: the driver is not installed, or the URL is wrong.
+            SpoolError: the database can't be used.
+        """
+        self.host = socket.gethostname() if instance_id == _DEFAULT_INSTANCE else instance_id
+        self._delete_after: DeleteAfter = delete_after
+        self._lease = lease
+        self._unreadable: dict[str, SpoolError] = {}
+        self._reading: dict[str, str] = {}  # input -> the session as which it is read
+        self._reading_lock = threading.Lock()
+        self._segments_looked_at = 0.0
+        self._database = Database(place, connections=_RECORDING_CONNECTIONS + 2 * workers)
+        try:
+            migrate(self._database)
+            self._catalog = Catalog(self._database)
+            self._deliveries = Deliveries(self._database)
+            self._positions = Positions(self._database)
+            self._segments = Segments(self._database)
+            self.store = self._catalog.store(location)
+            self.uploads = UploadJournal(self._database, self.store)
+            self._sessions = Sessions(
+                self._database, host=Host(self.host, os.getpid()), store=self.store, archives=archives, lease=lease
+            )
+            session = self._sessions.begin()
+            self._names = [session.name]
+            placement = BatchOptions(
+                store=self.store, prefix=prefix, instance_id=instance_id, compression=compression, wrappers=wrappers
+            )
+            quota = QuotaLimits(max_bytes=DEFAULT_MAX_BYTES if room.max_bytes is None else room.max_bytes, timeout=room.timeout)
+            self._numbering = Numbering(self._catalog, placement, session.epoch)
+            self._acknowledger = Acknowledger(self._deliveries.add)
+            self._heartbeat = Heartbeat(self._sessions, lambda: self._writer.session, lease)
+            self._writer = Writer(
+                self._database,
+                self._catalog,
+                session=session,
+                renew=self._renew,
+                placement=placement,
+                limits=limits,
+                room=BytesQuota(self.name, self._catalog, lambda: self._names[-1], quota),
+                check_session=self._heartbeat.lost.is_set,
+                check_readers=self._check_readers,
+                report_lost=self._report_lost,
+            )
+            self._heartbeat.start()
+        except BaseException:
+            self._database.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The address of the database, without user and password."""
+        return self._database.name
+
+    @property
+    def quarantine(self) -> str:
+        """The table of what was damaged."""
+        return f"the table jobs_backup.damages of {self.name}"
+
+    @property
+    def session(self) -> str:
+        """The name of this process's session."""
+        return self._writer.session.name
+
+    # Recording
+
+    def append(self, recordings: Sequence[Recording]) -> None:
+        """Make the recordings durable. See `Writer.append`."""
+        self._writer.append(recordings)
+
+    def check_room(self) -> None:
+        """Check that what is recorded now would find room, and that the server can be used.
+
+        Raises:
+            SpoolFull: there is no room.
+            SpoolError: the spool can't be used.
+            BackupClosed: after `close`.
+        """
+        self._writer.check_room()
+        self._catalog.last_batch()
+
+    @property
+    def recorded(self) -> Recorded:
+        """Counts of what this process has recorded."""
+        return self._writer.recorded
+
+    @property
+    def acknowledged(self) -> int:
+        """Number of deliveries this process has acknowledged."""
+        return self._acknowledger.acknowledged
+
+    def number(self, stream: Stream, events: int) -> list[tuple[int, int]]:
+        """Issue ids for events that are not kept, as runs: (first, count)."""
+        return self._numbering.take(stream, events)
+
+    def on_sealed(self, call: Callable[[], None]) -> None:
+        """Register a function to call whenever this process has sealed something."""
+        self._writer.on_sealed = call
+
+    def seal(self) -> int:
+        """Seal this process's open batches. Returns how many."""
+        return self._writer.seal()
+
+    def seal_due(self) -> int:
+        """Seal this process's open batches that have reached the age limit. Returns how many."""
+        return self._writer.seal_due()
+
+    @contextmanager
+    def reading(self, source: str) -> Generator[bool]:
+        """The right to read an input, within the block; False if another process has it.
+
+        It belongs to the session: whoever takes this process's place has ended the session before, and with it what could commit
+        a position.
+        """
+        with self._reading_lock:
+            session = self._take_reader(source)
+            if session:
+                self._reading[source] = session
+        try:
+            yield bool(session)
+        finally:
+            if session:
+                with self._reading_lock:
+                    del self._reading[source]
+                try:
+                    self._positions.give_up(source, session)
+                except SpoolError as error:  # it ends with the session
+                    log.debug("an input is not given up: %s", error.one_line())
+
+    def position(self, source: str) -> InputPosition | None:
+        """How far an input was read, by any process; None if it never was."""
+        return self._positions.position(source)
+
+    def new_positions(self, prefix: str, seen: dict[str, int]) -> list[InputPosition]:
+        """How far the inputs were read whose ids begin with `prefix`, by any process: those of which `seen` knows nothing."""
+        return self._positions.new_positions(prefix, seen)
+
+    def _take_reader(self, source: str) -> str:
+        """The session as which this process may read an input now; empty if another one does."""
+        session = self._writer.session.name
+        if (other := self._positions.take(source, session)) is None:
+            return session
+        if other and self._positions.is_over(other) and take_over(self._database, other):
+            return session if self._positions.take(source, session) is None else ""
+        return ""
+
+    def _check_readers(self) -> None:
+        """Check, before a position is committed, that this process alone reads its inputs.
+
+        Raises:
+            ConfigurationError: another process may read one, or has read it.
+        """
+        session = self._writer.session.name
+        if any(other != session for other in [*self._reading.values()]):
+            raise ConfigurationError(
+                "another process took this one's place while it read an input", hint="run the same command again"
+            )
+
+    # Deliveries
+
+    def delivered(self, jobs: JobSet) -> JobSet:
+        """Mark these jobs as delivered, durably. Returns the unknown ones."""
+        return self._acknowledger.add(jobs)
+
+    def stream_of(self, job: int) -> Stream | None:
+        """The stream of a raw event, past or present; None if the job is unknown."""
+        return self._deliveries.stream_of(job)
+
+    def settle(self, failures: Sequence[tuple[int, int]]) -> None:
+        """Note failure records: (job, id of its record). A job is settled once its record is uploaded."""
+        self._deliveries.settle([(origin_of(failure)[1], job) for job, failure in failures])
+
+    def claim_deletes(self, limit: int) -> list[DueObject]:
+        """Claim objects to delete, since all their jobs were delivered."""
+        return self._deliveries.claim(self.store, self.session, self._delete_after, limit)
+
+    def has_deletes(self) -> bool:
+        """Whether `claim_deletes` would return any."""
+        return self._deliveries.has_due(self.store, self._delete_after)
+
+    def waiting_deletes(self) -> list[WaitingDeletes]:
+        """Pending deletes for each store."""
+        return self._deliveries.waiting()
+
+    def deleted(self, objects: Sequence[DueObject]) -> None:
+        """Mark these objects as deleted."""
+        self._deliveries.deleted(self.store, [one.batch for one in objects])
+
+    def give_back_deletes(self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, pause: float) -> None:
+        """Release objects whose delete failed; each may be claimed again after its seconds, or at any time if None.
+
+        Nothing is deleted for `pause` seconds.
+        """
+        batches = [(one.batch, delay) for one, delay in retries]
+        self._deliveries.give_back(self.store, self.session, batches, error=str(error), hint=error.hint, pause=pause)
+
+    def retry_deletes(self) -> None:
+        """Make all failed deletes due now."""
+        self._deliveries.begin(self.store, self._delete_after)
+
+    def forget(self, age: float, after: int) -> int | None:
+        """Forget batches uploaded, or at least opened, at least `age` seconds ago, unless something is left to do for them.
+
+        Examines some with numbers above `after`. Returns where to continue; None at the end.
+        """
+        return self._deliveries.forget(age, after, _LOOKED_AT_ONCE)
+
+    # Sending
+
+    def claim(self) -> Claim | None:
+        """Claim the batch for this store that has waited longest and can be uploaded now; None if there is none."""
+        claimed = self._catalog.claim(self.store, self.session)
+        return None if claimed is None else Claim(*claimed)
+
+    def has_claimable(self) -> bool:
+        """Whether `claim` would return a batch."""
+        return self._catalog.has_claimable(self.store)
+
+    def give_back_claims(self) -> int:
+        """Release all batches this process has claimed. Call it only while uploading nothing. Returns how many."""
+        return self._catalog.give_back_claims(self.session)
+
+    @hookimpl
+    def open_body(self, batch: Batch) -> Body:
+        """The bytes of a sealed batch. Before each attempt to send them it is looked whether this process still may.
+
+        Raises:
+            SpoolCorrupt: they are not those that were sealed.
+        """
+        session = self._writer.session
+
+        def check() -> None:
+            if not session.is_valid():
+                raise SpoolError(
+                    f"the lease of this process is over, so that another one may send {batch.key}",
+                    hint="see that the database can be reached; it is retried",
+                )
+
+        body = SpooledBody(self._database, int(batch.blobs), batch.id, check)
+        if body.size != batch.size:
+            raise SpoolCorrupt(
+                f"batch {batch.id} has {body.size} bytes in {self.name} instead of {batch.size}",
+                hint="look at the server's disk and log",
+            )
+        return body
+
+    def stored(self, batch: Batch, *, deletable_after: float = 0.0) -> None:
+        """The batch's object is in the bucket. Its bytes go with their segment, once nothing in that waits.
+
+        It is not deleted for `deletable_after` seconds, and as long as a lease: an earlier attempt may still arrive, perhaps that of
+        a process whose place this one took, and would bring it back.
+        """
+        self._catalog.stored(batch.id, deletable_after=deletable_after + self._lease if deletable_after else 0.0)
+
+    def pin_content(self, made: Batch) -> None:
+        """Hold a batch to what its wrappers have made of it at the first attempt.
+
+        Raises:
+            WrapperMissing: they make something else of it now.
+        """
+        if not self._catalog.pin_content(made.id, f"{made.size}:{made.crc32c:08x}"):
+            raise WrapperMissing(
+                f"{made.key} would differ from the first attempt: a wrapper now makes other bytes of its batch",
+                hint="restore the earlier version and settings of the wrapper until the object is uploaded",
+            )
+
+    def doubt(self, key: str) -> None:
+        """Note that the store may hold other bytes under the key of a waiting batch."""
+        self._catalog.doubt(key)
+
+    def is_doubted(self, key: str) -> bool:
+        """Whether any process has noted a doubt about this key."""
+        return self._catalog.is_doubted(key)
+
+    def skip(self, batch: Batch) -> None:
+        """Mark a batch that was never attempted as not to be uploaded, because all of it was delivered."""
+        self._catalog.skipped(batch.id)
+
+    def quarantine_batch(self, claim: Claim, error: SpoolCorrupt) -> None:
+        """Quarantine what is damaged of a claimed batch.
+
+        The rest is sealed again, unless an earlier attempt may have uploaded the whole batch.
+        """
+        set_aside(self._database, claim.batch, self.session, whole=claim.attempts > 1 or error.attempts > 1)
+
+    def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
+        """Release a claimed batch whose upload failed; it may be claimed again after `delay` seconds.
+
+        `standing` is what is now known about the store: it has `refused` everything, or is `proven`, as it may have accepted
+        something.
+        """
+        self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, delay=delay, standing=standing)
+
+    def waiting(self, last: int | None = None) -> list[Waiting]:
+        """What is sealed but not uploaded, for each store; up to the batch number `last`, if given."""
+        return self._catalog.waiting(self.session, last)
+
+    def pause(self, error: JobsBackupError, *, seconds: float) -> None:
+        """Note for other processes that uploads pause for `seconds`, and why."""
+        self._catalog.pause(self.store, error=str(error), hint=error.hint, seconds=seconds)
+
+    @property
+    def unreadable(self) -> list[SpoolError]:
+        """Why some records of dead processes cannot be uploaded: those processes cannot be replaced yet."""
+        return list(self._unreadable.values())
+
+    def quarantined(self, *, own: bool = False) -> list[Damage]:
+        """Damage in quarantine; with `own`, only from what this process recorded."""
+        found = [damage for _, damage in self._catalog.damages()]
+        if found and own:
+            batches = self._catalog.batches_of(self._names)
+            found = [damage for damage in found if damage.batch in batches]
+        return found
+
+    def account(self) -> Account:
+        """Count the unsealed events of each session: anything that is in no session and not sealed is in the bucket."""
+        query = (
+            "SELECT b.session, sum(o.events)::bigint FROM jobs_backup.open_events() o JOIN jobs_backup.batches b ON b.id = o.batch"
+            " AND b.state = 'open' GROUP BY b.session"
+        )
+        events: dict[str, int] = self._database.read(lambda db: {row[0]: row[1] for row in db.execute(query)})
+        over = set(self._sessions.over())
+        problems: list[SpoolError] = []
+        open_elsewhere = 0
+        for session, count in events.items():
+            if session == self.session or session in over:
+                why = f"{count:,} events of session {session} in {self.name} are not sealed"
+                problems.append(SpoolError(why, hint="run the command again"))
+            else:
+                open_elsewhere += count
+        return Account([*problems, *self._unreadable.values()], open_elsewhere)
+
+    def last_batch(self) -> int:
+        """The number of the most recently opened batch."""
+        return self._catalog.last_batch()
+
+    def is_unsent(self, last: int) -> bool:
+        """Whether a sealed batch of this process, up to the number `last`, is not uploaded yet."""
+        return self._catalog.is_unsent(self._names, last)
+
+    def has_archiver(self) -> bool:
+        """Whether a process that sends is alive, on any host."""
+        return self._sessions.has_archiver()
+
+    # Recovery and upkeep
+
+    def recover(self) -> int:
+        """Take the place of processes whose lease is over: seal what they had open, free what they were sending. Returns how many."""
+        recovered = 0
+        over = [session for session in self._sessions.over() if session != self.session]
+        for gone in self._unreadable.keys() - set(over):
+            self._unreadable.pop(gone, None)  # another process has taken its place, or it is alive
+        for session in over:
+            try:
+                recovered += take_over(self._database, session)
+                self._unreadable.pop(session, None)
+            except SpoolError as error:
+                if str(self._unreadable.get(session)) != str(error):  # else it would be logged at every poll
+                    log.error("cannot take over yet what a dead process recorded: %s", error.one_line())
+                    self._note_dead(session, error)
+                self._unreadable[session] = error
+        return recovered
+
+    def begin_sending(self) -> None:
+        """Prepare for uploading at start: the settings or permissions may have changed.
+
+        Takes over what waits for stores that refused every attempt and so never got any of it: they were misconfigured, which has
+        since been fixed. All other batches stay with their store. Retries that were waiting become due at once.
+        """
+        for location, batches in self._catalog.follow(self.store):
+            log.warning(
+                "%s waited for %s, which never accepted anything, and now go to the bucket in the settings",
+                plural(batches, "batch"),
+                location,
+            )
+        self._catalog.begin_sending(self.store)
+        self._deliveries.begin(self.store, self._delete_after)
+
+    def maintain(self) -> None:
+        """Leave segments that are large or old, and drop those in which nothing waits any more."""
+        if time.monotonic() - self._segments_looked_at >= _SEGMENT_SECONDS:
+            self._segments_looked_at = time.monotonic()
+            self._segments.rotate()
+            self._segments.drop_sent()
+
+    def close(self) -> None:
+        """Seal what is open and leave. What is not sent yet waits for another process.
+
+        Raises:
+            SpoolError: it can't be sealed. It is safe all the same: another process takes this one's place.
+        """
+        try:
+            self._writer.close()
+        finally:
+            self._heartbeat.stop()
+            self._database.close()
+
+    def _renew(self, before: Session) -> Session:
+        """Begin another session. What the one before has recorded is sealed, if nobody has done so."""
+        take_over(self._database, before.name, is_own=True)
+        session = self._sessions.begin()
+        self._names.append(session.name)
+        self._heartbeat.lost.clear()
+        return session
+
+    def _note_dead(self, session: str, error: SpoolError) -> None:
+        try:
+            self._sessions.note_error(session, error.one_line())
+        except SpoolError as failure:
+            log.debug("cannot note that a process died: %s", failure.one_line())
+
+    def _report_lost(self, events: int, why: str) -> None:
+        def work(db: Db) -> None:
+            report(db, Damage(0, _NO_STREAM, 0, events, "", why))
+
+        self._database.write(work)
