@@ -19,6 +19,7 @@ import proxies  # noqa: F401 - first: it removes them
 from azurite import BINARY, Azurite, azurite
 from distributions import install
 from gcs import Emulator, GcsServer, scripted_gcs
+from postgres import Postgres, postgres
 from profiles import ALL
 from reaper import watch
 from servers import Moto, Store, fake_gcs, moto, weed
@@ -134,6 +135,13 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     if not BINARY.exists() or shutil.which("node") is None:
         pytest.skip("Azurite is not here: `make azurite` brings it, with Node.js")
     with azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[Postgres]:
+    """PostgreSQL."""
+    with postgres() as server:
         yield server
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import Final
@@ -130,7 +130,7 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
         ConfigurationError: the provider or a wrapper is not installed, or its settings are invalid. Nothing was sent.
     """
     prefix = clean_prefix(settings.prefix)
-    spool = list(_spool(settings))
+    spool, spool_warnings = _spool(settings)
     loaded = providers.load(settings.storage_provider, environment)
     store = ObjectStore(
         loaded,
@@ -151,7 +151,7 @@ def check(settings: CoreSettings, environment: Mapping[str, str]) -> Report:
         ready=not any(right.missing for right in rights),
         rights=rights,
         notes=probes.notes,
-        warnings=[*probes.warnings, *store.warnings],
+        warnings=[*probes.warnings, *store.warnings, *spool_warnings],
         left=[Left(key=key, what=what) for key, what in probes.left.items()],
     )
 
@@ -382,9 +382,9 @@ def _policy(store: ObjectStore, environment: Mapping[str, str], *, everything: b
         return None
 
 
-def _spool(settings: CoreSettings) -> Iterator[Right]:
-    """A row if the spool cannot be used at its configured place. Does not create it."""
+def _spool(settings: CoreSettings) -> tuple[list[Right], list[str]]:
+    """A row if the spool can't be used where it is to be, and what would break its promises there. It is not made."""
     try:
-        engines.check(settings.spool_place, settings.spool_min_free)
+        return [], engines.check(settings.spool_place, settings.spool_min_free)
     except SpoolError as error:
-        yield Right(name="spool", outcome=State.FAILED, needed=True, error=str(error), hint=error.hint)
+        return [Right(name="spool", outcome=State.FAILED, needed=True, error=str(error), hint=error.hint)], []

@@ -128,7 +128,7 @@ def _latest(some: Iterable[Known]) -> Known | None:
 
 
 def prefix_of(spool: Spool, job: str) -> str:
-    """The prefix of the ids of positions for one purpose, of this machine's inputs: the same path on another one is another input."""
+    """The prefix of the ids of positions for one purpose: the same path on another machine is another input."""
     return digest(f"{spool.host}\0{job}" if spool.host else job)[:16] + "-"
 
 

@@ -123,9 +123,8 @@ class Ingest(Generic[T]):
         self._rejects = session.settings.rejects_path
         self._stop = stop
         self._options = options
-        self._path_id = digest("\0".join([os.path.realpath(source.name), str(handler.job), *filter(None, [session.spool.host])]))[
-            :32
-        ]
+        names = [os.path.realpath(source.name), str(handler.job), *filter(None, [session.spool.host])]
+        self._path_id = digest("\0".join(names))[:32]
         self._id: str | None = None
         """Id of the position; None if none is kept."""
         self._reached = Position()

@@ -169,7 +169,7 @@ class Catalog:
         self._database.write(work)
 
     def stored(self, batch: int, *, deletable_after: float) -> None:
-        """The batch's object is in the bucket, whoever has sent it. An upload of it that was not completed is left to be aborted."""
+        """The batch's object is in the bucket, whoever has sent it. An upload of it that was not completed is to be aborted."""
 
         def work(db: Db) -> None:
             row = db.execute("SELECT state FROM jobs_backup.batches WHERE id = %s FOR UPDATE", (batch,)).fetchone()
@@ -317,7 +317,8 @@ def seal(db: Db, seals: Sequence[Seal]) -> None:
 def reseal(db: Db, batch: int, new: Seal | None) -> None:
     """Seal a batch again after part of it was quarantined; None if nothing is left. It may be claimed again at once."""
     db.execute(
-        "UPDATE jobs_backup.batches SET state = 'set aside', claimed_by = NULL, retry_at = 0 WHERE id = %s AND state != 'set aside'",
+        "UPDATE jobs_backup.batches SET state = 'set aside', claimed_by = NULL, retry_at = 0"
+        " WHERE id = %s AND state != 'set aside'",
         (batch,),
     )
     if new is not None:
@@ -332,7 +333,7 @@ def remove_empty(db: Db, session: str) -> None:
 
 
 def mark_empty(db: Db, batches: Sequence[int]) -> None:
-    """These open batches have no event. They stay, so that a process that was only taken for dead finds that it recorded nothing."""
+    """These open batches have no event. They stay, so that who was only taken for dead finds that nothing was recorded."""
     each(db, "UPDATE jobs_backup.batches SET state = 'deleted' WHERE id = %s", [(batch,) for batch in batches])
 
 

@@ -131,7 +131,7 @@ class Chunks:
             ),
             (batch,),
         )
-        return [Chunk(batch << INDEX_BITS | row[0], *row[1:5], Form(row[5])) for row in rows]
+        return [Chunk(batch << INDEX_BITS | row[0], row[1], row[2], row[3], row[4], Form(row[5])) for row in rows]
 
     def data(self, job: int) -> bytes:
         """The bytes of one chunk. Raises SpoolCorrupt."""
@@ -244,7 +244,7 @@ def _checked(name: str, row: Row) -> bytes:
 def _is_good(row: Row) -> bool:
     batch, start, events, raw_bytes, first_at, last_at, form, found, data = row
     try:
-        return checksum(batch << INDEX_BITS | start, events, raw_bytes, first_at, last_at, form, data) == found
+        return bool(checksum(batch << INDEX_BITS | start, events, raw_bytes, first_at, last_at, form, data) == found)
     except (struct.error, TypeError):
         return False
 

@@ -36,11 +36,13 @@ _WAIT_SECONDS: Final = 10.0
 """For a connection of the pool."""
 _RETRY_SECONDS: Final = 5.0
 """How long a transaction is repeated whose connection was lost before its COMMIT: a server that restarts is back by then."""
+_KEEPALIVES: Final = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 14_000}
+"""A partition shall hold no thread for longer than a lease: the system's own limits are hours. Seconds; the last: milliseconds."""
 _CONFLICTS: Final = ("40001", "40P01")
 """Serialization failure, deadlock: the server has rolled the transaction back, and it works when it is repeated."""
 _MAX_CONFLICTS: Final = 10
 _PASSWORD_SECONDS: Final = 30
-_PRIVILEGES: Final = "ask the database's administrator for what `jobs-backup policy --spool` prints"
+PRIVILEGES: Final = "ask the database's administrator for what `jobs-backup policy --spool` prints"
 
 
 class ConnectionLost(SpoolError):
@@ -73,9 +75,8 @@ class Database:
 
         # The pool logs each failed attempt; ours are told where they matter.
         logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
-        self._connect = lambda: driver.connect(**self._parameters(driver))
         try:
-            self._connect().close()
+            self._connect()
         except driver.Error as error:
             raise self._translated(error) from None  # the driver's own text of an error may repeat the URL
         self._pool: ConnectionPool[Db] = ConnectionPool(
@@ -159,8 +160,13 @@ class Database:
                 conflicts += 1
                 if conflicts > _MAX_CONFLICTS:
                     raise
-            time.sleep(wait * (1 + random.random()))
+            time.sleep(wait * (1 + random.random()))  # noqa: S311 - so that two do not meet again
             wait = min(2 * wait, 0.5)
+
+    def _connect(self) -> None:
+        """Open a connection, to see that this works."""
+        driver = _driver()
+        driver.connect(**self._parameters(driver)).close()
 
     def _parameters(self, driver: Any) -> dict[str, Any]:
         """What a connection is opened with. Raises ConfigurationError, without a part of the URL."""
@@ -179,21 +185,13 @@ class Database:
             parameters["password"] = password_of(place.password_command)
         parameters.setdefault("application_name", "jobs-backup")
         parameters.setdefault("connect_timeout", _CONNECT_SECONDS)
-        # A partition shall not hold a thread for longer than a lease: the system's own limits are hours.
-        for name, seconds in (
-            ("keepalives_idle", 5),
-            ("keepalives_interval", 3),
-            ("keepalives_count", 3),
-            ("tcp_user_timeout", 14_000),
-        ):
-            parameters.setdefault(name, seconds)
-        return {**parameters, "autocommit": True, "prepare_threshold": None}
+        return {**_KEEPALIVES, **parameters, "autocommit": True, "prepare_threshold": None}
 
     def _unreachable(self) -> SpoolError:
         """Why the pool has no connection."""
         driver = _driver()
         try:
-            self._connect().close()
+            self._connect()
         except driver.Error as error:
             return self._translated(error)
         except SpoolError as error:
@@ -207,7 +205,7 @@ class Database:
         if isinstance(error, psycopg.errors.DiskFull):
             return SpoolFull(f"{self.name}: the server has no space left", hint="free space on the server's disk")
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
-            return SpoolError(f"{self.name}: {why}", hint=_PRIVILEGES)
+            return SpoolError(f"{self.name}: {why}", hint=PRIVILEGES)
         if state in _CONFLICTS:
             return Conflict(f"{self.name}: {why}", hint="it is retried")
         if state in ("28P01", "28000", "3D000") or "password" in why:

@@ -104,7 +104,7 @@ class Deliveries:
                 "UPDATE jobs_backup.stores SET delete_after = %s, deletes_paused_until = 0 WHERE id = %s", (delete_after, store)
             )
             failed = f"SELECT id {_TO_DELETE[delete_after]} AND failures > 0 AND retry_at > 0 ORDER BY id FOR UPDATE"
-            db.execute(f"UPDATE jobs_backup.batches SET retry_at = 0 WHERE id IN ({failed})", (store,))  # noqa: S608 - our own text
+            db.execute(f"UPDATE jobs_backup.batches SET retry_at = 0 WHERE id IN ({failed})", (store,))
 
         self._database.write(work, is_idempotent=True)
 
@@ -178,7 +178,8 @@ class Deliveries:
                 [(int(delay is not None), delay, batch, session) for batch, delay in found],
             )
             db.execute(
-                f"UPDATE jobs_backup.stores SET delete_error = %s, delete_hint = %s, deletes_paused_until = {NOW} + %s WHERE id = %s",
+                f"UPDATE jobs_backup.stores SET delete_error = %s, delete_hint = %s,"
+                f" deletes_paused_until = {NOW} + %s WHERE id = %s",
                 (writable(error), writable(hint), pause, store),
             )
 
@@ -369,7 +370,8 @@ def _count(db: Db, rows: Sequence[tuple[int, int, int, int]]) -> None:
     """(more delivered, more settled, end, batch). What is counted lies below `jobs`, whatever is damaged later on."""
     each(
         db,
-        "UPDATE jobs_backup.batches SET delivered = delivered + %s, settled = settled + %s, jobs = greatest(jobs, %s) WHERE id = %s",
+        "UPDATE jobs_backup.batches SET delivered = delivered + %s, settled = settled + %s,"
+        " jobs = greatest(jobs, %s) WHERE id = %s",
         rows,
     )
 

@@ -57,7 +57,8 @@ class CatalogReader:
 
     def streams(self) -> list[tuple[str, str]]:
         """Workspace and source of everything ever recorded."""
-        query = "SELECT workspace_id, source_id FROM jobs_backup.batches UNION SELECT workspace_id, source_id FROM jobs_backup.forgotten"
+        columns = "SELECT workspace_id, source_id FROM jobs_backup."
+        query = f"{columns}batches UNION {columns}forgotten"
         return self._database.read(lambda db: [(decoded(row[0]), decoded(row[1])) for row in db.execute(query)])
 
     def _streams(self, query: str, values: Sequence[Any]) -> list[StreamObjects]:

@@ -35,7 +35,7 @@ CREATE TABLE jobs_backup.stores (
 -- A process as long as it uses the spool. Another one takes its place once its lease is over.
 CREATE TABLE jobs_backup.sessions (
     id text PRIMARY KEY,
-    seq bigint NOT NULL DEFAULT 0,        -- of its commits: each one names the one before, so that one that was taken over commits nothing
+    seq bigint NOT NULL DEFAULT 0,        -- of its commits: each one names the one before
     events bigint NOT NULL DEFAULT 0,     -- that were recorded in it
     lease double precision NOT NULL,      -- seconds
     lease_until double precision NOT NULL,
@@ -47,7 +47,7 @@ CREATE TABLE jobs_backup.sessions (
     spooled bigint NOT NULL DEFAULT 0,    -- bytes in batches that it has open; about
     error text NOT NULL DEFAULT ''        -- its lease is over, and this is why nobody can take its place
 ) WITH (fillfactor = 50);
--- Sessions that were closed or taken over: what they had committed then. Who finds less than was acknowledged knows that it was lost.
+-- Sessions that were closed or taken over: what they had committed then. Less than was acknowledged means that it was lost.
 CREATE TABLE jobs_backup.ended_sessions (
     id text PRIMARY KEY, seq bigint NOT NULL, events bigint NOT NULL, ended_at double precision NOT NULL
 );
@@ -201,8 +201,9 @@ BEGIN
     last := coalesce(last, 0) + 1;
     added := format('jobs_backup.chunks_%s', last);
     EXECUTE format('CREATE TABLE %s (
-        batch bigint NOT NULL, start integer NOT NULL, is_member boolean NOT NULL, events integer NOT NULL, raw_bytes bigint NOT NULL,
-        first_at bigint NOT NULL, last_at bigint NOT NULL, form smallint NOT NULL, crc32c bigint NOT NULL, size bigint NOT NULL,
+        batch bigint NOT NULL, start integer NOT NULL, is_member boolean NOT NULL, events integer NOT NULL,
+        raw_bytes bigint NOT NULL, first_at bigint NOT NULL, last_at bigint NOT NULL, form smallint NOT NULL,
+        crc32c bigint NOT NULL, size bigint NOT NULL,
         data bytea STORAGE EXTERNAL NOT NULL, PRIMARY KEY (batch, start, is_member)
     ) WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)', added);
     INSERT INTO jobs_backup.segments VALUES (last, extract(epoch FROM clock_timestamp()));

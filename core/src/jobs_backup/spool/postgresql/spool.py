@@ -1,4 +1,4 @@
-"""The spool in PostgreSQL: the writer of this process, and the batches of all processes, on all hosts, on their way to the bucket."""
+"""The spool in PostgreSQL: the writer of this process, and the batches of all hosts on their way to the bucket."""
 
 from __future__ import annotations
 
@@ -347,8 +347,8 @@ class PostgresqlSpool:
     def stored(self, batch: Batch, *, deletable_after: float = 0.0) -> None:
         """The batch's object is in the bucket. Its bytes go with their segment, once nothing in that waits.
 
-        It is not deleted for `deletable_after` seconds, and as long as a lease: an earlier attempt may still arrive, perhaps that of
-        a process whose place this one took, and would bring it back.
+        It is not deleted for `deletable_after` seconds and a lease: an earlier attempt may still arrive, perhaps that of a process
+        whose place this one took, and would bring it back.
         """
         self._catalog.stored(batch.id, deletable_after=deletable_after + self._lease if deletable_after else 0.0)
 
@@ -445,7 +445,10 @@ class PostgresqlSpool:
     # Recovery and upkeep
 
     def recover(self) -> int:
-        """Take the place of processes whose lease is over: seal what they had open, free what they were sending. Returns how many."""
+        """Take the place of processes whose lease is over: seal what they had open, free what they were sending.
+
+        Returns how many.
+        """
         recovered = 0
         over = [session for session in self._sessions.over() if session != self.session]
         for gone in self._unreadable.keys() - set(over):

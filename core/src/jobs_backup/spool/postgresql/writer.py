@@ -290,7 +290,7 @@ class Writer:
             if changes.is_plain and not positions and finish is None:
                 parts, parameters = changes.statement()
                 is_sent = True
-                query = f"WITH me AS ({_NEXT}){parts} SELECT count(*) FROM me"  # noqa: S608 - our own text
+                query = f"WITH me AS ({_NEXT}){parts} SELECT count(*) FROM me"
                 return db.execute(query, (*token, *parameters)).fetchone() == (1,)
             db.execute("BEGIN")
             if db.execute(_NEXT, token).fetchone() is None:
@@ -415,7 +415,7 @@ class Writer:
         missing = self._session.events - events
         error = CommitsLost(
             f"the server of {self._database.name} has lost up to {missing:,} events that were acknowledged",
-            hint="an asynchronous standby was promoted, or an older copy was restored: see docs/fleet.md; then restart this process",
+            hint="an asynchronous standby was promoted, or an older copy restored: see docs/fleet.md; then restart this process",
         )
         self._failure = error
         log.critical("%s", error.one_line())

@@ -1,0 +1,84 @@
+"""Whether a database can be used as a spool, and what would break its promises there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobs_backup.errors import SpoolError
+from jobs_backup.settings.core import DatabaseSpool
+from jobs_backup.spool.postgresql.connection import PRIVILEGES, Database, one
+from jobs_backup.spool.postgresql.migrations import found_version
+from jobs_backup.spool.postgresql.schema import SCHEMA
+
+if TYPE_CHECKING:
+    from jobs_backup.spool.postgresql.connection import Db
+
+
+def check_database(place: DatabaseSpool) -> list[str]:
+    """Look whether a spool could be used. It is not made. Returns what would break its promises.
+
+    Raises:
+        SpoolError: it can't be used.
+    """
+    database = Database(place, connections=1)
+    try:
+        return database.read(lambda db: list(_look(db, database.name)))
+    finally:
+        database.close()
+
+
+def _look(db: Db, name: str) -> Iterator[str]:
+    if _says(db, "server_encoding") != "UTF8":
+        raise SpoolError(f"{name} has the encoding {_says(db, 'server_encoding')}", hint="create a database WITH ENCODING 'UTF8'")
+    if found_version(db, name) == 0:
+        (may_make,) = one(
+            db,
+            "SELECT CASE WHEN to_regnamespace(%s) IS NULL THEN has_database_privilege(current_database(), 'CREATE')"
+            " ELSE has_schema_privilege(%s, 'CREATE') END",
+            (SCHEMA, SCHEMA),
+        )
+        if not may_make:
+            raise SpoolError(f"{name} has no tables of a spool, and this user may not make them", hint=PRIVILEGES)
+    elif missing := _missing(db):
+        raise SpoolError(f"{name}: this user may not use {', '.join(missing)}", hint=PRIVILEGES)
+    if one(db, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0]:
+        yield "the user of the spool's database is a superuser: use the roles that `jobs-backup policy --spool` prints"
+    yield from _of_durability(db)
+
+
+def _of_durability(db: Db) -> Iterator[str]:
+    if _says(db, "fsync") != "on":
+        yield "the spool's server has fsync=off: a crash of its machine loses acknowledged events, and may damage all of them"
+    if (found := _says(db, "synchronous_commit")) in ("off", "local"):
+        yield f"the spool's server has synchronous_commit={found}: a crash or a failover loses acknowledged events"
+    if _says(db, "full_page_writes") != "on":
+        yield "the spool's server has full_page_writes=off: a crash of its machine may damage acknowledged events"
+    # Without pg_monitor only the number of standbys is visible, which suffices.
+    standbys = one(db, "SELECT count(*) FROM pg_stat_replication WHERE pid IS NOT NULL AND application_name != 'pg_basebackup'")[0]
+    if standbys and not _says(db, "synchronous_standby_names"):
+        yield (
+            "the spool's server has standbys, and synchronous_standby_names is empty: promoting one loses acknowledged events,"
+            " which is detected, and cannot be repaired"
+        )
+
+
+def _missing(db: Db) -> list[str]:
+    """What a process that records has to be allowed."""
+    wanted = [
+        ("sessions", "SELECT, INSERT, UPDATE, DELETE"),
+        ("batches", "SELECT, INSERT, UPDATE"),
+        ("positions", "SELECT, INSERT, UPDATE"),
+    ]
+    if not one(db, "SELECT has_schema_privilege(%s, 'USAGE')", (SCHEMA,))[0]:
+        return [f"the schema {SCHEMA}"]
+    return [
+        f"{SCHEMA}.{table} ({privilege})"
+        for table, privileges in wanted
+        for privilege in privileges.split(", ")
+        if not one(db, "SELECT has_table_privilege(%s, %s)", (f"{SCHEMA}.{table}", privilege))[0]
+    ]
+
+
+def _says(db: Db, setting: str) -> Any:
+    return one(db, "SELECT current_setting(%s)", (setting,))[0]
