@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `servers`: wit
 import proxies  # noqa: F401 - first: it removes them
 from azurite import BINARY, Azurite, azurite
 from distributions import install
+from engines import Engine, PostgresqlEngine, SqliteEngine
 from gcs import Emulator, GcsServer, scripted_gcs
 from postgres import Postgres, postgres
 from profiles import ALL
@@ -143,6 +144,17 @@ def database_server() -> Iterator[Postgres]:
     """PostgreSQL."""
     with postgres() as server:
         yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Each engine of the spool."""
+    if request.param == "sqlite":
+        yield SqliteEngine(tmp_path / "spool")
+        return
+    server: Postgres = request.getfixturevalue("database_server")
+    with server.database() as database:
+        yield PostgresqlEngine(server, database)
 
 
 @pytest.fixture

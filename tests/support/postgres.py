@@ -77,17 +77,18 @@ class Postgres:
             self.drop(name)
 
     def start(self) -> None:
-        settings = [word for name, value in self.options.items() for word in ("-c", f"{name}={value}")]
-        command = [BIN / "postgres", "-D", self.data, "-k", self.directory, "-h", "127.0.0.1", "-p", str(self.port), *settings]
+        settings: list[str] = [word for name, value in self.options.items() for word in ("-c", f"{name}={value}")]
+        places = ["-D", str(self.data), "-k", str(self.directory), "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [str(BIN / "postgres"), *places, *settings]
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **_user())
+            process = self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **_user())
         until = time.monotonic() + _START_SECONDS
         while True:
             try:
                 psycopg.connect(self.url("postgres"), connect_timeout=2).close()
                 return
             except psycopg.OperationalError:
-                if self.process.poll() is not None or time.monotonic() > until:
+                if process.poll() is not None or time.monotonic() > until:
                     raise AssertionError((self.directory / "log").read_text()[-3000:]) from None
                 time.sleep(0.05)
 

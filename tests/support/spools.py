@@ -65,12 +65,12 @@ def claim(spool: Spool) -> Batch:
     return claimed(spool).batch
 
 
-def position(spool: SqliteSpool, source: str) -> bytes | None:
+def position(spool: Spool, source: str) -> bytes | None:
     found = spool.position(source)
     return None if found is None else found.position
 
 
-def content(spool: SqliteSpool, batch: Batch) -> bytes:
+def content(spool: Spool, batch: Batch) -> bytes:
     with spool.open_body(batch).open() as reader:
         return reader.read()
 

@@ -19,8 +19,8 @@ import pytest
 from places import TESTS
 from spools import APP, WEB, claim, content, die, open_spool, position, record, rows, tampering
 
-from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, SpoolCorrupt, SpoolError, Unavailable
-from jobs_backup.model import Kind, Part, Stream, Upload
+from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, Unavailable
+from jobs_backup.model import Kind, Stream, Upload
 from jobs_backup.spool import planning
 from jobs_backup.spool.chunks import Chunk, Form
 from jobs_backup.spool.ids import INDEX_BITS, JobSet, job_id, origin_of
@@ -30,21 +30,6 @@ from jobs_backup.spool.sqlite import writer
 from jobs_backup.spool.sqlite.blobs import Changes
 from jobs_backup.spool.sqlite.locks import ProcessLock
 from jobs_backup.spool.sqlite.spool import SqliteSpool
-
-
-def test_lines_come_out_as_they_went_in(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    lines = [b'{"n":%d}\n' % number for number in range(900)]
-    for start in range(0, 900, 90):
-        record(spool, lines[start : start + 90])
-    assert spool.seal() == 1
-    batch = claim(spool)
-    data = content(spool, batch)
-    assert gzip.decompress(data) == b"".join(lines)
-    assert (batch.events, batch.raw_bytes, batch.size) == (900, sum(map(len, lines)), len(data))
-    assert batch.crc32c == spool.open_body(batch).crc32c()
-    assert batch.uuid in batch.key
-    spool.close()
 
 
 def test_large_recordings_become_members_of_about_a_mebibyte(tmp_path: Path) -> None:
@@ -58,26 +43,6 @@ def test_large_recordings_become_members_of_about_a_mebibyte(tmp_path: Path) -> 
     assert all(MEMBER_BYTES <= chunk.raw_bytes < MEMBER_BYTES + 500 * len(lines[0]) for chunk in members)
     spool.seal()
     assert gzip.decompress(content(spool, claim(spool))) == b"".join(lines)
-    spool.close()
-
-
-def test_a_batch_is_sealed_at_exactly_its_limit(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    jobs = record(spool, [b"{}\n"] * 2500)
-    assert [count for _, count in jobs] == [1000, 1000, 500]
-    assert [first & ((1 << INDEX_BITS) - 1) for first, _ in jobs] == [0, 0, 0]
-    assert [claim(spool).events for _ in range(2)] == [1000, 1000]
-    assert spool.claim() is None
-    spool.close()
-
-
-def test_streams_of_one_commit_go_into_their_own_batches(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    recordings = [Recording(stream, [b"{}\n"], first_at=1, last_at=1) for stream in (WEB, APP, WEB)]
-    spool.append(recordings)
-    assert recordings[0].jobs[0][0] + 1 == recordings[2].jobs[0][0]
-    assert spool.seal() == 2
-    assert {claim(spool).stream: None for _ in range(2)}.keys() == {WEB, APP}
     spool.close()
 
 
@@ -134,22 +99,6 @@ def test_adopting_again_after_a_crash_between_the_files_changes_nothing(tmp_path
     second.close()
 
 
-def test_what_a_dead_process_was_sending_is_sent_by_another_byte_for_byte(tmp_path: Path) -> None:
-    dead = open_spool(tmp_path)
-    record(dead, [b"{}\n"] * 5)
-    dead.seal()
-    before = claim(dead)
-    data = content(dead, before)
-    alive = open_spool(tmp_path)
-    assert alive.claim() is None, "claimed by a process that is alive"
-    die(dead)
-    alive.recover()
-    after = claim(alive)
-    assert after == before
-    assert content(alive, after) == data
-    alive.close()
-
-
 @pytest.mark.parametrize("streams", [(WEB,), (WEB, APP)], ids=["one statement", "a transaction"])
 def test_a_failed_commit_leaves_no_trace_and_the_next_one_works(tmp_path: Path, streams: tuple[Stream, ...]) -> None:
     spool = open_spool(tmp_path)
@@ -184,154 +133,6 @@ class _Broken:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._connection, name)
-
-
-def test_a_batch_that_failed_waits_for_its_time(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    record(spool, [b"{}\n"])
-    spool.seal()
-    batch = claim(spool)
-    spool.release(batch, Unavailable("down", hint="wait"), delay=60)
-    assert not spool.has_claimable()
-    (waiting,) = spool.waiting()
-    assert (waiting.batches, waiting.events, waiting.error, waiting.hint) == (1, 1, "down", "wait")
-    spool.release(batch, Unavailable("down"), delay=0)
-    assert not spool.has_claimable(), "it was given back before"
-    spool.begin_sending()
-    claimed = spool.claim()
-    assert claimed is not None
-    assert claimed.failures == 1
-    spool.release(claimed.batch, Unavailable("down"), delay=60)
-    spool.begin_sending()
-    assert spool.has_claimable(), "who starts to send need not wait"
-    spool.close()
-
-
-def test_batches_go_to_the_store_for_which_they_were_recorded(tmp_path: Path) -> None:
-    old = open_spool(tmp_path, location="s3://old")
-    record(old, [b"{}\n"])
-    old.close()
-    new = open_spool(tmp_path, location="s3://new")
-    new.begin_sending()
-    assert new.claim() is None
-    assert [waiting.location for waiting in new.waiting()] == ["s3://old"]
-    new.close()
-    again = open_spool(tmp_path, location="s3://old")
-    assert claim(again).events == 1
-    again.close()
-
-
-@pytest.mark.parametrize(
-    ("standings", "moved"), [([], False), (["refused"], True), (["proven"], False), (["proven", "refused"], False)]
-)
-def test_only_what_waits_for_a_store_that_refused_everything_follows_the_settings(
-    tmp_path: Path, standings: list[str], moved: bool
-) -> None:
-    """Never tried: it stays. Tried and refused: it was a mistake. May have got something: it stays for ever."""
-    old = open_spool(tmp_path, location="s3://typing-error")
-    record(old, [b"{}\n"])
-    old.seal()
-    for standing in standings:
-        old.release(claim(old), Unavailable("no"), delay=0, standing=standing)
-    old.close()
-    new = open_spool(tmp_path, location="s3://right")
-    new.begin_sending()
-    assert (new.claim() is not None) is moved
-    new.close()
-
-
-def test_nothing_follows_that_was_on_its_way_when_its_process_died(tmp_path: Path) -> None:
-    """It was refused before, and sent again: nobody knows whether it has arrived."""
-    old = open_spool(tmp_path, location="s3://old")
-    record(old, [b"{}\n"])
-    old.seal()
-    old.release(claim(old), Unavailable("no"), delay=0, standing="refused")
-    claim(old)
-    die(old)
-    new = open_spool(tmp_path, location="s3://new")
-    new.recover()
-    new.begin_sending()
-    assert new.claim() is None
-    new.close()
-
-
-def test_nothing_follows_that_may_have_arrived_though_its_store_refuses_everything_since(tmp_path: Path) -> None:
-    killed = open_spool(tmp_path, location="s3://old")
-    record(killed, [b"{}\n"])
-    killed.seal()
-    claim(killed)  # the object arrives, and the process is killed before it hears of it
-    die(killed)
-    refused = open_spool(tmp_path, location="s3://old")
-    refused.recover()
-    refused.release(claim(refused), Unavailable("the key was withdrawn"), delay=0, standing="refused")
-    refused.close()
-    new = open_spool(tmp_path, location="s3://new")
-    new.begin_sending()
-    assert new.claim() is None, "it may stand in s3://old already"
-    new.close()
-
-
-def test_nothing_follows_that_a_living_process_sends(tmp_path: Path) -> None:
-    alive = open_spool(tmp_path, location="s3://alive")
-    record(alive, [b"{}\n"])
-    alive.seal()
-    alive.release(claim(alive), Unavailable("no"), delay=0, standing="refused")
-    other = open_spool(tmp_path, location="s3://other")
-    other.begin_sending()
-    assert other.claim() is None
-    other.close()
-    alive.close()
-
-
-def test_a_batch_that_was_refused_does_not_keep_back_the_others(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    for stream in (WEB, APP):
-        record(spool, [b"{}\n"], stream=stream)
-        spool.seal()
-    first = claim(spool)
-    spool.release(first, Unavailable("no"), delay=0)
-    assert claim(spool).stream == APP
-    spool.close()
-
-
-def test_a_clock_that_is_set_back_keeps_nothing_waiting(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    record(spool, [b"{}\n"])
-    spool.seal()
-    spool.release(claim(spool), Unavailable("no"), delay=365 * 86400)
-    assert claim(spool).events == 1
-    spool.close()
-
-
-def test_an_upload_of_a_batch_that_was_stored_otherwise_is_aborted(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    record(spool, [b"{}\n"])
-    spool.seal()
-    batch = claim(spool)
-    spool.uploads.begin(batch, Upload(key=batch.key, id="secret"), 5 << 20)
-    spool.stored(batch)
-    assert [one.upload.id for one in spool.uploads.abandoned()] == ["secret"]
-    spool.close()
-
-
-def test_who_aborts_an_upload_late_does_not_forget_the_next_one(tmp_path: Path) -> None:
-    """Two processes abort the same upload: one is quick, begins another upload, and then the slow one has ended, too."""
-    spool, slow = open_spool(tmp_path), open_spool(tmp_path)
-    record(spool, [b"{}\n"])
-    spool.seal()
-    batch = claim(spool)
-    spool.uploads.abandon(spool.uploads.begin(batch, Upload(key=batch.key, id="first"), 5 << 20))
-    (seen,) = slow.uploads.abandoned()
-    spool.uploads.forget(seen)
-    following = spool.uploads.begin(batch, Upload(key=batch.key, id="next"), 5 << 20)
-    slow.uploads.postpone(seen, Unavailable("too late"), delay=60)
-    slow.uploads.forget(seen)
-    spool.uploads.add_part(following, Part(number=1, etag="one"))
-    found = spool.uploads.of(batch)
-    assert found is not None
-    assert (found[0].upload.id, found[0].failures, len(found[1])) == ("next", 0, 1)
-    spool.close()
-    slow.close()
 
 
 def test_a_busy_recorder_does_not_keep_sealing_waiting(tmp_path: Path) -> None:
@@ -459,74 +260,6 @@ def test_no_statement_looks_at_all_batches_there_ever_were(tmp_path: Path) -> No
     spool.close()
 
 
-def test_an_upload_and_its_parts_are_in_the_journal(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    record(spool, [b"{}\n"])
-    spool.seal()
-    batch = claim(spool)
-    assert spool.uploads.of(batch) is None
-    journaled = spool.uploads.begin(batch, Upload(key=batch.key, id="secret", extra={"region": "x"}), 5 << 20)
-    spool.uploads.add_part(journaled, Part(number=2, etag="two"))
-    spool.uploads.add_part(journaled, Part(number=1, etag="one", crc32c=7))
-    spool.uploads.add_part(journaled, Part(number=2, etag="two again"))
-    die(spool)
-    other = open_spool(tmp_path)
-    other.recover()
-    found = other.uploads.of(claim(other))
-    assert found is not None
-    assert found[0].upload == Upload(key=batch.key, id="secret", extra={"region": "x"})
-    assert found[0].part_size == 5 << 20
-    assert found[1] == [Part(number=1, etag="one", crc32c=7), Part(number=2, etag="two again")]
-    other.uploads.abandon(found[0])
-    assert other.uploads.of(batch) is None
-    assert [one.upload.id for one in other.uploads.abandoned()] == ["secret"]
-    other.uploads.postpone(found[0], AlreadyExists("no"), delay=60)
-    assert other.uploads.abandoned() == []
-    assert [key for key, _, _ in other.uploads.waiting()] == [batch.key]
-    other.uploads.forget(found[0])
-    assert other.uploads.waiting() == []
-    other.close()
-
-
-def test_positions_survive_their_process(tmp_path: Path) -> None:
-    dead = open_spool(tmp_path)
-    dead.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("file", 1, b"10"))])
-    dead.append([Recording(WEB, [], first_at=1, last_at=1, position=InputPosition("file", 2, b"20"))])
-    assert position(dead, "file") == b"20"
-    die(dead)
-    alive = open_spool(tmp_path)
-    alive.recover()
-    assert position(alive, "file") == b"20"
-    assert position(alive, "other") is None
-    alive.close()
-
-
-def test_only_one_process_reads_an_input_and_the_next_one_sees_how_far(tmp_path: Path) -> None:
-    one, other = open_spool(tmp_path), open_spool(tmp_path)
-    with one.reading("x") as granted:
-        assert granted
-        with other.reading("x") as granted_too:
-            assert not granted_too
-        one.append([Recording(WEB, [], first_at=1, last_at=1, position=InputPosition("x", 5, b"10"))])
-    with other.reading("x") as granted:
-        assert granted
-        assert position(other, "x") == b"10", "though the process that read it is still alive"
-    one.close()
-    assert position(other, "x") == b"10"
-    other.close()
-
-
-def test_of_two_positions_the_later_one_counts_whoever_ends_first(tmp_path: Path) -> None:
-    old, new = open_spool(tmp_path), open_spool(tmp_path)
-    for spool, at in ((old, 5), (new, 6)):
-        spool.append([Recording(WEB, [], first_at=1, last_at=1, position=InputPosition("x", at, b"%d" % at))])
-    new.close()
-    old.close()
-    after = open_spool(tmp_path)
-    assert position(after, "x") == b"6"
-    after.close()
-
-
 def test_damaged_bytes_are_found(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     record(spool, [b'{"a":1}\n'])
@@ -621,26 +354,6 @@ def test_batch_numbers_are_never_used_again(tmp_path: Path) -> None:
     assert len(jobs) == len(set(jobs)), "whatever their batches' numbers, no two spools give the same id"
     numbers = [origin_of(job)[1] for job in jobs]
     assert numbers[:3] + numbers[6:] == sorted(set(numbers[:3] + numbers[6:])), "within one they are not used again"
-
-
-def test_refusals_have_the_words_of_the_error(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    record(spool, [b"{}\n"])
-    spool.seal()
-    spool.release(claim(spool), BucketNotFound("no bucket", hint="create it"), delay=0)
-    assert [(waiting.error, waiting.hint) for waiting in spool.waiting()] == [("no bucket", "create it")]
-    spool.close()
-
-
-def test_a_refusal_is_told_with_its_own_hint(tmp_path: Path) -> None:
-    spool = open_spool(tmp_path)
-    record(spool, [b"{}\n"])
-    record(spool, [b"{}\n"], stream=APP)
-    spool.seal()
-    for one, error in ((claim(spool), Unavailable("b", hint="1")), (claim(spool), Unavailable("a", hint="2"))):
-        spool.release(one, error, delay=0)
-    assert [(waiting.error, waiting.hint) for waiting in spool.waiting()] == [("b", "1")]
-    spool.close()
 
 
 def spool_of_version(version: int, directory: Path) -> Path:

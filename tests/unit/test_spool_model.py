@@ -1,5 +1,5 @@
 """The spool against a model: processes that record, send, acknowledge, delete, fail and are killed at any moment, in any order,
-on one directory.
+on one directory, or one database.
 
 A killed process is one whose step ends at a boundary: before or after a transaction, before a file is removed, before a lock is
 given up. From then on it does nothing more; its transactions are rolled back and its locks are free, as the system leaves them.
@@ -9,6 +9,7 @@ given up. From then on it does nothing more; its transactions are rolled back an
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import os
 import shutil
@@ -22,10 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from postgres import Postgres
 from spools import position
 
 from jobs_backup.checksum import crc32c
@@ -33,7 +36,11 @@ from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
 from jobs_backup.spool.chunks import Form
 from jobs_backup.spool.ids import INDEX_BITS, LOCAL_BITS, SEGMENT_BITS, JobSet, job_id, job_index, local, origin_of
-from jobs_backup.spool.interface import BatchLimits, DueObject, InputPosition, JournaledUpload, Recording
+from jobs_backup.spool.interface import BatchLimits, DueObject, InputPosition, JournaledUpload, QuotaLimits, Recording
+from jobs_backup.spool.postgresql.connection import Database as PostgresqlDatabase
+from jobs_backup.spool.postgresql.sessions import Heartbeat
+from jobs_backup.spool.postgresql.spool import PostgresqlSpool
+from jobs_backup.spool.postgresql.writer import Writer
 from jobs_backup.spool.sqlite.blobs import BlobFile, Changes
 from jobs_backup.spool.sqlite.database import Database
 from jobs_backup.spool.sqlite.disk import Ballast
@@ -50,7 +57,7 @@ FILE_BYTES: Final = 5 * 65536
 LATER: Final = 3000.0
 
 PICK: Final = st.integers(0, 11)
-FAULT: Final = st.none() | st.none() | st.tuples(st.sampled_from(["kill", "disk"]), st.integers(0, 15))
+FAULT: Final = st.none() | st.none() | st.tuples(st.sampled_from(["kill", "disk", "lost"]), st.integers(0, 15))
 Fault = tuple[str, int] | None
 T = TypeVar("T")
 
@@ -87,31 +94,97 @@ class Process:
     """A living process."""
 
     location: str
-    databases: list[Database] = field(default_factory=list)
+    databases: list[Any] = field(default_factory=list)
     locks: list[ProcessLock] = field(default_factory=list)
     claims: dict[int, Batch] = field(default_factory=dict)
     deletes: dict[int, DueObject] = field(default_factory=dict)
     uploads: dict[str, JournaledUpload] = field(default_factory=dict)
     last_job: dict[Stream, int] = field(default_factory=dict)
     accepted: bool = False  # its store has taken something from it
-    spool: SqliteSpool = None  # type: ignore[assignment]
-
-    def open(self, directory: Path, age: float) -> None:
-        """Start."""
-        limits = BatchLimits(events=BATCH_EVENTS, bytes=BATCH_BYTES, age=age)
-        self.spool = SqliteSpool(
-            directory, location=self.location, prefix="p", instance_id="1", limits=limits, durability="process", archives=True
-        )
+    spool: SqliteSpool | PostgresqlSpool = None  # type: ignore[assignment]
 
 
 class Machinery:
     """Knows what each process has open, and ends it at the boundary that was chosen."""
 
-    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
+    fails: BaseException = sqlite3.OperationalError("disk I/O error")
+
+    def __init__(self) -> None:
         self.current: Process | None = None
         self._fault: Fault = None
         self._dead = False
-        machinery = self
+
+    def boundary(self, *, can_fail: bool = False, can_lose: bool = False) -> None:
+        """A moment at which a process may end, its disk fail, or an answer to a commit get lost."""
+        if self._dead:
+            raise Killed
+        if self._fault is None:
+            return
+        kind, left = self._fault
+        if left:
+            self._fault = kind, left - 1
+        elif kind == "kill":
+            self._dead = True
+            raise Killed
+        elif kind == "disk" and can_fail:
+            self._fault = None
+            raise self.fails
+        elif kind == "lost" and can_lose:
+            self._fault = None
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    def run(self, process: Process, fault: Fault, step: Callable[[], object]) -> str:
+        """The outcome of a step: done, failed, or killed. `fault` is what happens, and after how many boundaries."""
+        self.current, self._fault, self._dead = process, fault, False
+        try:
+            step()
+        except Killed:
+            return "killed"
+        except SpoolError:
+            assert fault is not None, "nothing was wrong with the disk"
+            assert fault[0] in ("disk", "lost")
+            return "failed"
+        else:
+            return "done"
+        finally:
+            was_killed = self._dead
+            self.current, self._fault, self._dead = None, None, False
+            if was_killed:
+                self.kill(process)
+
+    def open(self, process: Process, age: float) -> None:
+        """Start a process."""
+        raise NotImplementedError
+
+    def kill(self, process: Process) -> None:
+        """What the system does for a process that ends."""
+        raise NotImplementedError
+
+    def snapshot(self) -> Snapshot:
+        """What the catalog tells."""
+        raise NotImplementedError
+
+    def chunks(self, blobs: str, id_: int) -> list[tuple[int, int, bytes]]:
+        """(first job, form, bytes) of the chunks of a batch."""
+        raise NotImplementedError
+
+    def files(self) -> list[str]:
+        """What is in the spool besides what an idle one has."""
+        return []
+
+    def close(self) -> None:
+        """Remove everything."""
+
+
+class SqliteMachinery(Machinery):
+    """A directory."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        # Where there is memory to put it: no power is lost here, so that nothing has to wait for a disk.
+        memory = Path("/dev/shm")
+        self.directory = Path(tempfile.mkdtemp(prefix="spool-model-", dir=memory if os.access(memory, os.W_OK) else None))
+        machinery, directory = self, self.directory
         begin, write, change = Database.__init__, Database.write, BlobFile.change
         take, release, unlink = ProcessLock.try_to_take.__func__, ProcessLock.release, Path.unlink  # type: ignore[attr-defined]
 
@@ -163,48 +236,215 @@ class Machinery:
         patch.setattr(ProcessLock, "release", released)
         patch.setattr(Path, "unlink", unlinked)
 
-    def boundary(self, *, can_fail: bool = False) -> None:
-        """A moment at which a process may end, or its disk fail."""
-        if self._dead:
-            raise Killed
-        if self._fault is None:
-            return
-        kind, left = self._fault
-        if left:
-            self._fault = kind, left - 1
-        elif kind == "kill":
-            self._dead = True
-            raise Killed
-        elif can_fail:
-            self._fault = None
-            raise sqlite3.OperationalError("disk I/O error")
-
-    def run(self, process: Process, fault: Fault, step: Callable[[], object]) -> str:
-        """The outcome of a step: done, failed, or killed. `fault` is what happens, and after how many boundaries."""
-        self.current, self._fault, self._dead = process, fault, False
-        try:
-            step()
-        except Killed:
-            return "killed"
-        except SpoolError:
-            assert fault is not None, "nothing was wrong with the disk"
-            assert fault[0] == "disk"
-            return "failed"
-        else:
-            return "done"
-        finally:
-            was_killed = self._dead
-            self.current, self._fault, self._dead = None, None, False
-            if was_killed:
-                self.kill(process)
+    def open(self, process: Process, age: float) -> None:
+        limits = BatchLimits(events=BATCH_EVENTS, bytes=BATCH_BYTES, age=age)
+        process.spool = SqliteSpool(
+            self.directory,
+            location=process.location,
+            prefix="p",
+            instance_id="1",
+            limits=limits,
+            durability="process",
+            archives=True,
+        )
 
     def kill(self, process: Process) -> None:
-        """What the system does for a process that ends."""
         for database in process.databases:
             if hasattr(database, "_connection"):
                 database.close()
         for lock in process.locks:
             lock.drop()
+
+    def chunks(self, blobs: str, id_: int) -> list[tuple[int, int, bytes]]:
+        path = self.directory / "blobs" / f"{blobs}.db"
+        if not path.exists():
+            return []
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute(
+                "SELECT job, member, data FROM chunks WHERE job >> ? = ? ORDER BY job", (INDEX_BITS, id_)
+            ).fetchall()
+
+    def snapshot(self) -> Snapshot:
+        path = self.directory / "catalog.db"
+        if not path.exists():
+            return Snapshot({}, set(), {}, set())
+        with closing(sqlite3.connect(path)) as db:
+            if not db.execute("PRAGMA user_version").fetchone()[0]:
+                return Snapshot({}, set(), {}, set())
+            batches = {
+                row[0]: Row(row[1], row[2], row[3].partition("-")[0], row[3], row[4], row[5], row[6], row[7], row[8:])
+                for row in db.execute(
+                    "SELECT b.id, state, location, blobs, claimed_by, kind, delivered, epoch, events, size, crc32c, uuid, key"
+                    " FROM batches b JOIN stores d ON d.id=b.store"
+                )
+            }
+            sessions = {row[0] for row in db.execute("SELECT id FROM sessions")}
+            uploads: dict[str, tuple[int, bool, dict[int, str]]] = {}
+            for id_, name, batch, abandoned in db.execute(
+                "SELECT id, upload ->> 'id', batch, abandoned FROM (SELECT id, CAST(upload AS TEXT) AS upload, batch, abandoned"
+                " FROM uploads) ORDER BY id"
+            ):
+                parts = db.execute("SELECT number, CAST(part AS TEXT) ->> 'etag' FROM parts WHERE upload=?", (id_,))
+                uploads[name] = (batch, bool(abandoned), dict(parts.fetchall()))
+            delivered = {
+                (segment << SEGMENT_BITS) + bit
+                for segment, bits in db.execute("SELECT segment, delivered FROM acknowledged")
+                for bit in range(8 * len(bits))
+                if bits[bit // 8] >> bit % 8 & 1
+            }
+        return Snapshot(batches, sessions, uploads, delivered)
+
+    def files(self) -> list[str]:
+        return sorted(
+            path.relative_to(self.directory).as_posix()
+            for path in self.directory.rglob("*")
+            if path.is_file() and not path.name.startswith(("catalog.db", "ballast", "made"))
+        )
+
+    def close(self) -> None:
+        shutil.rmtree(self.directory)
+
+
+class PostgresqlMachinery(Machinery):
+    """A database. A process that was killed has a lease that is over."""
+
+    fails = psycopg.errors.IoError("disk I/O error")
+
+    def __init__(self, patch: pytest.MonkeyPatch, server: Postgres, live: list[Process]) -> None:
+        super().__init__()
+        self._server = server
+        self._live = live
+        self._name = server.create()
+        self._db = psycopg.connect(server.url(self._name), autocommit=True)
+        machinery = self
+        begin, use, read, write, advance = (
+            PostgresqlDatabase.__init__,
+            PostgresqlDatabase.use,
+            PostgresqlDatabase.read,
+            PostgresqlDatabase.write,
+            Writer._advance,
+        )
+        commits: list[bool] = []
+
+        def opened(database: PostgresqlDatabase, *arguments: Any, **options: Any) -> None:
+            if machinery.current is not None:
+                machinery.current.databases.append(database)
+            begin(database, *arguments, **options)
+
+        def written(database: PostgresqlDatabase, work: Callable[[Any], T], *, is_idempotent: bool = False) -> T:
+            def bounded(connection: Any) -> T:
+                result = work(connection)
+                machinery.boundary(can_fail=True)
+                return result
+
+            machinery.boundary()
+            result = write(database, bounded, is_idempotent=is_idempotent)
+            machinery.boundary()
+            return result
+
+        def used(database: PostgresqlDatabase, work: Callable[[Any], T]) -> T:
+            if not commits:
+                return use(database, work)
+            commits.pop()
+
+            def bounded(connection: Any) -> T:
+                machinery.boundary(can_lose=True)
+                result = work(connection)
+                machinery.boundary(can_lose=True)
+                return result
+
+            return use(database, bounded)
+
+        def advanced(writer: Writer, pending: Any, change: Callable[[Any], None], **options: Any) -> None:
+            def bounded(changes: Any) -> None:
+                change(changes)
+                machinery.boundary(can_fail=True)
+
+            commits.append(True)
+            try:
+                advance(writer, pending, bounded, **options)
+            finally:
+                commits.clear()
+
+        patch.setattr(PostgresqlDatabase, "__init__", opened)
+        patch.setattr(PostgresqlDatabase, "write", written)
+        patch.setattr(PostgresqlDatabase, "use", used)
+        patch.setattr(PostgresqlDatabase, "read", lambda database, work: _without(commits, lambda: read(database, work)))
+        patch.setattr(Writer, "_advance", advanced)
+        patch.setattr(Heartbeat, "start", lambda heartbeat: None)
+        patch.setattr("jobs_backup.spool.postgresql.segments.SEGMENT_BYTES", 1)
+        patch.setattr("jobs_backup.spool.postgresql.spool._SEGMENT_SECONDS", 0.0)
+        patch.setattr("jobs_backup.spool.postgresql.chunks._STATEMENT_BYTES", 2000)
+
+    def open(self, process: Process, age: float) -> None:
+        process.spool = PostgresqlSpool(
+            self._server.place(self._name),
+            location=process.location,
+            prefix="p",
+            instance_id="1",
+            limits=BatchLimits(events=BATCH_EVENTS, bytes=BATCH_BYTES, age=age),
+            room=QuotaLimits(timeout=30.0),
+            lease=600.0,
+            workers=1,
+        )
+
+    def kill(self, process: Process) -> None:
+        for database in process.databases:
+            if hasattr(database, "_pool"):
+                database.close()
+        alive = [one.spool.session for one in self._live if one is not process]
+        if self._has_tables():
+            self._db.execute("UPDATE jobs_backup.sessions SET lease_until = 0 WHERE NOT id = ANY(%s)", (alive,))
+
+    def chunks(self, blobs: str, id_: int) -> list[tuple[int, int, bytes]]:
+        if self._db.execute(f"SELECT to_regclass('jobs_backup.chunks_{blobs}')").fetchone() == (None,):
+            return []
+        rows = self._db.execute(f"SELECT start, form, data FROM jobs_backup.chunks_{blobs} WHERE batch = %s ORDER BY start", (id_,))
+        return [(id_ << INDEX_BITS | row[0], row[1], row[2]) for row in rows]
+
+    def snapshot(self) -> Snapshot:
+        if not self._has_tables():
+            return Snapshot({}, set(), {}, set())
+        db = self._db
+        batches = {
+            row[0]: Row(row[1], row[2], row[3], str(row[4]), row[5], row[6], row[7], row[8], tuple(row[9:]))
+            for row in db.execute(
+                "SELECT b.id, state, location, session, segment, claimed_by, kind, delivered, epoch, events, size, crc32c, uuid, key"
+                " FROM jobs_backup.batches b JOIN jobs_backup.stores d ON d.id = b.store"
+            )
+        }
+        uploads: dict[str, tuple[int, bool, dict[int, str]]] = {}
+        for id_, upload, batch, abandoned in db.execute("SELECT id, upload, batch, abandoned FROM jobs_backup.uploads ORDER BY id"):
+            parts = db.execute("SELECT number, part FROM jobs_backup.parts WHERE upload = %s", (id_,))
+            uploads[json.loads(upload)["id"]] = (batch, abandoned, {row[0]: json.loads(row[1])["etag"] for row in parts})
+        delivered = {
+            (segment << SEGMENT_BITS) + bit
+            for segment, bits in db.execute("SELECT segment, delivered FROM jobs_backup.acknowledged")
+            for bit in range(8 * len(bits))
+            if bits[bit // 8] >> bit % 8 & 1
+        }
+        return Snapshot(batches, {row[0] for row in db.execute("SELECT id FROM jobs_backup.sessions")}, uploads, delivered)
+
+    def files(self) -> list[str]:
+        """Segments beside the last one."""
+        rows = self._db.execute("SELECT id FROM jobs_backup.segments ORDER BY id DESC OFFSET 1")
+        return [f"chunks_{row[0]}" for row in rows]
+
+    def close(self) -> None:
+        self._db.close()
+        self._server.drop(self._name)
+
+    def _has_tables(self) -> bool:
+        return self._db.execute("SELECT to_regclass('jobs_backup.acknowledged')").fetchone() != (None,)
+
+
+def _without(commits: list[bool], work: Callable[[], T]) -> T:
+    before = commits.copy()
+    commits.clear()
+    try:
+        return work()
+    finally:
+        commits.extend(before)
 
 
 class Model(RuleBasedStateMachine):
@@ -213,18 +453,15 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         logging.disable(logging.ERROR)  # faults are logged, and there are many
-        # Where there is memory to put it: no power is lost here, so that nothing has to wait for a disk.
-        memory = Path("/dev/shm")
-        self.directory = Path(tempfile.mkdtemp(prefix="spool-model-", dir=memory if os.access(memory, os.W_OK) else None))
         self.patch = pytest.MonkeyPatch()
-        self.machinery = Machinery(self.directory, self.patch)
+        self.live: list[Process] = []
+        self.machinery = self.make_machinery()
         # Small, so that lines are folded and files rotated all the time.
         for module in [module for name, module in sys.modules.items() if name.startswith("jobs_backup.spool.")]:
             for name, value in (("MEMBER_BYTES", MEMBER_BYTES), ("_PACKED_BYTES", PACKED_BYTES), ("_FILE_BYTES", FILE_BYTES)):
                 if hasattr(module, name):
                     self.patch.setattr(module, name, value)
         self.patch.setattr(Ballast, "SIZE", 4096)
-        self.live: list[Process] = []
         self.number = 0
         self.acknowledged: dict[int, bytes] = {}  # job -> line
         self.batch_of: dict[int, tuple[str, Stream]] = {}  # batch -> its session and stream
@@ -244,13 +481,17 @@ class Model(RuleBasedStateMachine):
         self.at = 0  # the latest position that was acknowledged
         self.before = Snapshot({}, set(), {}, set())
 
+    def make_machinery(self) -> Machinery:
+        """What it runs on."""
+        return SqliteMachinery(self.patch)
+
     # Rules
 
     @precondition(lambda self: len(self.live) < 3)
     @rule(location=st.sampled_from(LOCATIONS), age=st.sampled_from([0.0, 300.0]), fault=FAULT)
     def open(self, location: str, age: float, fault: Fault) -> None:
         process = Process(location)
-        outcome = self.machinery.run(process, fault, lambda: process.open(self.directory, age))
+        outcome = self.machinery.run(process, fault, lambda: self.machinery.open(process, age))
         if outcome == "done":
             self.live.append(process)
         else:
@@ -597,7 +838,7 @@ class Model(RuleBasedStateMachine):
             assert {row.claimed_by for row in after.batches.values()} <= {*alive, None}
             assert {row.owner for row in after.batches.values() if row.state == "open"} <= alive
         if fault is None:
-            assert not [error for error in process.spool.unreadable if "disk I/O error" not in str(error)]
+            assert not [error for error in process.spool.unreadable if "I/O error" not in str(error)]
 
     @precondition(lambda self: self.live)
     @rule(pick=PICK, fault=FAULT)
@@ -637,7 +878,12 @@ class Model(RuleBasedStateMachine):
         if outcome == "done":
             assert session not in after.sessions
             assert not [row for row in after.batches.values() if row.state == "open" and row.owner == session]
-            assert not (self.directory / "locks" / f"{session}.lock").exists()
+            assert not [file for file in self.machinery.files() if file == f"locks/{session}.lock"]
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK)
+    def maintain(self, pick: int) -> None:
+        self.process(pick).spool.maintain()
 
     @precondition(lambda self: self.live)
     @rule(pick=PICK)
@@ -718,7 +964,7 @@ class Model(RuleBasedStateMachine):
                 self.machinery.kill(process)
             self.patch.undo()
             logging.disable(logging.NOTSET)
-            shutil.rmtree(self.directory)
+            self.machinery.close()
 
     def end(self) -> None:
         """All are killed; a process for each store sends the rest: all is in the buckets then, and nothing is left over."""
@@ -727,7 +973,7 @@ class Model(RuleBasedStateMachine):
             self.machinery.kill(process)
         for location in LOCATIONS:
             process = Process(location)
-            assert self.machinery.run(process, None, lambda process=process: process.open(self.directory, 300.0)) == "done"  # type: ignore[misc]
+            assert self.machinery.run(process, None, lambda process=process: self.machinery.open(process, 300.0)) == "done"  # type: ignore[misc]
             self.live.append(process)
             self.look("open", process)
             self.recover(len(self.live) - 1, None)
@@ -746,8 +992,9 @@ class Model(RuleBasedStateMachine):
             while process.spool.has_deletes():
                 self.claim_deletes(len(self.live) - 1, 3, None)
                 self.delete(0, gone=True, noted=True, later=False, fault=None)
+            process.spool.maintain()
             self.close(len(self.live) - 1, None)
-        raw = {id_ for id_, row in self.before.batches.items() if row.kind == "raw"}
+        raw = {id_ for id_, row in self.before.batches.items() if row.kind == "raw" and row.seal[0]}
         assert raw == self.deleted == self.noted, "something stays in the buckets though all was delivered"
         assert self.before.delivered == set()
         assert self.uploads == {}
@@ -765,7 +1012,7 @@ class Model(RuleBasedStateMachine):
                 assert doubted <= lines if reached == at else not doubted <= lines or reached > at, "a position without its events"
             rest -= doubted
         assert not rest, "nobody recorded that, or its caller was told that it failed"
-        assert self.files() == []
+        assert self.machinery.files() == []
 
     # Helpers
 
@@ -889,6 +1136,10 @@ class Model(RuleBasedStateMachine):
             case ("sealed", "stored"):
                 assert name == "stored"
                 assert id_ in targets
+            case ("open", "deleted"):  # it was empty: see `mark_empty`
+                assert (name, new.seal[0]) == ("recover", 0)
+                assert dead
+                assert id_ not in self.batch_of
             case ("stored", "deleted"):
                 assert name == "deleted"
                 assert id_ in targets
@@ -937,51 +1188,10 @@ class Model(RuleBasedStateMachine):
         return [line for _, form, data in chunks for line in split(data if form == Form.RAW else gzip.decompress(data))]
 
     def chunks(self, blobs: str, id_: int) -> list[tuple[int, int, bytes]]:
-        path = self.directory / "blobs" / f"{blobs}.db"
-        if not path.exists():
-            return []
-        with closing(sqlite3.connect(path)) as connection:
-            return connection.execute(
-                "SELECT job, member, data FROM chunks WHERE job >> ? = ? ORDER BY job", (INDEX_BITS, id_)
-            ).fetchall()
+        return self.machinery.chunks(blobs, id_)
 
     def snapshot(self) -> Snapshot:
-        path = self.directory / "catalog.db"
-        if not path.exists():
-            return Snapshot({}, set(), {}, set())
-        with closing(sqlite3.connect(path)) as db:
-            if not db.execute("PRAGMA user_version").fetchone()[0]:
-                return Snapshot({}, set(), {}, set())
-            batches = {
-                row[0]: Row(row[1], row[2], row[3].partition("-")[0], row[3], row[4], row[5], row[6], row[7], row[8:])
-                for row in db.execute(
-                    "SELECT b.id, state, location, blobs, claimed_by, kind, delivered, epoch, events, size, crc32c, uuid, key"
-                    " FROM batches b JOIN stores d ON d.id=b.store"
-                )
-            }
-            sessions = {row[0] for row in db.execute("SELECT id FROM sessions")}
-            uploads: dict[str, tuple[int, bool, dict[int, str]]] = {}
-            for id_, name, batch, abandoned in db.execute(
-                "SELECT id, upload ->> 'id', batch, abandoned FROM (SELECT id, CAST(upload AS TEXT) AS upload, batch, abandoned"
-                " FROM uploads) ORDER BY id"
-            ):
-                parts = db.execute("SELECT number, CAST(part AS TEXT) ->> 'etag' FROM parts WHERE upload=?", (id_,))
-                uploads[name] = (batch, bool(abandoned), dict(parts.fetchall()))
-            delivered = {
-                (segment << SEGMENT_BITS) + bit
-                for segment, bits in db.execute("SELECT segment, delivered FROM acknowledged")
-                for bit in range(8 * len(bits))
-                if bits[bit // 8] >> bit % 8 & 1
-            }
-        return Snapshot(batches, sessions, uploads, delivered)
-
-    def files(self) -> list[str]:
-        """What is in the spool besides what an idle one has."""
-        return sorted(
-            path.relative_to(self.directory).as_posix()
-            for path in self.directory.rglob("*")
-            if path.is_file() and not path.name.startswith(("catalog.db", "ballast", "made"))
-        )
+        return self.machinery.snapshot()
 
 
 def batch_of(job: int) -> int:
@@ -996,11 +1206,21 @@ def split(data: bytes) -> list[bytes]:
 
 LONG: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"
 
-TestModel = Model.TestCase
-TestModel.settings = settings(
+SETTINGS: Final = settings(
     max_examples=settings.get_profile("campaign").max_examples if LONG else 60,
     stateful_step_count=80 if LONG else 30,
     deadline=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
+
+TestModel = Model.TestCase
+TestModel.settings = SETTINGS
+
+
+def test_postgresql_behaves_as_the_model(database_server: Postgres) -> None:
+    class OnPostgresql(Model):
+        def make_machinery(self) -> Machinery:
+            return PostgresqlMachinery(self.patch, database_server, self.live)
+
+    run_state_machine_as_test(OnPostgresql, settings=SETTINGS)
