@@ -57,6 +57,7 @@ class Rejects:
         """Reject a line, or parts of one."""
         with _spool_errors(self.path):
             if self._file is None:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # that of a spool in a directory is there
                 descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 self._file = os.fdopen(descriptor, "ab")
                 sync_directory(self.path.parent)
