@@ -110,7 +110,10 @@ class Database:
         except psycopg_pool.PoolClosed:
             raise SpoolError(f"{self.name}: the spool is closed") from None
         except psycopg.Error as error:
-            raise self._translated(error) from error
+            translated = self._translated(error)
+            if isinstance(translated, ConnectionLost):
+                self._pool.drain()  # a server that was restarted has ended all of them
+            raise translated from error
 
     def read(self, work: Callable[[Db], T]) -> T:
         """Call `work`, which only reads, and again where the connection is lost. Raises SpoolError."""

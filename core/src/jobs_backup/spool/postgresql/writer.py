@@ -34,7 +34,9 @@ log: Final = logger_of(__name__)
 
 _RENEWALS: Final = 3
 """How often a call goes on after its session was lost."""
-_RECONNECT: Final = 0.1
+_RECONNECT: Final = 0.05
+_PATIENCE: Final = 5.0
+"""Seconds."""
 _NEXT: Final = (
     f"UPDATE jobs_backup.sessions SET seq = seq + 1, events = events + %s, lease_until = {NOW} + lease"
     " WHERE id = %s AND seq = %s RETURNING id"
@@ -158,7 +160,7 @@ class Writer:
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches opened at least `older_than` seconds ago. Returns how many."""
-        return self._renewing(lambda: self._turns.alone(lambda: self._seal_older(older_than)))
+        return self._patiently(lambda: self._renewing(lambda: self._turns.alone(lambda: self._seal_older(older_than))))
 
     def seal_due(self) -> int:
         """Seal the batches that have reached the age limit. Returns how many."""
@@ -166,7 +168,7 @@ class Writer:
 
     def close(self) -> None:
         """Seal everything, and end the session. Nothing is recorded after that, and nothing that comes meanwhile slips between."""
-        self._renewing(lambda: self._turns.alone(self._close))
+        self._patiently(lambda: self._renewing(lambda: self._turns.alone(self._close)))
 
     def check_room(self) -> None:
         """Check that what is recorded now would find room. It waits for no commit, and changes nothing.
@@ -424,6 +426,17 @@ class Writer:
         except SpoolError as failure:
             log.error("it is not in the quarantine: %s", failure.one_line())
         raise error
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Call `work`, and again for some seconds where the connection is lost: what became of the commit is asked first."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return work()
+            except ConnectionLost:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_RECONNECT)
 
     def _renewing(self, work: Callable[[], T]) -> T:
         """Call `work`, and go on in another session where this one was lost, or something that was to be folded is damaged."""

@@ -1,0 +1,403 @@
+"""A spool in PostgreSQL: who was taken for dead commits nothing, and a commit whose answer is lost is made once.
+
+The controls do without what keeps that so, and must fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from engines import PostgresqlEngine
+from postgres import Postgres, postgres
+from spools import LIMITS, WEB, claim, content, record
+from swallowing import Swallower, swallower
+
+from jobs_backup.errors import ConfigurationError, SpoolCorrupt, SpoolError, SpoolUncertain
+from jobs_backup.settings.core import DatabaseSpool
+from jobs_backup.settings.values import DatabaseUrl
+from jobs_backup.spool.engines import read_status
+from jobs_backup.spool.interface import BatchLimits, InputPosition, QuotaLimits, Recording
+from jobs_backup.spool.postgresql import catalog as catalog_module
+from jobs_backup.spool.postgresql.sessions import SessionLost
+from jobs_backup.spool.postgresql.spool import PostgresqlSpool
+from jobs_backup.spool.postgresql.writer import Writer
+
+APPEND = b"SELECT count(*) FROM me"
+COMMIT = b"COMMIT"
+SMALL = BatchLimits(events=50, bytes=1 << 30, age=300)
+
+
+@pytest.fixture
+def engine(database_server: Postgres) -> Iterator[PostgresqlEngine]:
+    with database_server.database() as database:
+        yield PostgresqlEngine(database_server, database)
+
+
+def through(
+    engine: PostgresqlEngine, proxy: Swallower | None = None, *, timeout: float = 30.0, limits: BatchLimits = LIMITS
+) -> PostgresqlSpool:
+    """A spool whose connections go through a proxy."""
+    place = engine.server.place(engine.database, port=proxy.port if proxy else None)
+    return PostgresqlSpool(
+        place,
+        location="s3://bucket",
+        prefix="p",
+        instance_id="1",
+        limits=limits,
+        room=QuotaLimits(timeout=timeout),
+        lease=60.0,
+        workers=1,
+    )
+
+
+def line(number: int) -> bytes:
+    return b'{"n":%d}\n' % number
+
+
+def drain(engine: PostgresqlEngine) -> Counter[int]:
+    """What is in the bucket when everything is over: number -> how often."""
+    found: Counter[int] = Counter()
+    with engine.server.admin(engine.database) as connection:
+        connection.execute("UPDATE jobs_backup.sessions SET lease_until = 0")
+    spool = engine.open()
+    spool.recover()
+    spool.begin_sending()
+    while spool.has_claimable():
+        batch = claim(spool)
+        found.update(json.loads(one)["n"] for one in gzip.decompress(content(spool, batch)).splitlines())
+        spool.stored(batch)
+    assert spool.waiting() == []
+    spool.close()
+    return found
+
+
+def record_under(
+    spool: PostgresqlSpool, disturb: Callable[[], None], *, threads: int = 4, each: int = 150, pause: float = 0.0
+) -> list[int]:
+    """Record from several threads while something is disturbed. Returns what was acknowledged."""
+    acknowledged: list[int] = []
+    stop = threading.Event()
+
+    def work(first: int) -> None:
+        for number in range(first, first + each):
+            record(spool, [line(number)])
+            acknowledged.append(number)
+            if pause:
+                time.sleep(pause)
+
+    def spoil() -> None:
+        while not stop.is_set():
+            disturb()
+
+    recorders = [threading.Thread(target=work, args=(one * each,)) for one in range(threads)]
+    spoiler = threading.Thread(target=spoil)
+    for thread in (*recorders, spoiler):
+        thread.start()
+    for thread in recorders:
+        thread.join()
+    stop.set()
+    spoiler.join()
+    assert sorted(acknowledged) == list(range(threads * each)), "a thread has failed"
+    return acknowledged
+
+
+def lose_at_random(proxy: Swallower) -> Callable[[], None]:
+    dice = random.Random(7)
+
+    def lose() -> None:
+        if proxy.is_idle:
+            proxy.lose(dice.choice([APPEND, APPEND, COMMIT]), answer=dice.random() < 0.6)
+        time.sleep(0.1)
+
+    return lose
+
+
+class TestLostAnswers:
+    def test_nothing_is_lost_and_nothing_is_there_twice(self, engine: PostgresqlEngine) -> None:
+        with swallower(engine.server.port) as proxy:
+            spool = through(engine, proxy, limits=SMALL)
+            acknowledged = record_under(spool, lose_at_random(proxy), each=200, pause=0.01)
+            with contextlib.suppress(SpoolError):  # its own commits may be lost, too
+                spool.close()
+            assert proxy.answers > 2
+            assert proxy.requests > 2
+        assert drain(engine) == Counter(acknowledged)
+
+    def test_control_a_naive_retry_doubles(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who takes a lost answer for a commit that was not made records it twice."""
+
+        def naive(self: Writer, pending: object) -> None:
+            session = self._session
+            there = self._database.read(
+                lambda db: db.execute("SELECT seq FROM jobs_backup.sessions WHERE id = %s", (session.name,))
+            )
+            row = self._database.read(
+                lambda db: db.execute("SELECT seq FROM jobs_backup.sessions WHERE id = %s", (session.name,)).fetchone()
+            )
+            assert row is not None
+            session.seq = row[0]
+            self._pending = None
+            for one in pending.recordings:  # type: ignore[attr-defined]
+                one.jobs = []  # its batch has gone on, so that it gets another place
+
+        monkeypatch.setattr(Writer, "_resolve", naive)
+        with swallower(engine.server.port) as proxy:
+            spool = through(engine, proxy)
+            record(spool, [line(0)])
+            for number in range(1, 6):
+                proxy.lose(APPEND, answer=True)
+                record(spool, [line(number)])
+            spool.close()
+        assert drain(engine)[3] == 2
+
+    @pytest.mark.parametrize("is_made", [True, False], ids=["made", "not made"])
+    def test_taken_over_before_it_could_ask(self, engine: PostgresqlEngine, is_made: bool) -> None:
+        """The answer is lost, the server can't be asked, and another process takes this one's place meanwhile."""
+        other = engine.open()
+        with swallower(engine.server.port) as proxy:
+            spool = through(engine, proxy)
+            record(spool, [line(0)])
+            proxy.lose(APPEND, answer=is_made)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Writer, "_settle", lambda self: (_ for _ in ()).throw(KeyboardInterrupt) if self._pending else None)
+                with pytest.raises(KeyboardInterrupt):
+                    record(spool, recording := [line(1)])  # noqa: F841
+            pending = spool._writer._pending
+            assert pending is not None
+            (again,) = pending.recordings
+            engine.expire(spool.session)
+            assert other.recover() == 1
+            spool.append([again])
+            record(spool, [line(2)])
+            spool.close()
+        other.close()
+        assert drain(engine) == Counter([0, 1, 2])
+
+    def test_where_nobody_knows_any_more_it_says_so(self, engine: PostgresqlEngine) -> None:
+        other = engine.open()
+        with swallower(engine.server.port) as proxy:
+            spool = through(engine, proxy)
+            proxy.lose(APPEND, answer=True)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Writer, "_settle", lambda self: (_ for _ in ()).throw(KeyboardInterrupt) if self._pending else None)
+                with pytest.raises(KeyboardInterrupt):
+                    record(spool, [line(1)])
+            pending = spool._writer._pending
+            assert pending is not None
+            (again,) = pending.recordings
+            engine.expire(spool.session)
+            other.recover()
+            with engine.server.admin(engine.database) as connection:
+                connection.execute("DELETE FROM jobs_backup.batches")
+            with pytest.raises(SpoolUncertain, match="may be recorded, or not"):
+                spool.append([again])
+            record(spool, [line(2)])
+            spool.close()
+        other.close()
+
+    def test_without_the_server_it_says_that_it_may_be_recorded(self, engine: PostgresqlEngine) -> None:
+        with swallower(engine.server.port) as proxy:
+            spool = through(engine, proxy, timeout=0.0)
+            record(spool, [line(0)])
+            proxy.lose(APPEND, answer=True)
+            recording = Recording(WEB, [line(1)], first_at=1, last_at=1)
+            with pytest.raises(SpoolUncertain) as raised:
+                spool.append([recording])
+            assert raised.value.code == "SpoolUncertain"
+            spool.append([recording])
+            assert len(list(recording.ids())) == 1
+            spool.close()
+        assert drain(engine) == Counter([0, 1])
+
+
+class TestFencing:
+    def test_who_was_taken_for_dead_goes_on_in_another_session(self, engine: PostgresqlEngine) -> None:
+        spool, other = through(engine), engine.open()
+        before = spool.session
+        record(spool, [line(0)])
+        engine.expire(before)
+        assert other.recover() == 1
+        record(spool, [line(1)])
+        assert spool.session != before
+        spool.close()
+        other.close()
+        assert drain(engine) == Counter([0, 1])
+
+    def test_a_claim_of_a_session_that_has_ended_is_refused(self, engine: PostgresqlEngine) -> None:
+        spool, other = through(engine), engine.open()
+        record(spool, [line(0)])
+        spool.seal()
+        engine.expire(spool.session)
+        other.recover()
+        with pytest.raises(SessionLost):
+            spool.claim()
+        assert claim(other).events == 1
+        other.close()
+        spool.close()
+
+    def test_control_an_unfenced_claim_stays_for_ever(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        spool, other = through(engine), engine.open()
+        record(spool, [line(0)])
+        spool.seal()
+        engine.expire(spool.session)
+        other.recover()
+        monkeypatch.setattr(catalog_module, "hold", lambda db, session: None)
+        assert spool.claim() is not None
+        assert other.claim() is None
+        other.recover()
+        assert other.claim() is None, "nobody frees it: its session is not there any more"
+        spool._heartbeat.stop()
+        spool._database.close()
+        other.close()
+
+    def test_late_release_and_damage_change_nothing(self, engine: PostgresqlEngine) -> None:
+        """Its batch belongs to another process by now."""
+        spool, other = through(engine), engine.open()
+        record(spool, [line(0)])
+        spool.seal()
+        late = spool.claim()
+        assert late is not None
+        engine.expire(spool.session)
+        other.recover()
+        mine = claim(other)
+        spool.release(late.batch, SpoolError("late"), delay=3600)
+        spool.quarantine_batch(late, SpoolCorrupt("late"))
+        assert other.quarantined() == []
+        assert other.claim() is None
+        other.stored(mine)
+        spool.stored(late.batch)
+        assert other.waiting() == []
+        spool.close()
+        other.close()
+
+    def test_bytes_are_not_sent_once_the_lease_is_over(self, engine: PostgresqlEngine) -> None:
+        spool = through(engine)
+        record(spool, [line(0)])
+        spool.seal()
+        body = spool.open_body(claim(spool))
+        body.open().close()
+        spool._writer.session._valid_until = 0.0
+        with pytest.raises(SpoolError, match="lease"):
+            body.open()
+        spool.close()
+
+    def test_a_position_is_not_committed_by_who_has_lost_the_input(self, engine: PostgresqlEngine) -> None:
+        spool, other = through(engine), engine.open()
+        with spool.reading("x") as granted:
+            assert granted
+            engine.expire(spool.session)
+            with other.reading("x") as taken:
+                assert taken, "its lease is over"
+                position = InputPosition("x", 1, b"1")
+                with pytest.raises(ConfigurationError, match="took this one's place"):
+                    spool.append([Recording(WEB, [line(0)], first_at=1, last_at=1, position=position)])
+        spool.close()
+        other.close()
+        assert drain(engine) == Counter()
+
+    def test_commits_that_the_server_has_lost_are_told_loudly(self, engine: PostgresqlEngine) -> None:
+        spool = through(engine)
+        for number in range(5):
+            record(spool, [line(number)])
+        with engine.server.admin(engine.database) as connection:  # what a standby does that is behind
+            connection.execute("UPDATE jobs_backup.sessions SET seq = seq - 2, events = events - 2")
+        with pytest.raises(SpoolCorrupt, match="lost up to 2 events"):
+            record(spool, [line(5)])
+        with pytest.raises(SpoolCorrupt):
+            spool.check_room()
+        status = read_status(engine.place)
+        assert [(one.events, "lost" in one.error) for one in status.quarantine] == [(2, True)]
+        assert status.behind
+        spool.close()
+
+
+class TestKilledBackends:
+    def test_terminated_at_any_moment(self, engine: PostgresqlEngine) -> None:
+        spool = through(engine, limits=SMALL)
+
+        def terminate() -> None:
+            time.sleep(0.1)
+            engine.server.terminate(engine.database)
+
+        acknowledged = record_under(spool, terminate, each=60, pause=0.01)
+        spool.close()
+        assert drain(engine) == Counter(acknowledged)
+
+    def test_a_server_that_crashes_and_recovers(self) -> None:
+        with postgres() as server, server.database() as database:
+            engine = PostgresqlEngine(server, database)
+            spool = through(engine, limits=SMALL)
+
+            def crash() -> None:
+                time.sleep(0.4)
+                server.restart(signal.SIGQUIT)
+
+            acknowledged = record_under(spool, crash, each=40, pause=0.02)
+            spool.close()
+            assert drain(engine) == Counter(acknowledged)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://host/db",
+        "postgresql://host",
+        "postgresql://user:pa@ss:word@host:port/db",
+        "postgresql://user:se/cret@host/db",
+        "postgresql://user:12#cret@host/db",
+        "postgresql://user:12?cret@host/db",
+        "canary",
+    ],
+)
+def test_a_wrong_url_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^expected postgresql://USER@HOST/DATABASE, with") as raised:
+        DatabaseUrl(url)
+    assert "cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "local"),
+    [
+        ("postgresql://me:canary@db.example.com:5433/events?sslmode=require", "postgresql://db.example.com:5433/events", False),
+        ("postgres://db/events", "postgresql://db/events", False),
+        ("postgresql://me@one:1,two:2/events", "postgresql://one:1,two:2/events", False),
+        ("postgresql://me@%2Fvar%2Frun/events", "postgresql:///var/run/events", True),
+        ("postgresql:///events?host=/var/run", "postgresql:///var/run/events", True),
+        ("postgresql://me@[::1]:5432/events", "postgresql://[::1]:5432/events", False),
+    ],
+)
+def test_of_a_url_the_host_and_the_database_are_shown(url: str, shown: str, local: bool) -> None:
+    found = DatabaseUrl(url)
+    assert (f"{found}", repr(found), str(DatabaseSpool(found)), found.is_local) == (shown, shown, shown, local)
+    assert found.reveal() == url
+
+
+def test_tls_is_verified_unless_the_url_says_otherwise(engine: PostgresqlEngine) -> None:
+    bare = DatabaseSpool(DatabaseUrl(f"postgresql://postgres@127.0.0.1:{engine.server.port}/{engine.database}"))
+    with pytest.raises(SpoolError, match=r"SSL|certificate") as raised:
+        read_status(bare)
+    assert "127.0.0.1" in raised.value.message
+
+
+def test_the_password_comes_from_a_file_or_a_command(engine: PostgresqlEngine) -> None:
+    url = DatabaseUrl(engine.server.url(engine.database))
+    read = DatabaseSpool(url, password_command="printf secret")
+    with pytest.raises(SpoolError, match="no spool found"):
+        read_status(read)
+    for command, why in (
+        ("false", "exit code 1"),
+        ("true", "printed nothing"),
+        ("/nonexistent/x", "FileNotFoundError"),
+        ("'", "ValueError"),
+    ):
+        with pytest.raises(ConfigurationError, match=why):
+            read_status(DatabaseSpool(url, password_command=command))
