@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from buckets import FAST_RETRY, events, objects
 from commands import ndjson, numbers, run, start, summary
-from postgres import Postgres
+from postgres import BIN, Postgres
 from serving import serve
 
 from jobs_backup import AsyncBackup, Backup, ConfigurationError
@@ -283,3 +284,88 @@ def place(fleet: Fleet) -> Any:
 
 def tables(fleet: Fleet) -> bool:
     return fleet.rows("SELECT to_regclass('jobs_backup.acknowledged')") != [(None,)]
+
+
+class TestRoles:
+    """What `policy --spool` prints, run by an administrator."""
+
+    @pytest.fixture
+    def users(self, fleet: Fleet) -> Iterator[Fleet]:
+        code, stdout, stderr = run("policy", "--spool", env={})
+        assert code == 0, stderr
+        tool = [BIN / "psql", "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--single-transaction"]
+        made = subprocess.run([*tool, fleet.server.url(fleet.database)], input=stdout, text=True, capture_output=True, check=False)
+        assert made.returncode == 0, made.stderr
+        roles = ("recorder", "archiver", "status")
+        with fleet.server.admin() as connection:
+            for role in roles:
+                connection.execute(f"CREATE USER my_{role} IN ROLE jobs_backup_{role}")
+            yield fleet
+        with fleet.server.admin() as connection:
+            fleet.server.drop(fleet.database)
+            for role in (*(f"my_{role}" for role in roles), *(f"jobs_backup_{role}" for role in (*roles, "owner"))):
+                connection.execute(f"DROP ROLE {role}")
+
+    def as_user(self, fleet: Fleet, role: str, **variables: str) -> dict[str, str]:
+        url = fleet.server.url(fleet.database, user=f"my_{role}")
+        return fleet.host(role, JOBS_BACKUP_SPOOL=url, **variables)
+
+    def test_each_may_do_its_own(self, users: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+        with recorder(self.as_user(users, "recorder"), 2500, "close") as (process, jobs):
+            process.wait(60)
+        assert len(jobs) == 2500
+        with recorder(self.as_user(users, "recorder"), 10, "wait") as (killed, _):
+            killed.kill()
+            killed.wait()
+            time.sleep(LEASE)
+        assert run("check", env=self.as_user(users, "archiver"))[0] == 0
+        found = summary("archive", "--once", env=self.as_user(users, "archiver"))
+        assert found["complete"]
+        code, stdout, stderr = run("status", "--json", env=self.as_user(users, "status"))
+        assert code == 0, stderr
+        assert json.loads(stdout)["events"] == 0
+        assert len(run("replay", env=self.as_user(users, "status"))[1].splitlines()) == 2510
+        found = summary("delivered", env=self.as_user(users, "archiver"), stdin="".join(f"{job}\n" for job in jobs))
+        assert (found["unknown"], found["complete"]) == (0, True)
+        assert len(events(users.directory)) == 10
+
+    @pytest.mark.parametrize(
+        ("role", "statement"),
+        [
+            ("status", "SELECT data FROM jobs_backup.chunks_1"),
+            ("status", "SELECT upload FROM jobs_backup.uploads"),
+            ("status", "SELECT data FROM jobs_backup.damages"),
+            ("status", "DELETE FROM jobs_backup.batches"),
+            ("status", "SELECT jobs_backup.drop_segment(1)"),
+            ("recorder", "SELECT upload FROM jobs_backup.uploads"),
+            ("recorder", "SELECT jobs_backup.drop_segment(1)"),
+            ("recorder", "DROP TABLE jobs_backup.chunks_1"),
+            ("recorder", "CREATE TABLE jobs_backup.mine (x int)"),
+            ("archiver", "DROP TABLE jobs_backup.chunks_1"),
+            ("archiver", "CREATE TABLE jobs_backup.mine (x int)"),
+        ],
+    )
+    def test_and_nothing_else(self, users: Fleet, role: str, statement: str) -> None:
+        with (
+            psycopg.connect(users.server.url(users.database, user=f"my_{role}"), autocommit=True) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            connection.execute(statement)
+
+    def test_who_may_not_is_told_what_to_do(self, users: Fleet) -> None:
+        code, _, stderr = run("archive", "--once", env=self.as_user(users, "status"))
+        assert code in (1, 2)
+        assert "permission denied" in stderr
+        assert "policy --spool" in stderr
+
+    def test_without_tables_check_says_so(self, fleet: Fleet) -> None:
+        with fleet.server.admin() as connection:
+            connection.execute("CREATE USER my_nobody")
+        try:
+            url = fleet.server.url(fleet.database, user="my_nobody")
+            code, stdout, stderr = run("check", env=fleet.host("a", JOBS_BACKUP_SPOOL=url))
+            assert code == 2, stdout + stderr
+            assert "has no tables of a spool" in stdout + stderr
+        finally:
+            with fleet.server.admin() as connection:
+                connection.execute("DROP USER my_nobody")

@@ -137,9 +137,6 @@ class TestLostAnswers:
 
         def naive(self: Writer, pending: object) -> None:
             session = self._session
-            there = self._database.read(
-                lambda db: db.execute("SELECT seq FROM jobs_backup.sessions WHERE id = %s", (session.name,))
-            )
             row = self._database.read(
                 lambda db: db.execute("SELECT seq FROM jobs_backup.sessions WHERE id = %s", (session.name,)).fetchone()
             )

@@ -129,3 +129,10 @@ def check(place: SpoolPlace, min_free: int) -> list[str]:
     from jobs_backup.spool.postgresql import checks
 
     return checks.check_database(place)
+
+
+def spool_policy() -> str:
+    """SQL that makes the roles and tables of a spool in PostgreSQL, with the least privileges. It needs no server."""
+    from jobs_backup.spool.postgresql import policy
+
+    return policy.statements()

@@ -11,6 +11,7 @@ import click
 from jobs_backup.cli.options import fail, tell_misspelt_settings, with_environment
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.format.keys import clean_prefix
+from jobs_backup.spool.engines import spool_policy
 from jobs_backup.store import providers as registry
 from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.store.retry import Retry, RetryPolicy
@@ -22,9 +23,10 @@ _FORMATS: Final = ("json", "terraform", "commands")
 @click.option("--provider", help="Provider to print permissions for.  [default: JOBS_BACKUP_STORAGE_PROVIDER]")
 @click.option("--with-delete", is_flag=True, help="Include permission to delete delivered events.")
 @click.option("--with-replay", is_flag=True, help="Include permissions to list and read, for `replay`.")
+@click.option("--spool", is_flag=True, help="SQL for a spool in PostgreSQL instead: its roles, its tables and their privileges.")
 @click.option("--format", "format_", type=click.Choice(_FORMATS), help="Output format.  [default: the one that suits the store]")
 @with_environment
-def policy(provider: str | None, with_delete: bool, with_replay: bool, format_: str | None) -> None:
+def policy(provider: str | None, with_delete: bool, with_replay: bool, spool: bool, format_: str | None) -> None:
     """Print least-privilege permissions for your settings: this bucket, this prefix, this key.
 
     Credentials are neither needed nor read. No request is sent.
@@ -34,6 +36,11 @@ def policy(provider: str | None, with_delete: bool, with_replay: bool, format_: 
       JOBS_BACKUP_BUCKET=my-events jobs-backup policy --provider FILE
     """
     tell_misspelt_settings()
+    if spool:
+        if provider or with_delete or with_replay or format_:
+            raise click.UsageError("--spool is about the database alone: it goes with no other option.")
+        sys.stdout.write(spool_policy())
+        return
     name = provider or os.environ.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip()
     if not name:
         raise ConfigurationError(
