@@ -22,7 +22,7 @@ from spools import LIMITS, WEB, claim, content, record
 from swallowing import Swallower, swallower
 
 from jobs_backup.errors import ConfigurationError, SpoolCorrupt, SpoolError, SpoolUncertain
-from jobs_backup.settings.core import DatabaseSpool
+from jobs_backup.settings.core import CoreSettings, DatabaseSpool
 from jobs_backup.settings.values import DatabaseUrl
 from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.interface import BatchLimits, InputPosition, QuotaLimits, Recording
@@ -359,6 +359,16 @@ def test_a_wrong_url_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(ValueError, match=r"^expected postgresql://USER@HOST/DATABASE, with") as raised:
         DatabaseUrl(url)
     assert "cret" not in str(raised.value)
+
+
+def test_a_database_has_no_directory(engine: PostgresqlEngine) -> None:
+    settings = CoreSettings.from_environment(
+        {"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", "JOBS_BACKUP_SPOOL": engine.server.url(engine.database)}
+    )
+    assert settings.spool_place == engine.place
+    assert settings.rejects_path.name == "jobs-backup-rejects"
+    with pytest.raises(ConfigurationError, match="not in a directory"):
+        _ = settings.spool_path
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from places import ROOT
 PACKAGE = ROOT / "core/src/jobs_backup"
 PUBLIC = {"errors", "hookspecs", "model", "bodies", "sdk", "checksum", "settings", "testing"}
 """What authors of providers and wrappers may import."""
+ENGINES = ("jobs_backup.spool.sqlite", "jobs_backup.spool.postgresql")
 OURS = [
     *(ROOT / "plugins").glob("*/src/**/*.py"),
     *(ROOT / "contrib").glob("*/src/**/*.py"),
@@ -73,11 +74,29 @@ def test_an_engine_is_behind_the_interface() -> None:
         f"{module} imports {one}"
         for module, path in MODULES.items()
         for one in imported(path)
-        if one.startswith("jobs_backup.spool.sqlite") and not module.startswith("jobs_backup.spool.")
+        if one.startswith(ENGINES) and not module.startswith((*ENGINES, "jobs_backup.spool.engines"))
     }
     assert found == set()
-    of_its_own = {one for one in imported(MODULES["jobs_backup.spool.interface"]) if "sqlite" in one}
-    assert of_its_own == set()
+
+
+def test_engines_do_not_import_each_other() -> None:
+    found = {
+        f"{module} imports {one}"
+        for module, path in MODULES.items()
+        for one in imported(path)
+        for engine in ENGINES
+        if module.startswith(engine) and one.startswith(ENGINES) and not one.startswith(engine)
+    }
+    assert found == set()
+
+
+def test_the_driver_is_imported_when_its_engine_is_used() -> None:
+    """Neither by a module of core outside of the engine, nor by one of the engine when that is imported."""
+    drivers = re.compile(r"^(import|from) (psycopg|sqlite3)", re.MULTILINE)
+    by_driver = {(found[2], module) for module, path in MODULES.items() for found in drivers.finditer(path.read_text())}
+    assert {module for driver, module in by_driver if driver == "psycopg"} == set()
+    shared = {module for module in MODULES if module.startswith("jobs_backup.spool.") and not module.startswith(ENGINES)}
+    assert not {module for driver, module in by_driver if driver == "sqlite3"} & shared
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -219,6 +219,8 @@ class SpoolUncertain(SpoolError):
     The events of this call are recorded, all of them, or none is.
     """
 
+    retryable = True
+
 
 class SpoolFull(SpoolError):
     """The disk or the spool's quota is full. Nothing from this call was recorded."""

@@ -68,10 +68,10 @@ def check_text(name: str, text: str) -> None:
 
 
 def fail(error: JobsBackupError) -> NoReturn:
-    """Exit with an error that prevents the command from starting. A disk error has its own exit code: events may wait there."""
+    """End with an error that keeps the command from starting: of the settings, or of the disk or server, where events may wait."""
     echo_message(error.one_line(), error.code, level=logging.ERROR)
     is_of_disk = isinstance(error, SpoolCorrupt | SpoolFull) or isinstance(error.__cause__, sqlite3.Error)
-    sys.exit(INCOMPLETE if is_of_disk else MISUSED)
+    sys.exit(INCOMPLETE if is_of_disk or error.retryable else MISUSED)
 
 
 def of_machine(error: BaseException) -> JobsBackupError | None:

@@ -114,16 +114,16 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Literal["full", "process"],
         Variable(
             "JOBS_BACKUP_SPOOL_DURABILITY",
-            "Durability of recorded events. `full`: they survive power loss (each commit waits for the disk). `process`: they"
-            " survive a killed process, but not power loss.",
+            "What a recorded event survives: `full`: power loss (each commit waits for the disk); `process`: a killed process, not"
+            " a power loss. PostgreSQL always has `full`.",
         ),
     ] = "full"
     spool_max_bytes: Annotated[
         Size | None,
         Variable(
             "JOBS_BACKUP_SPOOL_MAX_BYTES",
-            "Maximum bytes of events in the spool, as stored (mostly compressed). Recording stops there, and resumes once some"
-            " are uploaded. Default: limited only by the disk.",
+            "Recording stops when the spool holds so many bytes of events (as they are stored, mostly compressed), and goes on when"
+            " some are sent. Default: as many as the disk has room for; in PostgreSQL 10GB.",
             example="20GB",
             minimum=1,
         ),
@@ -135,7 +135,7 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Duration,
         Variable(
             "JOBS_BACKUP_SPOOL_FULL_TIMEOUT",
-            "Maximum time that recording waits while the spool is full; then it fails with SpoolFull.",
+            "Maximum time that recording waits for room, or for PostgreSQL; then it fails with SpoolFull, or SpoolError.",
         ),
     ] = Duration(30)
     batch_events: Annotated[
@@ -292,6 +292,17 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
             self.rudder_tmpdir,
             self.state_home,
         )
+
+    @property
+    def spool_path(self) -> Path:
+        """The directory of the spool.
+
+        Raises:
+            ConfigurationError: there is none: as `spool_place`, or the spool is in a database.
+        """
+        if not isinstance(place := self.spool_place, Path):
+            raise ConfigurationError(f"the spool is in {place}, not in a directory")
+        return place
 
     @property
     def rejects_path(self) -> Path:
