@@ -132,6 +132,33 @@ def test_both_settings_of_the_spool_are_one_too_many(fleet: Fleet, tmp_path: Pat
         Backup.from_env(fleet.host("a", JOBS_BACKUP_SPOOL_DIR=str(tmp_path / "spool")))
 
 
+FORKING = """
+import os, sys
+from jobs_backup import Backup
+with Backup.from_env(os.environ) as backup:
+    backup.record({"n": 0}, source_id="web")
+    child = os.fork()
+    if child == 0:
+        with Backup.from_env(os.environ) as own:
+            own.record({"n": 1}, source_id="web")
+            own.flush(60)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    backup.record({"n": 2}, source_id="web")
+    backup.flush(60)
+"""
+
+
+def test_a_process_that_forks(fleet: Fleet) -> None:
+    """A child opens a Backup of its own, and its parent goes on."""
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **fleet.host("a")}
+    result = subprocess.run(
+        [sys.executable, "-c", FORKING], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert numbers(fleet.directory) == [0, 1, 2]
+
+
 def test_a_file_on_each_host_is_an_input_of_its_own(fleet: Fleet) -> None:
     """The same path, and the same content; and what one host has read it reads once."""
     file = ndjson(fleet.directory / "data", 1000)
@@ -293,7 +320,7 @@ class TestRoles:
     def users(self, fleet: Fleet) -> Iterator[Fleet]:
         code, stdout, stderr = run("policy", "--spool", env={})
         assert code == 0, stderr
-        tool = [BIN / "psql", "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--single-transaction"]
+        tool = [str(BIN / "psql"), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--single-transaction"]
         made = subprocess.run([*tool, fleet.server.url(fleet.database)], input=stdout, text=True, capture_output=True, check=False)
         assert made.returncode == 0, made.stderr
         roles = ("recorder", "archiver", "status")

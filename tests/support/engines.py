@@ -89,6 +89,7 @@ class PostgresqlEngine:
     def die(self, spool: Spool) -> None:
         assert isinstance(spool, PostgresqlSpool)
         spool._heartbeat.stop()
+        spool._pulse.close()
         spool._database.close()
         self.expire(spool.session)
 

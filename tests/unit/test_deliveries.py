@@ -794,7 +794,7 @@ class TestDoubt:
         environment = file_environment(tmp_path)
         settings = CoreSettings.from_environment(environment)
         location = (tmp_path / "bucket").as_uri()
-        dead = SqliteSpool(settings.spool_place, location=location, prefix="", instance_id="1", limits=LIMITS)
+        dead = SqliteSpool(settings.spool_path, location=location, prefix="", instance_id="1", limits=LIMITS)
         ((job, _),) = record(dead, [b"{}\n"])
         dead.seal()
         before = time.time()

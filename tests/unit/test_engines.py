@@ -8,13 +8,14 @@ import threading
 import time
 
 import pytest
-from engines import Engine
+from engines import Engine, PostgresqlEngine
 from spools import APP, WEB, claim, content, position, record
 
 from jobs_backup.errors import AlreadyExists, BackupClosed, BucketNotFound, ConfigurationError, SpoolError, SpoolFull, Unavailable
 from jobs_backup.model import Kind, Part, Stream, Upload
+from jobs_backup.spool.engines import open_reader
 from jobs_backup.spool.ids import INDEX_BITS, JobSet
-from jobs_backup.spool.interface import BatchLimits, InputPosition, QuotaLimits, Recording, Spool
+from jobs_backup.spool.interface import BatchLimits, InputPosition, QuotaLimits, Recording, Spool, StoredObject
 
 
 def test_lines_come_out_as_they_went_in(engine: Engine) -> None:
@@ -593,3 +594,25 @@ def test_a_wrong_call_after_the_end_is_an_error(engine: Engine) -> None:
         record(spool, [b"{}\n"])
     with pytest.raises((BackupClosed, SpoolError)):
         spool.check_room()
+
+
+def test_whom_another_process_may_have_sent_is_not_skipped_late(engine: Engine) -> None:
+    if engine.name == "sqlite":
+        pytest.skip("a process there holds its lock, or is dead")
+    slow, other = engine.open(), engine.open()
+    record(slow, [b"{}\n"])
+    slow.seal()
+    late = claim(slow)
+    assert isinstance(engine, PostgresqlEngine)
+    engine.expire(slow.session)
+    other.recover()
+    other.stored(claim(other))
+    slow.skip(late)
+    assert [one.key for one in [late]] == [one.key for one in stored_in(engine)]
+    slow.close()
+    other.close()
+
+
+def stored_in(engine: Engine) -> list[StoredObject]:
+    with open_reader(engine.place) as reader:
+        return reader.stored("s3://bucket", Kind.RAW, 0, 100)

@@ -253,6 +253,7 @@ class TestFencing:
         other.recover()
         assert other.claim() is None, "nobody frees it: its session is not there any more"
         spool._heartbeat.stop()
+        spool._pulse.close()
         spool._database.close()
         other.close()
 

@@ -11,7 +11,7 @@ from jobs_backup.spool.batches import BatchOptions, BatchRow, Seal
 from jobs_backup.spool.interface import Damage, Waiting
 from jobs_backup.spool.postgresql.connection import NOW, Database, each, one
 from jobs_backup.spool.postgresql.deliveries import forget_settling, is_complete, mark_deleted, settle_jobs_of
-from jobs_backup.spool.postgresql.rows import MAX_DELAY, ROW, batch_of, encoded, row_of, stream_of, writable
+from jobs_backup.spool.postgresql.rows import MAX_DELAY, ROW, batch_of, decoded, encoded, row_of, stream_of, writable
 from jobs_backup.spool.postgresql.sessions import hold
 
 if TYPE_CHECKING:
@@ -190,9 +190,15 @@ class Catalog:
 
         self._database.write(work, is_idempotent=True)
 
-    def skipped(self, batch: int) -> None:
-        """Mark a batch as not uploaded, because all of it was delivered."""
-        self._database.write(lambda db: mark_deleted(db, [batch]), is_idempotent=True)
+    def skipped(self, batch: int, session: str) -> None:
+        """The batch is not sent, since all of it was delivered. One that `session` has not claimed any more is left as it is."""
+
+        def work(db: Db) -> None:
+            mine = "SELECT 1 FROM jobs_backup.batches WHERE id = %s AND state = 'sealed' AND claimed_by = %s FOR UPDATE"
+            if db.execute(mine, (batch, session)).fetchone() is not None:
+                mark_deleted(db, [batch])
+
+        self._database.write(work, is_idempotent=True)
 
     def pin_content(self, batch: int, made: str) -> bool:
         """Note what the wrappers made of a batch at the first attempt. False if it was something else then."""
@@ -224,7 +230,9 @@ class Catalog:
             " ON b.store = d.id AND b.state = 'sealed' AND b.id <= %s GROUP BY d.id, location ORDER BY d.id"
         )
         return self._database.read(
-            lambda db: [Waiting(*row) for row in db.execute(query, (session, sys.maxsize if last is None else last))]
+            lambda db: [
+                Waiting(decoded(row[0]), *row[1:]) for row in db.execute(query, (session, sys.maxsize if last is None else last))
+            ]
         )
 
     # Quota
@@ -270,7 +278,7 @@ class Catalog:
                 " AND claimed_by IS NULL AND claims = failures",
                 [(store, id_) for id_, _, _ in left],
             )
-            return [(location, count) for _, location, count in left]
+            return [(decoded(location), count) for _, location, count in left]
 
         return self._database.write(work)
 

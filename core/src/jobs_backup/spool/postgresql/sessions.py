@@ -72,8 +72,10 @@ class Session:
 class Sessions:
     """The sessions of a spool."""
 
-    def __init__(self, database: Database, *, host: Host, store: int, archives: bool, lease: float) -> None:
+    def __init__(self, database: Database, pulse: Database, *, host: Host, store: int, archives: bool, lease: float) -> None:
+        """`pulse` is for signs of life alone."""
         self._database = database
+        self._pulse = pulse
         self._host = host
         self._store = store
         self._archives = archives
@@ -100,7 +102,7 @@ class Sessions:
             SessionLost: another process has taken its place.
         """
         asked_at, seq = elapsed(), session.seq
-        found = self._database.use(
+        found = self._pulse.use(
             lambda db: db.execute(
                 f"UPDATE jobs_backup.sessions SET lease_until = {NOW} + lease WHERE id = %s RETURNING seq", (session.name,)
             ).fetchone()

@@ -55,7 +55,7 @@ log: Final = logger_of(__name__)
 
 _LOOKED_AT_ONCE: Final = 1000
 _RECORDING_CONNECTIONS: Final = 4
-"""For recording, acknowledging, the lease, and looking after the rest."""
+"""For recording, acknowledging, and looking after the rest; the lease has one of its own."""
 _SEGMENT_SECONDS: Final = 5.0
 """Between two looks at the segments."""
 _DEFAULT_INSTANCE: Final = "1"
@@ -111,6 +111,11 @@ class PostgresqlSpool:
         self._segments_looked_at = 0.0
         self._database = Database(place, connections=_RECORDING_CONNECTIONS + 2 * workers)
         try:
+            self._pulse = Database(place, connections=1)  # so that no thread that holds connections can end the lease
+        except BaseException:
+            self._database.close()
+            raise
+        try:
             migrate(self._database)
             self._catalog = Catalog(self._database)
             self._deliveries = Deliveries(self._database)
@@ -119,7 +124,7 @@ class PostgresqlSpool:
             self.store = self._catalog.store(location)
             self.uploads = UploadJournal(self._database, self.store)
             self._sessions = Sessions(
-                self._database, host=Host(self.host, os.getpid()), store=self.store, archives=archives, lease=lease
+                self._database, self._pulse, host=Host(self.host, os.getpid()), store=self.store, archives=archives, lease=lease
             )
             session = self._sessions.begin()
             self._names = [session.name]
@@ -144,6 +149,7 @@ class PostgresqlSpool:
             )
             self._heartbeat.start()
         except BaseException:
+            self._pulse.close()
             self._database.close()
             raise
 
@@ -374,7 +380,7 @@ class PostgresqlSpool:
 
     def skip(self, batch: Batch) -> None:
         """Mark a batch that was never attempted as not to be uploaded, because all of it was delivered."""
-        self._catalog.skipped(batch.id)
+        self._catalog.skipped(batch.id, self.session)
 
     def quarantine_batch(self, claim: Claim, error: SpoolCorrupt) -> None:
         """Quarantine what is damaged of a claimed batch.
@@ -496,6 +502,7 @@ class PostgresqlSpool:
             self._writer.close()
         finally:
             self._heartbeat.stop()
+            self._pulse.close()
             self._database.close()
 
     def _renew(self, before: Session) -> Session:
