@@ -110,6 +110,30 @@ class Postgres:
             assert row is not None
             return int(row[0])
 
+    @contextlib.contextmanager
+    def standby(self) -> Iterator[Postgres]:
+        """A streaming standby, which `promote` makes a server of its own."""
+        directory = Path(tempfile.mkdtemp(prefix="pg-standby-", dir=self.directory.parent))
+        try:
+            if "user" in _user():
+                shutil.chown(directory, "nobody")
+            copied = ("-D", directory / "data", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres")
+            run("pg_basebackup", *copied, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
+            (port,) = _free_ports(1)
+            other = Postgres(directory, port, {**self.options, "synchronous_standby_names": ""})
+            other.start()
+            try:
+                yield other
+            finally:
+                if other.process is not None and other.process.poll() is None:
+                    other.stop(signal.SIGQUIT)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def promote(self) -> None:
+        with self.admin() as connection:
+            assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
+
 
 def run(tool: str, *arguments: str | Path) -> None:
     """Run one of the server's own tools."""

@@ -24,7 +24,7 @@ from swallowing import Swallower, swallower
 from jobs_backup.errors import ConfigurationError, SpoolCorrupt, SpoolError, SpoolUncertain
 from jobs_backup.settings.core import CoreSettings, DatabaseSpool
 from jobs_backup.settings.values import DatabaseUrl
-from jobs_backup.spool.engines import read_status
+from jobs_backup.spool.engines import check, read_status
 from jobs_backup.spool.interface import BatchLimits, InputPosition, QuotaLimits, Recording
 from jobs_backup.spool.postgresql import catalog as catalog_module
 from jobs_backup.spool.postgresql.sessions import SessionLost
@@ -342,6 +342,81 @@ class TestKilledBackends:
             acknowledged = record_under(spool, crash, each=40, pause=0.02)
             spool.close()
             assert drain(engine) == Counter(acknowledged)
+
+
+class TestFailover:
+    """Both servers are in the URL, and the driver takes the one that takes writes."""
+
+    def both(self, primary: Postgres, standby: Postgres, database: str) -> PostgresqlSpool:
+        hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+        place = DatabaseSpool(DatabaseUrl(f"postgresql://postgres@{hosts}/{database}?sslmode=disable"))
+        return PostgresqlSpool(
+            place,
+            location="s3://bucket",
+            prefix="p",
+            instance_id="1",
+            limits=SMALL,
+            room=QuotaLimits(timeout=60.0),
+            lease=60.0,
+            workers=1,
+        )
+
+    def test_a_synchronous_standby_has_everything(self) -> None:
+        with postgres() as primary, primary.database() as database, primary.standby() as standby:
+            with primary.admin() as connection:
+                connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+                connection.execute("SELECT pg_reload_conf()")
+            spool = self.both(primary, standby, database)
+            failed_over = threading.Event()
+
+            def fail_over() -> None:
+                if not failed_over.is_set():
+                    time.sleep(0.7)
+                    primary.stop(signal.SIGQUIT)
+                    standby.promote()
+                    failed_over.set()
+                time.sleep(0.05)
+
+            acknowledged = record_under(spool, fail_over, each=60, pause=0.02)
+            assert failed_over.is_set()
+            spool.close()
+            assert drain(PostgresqlEngine(standby, database)) == Counter(acknowledged)
+            primary.start()  # so that its database can be dropped
+            with primary.admin() as connection:
+                connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+                connection.execute("SELECT pg_reload_conf()")
+
+    def test_what_an_asynchronous_standby_lacks_is_told(self) -> None:
+        with postgres() as primary, primary.database() as database:
+            PostgresqlEngine(primary, database).open().close()
+            with primary.standby() as standby:
+                warnings = check(primary.place(database), 0)
+                assert [one for one in warnings if "synchronous_standby_names" in one]
+                spool = self.both(primary, standby, database)
+                for number in range(5):
+                    record(spool, [line(number)])
+                until = time.monotonic() + 30
+                while not there(standby, database, 5):
+                    assert time.monotonic() < until
+                    time.sleep(0.05)
+                standby.stop()
+                for number in range(5, 8):
+                    record(spool, [line(number)])
+                primary.stop(signal.SIGQUIT)
+                standby.start()
+                standby.promote()
+                with pytest.raises(SpoolCorrupt, match="lost up to 3 events"):
+                    record(spool, [line(8)])
+                assert [one.events for one in read_status(standby.place(database)).quarantine] == [3]
+                spool.close()
+                assert drain(PostgresqlEngine(standby, database)) == Counter(range(5))
+            primary.start()
+
+
+def there(server: Postgres, database: str, events: int) -> bool:
+    """Whether a server has so many events of a session."""
+    with server.admin(database) as connection:
+        return connection.execute("SELECT max(events) FROM jobs_backup.sessions").fetchone() == (events,)
 
 
 @pytest.mark.parametrize(
