@@ -344,6 +344,70 @@ class TestKilledBackends:
             assert drain(engine) == Counter(acknowledged)
 
 
+class TestSegments:
+    def tables(self, engine: PostgresqlEngine) -> list[str]:
+        with engine.server.admin(engine.database) as connection:
+            query = "SELECT tablename FROM pg_tables WHERE schemaname = 'jobs_backup' AND tablename LIKE 'chunks_%' ORDER BY 1"
+            return [row[0] for row in connection.execute(query).fetchall()]
+
+    def test_a_segment_is_dropped_once_all_of_it_is_sent(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("jobs_backup.spool.postgresql.segments.SEGMENT_BYTES", 1)
+        monkeypatch.setattr("jobs_backup.spool.postgresql.spool._SEGMENT_SECONDS", 0.0)
+        spool = through(engine)
+        record(spool, [line(0)])
+        spool.maintain()
+        assert self.tables(engine) == ["chunks_1", "chunks_2"], "something is open in it"
+        spool.seal()
+        spool.maintain()
+        assert self.tables(engine) == ["chunks_1", "chunks_3"], "it waits; and in the second there was nothing"
+        spool.stored(claim(spool))
+        record(spool, [line(1)])
+        spool.maintain()
+        assert self.tables(engine) == ["chunks_3", "chunks_4"]
+        spool.close()
+
+    def test_a_refused_batch_does_not_hold_an_old_segment(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("jobs_backup.spool.postgresql.segments.SEGMENT_BYTES", 1)
+        monkeypatch.setattr("jobs_backup.spool.postgresql.segments.OLD_SECONDS", -1.0)
+        monkeypatch.setattr("jobs_backup.spool.postgresql.spool._SEGMENT_SECONDS", 0.0)
+        spool = through(engine)
+        record(spool, [line(number) for number in range(20)])
+        spool.seal()
+        batch = claim(spool)
+        before = content(spool, batch)
+        spool.maintain()
+        assert self.tables(engine) == ["chunks_1", "chunks_2"], "it is being sent"
+        spool.release(batch, SpoolError("refused"), delay=0)
+        spool.maintain()
+        moved = claim(spool)
+        assert moved.blobs != batch.blobs
+        assert (content(spool, moved), moved.key) == (before, batch.key)
+        spool.stored(moved)
+        spool.maintain()
+        assert self.tables(engine) == [self.tables(engine)[-1]]
+        spool.close()
+
+    def test_who_reads_a_table_delays_its_drop_and_nothing_else(
+        self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As `pg_dump` does."""
+        monkeypatch.setattr("jobs_backup.spool.postgresql.segments.SEGMENT_BYTES", 1)
+        monkeypatch.setattr("jobs_backup.spool.postgresql.segments._LOCK_TIMEOUT", "100ms")
+        monkeypatch.setattr("jobs_backup.spool.postgresql.spool._SEGMENT_SECONDS", 0.0)
+        spool = through(engine)
+        record(spool, [line(0)])
+        spool.seal()
+        spool.stored(claim(spool))
+        with engine.server.admin(engine.database) as connection, connection.transaction():
+            connection.execute("SELECT count(*) FROM jobs_backup.chunks_1")
+            spool.maintain()
+            assert "chunks_1" in self.tables(engine)
+            record(spool, [line(1)])
+        spool.maintain()
+        assert "chunks_1" not in self.tables(engine)
+        spool.close()
+
+
 class TestFailover:
     """Both servers are in the URL, and the driver takes the one that takes writes."""
 

@@ -12,6 +12,7 @@ from jobs_backup.spool.interface import Damage, Waiting
 from jobs_backup.spool.postgresql.connection import NOW, Database, each, one
 from jobs_backup.spool.postgresql.deliveries import forget_settling, is_complete, mark_deleted, settle_jobs_of
 from jobs_backup.spool.postgresql.rows import MAX_DELAY, ROW, batch_of, decoded, encoded, row_of, stream_of, writable
+from jobs_backup.spool.postgresql.segments import last_segment
 from jobs_backup.spool.postgresql.sessions import hold
 
 if TYPE_CHECKING:
@@ -65,12 +66,7 @@ class Catalog:
 
         def work(db: Db) -> list[tuple[int, int]]:
             hold(db, session)
-            # Held, so that it is not dropped before the batches are seen in it.
-            row = one(
-                db,
-                "SELECT id FROM jobs_backup.segments WHERE id = (SELECT max(id) FROM jobs_backup.segments) FOR KEY SHARE",
-            )
-            return _open(db, streams, placement, session, row[0], epoch)
+            return _open(db, streams, placement, session, last_segment(db), epoch)
 
         return self._database.write(work, is_idempotent=True)  # what is opened twice stays empty, and is removed at the end
 

@@ -1,10 +1,11 @@
-"""When a segment is left for a new one, and dropped."""
+"""When a segment is left for a new one, emptied, and dropped."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from jobs_backup.errors import SpoolError
+from jobs_backup.spool.postgresql.chunks import table
 from jobs_backup.spool.postgresql.connection import NOW, Database, one
 from jobs_backup.util.logs import logger_of
 
@@ -15,6 +16,10 @@ log: Final = logger_of(__name__)
 
 SEGMENT_BYTES: Final = 512 << 20
 SEGMENT_SECONDS: Final = 600.0
+OLD_SECONDS: Final = 3600.0
+"""From a segment that is so old, what waits is moved into the last one, or a single batch that the store refuses would hold it."""
+_SMALL_SHARE: Final = 8
+"""If that is at most one part of so many of the segment: in an outage of the store everything waits, and nothing is to be moved."""
 _LOCK_TIMEOUT: Final = "2s"
 """Whoever reads a table, as `pg_dump` does, keeps it from being dropped, and others would queue up behind who waits to drop it."""
 
@@ -42,6 +47,45 @@ class Segments:
         if (last := self._database.read(look)) is not None:
             self._database.write(lambda db: db.execute("SELECT jobs_backup.add_segment(%s)", (last,)), is_idempotent=True)
 
+    def empty_old(self) -> int:
+        """Move batches out of an old segment in which little else is. Returns how many."""
+        query = (
+            "SELECT s.id FROM jobs_backup.segments s JOIN jobs_backup.batches b ON b.segment = s.id"
+            " AND b.state IN ('open', 'sealed')"
+            f" WHERE s.id < (SELECT max(id) FROM jobs_backup.segments) AND s.opened_at < {NOW} - %s GROUP BY s.id"
+            " HAVING bool_and(b.state = 'sealed') AND sum(b.size) * %s <= jobs_backup.segment_bytes(s.id) ORDER BY s.id LIMIT 1"
+        )
+        row = self._database.read(lambda db: db.execute(query, (OLD_SECONDS, _SMALL_SHARE)).fetchone())
+        if row is None:
+            return 0
+        batches = self._database.read(
+            lambda db: [
+                found[0]
+                for found in db.execute(
+                    "SELECT id FROM jobs_backup.batches WHERE segment = %s AND state = 'sealed' AND claimed_by IS NULL ORDER BY id",
+                    row,
+                )
+            ]
+        )
+        return sum(self._move(batch, row[0]) for batch in batches)
+
+    def _move(self, batch: int, segment: int) -> bool:
+        """Move one batch, unless another process sends it now. Its old rows are dropped with their table."""
+
+        def move(db: Db) -> bool:
+            mine = (
+                "SELECT 1 FROM jobs_backup.batches WHERE id = %s AND segment = %s AND state = 'sealed' AND claimed_by IS NULL"
+                " FOR UPDATE SKIP LOCKED"
+            )
+            if db.execute(mine, (batch, segment)).fetchone() is None:
+                return False
+            last = last_segment(db)
+            db.execute(f"INSERT INTO {table(last)} SELECT * FROM {table(segment)} WHERE batch = %s", (batch,))
+            db.execute("UPDATE jobs_backup.batches SET segment = %s WHERE id = %s", (last, batch))
+            return True
+
+        return self._database.write(move, is_idempotent=True)
+
     def drop_sent(self) -> int:
         """Drop the segments in which nothing waits any more. Returns how many."""
         drained = self._database.read(
@@ -65,3 +109,9 @@ class Segments:
         except SpoolError as error:  # tried again at the next look
             log.debug("segment %d is not dropped yet: %s", segment, error.one_line())
             return False
+
+
+def last_segment(db: Db) -> int:
+    """The segment for new batches, held until the transaction ends, so that it is not dropped before they are seen in it."""
+    query = "SELECT id FROM jobs_backup.segments WHERE id = (SELECT max(id) FROM jobs_backup.segments) FOR KEY SHARE"
+    return int(one(db, query)[0])

@@ -486,10 +486,11 @@ class PostgresqlSpool:
         self._deliveries.begin(self.store, self._delete_after)
 
     def maintain(self) -> None:
-        """Leave segments that are large or old, and drop those in which nothing waits any more."""
+        """Leave segments that are large or old, empty those that are nearly sent, and drop the empty ones."""
         if time.monotonic() - self._segments_looked_at >= _SEGMENT_SECONDS:
             self._segments_looked_at = time.monotonic()
             self._segments.rotate()
+            self._segments.empty_old()
             self._segments.drop_sent()
 
     def close(self) -> None:
