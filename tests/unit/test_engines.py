@@ -16,6 +16,7 @@ from jobs_backup.model import Kind, Part, Stream, Upload
 from jobs_backup.spool.engines import open_reader
 from jobs_backup.spool.ids import INDEX_BITS, JobSet
 from jobs_backup.spool.interface import BatchLimits, InputPosition, QuotaLimits, Recording, Spool, StoredObject
+from jobs_backup.spool.postgresql.spool import PostgresqlSpool
 
 
 def test_lines_come_out_as_they_went_in(engine: Engine) -> None:
@@ -596,7 +597,7 @@ def test_a_wrong_call_after_the_end_is_an_error(engine: Engine) -> None:
         spool.check_room()
 
 
-def test_whom_another_process_may_have_sent_is_not_skipped_late(engine: Engine) -> None:
+def test_what_another_process_has_sent_is_not_skipped_late(engine: Engine) -> None:
     if engine.name == "sqlite":
         pytest.skip("a process there holds its lock, or is dead")
     slow, other = engine.open(), engine.open()
@@ -604,11 +605,12 @@ def test_whom_another_process_may_have_sent_is_not_skipped_late(engine: Engine) 
     slow.seal()
     late = claim(slow)
     assert isinstance(engine, PostgresqlEngine)
+    assert isinstance(slow, PostgresqlSpool)
     engine.expire(slow.session)
     other.recover()
     other.stored(claim(other))
     slow.skip(late)
-    assert [one.key for one in [late]] == [one.key for one in stored_in(engine)]
+    assert [one.key for one in stored_in(engine)] == [late.key]
     slow.close()
     other.close()
 
