@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import json
 import random
+import re
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from spools import LIMITS, WEB, claim, content, record
 from swallowing import Swallower, swallower
 
 from jobs_backup.errors import ConfigurationError, SpoolCorrupt, SpoolError, SpoolUncertain
+from jobs_backup.model import Upload
 from jobs_backup.settings.core import CoreSettings, DatabaseSpool
 from jobs_backup.settings.values import DatabaseUrl
 from jobs_backup.spool.engines import check, read_status
@@ -344,6 +346,100 @@ class TestKilledBackends:
             assert drain(engine) == Counter(acknowledged)
 
 
+class TestTables:
+    def test_many_processes_make_them_at_once(self, engine: PostgresqlEngine) -> None:
+        opened: list[PostgresqlSpool] = []
+        threads = [threading.Thread(target=lambda: opened.append(engine.open())) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(opened) == 6
+        for spool in opened:
+            spool.close()
+
+    def test_those_of_the_next_version_can_be_used(self, engine: PostgresqlEngine) -> None:
+        """It only adds to them, and says which program is too old."""
+        engine.open().close()
+        with engine.server.admin(engine.database) as connection:
+            connection.execute("UPDATE jobs_backup.version SET version = 2")
+            connection.execute("ALTER TABLE jobs_backup.batches ADD COLUMN new text NOT NULL DEFAULT ''")
+            connection.execute("ALTER TABLE jobs_backup.positions ADD COLUMN new text")
+        spool = engine.open()
+        record(spool, [line(0)])
+        spool.close()
+        assert drain(engine) == Counter([0])
+        with engine.server.admin(engine.database) as connection:
+            connection.execute("UPDATE jobs_backup.version SET oldest = 2")
+        with pytest.raises(SpoolError, match="newer version"):
+            engine.open()
+        with pytest.raises(SpoolError, match="newer version"):
+            read_status(engine.place)
+
+    def test_a_database_with_another_encoding_is_refused(self, database_server: Postgres) -> None:
+        with database_server.admin() as connection:
+            connection.execute("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+        try:
+            with pytest.raises(SpoolError, match="encoding LATIN1"):
+                PostgresqlEngine(database_server, "latin").open()
+            with pytest.raises(SpoolError, match="encoding LATIN1"):
+                check(database_server.place("latin"), 0)
+        finally:
+            database_server.drop("latin")
+
+
+class TestDamage:
+    def spoil(self, engine: PostgresqlEngine) -> None:
+        with engine.server.admin(engine.database) as connection:
+            changed = "UPDATE jobs_backup.chunks_1 SET data = 'damaged' WHERE start = (SELECT min(start) FROM jobs_backup.chunks_1)"
+            connection.execute(changed)
+
+    def test_of_a_dead_process_the_rest_is_sent(self, engine: PostgresqlEngine) -> None:
+        dead, alive = engine.open(), engine.open()
+        record(dead, [line(0)])
+        record(dead, [line(1)])
+        self.spoil(engine)
+        engine.die(dead)
+        assert alive.recover() == 1
+        assert [(damage.events, "written" in damage.error) for damage in alive.quarantined()] == [(1, True)]
+        assert gzip.decompress(content(alive, claim(alive))) == line(1)
+        alive.close()
+
+    def test_while_it_records_it_goes_on_in_another_session(self, engine: PostgresqlEngine) -> None:
+        spool = engine.open()
+        record(spool, [line(0)])
+        record(spool, [line(1)])
+        self.spoil(engine)
+        spool.seal()
+        record(spool, [line(2)])
+        assert [damage.events for damage in spool.quarantined(own=True)] == [1]
+        spool.close()
+        assert drain(engine) == Counter([1, 2])
+
+    @pytest.mark.parametrize("times", [1, 2], ids=["before the first attempt", "after one"])
+    def test_of_a_sealed_batch(self, engine: PostgresqlEngine, times: int) -> None:
+        spool = engine.open(limits=BatchLimits(events=100_000, bytes=1 << 30, age=300))
+        for _ in range(2):
+            record(spool, [b'{"n":%0100d}\n' % number for number in range(9000)])
+        spool.seal()
+        for _ in range(times - 1):
+            spool.release(claim(spool), SpoolError("no"), delay=0)
+        claimed = spool.claim()
+        assert claimed is not None
+        self.spoil(engine)
+        with pytest.raises(SpoolCorrupt) as raised, spool.open_body(claimed.batch).open() as reader:
+            reader.read()
+        spool.quarantine_batch(claimed, raised.value)
+        events = sum(damage.events for damage in spool.quarantined())
+        if times == 1:
+            again = claim(spool)
+            assert again.key != claimed.batch.key
+            assert gzip.decompress(content(spool, again)).count(b"\n") + events == 18_000
+        else:
+            assert (events, spool.claim()) == (18_000, None)
+        spool.close()
+
+
 class TestSegments:
     def tables(self, engine: PostgresqlEngine) -> list[str]:
         with engine.server.admin(engine.database) as connection:
@@ -406,6 +502,30 @@ class TestSegments:
         spool.maintain()
         assert "chunks_1" not in self.tables(engine)
         spool.close()
+
+
+def test_nothing_depends_on_a_servers_session() -> None:
+    """So that a pooler may give each transaction another connection: no session settings, locks or prepared statements."""
+    with postgres(log_statement="all", log_min_duration_statement="-1") as server, server.database() as database:
+        engine = PostgresqlEngine(server, database)
+        spool = engine.open()
+        for _ in range(10):
+            record(spool, [line(1)] * 100)
+        spool.seal()
+        batch = claim(spool)
+        spool.uploads.begin(batch, Upload(key=batch.key, id="x"), 5 << 20)
+        spool.stored(batch)
+        spool.maintain()
+        with spool.reading("x"):
+            spool.append([Recording(WEB, [], first_at=1, last_at=1, position=InputPosition("x", 1, b"1"))])
+        read_status(engine.place)
+        spool.close()
+        log = (server.directory / "log").read_text()
+    statements = re.findall(r"LOG:  (?:statement|execute \S+): (.*)", log)
+    assert len(statements) > 50
+    assert set(re.findall(r"LOG:  execute (\S+):", log)) <= {"<unnamed>"}, "a statement was prepared"
+    own = [one for one in statements if one.startswith(("SET", "LISTEN", "NOTIFY", "PREPARE")) or "pg_advisory_lock" in one]
+    assert [one for one in own if not one.startswith("SET LOCAL")] == []
 
 
 class TestFailover:

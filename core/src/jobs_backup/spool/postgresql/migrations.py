@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.spool.postgresql.connection import Database, one
@@ -55,7 +55,12 @@ def found_version(db: Db, name: str) -> int:
     Raises:
         SpoolError: this version of the program does not understand them.
     """
-    if one(db, "SELECT to_regclass('jobs_backup.version')")[0] is None:
+    # A query, since `to_regclass` may answer from a cache that does not know what was made while this waited for the lock.
+    there = (
+        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = 'version')"
+    )
+    if not one(db, there, (SCHEMA,))[0]:
         return 0
     version, oldest = one(db, "SELECT version, oldest FROM jobs_backup.version")
     if oldest > VERSION:
@@ -64,5 +69,4 @@ def found_version(db: Db, name: str) -> int:
 
 
 def _has_schema(db: Db) -> bool:
-    row: tuple[Any, ...] = one(db, "SELECT to_regnamespace(%s)", (SCHEMA,))
-    return row[0] is not None
+    return bool(one(db, "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %s)", (SCHEMA,))[0])
