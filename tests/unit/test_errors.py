@@ -27,7 +27,16 @@ from jobs_backup.errors import (
 EVERY = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobsBackupError)]
 
 # Waiting helps with these alone; all others need somebody to change something, or can't succeed at all.
-RETRYABLE = {"StorageError", "CredentialsExpired", "Throttled", "Unavailable", "Unreachable", "IntegrityError", "SpoolFull"}
+RETRYABLE = {
+    "StorageError",
+    "CredentialsExpired",
+    "Throttled",
+    "Unavailable",
+    "Unreachable",
+    "IntegrityError",
+    "SpoolFull",
+    "SpoolUncertain",
+}
 
 
 def make(kind: type[JobsBackupError]) -> JobsBackupError:
