@@ -15,7 +15,7 @@ from spools import WEB, claim, content, die, open_spool, record
 
 from jobs_backup import Backup, ConfigurationError, CoreSettings
 from jobs_backup.format.compression import GZIP, Compression
-from jobs_backup.spool.chunks import Form
+from jobs_backup.spool.chunks import ChunkKind
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -109,7 +109,7 @@ def test_lines_that_wait_are_packed_and_folded_with_others(tmp_path: Path, monke
             record(spool, [line])
         blobs, batch = spool._writer._blobs, spool._writer._open[WEB]
         forms = [chunk.form for chunk in blobs.chunks(batch.id)]
-        assert set(forms) == {Form.MEMBER, Form.COMPRESSED, Form.RAW}
+        assert set(forms) == {ChunkKind.MEMBER, ChunkKind.COMPRESSED, ChunkKind.RAW}
         assert batch.fill.spooled < sum(map(len, lines)) / 2
         spool.seal()
         assert unpack(content(spool, claim(spool)), text) == b"".join(lines)

@@ -22,7 +22,7 @@ from spools import APP, WEB, claim, content, die, open_spool, position, record, 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, Unavailable
 from jobs_backup.model import Kind, Stream, Upload
 from jobs_backup.spool import planning
-from jobs_backup.spool.chunks import Chunk, Form
+from jobs_backup.spool.chunks import Chunk, ChunkKind
 from jobs_backup.spool.ids import INDEX_BITS, JobSet, job_id, origin_of
 from jobs_backup.spool.interface import BatchLimits, Claim, InputPosition, Recording
 from jobs_backup.spool.open_batch import MEMBER_BYTES
@@ -38,7 +38,7 @@ def test_large_recordings_become_members_of_about_a_mebibyte(tmp_path: Path) -> 
     for start in range(0, len(lines), 500):
         record(spool, lines[start : start + 500])
     chunks = spool._writer._blobs.chunks(spool._writer._open[WEB].id)
-    members = [chunk for chunk in chunks if chunk.form is Form.MEMBER]
+    members = [chunk for chunk in chunks if chunk.form is ChunkKind.MEMBER]
     assert len(members) == len(lines) * len(lines[0]) // MEMBER_BYTES
     assert all(MEMBER_BYTES <= chunk.raw_bytes < MEMBER_BYTES + 500 * len(lines[0]) for chunk in members)
     spool.seal()

@@ -34,7 +34,7 @@ from spools import position
 from jobs_backup.checksum import crc32c
 from jobs_backup.errors import SpoolError, Unavailable
 from jobs_backup.model import Batch, Kind, Part, Stream, Upload
-from jobs_backup.spool.chunks import Form
+from jobs_backup.spool.chunks import ChunkKind
 from jobs_backup.spool.ids import INDEX_BITS, LOCAL_BITS, SEGMENT_BITS, JobSet, job_id, job_index, local, origin_of
 from jobs_backup.spool.interface import BatchLimits, DueObject, InputPosition, JournaledUpload, QuotaLimits, Recording
 from jobs_backup.spool.postgresql.connection import Database as PostgresqlDatabase
@@ -1184,8 +1184,8 @@ class Model(RuleBasedStateMachine):
     def lines(self, row: Row, id_: int) -> list[bytes]:
         """The lines of a batch, open or sealed."""
         chunks = self.chunks(row.blobs, id_)
-        assert row.state == "open" or all(form == Form.MEMBER for _, form, _ in chunks)
-        return [line for _, form, data in chunks for line in split(data if form == Form.RAW else gzip.decompress(data))]
+        assert row.state == "open" or all(form == ChunkKind.MEMBER for _, form, _ in chunks)
+        return [line for _, form, data in chunks for line in split(data if form == ChunkKind.RAW else gzip.decompress(data))]
 
     def chunks(self, blobs: str, id_: int) -> list[tuple[int, int, bytes]]:
         return self.machinery.chunks(blobs, id_)

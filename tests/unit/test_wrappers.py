@@ -335,7 +335,7 @@ def test_a_body_that_can_not_be_opened(tmp_path: Path, raised: Exception, expect
         backup.flush(timeout=120)
 
 
-# Form
+# ChunkKind
 
 
 HEAD = """

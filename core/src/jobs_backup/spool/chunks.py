@@ -15,15 +15,15 @@ _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 _FIELDS: Final = struct.Struct("<6q")
 
 
-class Form(IntEnum):
+class ChunkKind(IntEnum):
     """The form of a chunk's bytes: a member of the object, or lines waiting to become one, compressed or not.
 
     LOST has no bytes. It takes the place of damaged events, so that any new, unnoticed gap stands out.
     """
 
-    LINES = 0
+    RAW = 0
     MEMBER = 1
-    PACKED = 2
+    COMPRESSED = 2
     LOST = 3
 
 
@@ -41,7 +41,7 @@ class Chunk(NamedTuple):
     raw_bytes: int
     first_at: int
     last_at: int
-    form: Form
+    form: ChunkKind
 
     @property
     def start(self) -> int:
@@ -108,4 +108,4 @@ def checksum(job: int, events: int, raw_bytes: int, first_at: int, last_at: int,
 
 def joined(chunks: Sequence[tuple[int, bytes]], unpack: Callable[[bytes], bytes]) -> bytes:
     """Waiting lines, of (form, bytes) in order."""
-    return b"".join(unpack(data) if form == Form.COMPRESSED else data for form, data in chunks)
+    return b"".join(unpack(data) if form == ChunkKind.COMPRESSED else data for form, data in chunks)

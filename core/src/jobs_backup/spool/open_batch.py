@@ -12,7 +12,7 @@ from jobs_backup.errors import SpoolCorrupt
 from jobs_backup.format.keys import object_key
 from jobs_backup.model import Stream
 from jobs_backup.spool.batches import BatchHeader, BatchOptions, BatchRow, Seal
-from jobs_backup.spool.chunks import Chunk, ChunkChanges, ChunkReader, Form
+from jobs_backup.spool.chunks import Chunk, ChunkChanges, ChunkKind, ChunkReader
 from jobs_backup.spool.ids import INDEX_BITS
 
 MEMBER_BYTES: Final = 1 << 20
@@ -30,7 +30,7 @@ SEALED_AT_ONCE: Final = 64
 """Batches that share two transactions when sealed."""
 
 
-class Fill(NamedTuple):
+class BatchState(NamedTuple):
     """The contents of an open batch: members, then the tail: lines waiting to become a member."""
 
     events: int = 0
@@ -52,7 +52,7 @@ class Fill(NamedTuple):
         """Bytes on the disk."""
         return self.size + self.tail_size
 
-    def with_lines(self, chunk: Chunk, size: int) -> Fill:
+    def with_lines(self, chunk: Chunk, size: int) -> BatchState:
         """The contents after adding lines to the tail, where they take `size` bytes."""
         return self._replace(
             events=self.events + chunk.events,
@@ -67,13 +67,13 @@ class Fill(NamedTuple):
             tail_start=self.tail_start if self.tail_events else chunk.start,
         )
 
-    def with_lost(self, chunk: Chunk) -> Fill:
+    def with_lost(self, chunk: Chunk) -> BatchState:
         """The contents after a chunk of damaged events, whose indexes are not reused."""
         return self._replace(
             end=chunk.start + chunk.events, tail_lost=self.tail_lost + chunk.events if self.tail_events else self.tail_lost
         )
 
-    def with_member(self, member: bytes) -> Fill:
+    def with_member(self, member: bytes) -> BatchState:
         """The contents after the tail has become this member."""
         return self._replace(
             size=self.size + len(member),
@@ -97,7 +97,7 @@ class OpenBatch:
         epoch: int,
         stream: Stream,
         placement: BatchOptions,
-        fill: Fill | None = None,
+        fill: BatchState | None = None,
         *,
         origin: tuple[int, int] | None = None,
     ) -> None:
@@ -109,7 +109,7 @@ class OpenBatch:
         self.placement = placement
         self._compression = placement.compression
         self.opened = time.monotonic()
-        self.fill = fill or Fill()
+        self.fill = fill or BatchState()
 
     @classmethod
     def restored(cls, row: BatchRow, blobs: ChunkReader) -> Self:
@@ -118,16 +118,16 @@ class OpenBatch:
         Raises:
             SpoolCorrupt: some of it is not what was written, or not there.
         """
-        fill = Fill()
+        fill = BatchState()
         for chunk in blobs.chunks(row.id):
             if chunk.start != fill.end:
                 raise SpoolCorrupt(f"batch {row.id} in {blobs.name} has no event number {fill.end}", hint="check the disk")
-            if chunk.form is Form.LOST:
+            if chunk.form is ChunkKind.LOST:
                 fill = fill.with_lost(chunk)
                 continue
             data = blobs.data(chunk.job)
             fill = fill.with_lines(chunk, len(data))
-            if chunk.form is Form.MEMBER:
+            if chunk.form is ChunkKind.MEMBER:
                 fill = fill.with_member(data)
         header = blobs.header(row.id)
         return cls(row.id, row.epoch, row.stream, row.placement, fill, origin=header.origin if header else None)
@@ -160,7 +160,7 @@ class OpenBatch:
         """Add lines; once there are enough, the tail becomes a member."""
         data = b"".join(lines)
         is_packed = len(data) >= _PACKED_BYTES
-        chunk = Chunk(self.next_job, len(lines), len(data), first_at, last_at, Form.COMPRESSED if is_packed else Form.RAW)
+        chunk = Chunk(self.next_job, len(lines), len(data), first_at, last_at, ChunkKind.COMPRESSED if is_packed else ChunkKind.RAW)
         waits = self.fill.tail_events > 0
         if self.fill.tail_bytes + len(data) >= (MEMBER_BYTES if waits else _AT_ONCE_BYTES):
             waiting = self._tail(changes) if waits else b""
@@ -182,10 +182,10 @@ class OpenBatch:
     def _fold(self, changes: ChunkChanges, lines: bytes) -> None:
         fill = self.fill
         member = self._compression.compress(lines)
-        chunk = Chunk(self.tail_job, fill.tail_events, fill.tail_bytes, fill.tail_first_at, fill.last_at, Form.MEMBER)
+        chunk = Chunk(self.tail_job, fill.tail_events, fill.tail_bytes, fill.tail_first_at, fill.last_at, ChunkKind.MEMBER)
         changes.compact(chunk, member)
         if fill.tail_lost:
-            changes.append(Chunk(self.tail_job + fill.tail_events, fill.tail_lost, 0, 0, 0, Form.LOST), b"")
+            changes.append(Chunk(self.tail_job + fill.tail_events, fill.tail_lost, 0, 0, 0, ChunkKind.LOST), b"")
         self.fill = fill.with_member(member)
 
     def seal(self) -> Seal:

@@ -17,7 +17,7 @@ from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Body
 from jobs_backup.spool.batches import BatchHeader
 from jobs_backup.spool.bodies import MembersReader
-from jobs_backup.spool.chunks import Chunk, Form, checksum, joined
+from jobs_backup.spool.chunks import Chunk, ChunkKind, checksum, joined
 from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.postgresql.connection import Database
 
@@ -87,7 +87,7 @@ class Changes:
                 f"SELECT {_FIELDS} FROM {{chunks}} WHERE batch = %s AND start >= %s AND form != %s ORDER BY start",
                 self._segments[batch],
             ),
-            (batch, start, Form.LOST.value),
+            (batch, start, ChunkKind.LOST.value),
             binary=True,
         ).fetchall()
         return joined([(row[6], _checked(self._name, row)) for row in rows], unpack)
@@ -131,7 +131,7 @@ class Chunks:
             ),
             (batch,),
         )
-        return [Chunk(batch << INDEX_BITS | row[0], row[1], row[2], row[3], row[4], Form(row[5])) for row in rows]
+        return [Chunk(batch << INDEX_BITS | row[0], row[1], row[2], row[3], row[4], ChunkKind(row[5])) for row in rows]
 
     def data(self, job: int) -> bytes:
         """The bytes of one chunk. Raises SpoolCorrupt."""
@@ -154,7 +154,7 @@ class Chunks:
         batch, start = job >> INDEX_BITS, job & ((1 << INDEX_BITS) - 1)
         segment = self._segments[batch]
         self._db.execute(statement("DELETE FROM {chunks} WHERE batch = %s AND start = %s", segment), (batch, start))
-        gap = _row(Chunk(job, events, 0, 0, 0, Form.LOST), b"")
+        gap = _row(Chunk(job, events, 0, 0, 0, ChunkKind.LOST), b"")
         self._db.execute(statement(_INSERT, segment), _columns([gap]))
 
 
@@ -178,7 +178,7 @@ class SpooledBody(Body):
         def look(db: Db) -> list[tuple[int, int]]:
             rows = db.execute(
                 statement("SELECT start, size FROM {chunks} WHERE batch = %s AND form != %s ORDER BY start", segment),
-                (batch, Form.LOST.value),
+                (batch, ChunkKind.LOST.value),
             )
             return [(batch << INDEX_BITS | start, size) for start, size in rows]
 
@@ -213,7 +213,7 @@ def _chunk(db: Db, segment: int, job: int) -> Row | None:
 
 def _row(chunk: Chunk, data: bytes) -> Row:
     _, events, raw_bytes, first_at, last_at, form = chunk
-    is_member = form is Form.MEMBER
+    is_member = form is ChunkKind.MEMBER
     fields = (events, raw_bytes, first_at, last_at, form.value, checksum(*chunk, data), len(data), data)
     return (chunk.batch, chunk.start, is_member, *fields)
 

@@ -42,7 +42,7 @@ from jobs_backup.spool.postgresql.positions import Positions
 from jobs_backup.spool.postgresql.segments import Segments
 from jobs_backup.spool.postgresql.sessions import Heartbeat, Host, Session, Sessions
 from jobs_backup.spool.postgresql.status import DEFAULT_MAX_BYTES
-from jobs_backup.spool.postgresql.takeover import set_aside, take_over
+from jobs_backup.spool.postgresql.takeover import quarantine_batch, take_over
 from jobs_backup.spool.postgresql.uploads import UploadJournal
 from jobs_backup.spool.postgresql.writer import Writer
 from jobs_backup.spool.quota import BytesQuota
@@ -387,7 +387,7 @@ class PostgresqlSpool:
 
         The rest is sealed again, unless an earlier attempt may have uploaded the whole batch.
         """
-        set_aside(self._database, claim.batch, self.session, whole=claim.attempts > 1 or error.attempts > 1)
+        quarantine_batch(self._database, claim.batch, self.session, whole=claim.attempts > 1 or error.attempts > 1)
 
     def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
         """Release a claimed batch whose upload failed; it may be claimed again after `delay` seconds.

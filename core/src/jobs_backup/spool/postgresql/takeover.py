@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Batch
 from jobs_backup.spool.batches import BatchRow
-from jobs_backup.spool.chunks import Form
+from jobs_backup.spool.chunks import ChunkKind
 from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.interface import Damage
 from jobs_backup.spool.open_batch import OpenBatch
@@ -105,7 +105,7 @@ def _set_chunks_aside(db: Db, row: BatchRow, chunks: Chunks, *, whole: bool) -> 
             chunks.lose(row.id << INDEX_BITS | end_, missing)
             count += missing
         end_ = chunk.start + chunk.events
-        if chunk.form is Form.LOST:
+        if chunk.form is ChunkKind.LOST:
             continue
         data, is_good = chunks.examine(chunk.job)
         if is_good and not whole:

@@ -16,7 +16,7 @@ from jobs_backup.spool.batches import BatchOptions
 from jobs_backup.spool.group_commit import GroupCommit
 from jobs_backup.spool.ids import job_index, origin_of
 from jobs_backup.spool.interface import BatchLimits, InputPosition, Recorded, Recording
-from jobs_backup.spool.open_batch import SEALED_AT_ONCE, Fill, OpenBatch
+from jobs_backup.spool.open_batch import SEALED_AT_ONCE, BatchState, OpenBatch
 from jobs_backup.spool.planning import WAIT_FOR_ROOM, Addition, due, plan
 from jobs_backup.spool.postgresql.catalog import Catalog, remove_empty, seal
 from jobs_backup.spool.postgresql.chunks import Changes
@@ -65,7 +65,7 @@ class _Pending(NamedTuple):
     seq: int
     events: int
     recordings: Sequence[Recording]
-    fills: dict[OpenBatch, Fill]
+    fills: dict[OpenBatch, BatchState]
     sealed: Sequence[OpenBatch]
 
 
@@ -494,7 +494,7 @@ class Writer:
 
             self._advance(
                 _Pending(self._session.seq + 1, 0, (), {batch: batch.fill for batch in some}, some),
-                fold,
+                compact,
                 finish=lambda db, some=some: seal(db, [batch.seal() for batch in some]),  # type: ignore[misc]
             )
         if holding:

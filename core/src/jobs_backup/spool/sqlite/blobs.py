@@ -43,7 +43,7 @@ CREATE TABLE chunks (
     raw_bytes INTEGER NOT NULL,   -- of its lines
     first_at INTEGER NOT NULL,    -- the earliest and the latest createdAt, microseconds
     last_at INTEGER NOT NULL,
-    member INTEGER NOT NULL,      -- what data is: a Form
+    member INTEGER NOT NULL,      -- what data is: a ChunkKind
     crc32c INTEGER NOT NULL,      -- of all of it, in files of version 1 of data alone
     data BLOB NOT NULL
 ) STRICT;

@@ -11,7 +11,7 @@ from typing import Final
 from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.batches import BatchRow
-from jobs_backup.spool.chunks import Chunk, Form
+from jobs_backup.spool.chunks import Chunk, ChunkKind
 from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.interface import Damage
 from jobs_backup.spool.open_batch import OpenBatch
@@ -144,7 +144,7 @@ class Quarantine:
         with self._files.open(name) as blobs:  # a second read, by a connection without a cache
             self._files.read_through(name)
             chunks = blobs.chunks(row.id)
-            examined = [(chunk, *blobs.examine(chunk.job)) for chunk in chunks if chunk.form is not Form.LOST]
+            examined = [(chunk, *blobs.examine(chunk.job)) for chunk in chunks if chunk.form is not ChunkKind.LOST]
             self._files.read_through(name)
             gaps = list(_gaps(row.id, chunks))
             is_whole = all(is_good for _, _, is_good in examined) and not gaps
@@ -160,7 +160,7 @@ class Quarantine:
                 if is_good and not good_too:
                     continue
                 why = "its object may be in the bucket already" if is_good else "these are not the bytes that were written"
-                suffix = "" if chunk.form is Form.RAW else Path(row.placement.compression.suffix).suffix
+                suffix = "" if chunk.form is ChunkKind.RAW else Path(row.placement.compression.suffix).suffix
                 file = self._write(f"{row.id}-{chunk.start}", f".ndjson{suffix}", data)
                 damage = Damage(row.id, row.stream, chunk.job, chunk.events, f"quarantine/{file}", why)
                 source = printable(row.stream.source_id)

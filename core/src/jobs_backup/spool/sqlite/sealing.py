@@ -17,5 +17,5 @@ def seal_batches(catalog: Catalog, blobs: BlobFile, batches: Sequence[OpenBatch]
             batch.compact(changes)
 
     if any(batch.fill.tail_events for batch in batches):
-        blobs.change(fold)
+        blobs.change(compact)
     catalog.seal([batch.seal() for batch in batches])
