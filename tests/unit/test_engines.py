@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import secrets
 import threading
 import time
 
@@ -378,7 +379,7 @@ def test_nothing_that_is_acknowledged_slips_through_while_it_closes(engine: Engi
 def fill(spool: Spool) -> None:
     """Record until nothing more goes in, or some seconds are over."""
     for number in range(300):
-        record(spool, [b'{"x":"%064d"}\n' % number])
+        record(spool, [b'{"n":%d,"x":"%s"}\n' % (number, secrets.token_hex(40).encode())])
         time.sleep(0.01)
 
 

@@ -73,8 +73,9 @@ class Database:
         driver = _driver()
         from psycopg_pool import ConnectionPool
 
-        # The pool logs each failed attempt; ours are told where they matter.
-        logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
+        # The pool warns of each failed attempt, from a thread of its own; what matters is told by who wanted the connection.
+        if (its := logging.getLogger("psycopg.pool")).level == logging.NOTSET:
+            its.setLevel(logging.ERROR)
         try:
             self._connect()
         except driver.Error as error:

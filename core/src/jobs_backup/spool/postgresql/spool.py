@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
@@ -501,6 +501,11 @@ class PostgresqlSpool:
         """
         try:
             self._writer.close()
+        except BaseException:
+            self._heartbeat.stop()
+            with suppress(SpoolError):  # else another process waits for the end of the lease
+                self._sessions.leave(self._writer.session)
+            raise
         finally:
             self._heartbeat.stop()
             self._pulse.close()
