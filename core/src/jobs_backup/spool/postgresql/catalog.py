@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jobs_backup.model import Batch, Stream
 from jobs_backup.spool.batches import BatchOptions, BatchRow, Seal
 from jobs_backup.spool.interface import Damage, Waiting
-from jobs_backup.spool.postgresql.connection import NOW, Database, each, one
+from jobs_backup.spool.postgresql.connection import NOW, Database, each, one, sql
 from jobs_backup.spool.postgresql.deliveries import forget_settling, is_complete, mark_deleted, settle_jobs_of
 from jobs_backup.spool.postgresql.rows import MAX_DELAY, ROW, batch_of, decoded, encoded, row_of, stream_of, writable
 from jobs_backup.spool.postgresql.segments import last_segment
@@ -114,9 +114,11 @@ class Catalog:
         def work(db: Db) -> tuple[Batch, int, int, bool] | None:
             hold(db, session)
             row = db.execute(
-                "UPDATE jobs_backup.batches b SET claimed_by = %s, claims = claims + 1 WHERE id ="
-                f" (SELECT id FROM jobs_backup.batches WHERE {_CLAIMABLE} ORDER BY retry_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)"
-                f" RETURNING {_FIELDS}",
+                sql(
+                    "UPDATE jobs_backup.batches b SET claimed_by = %s, claims = claims + 1 WHERE id ="
+                    f" (SELECT id FROM jobs_backup.batches WHERE {_CLAIMABLE} ORDER BY retry_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)"
+                    f" RETURNING {_FIELDS}"
+                ),
                 (session, store),
             ).fetchone()
             if row is None:

@@ -11,7 +11,7 @@ import itertools
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, LiteralString
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Body
@@ -19,7 +19,7 @@ from jobs_backup.spool.batches import BatchHeader
 from jobs_backup.spool.bodies import MembersReader
 from jobs_backup.spool.chunks import Chunk, ChunkKind, checksum, joined
 from jobs_backup.spool.ids import INDEX_BITS
-from jobs_backup.spool.postgresql.connection import Database
+from jobs_backup.spool.postgresql.connection import Database, sql
 
 if TYPE_CHECKING:
     from jobs_backup.spool.postgresql.connection import Db
@@ -43,9 +43,9 @@ def table(segment: int) -> str:
     return f"jobs_backup.chunks_{int(segment)}"
 
 
-def statement(text: str, segment: int, source: str = "") -> str:
+def statement(text: str, segment: int, source: str = "") -> LiteralString:
     """A statement about a segment; `source` is what it selects from beside the parameters."""
-    return text.replace("{chunks}", table(segment)).replace("{source}", source)
+    return sql(text.replace("{chunks}", table(segment)).replace("{source}", source))
 
 
 class Changes:
@@ -60,7 +60,7 @@ class Changes:
         self._db = db
         self._segments = segments
         self._name = name
-        self._added = defaultdict[int, list[Row]](list)
+        self._added: defaultdict[int, list[Row]] = defaultdict(list)
         self._compacted: list[tuple[int, int, int]] = []
         self.size = 0
 

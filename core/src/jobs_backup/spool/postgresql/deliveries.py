@@ -27,7 +27,7 @@ from jobs_backup.spool.ids import (
 )
 from jobs_backup.spool.interface import DeleteAfter, DueObject, WaitingDeletes
 from jobs_backup.spool.postgresql.chunks import end_of
-from jobs_backup.spool.postgresql.connection import NOW, Database, each, one
+from jobs_backup.spool.postgresql.connection import NOW, Database, each, one, sql
 from jobs_backup.spool.postgresql.rows import MAX_DELAY, decoded, writable
 from jobs_backup.spool.postgresql.sessions import hold
 
@@ -104,7 +104,7 @@ class Deliveries:
                 "UPDATE jobs_backup.stores SET delete_after = %s, deletes_paused_until = 0 WHERE id = %s", (delete_after, store)
             )
             failed = f"SELECT id {_TO_DELETE[delete_after]} AND failures > 0 AND retry_at > 0 ORDER BY id FOR UPDATE"
-            db.execute(f"UPDATE jobs_backup.batches SET retry_at = 0 WHERE id IN ({failed})", (store,))
+            db.execute(sql(f"UPDATE jobs_backup.batches SET retry_at = 0 WHERE id IN ({failed})"), (store,))
 
         self._database.write(work, is_idempotent=True)
 
@@ -118,7 +118,7 @@ class Deliveries:
         def work(db: Db) -> list[DueObject]:
             hold(db, session)
             rows = db.execute(
-                f"SELECT id, key, failures {_TO_DELETE[delete_after]} {_DUE} ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED",
+                sql(f"SELECT id, key, failures {_TO_DELETE[delete_after]} {_DUE} ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED"),
                 (store, limit),
             ).fetchall()
             due = [row for row in rows if is_complete(db, row[0], delete_after)]

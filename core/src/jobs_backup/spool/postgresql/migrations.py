@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobs_backup.errors import SpoolError
-from jobs_backup.spool.postgresql.connection import Database, one
+from jobs_backup.spool.postgresql.connection import Database, one, sql
 from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES, VERSION
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def migrate(database: Database) -> None:
             db.execute(TABLES)  # several statements, so without parameters
             found = 1
         for step in range(found, VERSION):
-            db.execute(MIGRATIONS[step])
+            db.execute(sql(MIGRATIONS[step]))
 
     database.write(change, is_idempotent=True)
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from jobs_backup.model import Kind
 from jobs_backup.spool.interface import StoredObject, StreamObjects
-from jobs_backup.spool.postgresql.connection import Database, one
+from jobs_backup.spool.postgresql.connection import Database, one, sql
 from jobs_backup.spool.postgresql.rows import decoded, encoded, stream_of
 
 _SELECT: Final = (
@@ -26,7 +26,7 @@ class CatalogReader:
         """What is in a bucket, by batch numbers, from behind `after` on."""
         query = f"{_SELECT} WHERE b.id > %s AND state = 'stored' AND kind = %s AND location = %s ORDER BY b.id LIMIT %s"
         values = (after, str(kind), encoded(location), limit)
-        return self._database.read(lambda db: [_object(row) for row in db.execute(query, values)])
+        return self._database.read(lambda db: [_object(row) for row in db.execute(sql(query), values)])
 
     def written(self, location: str, kind: Kind, key: str) -> StoredObject | None:
         """What is in a bucket under a key, or was there until it was deleted."""
@@ -63,7 +63,7 @@ class CatalogReader:
 
     def _streams(self, query: str, values: Sequence[Any]) -> list[StreamObjects]:
         return self._database.read(
-            lambda db: [StreamObjects(decoded(row[0]), decoded(row[1]), row[2], row[3]) for row in db.execute(query, values)]
+            lambda db: [StreamObjects(decoded(row[0]), decoded(row[1]), row[2], row[3]) for row in db.execute(sql(query), values)]
         )
 
 

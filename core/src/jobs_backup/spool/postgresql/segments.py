@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.spool.postgresql.chunks import table
-from jobs_backup.spool.postgresql.connection import NOW, Database, one
+from jobs_backup.spool.postgresql.connection import NOW, Database, one, sql
 from jobs_backup.util.logs import logger_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Segments:
             if db.execute(mine, (batch, segment)).fetchone() is None:
                 return False
             last = last_segment(db)
-            db.execute(f"INSERT INTO {table(last)} SELECT * FROM {table(segment)} WHERE batch = %s", (batch,))
+            db.execute(sql(f"INSERT INTO {table(last)} SELECT * FROM {table(segment)} WHERE batch = %s"), (batch,))
             db.execute("UPDATE jobs_backup.batches SET segment = %s WHERE id = %s", (last, batch))
             return True
 

@@ -9,7 +9,7 @@ import msgspec
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt
 from jobs_backup.model import Batch, Part, Upload
 from jobs_backup.spool.interface import JournaledUpload
-from jobs_backup.spool.postgresql.connection import NOW, Database, one
+from jobs_backup.spool.postgresql.connection import NOW, Database, one, sql
 from jobs_backup.spool.postgresql.rows import MAX_DELAY, writable
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class UploadJournal:
 
     def abandoned(self) -> list[JournaledUpload]:
         """The uploads to this store that are due to be aborted."""
-        query = (
+        query = sql(
             f"SELECT {_FIELDS} FROM jobs_backup.uploads WHERE store = %s AND abandoned"
             f" AND (retry_at <= {NOW} OR retry_at > {NOW} + {MAX_DELAY}) ORDER BY id"
         )

@@ -20,7 +20,7 @@ from jobs_backup.spool.open_batch import SEALED_AT_ONCE, BatchState, OpenBatch
 from jobs_backup.spool.planning import WAIT_FOR_ROOM, Addition, due, plan
 from jobs_backup.spool.postgresql.catalog import Catalog, remove_empty, seal
 from jobs_backup.spool.postgresql.chunks import Changes
-from jobs_backup.spool.postgresql.connection import NOW, ConnectionLost, Database
+from jobs_backup.spool.postgresql.connection import NOW, ConnectionLost, Database, sql
 from jobs_backup.spool.postgresql.positions import set_position
 from jobs_backup.spool.postgresql.sessions import Session, SessionLost, committed, elapsed, end, ended, lost
 from jobs_backup.spool.quota import BytesQuota
@@ -292,7 +292,7 @@ class Writer:
             if changes.is_plain and not positions and finish is None:
                 parts, parameters = changes.statement()
                 is_sent = True
-                query = f"WITH me AS ({_NEXT}){parts} SELECT count(*) FROM me"
+                query = sql(f"WITH me AS ({_NEXT}){parts} SELECT count(*) FROM me")
                 return db.execute(query, (*token, *parameters)).fetchone() == (1,)
             db.execute("BEGIN")
             if db.execute(_NEXT, token).fetchone() is None:
