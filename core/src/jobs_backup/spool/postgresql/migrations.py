@@ -46,7 +46,7 @@ def check_version(database: Database) -> None:
         SpoolError: there are none, or those of another version.
     """
     if database.read(lambda db: found_version(db, database.name)) == 0:
-        raise SpoolError(f"there is no spool in {database.name}", hint="set JOBS_BACKUP_SPOOL as those do that record")
+        raise SpoolError(f"no spool found in {database.name}", hint="set JOBS_BACKUP_SPOOL as in the processes that record")
 
 
 def found_version(db: Db, name: str) -> int:
