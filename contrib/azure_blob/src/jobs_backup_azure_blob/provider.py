@@ -174,7 +174,7 @@ class AzureBlobProvider:
 
     @hookimpl
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
-        """Delete objects: Delete Blob for each key, several at once. Each has its own answer and needs only "delete"."""
+        """Delete objects: Delete Blob for each key, several at once. Each has its own answer and needs only delete permission."""
 
         def delete(key: str) -> None:
             with self._request(Call("Delete Blob", self._settings, key), timeout) as request:
