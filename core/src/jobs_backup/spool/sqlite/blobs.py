@@ -72,7 +72,7 @@ _INSERT_AS_OWNER: Final = "INSERT INTO chunks SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM
 class ChunkKind(IntEnum):
     """The form of a chunk's bytes: a member of the object, or lines waiting to become one, compressed or not.
 
-    LOST has no bytes. It takes the place of damaged events, so that any new, unnoticed gap stands out.
+    LOST has no bytes. It replaces damaged events, so that any new gap is noticed.
     """
 
     RAW = 0
@@ -123,7 +123,7 @@ class BlobFile:
     def change(self, work: Callable[[Changes], None], check: Callable[[InputPosition], None] = lambda _: None) -> int:
         """Apply the changes that `work` makes, all or none. Returns the bytes of its chunks.
 
-        `check` is called for each position while nobody else can read or write positions here. If it raises, everything is rolled
+        `check` is called for each position while no one else can read or write positions here. If it raises, everything is rolled
         back.
 
         Raises:

@@ -155,7 +155,7 @@ def _rejected(directory: Path) -> list[RejectedStatus]:
     found: list[RejectedStatus] = []
     with database_errors(directory), suppress(FileNotFoundError):
         for path in sorted(directory.iterdir()):
-            with suppress(FileNotFoundError):  # somebody has just removed it
+            with suppress(FileNotFoundError):  # just removed
                 if size := path.stat().st_size:
                     found.append(RejectedStatus(file=str(path), bytes=size))
     return found
@@ -174,7 +174,7 @@ def _process(directory: Path, row: SessionRow, now: float, unreadable: dict[str,
 
 
 def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreadable: dict[str, str]) -> None:
-    """Find blob files that nobody writes and that hold something unknown to the catalog."""
+    """Find blob files that no process writes and that hold something unknown to the catalog."""
     written = catalog.blob_files()
     for name in files.names():
         if name in written.values():
