@@ -359,7 +359,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
     ) -> None:
         """A missing bucket is an error with a hint, and is not created.
 
-        A bucket created by accident costs money, or puts data where others own it.
+        A bucket created by accident costs money, or puts data into the wrong account.
         """
         if environment_without_bucket is None:
             pytest.skip("no bucket that does not exist was provided")

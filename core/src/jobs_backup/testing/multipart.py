@@ -177,7 +177,7 @@ class MultipartConformance(ABC):
     def test_multipart_late_part(self, multipart: Hooks, inspector: Inspector) -> None:
         """A part that arrives after the abort or the completion brings back neither an upload nor an object.
 
-        An abandoned request may still be on its way. What it brought back would be stored and paid for, unknown to anybody.
+        An abandoned request may still be on its way. Anything it brought back would cost money unnoticed.
         """
         parts = self.parts(multipart)
         aborted = multipart.create("aborted", b"".join(parts))
