@@ -1,6 +1,6 @@
-"""`requirements.py PROJECT...`: what these projects need from others, one a line, with all their extras except `testing`.
+"""`requirements.py PROJECT...`: print the projects' third-party requirements, one per line, with all extras except `testing`.
 
-The Dockerfile installs that before it copies any source, so that a changed source leaves the layer of dependencies as it is.
+The Dockerfile installs these before it copies any source, so that a changed source keeps the dependency layer cached.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def requirements(path: Path) -> set[str]:
-    """Without those on the other projects."""
+    """Return a project's requirements, except those on our other projects."""
     project: dict[str, Any] = tomllib.loads((path / "pyproject.toml").read_text())["project"]
     extras = {name: wanted for name, wanted in project.get("optional-dependencies", {}).items() if name != "testing"}
     wanted = [*project["dependencies"], *(one for more in extras.values() for one in more)]

@@ -1,6 +1,6 @@
-"""An application in any language would do the same: it posts its events to `jobs-backup serve`, and goes on when they are on disk.
+"""Post events to `jobs-backup serve`, and continue once they are on disk. An application in any language would do the same.
 
-Variables: BACKUP_URL, BACKUP_TOKEN, EVENTS (how many), SOURCE_ID.
+Variables: BACKUP_URL, BACKUP_TOKEN, EVENTS (number of events), SOURCE_ID.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 URL = os.environ.get("BACKUP_URL", "http://127.0.0.1:8080")
 TOKEN = os.environ.get("BACKUP_TOKEN", "")
 SOURCE_ID = os.environ.get("SOURCE_ID", "web")
-RETRIED = (429, 503)  # too fast, or its spool is full or still opening; all others mean that the request is wrong
+RETRIED = (429, 503)  # too many requests, or the spool is full or still opening; all others mean an invalid request
 
 
 def post(path: str, events: list[dict[str, Any]], attempts: int = 10) -> dict[str, Any]:
-    """The answer. It comes when the events are on disk: only then are they the sidecar's to look after."""
+    """Post events and return the response. It arrives once they are on disk: until then, the application must keep them."""
     body = "".join(json.dumps(event) + "\n" for event in events).encode()
     headers = {"Content-Type": "application/x-ndjson"}
     if TOKEN:
@@ -36,7 +36,7 @@ def post(path: str, events: list[dict[str, Any]], attempts: int = 10) -> dict[st
             error.close()
             if error.code not in RETRIED or attempt == attempts:
                 raise
-        except urllib.error.URLError:  # not there yet, or being restarted
+        except urllib.error.URLError:  # not started yet, or restarting
             if attempt == attempts:
                 raise
         time.sleep(min(0.2 * 2**attempt, 5))
@@ -48,7 +48,7 @@ def main() -> int:
     count = int(os.environ.get("EVENTS", "100"))
     for first in range(0, count, 20):
         events = [
-            # An id of its own: with it, who reads the archive finds an event that was posted twice because an answer was lost.
+            # A unique id: readers of the archive can find an event that was posted twice because a response was lost.
             {"messageId": str(uuid.uuid4()), "type": "track", "event": "Order Completed", "userId": f"user-{n}", "n": n}
             for n in range(first, min(first + 20, count))
         ]

@@ -8,9 +8,9 @@ Rules for every hook:
 
 - It makes one attempt and MUST NOT retry; core wraps every call in the retry policy. An SDK's own retries MUST be off.
 - It MUST return a receipt or raise. It MUST NOT return None, and MUST NOT log a failure and continue. Foreseeable errors MUST be
-  those of `jobs_backup.errors`, with a `hint` where somebody can act; any other error counts as a `StorageError`.
+  those of `jobs_backup.errors`, with a `hint` if an operator can act; any other error counts as a `StorageError`.
 - It MUST give up after about `timeout` seconds without progress, with `Unavailable`.
-- It MUST open the body anew for each attempt, and close what it opened. An error raised by the body passes through unchanged, or as
+- It MUST reopen the body for each attempt, and close what it opened. An error raised by the body passes through unchanged, or as
   a `SpoolError` (`jobs_backup.bodies.Source` makes one). A body that ends before `size` bytes is an `IntegrityError`. In both cases
   no object may appear.
 - Its claims MUST rest on the store's own answer. A success, "exists already" (`AlreadyExists`) and "gone" (`UploadGone`,

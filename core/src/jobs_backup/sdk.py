@@ -252,9 +252,9 @@ def mapped_errors(to_error: Callable[[Exception], JobsBackupError]) -> Generator
 
 
 def map_status(status: int, rules: Mapping[int, ErrorRule]) -> ErrorRule | None:
-    """The rule for an HTTP status, whoever sent it: from `rules`, else THROTTLED for 429 and FAULT for 408 and 5xx.
+    """The rule for an HTTP status from any sender: from `rules`, else THROTTLED for 429 and FAULT for 408 and 5xx.
 
-    None for other statuses: what they mean is the store's to say.
+    None for other statuses: only the store can say what they mean.
     """
     if status in rules:
         return rules[status]

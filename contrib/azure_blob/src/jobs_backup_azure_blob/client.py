@@ -1,4 +1,4 @@
-"""Builds what talks to Azure Blob Storage: one for each process, without retries, without anything that was not asked for."""
+"""Builds the client for Azure Blob Storage, one per process. It never retries, and sends only the requests asked for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from jobs_backup_azure_blob.errors import token_refused, unreadable_token, unusa
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
 _API_VERSION: Final = "2026-02-06"
-"""Of the service: the first one that lists from a key on. Fixed, so that a newer SDK does not ask more of the store."""
+"""Version of the store's API: the first that can list from a key. Fixed, so that a newer SDK does not require more."""
 _SCOPE: Final = "https://storage.azure.com/.default"
 _POOL: Final = 64
-"""Connections that are kept open for further requests; more threads than these open their own."""
+"""Maximum connections kept open for reuse. Threads beyond this number open their own."""
 
 
 class Azure(NamedTuple):
-    """The SDK's container, and what puts a token into a request, if there has to be one."""
+    """The SDK's container, and a function that adds a token to a request if one is needed."""
 
     container: Any
     authorize: Callable[[Any], None]
 
 
 def connect(settings: AzureBlobSettings) -> Azure:
-    """For each process anew."""
+    """Create a client. Each process needs its own."""
     # The SDK is imported when it is first used.
     blob: Any = importlib.import_module("azure.storage.blob")
     transport: Any = importlib.import_module("azure.core.pipeline.transport")
@@ -34,9 +34,9 @@ def connect(settings: AzureBlobSettings) -> Azure:
     requests: Any = importlib.import_module("requests")
     adapters: Any = importlib.import_module("requests.adapters")
     loggers = ("urllib3.connection", "urllib3.connectionpool", "azure.storage.blob._shared.policies")
-    hide_in_logs(r"(?<=sig=|kid=)[^&\s\"']+", *loggers)  # of a SAS the signature; an upload's id is in those of its blocks
+    hide_in_logs(r"(?<=sig=|kid=)[^&\s\"']+", *loggers)  # a SAS's signature; block ids, which contain the upload's id
     session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"  # or a proxy may pack what is read back
+    session.headers["Accept-Encoding"] = "identity"  # otherwise a proxy may compress what is read
     for scheme in ("http://", "https://"):
         session.mount(scheme, adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=0))
     connection = settings.opened()
@@ -56,18 +56,18 @@ def connect(settings: AzureBlobSettings) -> Azure:
         transport=transport.RequestsTransport(session=session, session_owner=False),
         retry_total=0,
         permit_redirects=False,
-        max_single_get_size=1 << 62,  # one request reads as much as it is asked to
+        max_single_get_size=1 << 62,  # one request per read, whatever its size
     )
     return Azure(container, authorize)
 
 
 def _nothing(_: Any) -> None:
-    """The SDK signs the request."""
+    """Add nothing: the SDK signs the request."""
 
 
 def _bearer(settings: AzureBlobSettings) -> Callable[[Any], None]:
-    """Puts a token into each request, as the SDK would; but the SDK would also send a request whose token was refused again, with a
-    body that is half read by then."""
+    """Return a function that adds a token to each request. The SDK could too, but resends a request whose token was refused,
+    with a body that is half read by then."""
     connection = settings.connection()
     if not connection.base.startswith("https:"):
         raise ConfigurationError(
@@ -82,7 +82,7 @@ def _bearer(settings: AzureBlobSettings) -> Callable[[Any], None]:
             hint="pip install azure-identity, or set AZURE_STORAGE_SAS_TOKEN",
         ) from None
     if found := unreadable_token():
-        raise found  # before the SDK's own log, which repeats the variable: somebody may have put the token itself into it
+        raise found  # before the SDK's log repeats the variable, which may hold the token itself by mistake
     try:
         credential = identity.DefaultAzureCredential()
     except Exception as error:  # noqa: BLE001 - nothing is swallowed

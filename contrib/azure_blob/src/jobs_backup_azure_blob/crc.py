@@ -1,4 +1,4 @@
-"""The CRC-32C of a whole from those of its parts: Azure knows no CRC-32C, so that nobody but us can compare it."""
+"""Combines the CRC-32Cs of parts into that of the whole. Azure does not support CRC-32C, so only we can compare it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import functools
 from typing import Final
 
 _POLYNOMIAL: Final = 0x82F63B78
-"""Castagnoli's. The highest bit of a number is the coefficient of x to the power of 0."""
+"""Castagnoli's polynomial. A number's highest bit is the coefficient of x to the power of 0."""
 _ONE: Final = 1 << 31
-_BYTE: Final = 1 << 23  # x to the power of 8: what one byte more does to all that stand before it
+_BYTE: Final = 1 << 23  # x to the power of 8: the effect of one more byte on all bytes before it
 
 
 def combined(first: int, second: int, size: int) -> int:
-    """Of two pieces, one behind the other; `size` is that of the second one, in bytes."""
+    """Return the CRC-32C of two adjacent pieces from their CRCs. `size` is the second piece's, in bytes."""
     return _product(first, _shift(size)) ^ second
 
 
@@ -28,7 +28,7 @@ def _shift(size: int) -> int:
 
 
 def _product(left: int, right: int) -> int:
-    """Of two polynomials, modulo Castagnoli's."""
+    """Return the product of two polynomials, modulo Castagnoli's."""
     product = 0
     for bit in range(31, -1, -1):
         if left >> bit & 1:

@@ -1,4 +1,4 @@
-"""Translates the errors of the store and of Azure's libraries into the taxonomy, each with what to do about it."""
+"""Translates errors of the store and of Azure's libraries into the taxonomy, each with what to do."""
 
 from __future__ import annotations
 
@@ -68,23 +68,23 @@ PERMISSIONS: Final[Mapping[str, tuple[str, str]]] = {
     "Delete Blob": ("delete", "d"),
     "List Blobs": ("read", "l"),
 }
-"""Operation -> the action of a role, and the letter in a SAS, that it needs. For Put Blob alone `add/action`, c, would do."""
+"""Operation -> the role action and SAS letter that it needs. For Put Blob alone, `add/action` and c would be enough."""
 
 
 def permission(operation: str) -> str:
-    """The permission that an operation needs, in Azure's words."""
+    """Return the permission that an operation needs, in Azure's terms."""
     action, letter = PERMISSIONS[operation]
     return f"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/{action} (SAS: {letter})"
 
 
-# By the code that the store gives with an answer (its header x-ms-error-code).
+# By the store's error code (header x-ms-error-code).
 _CODES: Final[Mapping[str, ErrorRule]] = {
     "AccountIsDisabled": ErrorRule(Unauthenticated, "enable the storage account"),
     **dict.fromkeys(("AuthenticationFailed", "NoAuthenticationInformation"), ErrorRule(Unauthenticated, _CREDENTIALS)),
     "KeyBasedAuthenticationNotPermitted": ErrorRule(
         Unauthenticated, "the account does not allow keys: use an identity, or a user delegation SAS"
     ),
-    # A principal that may only create gets the second one.
+    # A principal with permission only to create gets the second.
     **dict.fromkeys(("BlobAlreadyExists", "UnauthorizedBlobOverwrite", "ConditionNotMet"), ErrorRule(AlreadyExists)),
     **dict.fromkeys(
         ("ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled", "ResourceNotFound"), ErrorRule(BucketNotFound, _BUCKET)
@@ -114,7 +114,7 @@ _FORBIDDEN: Final[Mapping[str, str]] = {
     "AuthorizationServiceMismatch": "the SAS is for other services: create one for the container (sr=c)",
     **dict.fromkeys(("KeyVaultAccessTokenCannotBeAcquired", "KeyVaultEncryptionKeyNotFound", "KeyVaultVaultNotFound"), _VAULT),
 }
-"""By the code of a 403: what to do; `{grant}` is replaced by what to grant."""
+"""Code of a 403 -> what to do. `{grant}` is replaced by the permission to grant."""
 _STATUSES: Final[Mapping[int, ErrorRule]] = {
     401: ErrorRule(Unauthenticated, _CREDENTIALS),
     404: ErrorRule(BucketNotFound, _ENDPOINT),
@@ -122,7 +122,7 @@ _STATUSES: Final[Mapping[int, ErrorRule]] = {
 }
 
 _ANYBODYS: Final = (401, 403, 405, 407, 408, 429)
-"""Statuses that are believed to be a refusal whoever gives them. Faults, from 500 on, are, too."""
+"""Statuses accepted as a refusal from any sender. So are faults, from 500 up."""
 
 _EXCEPTIONS: Final[Mapping[str, ErrorRule]] = {
     "AzureSigningError": ErrorRule(ConfigurationError, "check AZURE_STORAGE_ACCESS_KEY"),
@@ -138,11 +138,11 @@ _TROUBLE: Final = "cannot get a token for Azure"
 _FEDERATION: Final = "AZURE_FEDERATED_TOKEN_FILE"
 _CERTIFICATE: Final = "AZURE_CLIENT_CERTIFICATE_PATH"
 _FILES: Final = (_FEDERATION, _CERTIFICATE)
-"""Variables that name files which azure-identity reads by itself."""
+"""Variables that name files azure-identity reads by itself."""
 
 
 class Call(NamedTuple):
-    """What was tried. `if_absent`: whether the request has that condition."""
+    """An attempted operation. `if_absent`: whether the request has that condition."""
 
     operation: str
     settings: AzureBlobSettings
@@ -157,12 +157,12 @@ class Call(NamedTuple):
 
 
 def translated(call: Call) -> AbstractContextManager[None]:
-    """A block whose exceptions become errors of jobs-backup."""
+    """A context whose exceptions become errors of jobs-backup."""
     return mapped_errors(lambda error: translate(error, call))
 
 
 def translate(error: Exception, call: Call) -> JobsBackupError:
-    """The error of the taxonomy for what a request raised."""
+    """Return the error of the taxonomy for an exception that a request raised."""
     response: Any = getattr(error, "response", None)
     if response is not None and getattr(response, "status_code", None):
         return _answered(error, response, call)
@@ -170,16 +170,16 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
 
 
 def is_azures(response: Any) -> bool:
-    """Whether an answer has the store's mark, which it gives to each: a status alone, or a page, can be anybody's."""
+    """Whether an answer has the header that the store always sends. A status alone or a page can come from anything."""
     return bool(response.headers.get("x-ms-request-id"))
 
 
 def check_origin(call: Call, response: Any) -> None:
-    """What is done, or is so, only the store can say. `response` is the SDK's pipeline's.
+    """Check that an answer that claims a result comes from the store. `response` is that of the SDK's pipeline.
 
     Raises:
         ConfigurationError: the answer is a redirect.
-        Unavailable: the answer says something of the kind, and does not bear the store's mark.
+        Unavailable: the answer claims a result but lacks the store's header.
     """
     answer = response.http_response
     if answer.status_code in REDIRECTS:
@@ -189,14 +189,14 @@ def check_origin(call: Call, response: Any) -> None:
 
 
 def _code(error: Any, response: Any) -> str:
-    """The store's code for an error; empty where the answer is not the store's."""
+    """Return the store's error code; empty if the answer does not come from the store."""
     if not is_azures(response):
         return ""
     return str(response.headers.get("x-ms-error-code") or getattr(error.error_code, "value", error.error_code) or "")
 
 
 def unreadable_token(error: Exception | None = None) -> Unauthenticated | None:
-    """The error for a file of azure-identity's that cannot be read, None if there is none. It passes on to other credentials."""
+    """Return the error for an unreadable file of azure-identity, or None. azure-identity itself skips to other credentials."""
     files = {name: os.environ.get(name, "") for name in _FILES}
     found = unreadable(_TROUBLE, error, files=files)
     return (
@@ -207,7 +207,7 @@ def unreadable_token(error: Exception | None = None) -> Unauthenticated | None:
 
 
 def unusable_identity(error: Exception) -> Unauthenticated:
-    """The error for variables that azure-identity refuses when it is set up. Nothing was sent."""
+    """Return the error for variables that azure-identity refuses at setup. Nothing was sent."""
     path = os.environ.get(_CERTIFICATE, "")
     said = cleaned(str(error), ambient=UNSHOWN)
     if "certificate" in said.lower() and os.path.lexists(path):
@@ -221,11 +221,11 @@ def unusable_identity(error: Exception) -> Unauthenticated:
 
 
 def token_refused(error: Exception) -> JobsBackupError:
-    """The error of the taxonomy for a token that could not be had. The request itself was not sent."""
+    """Return the error of the taxonomy for a failure to get a token. The request itself was not sent."""
     if found := unreadable_token(error):
         return found
     said = cleaned(re.sub(r"https?://\S+", "****", str(error)), ambient=UNSHOWN)
-    if "ClientAuthenticationError" in error_names(error):  # also where no kind of credentials is available
+    if "ClientAuthenticationError" in error_names(error):  # also if no credentials of any kind are available
         return Unauthenticated(f"cannot get a token for Azure: {said}", hint=_IDENTITY)
     return Unreachable(
         f"cannot get a token for Azure: {said}", hint="check the connection to the token server and the metadata server"
@@ -233,10 +233,10 @@ def token_refused(error: Exception) -> JobsBackupError:
 
 
 def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
-    """For an answer that is none of success."""
+    """Return the error of the taxonomy for an unsuccessful answer."""
     status: int = response.status_code
     code = _cleaned(_code(error, response), call)
-    # The first line is the store's own sentence; below come the request's id, and sometimes what was signed.
+    # The first line is the store's own message. The request id, and sometimes the signed text, follow.
     said = str(error.message).strip().partition("\n")[0][:MAX_RESPONSE_TEXT]
     message = f"{call}: {status}" + (f" {code}" if code else "") + f": {_cleaned(said, call)}"
     if code == "BlobImmutableDueToPolicy":
@@ -251,7 +251,7 @@ def _answered(error: Any, response: Any, call: Call) -> JobsBackupError:
 
 def _rule(status: int, code: str, said: str, call: Call, *, is_outdated: bool) -> ErrorRule:
     if code == "ConditionNotMet" and call.operation == "Get Blob":
-        # The condition of a read is that it still is what it was; that of a write, that nothing is there.
+        # A read requires an unchanged object; a write, that none exists.
         return ErrorRule(IntegrityError, "it was replaced meanwhile")
     if code == "AuthenticationFailed" and is_outdated:
         return ErrorRule(CredentialsExpired, _RUN_OUT)

@@ -1,4 +1,4 @@
-"""The narrowest rights that suffice: a role for an identity, assigned on the container; or a SAS with the same rights."""
+"""Least-privilege permissions: a role for an identity, assigned on the container, or a SAS with the same permissions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOBS: Final = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs
 _ROLE: Final = "jobs-backup"
 _OPERATIONS: Final = {
     "write": "Put Blob",
-    "create_multipart": "Put Block",  # what it begins
+    "create_multipart": "Put Block",  # the first request that an upload sends
     "write_part": "Put Block",
     "complete_multipart": "Put Block List",
 }
@@ -22,10 +22,10 @@ _NOTHING: Final = "none: no request is sent"
 
 
 def policy(settings: AzureBlobSettings, *, delete: bool, replay: bool, format_: str) -> Policy:
-    """As commands of az; as JSON, the role for `az role definition create`.
+    """Return the policy as az commands, or as JSON (the role for `az role definition create`).
 
     Raises:
-        NotSupported: for Terraform.
+        NotSupported: the format is Terraform.
     """
     operations = dict(_OPERATIONS)
     if delete:
@@ -56,7 +56,7 @@ def _role(actions: list[str], scope: str) -> str:
 
 
 def _condition(settings: AzureBlobSettings, actions: list[str]) -> str:
-    """In Azure's language of role conditions; empty without a prefix. Who may list sees the names of all blobs."""
+    """Return the role condition in Azure's language; empty without a prefix. Permission to list shows all blobs' names."""
     prefix = settings.prefix.strip("/").replace("'", "\\'")
     if not prefix:
         return ""

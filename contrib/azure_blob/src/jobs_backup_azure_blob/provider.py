@@ -1,8 +1,8 @@
-"""The provider AZURE_BLOB: each hook of the contract as one request of the REST API of Azure Blob Storage.
+"""The provider AZURE_BLOB. Each hook of the contract is one request of the REST API of Azure Blob Storage.
 
-Azure knows no uploads, only blocks: each is sent under a key with an id of its own, and a list of ids makes them the object. What
-an upload is here, its id and what the object will bear, is made up in `create_multipart` and lives in core's journal alone. The
-ids of its blocks begin with the upload's, so that two uploads of one key never mix.
+Azure has no uploads, only blocks: each is sent under a key with its own id, and a list of ids turns them into the object. The
+upload's id and the object's properties are created in `create_multipart`, and exist only in core's journal. Block ids begin with
+the upload's id, so two uploads of one key never mix.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from jobs_backup_azure_blob.errors import Call, check_origin, translated
 from jobs_backup_azure_blob.settings import AzureBlobSettings
 
 _LARGEST: Final = 5000 << 20
-"""Bytes that Put Blob takes."""
+"""Maximum bytes for Put Blob."""
 _BLOCK: Final = 1 << 20
 _PAGE: Final = 1000
 _TYPE: Final = "content_type"
 _METADATA: Final = "metadata"
-"""Names in `Upload.extra`: what the list of blocks is sent with."""
+"""Keys in `Upload.extra` for the properties sent with the list of blocks."""
 
 _NO_SIZE: Final = re.compile(rb"<Content-Length>(?!\s*[0-9]{1,18}\s*</)[^<]*</Content-Length>")
 _ENDLESS: Final = "its listing is unreliable: replay without --list, on the machine that has the spool"
 
 
 class _Request(NamedTuple):
-    """The SDK's container, and the options of each request. Azure's library is not worth importing for its types."""
+    """The SDK's container and the options of each request. Untyped: the types alone do not justify importing Azure's library."""
 
     container: Any
     options: dict[str, Any]
 
     def streaming(self, source: Source, size: int, md5: bytes) -> dict[str, Any]:
-        """Options with which the request's body is this one. The SDK itself would read all of it into memory, or twice."""
+        """Return options that stream this body. The SDK itself would read all of it into memory, or read it twice."""
         authorize = self.options["raw_request_hook"]
 
         def stream(request: Any) -> None:
-            if size:  # an empty stream would be sent in chunks, which the store refuses
+            if size:  # an empty stream would be sent chunked, which the store refuses
                 request.http_request.data = source
             request.http_request.headers["Content-Length"] = str(size)
             request.http_request.headers["Content-MD5"] = base64.b64encode(md5).decode()
@@ -70,7 +70,7 @@ class AzureBlobProvider:
     settings: ClassVar[type[AzureBlobSettings]] = AzureBlobSettings
     max_parts: ClassVar[int] = 50_000
     min_part_size: ClassVar[int] = 1
-    # No `max_write_size`: who sets JOBS_BACKUP_MULTIPART_THRESHOLD high enough never needs more than the right to create.
+    # No `max_write_size`: with a JOBS_BACKUP_MULTIPART_THRESHOLD high enough, the permission to create is all that is needed.
 
     def __init__(self, settings: AzureBlobSettings) -> None:
         self._settings = settings
@@ -78,16 +78,16 @@ class AzureBlobProvider:
 
     @classmethod
     def from_settings(cls, environment: Mapping[str, str]) -> Self:
-        """Configured by these environment variables. Neither imports the SDK nor opens a connection.
+        """Create a provider from environment variables. Neither imports the SDK nor opens a connection.
 
         Raises:
-            ConfigurationError: a variable is missing or wrong, or two contradict each other.
+            ConfigurationError: a variable is missing or invalid, or two contradict each other.
         """
         return cls(AzureBlobSettings.from_environment(environment))
 
     @property
     def location(self) -> str:
-        """Account and container, and endpoint if it is not Azure's own."""
+        """The account and container, and the endpoint if it is not Azure's own."""
         return self._settings.location
 
     def __repr__(self) -> str:
@@ -105,7 +105,7 @@ class AzureBlobProvider:
         if_absent: bool,
         timeout: float,
     ) -> WriteReceipt:
-        """Put Blob."""
+        """Write an object: Put Blob."""
         call = Call("Put Blob", self._settings, key, if_absent)
         if size > _LARGEST:
             raise NotSupported(f"{call}: {size:,} bytes are too many for one request", hint="lower JOBS_BACKUP_MULTIPART_THRESHOLD")
@@ -123,25 +123,25 @@ class AzureBlobProvider:
 
     @hookimpl
     def create_multipart(self, key: str, content_type: str, metadata: Mapping[str, str]) -> Upload:
-        """Sends nothing: Azure has no operation that begins an upload."""
+        """Start an upload. Sends nothing: Azure has no operation for this."""
         return Upload(key=key, id=secrets.token_hex(16), extra={_TYPE: content_type, _METADATA: json.dumps(dict(metadata))})
 
     @hookimpl
     def write_part(self, upload: Upload, number: int, body: Body, size: int, timeout: float) -> Part:
-        """Put Block."""
+        """Upload a part: Put Block."""
         call = Call("Put Block", self._settings, upload.key)
         crc, md5 = _sums(call, body, size)
         with Source(body, size) as source, self._request(call, timeout) as request:
             blob = request.container.get_blob_client(upload.key)
             blob.stage_block(_block(upload, number), b"", length=0, **request.streaming(source, size, md5))
-        # Azure gives blocks no tags. What it is told at completion is compared before, and for that their sizes are needed.
+        # Azure returns no tags for blocks. Completion compares the parts itself, and needs their sizes for that.
         return Part(number=number, etag=str(size), crc32c=crc)
 
     @hookimpl
     def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
     ) -> WriteReceipt:
-        """Put Block List."""
+        """Complete an upload: Put Block List."""
         call = Call("Put Block List", self._settings, upload.key, if_absent)
         sizes = [int(part.etag) for part in parts]
         if sum(sizes) != size:
@@ -160,21 +160,21 @@ class AzureBlobProvider:
             return _receipt(call, answer)
 
     @hookimpl
-    def abort_multipart(self, upload: Upload) -> AbortReceipt:  # noqa: ARG002 - there is nothing to tell the store about it
-        """Sends nothing: Azure has no operation that discards blocks and nothing else.
+    def abort_multipart(self, upload: Upload) -> AbortReceipt:  # noqa: ARG002 - the store needs no request
+        """Abort an upload. Sends nothing: Azure has no operation that only discards blocks.
 
-        They can become part of no object any more, for only this upload lists them. Azure discards them as soon as the key's object
-        is stored, which core goes on trying, in whatever way; if that never happens, a week after the last of them came.
+        The blocks can no longer become part of an object, because only this upload lists them. Azure discards them once the key's
+        object is uploaded, which core keeps trying; otherwise a week after the last block arrived.
 
-        Deleting the key would discard them at once, but needs a right that backing up does not need, and would delete the object,
-        too, if the completion whose answer was lost has made it. An empty list of blocks would make an empty object, which the next
-        write would take for its own.
+        Deleting the key would discard them at once, but needs a permission that backups do not need. It would also delete an object
+        whose completion succeeded although the answer was lost. An empty list of blocks would create an empty object, which the
+        next write would take for its own.
         """
         return AbortReceipt(Outcome.ABORTED)
 
     @hookimpl
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
-        """Delete Blob for each key, several at once: so each has its own answer, and the right to delete is all that is needed."""
+        """Delete objects: Delete Blob for each key, several at once. Each has its own answer and needs only delete permission."""
 
         def delete(key: str) -> None:
             with self._request(Call("Delete Blob", self._settings, key), timeout) as request:
@@ -184,7 +184,7 @@ class AzureBlobProvider:
 
     @hookimpl
     def read(self, key: str, timeout: float) -> Body:
-        """Get Blob Properties for the size, and Get Blob at each opening."""
+        """Read an object: Get Blob Properties for the size, then Get Blob each time the body is opened."""
         call = Call("Get Blob", self._settings, key)
         with self._request(call, timeout) as request:
             found = request.container.get_blob_client(key).get_blob_properties(**request.options)
@@ -205,7 +205,7 @@ class AzureBlobProvider:
 
     @hookimpl
     def list(self, prefix: str, after: str, timeout: float) -> Page:
-        """List Blobs. A store that does not know `startFrom` yet lists from the beginning; what was listed before is skipped."""
+        """List a page of objects: List Blobs. Skips keys up to `after`: a store without `startFrom` lists from the beginning."""
         objects: list[Listed] = []
         call = Call("List Blobs", self._settings)
         with self._request(call, timeout) as request:
@@ -227,12 +227,12 @@ class AzureBlobProvider:
 
     @hookimpl
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
-        """Commands of az; the role as JSON."""
+        """Return the policy as az commands, or as JSON (the role)."""
         return rights.policy(self.settings.from_environment(settings), delete=delete, replay=replay, format_=format)
 
     @contextlib.contextmanager
     def _request(self, call: Call, timeout: float) -> Generator[_Request]:
-        """What sends one request, within a block whose errors are translated."""
+        """Yield what one request needs, and translate the block's errors."""
         azure: Azure | None = None
         try:
             with translated(call):
@@ -246,13 +246,13 @@ class AzureBlobProvider:
                 yield _Request(azure.container, options)
         except (Unauthenticated, PermissionDenied) as error:
             # The next request reads the credentials again: their file may have been replaced. The permissions to read and to delete
-            # may be missing on purpose, and for many keys, one after the other.
+            # may be missing on purpose, and for many keys in a row.
             if isinstance(error, Unauthenticated) or call.operation not in ("Get Blob", "Delete Blob"):
                 self._clients.renew(azure)
             raise
 
     def _bears(self, content_type: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-        """What an object bears besides its bytes. Azure wants names of metadata that could be those of variables."""
+        """Return the properties of an object. Azure requires metadata names that are valid identifiers."""
         blob: Any = importlib.import_module("azure.storage.blob")
         return {
             "content_settings": blob.ContentSettings(content_type=content_type),
@@ -262,16 +262,16 @@ class AzureBlobProvider:
 
 
 def _mend(call: Call, response: Any) -> None:
-    """Take sizes out of a list that are not numbers: the SDK would fail the whole list for one of them."""
+    """Remove invalid sizes from a listing: one of them would make the SDK fail the whole listing."""
     check_origin(call, response)
     answer = response.http_response
     mended = _NO_SIZE.sub(b"", answer.internal_response.content)
-    for one in (answer, answer.internal_response):  # which of the two is parsed depends on the SDK's version
+    for one in (answer, answer.internal_response):  # the SDK's version decides which of the two is parsed
         one._content = mended  # noqa: SLF001 - there is no option for it
 
 
 class _Taken(Exception):
-    """The answer is there: `stream` gives its body."""
+    """The answer has arrived. `stream` reads its body."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__()
@@ -279,11 +279,11 @@ class _Taken(Exception):
 
 
 def _take(call: Call, stored_as: str | None, response: Any) -> None:
-    """Take the answer away from the SDK, which would hold all of it in memory, and ask again by itself if the connection breaks.
+    """Take the answer from the SDK, which would hold all of it in memory, and would retry by itself if the connection breaks.
 
     Raises:
-        _Taken: it is a success.
-        IntegrityError: it is one, of other bytes. `stored_as` is the object's own Content-Encoding.
+        _Taken: the answer is a success.
+        IntegrityError: it is a success with other bytes: its Content-Encoding is not the object's own, `stored_as`.
     """
     check_origin(call, response)
     answer = response.http_response
@@ -296,15 +296,15 @@ def _take(call: Call, stored_as: str | None, response: Any) -> None:
 
 
 def _block(upload: Upload, number: int) -> str:
-    """A block's id. Under one key, all of them have to have the same length."""
+    """Return a block's id. All ids under one key must have the same length."""
     return f"{upload.id}-{number:08}"
 
 
 def _sums(call: Call, body: Body, size: int) -> tuple[int, bytes]:
-    """CRC-32C and MD5 of a body, which is read once for both: the first one for us, the second one for the store.
+    """Return a body's CRC-32C, for us, and MD5, for the store. Reads the body once for both.
 
     Raises:
-        IntegrityError: the body has not the size that it should have.
+        IntegrityError: the body does not have the expected size.
     """
     crc, found, md5 = 0, 0, hashlib.md5(usedforsecurity=False)
     with body.open() as reader:
@@ -318,7 +318,7 @@ def _sums(call: Call, body: Body, size: int) -> tuple[int, bytes]:
 
 
 def _compare(call: Call, crc: int, wanted: int) -> None:
-    """Azure can't be asked to check a CRC-32C, so it is done here: bytes that changed on the disk are not to be published."""
+    """Compare the CRC-32C, which Azure cannot check: never upload bytes that changed on disk."""
     if crc != wanted:
         raise IntegrityError(f"{call}: the body's CRC-32C does not match", hint="the disk may be faulty")
 

@@ -1,4 +1,4 @@
-"""The environment variables of Azure Blob Storage."""
+"""Environment variables of Azure Blob Storage."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ AMBIENT: Final[Mapping[str, str | tuple[str, ...]]] = {
     "IMDS_ENDPOINT": "url",
     "MSI_ENDPOINT": "url",
 }
-"""What Azure's libraries read from the environment by themselves, and may show in the error for a value that they do not take."""
+"""Variables that Azure's libraries read by themselves, and whose values their errors may show if they are invalid."""
 UNSHOWN: Final = (
     *AMBIENT, "AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PASSWORD", "AZURE_PASSWORD", "AZURE_USERNAME", "IDENTITY_HEADER",
     "MSI_SECRET", "IDENTITY_SERVER_THUMBPRINT", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_CERTIFICATE_PATH",
     "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
 )  # fmt: skip
-"""Whatever is a credential in one of these is cut out of messages."""
+"""Variables whose credentials are removed from messages."""
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the container is, and what opens it: a key, or a SAS, or without both what the environment has.
+    """The container's location and its credentials: a key, a SAS, or, without either, those of the environment.
 
     Attributes:
-        base: the endpoint's URL, without a slash at its end.
-        is_own: whether that is not Azure's own for this account.
+        base: the endpoint's URL, without a trailing slash.
+        is_own: whether `base` is not Azure's own endpoint for this account.
     """
 
     account: str
@@ -63,7 +63,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AzureBlobSettings(Settings, frozen=True, kw_only=True):
-    """What AZURE_BLOB reads from the environment."""
+    """Settings of AZURE_BLOB."""
 
     bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "Container for the objects. It must exist.", example="my-events")]
     prefix: Annotated[
@@ -115,7 +115,7 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def from_environment(cls, environment: Any) -> Self:
-        """See `Settings.from_environment`; also raises where the settings contradict each other."""
+        """See `Settings.from_environment`. Also raises if the settings contradict each other."""
         check_proxies(environment, socks=importlib.util.find_spec("socks") is not None)
         check_ambient(environment, AMBIENT)
         found = super().from_environment(environment)
@@ -139,15 +139,15 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
 
     @property
     def has_identity(self) -> bool:
-        """Whether tokens open the container."""
+        """Whether access uses tokens."""
         connection = self.connection()
         return connection.key is None and connection.sas is None and self.key_file is None and self.sas_file is None
 
     def opened(self) -> Connection:
-        """The connection with what its files hold now.
+        """Return the connection with the current content of its files.
 
         Raises:
-            ConfigurationError: a file can't be read, or holds something else.
+            ConfigurationError: a file cannot be read, or its content is invalid.
         """
         connection = self.connection()
         if self.key_file is not None:
@@ -157,10 +157,10 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
         return connection
 
     def connection(self) -> Connection:
-        """Account, endpoint and credentials, wherever they were written, but for those in files: see `opened`.
+        """Return account, endpoint and credentials from any variable, except credentials in files: see `opened`.
 
         Raises:
-            ConfigurationError: something is missing or wrong.
+            ConfigurationError: something is missing or invalid.
         """
         if self.connection_string is not None:
             for name, value in (("AZURE_STORAGE_ACCOUNT", self.account), (_ENDPOINT, self.endpoint)):
@@ -174,27 +174,27 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
 
     @property
     def location(self) -> str:
-        """As the contract wants it. The names of containers are an account's own, so the account is a part of it."""
+        """The location in the contract's form. It includes the account, because container names are unique only within one."""
         connection = self.connection()
         return f"azure://{connection.account}/{self.bucket}" + (f" at {connection.base}" if connection.is_own else "")
 
     def secrets(self) -> list[str]:
-        """What no message may show: also a SAS's signature alone."""
+        """Return the texts that no message may show, including a SAS's signature alone."""
         try:
             connection = self.opened()
         except ConfigurationError:
-            connection = self.connection()  # what a file held before it went is cut out by its form
+            connection = self.connection()  # a deleted file's secret is recognized by its form
         texts = [secret.reveal() for secret in (connection.key, connection.sas) if secret]
         return texts + (parse_qs(connection.sas.reveal())["sig"] if connection.sas else [])
 
     @property
     def resource(self) -> str:
-        """What permissions have to be granted on."""
+        """The resource on which to grant permissions."""
         return f"storageAccounts/{self.connection().account}/blobServices/default/containers/{self.bucket}"
 
 
 def _connection(named: str, account: str, base: str, key: Secret | None, sas: Secret | None) -> Connection:
-    """`named` is the variable that has the account. Says nothing of the secrets in what it raises."""
+    """Return the connection. `named` is the variable with the account. Errors never show the secrets."""
     if not _ACCOUNT.fullmatch(account):
         raise ConfigurationError(
             f"{named}: {shown(account)} is not a valid name of a storage account", hint="3 to 24 lower-case letters and digits"

@@ -62,6 +62,6 @@ def main(file: Path) -> None:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # nobody can read the diagnostic
+    with contextlib.suppress(OSError):  # standard error may be closed too
         click.echo(f"jobs-backup-decrypt: {printable(message)}", err=True)
     sys.exit(code)

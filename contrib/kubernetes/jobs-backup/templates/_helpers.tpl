@@ -1,7 +1,7 @@
 {{/*
-Those without an underscore are for other charts, too, which call them with this chart's scope: `(index .Subcharts "jobs-backup")`.
+Other charts may call those without an underscore, with this chart's scope: `(index .Subcharts "jobs-backup")`.
   jobs-backup.container                      a list item: the container
-  jobs-backup.volumes                        list items: what it mounts, but for the spool
+  jobs-backup.volumes                        list items: what it mounts, except the spool
   jobs-backup.volumeClaimTemplate            a list item: the spool, for a StatefulSet
   jobs-backup.env, jobs-backup.envFrom, jobs-backup.volumeMounts
                                              list items: for a container that records with the library
@@ -12,7 +12,7 @@ Those without an underscore are for other charts, too, which call them with this
 {{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" }}
 {{- end }}
 
-{{/* At most 52 characters: a StatefulSet's pods have a label with its name and a hash of 11. */}}
+{{/* At most 52 characters: a StatefulSet's pods have a label with its name and a hash of 11 characters. */}}
 {{- define "jobs-backup.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- if .Values.fullnameOverride }}
@@ -61,7 +61,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if eq .Values.mode "server" }}{{ .Values.preStopSleep }}{{ else }}0{{ end }}
 {{- end }}
 
-{{/* More than what sending and the sleep before it may take: else the process is killed while it sends. */}}
+{{/* More than the time for uploading and the sleep before it: otherwise the process is killed while it uploads. */}}
 {{- define "jobs-backup.terminationGracePeriodSeconds" -}}
 {{- $least := add .Values.shutdownGrace (int (include "jobs-backup._preStopSleep" .)) }}
 {{- $given := .Values.terminationGracePeriodSeconds }}
@@ -74,7 +74,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* The Secret that this release makes, if any of the values are secrets. */}}
+{{/* The data of the Secret that this release creates if any of the values are secrets. */}}
 {{- define "jobs-backup._secretData" -}}
 {{- $data := dict }}
 {{- with .Values.server.token }}{{ $_ := set $data "JOBS_BACKUP_SERVER_TOKEN" . }}{{ end }}
@@ -95,7 +95,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if $data }}{{ toYaml $data }}{{ end }}
 {{- end }}
 
-{{/* (name, secret, key, optional): a variable whose value is in a Secret. */}}
+{{/* (name, secret, key, optional): a variable with its value in a Secret. */}}
 {{- define "jobs-backup._fromSecret" -}}
 - name: {{ .name }}
   valueFrom:
@@ -107,7 +107,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       {{- end }}
 {{ end }}
 
-{{/* (of, own, id, key): the pair of keys of a provider, from the Secret that exists or from our own. */}}
+{{/* (of, own, id, key): a provider's pair of keys, from the existing Secret or our own. */}}
 {{- define "jobs-backup._keys" -}}
 {{- if .of.existingSecret }}
 {{- include "jobs-backup._fromSecret" (dict "name" .id "secret" .of.existingSecret "key" .of.keys.accessKeyId) }}
@@ -126,7 +126,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ end }}
 {{- end }}
 
-{{/* The variables that every process of a spool needs, without `extraEnv`. */}}
+{{/* The variables that every process on a spool needs, without `extraEnv`. */}}
 {{- define "jobs-backup._ownEnv" -}}
 {{- $own := include "jobs-backup.fullname" . }}
 {{- $provider := .Values.storage.provider -}}
@@ -212,7 +212,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* A name that stands twice would be one variable with the later value: which of the two is meant, nobody could see. */}}
+{{/* Refuse duplicate names: the later value would silently replace the earlier one. */}}
 {{- define "jobs-backup.env" -}}
 {{- $own := include "jobs-backup._ownEnv" . | fromYamlArray }}
 {{- $names := list }}
@@ -284,7 +284,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
         storage: {{ .Values.spool.size }}
 {{- end }}
 
-{{/* (path, values). The port is that of the metrics: it has no TLS and no token, and answers when the other has no connection left. */}}
+{{/* (path, values). Uses the metrics port: it needs no TLS or token, and answers even if the other port has no connections left. */}}
 {{- define "jobs-backup._probe" -}}
 httpGet:
   path: {{ .path }}
@@ -346,7 +346,7 @@ httpGet:
     {{- end }}
 {{- end }}
 
-{{/* The other containers of our own pods. With mode `archive` they record: they get the settings and the spool, before what they have. */}}
+{{/* The other containers of our own pods. In mode `archive` they record, and get the settings and the spool before their own values. */}}
 {{- define "jobs-backup._extraContainers" -}}
 {{- $root := . }}
 {{- range .Values.extraContainers }}

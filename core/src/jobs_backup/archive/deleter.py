@@ -25,7 +25,7 @@ _FIRST_PAUSE: Final = 5.0
 _MAX_PAUSE: Final = 300.0
 _FIRST_PROBE: Final = 60.0
 _MAX_PROBE: Final = 1800.0
-"""Seconds between two probes without permission: somebody has to grant it, or withholds it on purpose."""
+"""Seconds between two probes without permission: an owner must grant it, or withholds it on purpose."""
 
 
 class Deleter:
@@ -95,7 +95,7 @@ class Deleter:
         except Exception as error:  # noqa: BLE001 - whatever it is, they must not stay claimed
             failed, is_of_call = dict.fromkeys((one.key for one in objects), error), True
         if self._stop.is_set() and is_of_call:
-            return  # interrupted; whoever ends the session releases them
+            return  # interrupted; the end of the session releases them
         gone = [one for one in objects if one.key not in failed]
         refused = [(one, _known(failed[one.key])) for one in objects if one.key in failed]
         if gone:

@@ -148,7 +148,7 @@ class Multipart:
         try:
             return self._spool.uploads.begin(batch, upload, part_size)
         except SpoolError:
-            # Nobody else will ever know of it.
+            # Nothing else records this upload.
             with suppress(JobsBackupError):
                 store.abort_multipart(upload)
             raise

@@ -55,7 +55,7 @@ class AsyncBackup:
     Await the methods of `Backup`. Calls run in a few threads; events that tasks record at the same time share a commit. Cancelling
     a call does not undo it: its events may be recorded, its jobs acknowledged.
 
-    Tasks of any number of event loops may share it, one loop after another or in several threads. A forked process opens it anew.
+    Tasks of any number of event loops may share it, one loop after another or in several threads. A forked process reopens it.
     """
 
     def __init__(self, settings: CoreSettings, *, environment: Mapping[str, str] | None = None, archive: bool = True) -> None:
@@ -207,7 +207,7 @@ class AsyncBackup:
         try:
             return await _result(call)
         finally:
-            call.cancel()  # if nobody waits for it, and no thread has started it
+            call.cancel()  # if no caller waits for it, and no thread has started it
 
 
 class _Opening:
@@ -349,7 +349,7 @@ def _tell(futures: Sequence[asyncio.Future[None]], error: BaseException | None) 
     for future in futures:
         loops.setdefault(future.get_loop(), []).append(future)
     for loop, its in loops.items():
-        with suppress(RuntimeError):  # a closed loop has nobody waiting
+        with suppress(RuntimeError):  # nothing waits on a closed loop
             loop.call_soon_threadsafe(_settle, its, error)
 
 

@@ -37,7 +37,7 @@ from jobs_backup.store.wrappers import Wrappers
 
 _RETRY: Final = RetryPolicy(attempts=2, initial_backoff=0.5, max_wait=1.0, deadline=20.0)
 _TIMEOUT: Final = 15.0
-"""Seconds for an attempt, or the configured timeout if shorter: somebody waits for the answer."""
+"""Seconds for an attempt, or the configured timeout if shorter: a person waits for the answer."""
 _DIRECTORY: Final = "jobs-backup-check"
 _CONTENT: Final = BytesBody(b"Written by `jobs-backup check` to see whether it may write here. It may be deleted.\n")
 _BACKING_UP: Final = frozenset({"write", "create_multipart", "abort_multipart"})

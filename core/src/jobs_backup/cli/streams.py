@@ -107,7 +107,7 @@ class _Output(io.FileIO):
             return len(data)
         try:
             written = super().write(data)
-            while written is None:  # somebody made it non-blocking  # pyright: ignore[reportUnnecessaryComparison]
+            while written is None:  # the descriptor was made non-blocking  # pyright: ignore[reportUnnecessaryComparison]
                 select.select([], [self], [])
                 written = super().write(data)
         except BrokenPipeError:

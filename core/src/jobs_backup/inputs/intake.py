@@ -45,7 +45,7 @@ class Handler(Protocol[T]):
     """How a command handles lines."""
 
     job: str | None
-    """Tells this use of a file from others, so that the next run resumes it. None: always read files from their beginning."""
+    """Identifies this use of a file, so that the next run resumes it. None: always read files from the beginning."""
 
     begins: bytes
     """Bytes that one of its lines may begin with, after blanks."""
@@ -246,7 +246,7 @@ class Ingest(Generic[T]):
             self._keep([], reader, end)
 
     def _remember_rejects(self, position: Position) -> None:
-        """Earlier rejects keep affecting the exit code until somebody removes the file."""
+        """Count earlier rejects in the exit code until their file is removed."""
         if position.rejects:
             self._report.rejected_before(rejects_path(self._rejects, position.rejects_name))
 

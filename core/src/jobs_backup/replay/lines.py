@@ -1,4 +1,4 @@
-"""Select the requested lines of an object, whatever its compression and whoever wrote it."""
+"""Select the requested lines of an object, whatever its compression and writer."""
 
 from __future__ import annotations
 

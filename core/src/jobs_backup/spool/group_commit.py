@@ -119,8 +119,8 @@ class GroupCommit(Generic[T]):
             if me.group is not None:
                 work()
         finally:
-            # Whatever interrupts it: otherwise nobody would ever get a turn again. Inline, because entering a method can be
-            # interrupted, too.
+            # Run despite any interrupt: otherwise no thread would ever get a turn again. Inline, because entering a method can
+            # be interrupted too.
             while not me.is_out:
                 try:
                     self._hand_over(me)

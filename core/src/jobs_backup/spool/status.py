@@ -89,14 +89,14 @@ class QuarantineStatus(msgspec.Struct, kw_only=True):
 
 
 class UnreadableStatus(msgspec.Struct, kw_only=True):
-    """Records of a dead process that nobody could take over yet: its file or lock, and why."""
+    """Records of a dead process that could not be recovered yet: its file or lock, and why."""
 
     file: str
     error: str
 
 
 class RejectedStatus(msgspec.Struct, kw_only=True):
-    """Rejected lines of inputs, kept in `file` until somebody removes it."""
+    """Rejected lines of inputs, kept in `file` until it is removed."""
 
     file: str
     bytes: int

@@ -246,7 +246,7 @@ class FileProvider:
     def _renew(self, draft: _Draft, target: Path, key: str) -> None:
         """Replace an object that has the same bytes by the draft.
 
-        Nobody knows whether that object ever reached the disk: after a failed fsync the kernel may count lost bytes as clean
+        That object may never have reached the disk: after a failed fsync the kernel may count lost bytes as clean
         (fsync(2)), so neither reading nor syncing them again shows it. The draft has just been synced.
         """
         if not target.is_file() or not _are_same(draft.file, target):
@@ -254,7 +254,7 @@ class FileProvider:
         draft.replace(target)
 
     def _sync_path(self, directory: Path) -> None:
-        """Sync the directories from an object's up to the bucket, whoever made them, including those behind symbolic links."""
+        """Sync all directories from an object's up to the bucket, including those behind symbolic links."""
         root = self._root.resolve()
         for path in dict.fromkeys((*_upwards(directory, self._root), *_upwards(directory.resolve(), root))):
             sync_directory(path)

@@ -371,7 +371,7 @@ class ObjectStore:
         return result
 
     def _abort_arrived(self) -> None:
-        """Abort an upload that the provider began and a wrapper lost: nobody else will ever know of it."""
+        """Abort an upload that the provider began and a wrapper lost: nothing else records it."""
         if isinstance(self._arrived.receipt, Upload):
             with suppress(Exception):
                 self._manager.hook.abort_multipart(upload=self._arrived.receipt, timeout=self._timeout)

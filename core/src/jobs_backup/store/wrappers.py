@@ -159,7 +159,7 @@ class _Check:
 def _refuse_idle(environment: Mapping[str, str], active: Collection[str]) -> None:
     """Refuse settings of an inactive wrapper, as their user expects objects to be encrypted. Raises ConfigurationError."""
     unknown = [name for name in environment if name.startswith(_PREFIX)]
-    # With `:` in place of `=` the value is empty, yet somebody has set it.
+    # With `:` instead of `=` the value is empty, although it was set.
     unknown = [name for name in unknown if environment[name].strip() or shown_name(name) != name]
     core = {setting.variable.name for setting in CoreSettings.describe()} if unknown else set[str]()
     unknown = [name for name in unknown if name not in core]

@@ -359,7 +359,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
     ) -> None:
         """A missing bucket is an error with a hint, and is not created.
 
-        A bucket created by accident is somebody's bill, or somebody else's data.
+        A bucket created by accident costs money, or puts data into the wrong account.
         """
         if environment_without_bucket is None:
             pytest.skip("no bucket that does not exist was provided")
@@ -453,7 +453,7 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
     def test_policy(self, hooks: Hooks, environment: Mapping[str, str]) -> None:
         """The policy is for this bucket, shows no secret, and needs more for deleting and for reading back than for writing.
 
-        It is what owners paste into their cloud: too little stops the backup, too much is a risk that nobody asked for.
+        It is what owners paste into their cloud: too little stops the backup, too much is an unnecessary risk.
         """
         _need(hooks, "policy")
         least = hooks.policy(environment, delete=False, replay=False)

@@ -89,7 +89,7 @@ class MultipartConformance(ABC):
         assert inspector.get(key) == b"odd"
 
     def test_multipart_bodies_are_closed(self, multipart: Hooks, inspector: Inspector) -> None:
-        """Each attempt to upload a part opens its body anew and closes it.
+        """Each attempt to upload a part reopens its body and closes it.
 
         As with whole objects; there are many more parts.
         """
@@ -177,7 +177,7 @@ class MultipartConformance(ABC):
     def test_multipart_late_part(self, multipart: Hooks, inspector: Inspector) -> None:
         """A part that arrives after the abort or the completion brings back neither an upload nor an object.
 
-        An abandoned request may still be on its way. What it brought back would be stored and paid for, unknown to anybody.
+        An abandoned request may still be on its way. Anything it brought back would cost money unnoticed.
         """
         parts = self.parts(multipart)
         aborted = multipart.create("aborted", b"".join(parts))
@@ -246,7 +246,7 @@ class MultipartConformance(ABC):
     def test_multipart_failing_body(self, multipart: Hooks, inspector: Inspector) -> None:
         """If a part's body cannot be read, the error is the body's; the part can be uploaded again.
 
-        A damaged spool is no reason to give up the parts already uploaded.
+        A damaged spool must not discard the parts already uploaded.
         """
         upload = multipart.create("key", b"whole")
         with pytest.raises(SpoolCorrupt, match="bad sector"):
@@ -257,7 +257,7 @@ class MultipartConformance(ABC):
     def test_abort(self, multipart: Hooks, environment: Mapping[str, str], inspector: Inspector) -> None:
         """Another instance can abort; afterwards the upload is gone, with its parts.
 
-        An unfinished upload is stored, and paid for, until somebody finds it.
+        An incomplete upload takes up space, and costs money, until it is found.
         """
         parts = self.parts(multipart)
         upload = multipart.create("key", b"".join(parts))

@@ -125,7 +125,7 @@ class RefusalConformance(ABC):
     def test_store_that_says_nothing(self, environment_at: EnvironmentAt | None) -> None:
         """A call without an answer gives up after about `timeout` seconds.
 
-        A thread that waits forever uploads nothing any more, and nobody sees why.
+        A thread that waits forever uploads nothing any more, and nothing shows why.
         """
         if environment_at is None:
             pytest.skip("no store at another URL was provided (fixture environment_at)")
@@ -168,7 +168,7 @@ class RefusalConformance(ABC):
     def test_credentials_that_the_store_does_not_accept(self, scripted: tuple[FaultProxy, Hooks]) -> None:
         """401 Unauthorized (RFC 9110, 15.5.2) is an error of the credentials, whatever else is in the answer.
 
-        Reported as a fault of the store, it is retried again and again, and nobody checks the credentials.
+        Reported as a fault of the store, it is retried forever, and the credentials are never checked.
         """
         server, hooks = scripted
         server.fail(Answer(401), times=ALWAYS)

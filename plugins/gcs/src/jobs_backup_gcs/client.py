@@ -1,4 +1,4 @@
-"""Builds what talks to Google Cloud Storage: one for each process, without retries, without anything that was not asked for."""
+"""Builds the client for Google Cloud Storage, one per process. It never retries, and sends only the requests asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs_backup_gcs.settings import VARIABLE, GcsSettings, read_credentials, to
 
 _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _POOL: Final = 64
-"""Connections that are kept open for further requests; more threads than these open their own."""
+"""Maximum connections kept open for reuse. Threads beyond this number open their own."""
 
 
 _KINDS: Final = {
@@ -24,12 +24,12 @@ _KINDS: Final = {
     "authorized_user": ("google.oauth2.credentials", "from_authorized_user_info"),
     "external_account_authorized_user": ("google.auth.external_account_authorized_user", "from_info"),
 }
-"""Kind of credentials -> module, and what makes them of a file's content. google-auth's own loader also asks the resource manager
-for the project, which nobody needs and few may."""
+"""Kind of credentials -> module and function that create them from a file's content. google-auth's own loader also asks the
+resource manager for the project, which is not needed and often not permitted."""
 
 
 class Gcs(NamedTuple):
-    """The SDK's bucket, and the session that it uses: for the requests of resumable uploads, which the SDK has no methods for.
+    """The SDK's bucket and its session, which sends requests that the SDK has no methods for, such as those of resumable uploads.
 
     Google's libraries have no types.
     """
@@ -39,20 +39,20 @@ class Gcs(NamedTuple):
 
 
 def connect(settings: GcsSettings) -> Gcs:
-    """For each process anew."""
+    """Create a client. Each process needs its own."""
     # The SDK is imported when it is first used.
     requests: Any = importlib.import_module("google.auth.transport.requests")
     storage: Any = importlib.import_module("google.cloud.storage")
     adapters: Any = importlib.import_module("requests.adapters")
     hide_in_logs(r"(?<=upload_id=)[^&\s\"]+", "urllib3.connection", "urllib3.connectionpool")
     credentials = _credentials(settings)
-    # A refused token must not be answered by sending the request again: its body is half read by then.
+    # Do not resend a request after a refused token: its body is half read by then.
     session = requests.AuthorizedSession(credentials, refresh_status_codes=(), max_refresh_attempts=0)
     for scheme in ("http://", "https://"):
         session.mount(scheme, adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL, max_retries=0))
-    session.max_redirects = 0  # to whatever page a network has for its guests
+    session.max_redirects = 0  # such as to a network's login page
     client = storage.Client(project="", credentials=credentials, _http=session, client_options={"api_endpoint": settings.base})
-    # For tracing, the SDK looks up the bucket (storage.buckets.get) in the background: a right that nobody has granted.
+    # For tracing, the SDK looks up the bucket in the background, which needs a permission that backups lack (storage.buckets.get).
     client._bucket_metadata_cache = None  # noqa: SLF001 - there is no option for it
     return Gcs(client.bucket(settings.bucket), session)
 
@@ -65,7 +65,7 @@ def _credentials(settings: GcsSettings) -> Any:
     if found := unreadable("the credentials cannot be read", files=token_files(settings)) or unusable(
         "the credentials cannot be read", token_files(settings)
     ):
-        raise found  # at the start it is a ConfigurationError: this is what has become of the file since then
+        raise found  # at startup this is a ConfigurationError: the file has changed since then
     told = read_credentials(settings.credentials)
     kind = told["type"]
     if kind == "external_account" and told.get("subject_token_type") == "urn:ietf:params:aws:token-type:aws4_request":
@@ -75,9 +75,9 @@ def _credentials(settings: GcsSettings) -> Any:
     module, constructor = _KINDS[kind]
     make = getattr(importlib.import_module(module).Credentials, constructor)
     try:
-        # Those of a user that has logged in by federation have the scopes that they were made with.
+        # Credentials of a user who logged in by federation keep the scopes that they were created with.
         return make(told) if kind == "external_account_authorized_user" else make(told, scopes=_SCOPES)
-    except Exception as error:  # noqa: BLE001 - whatever it is: its text may repeat what is in the file
+    except Exception as error:  # noqa: BLE001 - any kind: its text may repeat the file's content
         missing = re.search(r"missing fields? [\w, ]+", str(error))
         why = missing[0].strip() if missing else "a field of it is missing or wrong"
         raise Unauthenticated(

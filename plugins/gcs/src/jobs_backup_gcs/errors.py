@@ -1,4 +1,4 @@
-"""Translates the errors of the store and of Google's libraries into the taxonomy, each with what to do about it."""
+"""Translates errors of the store and of Google's libraries into the taxonomy, each with what to do."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ _STATUSES: Final[Mapping[int, ErrorRule]] = {
     501: ErrorRule(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
 }
 
-# By the names of an error, of those behind it, and of their bases; the first one counts. The libraries need not be imported for it.
+# By the names of an error, its causes and their base classes; the first match wins. Names, so that no library need be imported.
 _OF_AUTH: Final[Mapping[str, ErrorRule]] = {
-    # The request itself was not sent: there was no token for it.
+    # The request itself was not sent, for lack of a token.
     "TransportError": ErrorRule(
         Unreachable, "cannot get a token: check the connection to the token server and the metadata server"
     ),
     "RefreshError": ErrorRule(Unauthenticated, _KEY),
     "DefaultCredentialsError": ErrorRule(Unauthenticated, _CREDENTIALS),
     "MalformedError": ErrorRule(ConfigurationError, _CREDENTIALS),
-    "GoogleAuthError": ErrorRule(Unauthenticated, _CREDENTIALS),  # an InvalidOperation, where anonymous ones were refused
+    "GoogleAuthError": ErrorRule(Unauthenticated, _CREDENTIALS),  # an InvalidOperation, if anonymous credentials were refused
 }
 _TLS: Final = tls_rules(
     certificate="check the endpoint's certificate, and REQUESTS_CA_BUNDLE",
@@ -94,7 +94,7 @@ _LIMITS: Final = (
     "RATE_LIMIT_EXCEEDED",
 )
 _GENERAL: Final = ("", "forbidden", "required", "invalid")
-"""Reasons that say less than those in the details of an answer."""
+"""Reasons less specific than those in the details of an answer."""
 _FORBIDDEN: Final[Mapping[str, str]] = {
     r"accessNotConfigured|SERVICE_DISABLED|API has not been used": (
         "enable the Cloud Storage API (storage.googleapis.com) in the project of the credentials"
@@ -109,11 +109,11 @@ _FORBIDDEN: Final[Mapping[str, str]] = {
         "a policy of the organization (VPC Service Controls, or another) prohibits it: ask its administrators for an exception"
     ),
 }
-"""By words in a 403's reason or sentence: what is to be done where no permission on the bucket is missing."""
+"""Words in a 403's reason or message -> what to do if no permission on the bucket is missing."""
 
 
 class Call(NamedTuple):
-    """What was tried. `upload` is the URI that no message may show; `if_absent`: the request or upload has that condition."""
+    """An attempted operation. Never show `upload`, a URI, in a message. `if_absent`: the request or upload has that condition."""
 
     operation: str
     settings: GcsSettings
@@ -129,12 +129,12 @@ class Call(NamedTuple):
 
 
 def translated(call: Call) -> AbstractContextManager[None]:
-    """A block whose exceptions become errors of jobs-backup."""
+    """A context whose exceptions become errors of jobs-backup."""
     return mapped_errors(lambda error: translate(error, call))
 
 
 def translate(error: Exception, call: Call) -> JobsBackupError:
-    """The error of the taxonomy for what a request raised."""
+    """Return the error of the taxonomy for an exception that a request raised."""
     response: Any = getattr(error, "response", None)
     if response is not None and getattr(response, "status_code", None):
         return answered(response, call)
@@ -154,7 +154,7 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
 
 
 def answered(response: Any, call: Call) -> JobsBackupError:
-    """The error of the taxonomy for an answer that is none of success."""
+    """Return the error of the taxonomy for an unsuccessful answer."""
     status: int = response.status_code
     reason, said = _told(response)
     reason = _cleaned(reason, call)
@@ -170,7 +170,7 @@ def answered(response: Any, call: Call) -> JobsBackupError:
 
 
 def _claimed(status: int, said: str, call: Call) -> ErrorRule:
-    """What is so, because the store itself says it."""
+    """Return the rule for an answer that counts only if it comes from the store itself."""
     if status in (400, 412) and re.search(r"crc32c|md5|checksum|hash", said, re.IGNORECASE):
         return ErrorRule(IntegrityError, CHECKSUM_HINT)
     if status == 412 and call.if_absent and call.operation in ("write", "create", "part"):
@@ -203,9 +203,9 @@ def _denied(message: str, reason: str, said: str, call: Call, response: Any) -> 
 
 
 def is_googles(response: Any) -> bool:
-    """Whether an answer is the store's own: it has the header that Google's service sends always, or is an error in its words.
+    """Whether an answer comes from the store: it has the header that Google always sends, or an error in Google's format.
 
-    A status alone can be a proxy's.
+    A status alone can come from a proxy.
     """
     if response.headers.get("X-GUploader-UploadID"):
         return True
@@ -216,17 +216,17 @@ def is_googles(response: Any) -> bool:
 
 
 def check_bare(response: Any, call: Call) -> None:
-    """A success that is a status and nothing else. Google's service marks it; an emulator at least has nothing to say.
+    """Check a success that consists of a status alone. Google's has a header; an emulator's must at least have an empty body.
 
     Raises:
-        StorageError: it is not the store's.
+        StorageError: the answer does not come from the store.
     """
     if not is_googles(response) and not (call.settings.is_own and response.content.strip() in (b"", b"null")):
         raise StorageError(f"{call}: the response ({response.status_code}) does not come from the store", hint=STRANGER_HINT)
 
 
 def _told(response: Any) -> tuple[str, str]:
-    """The reason and the message of an answer in JSON; else its beginning."""
+    """Return the reason and the message of a JSON answer; for any other, no reason and the beginning of its text."""
     try:
         error: Any = response.json()["error"]
         errors: Any = error.get("errors") or [{}]

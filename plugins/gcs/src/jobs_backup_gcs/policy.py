@@ -1,4 +1,4 @@
-"""The narrowest rights that suffice: a role, a service account that has it on the bucket, and uniform access to the bucket."""
+"""Least-privilege permissions: a role, a service account with that role on the bucket, and uniform access to the bucket."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _LISTER: Final = "jobsBackupList"
 
 
 def policy(settings: GcsSettings, *, delete: bool, replay: bool, format_: str) -> Policy:
-    """As commands of gcloud; as JSON, the role for `gcloud iam roles create --file`; for Terraform."""
-    # To get is a part of backing up: an object that is in the way is compared with what was to be written.
+    """Return the policy as gcloud commands, as JSON (the role for `gcloud iam roles create --file`), or for Terraform."""
+    # Backups need get: an object that already exists under the key is compared with the one to write.
     grants = dict.fromkeys(_WRITES, "storage.objects.create") | {"read": "storage.objects.get"}
     if delete:
         grants["delete"] = "storage.objects.delete"
     permissions = list(dict.fromkeys(grants.values()))
     if replay:
         grants["list"] = "storage.objects.list"
-    # Listing is a right on the bucket: under a condition on the names of objects it would never be granted.
+    # Listing is a permission on the bucket: a condition on object names would never grant it.
     apart = replay and bool(settings.prefix.strip("/"))
     if replay and not apart:
         permissions.append("storage.objects.list")
@@ -39,7 +39,7 @@ def policy(settings: GcsSettings, *, delete: bool, replay: bool, format_: str) -
 
 
 def _condition(settings: GcsSettings) -> str:
-    """In Google's expression language; empty without a prefix. It needs uniform access to the bucket."""
+    """Return the condition in Google's expression language; empty without a prefix. It needs uniform access to the bucket."""
     prefix = settings.prefix.strip("/").replace("\\", "\\\\").replace("'", "\\'")
     return f"resource.name.startsWith('projects/_/buckets/{settings.bucket}/objects/{prefix}/')" if prefix else ""
 

@@ -1,7 +1,7 @@
-"""The provider GCS: each hook of the contract as one request of the JSON API of Google Cloud Storage.
+"""The provider GCS. Each hook of the contract is one request of the JSON API of Google Cloud Storage.
 
-Objects of up to 8 MiB go in one request. Larger ones are resumable uploads: the URI of the session is the upload's id, parts are
-its chunks, and the object appears with the last one.
+Objects of up to 8 MiB take one request. Larger ones are resumable uploads: the session's URI is the upload's id, parts are its
+chunks, and the last chunk creates the object.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TRANSCODED: Final = "a proxy or the store compresses or decompresses responses:
 _SIZE: Final = "size"
 _CRC: Final = "crc32c"
 _IF_ABSENT: Final = "if_absent"
-"""Names in `Upload.extra`: of the whole object, and whether the upload was begun with the condition that there is none."""
+"""Keys in `Upload.extra`: size and CRC of the whole object, and whether the upload requires that no object exists."""
 
 
 class GcsProvider:
@@ -54,25 +54,25 @@ class GcsProvider:
     min_part_size: ClassVar[int] = 256 << 10
     max_parts: ClassVar[int] = 1 << 30
     max_write_size: ClassVar[int] = 8 << 20
-    """Bytes; what the SDK sends in one request, which it holds in memory."""
+    """Maximum bytes of an object in one request, which the SDK holds in memory."""
 
     def __init__(self, settings: GcsSettings) -> None:
         self._settings = settings
         self._clients = PerProcess(functools.partial(connect, settings))
-        self._reached: dict[str, int] = {}  # session -> bytes that the store has, where that is known
+        self._reached: dict[str, int] = {}  # session -> bytes that the store has, if known
 
     @classmethod
     def from_settings(cls, environment: Mapping[str, str]) -> Self:
-        """Configured by these environment variables. Neither imports the SDK nor opens a connection.
+        """Create a provider from environment variables. Neither imports the SDK nor opens a connection.
 
         Raises:
-            ConfigurationError: a variable is missing or wrong, or the file of credentials can't be read.
+            ConfigurationError: a variable is missing or invalid, or the credentials file cannot be read.
         """
         return cls(GcsSettings.from_environment(environment))
 
     @property
     def location(self) -> str:
-        """Bucket, and endpoint if it is not Google's own."""
+        """The bucket, and the endpoint if it is not Google's own."""
         return self._settings.location
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class GcsProvider:
         if_absent: bool,
         timeout: float,
     ) -> WriteReceipt:
-        """objects.insert, in one request."""
+        """Write an object: objects.insert, in one request."""
         call = self._tried("write", key)._replace(if_absent=if_absent)
         if size > self.max_write_size:
             raise NotSupported(
@@ -106,7 +106,7 @@ class GcsProvider:
                         content_type=content_type,
                         if_generation_match=_condition(if_absent),
                         timeout=timeout,
-                        checksum=None,  # the object's is in its metadata
+                        checksum=None,  # the object's checksum is in its metadata
                         retry=None,
                     )
         except AlreadyExists as refusal:
@@ -129,7 +129,7 @@ class GcsProvider:
         if_absent: bool,
         timeout: float,
     ) -> Upload:
-        """Begins a resumable upload."""
+        """Start a resumable upload."""
         try:
             with self._requests(self._tried("create", key)._replace(if_absent=if_absent)) as gcs:
                 uri = self._blob(gcs, key, checksum, metadata).create_resumable_upload_session(
@@ -148,9 +148,9 @@ class GcsProvider:
 
     @hookimpl
     def write_part(self, upload: Upload, number: int, offset: int, body: Body, size: int, timeout: float) -> Part:
-        """A chunk of a resumable upload: what of it the store does not have yet. The last one makes the object."""
+        """Upload the bytes of a chunk that the store does not have yet. The last chunk creates the object."""
         call = self._part(upload)
-        known = self._reached.pop(upload.id, None)  # whatever happens to this request, it is not known then
+        known = self._reached.pop(upload.id, None)  # unknown until this request succeeds
         reached = self._ask(call, upload, timeout) if known is None else known
         end = offset + size
         if isinstance(reached, int) and reached < end:
@@ -167,7 +167,7 @@ class GcsProvider:
 
     @hookimpl
     def complete_multipart(self, upload: Upload, parts: Sequence[Part], checksum: int, timeout: float) -> WriteReceipt:
-        """The object stands since the last chunk: its generation is that one's receipt."""
+        """Return the receipt. The last chunk created the object, and its answer had the generation."""
         call = self._part(upload)
         generation = parts[-1].etag if parts else ""
         reached = WriteReceipt(version=generation) if generation else self._ask(call, upload, timeout)
@@ -179,7 +179,7 @@ class GcsProvider:
 
     @hookimpl
     def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
-        """Cancels a resumable upload."""
+        """Cancel a resumable upload."""
         call = self._tried("cancel", upload.key, upload.id)
         self._reached.pop(upload.id, None)
         with self._requests(call) as gcs:
@@ -193,7 +193,7 @@ class GcsProvider:
 
     @hookimpl
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
-        """objects.delete for each key, several at once."""
+        """Delete objects: objects.delete for each key, several at once."""
 
         def delete(key: str) -> None:
             call = self._tried("delete", key)
@@ -207,7 +207,7 @@ class GcsProvider:
 
     @hookimpl
     def read(self, key: str, timeout: float) -> Body:
-        """objects.get: of the metadata for the size, and of the bytes at each opening."""
+        """Read an object: objects.get of the metadata for the size, then of the bytes each time the body is opened."""
         call = self._tried("get", key)
         with self._requests(call) as gcs:
             blob = gcs.bucket.blob(key)
@@ -220,7 +220,7 @@ class GcsProvider:
                     "GET",
                     self._url(key),
                     params={"alt": "media", "generation": str(blob.generation)},
-                    # Unless it is accepted, Google's service unpacks what is marked as gzip, and ignores the range.
+                    # Unless gzip is accepted, Google decompresses objects marked as gzip, and ignores the range.
                     headers={"Range": f"bytes={offset}-", "Accept-Encoding": stored_as},
                     timeout=timeout,
                     stream=True,
@@ -238,7 +238,7 @@ class GcsProvider:
 
     @hookimpl
     def list(self, prefix: str, after: str, timeout: float) -> Page:
-        """objects.list, as one request. The SDK would fail the whole list for one entry that lacks something."""
+        """List a page of objects: objects.list, without the SDK, which fails the whole listing for one incomplete entry."""
         call = self._tried("list")
         # `startOffset` is inclusive.
         query = {"prefix": prefix, "startOffset": after, "maxResults": str(_PAGE), "fields": "kind,nextPageToken,items(name,size)"}
@@ -262,11 +262,11 @@ class GcsProvider:
 
     @hookimpl
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
-        """Commands of gcloud; the role as JSON; for Terraform."""
+        """Return the policy as gcloud commands, as JSON (the role), or for Terraform."""
         return rights.policy(self.settings.from_environment(settings), delete=delete, replay=replay, format_=format)
 
     def _send_chunk(self, call: Call, upload: Upload, start: int, body: Body, timeout: float) -> int | WriteReceipt:
-        """Send bytes from `start` on. Returns how many the store has then, or that the object stands."""
+        """Send bytes from `start`. Return how many bytes the store has, or the object's receipt if it is complete."""
         headers = {
             "Content-Length": str(body.size),
             "Content-Range": f"bytes {start}-{start + body.size - 1}/{upload.extra[_SIZE]}",
@@ -281,7 +281,7 @@ class GcsProvider:
             raise
 
     def _ask(self, call: Call, upload: Upload, timeout: float) -> int | WriteReceipt:
-        """How many bytes the store has, or that the object stands."""
+        """Return how many bytes the store has, or the object's receipt if it is complete."""
         headers = {"Content-Length": "0", "Content-Range": f"bytes */{upload.extra[_SIZE]}"}
         with self._requests(call) as gcs:
             return self._outcome(call, upload, gcs.session.request("PUT", upload.id, headers=headers, timeout=timeout))
@@ -295,12 +295,12 @@ class GcsProvider:
         raise answered(answer, call)
 
     def _confirm(self, key: str, checksum: str, timeout: float, refusal: AlreadyExists) -> None:
-        """There is an object under the key: see that it is an earlier attempt of ours, with the same bytes.
+        """Confirm that the object under the key comes from our own earlier attempt, with the same bytes.
 
-        Without the right to get it can't be looked at; the key has a uuid of its own, so that it hardly is anybody else's.
+        Without permission to get it, assume so: the key contains a UUID, so another writer is very unlikely.
 
         Raises:
-            IntegrityError: it has other bytes.
+            IntegrityError: the object has other bytes.
         """
         call = self._tried("get", key)
         try:
@@ -319,9 +319,9 @@ class GcsProvider:
 
     @contextlib.contextmanager
     def _requests(self, call: Call) -> Generator[Gcs]:
-        """What talks to the store, within a block whose errors are translated.
+        """Yield the client, and translate the block's errors.
 
-        After credentials, or a token, were refused, the next block reads them again: their file may have been replaced.
+        After refused credentials or a refused token, the next block reads them again: their file may have been replaced.
         """
         gcs: Gcs | None = None
         try:
@@ -329,7 +329,7 @@ class GcsProvider:
                 gcs = self._clients.get()
                 yield gcs
         except (Unauthenticated, PermissionDenied) as error:
-            # The rights to get and to delete may be missing on purpose, and for many keys, one after the other.
+            # The permissions to get and to delete may be missing on purpose, and for many keys in a row.
             if isinstance(error, Unauthenticated) or call.operation not in ("get", "delete"):
                 self._clients.renew(gcs)
             raise
@@ -357,12 +357,12 @@ def _condition(if_absent: bool) -> int | None:
 
 
 def _base64(crc: int) -> str:
-    """As Google writes a CRC-32C: big-endian, in base64."""
+    """Return a CRC-32C as Google writes it: big-endian, in base64."""
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
 def _receipt(call: Call, told: Mapping[str, Any], checksum: str) -> WriteReceipt:
-    """What an answer must have to be a success: a 200 alone can be anybody's."""
+    """Return the receipt, after checking the fields that a success must have: a 200 alone can come from anything."""
     if not told.get("generation"):
         raise Unavailable(f"{call}: the response has no generation", hint=STRANGER_HINT)
     if told.get("crc32c") not in (None, checksum):

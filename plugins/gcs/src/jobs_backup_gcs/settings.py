@@ -1,4 +1,4 @@
-"""The environment variables of GCS."""
+"""Environment variables of GCS."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ AMBIENT: Final[Mapping[str, str | tuple[str, ...]]] = {
     "GOOGLE_API_USE_MTLS_ENDPOINT": ("never", "auto", "always"),
     "GOOGLE_API_USE_CLIENT_CERTIFICATE": ("true", "false"),
 }
-"""What Google's libraries read from the environment by themselves, and may show in the error for a value that they do not take."""
+"""Variables that Google's libraries read by themselves, and whose values their errors may show if they are invalid."""
 UNSHOWN: Final = (
     *AMBIENT, "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT", "CLOUDSDK_CONFIG",
     "GOOGLE_API_CERTIFICATE_CONFIG", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "API_VERSION_OVERRIDE",
 )  # fmt: skip
-"""Whatever is a credential in one of these is cut out of messages."""
+"""Variables whose credentials are removed from messages."""
 
 
 class GcsSettings(Settings, frozen=True, kw_only=True):
-    """What GCS reads from the environment."""
+    """Settings of GCS."""
 
     bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "Bucket for the objects. It must exist.", example="my-events")]
     prefix: Annotated[
@@ -84,7 +84,7 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def from_environment(cls, environment: Any) -> Self:
-        """See `Settings.from_environment`; also raises where the file of credentials can't be read."""
+        """See `Settings.from_environment`. Also raises if the credentials file cannot be read."""
         check_proxies(environment, socks=importlib.util.find_spec("socks") is not None)
         check_ambient(environment, AMBIENT)
         found = super().from_environment(environment)
@@ -105,27 +105,27 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
 
     @property
     def base(self) -> str:
-        """The service's URL, without a slash at its end."""
+        """The store's URL, without a trailing slash."""
         return self.emulator or self.endpoint or "https://storage.googleapis.com"
 
     @property
     def location(self) -> str:
-        """As the contract wants it."""
+        """The location in the contract's form."""
         return f"gs://{self.bucket}" + (f" at {self.base}" if self.is_own else "")
 
     @property
     def is_own(self) -> bool:
-        """Whether something else than Google's own endpoint was named: a private one, or an emulator."""
+        """Whether the endpoint is not Google's own but a private one or an emulator."""
         return bool(self.emulator or self.endpoint)
 
     @property
     def resource(self) -> str:
-        """What permissions have to be granted on."""
+        """The resource on which to grant permissions."""
         return f"gs://{self.bucket}"
 
 
 def token_files(settings: GcsSettings) -> dict[str, str]:
-    """What names a file of credentials -> the file: the settings', and that of a token which it names in turn."""
+    """Return credentials files by what names them: the file from the settings, and the token file that it names in turn."""
     if settings.credentials is None:
         return {}
     named = {VARIABLE: str(settings.credentials)}
@@ -138,10 +138,10 @@ def token_files(settings: GcsSettings) -> dict[str, str]:
 
 
 def read_credentials(path: Path) -> dict[str, Any]:
-    """What is in a file of credentials.
+    """Return the content of a credentials file.
 
     Raises:
-        ConfigurationError: it can't be used. Says nothing of what is in it, which is a secret.
+        ConfigurationError: the file cannot be used. The message shows none of its content, which is secret.
     """
     hint = "set GOOGLE_APPLICATION_CREDENTIALS to the credentials file (JSON), or unset it to use the environment's credentials"
     try:

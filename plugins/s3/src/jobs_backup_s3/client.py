@@ -1,4 +1,4 @@
-"""Builds boto3 clients: one for each process, region and timeout, without retries, without anything that was not asked for."""
+"""Builds boto3 clients, one per process, region and timeout. They never retry, and send only the requests asked for."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 _POOL: Final = 64
-"""Connections that are kept open for further requests; more threads than these open their own."""
+"""Maximum connections kept open for reuse. Threads beyond this number open their own."""
 
 
 class Clients:
-    """The clients of one bucket. Safe to use from many threads; a fork gets its own.
+    """The clients of one bucket. Thread-safe; a forked process gets its own.
 
     Attributes:
-        region: the bucket's, as far as it is known.
+        region: the bucket's region, as far as it is known.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -41,7 +41,7 @@ class Clients:
         self._clients = PerProcess(self._make)
 
     def get(self, region: str, timeout: float) -> S3Client:
-        """A client for the region. `timeout` is for connecting, and for each wait for the store, in seconds."""
+        """Return a client for the region. `timeout` (seconds) limits connecting and each wait for the store."""
         return self._clients.get(region, timeout)
 
     def _make(self, region: str, timeout: float) -> S3Client:
@@ -50,15 +50,16 @@ class Clients:
         return client
 
     def renew(self, refused: S3Client | None) -> None:
-        """Have the next request read the credentials again, where they can change. This client's were refused; None: it has none.
+        """Make the next request read the credentials again if they can change. `refused` is the client whose credentials were
+        refused; None if there was no client.
 
-        The SDK looks for credentials when a client is made, and never reads a file again.
+        The SDK looks for credentials when a client is made, and never rereads a file.
         """
         if (self._connection.keys is None or self._connection.role_arn) and self._clients.renew(refused):
             self._sessions.renew()
 
     def follow(self, error: Exception, region: str) -> bool:
-        """Whether the same request has to be sent again because the bucket is in another region than `region`, as `error` says."""
+        """Whether to resend the request because `error` says that the bucket is not in `region`."""
         response = response_of(error)
         told = region_told(response) if response else None
         if told is None or told == region or self._connection.region_is_explicit:
@@ -72,18 +73,18 @@ def _client(session: Any, connection: Connection, region: str, timeout: float) -
     from botocore.exceptions import NoCredentialsError  # noqa: PLC0415
 
     if connection.keys is None and os.environ.get("AWS_ROLE_ARN"):
-        # Before the SDK, whose log repeats the variable: somebody may have put the token itself into it.
+        # Check before the SDK does: its log repeats the variable, which may hold the token itself by mistake.
         token = {"AWS_WEB_IDENTITY_TOKEN_FILE": os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE", "")}
         if found := unreadable("no credentials found", files=token) or unusable("no credentials found", token):
             raise found
     keys = None if connection.role_arn else connection.keys
     if keys is None and session.get_credentials() is None:
-        raise NoCredentialsError  # here and not at the first request: a client would stay without for good
+        raise NoCredentialsError  # here, because a client made without credentials never gets any
     s3: Any = {"addressing_style": "path" if connection.path_style else "auto", "us_east_1_regional_endpoint": "regional"}
     if connection.checksum != "none" and (connection.endpoint or "https:").startswith("https:"):
-        # TLS and the checksum protect the body. Signing it too would read all of it once more.
+        # TLS and the checksum protect the body. Signing the body too would read it once more.
         s3["payload_signing_enabled"] = False
-    # A directory bucket has sessions with signatures of their own, which the SDK takes care of where it may choose.
+    # Directory buckets use sessions with their own signatures. The SDK handles them if no signature version is set.
     signature = None if connection.is_directory else "s3v4"
     client: S3Client = session.client(
         "s3",
@@ -111,10 +112,10 @@ def _options(connection: Connection, timeout: float) -> dict[str, Any]:
         "max_pool_connections": _POOL,
         "tcp_keepalive": True,
         "proxies": {"http": proxy, "https": proxy} if proxy else None,
-        # The provider gives every checksum itself: stores other than AWS refuse those that the SDK adds by default.
+        # The provider sets every checksum itself: stores other than AWS refuse those that the SDK adds by default.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
-        # Endpoints are settings of ours, and a part of the location that the spool knows.
+        # Endpoints are our own settings, and part of the location that the spool records.
         "ignore_configured_endpoint_urls": True,
     }
 
@@ -131,7 +132,7 @@ def _session(connection: Connection, timeout: float) -> boto3.session.Session:
 
     hide_in_logs(r"(?<=uploadId=)[^&\s\"]+", "urllib3.connection", "urllib3.connectionpool")
     session = botocore.session.Session()
-    # Nobody reads times, and a time that the SDK does not understand would fail the whole list that it is in.
+    # Times are never used, and a time that the SDK cannot parse would fail the whole listing.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
     session.register_component("response_parser_factory", Parsers(session.get_component("response_parser_factory")))
     if connection.role_arn:
@@ -140,7 +141,7 @@ def _session(connection: Connection, timeout: float) -> boto3.session.Session:
 
 
 class _RoleCredentials:
-    """Takes the place of the SDK's chain: credentials of a role, fetched at the first request and again before they run out."""
+    """Replaces the SDK's chain with a role's credentials, fetched at the first request and renewed before they expire."""
 
     def __init__(self, connection: Connection, role_arn: str, timeout: float) -> None:
         self._connection = connection
@@ -181,12 +182,12 @@ class _RoleCredentials:
 
 
 def _stay(params: dict[str, Any], **_: object) -> None:
-    """Tell the SDK's redirector that it has done its work: it would look for the bucket's region with HeadBucket."""
+    """Disable the SDK's redirector, which would look up the bucket's region with HeadBucket."""
     params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _use_content_md5(request: AWSRequest, **_: object) -> None:
-    """Bulk deletes must have a checksum: the one that all stores know, instead of the SDK's own."""
+    """Replace the SDK's checksum with Content-MD5: bulk deletes must have a checksum, and all stores know this one."""
     for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))]:
         del request.headers[name]
     data = request.data if isinstance(request.data, bytes) else str(request.data).encode()

@@ -1,7 +1,7 @@
-"""Closes a connection on which the store answered before the body was sent.
+"""Closes a connection if the store answers before the body is sent.
 
-The SDK asks first (`Expect: 100-continue`) and does not send the body to a store that refuses the request. A server that keeps the
-connection open then waits for that body, and takes the next request for it (RFC 9110, 10.1.1).
+The SDK asks first (`Expect: 100-continue`) and sends no body to a store that refuses the request. A server that keeps the
+connection open still waits for that body, and mistakes the next request for it (RFC 9110, 10.1.1).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 
 def close_after_early_answers(client: Any) -> None:
-    """Have this client of the SDK do so. There is no option for it."""
+    """Make this SDK client close such connections. The SDK has no option for this."""
     from botocore import awsrequest  # noqa: PLC0415 - the SDK is imported when it is first used
 
     class Pool(awsrequest.AWSHTTPConnectionPool):
@@ -20,7 +20,7 @@ def close_after_early_answers(client: Any) -> None:
         ConnectionCls = type("Connection", (_Connection, awsrequest.AWSHTTPSConnection), {})
 
     session: Any = client._endpoint.http_session  # noqa: SLF001
-    session._pool_classes_by_scheme.update(http=Pool, https=SecurePool)  # noqa: SLF001 - in place: its managers go by this dict
+    session._pool_classes_by_scheme.update(http=Pool, https=SecurePool)  # noqa: SLF001 - in place: its managers use this dict
 
 
 class _Connection:
@@ -30,6 +30,6 @@ class _Connection:
     def getresponse(self) -> Any:
         response = cast(Any, super()).getresponse()
         if self._response_received:
-            self.sock.close()  # the answer holds the socket open until it is read
+            self.sock.close()  # the response keeps the socket open until it is read
             self.sock = None
         return response

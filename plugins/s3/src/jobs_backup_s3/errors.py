@@ -1,4 +1,4 @@
-"""Translates the errors of store and SDK into the taxonomy, each with what to do about it: the tables are the place for that."""
+"""Translates errors of the store and the SDK into the taxonomy. The tables say what to do about each."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ from jobs_backup_s3.settings import UNSHOWN, Connection
 
 
 class NothingThere(StorageError):
-    """The object has no byte in the range that was asked for."""
+    """The object has no bytes in the requested range."""
 
 
 class Call(NamedTuple):
-    """What was tried. `upload` is the id that no message may show; `if_absent`, whether the request has that condition."""
+    """An attempted operation. Never show `upload`, an id, in a message. `if_absent`: whether the request has that condition."""
 
     operation: str
     connection: Connection
@@ -140,7 +140,7 @@ _CODES: Final[Mapping[str, ErrorRule]] = {
     "EntityTooLarge": ErrorRule(NotSupported, "lower JOBS_BACKUP_MULTIPART_THRESHOLD and JOBS_BACKUP_PART_SIZE"),
     "EntityTooSmall": ErrorRule(NotSupported, "raise JOBS_BACKUP_PART_SIZE"),
 }
-"""By the error code of the store."""
+"""Rules by the store's error code."""
 
 _OF_OPERATION: Final[Mapping[tuple[str, str], ErrorRule]] = {
     ("CompleteMultipartUpload", "ConditionalRequestConflict"): ErrorRule(UploadGone, "another one must be started"),
@@ -154,7 +154,7 @@ _OF_OPERATION: Final[Mapping[tuple[str, str], ErrorRule]] = {
     ("CompleteMultipartUpload", "PreconditionFailed"): ErrorRule(AlreadyExists),
     ("GetObject", "PreconditionFailed"): ErrorRule(IntegrityError, "the object was overwritten while it was read"),
 }
-"""Codes that mean something else for one operation."""
+"""Rules for codes that mean something else for one operation."""
 
 _STATUSES: Final[Mapping[int, ErrorRule]] = {
     **dict.fromkeys(REDIRECTS, ErrorRule(ConfigurationError, _REDIRECTED)),
@@ -165,7 +165,7 @@ _STATUSES: Final[Mapping[int, ErrorRule]] = {
     408: ErrorRule(Unavailable, NETWORK_HINT),
     501: ErrorRule(NotSupported),
 }
-"""By the HTTP status, for codes that are in no table: see `map_status`. The rest is a StorageError."""
+"""Rules by HTTP status, for codes in no table: see `map_status`. Any other status is a StorageError."""
 
 _EXCEPTIONS: Final[Mapping[str, ErrorRule]] = {
     **dict.fromkeys(("NoCredentialsError", "PartialCredentialsError"), ErrorRule(Unauthenticated, _CREDENTIALS)),
@@ -183,7 +183,7 @@ _EXCEPTIONS: Final[Mapping[str, ErrorRule]] = {
     "NotTheStore": ErrorRule(StorageError, STRANGER_HINT),
     "FlexibleChecksumError": ErrorRule(IntegrityError, _CHECKSUM),
 }
-"""By the name of the SDK's exception or of a base of it: the SDK need not be imported for this."""
+"""Rules by the name of the SDK's exception or of a base class. Names, so that the SDK need not be imported."""
 
 _BUNDLE: Final = "correct or unset JOBS_BACKUP_S3_CA_BUNDLE, or AWS_CA_BUNDLE: it must name a file with certificates in PEM format"
 _TLS: Final[Mapping[str, ErrorRule]] = {
@@ -193,13 +193,13 @@ _TLS: Final[Mapping[str, ErrorRule]] = {
 
 _PROFILES: Final = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _FILES: Final = {**_PROFILES, "AWS_WEB_IDENTITY_TOKEN_FILE": "", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": ""}
-"""Variables that name files which the SDK reads by itself, and where they are by default."""
+"""Variables that name files the SDK reads by itself, and the files' default paths."""
 _TOKENS: Final = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 _SOURCES: Final = (
     "AWS_PROFILE", *_FILES, "AWS_ROLE_ARN", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
 )  # fmt: skip
-"""Variables that say where credentials come from."""
+"""Variables that select the source of credentials."""
 
 _ACTIONS: Final[Mapping[str, str]] = {
     "CreateMultipartUpload": "s3:PutObject",
@@ -211,12 +211,12 @@ _ACTIONS: Final[Mapping[str, str]] = {
     "AssumeRoleWithWebIdentity": "sts:AssumeRoleWithWebIdentity",
     "CreateSession": "s3express:CreateSession",
 }
-"""The permission that an operation needs, where it has another name than the operation."""
+"""Permissions whose names differ from the operations that need them."""
 
 _ACTION: Final = re.compile(
     r"\b((?:s3(?:express)?:(?:Abort|Bypass|Create|Delete|Get|List|Put|Replicate|Restore)|kms:|sts:)[A-Z][A-Za-z]+)(?![\w-])"
 )
-"""A permission that the store names, and not the key of a condition, such as `s3:x-amz-acl` or `s3:TlsVersion`."""
+"""A permission in the store's text, but not a condition key such as `s3:x-amz-acl` or `s3:TlsVersion`."""
 
 _LACKING: Final[Mapping[str, str]] = {
     **dict.fromkeys(
@@ -226,7 +226,7 @@ _LACKING: Final[Mapping[str, str]] = {
     **dict.fromkeys(("DeleteObjects", "DeleteObject"), "set JOBS_BACKUP_DELETE_AFTER=never"),
     "ListObjectsV2": "replay without --list, on the machine that has the spool",
 }
-"""What to do without an operation that the store does not have."""
+"""Hints for operations that the store does not support."""
 
 _CONDITIONS: Final[Mapping[str, str]] = {
     "x-amz-server-side-encryption-aws-kms": "JOBS_BACKUP_S3_KMS_KEY_ID",
@@ -234,7 +234,7 @@ _CONDITIONS: Final[Mapping[str, str]] = {
     "x-amz-storage-class": "JOBS_BACKUP_S3_STORAGE_CLASS",
     "x-amz-acl": "JOBS_BACKUP_S3_ACL",
 }
-"""Header that a policy may demand -> the setting that sends it."""
+"""Header that a policy may require -> the setting that sends it."""
 
 _OPTIONS: Final = (
     ("if-none-match", "set JOBS_BACKUP_CONDITIONAL_WRITES=false"),
@@ -244,26 +244,26 @@ _OPTIONS: Final = (
     ("x-amz-checksum", "set JOBS_BACKUP_S3_CHECKSUM=md5 or none"),
     ("x-amz-sdk-checksum", "set JOBS_BACKUP_S3_CHECKSUM=md5 or none"),
 )
-"""Which setting turns a header off."""
+"""Header -> the setting that turns it off."""
 
 
 def translated(call: Call) -> AbstractContextManager[None]:
-    """A block whose exceptions become errors of jobs-backup."""
+    """A context whose exceptions become errors of jobs-backup."""
     return mapped_errors(lambda error: translate(error, call))
 
 
 def translate(error: Exception, call: Call) -> JobsBackupError:
-    """The error of the taxonomy for what a request raised."""
+    """Return the error of the taxonomy for an exception that a request raised."""
     response = response_of(error)
     if response is not None:
-        # A role's credentials are fetched in the course of any call.
+        # Any call may fetch a role's credentials.
         operation: str = getattr(error, "operation_name", call.operation)
         return answered(response, call._replace(operation=operation))
     names = [class_.__name__ for class_ in type(error).__mro__]
     if local := _of_this_machine(error, names, call):
         return local
     fields: Mapping[str, object] = getattr(error, "kwargs", {})
-    # Of the SDK's own texts only those are used that have no URL in them.
+    # Use only those of the SDK's own texts that contain no URL.
     own = str(fields.get("error", names[0])) if "endpoint_url" in fields else str(error)
     text = _where(error) + _cleaned(system_message(error, own), call)
     return map_exception(call, error, _EXCEPTIONS, text=text, tls=_TLS, names=names)
@@ -272,7 +272,7 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
 def _of_this_machine(  # noqa: PLR0911 - a case each
     error: Exception, names: Sequence[str], call: Call
 ) -> Unauthenticated | None:
-    """The error for files of credentials that cannot be read, or lack the profile. The SDK has sent nothing then."""
+    """Return the error for credentials files that cannot be read or lack the profile. The SDK has sent nothing."""
     if isinstance(error, OSError) and error.filename:
         return unreadable(call, error)
     if "ConfigParseError" in names or "ConfigNotFound" in names:
@@ -286,7 +286,7 @@ def _of_this_machine(  # noqa: PLR0911 - a case each
         return unusable(call, {name: os.environ.get(name, "") for name in _TOKENS}) or _unusable(error, call)
     if not {"ProfileNotFound", "NoCredentialsError", "CredentialRetrievalError"}.intersection(names):
         return None
-    # The SDK passes over a file of credentials that it cannot read, as if it were not there.
+    # The SDK ignores a credentials file that it cannot read, as if it did not exist.
     files = {name: os.environ.get(name, "") or _there(default) for name, default in _FILES.items()}
     if found := unreadable(call, error, files=files):
         return Unauthenticated(found.message, hint=f"{found.hint}; or {_CREDENTIALS}")
@@ -301,7 +301,7 @@ def _of_this_machine(  # noqa: PLR0911 - a case each
 
 
 def _malformed(error: Exception, call: Call) -> Unauthenticated:
-    """For a profile's file that is not one. The SDK's error has its path."""
+    """Return the error for an invalid profile file. The SDK's error has its path."""
     fields: Mapping[str, object] = getattr(error, "kwargs", {})
     path = str(fields.get("path", ""))
     named = next((name for name in _PROFILES if path and os.environ.get(name) == path), "")
@@ -313,7 +313,7 @@ def _malformed(error: Exception, call: Call) -> Unauthenticated:
 
 
 def _is_of_credentials(error: BaseException) -> bool:
-    """Whether it was raised while the SDK looked for credentials: what it did not foresee there is no answer of the store's."""
+    """Whether the SDK raised it while looking for credentials. An unforeseen error there is not the store's answer."""
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_globals.get("__name__") in ("botocore.credentials", "botocore.tokens"):
@@ -323,7 +323,7 @@ def _is_of_credentials(error: BaseException) -> bool:
 
 
 def _unusable(error: Exception, call: Call) -> Unauthenticated:
-    """For credentials that the SDK has found, and cannot use."""
+    """Return the error for credentials that the SDK found but cannot use."""
     given = [name for name in _SOURCES if os.environ.get(name)]
     files = "".join(f": {name}={os.environ[name]}" for name in given if name in _FILES and os.path.lexists(os.environ[name]))
     profile = os.environ.get("AWS_PROFILE", "")
@@ -335,22 +335,22 @@ def _unusable(error: Exception, call: Call) -> Unauthenticated:
 
 
 def _there(path: str) -> str:
-    return path if path and os.path.lexists(os.path.expanduser(path)) else ""  # noqa: PTH111 - of no home directory it makes no error
+    return path if path and os.path.lexists(os.path.expanduser(path)) else ""  # noqa: PTH111 - without a home directory it does not raise
 
 
 def response_of(error: Exception) -> Mapping[str, Any] | None:
-    """The store's answer as the SDK parsed it, if it is that what the error is about."""
+    """Return the store's answer as the SDK parsed it, if the error is about one."""
     response: Mapping[str, Any] | None = getattr(error, "response", None)
     return response if response and "Error" in response else None
 
 
 def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
-    """The error of the taxonomy for an answer of the store as the SDK parsed it."""
+    """Return the error of the taxonomy for the store's answer as the SDK parsed it."""
     error: Mapping[str, Any] = response["Error"]
     metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})
     headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
     status: int = metadata.get("HTTPStatusCode", 0)
-    own = _cleaned(str(error.get("Code") or response.get("Code") or ""), call)  # the second one where the XML has a namespace
+    own = _cleaned(str(error.get("Code") or response.get("Code") or ""), call)  # the second if the XML has a namespace
     code = own or str(status)
     said = str(error.get("Message") or response.get("Message") or "")[:MAX_RESPONSE_TEXT]
     message = f"{call}: {code}" + (f": {_cleaned(said, call)}" if said else "")
@@ -378,7 +378,8 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
 
 
 def _redirected(message: str, location: str, named: str, call: Call, *, is_own: bool) -> JobsBackupError:
-    """`named` is the host that AWS names in the answer, instead of a location. `is_own`: the store says so in its own words."""
+    """Return the error for a redirect. `named` is the host that AWS names in the answer instead of a location. `is_own`:
+    the answer is in the store's own format."""
     connection = call.connection
     if not named and (location or not is_own):
         return moved(message, location, connection.endpoint_variable)
@@ -389,7 +390,7 @@ def _redirected(message: str, location: str, named: str, call: Call, *, is_own: 
 
 
 def _rule(call: Call, own: str, status: int) -> ErrorRule:
-    """`own` is the code that the answer has in the store's words; the SDK puts the status there if it has none."""
+    """Return the rule for an answer. `own` is the store's code; if there is none, the SDK puts the status there."""
     rule = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
     if rule is not None and rule.error is AlreadyExists and not call.if_absent:
         rule = _CODES["PreconditionFailed"]
@@ -401,7 +402,7 @@ def _rule(call: Call, own: str, status: int) -> ErrorRule:
 
 
 def region_told(response: Mapping[str, Any]) -> str | None:
-    """The bucket's region, if this answer refuses the request for having gone to another one and says which."""
+    """Return the bucket's region if this answer refuses a request to the wrong region and names the right one."""
     error: Mapping[str, Any] = response["Error"]
     metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})
     elsewhere = error.get("Code") in (
@@ -417,7 +418,7 @@ def region_told(response: Mapping[str, Any]) -> str | None:
 
 
 def _denied(message: str, own: str, said: str, call: Call) -> JobsBackupError:
-    """For a 403 that is in no table. `own` is the store's code; the SDK has the status there where the answer has none."""
+    """Return the error for a 403 in no table. `own` is the store's code; if there is none, the SDK puts the status there."""
     connection = call.connection
     code = "" if own.isdecimal() else own
     action, resource = connection.permission or "", connection.bucket
@@ -435,7 +436,7 @@ def _denied(message: str, own: str, said: str, call: Call) -> JobsBackupError:
 
 
 def _missing(said: str, call: Call) -> tuple[str, str]:
-    """The action and the resource that have to be granted, if it is that what is missing."""
+    """Return the action and the resource to grant, if a missing permission is the cause."""
     connection = call.connection
     named = _ACTION.search(said)
     action = named[1] if named else _ACTIONS.get(call.operation, f"s3:{call.operation}")

@@ -1,4 +1,4 @@
-"""Reads answers whose numbers are not numbers: one odd entry would fail the whole list that it is in, or a write that succeeded."""
+"""Tolerates invalid numbers in answers: one odd entry would fail a whole listing, or a write that succeeded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NUMBERS: Final = ("integer", "long", "float", "double")
 
 
 class Parsers:
-    """Takes the place of the SDK's factory of parsers; there is no option for numbers, as there is for times."""
+    """Replaces the SDK's parser factory. The SDK has an option for parsing times, but none for numbers."""
 
     def __init__(self, factory: Any) -> None:
         self._factory = factory

@@ -1,8 +1,8 @@
-"""Whether an answer is the store's own, and not that of a proxy, a login page or another server at the endpoint.
+"""Decides whether an answer comes from the store, and not from a proxy, a login page or another server at the endpoint.
 
-A status alone can be anybody's. Errors count by the code in their XML: see `errors`. This looks at what is left: successes that
-have nothing else to tell by, and codes on which somebody forgets something. AWS sends `x-amz-request-id` with each answer; another
-store that has sent it once is held to it from then on.
+A status alone can come from anything. Errors are recognized by the code in their XML: see `errors`. This module checks the rest:
+successes that consist of a status alone, and codes after which the caller forgets an object or upload. AWS sends
+`x-amz-request-id` with each answer; once another store has sent it, its later answers must have it too.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any, Final
 
 _MARK: Final = "x-amz-request-id"
 _BARE: Final = frozenset({"AbortMultipartUpload", "DeleteObject"})
-"""Operations whose success is a status and nothing else."""
+"""Operations whose success consists of a status alone."""
 _NO_BODY: Final = _BARE | {"PutObject", "UploadPart"}
-"""Operations whose success has an empty body."""
+"""Operations whose success response has an empty body."""
 _CLAIMS: Final = frozenset({"PreconditionFailed", "NoSuchUpload", "NoSuchKey"})
-"""Codes on which somebody forgets something: the object is there already, the upload or the object is gone."""
+"""Codes after which the caller forgets something: the object already exists, or the upload or object is gone."""
 _PAGE: Final = re.compile(rb"\s*[^<\s]|.{0,500}<html", re.IGNORECASE | re.DOTALL)
-"""What begins a body that is no XML of a store."""
+"""The beginning of a body that is not a store's XML."""
 
 
 class NotTheStore(Exception):
-    """Something else has answered. The text says by what it was noticed."""
+    """Something other than the store answered. The text says how that was detected."""
 
 
 class Origin:
-    """What is known of one store's answers."""
+    """Checks the answers of one store, and remembers whether they are marked."""
 
     def __init__(self, *, is_marked: bool) -> None:
         self._is_marked = is_marked
@@ -35,7 +35,7 @@ class Origin:
         """Called by the SDK after each answer (its event `after-call`).
 
         Raises:
-            NotTheStore: the answer says that something was done, or is so, and it is not the store's.
+            NotTheStore: the answer claims a result but does not come from the store.
         """
         status: int = http_response.status_code
         is_marked = bool(http_response.headers.get(_MARK))

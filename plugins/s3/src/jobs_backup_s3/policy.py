@@ -1,4 +1,4 @@
-"""The narrowest rights that suffice for a connection: an IAM policy, and how to give it to somebody, store by store."""
+"""Least-privilege permissions for a connection: an IAM policy, and how to grant it in each store."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jobs_backup_s3.settings import SPACES_PERMISSION, Connection
 _WRITES: Final = ("write", "create_multipart", "write_part", "complete_multipart")
 _SESSION: Final = "s3express:CreateSession"
 _DAYS: Final = 7
-"""After so many an upload that nobody has completed is ended, by a rule of the bucket."""
+"""Days after which a rule of the bucket aborts an incomplete upload."""
 
 
 def aws_policy(connection: Connection, *, delete: bool, replay: bool, format_: str) -> Policy:
-    """An IAM policy for AWS. As `commands` and `terraform` it comes with a user that has it and a rule for unfinished uploads."""
+    """Return an IAM policy for AWS. `commands` and `terraform` add a user with this policy and a rule for incomplete uploads."""
     document = _document(connection, delete=delete, replay=replay)
     if format_ == "commands":
         text = _aws_commands(connection, document)
@@ -29,7 +29,7 @@ def aws_policy(connection: Connection, *, delete: bool, replay: bool, format_: s
 
 
 def minio_policy(connection: Connection, *, delete: bool, replay: bool, format_: str) -> Policy:
-    """MinIO reads IAM policies as AWS does; they are given with its client (docs.min.io, `mc admin policy`)."""
+    """A policy for MinIO, which reads IAM policies as AWS does. Attach it with the client (docs.min.io: `mc admin policy`)."""
     document = _document(connection, delete=delete, replay=replay)
     if format_ == "terraform":
         raise NotSupported("MinIO policies are not available for Terraform", hint="use --format json or --format commands")
@@ -46,7 +46,8 @@ def minio_policy(connection: Connection, *, delete: bool, replay: bool, format_:
 
 
 def spaces_policy(connection: Connection, *, format_: str) -> Policy:
-    """Spaces knows rights of a key on a bucket only, and none that can write but not read or delete."""
+    """Return the key to create for Spaces. It grants a key permissions on a whole bucket; none allows writing without reading and
+    deleting."""
     if format_ == "json":
         raise NotSupported("Spaces has no policies in JSON", hint="use --format commands or --format terraform")
     if format_ == "terraform":
@@ -85,10 +86,10 @@ def _document(connection: Connection, *, delete: bool, replay: bool) -> str:
             hint="set it to the access point's ARN: arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME",
         )
     if connection.is_directory:
-        # Its sessions may read, write, list and delete all of the bucket: there is nothing narrower that can write.
+        # Its sessions can read, write, list and delete everything in the bucket: no narrower permission can write.
         statements = [_allow("Session", [_SESSION], connection.bucket_arn)]
         if connection.is_directory_access_point:
-            # The bucket behind it, whose name is not known here, has to allow it, too. It is in the same zone.
+            # The bucket behind it must allow it too. Its name is unknown here, but it is in the same zone.
             zone = connection.bucket.removesuffix("--xa-s3").rpartition("--")[2]
             behind = connection.bucket_arn.partition(":accesspoint/")[0] + f":bucket/*--{zone}--x-s3"
             through = {"ArnLike": {"s3express:DataAccessPointArn": connection.bucket_arn}}
@@ -108,13 +109,13 @@ def _statements(connection: Connection, *, delete: bool, replay: bool) -> Iterat
         actions.append("s3:DeleteObject")
     if replay:
         actions.append("s3:GetObject")
-    # What comes through an access point has to be allowed on the bucket behind it, too, whose name is not known here.
+    # The bucket behind an access point must allow these actions too. Its name is unknown here.
     through = {"StringEquals": {"s3:DataAccessPointArn": connection.bucket}} if connection.is_access_point else {}
     yield _allow("Objects", actions, connection.resource)
     if through:
         yield _allow("ObjectsBehind", actions, f"arn:{connection.partition}:s3:::*/{connection.prefix_pattern}*", through)
     if replay:
-        # A condition is not met by a request that names no prefix, so there is none where there is no prefix.
+        # A request that names no prefix does not meet the condition, so omit it if there is no prefix.
         of_prefix = {"StringLike": {"s3:prefix": f"{connection.prefix_pattern}*"}} if connection.prefix else {}
         yield _allow("List", ["s3:ListBucket"], connection.bucket_arn, of_prefix)
         if through:
@@ -123,7 +124,7 @@ def _statements(connection: Connection, *, delete: bool, replay: bool) -> Iterat
 
 def _aws_commands(connection: Connection, document: str) -> str:
     rules = {"Rules": [_lifecycle_rule(connection)]}
-    # A rule belongs to a bucket, also where an access point leads there.
+    # A rule belongs to the bucket, even if an access point is used.
     is_behind = connection.is_access_point or connection.is_directory_access_point
     bucket = "BUCKET" if is_behind else connection.bucket
     return "\n".join([
@@ -188,12 +189,12 @@ resource "aws_s3_bucket_lifecycle_configuration" "jobs_backup" {{
 
 
 def _kms(key: str, connection: Connection) -> dict[str, Any]:
-    """Without a key of the owner's there is nothing to grant: everybody in the account may use AWS's own key through S3."""
-    # Parts of an upload are encrypted one by one, and decrypted when it is completed.
+    """Allow use of the owner's KMS key. AWS's own key needs no grant: everyone in the account can use it through S3."""
+    # An upload's parts are encrypted one by one, and decrypted when it is completed.
     actions = ["kms:GenerateDataKey", "kms:Decrypt"]
     place, slash, alias = key.partition("alias/")
     if slash and (not place or place.startswith("arn:")):
-        # IAM compares keys: an alias as a resource grants nothing, whether it is written alone or as an ARN.
+        # IAM compares key ARNs: an alias as the resource grants nothing, written alone or as an ARN.
         keys = f"{place}key/*" if place else f"arn:{connection.partition}:kms:*:*:key/*"
         return _allow("Key", actions, keys, {"ForAnyValue:StringEquals": {"kms:ResourceAliases": f"alias/{alias}"}})
     return _allow("Key", actions, key if place.startswith("arn:") else f"arn:{connection.partition}:kms:*:*:key/{key}")
@@ -209,7 +210,7 @@ def _heredoc(document: str) -> str:
 
 
 def _indented(document: str) -> str:
-    escaped = document.replace("${", "$${").replace("%{", "%%{")  # else Terraform takes it for a template
+    escaped = document.replace("${", "$${").replace("%{", "%%{")  # otherwise Terraform reads it as a template
     return "\n".join(f"    {line}" for line in escaped.splitlines())
 
 

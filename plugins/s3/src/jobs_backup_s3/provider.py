@@ -1,4 +1,4 @@
-"""The providers S3, MINIO and DIGITAL_OCEAN_SPACES: each hook of the contract as one call of the S3 API."""
+"""The providers S3, MINIO and DIGITAL_OCEAN_SPACES. Each hook of the contract is one call of the S3 API."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ Answer = Mapping[str, Any]
 
 _TRANSCODED: Final = "a proxy or the store compresses or decompresses responses, or ignores ranges: make it pass them unchanged"
 _CHECKSUM: Final = "checksum"
-"""The name in `Upload.extra` for the kind of checksum that the upload was begun with: its parts need the same kind."""
+"""Key in `Upload.extra` for the upload's kind of checksum, which its parts must use too."""
 
 
 class _Provider:
-    """All of the work. The kinds of store differ in their settings, and Spaces in its policy."""
+    """The shared implementation. Subclasses differ in their settings and policies."""
 
     API_VERSION: ClassVar[int] = 1
     max_parts: ClassVar[int] = 10_000
@@ -62,21 +62,21 @@ class _Provider:
 
     @classmethod
     def from_settings(cls, environment: Mapping[str, str]) -> Self:
-        """Configured by these environment variables. Neither imports the SDK nor opens a connection.
+        """Create a provider from environment variables. Neither imports the SDK nor opens a connection.
 
         Raises:
-            ConfigurationError: a variable is missing or wrong.
+            ConfigurationError: a variable is missing or invalid.
         """
         return cls(cls.settings.from_environment(environment).connection())
 
     @property
     def location(self) -> str:
-        """Bucket, and endpoint if it is not AWS's own."""
+        """The bucket, and the endpoint if it is not AWS's own."""
         return self._connection.location
 
     @property
     def region(self) -> str:
-        """The bucket's, as far as it is known."""
+        """The bucket's region, as far as it is known."""
         return self._clients.region
 
     def __repr__(self) -> str:
@@ -94,7 +94,7 @@ class _Provider:
         if_absent: bool,
         timeout: float,
     ) -> WriteReceipt:
-        """PutObject."""
+        """Write an object: PutObject."""
         call = self._tried("PutObject", key)._replace(if_absent=if_absent)
         request = self._object(key, content_type, metadata) | _condition(if_absent)
         answer = self._put(call, timeout, "put_object", body, size, request, self._connection.checksum, checksum)
@@ -102,7 +102,7 @@ class _Provider:
 
     @hookimpl
     def create_multipart(self, key: str, content_type: str, metadata: Mapping[str, str], timeout: float) -> Upload:
-        """CreateMultipartUpload."""
+        """Start an upload: CreateMultipartUpload."""
         call = self._tried("CreateMultipartUpload", key)
         kind = self._connection.checksum
         request = self._object(key, content_type, metadata)
@@ -113,7 +113,7 @@ class _Provider:
 
     @hookimpl
     def write_part(self, upload: Upload, number: int, body: Body, size: int, timeout: float) -> Part:
-        """UploadPart."""
+        """Upload a part: UploadPart."""
         call = self._tried("UploadPart", upload.key, upload.id)
         kind = upload.extra.get(_CHECKSUM, "none")
         crc = body.crc32c() if kind == "crc32c" else None
@@ -125,20 +125,20 @@ class _Provider:
     def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], size: int, checksum: int, if_absent: bool, timeout: float
     ) -> WriteReceipt:
-        """CompleteMultipartUpload."""
+        """Complete an upload: CompleteMultipartUpload."""
         call = self._tried("CompleteMultipartUpload", upload.key, upload.id)._replace(if_absent=if_absent)
         listed = [{"PartNumber": part.number, "ETag": part.etag} | _crc(part.crc32c) for part in parts]
         request = self._upload(upload) | {"MultipartUpload": {"Parts": listed}} | _condition(if_absent)
         if upload.extra.get(_CHECKSUM) == "crc32c":
             request |= {"ChecksumType": "FULL_OBJECT", "MpuObjectSize": size} | _crc(checksum)
         answer = self._send(call, timeout, lambda client: client.complete_multipart_upload(**request))
-        # Ceph's first answer has an empty ETag. Bucket and key, in the store's own XML, say as much.
+        # Ceph's first answer has an empty ETag. Bucket and key in the store's own XML prove the same.
         is_named = answer.get("Bucket") and answer.get("Key")
         return _stored(call, answer, checksum, str(answer.get("ETag", "")) if is_named else _field(call, answer, "ETag"))
 
     @hookimpl
     def abort_multipart(self, upload: Upload, timeout: float) -> AbortReceipt:
-        """AbortMultipartUpload."""
+        """Abort an upload: AbortMultipartUpload."""
         call = self._tried("AbortMultipartUpload", upload.key, upload.id)
         request = self._upload(upload)
         try:
@@ -149,7 +149,7 @@ class _Provider:
 
     @hookimpl
     def delete(self, keys: Sequence[str], timeout: float) -> DeleteReceipt:
-        """DeleteObjects; DeleteObject for each key where the store has no DeleteObjects."""
+        """Delete objects: DeleteObjects, or DeleteObject for each key if the store lacks DeleteObjects."""
         if self._has_bulk_delete and keys:
             try:
                 return self._delete_together(keys, timeout)
@@ -159,7 +159,7 @@ class _Provider:
 
     @hookimpl
     def read(self, key: str, timeout: float) -> Body:
-        """GetObject: of the first byte for the size, and again at each opening."""
+        """Read an object: GetObject of the first byte for the size, then GetObject each time the body is opened."""
         call = self._tried("GetObject", key)
         request: dict[str, Any] = {"Bucket": self._connection.bucket, "Key": key}
         try:
@@ -167,7 +167,7 @@ class _Provider:
         except NothingThere:
             return BytesBody(b"")
         first["Body"].close()
-        # "bytes 0-0/1234"; a store without ranges gives the whole object.
+        # "bytes 0-0/1234"; a store without ranges returns the whole object.
         size = int(str(first["ContentRange"]).rpartition("/")[2]) if "ContentRange" in first else int(first["ContentLength"])
         request["IfMatch"] = _field(call, first, "ETag")
 
@@ -183,12 +183,12 @@ class _Provider:
 
     @hookimpl
     def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
-        """An IAM policy as JSON; for Spaces the command that makes a key for this bucket alone."""
+        """Return an IAM policy; for Spaces, the command that creates a key for this bucket alone."""
         return self._policy(self.settings.from_environment(settings).connection(), delete, replay, format)
 
     @hookimpl
     def list(self, prefix: str, after: str, timeout: float) -> Page:
-        """ListObjectsV2."""
+        """List a page of objects: ListObjectsV2."""
         request = {"Bucket": self._connection.bucket, "Prefix": prefix} | ({"StartAfter": after} if after else {})
         call = self._tried("ListObjectsV2")
         answer = self._send(call, timeout, lambda client: client.list_objects_v2(**request))
@@ -224,7 +224,7 @@ class _Provider:
         return self._send(call, timeout, send)
 
     def _send(self, call: Call, timeout: float, send: Callable[[Any], T]) -> T:
-        """One request; a second one at once if the first was told that the bucket is in another region."""
+        """Send a request. Resend it at once if the answer says that the bucket is in another region."""
         region, client = self._clients.region, None
         try:
             with translated(call):
@@ -237,7 +237,7 @@ class _Provider:
                 client = self._clients.get(self._clients.region, timeout)
                 return send(client)
         except (Unauthenticated, PermissionDenied) as error:
-            # The right to delete may be missing on purpose, and for many keys, one after the other.
+            # The permission to delete may be missing on purpose, and for many keys in a row.
             if isinstance(error, Unauthenticated) or call.operation != "DeleteObject":
                 self._clients.renew(client)
             raise
@@ -276,7 +276,7 @@ class _Provider:
             except JobsBackupError as error:
                 if not deleted and not failed:
                     raise
-                # What is wrong with one of them for another reason is wrong with the rest, too, and may take long to be told.
+                # Any other error affects the remaining keys too, and each request may take long to fail.
                 failed |= dict.fromkeys(keys[number:], error)
                 break
             deleted.add(key)
@@ -304,7 +304,7 @@ class _Provider:
 
 
 class S3Provider(_Provider):
-    """AWS S3, and any store that speaks S3 at AWS_ENDPOINT_URL_S3."""
+    """AWS S3, or the S3-compatible store at AWS_ENDPOINT_URL_S3."""
 
     settings = S3Settings
 
@@ -343,7 +343,7 @@ def _crc(value: int | None) -> dict[str, str]:
 def _sums(call: Call, kind: str, body: Body, crc: int | None) -> dict[str, str]:
     if kind == "crc32c":
         return _crc(crc)
-    # This store is not asked to check the CRC, so it is done here: bytes that changed on the disk are not to be published.
+    # The store does not check the CRC here, so check it first: never upload bytes that changed on disk.
     if crc is not None and body.crc32c() != crc:
         raise IntegrityError(f"{call}: the body's CRC-32C does not match", hint="the disk may be faulty")
     return {"ContentMD5": base64.b64encode(body.md5()).decode()} if kind == "md5" else {}
@@ -360,14 +360,14 @@ def _stored(call: Call, answer: Answer, crc: int, etag: str) -> WriteReceipt:
 
 
 def _field(call: Call, answer: Answer, name: str) -> str:
-    """What an answer must have to be a success: a 200 alone can be anybody's."""
+    """Return a field that a successful answer must have: a 200 alone can come from anything."""
     if not answer.get(name):
         raise StorageError(f"{call}: the response has no {name}", hint=STRANGER_HINT)
     return str(answer[name])
 
 
 def _compare(call: Call, answer: Answer, crc: int | None) -> None:
-    """Only if the store tells the CRC of the whole, and not one that is made of those of the parts."""
+    """Compare the CRC-32C if the store reports that of the whole, not one composed of the parts' CRCs."""
     told = answer.get("ChecksumCRC32C")
     if crc is None or told is None or answer.get("ChecksumType") == "COMPOSITE" or "-" in told:
         return

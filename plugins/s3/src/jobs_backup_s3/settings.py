@@ -1,4 +1,4 @@
-"""The environment variables of S3, MinIO and Spaces, and the one form that all three resolve to: `Connection`."""
+"""Environment variables of S3, MinIO and Spaces, and the form that all three resolve to: `Connection`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _PARTITIONS: Final = (
     ("us-isof-", "aws-iso-f", ".csp.hci.ic.gov"),
     ("", "aws", ".amazonaws.com"),
 )
-"""How the names of a partition's regions begin, its name in ARNs, and its domain: see botocore's data/partitions.json."""
+"""Prefix of a partition's region names, its name in ARNs, and its domain: see botocore's data/partitions.json."""
 _AWS_HOSTS: Final = tuple(host for _, _, host in _PARTITIONS)
 SPACES_PERMISSION: Final = "readwrite"
-"""The one that a key of Spaces needs: there are none for single operations (the API of DigitalOcean, spaces keys)."""
+"""Permission that a Spaces key needs. Single operations have none (DigitalOcean's API, spaces keys)."""
 _SPACES_HOST: Final = ".digitaloceanspaces.com"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _ACCESS_POINT: Final = re.compile(r"arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint/[a-z0-9][a-z0-9-]{1,48}[a-z0-9]")
@@ -42,7 +42,7 @@ _KMS_KEY: Final = re.compile(
     r"|(?:arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:)?alias/[A-Za-z0-9:/_-]{1,250}",
     re.IGNORECASE,
 )
-"""Of AWS. Other stores have names of their own for their keys."""
+"""AWS's names for KMS keys. Other stores name their keys differently."""
 _OTHER_ARNS: Final = (
     (r"accesspoint[:/].*\.mrap$", "a Multi-Region Access Point, which needs signatures (SigV4A) that are not supported",
      "set it to one of its buckets, or to the ARN of an access point in one region"),
@@ -56,7 +56,7 @@ _OTHER_ARNS: Final = (
     (r"^arn:", "an ARN, but not of an access point",
      "write the bucket's name, or the access point's ARN: arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME"),
 )  # fmt: skip
-"""Form of an ARN, what it is, and what to set instead."""
+"""Pattern of an ARN, what it names, and what to set instead."""
 _REGION: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 _LEGACY: Final = ("legacy", "regional")
@@ -78,16 +78,16 @@ AMBIENT: Final[Mapping[str, str | tuple[str, ...]]] = {
     "AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES": "number",
     "AWS_ACCOUNT_ID_ENDPOINT_MODE": ("preferred", "disabled", "required"),
 }
-"""What botocore reads from the environment by itself, and shows in the error for a value that it does not take."""
+"""Variables that botocore reads by itself, and whose values its errors show if they are invalid."""
 UNSHOWN: Final = (
     *AMBIENT, "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE",
     "AWS_SDK_UA_APP_ID",
 )  # fmt: skip
-"""Whatever is a credential in one of these is cut out of messages."""
+"""Variables whose credentials are removed from messages."""
 
 
 class Keys(msgspec.Struct, frozen=True, kw_only=True):
-    """A pair of keys, and the token that temporary ones have."""
+    """An access key and its secret, with the session token of temporary credentials."""
 
     access_key: Secret
     secret_key: Secret
@@ -95,16 +95,17 @@ class Keys(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that has to be known to talk to a bucket, whichever variables it came from.
+    """Everything needed to access a bucket, whichever variables it came from.
 
     Attributes:
-        prefix: stands before every key; for the resource of a permission.
-        region: the bucket's, if `region_is_explicit`; else the one to begin with.
+        prefix: prefix for every object key; used in the resource of a permission.
+        region: the bucket's region if `region_is_explicit`; otherwise the region to try first.
         endpoint: None for AWS itself.
         keys: None for the SDK's default chain.
-        checksum: which one is sent with every object and part.
-        endpoint_variable, region_variable: what sets the endpoint and the region; the second one is empty where the endpoint does.
-        permission: the one that there is, on whole buckets; None for a store that has one for each operation.
+        checksum: kind of checksum sent with every object and part.
+        endpoint_variable, region_variable: variables that set the endpoint and the region; the latter is empty if the
+            endpoint sets the region.
+        permission: the store's only permission, on whole buckets; None for a store with one permission per operation.
     """
 
     bucket: str
@@ -131,47 +132,47 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def location(self) -> str:
-        """As the contract wants it: scheme, bucket, and the endpoint if it is not AWS's own."""
+        """The location in the contract's form: scheme, bucket, and the endpoint if it is not AWS's own."""
         return f"s3://{self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
 
     @property
     def is_aws(self) -> bool:
-        """Whether AWS itself is what answers."""
+        """Whether the endpoint is AWS itself."""
         return self.endpoint is None or (urlsplit(self.endpoint).hostname or "").endswith(_AWS_HOSTS)
 
     @property
     def is_directory(self) -> bool:
-        """Whether it is a directory bucket (S3 Express One Zone), whose objects are authorized by sessions."""
+        """Whether the bucket is a directory bucket (S3 Express One Zone), which authorizes access by sessions."""
         return self.bucket.endswith(("--x-s3", "--xa-s3"))
 
     @property
     def is_directory_access_point(self) -> bool:
-        """Whether it is the name of an access point of a directory bucket: such have names alone, and no alias."""
+        """Whether `bucket` names a directory bucket's access point. These have names only, no aliases."""
         return self.bucket.endswith("--xa-s3")
 
     @property
     def is_access_point(self) -> bool:
-        """Whether it is the ARN of an access point."""
+        """Whether `bucket` is the ARN of an access point."""
         return self.bucket.startswith("arn:")
 
     @property
     def resource(self) -> str:
-        """The ARN of all objects that backing up writes; of a directory bucket its own, since it has no permissions for less."""
+        """The ARN of all objects that backups write. For a directory bucket its own ARN: its permissions cannot be narrower."""
         if self.is_directory:
             return self.bucket_arn
         return f"{self.bucket_arn}{'/object' if self.is_access_point else ''}/{self.prefix_pattern}*"
 
     @property
     def prefix_pattern(self) -> str:
-        """The prefix as a policy has it: AWS takes `*`, `?` and `${` in it for a wildcard or a variable, unless they are escaped.
+        """The prefix as written in a policy. AWS reads `*`, `?` and `${` as wildcards or variables unless escaped.
 
-        Other stores have no escape. There a wildcard is left, which matches itself, too.
+        Other stores have no escape. There a wildcard is left as it is; it also matches itself.
         """
         return re.sub(r"[*?$]", r"${\g<0>}", self.prefix) if self.is_aws else self.prefix
 
     @property
     def bucket_arn(self) -> str:
-        """The ARN that listing, or a session, has to be granted on."""
+        """The ARN on which to grant listing or a session."""
         if self.is_access_point:
             return self.bucket
         if self.is_directory:
@@ -182,14 +183,14 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def partition(self) -> str:
-        """The part of AWS that the region belongs to, as ARNs name it."""
+        """The AWS partition of the region, as named in ARNs."""
         if self.is_access_point:
             return self.bucket.split(":")[1]
         return next(name for start, name, _ in _PARTITIONS if self.region.startswith(start))
 
 
 class BucketSettings(Settings, frozen=True, kw_only=True):
-    """What all three have in common."""
+    """Settings that S3, MinIO and Spaces share."""
 
     bucket: Annotated[str, Variable("JOBS_BACKUP_BUCKET", "Bucket for the objects. It must exist.", example="my-events")]
     prefix: Annotated[
@@ -246,16 +247,16 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def from_environment(cls, environment: Any) -> Self:
-        """See `Settings.from_environment`; also raises where what the SDK reads by itself is wrong."""
+        """See `Settings.from_environment`. Also raises if a variable that the SDK reads by itself is invalid."""
         check_proxies(environment)
         check_ambient(environment, AMBIENT)
         return super().from_environment(environment)
 
     def connection(self) -> Connection:
-        """The form that does not depend on the kind of store.
+        """Resolve to the form that does not depend on the kind of store.
 
         Raises:
-            ConfigurationError: settings that can't be, alone or together; the message names the variables.
+            ConfigurationError: settings are invalid, alone or together. The message names the variables.
         """
         raise NotImplementedError
 
@@ -298,7 +299,7 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
 
 
 class S3Settings(BucketSettings, frozen=True, kw_only=True):
-    """S3, and whatever speaks its language at AWS_ENDPOINT_URL_S3."""
+    """Settings of S3, or of the S3-compatible store at AWS_ENDPOINT_URL_S3."""
 
     access_key: Annotated[
         Secret | None,
@@ -369,7 +370,7 @@ class S3Settings(BucketSettings, frozen=True, kw_only=True):
 
 
 class MinioSettings(BucketSettings, frozen=True, kw_only=True):
-    """MinIO, with RudderStack's variables for it. There are no default credentials."""
+    """Settings of MinIO, in RudderStack's variables. There are no default credentials."""
 
     endpoint: Annotated[
         str, Variable("MINIO_ENDPOINT", "Host and port of the MinIO server.", aliases=("MINIO_END_POINT",), example="minio:9000")
@@ -388,7 +389,7 @@ class MinioSettings(BucketSettings, frozen=True, kw_only=True):
 
 
 class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
-    """DigitalOcean Spaces, with RudderStack's variables for it."""
+    """Settings of DigitalOcean Spaces, in RudderStack's variables."""
 
     endpoint: Annotated[
         str, Variable("DO_SPACES_ENDPOINT", "Endpoint of the Spaces region.", example="nyc3.digitaloceanspaces.com")
@@ -407,7 +408,7 @@ class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
                     f"is {self.endpoint}, which belongs to another bucket",
                     f"set it to {region}{_SPACES_HOST}",
                 )
-            # As the control panel shows it, the endpoint has the bucket before it.
+            # The control panel shows the endpoint with the bucket in front.
             parts = parts._replace(netloc=parts.netloc.removeprefix(f"{self.bucket}.") if bucket else parts.netloc)
         keys = Keys(access_key=self.access_key, secret_key=self.secret_key)
         connection = self._connection(endpoint=parts.geturl(), region=region, keys=keys)
@@ -417,10 +418,10 @@ class SpacesSettings(BucketSettings, frozen=True, kw_only=True):
 
 
 def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
-    """The endpoint as a URL; `scheme` is for one that has none, which AWS's tools refuse and other stores' users are used to.
+    """Return the endpoint as a URL. `scheme` applies if it has none: AWS's tools refuse that, but users of other stores expect it.
 
     Raises:
-        ConfigurationError: it is no endpoint. The message names the variable.
+        ConfigurationError: the endpoint is invalid. The message names the variable.
     """
     try:
         return Endpoint.parse(text if "://" in text else f"{scheme}://{text}")

@@ -63,7 +63,7 @@ class Answering:
             async with asyncio.timeout(self._timeout):
                 await self._answer_to(scope, headers, connection)(scope, take, answer.send)
         except TimeoutError:
-            if answer.status:  # nobody reads the answer
+            if answer.status:  # the client no longer reads the answer
                 await _cut(connection)
             else:
                 hint = "send it again: it may or may not have been recorded"
@@ -105,7 +105,7 @@ class _Answer:
         self._connection = connection
         self._headers = headers
         self.awaits_continue = awaits_continue
-        """The client waits with the body until it is told to send it, or already sends it: this is unknown."""
+        """Whether the client may be waiting for "100 Continue" before it sends the body. It may also be sending already."""
         self.status = 0
 
     async def send(self, message: Message) -> None:

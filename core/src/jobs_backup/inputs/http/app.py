@@ -263,7 +263,7 @@ async def _of_http_exception(request: Request, error: HTTPException) -> Response
 
 
 async def _of_disconnect(request: Request, _error: ClientDisconnect) -> Response:
-    request.state.is_gone = True  # nobody reads the answer; nothing was accepted
+    request.state.is_gone = True  # no client reads the answer; nothing was accepted
     return Response(status_code=400)
 
 

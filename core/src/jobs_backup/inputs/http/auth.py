@@ -25,7 +25,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """The sender of a request.
 
     Attributes:
-        name: tells callers apart, for rates; useless as a credential.
+        name: distinguishes callers, for rate limits; useless as a credential.
         source_id: the source of a write key; None if the caller may do everything.
     """
 

@@ -17,7 +17,7 @@ class Requests:
     """Counts requests.
 
     Attributes:
-        answered: (path, status) -> count; the status is 0 if nobody was left to answer.
+        answered: (path, status) -> count; the status is 0 if the client was gone.
         seconds: path -> time until the answer was sent.
     """
 

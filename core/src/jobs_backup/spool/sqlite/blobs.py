@@ -94,7 +94,7 @@ class BlobFile:
     def change(self, work: Callable[[Changes], None], check: Callable[[InputPosition], None] = lambda _: None) -> int:
         """Apply the changes that `work` makes, all or none. Returns the bytes of its chunks.
 
-        `check` is called for each position while nobody else can read or write positions here. If it raises, everything is rolled
+        `check` is called for each position while no one else can read or write positions here. If it raises, everything is rolled
         back.
 
         Raises:

@@ -397,7 +397,7 @@ class Catalog:
 
     @writes
     def note_dead(self, db: sqlite3.Connection, session: str, error: str) -> None:
-        """Note why nobody can replace a dead session; empty if no longer known."""
+        """Record why a dead session cannot be recovered; empty if no longer known."""
         db.execute("UPDATE sessions SET error=? WHERE id=? AND error!=?", (writable(error), session, writable(error)))
 
     @reads
@@ -449,7 +449,7 @@ class Catalog:
 
     @writes
     def forget_damages(self, db: sqlite3.Connection, files: Iterable[str]) -> None:
-        """Forget the damage in files that somebody removed."""
+        """Forget the damage in files that were removed."""
         db.executemany("DELETE FROM damages WHERE file=?", [(file,) for file in files])
 
     # Stores

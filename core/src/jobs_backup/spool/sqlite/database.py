@@ -230,7 +230,7 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    if _opening.locked():  # else a program around Python has forked, as uWSGI does, and tells Python only now
+    if _opening.locked():  # otherwise a program that embeds Python has forked, as uWSGI does, and notifies Python only now
         _after_fork()
     with _opening:
         _notice_fork()
@@ -315,7 +315,7 @@ class Database:
         """Run `work` as one transaction: committed when it returns, rolled back when it raises.
 
         Raises:
-            FilesLost: the files were removed or replaced, so nobody will find what was committed.
+            FilesLost: the files were removed or replaced, so no process will find what was committed.
         """
         return self._used(functools.partial(_transact, work), self._check_files)
 

@@ -113,7 +113,7 @@ class Deliveries:
 
     @writes
     def claim(self, db: sqlite3.Connection, store: int, session: str, delete_after: DeleteAfter, limit: int) -> list[DueObject]:
-        """Claim objects that can be deleted now and that nobody is deleting.
+        """Claim objects that can be deleted now and that no process is deleting.
 
         Raises:
             FilesLost: the session has ended.

@@ -66,9 +66,9 @@ def _make_directory(path: Path) -> None:
 
 
 def _sync_names(directory: Path) -> None:
-    """Make the names of all parent directories durable, whoever made them: a process may have died before it did.
+    """Make the names of all parent directories durable, including existing ones: their creator may have died before it did so.
 
-    Stops at the first directory that this user may not read: those above are somebody else's, and existed before.
+    Stops at the first directory that this user may not read: those above belong to other users, and existed before.
     """
     for parent in directory.resolve().parents:
         try:
@@ -173,7 +173,7 @@ class Ballast:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Allocate space for an empty file. On macOS and some file systems there is no call for it: there it is written."""
+    """Allocate space for an empty file. macOS and some file systems have no call for this: write the space instead."""
     if sys.platform != "darwin" and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)

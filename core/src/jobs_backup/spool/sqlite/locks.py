@@ -88,8 +88,8 @@ class ProcessLock:
     def witness(self, file: int, events: int) -> None:
         """Note how many events this process has recorded into a file.
 
-        Whoever replaces this process compares the count, which reveals a truncated log. It is not synced, because it need not
-        survive more than the process.
+        The process that recovers its events compares the count, which reveals a truncated log. It is not synced, because it only
+        needs to survive the process.
         """
         data = _WITNESS.pack(file, events)
         with database_errors(self._path):
@@ -107,7 +107,7 @@ class ProcessLock:
         return Witness(*_WITNESS.unpack(data))
 
     def release(self, *, remove: bool) -> None:
-        """Release the lock; `remove` also removes its file, if nobody will need it again."""
+        """Release the lock; `remove` also removes its file, if no process will need it again."""
         if self._descriptor is not None:
             try:
                 if remove and os.path.samestat(self._path.stat(), self._file):  # else it already belongs to another process
@@ -134,7 +134,7 @@ def _try(path: Path) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path, descriptor):
                 return descriptor
-            os.close(descriptor)  # removed meanwhile: nobody else would find this lock
+            os.close(descriptor)  # removed meanwhile: no other process would find this lock
         except BlockingIOError:
             os.close(descriptor)
             return None

@@ -106,7 +106,7 @@ class Quarantine:
         return True
 
     def reports(self, *, only_reads: bool = False) -> list[Damage]:
-        """All reports. Forgets those whose file somebody removed, unless `only_reads`."""
+        """All reports. Forgets those whose file was removed, unless `only_reads`."""
         found: list[Damage] = []
         gone: set[str] = set()
         for one in self._catalog.damages():

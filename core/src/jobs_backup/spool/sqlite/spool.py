@@ -227,8 +227,8 @@ class SqliteSpool:
         """Hold the lock on reading an input within the block; yields False if another process has it.
 
         The next holder sees how far the input was read: see `position`. Within the block, a position is committed only if the lock
-        still exists, which is checked while nobody can read positions. So if somebody removes the lock and another process takes
-        it, that process sees this one's last position, or this one commits no other.
+        still exists, which is checked while no process can read positions. So if the lock is removed and another process takes it,
+        that process sees this one's last position, or this one commits no other.
         """
         lock = self._try_lock(f"input-{source}")
         try:
@@ -634,13 +634,13 @@ class SqliteSpool:
         for name in self._files.names():
             try:
                 last = max([last, *self._batches_in(name)])
-            except SpoolError as error:  # reported by whoever recovers the file
+            except SpoolError as error:  # reported when the file is recovered
                 log.debug("%s", error.one_line())
         self._catalog.skip_numbers(last)
 
     def _begin_session(self) -> Session:
         while (lock := self._try_lock(name := secrets.token_hex(8))) is None:
-            pass  # somebody is checking for leftover locks
+            pass  # another process is checking for leftover locks
         try:
             self._catalog.begin_session(name, os.getpid(), self.store, archives=self._archives)
             blobs = self._files.create(name)
@@ -722,7 +722,7 @@ class SqliteSpool:
             return []
 
     def _take_over(self, name: str, witness: Witness | None, *, is_left: bool, is_whole: bool) -> list[InputPosition]:
-        """Seal what is open in a dead process's file, which nobody writes any more. Returns its positions."""
+        """Seal what is open in a dead process's file, which no process writes any more. Returns its positions."""
         try:
             with self._files.open(name, only_reads=True) as blobs:
                 is_blank = blobs.is_blank()  # opening it for writing would change that
@@ -808,7 +808,7 @@ class SqliteSpool:
                 self._clean_up(name)
 
     def _clean_up(self, name: str) -> None:
-        """Remove a file that nobody writes any more, once everything in it is uploaded; or retire it, if it is damaged.
+        """Remove a file that no process writes any more, once everything in it is uploaded; or retire it, if it is damaged.
 
         It is removed only if the catalog says that each batch in it is uploaded. It runs after the actual work, which must not
         count as failed now: the next process that starts to upload retries the removal.

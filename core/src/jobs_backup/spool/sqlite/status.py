@@ -161,7 +161,7 @@ def _process(directory: Path, row: SessionRow, now: float, unreadable: dict[str,
 
 
 def _find_strangers(directory: Path, catalog: Catalog, files: BlobFiles, unreadable: dict[str, str]) -> None:
-    """Find blob files that nobody writes and that hold something unknown to the catalog."""
+    """Find blob files that no process writes and that hold something unknown to the catalog."""
     written = catalog.blob_files()
     for name in files.names():
         if name in written.values():
