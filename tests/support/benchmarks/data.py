@@ -1,4 +1,4 @@
-"""The events that are measured with: NDJSON files, made once, the same bytes everywhere."""
+"""The benchmark events: NDJSON files, made once, with the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _AGENTS: Final = (
 
 
 def corpus(name: str, directory: Path) -> Path:
-    """The file of a corpus, in `directory`; made if it is not there."""
+    """Return the file of a corpus in `directory`; create it if missing."""
     path = directory / f"{name.replace(' ', '-')}.ndjson"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def corpus(name: str, directory: Path) -> Path:
 
 
 def track(count: int, *, size: int, seed: int = 1) -> Iterator[bytes]:
-    """Track events as one SDK of one shop sends them: one schema, values that vary. Real sources are often that uniform."""
+    """Track events of one shop's SDK: one schema, varying values. Real sources are often that uniform."""
     rng = random.Random(seed)
     for number in range(count):
         event = _track(number, rng)
@@ -100,14 +100,14 @@ def _short() -> Iterator[bytes]:
 
 
 def _random() -> Iterator[bytes]:
-    """What no compressor makes much smaller, for large objects from few events."""
+    """Incompressible payloads, for large objects from few events."""
     rng = random.Random(1)
     for number in range(_COUNT // 4):
         yield b'{"messageId":"%d","text":"%b"}' % (number, base64.b64encode(rng.randbytes(_RANDOM * 3 // 4)))
 
 
 def _below(bound: int, rng: random.Random) -> int:
-    # Not `randrange`: how it draws may change between versions of Python, `random` never does.
+    # Not `randrange`: its draws may change between Python versions; those of `random` never do.
     return int(rng.random() * bound)
 
 
@@ -125,11 +125,11 @@ _CORPORA: Final[Mapping[str, Callable[[], Iterator[bytes]]]] = {
 
 
 def lines(path: Path, count: int) -> Iterator[bytes]:
-    """`count` lines with their ends, from the first one on, and from the first one again."""
+    """`count` lines with their ends, from the first one on; after the last line, start over."""
 
     def passes() -> Iterator[Iterator[bytes]]:
         while True:
-            # As quick as it gets: it is everybody's cost, and hides the differences.
+            # As fast as possible: every contender pays this cost, and it hides their differences.
             with path.open("rb", buffering=1 << 20) as file:
                 yield file
 

@@ -1,4 +1,4 @@
-"""dlt: a pipeline into its filesystem destination, one resource for each source, as gzip JSON lines. Dicts only."""
+"""dlt: a pipeline into its filesystem destination, one resource per source, as gzip JSON lines. Dicts only."""
 
 from __future__ import annotations
 

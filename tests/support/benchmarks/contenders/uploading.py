@@ -1,4 +1,4 @@
-"""Files that are there already into a bucket: `variant` says who sends them. They can't be compressed."""
+"""Upload existing, incompressible files to a bucket: `variant` names the uploader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _FileBody(Body):
 
 
 def _ours(job: Job, path: Path) -> Callable[[], None]:
-    """Through the store and the provider; as the archiver does, without the journal. The checksum is known there, too."""
+    """Upload through the store and the provider as the archiver does, without the journal. The checksum is known in advance."""
     import boto3.session
     from benchmarks.contenders.ours import environment
 

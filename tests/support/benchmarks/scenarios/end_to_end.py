@@ -1,4 +1,4 @@
-"""Events from memory or a file into gzip objects: everything that a contender does, from opening its client to the last answer."""
+"""Events from memory or a file into gzip objects: all of a contender's work, from opening its client to the last answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NAME: Final = "end_to_end"
 
 
 class Contender(NamedTuple):
-    """A module of `contenders`, and which variant of it.
+    """A module of `contenders`, and its variant.
 
-    `share`: so large a part of the events is enough for who is slow. Only where there is one source: otherwise the objects would
-    be smaller, too. `same_lines`: it has to write what jobs-backup writes.
+    `share`: the fraction of the events that a slow contender processes. Only with a single source: otherwise its objects would be
+    smaller, too. `same_lines`: it writes the same lines as jobs-backup.
     """
 
     module: str
@@ -50,7 +50,7 @@ QUICK_DICTS: Final = ("jobs-backup", "smart_open")
 
 
 class Case(NamedTuple):
-    """What all contenders have to do; `events` for those who are fastest."""
+    """The task of all contenders; `events` for the fastest ones."""
 
     corpus: str
     kind: str

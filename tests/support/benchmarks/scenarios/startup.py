@@ -1,4 +1,4 @@
-"""How long commands take that do nothing much, in units of `python -c pass`; and which SDKs they import (they must not)."""
+"""Startup time of commands that do little, in units of `python -c pass`; and the SDKs that they import (they must not)."""
 
 from __future__ import annotations
 
