@@ -1,4 +1,4 @@
-"""How much is tried: what `make test` takes the time for, or a campaign of hours."""
+"""How much to test: the share that `make test` has time for, or a campaign of hours."""
 
 from __future__ import annotations
 

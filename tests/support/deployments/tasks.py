@@ -1,4 +1,4 @@
-"""Sends tasks to Celery's workers, a few at a time, and notes those that succeeded: `python -m deployments.tasks DIRECTORY`."""
+"""Send tasks to Celery's workers, a few at a time, and note those that succeeded: `python -m deployments.tasks DIRECTORY`."""
 
 from __future__ import annotations
 

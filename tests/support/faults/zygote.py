@@ -41,7 +41,7 @@ def main() -> None:
     from faults.sabotage import ALL, commit  # it imports the module that starts this process
 
     die_with_parent()
-    for name in sys.argv[1:]:  # before modules that are imported later copy the function, as decorators do
+    for name in sys.argv[1:]:  # before decorators of modules imported later copy the function
         commit(ALL[name])
     for module in pkgutil.walk_packages(jobs_backup.__path__, "jobs_backup."):
         if not module.name.startswith("jobs_backup.testing"):
