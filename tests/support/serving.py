@@ -95,7 +95,7 @@ def serve(env: Mapping[str, str], *arguments: str, **variables: str) -> Generato
 
 @contextlib.contextmanager
 def serve_with_few_files(env: Mapping[str, str], files: int) -> Generator[Sidecar]:
-    """Limit the number of open file descriptors."""
+    """Run the sidecar with a limit on open file descriptors."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

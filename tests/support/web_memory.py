@@ -222,7 +222,7 @@ class SaysNothingOfAStranger(WebMemory):
 
 
 class TakesAFaultForARefusal(WebMemory):
-    """Of a completion alone: an upload that can never be completed would be retried forever."""
+    """For completions only: an upload that can never be completed would be retried forever."""
 
     def ask(self, hook: str, key: str, timeout: float) -> None:
         try:

@@ -86,7 +86,7 @@ class ShowsItsUploads(MemoryProvider):
 
 
 class TakesAnyAnswerForSuccess(MemoryProvider):
-    """A 200 with an error in its body, say."""
+    """Such as a 200 with an error in its body."""
 
     @hookimpl
     def complete_multipart(self, upload: Upload) -> WriteReceipt:

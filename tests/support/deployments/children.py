@@ -25,7 +25,7 @@ FROM_SHELL = (
 
 
 def refused(call: Callable[[], object]) -> None:
-    """Check that `use` raises BackupClosed with advice on what to do."""
+    """Check that `call` raises BackupClosed with advice on what to do."""
     try:
         call()
     except BackupClosed as error:

@@ -155,7 +155,7 @@ class _Lines:
 
 @functools.cache
 def _quiet(code: CodeType) -> frozenset[int]:
-    """Whether a line begins with code that cannot raise: `try:`, or the end of a `with`, which calls `__exit__` of a lock, for example.
+    """Whether a line begins with code that cannot raise: `try:`, or the end of a `with`, which may call a lock's `__exit__`.
 
     Nothing is allocated there, and no signal is handled before that call.
     """
