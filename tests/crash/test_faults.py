@@ -1,4 +1,4 @@
-"""The fault sweep, sampled, and proof that it finds faults. `make faults` is the whole one."""
+"""A sample of the fault sweep, and proof that it finds faults. `make faults` is the full sweep."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_one_fault_in_each_run_does_no_harm(scenario: str, directory: Path, libr
 
 
 def test_a_fault_hits_the_call_that_was_chosen(directory: Path, library: Path) -> None:
-    """No object can be linked into the bucket, however often it is tried."""
+    """No object can be linked into the bucket, in any number of attempts."""
     with Worker(directory, library, SCENARIOS["archive"], limit=_LIMIT) as worker:
         calls = [call for call in worker.survey("calls") if call.name == "linkat" and "_publish" in " ".join(call.site)]
         assert len(calls) == 7

@@ -1,4 +1,4 @@
-"""Platforms that are not supported are named in one line, and the others everywhere in the same words."""
+"""Unsupported platforms get a one-line error; supported ones are listed in the same words everywhere."""
 
 from __future__ import annotations
 

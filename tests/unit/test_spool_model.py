@@ -718,7 +718,7 @@ class Model(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
     def end(self) -> None:
-        """Kill all processes, and upload the rest with one process per store: the buckets are then complete, with nothing left over."""
+        """Kill all processes and upload the rest with one process per store: then the buckets are complete, and nothing is left."""
         for process in list(self.live):
             self.live.remove(process)
             self.machinery.kill(process)
