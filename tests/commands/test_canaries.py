@@ -49,7 +49,7 @@ SECRETS: Final = {
     "url": f"https://canary:{_BASE64[:20]}@storage.example/events",
 }  # fmt: skip
 _BODIES: Final = (_BASE64, _HEX, SECRETS["aws secret"], "CANARYCANARY0001")
-"""What is secret in them."""
+"""Their secret parts."""
 _KEY: Final = {"JOBS_BACKUP_WRAPPERS": "encryption", "JOBS_BACKUP_ENCRYPTION_KEY": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}
 
 

@@ -29,7 +29,7 @@ from jobs_backup.util.logs import TextFormatter, printable
 
 FORGED: Final = "2026-11-29 12:00:00,000 INFO 0 events lost"
 CANARY: Final = f"c\n{FORGED}\r\x1b[2J\u2028\x85\x9b31m\u202e\u2066\u200fy\x00\x7f\ufeff"
-"""A line of the sender's own, by each character that some reader takes for the end of a line; colours; hidden and turned text."""
+"""Forged lines, by each character that some reader takes for a line end; colors; hidden and reversed text."""
 IN_A_NAME: Final = CANARY.replace("\x00", "")
 IN_XML: Final = "".join(one for one in CANARY if one >= " " or one in "\n\r")
 

@@ -29,7 +29,7 @@ from jobs_backup.model import Kind
 from jobs_backup.settings.server import ServerSettings
 
 EVERYWHERE: Final = os.environ.get("JOBS_BACKUP_TEST_HTTP") == "all"
-"""Every request of the corpus is cut at every byte; else at some, which differ each day."""
+"""Cut every request of the corpus at every byte; otherwise at a sample that differs each day."""
 
 
 class Replayed(NamedTuple):

@@ -25,7 +25,7 @@ MIB: Final = 1 << 20
 PENDING: Final = 32
 """MiB, as set here."""
 BASE: Final = 110
-"""MiB, at most: of the process, and of two bodies of these sizes that are being taken apart."""
+"""Maximum in MiB: of the process, and of two bodies of these sizes while they are parsed."""
 
 
 class Kind(NamedTuple):

@@ -315,7 +315,7 @@ class TestTheListener:
 
 class TestBehind:
     def behind(self, directory: Path, **variables: str) -> str:
-        """Both forms of `status` agree, with exit code 0."""
+        """Return the reason in `status --json`; the text form agrees with it, both with exit code 0."""
         environment = {"JOBS_BACKUP_SPOOL_DIR": str(directory), **variables}
         code, stdout, _ = run("status", "--json", env=environment)
         found: dict[str, Any] = json.loads(stdout)

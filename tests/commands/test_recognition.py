@@ -52,7 +52,7 @@ def mixed(first: int, count: int) -> Lines:
 
 Make = Callable[[int, int], Lines]
 PROVING: list[Make] = [named, numbered, mixed]
-"""Contents that prove what they are."""
+"""Contents that identify a file."""
 REPEATING: list[Make] = [heartbeats, cycle, banner]
 
 
@@ -206,7 +206,7 @@ KEPT = [
     rotated_and_packed, linked, copied, copied_with_its_time, copytruncated(0), copytruncated(30), copytruncated(100),
     copytruncated(300), truncated(30), truncated(300), replaced,
 ]  # fmt: skip
-"""Things that are told apart where the lines prove what they are."""
+"""Changes that are recognized if the lines identify the file."""
 CUT = [cut, cut_at_the_start]
 
 

@@ -284,7 +284,7 @@ OFFER = (
     b"POST /v1/events?source_id=web HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\nContent-Type: application/x-ndjson\r\n"
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n" % TOKEN.encode()
 )
-"""As Java's HttpClient sends it, unless it is told to speak HTTP/1.1."""
+"""As Java's HttpClient sends it, unless set to HTTP/1.1."""
 LAST = b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 LINE = b'{"messageId":"a"}\n'
 

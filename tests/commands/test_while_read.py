@@ -31,7 +31,7 @@ from jobs_backup.spool.interface import InputPosition, Recording
 from jobs_backup.spool.sqlite.blobs import BlobFiles
 
 LINES = 2000
-"""Of a file, which is read in ten blocks or so."""
+"""Lines of a file, which is read in about ten blocks."""
 
 
 def problems(outcome: Outcome) -> str:
@@ -371,7 +371,7 @@ def test_a_position_is_committed_under_the_lock_alone(tmp_path: Path) -> None:
             for lines in ([], [b"{}\n"]):
                 with pytest.raises(ConfigurationError, match="was removed while it was read"):
                     one.append([Recording(WEB, lines, first_at=1, last_at=1, position=InputPosition("x", 2, b"2"))])
-            one.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1)])  # records without an input continue
+            one.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1)])  # recording without an input still works
             other.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("x", 2, b"other"))])
     with other.reading("x") as granted:
         assert granted

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "faults can
 
 _SAMPLES = {"archive": 12, "archive-open": 12, "run": 16, "serve": 12, "delivered": 8, "replay": 12, "replay-list": 8}
 _KINDS = ("calls",)
-"""Here, system calls. MemoryError at each line and allocation is swept by `make faults`: where it hits, threads decide."""
+"""System calls only. `make faults` sweeps MemoryError at each line and allocation: thread timing decides where it hits."""
 _LIMIT = 120.0
 
 

@@ -52,7 +52,7 @@ SINGLE: Final = [((file, how),) for file in FILES for how in HOWS]
 PAIRS: Final = [
     (one, other)
     for one, other in itertools.combinations([(file, how) for file in FILES for how in ("removed", "emptied", "garbage")], 2)
-    # A file left before cannot be missed once both it and the catalog are gone: see docs/promises.md.
+    # Losing the `left` file leaves no trace if the catalog is removed, too: see docs/promises.md.
     if one[0] != other[0] and not (one[0].startswith("catalog") and other == ("left", "removed"))
 ]
 CATALOG: Final = [

@@ -30,7 +30,7 @@ RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
 ]
 TARGETS = {"job", "instance", "namespace", "pod"}
-"""Labels that Prometheus adds to all of a target's."""
+"""Labels that Prometheus adds to all samples of a target."""
 
 
 def dashboard_expressions() -> list[str]:

@@ -42,7 +42,7 @@ SECRETS: Final = (
     "secret-of-the-access-key", "AKIAIOSFODNN7EXAMPLE", "secret-of-minio", "secret-of-the-service-account",
     "token-0123456789abcdef", "write-key-1",
 )  # fmt: skip
-"""All that the configurations have as plain values."""
+"""Secrets that the configurations contain as plain values."""
 Document = dict[str, Any]
 everything = pytest.mark.parametrize("name", [*CONFIGURATIONS, "sidecar-chart"])
 

@@ -16,7 +16,7 @@ from projects import NAMES, PROJECTS, Environment, build, clean_environment, pro
 from trove_classifiers import classifiers
 
 OLD_PIPS: Final = {(3, 11): "22.3", (3, 12): "23.2.1", (3, 13): "24.2"}
-"""What each Python's first release came with."""
+"""The pip that came with each Python's first release."""
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,11 @@ class Disk:
     def __init__(self) -> None:
         self.real = {name: getattr(os, name) for name in (*STEPS, "open")}
         self.names: dict[int, set[str]] = {}
-        """Directory (its inode) -> names in it that no fsync has made durable."""
+        """Directory (its inode) -> names in it that are not synced."""
         self.synced: set[int] = set()
-        """Files whose bytes are on the disk."""
+        """Files whose bytes are on disk."""
         self.lost: set[int] = set()
-        """Files of which an fsync failed: the kernel may have dropped their bytes, and another fsync would succeed."""
+        """Files with a failed fsync: the kernel may have dropped their bytes, and another fsync would succeed."""
         self.fault: tuple[int, str] | None = None
         self.steps = 0
         self.is_dead = False

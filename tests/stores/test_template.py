@@ -46,7 +46,7 @@ KINDS = {
 }
 
 SHAPES = {"parts": {"multipart": True}, "whole": {"multipart": False}, "file": {"http": False}}
-"""Over HTTP with parts and without, and not over HTTP."""
+"""Over HTTP with and without parts, and without HTTP."""
 both = pytest.mark.parametrize("project", ["parts", "whole"], indirect=True)
 all_three = pytest.mark.parametrize("project", [*SHAPES], indirect=True)
 # Short and long names, which change the length of code lines.

@@ -15,7 +15,7 @@ from servers import _free_ports, _running, _start, _wait
 BINARY: Final = ROOT / "build/azurite/node_modules/azurite/dist/src/blob/main.js"
 ACCOUNT: Final = "devstoreaccount1"
 KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-"""Of every Azurite, as its documentation says."""
+"""The account of every Azurite, from its documentation."""
 
 
 class Azurite:

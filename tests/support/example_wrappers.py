@@ -12,7 +12,7 @@ from jobs_backup.model import Batch, Body, BytesBody
 from jobs_backup.settings import Secret, Settings, Variable
 
 SEEN: list[str] = []
-"""What happened, in order: `NAME HOOK begin`, `NAME HOOK end` or `NAME HOOK ErrorName`."""
+"""The calls, in order: `NAME HOOK begin`, `NAME HOOK end` or `NAME HOOK ErrorName`."""
 
 
 class Seeing:

@@ -26,7 +26,7 @@ import google_crc32c
 
 CHUNK: Final = 256 << 10
 WRITING: Final = {"objects.insert", "resumable.begin", "resumable.chunk", "resumable.ask", "resumable.cancel", "objects.get"}
-"""What backing up may call: creating objects, and looking at one after a refusal."""
+"""The operations of a backup: creating objects, and looking at one after a refusal."""
 ALL: Final = frozenset({"storage.objects.create", "storage.objects.get", "storage.objects.delete", "storage.objects.list"})
 LEAST: Final = frozenset({"storage.objects.create", "storage.objects.get"})
 

@@ -210,7 +210,7 @@ FILES: Final[dict[str, Callable[[], str]]] = {
     "contrib/iam/gcs.sh": lambda: command("policy", "--provider", "GCS", "--format", "commands", **_BUCKET),
     "contrib/iam/gcs.tf": lambda: command("policy", "--provider", "GCS", "--format", "terraform", **_BUCKET),
 }
-"""Path -> what makes its text."""
+"""Path -> the function that renders its text."""
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ LENGTH: Final = b"Content-Length: 17\r\n"
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 CHUNKS: Final = b"11\r\n" + LINE + b"\r\n0\r\n\r\n"
 H2C: Final = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-"""As Java's HttpClient sends it, unless it is told to speak HTTP/1.1."""
+"""As Java's HttpClient sends it, unless set to HTTP/1.1."""
 WEBSOCKET: Final = (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==\r\n"
 )
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     sent: bytes
     statuses: tuple[int, ...]
     events: int
-    """Recorded, each of them `LINE`."""
+    """Recorded events, each of them `LINE`."""
 
 
 def _refused(name: str, sent: bytes, status: int = 400) -> Case:
@@ -176,7 +176,7 @@ LARGE: Final = [
 class Outcome(NamedTuple):
     statuses: tuple[int, ...]
     sent: bytes
-    """All of it, without what differs each time."""
+    """The whole response, without the parts that differ each time."""
 
 
 class Wire(asyncio.Transport):

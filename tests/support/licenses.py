@@ -18,7 +18,7 @@ OURS: Final = (
 )
 PERMISSIVE: Final = frozenset({"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSD", "ISC", "MIT", "MIT-0", "PSF-2.0", "Zlib"})
 FILE_LEVEL: Final = {"certifi": "MPL-2.0"}
-"""Copyleft of the files themselves, which we neither change nor copy. Each exception is named, with its reason on the page."""
+"""Copyleft of single files, which we neither change nor copy. Each exception is named, with its reason on the page."""
 _SPELLINGS: Final = {
     "MIT License": "MIT",
     "Apache 2.0": "Apache-2.0",

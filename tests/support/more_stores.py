@@ -20,7 +20,7 @@ from places import ROOT
 from servers import Identity, Store, _free_ports, _identity, _running, _start, _wait
 
 VENV: Final = ROOT / ".venv-stores"
-"""What `make stores` installs: none of it suits the environment of the tests."""
+"""The environment that `make stores` installs: its packages do not suit the tests' own."""
 
 
 def _installed(name: str) -> str:

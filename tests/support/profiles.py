@@ -8,4 +8,4 @@ from typing import Final
 CAMPAIGN: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"
 
 ALL: Final = CAMPAIGN or bool(os.environ.get("JOBS_BACKUP_TEST_ALL"))
-"""Whether every case is tried: `make test-all`."""
+"""Whether to run every case: `make test-all`."""

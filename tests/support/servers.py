@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 REGION: Final = "us-east-1"
 _STARTUP: Final = 120.0
 _PORTS: Final = range(10_000, 22_000)
-"""With 10,000 added, too, below those that the system gives to clients."""
+"""Ports that stay below those that the system gives to clients, even with 10,000 added."""
 _numbers = itertools.count(1)
 
 
@@ -60,7 +60,7 @@ POLICIES: Final = {
     "all": policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket"),
     "nothing": policy("s3:GetBucketLocation"),
 }
-"""Identities that every store has, besides its administrator."""
+"""Identities of every store, besides its administrator."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Sidecar(NamedTuple):
     process: subprocess.Popen[str]
     url: str
     said: str
-    """Until it listened, on standard error."""
+    """Standard error up to the moment it listened."""
 
     def connect(self, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)

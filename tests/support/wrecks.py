@@ -29,7 +29,7 @@ from jobs_backup.spool.sqlite import writer
 T = TypeVar("T")
 
 COMMAND_SECONDS: Final = 50.0
-"""A command that takes longer hangs."""
+"""Seconds after which a command counts as hung."""
 SUFFIXES: Final = ("", "-wal", "-shm")
 
 # Fork its processes from one that has imported everything: starting Python would take most of the time.

@@ -46,7 +46,7 @@ MALFORMED: Final = {
     "a query": f"http://127.0.0.1:9/?password={CANARY}",
     "words": f"password {CANARY}",
 }
-"""URLs of proxies that an HTTP library fails to parse, and shows in part."""
+"""Proxy URLs that an HTTP library fails to parse, and shows in part."""
 NAMES: Final = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "Https_Proxy")
 NETWORK: Final = ("S3", "MINIO", "DIGITAL_OCEAN_SPACES", "GCS", "AZURE_BLOB")
 
@@ -193,7 +193,7 @@ AMBIENT: Final[Mapping[str, Mapping[str, str]]] = {
         "MSI_ENDPOINT": "http://127.0.0.1:41741/MSI/token/",
     },
 }
-"""What each SDK reads by itself, and a good value."""
+"""Variables that each SDK reads itself, with a valid value."""
 AMBIENT_SECRETS: Final = {
     "a secret": f"NqVwYS81VP7Hb1/{CANARY}",
     "another": f"abc8Q~{CANARY}",

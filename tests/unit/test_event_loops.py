@@ -21,7 +21,7 @@ from jobs_backup.backup.backup import session_of
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 PATIENCE = 120
-"""Seconds after which a call hangs, however slow the machine is."""
+"""Seconds after which a call counts as hung, however slow the machine is."""
 
 
 class Disk:

@@ -111,7 +111,7 @@ written: Final = st.sampled_from(
         b"[" * 100_000, b'{"a":' * 100_000,
     ]
 )  # fmt: skip
-"""Lines that readers of JSON disagree about, or that break them."""
+"""Lines that JSON parsers disagree about, or that break them."""
 
 garbage = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b""))
 line = as_json() | written | garbage

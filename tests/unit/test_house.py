@@ -12,7 +12,7 @@ from places import ROOT
 
 PACKAGE = ROOT / "core/src/jobs_backup"
 PUBLIC = {"errors", "hookspecs", "model", "bodies", "sdk", "checksum", "settings", "testing"}
-"""What authors of providers and wrappers may import."""
+"""Modules that provider and wrapper authors may import."""
 OURS = [
     *(ROOT / "plugins").glob("*/src/**/*.py"),
     *(ROOT / "contrib").glob("*/src/**/*.py"),

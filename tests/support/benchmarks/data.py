@@ -14,10 +14,12 @@ from typing import Final
 from jobs_backup.testing.events import events
 
 SIZES: Final = {"0.5 KB": 512, "1.25 KB": 1290, "4 KB": 4096}
-"""Upper bounds for most events, so that their mean is about what the name says."""
+"""Upper bounds for most events; their mean is close to the name."""
 _COUNT: Final = 20_011
-"""Events in a file. Those who need more begin anew; it is 25 MB of 1.25 KB events, far more than any compressor looks back.
-A prime: else each of 1,000 sources would get the same few events again and again, which compress far too well."""
+"""Events in a file; larger runs start over. It is 25 MB of 1.25 KB events, far more than any compressor looks back.
+
+A prime: otherwise each of 1,000 sources would get the same few events repeatedly, which compress far too well.
+"""
 _SHORT: Final = 60
 _RANDOM: Final = 3600
 

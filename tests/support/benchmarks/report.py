@@ -22,7 +22,7 @@ from benchmarks.targets import GOALS, Outcome, judged, value
 # List prices of S3 Standard, us-east-1.
 REQUEST_DOLLARS: Final = 0.005 / 1000
 STORED_DOLLARS: Final = 0.023 / 1e9
-"""A byte and month."""
+"""Per byte and month."""
 
 _PACKAGES: Final = (
     "jobs-backup", "jobs-backup-s3", "smart_open", "s3fs", "aiobotocore", "obstore", "dlt", "quixstreams", "boto3", "botocore",
@@ -107,7 +107,7 @@ _COLUMNS: Final = {
     ),
 }
 _SPREAD: Final = ("rate", "seconds", "byte_rate", "each")
-"""Of these the lowest and the highest are shown, too."""
+"""Columns that also show the lowest and highest reading."""
 
 
 class Table(NamedTuple):

@@ -20,7 +20,7 @@ from servers import weed
 
 _TIMEOUT: Final = 300
 _ERROR: Final = 300
-"""Characters of an error, from its end, that are kept."""
+"""Maximum characters of an error to keep, from its end."""
 Values = dict[str, float]
 
 

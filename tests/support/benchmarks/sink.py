@@ -32,7 +32,7 @@ _BLOCK: Final = 1 << 16
 UPLOADS: Final = ("PutObject", "UploadPart")
 """The requests that carry an object's bytes."""
 _ETAG: Final = '"d41d8cd98f00b204e9800998ecf8427e"'
-"""Of everything: nobody who is measured compares it with what was sent."""
+"""The ETag of every response: no contender compares it with what it sent."""
 _XMLNS: Final = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 
 
@@ -43,7 +43,7 @@ class Counts:
     requests: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
     first_upload: float = 0.0
-    """When the first request began that creates or uploads something, on the clock `time.monotonic`; 0: none did."""
+    """When the first request that creates or uploads something began, by `time.monotonic`; 0 if none did."""
 
 
 class _Server:

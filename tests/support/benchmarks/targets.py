@@ -59,7 +59,7 @@ _DERIVED: Final = {
     "byte_rate": ("bytes", "seconds", 1.0),
     "size": ("stored", "gzip_6", 1.0),
 }
-"""What is one value divided by another, times a factor."""
+"""Values that are the quotient of two others, times a factor."""
 
 
 def value(reading: Reading, name: str) -> float | None:

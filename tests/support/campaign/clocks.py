@@ -16,7 +16,7 @@ LEAPS: Final = {
     "a year back": -365 * _DAY,
     "right again": 0,
 }
-"""What a clock shows after a leap, in seconds from the right time."""
+"""Possible clock errors after a jump, in seconds."""
 
 _time, _time_ns = time.time, time.time_ns
 _ahead = [0]

@@ -39,9 +39,9 @@ _COMMAND: Final = [
     f"from jobs_backup.store import object_store; object_store.{LANDING_MARGIN.partition(':')[2]} = {LANDING_SECONDS}\n"
     "from jobs_backup.cli import main; main()",
 ]
-"""`jobs-backup`, with what it waits for an attempt to arrive as in the workers; the first argument is what its clock shows."""
+"""`jobs-backup` with the workers' wait for late attempts; the first argument is the time on its clock."""
 _END_SECONDS: Final = 30.0
-"""A worker that was asked to end has ended after this time, whatever the network does."""
+"""Time within which a worker stops when asked to, whatever the network does."""
 _POINT_SECONDS: Final = 8.0
 _DRAINS: Final = 3
 _DELETE_SECONDS: Final = 30.0
@@ -130,7 +130,7 @@ class Round:
         self._chosen: Counter[str] = Counter()
         self._workers: list[_Worker] = []
         self._orphanages: list[_Worker] = []
-        """Workers that have ended, with descendants that have not."""
+        """Workers that have ended, but have live descendants."""
         self._names = itertools.count(1)
         self.figures = Figures()
         for name in ("acks", "logs"):

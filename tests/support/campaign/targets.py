@@ -35,11 +35,11 @@ class Target(Protocol):
 
     provider: str
     bulk_bytes: int
-    """An object with so many bytes that can't be compressed has more than one part."""
+    """Incompressible bytes that make an object of more than one part."""
     threshold: int
-    """Larger objects are sent in parts."""
+    """Larger objects are uploaded in parts."""
     faults: Counter[str]
-    """What was done beside the workers' own failures, and how often."""
+    """Faults besides the workers' own, and how often each occurred."""
 
     def environment(self) -> dict[str, str]:
         """The provider's settings, and those of the parts."""

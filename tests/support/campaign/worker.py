@@ -33,7 +33,7 @@ SOURCES: Final = ("web", "ios", "android")
 LANDING_MARGIN: Final = "jobs_backup.store.object_store:_LANDING_MARGIN"
 LANDING_SECONDS: Final = 0.5
 FAILURE: Final = -1
-"""In the place of a job id, where a failure was acknowledged."""
+"""Written instead of a job id for an acknowledged failure record."""
 _DELIVERED_AT_ONCE: Final = 50
 _LOOK_SECONDS: Final = 0.05
 _HURRY: Final = {
@@ -50,15 +50,16 @@ _HURRY: Final = {
     "jobs_backup.archive.deleter:_MAX_PROBE": 1.0,
     LANDING_MARGIN: LANDING_SECONDS,
 }
-"""Waits and sizes that are right for months of service, and too large for a worker that lives for some seconds."""
+"""Waits and sizes that suit months of service, but are too large for a worker that lives for seconds."""
 
 
 _GENERATIONS: Final = 2
 """Children and grandchildren."""
 
 Fate = Literal["asked", "killed", "closes", "leaves", "stranger"]
-"""How a process ends: when it is asked to; killed at any moment; with its Backup closed; without that, as the children of
-multiprocessing do; or it never had a Backup of its own."""
+"""How a process ends: when asked to; killed at any moment; with its Backup closed; without that, as the children of
+multiprocessing do; or without ever having had its own Backup.
+"""
 
 
 class Moment(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from deployments.recording import die_with
 from jobs_backup import Backup, BackupClosed
 
 EVENTS = 7
-"""Of each process, before and after each step. Batches have 2, so that files are left and removed meanwhile."""
+"""Events of each process, before and after each step. Batches have 2, so that files are rotated and removed meanwhile."""
 _THREADS = 3
 _PAUSE_SECONDS = 0.005
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from places import SUPPORT
 
 PATIENCE = 240.0
-"""Seconds after which a condition that does not come true fails a test, however slow the machine is."""
+"""Seconds after which an unmet condition fails a test, however slow the machine is."""
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -16,7 +16,7 @@ from deployments.recording import die_with
 
 _AT_ONCE = 20
 _GIVEN_UP_SECONDS = 5.0
-"""A task whose worker was killed has no result; waiting for it only keeps others from being sent."""
+"""A task whose worker was killed has no result; waiting for it only delays the other tasks."""
 
 
 def main(directory: str) -> None:

@@ -22,7 +22,7 @@ from faults.sweep import ERRORS
 
 _RUNS: Final = 60
 _ALL: Final = 1000
-"""Faults in a row, so that retries fail, too."""
+"""Consecutive faults, so that retries fail, too."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ ERRORS: Final = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EINT
 _PYTHON_RUNS: Final = 600
 """Python allocates some 200,000 times in each command: the whole sweep fails this many of them."""
 _SHARES: Final = {"calls": 0.55, "lines": 0.25, "sqlite": 0.1, "python": 0.1}
-"""Of a sample, by kind."""
+"""Runs in a sample, by kind."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jobs_backup
 import jobs_backup.store.object_store
 
 LANDING_SECONDS: Final = 0.2
-"""How long a delete waits, beyond the time-out, for a write that may still arrive. A minute would slow the sweep down."""
+"""How long a delete waits, beyond the timeout, for a write that may still arrive. A minute would slow the sweep down."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):

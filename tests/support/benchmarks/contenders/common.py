@@ -25,7 +25,7 @@ from isal import igzip
 
 REGION: Final = "us-east-1"
 _POOL: Final = 5000
-"""Dicts that are taken again and again: making them is not what is measured."""
+"""Dicts that are reused: creating them is not part of the measurement."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from jobs_backup.format.lines import Payload
 _MEMBER: Final = 1 << 20
 _SENDING: Final = 4
 _WAITING: Final = 16
-"""Members that wait to be compressed."""
+"""Members that wait for compression."""
 
 
 class _Object:

@@ -14,7 +14,7 @@ from benchmarks.contenders.common import Job, Measured, main
 from jobs_backup.model import Batch, Body, Kind, Stream
 
 _AT_ONCE: Final = 4
-"""As many as jobs-backup sends by default; who has a default of its own keeps it."""
+"""Parallel uploads: jobs-backup's default. A contender with its own default keeps it."""
 _PART: Final = 16 << 20
 _THRESHOLD: Final = 64 << 20
 

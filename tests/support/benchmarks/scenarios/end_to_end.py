@@ -44,7 +44,7 @@ DICTS: Final = {
     "Quix Streams": Contender("quix", share=0.25),
 }
 ON_WEED: Final = {"dlt": Contender("dlt", share=0.1)}
-"""What does not run against the sink: it reads back what it wrote."""
+"""Contenders that cannot run against the sink: they read back what they wrote."""
 QUICK: Final = ("jobs-backup", "no spool", "smart_open", "smart_open + isal", "smart_open + isal, same lines", "s3fs + gzip 6")
 QUICK_DICTS: Final = ("jobs-backup", "smart_open")
 
@@ -67,7 +67,7 @@ def title(store: str, corpus: str, kind: str, sources: int) -> str:
 
 _EVENTS: Final = {"0.5 KB": 500_000, "1.25 KB": 300_000, "4 KB": 100_000}
 _EVENTS_OF_MANY: Final = 200_000
-"""Where there are many sources, which is slow for most."""
+"""Events with many sources, which are slow for most contenders."""
 
 
 def _cases(store: str) -> Iterator[Case]:
