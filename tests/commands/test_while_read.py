@@ -121,7 +121,7 @@ def cut(case: Case, file: Path) -> None:
 
 
 def overwritten(case: Case, file: Path) -> None:
-    """In place, as by `cp other file`, with as many bytes."""
+    """In place, as by `cp other file`, with the same number of bytes."""
     shutil.copyfile(file, case.directory / "copy")
     with file.open("r+b") as open_file:
         open_file.write(packed(file, case.write(named(20_000, LINES))))

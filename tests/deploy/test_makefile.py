@@ -79,7 +79,7 @@ def test_an_index_that_is_not_reached_is_named(tmp_path: Path) -> None:
 
 
 def test_the_demo_and_the_documents_use_what_a_mac_has_too() -> None:
-    """BSD's zcat wants the suffix .Z, and its sed -i a suffix."""
+    """BSD's zcat requires the suffix .Z, and its sed -i a suffix."""
     pages = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").rglob("*.md"), *(ROOT / "contrib").rglob("*.md")]
     for page in pages:
         text = page.read_text()

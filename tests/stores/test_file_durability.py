@@ -227,7 +227,7 @@ def test_faults_in_a_row(name: str, layout: str, faults: list[tuple[int, str]], 
     "there", [b"other bytes", DATA[:-1], DATA + b"x", b"", None], ids=["other", "less", "more", "empty", "directory"]
 )
 def test_what_has_other_bytes_is_not_this_object(there: bytes | None, tmp_path: Path) -> None:
-    """Nothing is overwritten, and nothing counts as stored."""
+    """Nothing is overwritten, and no object counts as stored."""
     bucket = prepared(tmp_path, Disk(), "empty")
     target = bucket / KEY
     target.parent.mkdir(parents=True)

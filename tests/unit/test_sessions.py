@@ -345,7 +345,7 @@ def test_what_a_renewed_session_has_open_counts_for_others(tmp_path: Path) -> No
 
     fill(first, 30)
     second = open_spool(tmp_path, limits=limits, room=room)
-    with pytest.raises(SpoolFull):  # alone it would have room for as many
+    with pytest.raises(SpoolFull):  # alone it would have room for this many
         fill(second, 60)
 
 

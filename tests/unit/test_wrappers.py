@@ -462,7 +462,7 @@ def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_pa
 
 
 def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) -> None:
-    """Behind the wrappers an overwrite would go unnoticed; and a key must not be used for two contents."""
+    """After the wrappers such a change is undetectable; and a key must not be used for two contents."""
     record(environment(tmp_path, "inner"), {"n": 1}, archive=False)
     (file,) = (tmp_path / "spool" / "blobs").glob("*.db")
     with sqlite3.connect(file) as db:

@@ -133,7 +133,7 @@ _LOCK: Final = "jobs_backup.spool.sqlite.locks:ProcessLock"
 _FILE: Final = "jobs_backup.store.file_provider"
 
 KILLS: Final = (
-    # A process begins
+    # Process start
     Point("lock taken, session not entered", f"{_CATALOG}.begin_session", "before", "any"),
     Point("session entered, no blob file", f"{_CATALOG}.begin_session", "after", "any"),
     # Recording
@@ -149,14 +149,14 @@ KILLS: Final = (
     Point("another file made, not entered", f"{_CATALOG}.change_file", "before", "record", 2),
     Point("another file entered", f"{_CATALOG}.change_file", "after", "record", 2),
     Point("before a drained file is removed", f"{_SPOOL}._clean_up", "before", "any", 3),
-    # Sending
+    # Uploading
     Point("claimed", f"{_CATALOG}.claim", "after", "send", 5),
     Point("object written, receipt not stored", f"{_STORE}.write", "after", "send", 4),
     Point("before the receipt is stored", f"{_CATALOG}.stored", "before", "send", 4),
     Point("receipt stored", f"{_CATALOG}.stored", "after", "send", 4),
     Point("failed, not given back", f"{_CATALOG}.release", "before", "send", 2),
     Point("given back", f"{_CATALOG}.release", "after", "send", 2),
-    # Sending in parts
+    # Uploading in parts
     Point("before the create", f"{_STORE}.create_multipart", "before", "send", 2),
     Point("between create and journal", f"{_UPLOADS}.begin", "before", "send", 2),
     Point("journaled, no part", f"{_UPLOADS}.begin", "after", "send", 2),

@@ -161,7 +161,7 @@ class Round:
         for role in missing.elements():
             self._workers.append(self._start(role))
         until = time.monotonic() + self._rng.uniform(0.5, self._plan.cycle)
-        # Give workers with a point of their own some time to reach it.
+        # Give workers with their own point some time to reach it.
         now = time.monotonic()
         victims = [one for one in self._workers if one.point is None or now > one.began + _POINT_SECONDS]
         victims = self._rng.sample(victims, min(len(victims), self._rng.choice((1, 1, 2, 3, 5))))

@@ -1,7 +1,7 @@
 """A process of the crash campaign: `python -m campaign.worker TASK`. It records, uploads, or both, until SIGTERM or its end.
 
-Every event that `record` acknowledges is written to a file first: the campaign looks for it in the bucket. The events of some
-batches are delivered, which is written down before and after the acknowledgment; some deliveries fail. Meanwhile the process
+Once `record` acknowledges events, the worker first writes them to a file: the campaign looks for them in the bucket. The events of
+some batches are delivered, which is written down before and after the acknowledgment; some deliveries fail. Meanwhile the process
 forks children that do the same, and its clock jumps.
 """
 
