@@ -1,4 +1,4 @@
-"""Azurite, Microsoft's emulator of Azure Blob Storage, for tests: `make azurite` installs it. It checks keys, SAS and conditions."""
+"""Azurite, Microsoft's emulator of Azure Blob Storage, for tests: see `make azurite`. It checks keys, SAS and conditions."""
 
 from __future__ import annotations
 
