@@ -1,4 +1,4 @@
-"""Servers that the tests share, each started once and only when a test asks for it."""
+"""Servers that the tests share. Each starts once, when the first test needs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `servers`: with importlib mode pytest does not do it
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `servers`: pytest does not do this in importlib mode
 
 import proxies  # noqa: F401 - first: it removes them
 from azurite import BINARY, Azurite, azurite
@@ -29,18 +29,18 @@ from jobs_backup.testing.fault_proxy import FaultProxy
 
 watch()
 
-settings.register_profile("usual", deadline=None)  # that a machine is busy is no failure
+settings.register_profile("usual", deadline=None)  # a busy machine must not fail a test
 settings.register_profile("campaign", max_examples=1500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))  # `campaign`: for hours instead of seconds
 
 
-__all__ = ["install"]  # a fixture that others take from here
+__all__ = ["install"]  # re-export a fixture
 
 _FIRST = ("test_wheels", "test_memory", "test_end_to_end")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests come first, so that no worker is left alone with one of them. `make test` takes samples of the largest."""
+    """Run the longest tests first, so that no worker ends up alone with one. `make test` takes samples of the largest."""
     places = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if not ALL:
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _take_samples(items: list[pytest.Item]) -> None:
-    """Of a test with the marker `sample(count)` only so many cases, always the same ones."""
+    """Keep only `count` cases of each test marked `sample(count)`, always the same ones."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sample") is not None:
@@ -65,12 +65,12 @@ def _take_samples(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The option of `make conformance`."""
+    """Add the option of `make conformance`."""
     parser.addoption("--conformance-table", action="store_true", help="show which provider has passed which test")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Of the conformance suite, which provider has passed which tests: counts, or the whole table."""
+    """Report which provider passed which tests of the conformance suite: counts, or the whole table."""
     found: dict[str, dict[str, list[str]]] = {}
     for outcome in ("passed", "failed", "skipped"):
         for report in terminalreporter.getreports(outcome):
@@ -94,7 +94,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What a test wrote goes from its worker to the main process as UTF-8, which a lone surrogate in a log line is not."""
+    """Escape lone surrogates in a test's output: workers send it to the main process as UTF-8."""
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
@@ -102,7 +102,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
-    """The command, called in this process, sets levels of our loggers for the rest of its life."""
+    """Reset the levels of our loggers, which the command sets in this process."""
     yield
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("jobs_backup"):
@@ -118,7 +118,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
-    """moto, for what SeaweedFS can't show: a missing abort permission, roles."""
+    """moto, for what SeaweedFS lacks: a missing abort permission, roles."""
     with moto(tmp_path_factory.mktemp("moto")) as server:
         yield server
 
@@ -159,14 +159,14 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def gcs() -> Iterator[GcsServer]:
-    """Google Cloud Storage as its documentation says, for what the emulator can't show."""
+    """Google Cloud Storage as documented, for what the emulator lacks."""
     with scripted_gcs() as server:
         yield server
 
 
 @pytest.fixture
 def server() -> Iterator[FaultProxy]:
-    """A store that answers as it is told; every request that it was not told about is a 404."""
+    """A store with scripted answers; every unscripted request gets a 404."""
     with FaultProxy() as server:
         yield server
 
@@ -179,7 +179,7 @@ def bucket(store: Store) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_credentials_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests see neither the developer's credentials nor an instance's.
+    """Hide the credentials of the developer and of the instance from tests.
 
     A test's own `monkeypatch` is not used: it would outlive `tmp_path`, whose files are then removed with what the test replaced.
     """

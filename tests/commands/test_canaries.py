@@ -1,4 +1,4 @@
-"""Secrets in the wrong place: planted into every setting of every provider and wrapper, one at a time, and found nowhere."""
+"""Secrets in the wrong place: put into every setting of every provider and wrapper, one at a time, and never shown."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ SECRETS: Final = {
     "url": f"https://canary:{_BASE64[:20]}@storage.example/events",
 }  # fmt: skip
 _BODIES: Final = (_BASE64, _HEX, SECRETS["aws secret"], "CANARYCANARY0001")
-"""What is secret in them."""
+"""Their secret parts."""
 _KEY: Final = {"JOBS_BACKUP_WRAPPERS": "encryption", "JOBS_BACKUP_ENCRYPTION_KEY": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}
 
 
 def described(provider: str) -> Iterator[Setting]:
     """Every setting of a provider, or of core, the server and the wrappers."""
-    if provider == "FILE":  # with all that is not a provider's
+    if provider == "FILE":  # with every setting that is not a provider's
         yield from (*CoreSettings.describe(), *ServerSettings.describe())
         for name in wrappers.KIND.names():
             of_wrapper = settings_of(wrappers.KIND.load_class(name)[1])
@@ -84,12 +84,12 @@ def test_every_provider_and_wrapper_is_here() -> None:
 
 
 def leaked(output: str) -> list[str]:
-    """Pieces of the secrets that the output has."""
+    """Pieces of the secrets in the output."""
     return [piece for body in _BODIES for start in range(len(body) - 7) if (piece := body[start : start + 8]) in output]
 
 
 def configured(variables: Mapping[str, str]) -> Iterator[str]:
-    """What is made of the variables, or said of them, where nothing is sent."""
+    """Objects made from the variables, and errors about them, without any upload."""
     try:
         core = CoreSettings.from_environment(variables)
         yield repr(core)
@@ -102,12 +102,12 @@ def configured(variables: Mapping[str, str]) -> Iterator[str]:
 
 
 def everything_said(error: JobsBackupError) -> str:
-    """All that anybody gets to see of an error."""
+    """All visible text of an error."""
     return "\n".join([*traceback.format_exception(error), error.one_line(), repr(vars(error)), repr(error)])
 
 
 def recorded(variables: Mapping[str, str]) -> Iterator[str]:
-    """What a program gets to see that records an event, and one that serves."""
+    """The output of a program that records an event, and of one that serves."""
     try:
         with Backup.from_env(variables) as backup:
             backup.record({"a": 1}, source_id="web")
@@ -125,7 +125,7 @@ def recorded(variables: Mapping[str, str]) -> Iterator[str]:
 
 
 def commands(variables: Mapping[str, str], provider: str, turn: int) -> Iterator[str]:
-    """What the commands print: those that each user runs, and one of the others."""
+    """The output of commands: the common ones, and one of the others in turn."""
     others = ("archive --once -v", "policy", f"env {provider}", f"providers {provider} --check", "replay --list --dry-run")
     for line in ("run --source-id web --json -v", "check --json", "status --json", others[turn % len(others)]):
         runner = CliRunner(env={**dict.fromkeys(os.environ), "PATH": os.environ["PATH"], **variables})
@@ -150,7 +150,7 @@ def test_no_output_has_a_secret_that_is_in_the_wrong_place(
         assert not leaked("".join(said)), f"{form}: {said}"
     if (provider, name) not in _FIRST:
         return  # a setting that another provider has as well
-    # What sends takes longer: one form each, another one for each setting.
+    # Uploads take longer: one form for each setting, a different one each time.
     form, variables = list(planted.items())[turn % len(planted)]
     said = [*recorded(variables), *commands(variables, provider, turn), caplog.text]
     assert not leaked("".join(said)), f"{form}: {said}"
@@ -161,7 +161,7 @@ def test_no_output_has_a_secret_that_is_in_the_wrong_place(
 
 
 class Shape:
-    """A type of a third party's, whose words repeat what is wrong."""
+    """A third-party type whose error repeats the wrong value."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -185,7 +185,7 @@ class Odd(Settings, frozen=True, kw_only=True):
 
 
 class OddProvider:
-    """Quotes whatever it is given, and does not use the mechanism for one of its variables."""
+    """Quotes every value, and reads one of its variables without the settings mechanism."""
 
     API_VERSION = 1
     settings = Odd
@@ -231,7 +231,7 @@ def test_a_plugins_name_that_is_a_secret(kind: Any, secret: str) -> None:
     assert not leaked(caught.value.one_line())
 
 
-# What is none
+# Invalid ones
 
 _GOOD: Final = (
     "my-events", "acme-prod-events-eu-west-1-123456789012", "1nvfg9Ul7nzFoYcrtoR4k8JvLGh", "3f2504e0-4f89-11d3-9a0c-0305e82c3301",

@@ -1,4 +1,4 @@
-"""The command: resuming, rejects, exit codes, signals; with a directory as bucket."""
+"""The command: resuming, rejects, exit codes, signals; with a directory as the bucket."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_file_that_another_process_reads_is_left_to_it(tmp_path: Path) -> None
         with fifo.open("w") as pipe:
             pipe.write('{"n":1}\n')
             pipe.flush()
-            # The first one has the fifo open by now; a second reader of the same name is refused.
+            # The first one has opened the fifo by now; a second reader of the same name is refused.
             with start("run", fifo, "--source-id", "web", env=env) as second:
                 _, stderr = second.communicate(timeout=120)
             assert second.returncode == 1
@@ -177,7 +177,7 @@ def test_damage_is_reported_and_keeps_nothing_else_back(tmp_path: Path) -> None:
 
 
 def chunks(path: Path) -> int:
-    """How many there are in a blob file, once it has a table for them."""
+    """Count the chunks in a blob file, once it has a table for them."""
     database = sqlite3.connect(path)
     try:
         return int(database.execute("SELECT count(*) FROM chunks").fetchone()[0])
@@ -189,7 +189,7 @@ def chunks(path: Path) -> int:
 
 @pytest.mark.slow
 def test_killed_five_times_every_event_is_in_the_bucket_once(tmp_path: Path) -> None:
-    """kill -9 at five moments while it reads and sends; each time the same command is started again."""
+    """kill -9 at five moments while it reads and uploads; each time the same command is started again."""
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="7000", JOBS_BACKUP_SPOOL_DURABILITY="process")
     file = tmp_path / "in.ndjson"
     with file.open("wb") as output:
@@ -206,7 +206,7 @@ def test_killed_five_times_every_event_is_in_the_bucket_once(tmp_path: Path) -> 
             process.communicate()
     found = summary("run", file, "--source-id", "web", env=env)
     assert found["complete"]
-    assert kills >= 2  # of five: a fast machine is done before the last ones
+    assert kills >= 2  # of five: a fast machine finishes before the last ones
     assert numbers(tmp_path) == list(range(60_000))
     (rejects,) = (tmp_path / "spool" / "rejects").iterdir()
     assert rejects.read_bytes() == b"".join(b"no event %d\n" % number for number in range(5000, 60_000, 10_000))
@@ -216,7 +216,7 @@ def test_killed_five_times_every_event_is_in_the_bucket_once(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
-    """What was read until then is sent; the same command goes on with the rest."""
+    """Lines read before are uploaded; the same command continues with the rest."""
     env = file_environment(tmp_path)
     with start("run", "--source-id", "web", env=env, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -277,7 +277,7 @@ def test_archive_runs_until_it_is_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["run", "archive"])
 @pytest.mark.parametrize("ends", [True, False])
 def test_what_another_process_is_sending_is_waited_for(tmp_path: Path, command: str, ends: bool) -> None:
-    """And not without an end, if that process hangs."""
+    """And not forever, if that process hangs."""
     from jobs_backup import Backup
 
     env = file_environment(tmp_path, JOBS_BACKUP_SHUTDOWN_GRACE="60" if ends else "2")
@@ -345,7 +345,7 @@ def test_archive_once_sends_what_was_left(tmp_path: Path) -> None:
 
 
 def test_a_corrected_bucket_gets_what_waited_for_the_wrong_one(tmp_path: Path) -> None:
-    """The same command with the corrected setting sends every event once."""
+    """The same command with the corrected setting uploads every event once."""
     env = file_environment(tmp_path, **FAST_RETRY)
     file = ndjson(tmp_path / "in", 10)
     code, _, stderr = run("run", file, "--source-id", "web", env={**env, "JOBS_BACKUP_BUCKET": str(tmp_path / "bukket")})

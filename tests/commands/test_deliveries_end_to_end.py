@@ -1,4 +1,4 @@
-"""Deleting what was delivered on real S3 servers, with the rights that are granted and without, and over kills."""
+"""Deleting delivered objects on real S3 servers, with and without the permission, and across kills."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def record(env: Mapping[str, str], count: int, largest: int, rng: random.Random)
 
 
 def objects_of(directory: Path, keys: Sequence[str], jobs: Sequence[int]) -> dict[str, set[int]]:
-    """Key -> the jobs in it, by what the catalog tells."""
+    """Key -> its jobs, according to the catalog."""
     with contextlib.closing(sqlite3.connect(directory / "spool" / "catalog.db")) as catalog:
         batches = dict(catalog.execute("SELECT id, key FROM batches").fetchall())
     found: dict[str, set[int]] = {key: set() for key in keys}
@@ -71,7 +71,7 @@ def objects_of(directory: Path, keys: Sequence[str], jobs: Sequence[int]) -> dic
 
 
 class Acknowledger:
-    """A process that acknowledges what it is told, and may be killed."""
+    """A process that acknowledges the ids it receives, and may be killed."""
 
     def __init__(self, env: Mapping[str, str], *, archive: bool = True) -> None:
         self._arguments = [sys.executable, "-c", WORKER, json.dumps([env, archive])]
@@ -90,7 +90,7 @@ class Acknowledger:
         assert self._process.stdout.readline() == "acknowledged\n"
 
     def kill(self) -> None:
-        """kill -9, and another one takes its place."""
+        """kill -9, and start a replacement."""
         self._process.kill()
         self._process.communicate()
         assert self._process.returncode == -signal.SIGKILL
@@ -110,7 +110,7 @@ def acknowledgers(env: Mapping[str, str], count: int = 2, *, archive: bool = Tru
 
 
 def steps(jobs: Sequence[int], count: int, rng: random.Random) -> list[list[int]]:
-    """All of them in random order, in so many random batches; some of them are told of again."""
+    """All ids in random order, split into random batches; some are acknowledged again."""
     shuffled = rng.sample(jobs, len(jobs))
     cuts = sorted(rng.sample(range(1, len(jobs)), count - 1))
     batches = [shuffled[start:end] for start, end in zip([0, *cuts], [*cuts, len(jobs)], strict=True)]
@@ -145,7 +145,7 @@ def test_the_bucket_holds_exactly_what_has_an_undelivered_event(
                     time.sleep(rng.uniform(0, 0.05))
                     one.kill()
                     kills += 1
-                    one.send(ids)  # nobody knows what came of it, so it is told again
+                    one.send(ids)  # the outcome is unknown, so they are acknowledged again
             for one in both:
                 one.answered()
             left -= set(batch)
@@ -166,7 +166,7 @@ def test_the_bucket_holds_exactly_what_has_an_undelivered_event(
 
 @pytest.mark.slow
 def test_without_the_right_to_delete_everything_else_works(store: Store, bucket: str, tmp_path: Path) -> None:
-    """With put and abort alone: one report, a status that counts, and once it is granted all of them go."""
+    """With only put and abort: one report, a status that counts, and once the permission is granted all objects are deleted."""
     rng = random.Random(5)
     put_only = environment(store, bucket, tmp_path, "put-only")
     with start("archive", env=put_only) as service:
@@ -196,7 +196,7 @@ def test_without_the_right_to_delete_everything_else_works(store: Store, bucket:
 
 
 def test_the_right_is_granted_while_it_runs(aws: Moto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On moto, whose policies can be changed at any time: a probe finds out."""
+    """On moto, whose policies can change at any time: a probe finds the change."""
     monkeypatch.setattr(deleter, "_FIRST_PROBE", 0.2)
     monkeypatch.setattr(deleter, "_MAX_PROBE", 0.4)
     bucket = aws.bucket()
@@ -219,7 +219,7 @@ def test_the_right_is_granted_while_it_runs(aws: Moto, tmp_path: Path, monkeypat
 
 
 def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: str, tmp_path: Path) -> None:
-    """The server answers 200 and refuses some keys: each has an outcome of its own."""
+    """The server answers 200 and refuses some keys: each key has its own result."""
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
         env = {**environment(store, bucket, tmp_path, "delete-web"), "AWS_ENDPOINT_URL_S3": proxy.url}
         with Backup.from_env({**env, "JOBS_BACKUP_BATCH_EVENTS": "10"}) as backup:
@@ -241,7 +241,7 @@ def test_what_may_be_deleted_is_though_the_rest_may_not(store: Store, bucket: st
 def test_a_put_that_arrives_late_brings_nothing_back(
     store: Store, bucket: str, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margin: float, comes_back: bool
 ) -> None:
-    """The network holds a request back for longer than its sender waits. Without the margin the object would come back."""
+    """The network delays a request for longer than its sender waits. Without the margin the object would come back."""
     monkeypatch.setattr("jobs_backup.store.object_store._LANDING_MARGIN", margin)
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
         proxy.fail(Delay(3.0), method="PUT")

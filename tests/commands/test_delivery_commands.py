@@ -1,4 +1,4 @@
-"""`run --emit-ids`, `delivered` and `failed`: what a consumer in any language does with its pipes."""
+"""`run --emit-ids`, `delivered` and `failed`: how a consumer in any language uses them through pipes."""
 
 from __future__ import annotations
 

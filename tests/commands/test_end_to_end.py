@@ -1,4 +1,4 @@
-"""The main job on real S3 servers, with nothing but s3:PutObject and s3:AbortMultipartUpload, and with networks that break."""
+"""Full backups on real S3 servers, with only s3:PutObject and s3:AbortMultipartUpload, over failing networks."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def payloads_in(store: Store, bucket: str) -> dict[str, list[bytes]]:
 
 
 def assert_stored_once(store: Store, bucket: str, *inputs: Path, killed_at_random: bool = False) -> None:
-    """Every line of the inputs stands in the bucket exactly once, byte for byte, and no multipart upload holds a part."""
+    """Every input line is in the bucket exactly once, byte for byte, and no multipart upload holds a part."""
     wanted = Counter(line for file in inputs for line in file.read_bytes().splitlines())
     found = Counter(payload for some in payloads_in(store, bucket).values() for payload in some)
     assert found == wanted
     for upload in store.admin.list_multipart_uploads(Bucket=bucket).get("Uploads", []):
-        # Killed between creating an upload and journaling its id: what is left costs nothing.
+        # Killed between creating an upload and journaling its id: the empty upload costs nothing.
         assert killed_at_random, f"an upload is open: {upload}"
         assert "Parts" not in store.admin.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
@@ -126,7 +126,7 @@ def test_with_the_retries_used_up_the_next_start_continues(store: Store, bucket:
 def test_killed_between_parts_the_next_start_continues(
     store: Store, bucket: str, env: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
-    """kill -9 while the store works on a part, or on the completion, whose answer nobody gets."""
+    """kill -9 while the store processes a part, or the completion, so that its response is lost."""
     file = write_input(tmp_path / "in", 60_000)
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
         env |= {**IN_PARTS, "AWS_ENDPOINT_URL_S3": proxy.url, "JOBS_BACKUP_UPLOAD_CONCURRENCY": "1"}
@@ -263,7 +263,7 @@ def upload_id(target: str) -> str:
 
 
 def test_an_upload_that_was_aborted_from_outside_is_replaced(aws: Moto, tmp_path: Path) -> None:
-    """moto answers 500 to the completion of such an upload, and takes parts for it; others say that it is gone."""
+    """moto answers 500 to the completion of such an upload, and accepts its parts; others report that it is gone."""
     bucket = aws.bucket()
     file = write_input(tmp_path / "in", 40_000)
     with FaultProxy("127.0.0.1", aws.port, keep=0) as proxy:
@@ -309,7 +309,7 @@ def test_without_the_abort_permission_a_cut_upload_is_continued(aws: Moto, tmp_p
 
 
 def test_a_refused_abort_is_reported_and_nothing_waits_for_it(aws: Moto, tmp_path: Path) -> None:
-    """The upload is lost at the store (409 at its completion): another one is begun, the old one can't be aborted."""
+    """The store loses the upload (409 at its completion): a new one is started, and aborting the old one fails."""
     bucket = aws.bucket()
     aws.add_identity("put-alone", policy("s3:PutObject"))
     aws.add_identity("put-and-abort", policy("s3:PutObject", "s3:AbortMultipartUpload"))
@@ -334,7 +334,7 @@ def test_a_refused_abort_is_reported_and_nothing_waits_for_it(aws: Moto, tmp_pat
 
 
 class TestWrongConfiguration:
-    """Each is one line that says what to do; the events wait; after the correction the same command sends each once."""
+    """Each is one line with a fix; the events wait; after the fix, the same command uploads each once."""
 
     def check(self, store: Store, tmp_path: Path, bucket: str, wrong: dict[str, str], *wanted: str) -> None:
         file = write_input(tmp_path / "in", 500)

@@ -1,4 +1,4 @@
-"""Whatever comes from outside is one line, and steers nothing, in every log format, status, message, summary and metric."""
+"""Text from outside stays on one line and controls nothing, in every log format, status, message, summary and metric."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from jobs_backup.util.logs import TextFormatter, printable
 
 FORGED: Final = "2026-11-29 12:00:00,000 INFO 0 events lost"
 CANARY: Final = f"c\n{FORGED}\r\x1b[2J\u2028\x85\x9b31m\u202e\u2066\u200fy\x00\x7f\ufeff"
-"""A line of the sender's own, by each character that some reader takes for the end of a line; colours; hidden and turned text."""
+"""Forged lines, by each character that some reader takes for a line end; colors; hidden and reversed text."""
 IN_A_NAME: Final = CANARY.replace("\x00", "")
 IN_XML: Final = "".join(one for one in CANARY if one >= " " or one in "\n\r")
 
 
 def check(said: str) -> None:
-    """It is said, on lines of our own alone, and in characters that can be seen."""
+    """It is reported, only on our own lines, in visible characters."""
     assert "INFO 0 events lost" in said
     for line in said.split("\n"):
         assert line.isprintable(), ascii(line)
@@ -43,7 +43,7 @@ def check(said: str) -> None:
 
 
 def run_all(env: dict[str, str], *arguments: str | Path, stdin: str | None = None) -> tuple[str, str]:
-    """What a command says on both outputs, however it ends."""
+    """Both outputs of a command, however it ends."""
     with start(*arguments, env=env, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL) as process:
         stdout, stderr = process.communicate(stdin, timeout=120)
     assert "Traceback" not in stderr, stderr
@@ -59,7 +59,7 @@ class TestCommand:
     def test_ids_of_a_damaged_row(self, env: dict[str, str], tmp_path: Path) -> None:
         program = (
             "import os\nfrom jobs_backup import Backup\nbackup = Backup.from_env(archive=False)\n"
-            f"id_ = {CANARY!r}\n"  # not an argument, which has no NUL
+            f"id_ = {CANARY!r}\n"  # not an argument, which cannot contain NUL
             "for number in range(2):\n    backup.record({'n': number}, source_id=id_, workspace_id=id_)\nos._exit(9)"
         )
         assert subprocess.run([sys.executable, "-c", program], env=env, check=False).returncode == 9
@@ -110,7 +110,7 @@ class TestCommand:
                 check("".join(run_all(env, *arguments)))
 
     def test_keys_in_the_bucket(self, env: dict[str, str], tmp_path: Path) -> None:
-        """Whoever may write there chooses their names; what cannot be in a key of ours may be in theirs."""
+        """Anyone with write access to a bucket chooses its keys; they may contain characters that ours cannot."""
         name = IN_A_NAME.replace("/", "")
         path = tmp_path / f"bucket/{name}/gw/2026-11-24/9/1/1_2_{name}_id.json.gz"
         path.parent.mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_a_traceback_cannot_pass_for_a_record() -> None:
 
 
 def test_an_error_on_one_line() -> None:
-    """As an application logs it, with a formatter of its own."""
+    """As an application logs it, with its own formatter."""
     assert Unavailable(CANARY, hint=CANARY).one_line().isprintable()
 
 

@@ -1,4 +1,4 @@
-"""`jobs-backup providers NAME --check`: what is wrong with a provider's form is found without a bucket, each at its place."""
+"""`jobs-backup providers NAME --check` finds faults in a provider's form without a bucket, and gives the place of each."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def another_setting(variable: str) -> str:
     )
 
 
-# What is written behind the class, and at which line of the report which words say that it is wrong.
+# Code appended to the class, the line of the report, and the words of its finding.
 WRONG = {
     "missing hook": ("del Provider.delete", "hooks", "it does not implement delete"),
     "unknown argument": (
@@ -197,7 +197,7 @@ def test_what_is_wrong_is_found_and_nothing_else(install: Install, change: str, 
     wrong = {name: text for name, (result, text) in found.items() if result is Result.WRONG}
     assert why in wrong[line]
     assert "canary" not in str(found)
-    # What makes it unusable is told where the provider is loaded, too.
+    # Loading the provider reports unusable ones, too.
     assert wrong.keys() <= {line, "configured"}
 
 

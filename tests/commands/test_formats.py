@@ -1,4 +1,4 @@
-"""What an input is, by its content and not by its name; and what is not NDJSON is named, and never passes for a success."""
+"""The content of an input decides its format, not its name; anything but NDJSON is named, and never counts as a success."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def put(path: Path, data: bytes) -> Path:
 
 
 class Call:
-    """Runs the command in this process, which is quicker than in one of its own."""
+    """Run the command in this process, which is faster than a separate one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], env: dict[str, str]) -> None:
         self.env = env
@@ -81,7 +81,7 @@ def test_packed_or_not_whatever_the_name(call: Call, tmp_path: Path, packed: str
 
 @pytest.mark.parametrize("packed", PACKED)
 def test_a_stream_may_be_packed_as_well(call: Call, tmp_path: Path, packed: str) -> None:
-    """It comes byte by byte at its beginning, and later on in pieces."""
+    """Its beginning arrives byte by byte, the rest in pieces."""
     data = PACKED[packed](LINES)
     with subprocess.Popen(
         [str(Path(sys.executable).with_name("jobs-backup")), "run", "--source-id", "web"], env=call.env, stdin=subprocess.PIPE
@@ -178,7 +178,7 @@ def test_a_hint_for_standard_input_is_no_command_on_a_file(tmp_path: Path) -> No
 @pytest.mark.parametrize("packed", ["text", "gzip"])
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_what_is_not_ndjson_is_named(call: Call, tmp_path: Path, kind: str, packed: str) -> None:
-    """Nothing of it is recorded or rejected, the other inputs are read, and it is no success."""
+    """Nothing of it is recorded or rejected, the other inputs are read, and the exit code is not 0."""
     content, name = FOREIGN[kind]
     file = put(tmp_path / "in.ndjson", PACKED[packed](content))
     other = put(tmp_path / "other", LINES)
@@ -207,10 +207,10 @@ def test_of_streams_and_by_other_commands_too(call: Call, tmp_path: Path, kind: 
     "content",
     [
         b"\xef\xbb\xbf" + LINES,
-        b"\xef\xbb\xbf" + LINES + b"\xef\xbb\xbf" + b'{"n":100}\n',  # of two files, one behind the other
+        b"\xef\xbb\xbf" + LINES + b"\xef\xbb\xbf" + b'{"n":100}\n',  # two concatenated files
         LINES.replace(b"\n", b"\r\n"),
         b"\n \r\n" + LINES,
-        b"\0" * 5000 + LINES,  # as a program leaves it that does not notice that its file was truncated
+        b"\0" * 5000 + LINES,  # left by a program that does not notice that its file was truncated
         LINES[:80] + b"\0" * 5000 + LINES[80:],
         LINES[:-1],
     ],
@@ -264,7 +264,7 @@ NO_BEGINNING = [
 @pytest.mark.parametrize("command", ["run", "failed"])
 @pytest.mark.sample(20)
 def test_an_end_that_can_become_nothing_is_rejected(call: Call, tmp_path: Path, command: str, text: bytes) -> None:
-    """Not left for the next run, which would never end. Each run says so."""
+    """Not left for the next run, which would repeat forever. Each run reports it."""
     for _ in range(2):
         code, stdout, stderr = call(command, put(tmp_path / "in", text), "--json")
         found = json.loads(stdout)
@@ -303,7 +303,7 @@ def test_a_first_line_that_is_no_event_keeps_no_other_from_being_one(call: Call,
     assert (code, found["events"], found["rejected"]) == (3, 100, 1), stderr
 
 
-# Rejected lines and unfinished ones
+# Rejected and unfinished lines
 
 
 def test_rejected_lines_have_an_exit_code_of_their_own(call: Call, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_the_other_commands_have_it_too(call: Call, tmp_path: Path, command: str
 
 @pytest.mark.parametrize("packed", ["text", "gzip", "zstd"])
 def test_an_unfinished_line_is_in_the_bucket_the_rejects_or_the_report(call: Call, tmp_path: Path, packed: str) -> None:
-    """It is left where it may still grow; once it is packed, it cannot."""
+    """It is left where it may still grow; in a compressed file, it cannot."""
     file = put(tmp_path / "in", PACKED[packed](LINES + b'{"n":'))
     for number in range(2):
         code, stdout, _ = call("run", file, "--json")
@@ -354,7 +354,7 @@ def test_an_unfinished_line_is_in_the_bucket_the_rejects_or_the_report(call: Cal
 
 
 def test_a_number_that_may_go_on_acknowledges_nothing(call: Call, tmp_path: Path) -> None:
-    """The id of another job may be what has been written of it so far."""
+    """An unfinished id may be a prefix of another job's id."""
     _, stdout, _ = run("run", put(tmp_path / "in", LINES), "--source-id", "web", "--emit-ids", env=call.env)
     ids = stdout.replace('"', "").encode()
     found = call.summary("delivered", put(tmp_path / "ids", ids[:-1]))

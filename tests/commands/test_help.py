@@ -1,4 +1,4 @@
-"""What `--help` shows runs, and the shell completes it."""
+"""The examples in `--help` run, and the shell completes it."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_the_example_runs(name: str, tmp_path: Path) -> None:
     ids = shell("jobs-backup run events.ndjson --source-id web --env-file docker.env --emit-ids", tmp_path)
     (tmp_path / "ids.ndjson").write_text(ids)
     (tmp_path / "failures.ndjson").write_text(f'{{"jobId":{ids.strip()},"error":"no","payload":{{}}}}\n')
-    if name == "serve":  # until it is told to end
+    if name == "serve":  # runs until it is stopped
         example = f"timeout --foreground --preserve-status 4 {example.strip()} --port 0"
     shell(example, tmp_path)
 
 
 def test_help_and_completion_tell_the_same_of_a_command(tmp_path: Path) -> None:
-    """One sentence each, told without importing the commands."""
+    """One sentence each, printed without importing the commands."""
     told = shell("jobs-backup --help", tmp_path)
     variables = {"_JOBS_BACKUP_COMPLETE": "zsh_complete", "COMP_WORDS": "jobs-backup ", "COMP_CWORD": "1"}
     completed = shell("jobs-backup", tmp_path, **variables)
@@ -107,7 +107,7 @@ def test_help_with_a_command_is_that_commands_help(capsys: pytest.CaptureFixture
 
 
 def test_every_error_and_warning_of_the_command_ends_with_a_code_that_help_explains(tmp_path: Path) -> None:
-    """Of each kind of them, in text: settings, usage, plugins, the store, the spool, the input."""
+    """One of each kind, as text: settings, usage, plugins, the store, the spool, the input."""
     environment = file_environment(tmp_path)
     wrong = tmp_path / "wrong.ndjson"
     wrong.write_text("no event\n")

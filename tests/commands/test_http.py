@@ -1,4 +1,4 @@
-"""HTTP: what comes of a request does not depend on where it is cut on its way, and no part of it is taken for another request."""
+"""HTTP: where the network splits a request does not change its result, and no part of it is taken for another request."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from jobs_backup.model import Kind
 from jobs_backup.settings.server import ServerSettings
 
 EVERYWHERE: Final = os.environ.get("JOBS_BACKUP_TEST_HTTP") == "all"
-"""Every request of the corpus is cut at every byte; else at some, which differ each day."""
+"""Cut every request of the corpus at every byte; otherwise at a sample that differs each day."""
 
 
 class Replayed(NamedTuple):
-    """The application, and the loop that it runs in."""
+    """The application and its event loop."""
 
     runner: asyncio.Runner
     app: ASGIApp
     session: Session
 
     def __call__(self, pieces: Sequence[bytes], protocol: type[asyncio.Protocol] | None = None) -> tuple[Outcome, int]:
-        """What was answered, and how many events were recorded."""
+        """The responses, and the number of recorded events."""
         before = self.session.spool.recorded.events[Kind.RAW]
         outcome = self.runner.run(replay(self.app, pieces, protocol))
         return outcome, self.session.spool.recorded.events[Kind.RAW] - before
@@ -61,7 +61,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replayed]:
 
 
 def cuts(sent: bytes, *, most: int) -> list[int]:
-    """Places to cut; all of them, or some: the ends of lines are among them."""
+    """Places to split; all of them, or some that include the ends of lines."""
     places = range(1, len(sent))
     if EVERYWHERE:
         return list(places)
@@ -104,7 +104,7 @@ UNLIKE: Final = {"HTTP/1.0, kept"}
 
 @pytest.mark.parametrize("case", [one for one in CORPUS if 400 not in one.statuses], ids=lambda case: case.name)
 def test_a_second_parser_reads_what_is_taken_in_the_same_way(replayed: Replayed, case: Case) -> None:
-    """h11, which has been in use for ten years and is slower."""
+    """h11: slower, and in use for ten years."""
     if case.name in UNLIKE:
         pytest.skip("h11 closes the connection")
     outcome, recorded = replayed([case.sent], H11Protocol)
@@ -112,7 +112,7 @@ def test_a_second_parser_reads_what_is_taken_in_the_same_way(replayed: Replayed,
 
 
 class TestProcess:
-    """Some of them once more, at the command itself and through real sockets."""
+    """A sample, run against the command itself through real sockets."""
 
     @pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
     def test_a_field_is_never_a_request(self, tmp_path: Path, offer: bytes) -> None:
@@ -148,7 +148,7 @@ class TestProcess:
 
 
 def _exchange(url: str, pieces: list[bytes]) -> bytes:
-    """All that is answered until the server closes the connection, or has nothing more to say."""
+    """All responses until the server closes the connection, or sends no more."""
     place = urlsplit(url)
     with socket.create_connection((place.hostname, place.port), timeout=120) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,7 +161,7 @@ def _exchange(url: str, pieces: list[bytes]) -> bytes:
             while data := connection.recv(1 << 16):
                 answered += data
         except OSError:
-            pass  # it was cut, or waits for the next request
+            pass  # the server closed it, or waits for the next request
         return answered
 
 

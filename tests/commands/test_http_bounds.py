@@ -1,4 +1,4 @@
-"""Bounds on what clients can make the server keep: whatever bodies contain, however they arrive, and whoever does not read."""
+"""Limits on what clients can make the server hold: whatever bodies contain, however they arrive, and if clients do not read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB: Final = 1 << 20
 PENDING: Final = 32
 """MiB, as set here."""
 BASE: Final = 110
-"""MiB, at most: of the process, and of two bodies of these sizes that are being taken apart."""
+"""Maximum in MiB: of the process, and of two bodies of these sizes while they are parsed."""
 
 
 class Kind(NamedTuple):
@@ -129,7 +129,7 @@ def test_tiny_pieces_of_a_body_take_no_more_than_the_body(tmp_path: Path) -> Non
 
 
 def test_requests_that_are_sent_ahead_are_left_in_the_socket(tmp_path: Path) -> None:
-    """A client that sends and sends, and reads no answer: it is left waiting, and takes nothing meanwhile."""
+    """A client that keeps sending and reads no response: the server leaves it waiting, and accepts nothing more from it."""
     one = b"GET /openapi.json HTTP/1.1\r\nHost: h\r\n\r\n"
     with serve(file_environment(tmp_path)) as sidecar:
         assert sidecar.get("/openapi.json").status == 200
@@ -137,7 +137,7 @@ def test_requests_that_are_sent_ahead_are_left_in_the_socket(tmp_path: Path) -> 
         with _connect(sidecar) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(2)
-            with pytest.raises(TimeoutError):  # noqa: PT012 - when the kernel's buffers are full
+            with pytest.raises(TimeoutError):  # noqa: PT012 - once the kernel's buffers are full
                 for _ in range(10_000):
                     connection.sendall(one * 1000)
             assert sidecar.get("/healthz").status == 200
@@ -145,7 +145,7 @@ def test_requests_that_are_sent_ahead_are_left_in_the_socket(tmp_path: Path) -> 
 
 
 def test_a_large_answer_that_nobody_reads_counts_until_the_client_is_gone(tmp_path: Path) -> None:
-    """Its request counts as being in memory; so others are refused, and taken again when it is gone."""
+    """Its request counts as being in memory: others are refused until it is gone."""
     body = _many(b"{}", 10_000)
     head = (
         b"POST %b HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -153,7 +153,7 @@ def test_a_large_answer_that_nobody_reads_counts_until_the_client_is_gone(tmp_pa
     with serve(file_environment(tmp_path), JOBS_BACKUP_SERVER_MAX_PENDING="4MiB") as sidecar:
         connection = _connect(sidecar)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        for _ in range(100):  # the kernel takes some megabytes of answers
+        for _ in range(100):  # the kernel buffers some megabytes of responses
             try:
                 connection.settimeout(0.5)
                 connection.sendall(head % (EVENTS.encode(), TOKEN.encode(), len(body)) + body)
@@ -170,7 +170,7 @@ def test_a_large_answer_that_nobody_reads_counts_until_the_client_is_gone(tmp_pa
 
 class TestEarlyAnswers:
     def test_the_rest_of_a_refused_body_is_never_a_request(self, tmp_path: Path) -> None:
-        """Refused at its head, its body goes on arriving; that looks like a request."""
+        """The request is refused at its head; the rest of its body looks like a request."""
         inner = b"POST %b HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}" % EVENTS.encode()
         with serve(file_environment(tmp_path)) as sidecar, _connect(sidecar) as connection:
             connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(inner))
@@ -185,7 +185,7 @@ class TestEarlyAnswers:
         assert events(tmp_path) == []
 
     def test_a_client_that_waits_to_be_told_to_send_can_go_on(self, tmp_path: Path) -> None:
-        """botocore and others keep the connection, and their next request must not be taken for the body that they held back."""
+        """botocore and others keep the connection; their next request must not be taken for the body that they held back."""
         with serve(file_environment(tmp_path)) as sidecar, _connect(sidecar) as connection:
             connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n")
             answer = http.client.HTTPResponse(connection)
@@ -198,7 +198,7 @@ class TestEarlyAnswers:
         with serve(file_environment(tmp_path), JOBS_BACKUP_SERVER_READ_TIMEOUT="300ms") as sidecar, _connect(sidecar) as connection:
             connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404")
-            with pytest.raises(OSError, match=r"reset|[Bb]roken"):  # noqa: PT012 - which of them, the sockets decide
+            with pytest.raises(OSError, match=r"reset|[Bb]roken"):  # noqa: PT012 - the sockets decide which
                 while True:
                     connection.sendall(b"1\r\n \r\n")
                     time.sleep(0.02)

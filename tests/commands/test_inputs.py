@@ -1,4 +1,4 @@
-"""What `run` reads: files that grow, are replaced or broken; streams; long lines; names of any bytes; rejects; a full disk."""
+"""Inputs of `run`: files that grow, are replaced or broken; streams; long lines; names of any bytes; rejects; a full disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from memory import peak_memory
 from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.sqlite.disk import Ballast
 
-pytestmark = pytest.mark.slow  # a process or several for each test
+pytestmark = pytest.mark.slow  # one or more processes for each test
 
 SMALL_LINES = [
     sys.executable,
@@ -40,11 +40,11 @@ def rejects(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (directory / "spool/rejects").iterdir()}
 
 
-# Which input is the one that was read before
+# Which input was read before
 
 
 def test_standard_input_from_a_file_is_a_stream(tmp_path: Path) -> None:
-    """Whatever was redirected before: each time all of it is read, from where the caller has left it."""
+    """Whatever was redirected before: each run reads all of it, from the caller's offset."""
     env = file_environment(tmp_path)
     for first in (0, 10, 10):
         with (
@@ -94,7 +94,7 @@ def test_the_same_file_twice_on_one_command_line_is_read_once(tmp_path: Path) ->
 
 
 def test_a_file_that_a_living_process_has_read_is_not_read_again(tmp_path: Path) -> None:
-    """It has recorded all of it, and is busy with another input."""
+    """It has recorded the whole file, and is busy with another input."""
     env = file_environment(tmp_path)
     file = ndjson(tmp_path / "in", 10)
     with start("run", file, "-", "--source-id", "web", env=env, stdin=subprocess.PIPE) as first:
@@ -155,7 +155,7 @@ def test_a_line_that_is_being_written_is_left_for_the_next_run(tmp_path: Path) -
 def test_a_file_without_a_last_newline_grows(
     tmp_path: Path, growth: str, recorded: list[int], put_aside: bytes, reported: str
 ) -> None:
-    """Its last event is recorded, once; what comes next begins with the next line."""
+    """Its last event is recorded once; what follows starts with the next line."""
     env = file_environment(tmp_path)
     file = tmp_path / "in"
     file.write_text('{"n":1}\n{"n":2}')
@@ -264,7 +264,7 @@ def test_an_id_that_is_not_utf_8_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_file_is_opened_when_its_turn_comes(tmp_path: Path) -> None:
-    """There may be more files than a process may have open. All are looked at before anything is recorded."""
+    """There may be more files than a process can open. All are checked before anything is recorded."""
     env = file_environment(tmp_path)
     files = [ndjson(tmp_path / f"in-{number}", 1, first=number) for number in range(1, 4)]
     with start("run", "-", *files, "--source-id", "web", env=env, stdin=subprocess.PIPE) as process:
@@ -340,7 +340,7 @@ def test_memory_does_not_grow_with_a_line_that_has_no_end(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
-    """What was recorded is kept, other inputs are not begun, and the same command goes on."""
+    """Recorded lines are kept, other inputs are not started, and the same command resumes."""
     env = file_environment(tmp_path)
     file, other = tmp_path / "in", ndjson(tmp_path / "other", 1)
     file.write_text("".join(f'{{"n":{number},"noise":"{os.urandom(500).hex()}"}}\n' for number in range(1, 10_001)))
@@ -362,7 +362,7 @@ def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:
 
 
 def wait_until_started(spool: Path) -> None:
-    """Until a process has written all that it writes when it starts to send."""
+    """Wait until a process has written all its startup files."""
     ballast = spool / "ballast"
     while (
         not ballast.exists() or ballast.stat().st_size < Ballast.SIZE or not any(one.sends for one in read_status(spool).processes)
@@ -373,7 +373,7 @@ def wait_until_started(spool: Path) -> None:
 
 @pytest.mark.parametrize("command", ["run", "archive"])
 def test_a_disk_that_is_full_at_the_end_leaves_a_summary(tmp_path: Path, command: str) -> None:
-    """What was recorded can't be sealed; it is sent once there is room again. Where nothing was, that is no failure."""
+    """Recorded events cannot be sealed; they are uploaded once there is room again. Where there were none, this is no failure."""
     env = file_environment(tmp_path)
     arguments = ["run", "--source-id", "web"] if command == "run" else ["archive"]
     with start(*arguments, "--json", env=env, stdin=subprocess.PIPE) as process:

@@ -1,4 +1,4 @@
-"""RudderStack's and Segment's JavaScript SDKs, from npm, send their events to the sidecar, and they are in the bucket.
+"""RudderStack's and Segment's JavaScript SDKs, from npm, send their events to the sidecar, which uploads them.
 
 `make sdks` installs them; without it these tests are skipped. The browser is jsdom, which sends preflights as browsers do, and
 Chromium where it is installed.
@@ -36,7 +36,7 @@ if NODE is None or not (BUILD / "installed").exists():
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    """A web site of another origin than the sidecar; gives its URL."""
+    """Serve a web site of another origin than the sidecar; return its URL."""
     files = {"/": HERE / "page.html", "/sdk.js": SDK}
 
     class Handler(http.server.SimpleHTTPRequestHandler):

@@ -13,7 +13,7 @@ from servers import Store
 
 @pytest.mark.slow
 def test_a_million_events_take_as_much_memory_as_100_000(store: Store, tmp_path: Path) -> None:
-    """Short events, and several objects under way in both cases: so that what grows with the number of events stands out."""
+    """Short events, and several objects in progress in both cases: only growth with the number of events shows."""
     events = b"".join(b'{"messageId":"%032x","event":"Product Viewed"}\n' % (number << 64) for number in range(100_000))
     peaks = {}
     for times in (1, 10):
@@ -30,5 +30,5 @@ def test_a_million_events_take_as_much_memory_as_100_000(store: Store, tmp_path:
         peaks[times] = peak_memory(command, {"PATH": os.environ["PATH"], **env})
         assert len(store.keys(bucket)) == 5 * times
     print(f"peak memory, KiB: {peaks}")  # noqa: T201
-    # Some MiB more until all threads have had their turn; an integer kept for each event would be 35 MiB.
+    # Some MiB of warm-up until all threads have run; an integer kept for each event would be 35 MiB.
     assert peaks[10] < peaks[1] + 24 * 1024

@@ -1,4 +1,4 @@
-"""/metrics, /healthz and /readyz; and whether the backup is behind, as `status` tells it."""
+"""/metrics, /healthz and /readyz; and how `status` reports a backup that is behind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from jobs_backup.util.installing import how_to_install
 
 @contextmanager
 def monitored_backup(directory: Path, *, archive: bool = True, **variables: str) -> Iterator[tuple[Backup, str]]:
-    """With where it answers."""
+    """The process and its address."""
     environment = file_environment(directory, JOBS_BACKUP_METRICS_PORT="0", **variables)
     with Backup.from_env(environment, archive=archive) as backup, monitored(backup, session_of(backup).settings) as url:
         yield backup, url
@@ -81,7 +81,7 @@ class TestTheCommand:
         environment |= {"JOBS_BACKUP_RETRY_ATTEMPTS": "1000000", "JOBS_BACKUP_RETRY_MAX_WAIT": "100ms"}
         with Backup.from_env(environment, archive=False) as backup:
             backup.record({}, source_id="web")
-        (tmp_path / "bucket/web").touch()  # where a directory has to be: a failure that may pass, so that it goes on trying
+        (tmp_path / "bucket/web").touch()  # where a directory must be: a failure that may pass and is retried
         with start("archive", env=environment) as process:
             url = url_of(process)
             process.send_signal(signal.SIGTERM)
@@ -137,7 +137,7 @@ class TestReadiness:
 
     @pytest.mark.parametrize("name", ["catalog.db", "catalog.db-wal", "catalog.db-shm"])
     def test_a_catalog_that_is_removed_while_it_is_used(self, tmp_path: Path, name: str) -> None:
-        """Recording goes on, but nothing of it is sent before a new start."""
+        """Recording continues, but nothing is uploaded before a restart."""
         backup = Backup.from_env(file_environment(tmp_path), archive=False)
         assert readiness(backup) == ""
         (tmp_path / "spool" / name).unlink()
@@ -154,7 +154,7 @@ class TestReadiness:
             session_of(backup).spool.check_room()
 
     def test_it_may_be_asked_while_others_record(self, tmp_path: Path) -> None:
-        """Streams come and go meanwhile."""
+        """Streams appear and disappear meanwhile."""
         with Backup.from_env(file_environment(tmp_path, JOBS_BACKUP_SPOOL_MAX_BYTES="1GB")) as backup:
             end = threading.Event()
             failures: list[Exception] = []
@@ -165,7 +165,7 @@ class TestReadiness:
                         backup.record({}, source_id=f"{number}-{count}")
                         if end.is_set():
                             return
-                except Exception as error:  # noqa: BLE001 - told below
+                except Exception as error:  # noqa: BLE001 - reported below
                     failures.append(error)
 
             threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
@@ -186,7 +186,7 @@ class TestHealth:
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
         with monitored_backup(tmp_path) as (backup, url):
             assert get(f"{url}/healthz")[0] == 200
-            assert archiver_of(backup).drain(120)  # else the end would wait for what that thread was about to do
+            assert archiver_of(backup).drain(120)  # otherwise the shutdown would wait for that thread's next upload
 
             def end() -> None:
                 raise SystemExit
@@ -232,7 +232,7 @@ class TestTheListener:
             end = threading.Event()
 
             def dribble() -> None:
-                """A byte at a time, so that no wait for one is long."""
+                """Send one byte at a time, so that no single wait is long."""
                 while not end.wait(0.1):
                     for one in slow:
                         try:
@@ -260,7 +260,7 @@ class TestTheListener:
                         connection.sendall(sent)
                         connection.shutdown(socket.SHUT_WR)
                         answer = connection.recv(1 << 16)
-                    except OSError:  # the server hung up before all was sent: reset, or no longer connected
+                    except OSError:  # the server closed the connection before all was sent: reset, or no longer connected
                         answer = b""
                 assert b" 200 " not in answer
             assert get(f"{url}/healthz")[0] == 200
@@ -315,7 +315,7 @@ class TestTheListener:
 
 class TestBehind:
     def behind(self, directory: Path, **variables: str) -> str:
-        """As `status` tells it both ways, with exit code 0."""
+        """Return the reason in `status --json`; the text form agrees with it, both with exit code 0."""
         environment = {"JOBS_BACKUP_SPOOL_DIR": str(directory), **variables}
         code, stdout, _ = run("status", "--json", env=environment)
         found: dict[str, Any] = json.loads(stdout)
@@ -394,7 +394,7 @@ class TestBehind:
 
 
 def test_settings_of_the_port_are_those_of_the_block(tmp_path: Path) -> None:
-    """An application may monitor a Backup with others than it was opened with."""
+    """An application may monitor a Backup with other settings than those it was opened with."""
     with Backup.from_env(file_environment(tmp_path)) as backup:
         settings = msgspec.structs.replace(session_of(backup).settings, metrics_port=0, metrics_file=tmp_path / "m.prom")
         with monitored(backup, settings) as url:

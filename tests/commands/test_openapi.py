@@ -1,4 +1,4 @@
-"""The sidecar keeps to its OpenAPI document: no 5xx, no answer that is not in it, bad data refused, good data taken."""
+"""The sidecar keeps to its OpenAPI document: no 5xx, no undocumented response, invalid data rejected, valid data accepted."""
 
 from __future__ import annotations
 

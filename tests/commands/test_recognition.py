@@ -1,7 +1,7 @@
-"""Files that were read before, and what became of them since: all that was written is in the bucket once, or is reported.
+"""Recognize files that were read before, whatever happened to them: every line is in the bucket once, or is reported.
 
-Each case writes lines, runs, lets something happen to the file, and runs again. The lines that were written are counted, and those
-in the bucket: either both are the same and the exit code is 0, or nothing was recorded and the exit code is 1.
+Each case writes lines, runs, changes the file, and runs again. The test counts the written lines, and those in the bucket:
+either both are equal and the exit code is 0, or nothing was recorded and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def cycle(_first: int, count: int) -> Lines:
 
 
 def banner(first: int, count: int) -> Lines:
-    """A line that says that the program has started, and heartbeats: after each rotation with copytruncate the same again."""
+    """A line for the program's start, then heartbeats: the same again after each rotation with copytruncate."""
     return ['{"event":"started"}' if number == 0 and first == 0 else '{"event":"heartbeat"}' for number in range(count)]
 
 
@@ -52,11 +52,11 @@ def mixed(first: int, count: int) -> Lines:
 
 Make = Callable[[int, int], Lines]
 PROVING: list[Make] = [named, numbered, mixed]
-"""Contents that prove what they are."""
+"""Contents that identify a file."""
 REPEATING: list[Make] = [heartbeats, cycle, banner]
 
 
-# What may happen to a file of 100 lines. Each gives the files to be read.
+# What may happen to a file of 100 lines. Each function returns the files to read.
 
 
 def nothing(case: Case, _: Make) -> list[Path]:
@@ -79,7 +79,7 @@ def renamed_and_appended(case: Case, make: Make) -> list[Path]:
 
 
 def rotated(case: Case, make: Make) -> list[Path]:
-    """By rename, and the program has begun another file."""
+    """By rename, and the program has started another file."""
     old = renamed_and_appended(case, make)
     case.file.write_text(case.write(make(200, 50)))
     return [case.file, *old]
@@ -91,7 +91,7 @@ def packed_with_gzip(case: Case, _: Make) -> list[Path]:
 
 
 def zstd_of(file: Path) -> Path:
-    """As `zstd --rm` does it: with the time of the file."""
+    """As `zstd --rm` does it: with the file's modification time."""
     packed, status = file.with_name(file.name + ".zst"), file.stat()
     packed.write_bytes(zstd.compress(file.read_bytes()))
     os.utime(packed, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -104,7 +104,7 @@ def packed_with_zstd(case: Case, _: Make) -> list[Path]:
 
 
 def packed_later(case: Case, make: Make) -> list[Path]:
-    """By a tool that does not keep the time; and it has grown before."""
+    """By a tool that does not keep the modification time; and the file has grown before."""
     appended(case, make)
     packed = case.directory / "packed"
     packed.write_bytes(gzip.compress(case.file.read_bytes()))
@@ -206,7 +206,7 @@ KEPT = [
     rotated_and_packed, linked, copied, copied_with_its_time, copytruncated(0), copytruncated(30), copytruncated(100),
     copytruncated(300), truncated(30), truncated(300), replaced,
 ]  # fmt: skip
-"""Things that are told apart where the lines prove what they are."""
+"""Changes that are recognized if the lines identify the file."""
 CUT = [cut, cut_at_the_start]
 
 
@@ -237,14 +237,14 @@ def test_nothing_is_lost_or_twice_or_it_is_reported(case: Case, make: Make, happ
 
 
 def test_another_first_line_in_another_file_is_a_new_file(case: Case) -> None:
-    """As documented: nothing is lost, and what it has in common with the first file is there twice."""
+    """As documented: nothing is lost, and the lines that it shares with the first file are duplicated."""
     case.file.write_text(case.write(named(0, 100)))
     assert case.run().code == 0
     assert case.run(*changed(0, name="other.gz")(case, named)).code == 0
     assert case.stored >= case.written
 
 
-# What repeats itself
+# Repetitive content
 
 
 @pytest.mark.parametrize("make", REPEATING, ids=name_of)
@@ -280,7 +280,7 @@ def test_a_file_that_was_empty_at_the_last_run_is_read_without_a_question(case: 
 
 
 def test_repeated_lines_are_no_question_where_others_are_not_repeated(case: Case) -> None:
-    """A log of which most lines are the same, with a line now and then that has a time."""
+    """A log of mostly equal lines, with an occasional timestamp."""
     lines = [line for hour in range(10) for line in [*heartbeats(0, 100), f'{{"at":"2026-11-30T{hour:02}:00:00Z"}}']]
     case.file.write_text(case.write(lines))
     assert case.run().code == 0
@@ -292,7 +292,7 @@ def test_repeated_lines_are_no_question_where_others_are_not_repeated(case: Case
 
 @pytest.mark.parametrize("count", [1, 2, 3, 15])
 def test_few_lines_without_names(case: Case, count: int) -> None:
-    """They grow, are renamed and packed without a question; another file with the same lines is one."""
+    """They may grow, be renamed and compressed; another file with the same lines is ambiguous."""
     case.file.write_text(case.write(numbered(0, count)))
     assert case.run().code == 0
     with case.file.open("a") as file:
@@ -310,7 +310,7 @@ def test_few_lines_without_names(case: Case, count: int) -> None:
 
 
 def test_many_small_files_with_the_same_line(case: Case) -> None:
-    """Which may be as many events, or copies of one."""
+    """They may be separate events, or copies of one."""
     files = [case.directory / f"in-{number}" for number in range(5)]
     for file in files:
         file.write_text(case.write(['{"event":"ping"}']))
@@ -332,7 +332,7 @@ def test_again_is_continued_by_a_run_without_it(case: Case) -> None:
     assert case.stored == case.written
 
 
-# Who reads, and for what
+# Readers and purposes
 
 
 def test_two_sources_read_the_same_file_each_on_its_own(case: Case) -> None:
@@ -361,13 +361,13 @@ def test_failures_are_recognised_as_well(case: Case, happen: Callable[[Case, Mak
 
 
 def test_a_position_of_an_earlier_version_goes_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the path in its id, and checksums of both ends."""
+    """Its id contains the path, and checksums of both ends."""
     case.file.write_text(case.write(named(0, 300)))
     data = case.file.read_bytes()
     digest = hashlib.sha256(data[:4096] + data[-4096:]).hexdigest()
     earlier = {"offset": len(data), "line": 300, "rejects": 0, "digest": digest}
     input_ = hashlib.sha256(f"{case.file}\0\0web".encode()).hexdigest()[:32]
-    assert case.run(case.directory / "bucket/../events.ndjson", source="other").code == 0  # so that there is a spool
+    assert case.run(case.directory / "bucket/../events.ndjson", source="other").code == 0  # creates the spool
     with sqlite3.connect(case.directory / "spool/catalog.db") as catalog:
         catalog.execute("INSERT INTO positions VALUES (?, 1, ?)", (input_, json.dumps(earlier).encode()))
     catalog.close()
@@ -390,7 +390,7 @@ def test_a_position_of_an_earlier_version_that_is_not_of_this_file(case: Case) -
     assert case.run().found["events"] == 10
 
 
-# While it is read
+# Changes while it is read
 
 
 def ids_of(process: subprocess.Popen[str]) -> int:
@@ -400,7 +400,7 @@ def ids_of(process: subprocess.Popen[str]) -> int:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path, dict[str, str]]]:
-    """A run that has recorded the first of many lines, and goes on only once its output is read."""
+    """A run that has recorded the first of many lines, and blocks until its output is read."""
     env = file_environment(tmp_path)
     file = tmp_path / "events.ndjson"
     file.write_text("".join(f"{line}\n" for line in named(0, 50_000)))
@@ -455,7 +455,7 @@ def test_it_is_truncated_while_it_is_read(begun: Begun, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_content_is_not_read_by_two_processes(begun: Begun, tmp_path: Path) -> None:
-    """One of them under another name: a hard link, or packed meanwhile."""
+    """One of them under another name: a hard link, or compressed meanwhile."""
     process, file, env = begun
     (tmp_path / "hard").hardlink_to(file)
     (tmp_path / "packed").write_bytes(gzip.compress(file.read_bytes(), 1))

@@ -1,4 +1,4 @@
-"""`jobs-backup replay`: events come back as they went in, whatever the bucket, and what can't come back is named."""
+"""`jobs-backup replay`: events come back unchanged from any bucket, and the missing ones are named."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_with_the_catalog_nothing_is_listed(aws: Moto, tmp_path: Path) -> None:
 
 
 def test_a_missing_object_is_no_missing_right(aws: Moto, tmp_path: Path) -> None:
-    """Without the right to list, S3 refuses what is not there."""
+    """Without permission to list, S3 denies access to missing objects."""
     bucket = aws.bucket()
     aws.add_identity("only-reads", policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:GetObject"))
     env = {**aws.environment(bucket, "only-reads"), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}
@@ -187,7 +187,7 @@ def test_events_that_are_recorded_out_of_their_order_are_found_by_time(together:
 
 
 def test_every_time_that_can_be_recorded_comes_back(tmp_path: Path) -> None:
-    """Go's zero time among them, alone and in one object with today's; and ids that look like parts of a key."""
+    """With Go's zero time, alone and in one object with today's; and ids that look like parts of a key."""
     env = file_environment(tmp_path, JOBS_BACKUP_PREFIX="a/gw", INSTANCE_ID="pod-1.x")
     days = [datetime(1, 1, 1, tzinfo=UTC), datetime(1969, 12, 31, 23, 59, 59, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
     sources = ["web", "rudder-proc-err-logs", "1-2.0b1f6a0e-6e0e-4c58-9d3a-2f0c8f2f7b11/\n"]
@@ -269,7 +269,7 @@ def test_what_is_damaged_is_named_and_the_rest_goes_on(damage: str, compression:
 
 @pytest.mark.slow
 def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
-    """Whoever may write to the bucket can make an object of a few MB that unpacks to any size."""
+    """Anyone with write access to the bucket can make an object of a few MB that decompresses to any size."""
     env = file_environment(tmp_path)
     record(env, PAYLOADS)
     (key,) = objects(tmp_path)
@@ -284,7 +284,7 @@ def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_what_is_damaged_in_the_store_is_read_twice(tmp_path: Path) -> None:
-    """On its way it may have been damaged once; the third time would be no other."""
+    """The first time it may have been damaged in transit; a third read would be the same as the second."""
     env = file_environment(tmp_path)
     record(env, PAYLOADS)
     (key,) = objects(tmp_path)
@@ -327,7 +327,7 @@ def test_killed_again_and_again_the_same_command_goes_on(tmp_path: Path) -> None
     record(env, payloads)
     output, position = tmp_path / "back", tmp_path / "back.position"
     kills, rng = 0, random.Random(7)
-    for _ in range(101):  # it makes progress each time, an object at least
+    for _ in range(101):  # each run makes progress by at least one object
         with start("replay", "--payload-only", "--since", "1h", "--output", output, env=env) as process:
             before = position.read_bytes() if position.exists() else b""
             while process.poll() is None and not (position.exists() and position.read_bytes() != before):
@@ -461,7 +461,7 @@ def test_the_object_of_the_cursor_may_have_been_deleted(lists: list[str], tmp_pa
 
 @pytest.fixture
 def stored_at(tmp_path: Path) -> Callable[..., None]:
-    """Records events of these minutes, each two in an object, and waits until they are in the bucket."""
+    """Record events of these minutes, two in each object, and wait until they are in the bucket."""
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2")
 
     def record(*minutes: float) -> None:
@@ -482,7 +482,7 @@ def given_by(out: str) -> list[float]:
 def test_what_was_stored_since_a_cursor_with_earlier_events_is_reported(
     tmp_path: Path, limit: int, stored_at: Callable[..., None]
 ) -> None:
-    """An event may wait for a day. What is later than the cursor is given, whenever it was stored."""
+    """An event may wait for a day. Everything after the cursor is returned, whenever it was uploaded."""
     stored_at(0, 1, 10, 11, 20, 21)
     code, out, err = run("replay", "--payload-only", "--limit", str(limit), env=file_environment(tmp_path))
     after = ("--after", cursor(err))
@@ -522,7 +522,7 @@ def test_a_listing_says_that_it_cannot_tell_what_was_stored_since(tmp_path: Path
 
 
 def test_a_file_is_written_anew_where_something_earlier_was_stored_since(tmp_path: Path, stored_at: Callable[..., None]) -> None:
-    """An interrupted run with --output has a place, too. A file can be written anew, so that nothing is missing in it."""
+    """An interrupted run with --output has a cursor, too. The file may be rewritten, so it must miss nothing."""
     stored_at(10, 11, 20, 21, 30, 31)
     (path,) = [path for path in (tmp_path / "bucket").rglob("*.gz") if path.name.startswith("1767227400_")]
     content = path.read_bytes()
@@ -545,7 +545,7 @@ def test_a_cursor_of_an_earlier_version_is_read() -> None:
 
 
 def test_a_cursor_keeps_the_time_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--since 2h` is another time an hour later: what lay between the two would come in neither run."""
+    """`--since 2h` is a different time an hour later: events between the two would be in neither run."""
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
     with Backup.from_env(env) as backup:
         for minutes in (119, 118, 1):
@@ -565,7 +565,7 @@ def test_a_cursor_keeps_the_time_that_was_asked_for(tmp_path: Path, monkeypatch:
 
 
 def selections(directory: Path) -> list[list[str]]:
-    """Options that choose other objects, or another order of them."""
+    """Options that select other objects, or another order of them."""
     return [
         [],
         ["--source-id", "s1"],
@@ -587,7 +587,7 @@ def selections(directory: Path) -> list[list[str]]:
 
 
 def test_a_cursor_belongs_to_its_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its own, the two runs give everything once; in any other one it is refused, and nothing is given."""
+    """With its own selection, the two runs return everything once; with any other it is refused, and nothing is returned."""
     key = "JOBS_BACKUP_ENCRYPTION_KEY"
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_WRAPPERS="ENCRYPTION")
     env |= {key: base64.b64encode(bytes(range(32))).decode()}
@@ -606,7 +606,7 @@ def test_a_cursor_belongs_to_its_selection(tmp_path: Path, monkeypatch: pytest.M
         output = tmp_path / "out"
         with pytest.MonkeyPatch.context() as patch:
             for name, text in env.items():
-                patch.setenv(name, text)  # what --env-file sets ends with this run
+                patch.setenv(name, text)  # --env-file's settings end with this run
             result = CliRunner().invoke(cli, ["replay", "--json", "--output", str(output), *options])
         found = output.read_bytes().splitlines() if output.exists() else []
         for left in tmp_path.glob("out*"):
@@ -679,7 +679,7 @@ def test_what_stands_in_another_bucket_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("since", ["20991124", "4102444800", "2099-11-24", "10"])
 def test_a_time_is_a_date_or_has_a_unit(since: str, tmp_path: Path) -> None:
-    """Without a unit it would be so many seconds ago, though a date or seconds since 1970 were meant."""
+    """Without a unit it would be this many seconds ago, though a date or seconds since 1970 were meant."""
     env = file_environment(tmp_path)
     record(env, PAYLOADS)
     assert replay(env, "--payload-only", "--since", "10s") == PAYLOADS
@@ -690,13 +690,13 @@ def test_a_time_is_a_date_or_has_a_unit(since: str, tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_somebody_else_fills(tmp_path: Path) -> None:
-    """It may be one that does not block, and that another process writes to, too."""
+    """It may be non-blocking, and another process may write to it."""
     env = file_environment(tmp_path)
     payloads = realistic(5_000)
     record(env, payloads)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # In a process of its own, so that it is quick enough to come between a look at the pipe and the write behind it.
+    # In a separate process, which is fast enough to write between a check of the pipe and the write that follows.
     fills = "import os\nwhile True:\n try: os.write(1, bytes(4096))\n except BlockingIOError: pass\n except BrokenPipeError: break"
     with (
         subprocess.Popen([sys.executable, "-c", fills], stdout=writer) as other,
@@ -732,7 +732,7 @@ def test_stopped_while_nobody_reads_it_tells_where_to_go_on(number: signal.Signa
     assert "[Incomplete]" in err
     rest = replay(env, "--payload-only", "--after", cursor(err))
     given = "".join(found).encode().splitlines()
-    # What was written of a block that was not written whole comes again.
+    # A block that was written in part is returned again as a whole.
     assert 0 < len(rest) < len(payloads)
     assert given[: len(payloads) - len(rest)] + rest == payloads
 
@@ -757,7 +757,7 @@ def test_an_interrupted_file_keeps_its_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [[0], [2], [5], [1, 3], [0, 1, 2, 3, 4, 5]], ids=str)
 @pytest.mark.sample(8)
 def test_a_file_that_lacks_objects_does_not_get_its_name(bad: list[int], options: list[str], tmp_path: Path) -> None:
-    """The same command tries them again, and gives the final name once nothing is missing: everything in its order, once."""
+    """The same command retries them, and renames the file once nothing is missing: everything in order, once."""
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_RETRY_ATTEMPTS="1")
     first = datetime(2026, 1, 1, tzinfo=UTC)
     with Backup.from_env(env) as backup:
@@ -770,7 +770,7 @@ def test_a_file_that_lacks_objects_does_not_get_its_name(bad: list[int], options
     output, part = tmp_path / "back", tmp_path / "back.part"
     arguments: list[str | Path] = ["replay", "--payload-only", "--output", output, *options]
     if limit == 5 and bad == [5]:
-        return  # it lies behind the limit
+        return  # it is beyond the limit
     for number in bad:
         (tmp_path / "bucket" / keys[number]).write_bytes(b"something else")
     rest = [b'{"n":%d}' % number for number in range(6) if number not in bad][:limit]
@@ -803,7 +803,7 @@ def test_no_room_for_temporary_files(tmp_path: Path) -> None:
     env = file_environment(tmp_path)
     record(env, PAYLOADS)
     limited = "import resource; from jobs_backup.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)); main()"
-    # Python ignores SIGXFSZ, so that the limit is an error as that of a full disk is.
+    # Python ignores SIGXFSZ, so that the limit causes an error like that of a full disk.
     result = subprocess.run(
         [sys.executable, "-c", limited, "replay", "--list"], env=env, capture_output=True, text=True, check=False
     )
@@ -837,7 +837,7 @@ def test_many_events_come_back_in_order_in_constant_memory(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("options", [(), ("--payload-only",), ("--list", "--payload-only"), ("--since", "2h")])
 def test_what_was_taken_comes_back_however_deep_it_is_nested(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Parsers have limits, which depend on who calls them."""
+    """Parsers have limits, which depend on the caller's stack."""
     taken = 0
     with Backup.from_env(file_environment(tmp_path)) as backup:
         for depth in (1, 400, 498, 499, 500, 501, 700, 990, 2000):
@@ -859,7 +859,7 @@ def test_a_foreign_line_that_is_nested_too_deeply_is_named(tmp_path: Path) -> No
     with Backup.from_env(environment) as backup:
         backup.record({"n": 1}, source_id="web")
     (key,) = objects(tmp_path)
-    deep = b'{"payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"  # more than any Python reads: 3.13 reads 5,000
+    deep = b'{"payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"  # deeper than any Python reads: 3.13 reads 5,000
     (tmp_path / "bucket" / key).write_bytes(gzip.compress(deep))
     code, out, err = run("replay", "--list", "--payload-only", env=environment)
     assert (code, out) == (1, "")

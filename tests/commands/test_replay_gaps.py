@@ -1,4 +1,4 @@
-"""`replay` says what it cannot know: what was forgotten, lost with a catalog, or never seen."""
+"""`replay` reports what it cannot know: forgotten objects, those lost with a catalog, or those it never saw."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_catalog_that_is_not_the_one_that_was_there_is_noticed(tmp_path: Path,
         db.backup(target)
     record(env, b'{"n":1}')
     if not idle:
-        with Backup.from_env(env, archive=False) as backup:  # its file stays, with what is not sent
+        with Backup.from_env(env, archive=False) as backup:  # its file stays, with the pending events
             backup.record(b'{"n":2}', source_id="web")
     lose(spool, copy)
     record(env, b'{"n":3}')
@@ -150,7 +150,7 @@ def test_a_fresh_spool_says_since_when_it_knows(tmp_path: Path) -> None:
 
 
 def test_an_earlier_version_that_forgot_something_is_not_believed(tmp_path: Path) -> None:
-    """Version 8 did not note it; what it counted tells."""
+    """Version 8 did not record it; its counters show it."""
     env = file_environment(tmp_path)
     record(env, b'{"n":1}')
     record(env, b'{"n":2}')
@@ -200,7 +200,7 @@ def test_a_source_that_was_never_seen_is_reported(tmp_path: Path, lists: list[st
             options = ["--kind", kind, *lists]
             assert run("replay", *options, option, right, env=env)[0] == 0
             if lists and kind == "failed" and option == "--workspace-id":
-                continue  # a workspace without failures cannot be told from one that is not there
+                continue  # a workspace without failures looks like a missing one
             for one in ([option, wrong], [option, wrong, option, right]):
                 code, out, err = run("replay", *options, *one, env=env)
                 assert (code, bool(out)) == (1, right in one)

@@ -1,4 +1,4 @@
-"""Credentials that rotate: a process that lives on uses what is in the file now, at the latest with the attempt after a refusal."""
+"""Rotating credentials: a running process uses the file's current ones, at the latest in the attempt after a refusal."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ EXPIRED: Final = {
 
 
 def signer(request: Request) -> str:
-    """The access key that a request is signed with."""
+    """The access key that signed a request."""
     found = re.search(r"Credential=([^/]+)/", request.headers.get("authorization", ""))
     return found[1] if found else ""
 
 
 class Rotating:
-    """A scripted store that lets one access key in, and answers others with a refusal."""
+    """A scripted store that accepts one access key and refuses all others."""
 
     def __init__(self, server: FaultProxy) -> None:
         self.server = server
@@ -79,7 +79,7 @@ def store_that_rotates() -> Iterator[Rotating]:
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Writes the shared credentials file."""
+    """Write the shared credentials file."""
     path = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
 
@@ -136,7 +136,7 @@ def test_each_refusal_has_the_file_read_again(store_that_rotates: Rotating, shar
 
 
 def test_many_threads_meet_an_expiry_at_once(store_that_rotates: Rotating, shared: Callable[[str], None]) -> None:
-    """The first one that is refused has the file read; the client that it gets is not thrown away by the others."""
+    """The first refusal makes a client read the file again; later refusals keep that new client."""
     hooks = s3_at(store_that_rotates)
     hooks.write("key", b"data")
     store_that_rotates.good = NEW
@@ -159,7 +159,7 @@ def test_many_threads_meet_an_expiry_at_once(store_that_rotates: Rotating, share
 def test_a_file_that_is_being_replaced_is_read_again(
     store_that_rotates: Rotating, shared: Callable[[str], None], tmp_path: Path, content: str | None
 ) -> None:
-    """For a moment it is missing, or half of it is there: an error that passes."""
+    """For a moment it is missing or half written: an error that passes."""
     hooks = s3_at(store_that_rotates)
     hooks.write("key", b"data")
     store_that_rotates.good = NEW
@@ -193,7 +193,7 @@ def test_a_backup_that_lives_on_sends_with_the_new_keys(
 
 
 def test_keys_of_the_environment_stay(store_that_rotates: Rotating, shared: Callable[[str], None]) -> None:
-    """They go before the file, and can't change."""
+    """They take precedence over the file, and cannot change."""
     hooks = s3_at(store_that_rotates, AWS_ACCESS_KEY_ID=OLD, AWS_SECRET_ACCESS_KEY="s")
     shared(NEW)
     store_that_rotates.good = NEW
@@ -232,7 +232,7 @@ def test_a_process_that_gives_keys_is_run_again(
 
 
 class Sts:
-    """Gives a role's credentials, `ASIA` and a number, for one credential that it accepts."""
+    """Issue a role's credentials, `ASIA` and a number, for the one credential that it accepts."""
 
     def __init__(self, server: FaultProxy) -> None:
         self.server = server
@@ -271,7 +271,7 @@ def test_the_keys_that_take_on_a_role_are_read_again(
     store_that_rotates.good = "ASIA1"
     hooks = s3_at(store_that_rotates, AWS_ENDPOINT_URL_STS=sts.server.url, BACKUP_IAM_ROLE_ARN=role)
     hooks.write("key", b"data")
-    store_that_rotates.good = "ASIA2"  # the first ones are withdrawn before they run out
+    store_that_rotates.good = "ASIA2"  # the first ones are revoked before they expire
     sts.good, sts.code = NEW, code
     for _ in range(2):
         with pytest.raises((Unauthenticated, PermissionDenied)):
@@ -305,7 +305,7 @@ def test_a_web_identity_token_is_read_again(
 def test_the_token_of_a_containers_credentials_is_read_again(
     store_that_rotates: Rotating, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As EKS Pod Identity has it."""
+    """As in EKS Pod Identity."""
     token = tmp_path / "token"
     token.write_text(OLD)
     expires = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -332,7 +332,7 @@ def test_the_token_of_a_containers_credentials_is_read_again(
 
 
 class Tokens:
-    """Google's token server: gives tokens to who signs with the key, or bears the subject token, that it accepts."""
+    """Google's token server: issues tokens to requests with the key's signature, or the subject token, that it accepts."""
 
     def __init__(self, server: FaultProxy) -> None:
         self.server = server
@@ -362,7 +362,7 @@ def google_at(url: str, path: Path) -> Hooks:
 @pytest.mark.parametrize("is_late", [False, True], ids=["before the refusal", "after the refusal"])
 @pytest.mark.parametrize("kind", ["service account", "federation"])
 def test_googles_files_are_read_again(tmp_path: Path, key: str, tokens: Tokens, kind: str, is_late: bool) -> None:
-    """The store refuses a token whose key was withdrawn; so does the token server then."""
+    """The store refuses a token whose key was revoked; then the token server does, too."""
     subject, good = tmp_path / "subject", [OLD]
 
     def rotate(which: str) -> Path:

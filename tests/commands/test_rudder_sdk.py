@@ -1,4 +1,4 @@
-"""RudderStack's and Segment's own Python SDKs send their events to the sidecar, and they are in the bucket."""
+"""RudderStack's and Segment's own Python SDKs send their events to the sidecar, which uploads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What nobody may see, what nobody else may read, and where nothing may be written: canaries, modes, links, and TLS."""
+"""Secrets that nobody may see, files that no other user may read, and places that must not be written: modes, links, TLS."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from jobs_backup_s3.settings import S3Settings
 
 @pytest.fixture
 def open_umask() -> Iterator[None]:
-    """Whatever a process makes without saying for whom, everybody may read and write."""
+    """With this umask, every file without an explicit mode is readable and writable by everyone."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
 def too_open(directory: Path) -> dict[str, str]:
-    """What of it others than its owner may use."""
+    """The permissions of other users than the owner."""
     found = {path: stat.S_IMODE(path.lstat().st_mode) for path in [directory, *directory.rglob("*")]}
     return {str(path): oct(mode) for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)}
 
@@ -85,7 +85,7 @@ def test_whatever_the_umask_objects_are_their_owners_alone(tmp_path: Path) -> No
     upload = provider.create_multipart("app/gw/two")
     provider.write_part(upload, 1, BytesBody(b"two"))
     bucket = tmp_path / "bucket"
-    assert too_open(bucket).keys() == {str(bucket)}  # which is not of our making
+    assert too_open(bucket).keys() == {str(bucket)}  # which we did not create
     assert len(list(bucket.rglob("*"))) == 6
     provider.complete_multipart(upload, [provider.write_part(upload, 1, BytesBody(b"two"))], 3, crc32c(b"two"), True)
     assert too_open(bucket).keys() == {str(bucket)}
@@ -104,7 +104,7 @@ COMPLETED: Final = Answer(200, b'<CompleteMultipartUploadResult><ETag>"1"</ETag>
 
 
 def behave(server: FaultProxy) -> None:
-    """Answer as a store does, as far as no rule that was added before says otherwise."""
+    """Answer as a store does, unless an earlier rule applies."""
     server.fail(CREATED, method="POST", target="uploads", times=ALWAYS)
     server.fail(COMPLETED, method="POST", target="uploadId", times=ALWAYS)
     server.fail(STORED, method="PUT", times=ALWAYS)
@@ -112,9 +112,9 @@ def behave(server: FaultProxy) -> None:
 
 
 class Heard:
-    """Everything that is logged, by anybody and at every level; and whatever else was said.
+    """Everything logged by any library at every level, and all other output.
 
-    With one exception: at DEBUG the SDK logs whole requests and answers, with the session token and the ids of uploads in them.
+    With one exception: at DEBUG the SDK logs whole requests and responses, with the session token and the ids of uploads in them.
     Its own documentation warns of that; an application that turns it on gets it, and the command never does.
     """
 
@@ -125,7 +125,7 @@ class Heard:
             caplog.set_level(logging.DEBUG, name or None)
 
     def raised(self, error: BaseException | None) -> None:
-        """An error, with all that a report of it may show: those behind it, too."""
+        """An error, with everything that its report may show, including chained errors."""
         while error is not None:
             self.said += [repr(error), str(error), *traceback.format_exception(error)]
             if isinstance(error, JobsBackupError):
@@ -133,7 +133,7 @@ class Heard:
             error = error.__cause__
 
     def check(self) -> None:
-        """No canary in anything; in what the SDK logs at DEBUG, no payload."""
+        """Check for canaries in everything; in the SDK's DEBUG log, only for payloads."""
         form = logging.Formatter("%(name)s %(levelname)s %(message)s")
         assert self._caplog.records or self.said
         for record in self._caplog.records:
@@ -154,7 +154,7 @@ def heard(caplog: pytest.LogCaptureFixture) -> Heard:
 
 
 def use(backup: Backup, heard: Heard) -> None:
-    """Record, and have it sent or refused; note all that is said meanwhile."""
+    """Record, and have it uploaded or refused; collect all output meanwhile."""
     job = backup.record({"userId": USER, "text": PAYLOAD}, source_id="web")
     event = Event(payload={"text": PAYLOAD}, source_id="web", user_id=USER)
     backup.record_many([event])
@@ -210,9 +210,9 @@ FAULTS: Final[Mapping[str, tuple[str, str, Fault]]] = {
 
 @pytest.mark.parametrize("fault", FAULTS if CAMPAIGN else SOME_FAULTS)
 def test_whatever_a_store_answers_nobody_sees_a_secret(tmp_path: Path, heard: Heard, fault: str) -> None:
-    """At every level of the log, in errors and what is behind them, in tracebacks, reprs, and what a status shows.
+    """At every log level, in errors and their causes, in tracebacks, reprs, and the status.
 
-    Aborts are refused, too. Then the same spool meets a store that works.
+    Aborts are refused, too. Then the same spool meets a working store.
     """
     method, target, answer = FAULTS[fault]
     with FaultProxy() as server:
@@ -233,7 +233,7 @@ def test_whatever_a_store_answers_nobody_sees_a_secret(tmp_path: Path, heard: He
 
 
 def test_what_a_provider_did_not_foresee_shows_no_secret(tmp_path: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does a bug in a plugin, whatever stands in its text."""
+    """Nor does a bug in a plugin, whatever its text."""
 
     def fail(*_: object) -> None:
         try:
@@ -251,7 +251,7 @@ def test_what_a_provider_did_not_foresee_shows_no_secret(tmp_path: Path, heard: 
 
 
 def test_settings_that_can_not_be_used_show_no_secret(tmp_path: Path, heard: Heard) -> None:
-    """A line break in a token would be found by the HTTP library, which shows the whole header."""
+    """The HTTP library would reject a line break in a token, and show the whole header."""
     with FaultProxy() as server:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "JOBS_BACKUP_S3_PROXY"):
             for text in (f"{PAYLOAD}\n{SECRET}", f"{SECRET}\0", f"{SECRET}\udcff", f"http://{SECRET}\r\nX-Evil: {TOKEN}"):
@@ -263,7 +263,7 @@ def test_settings_that_can_not_be_used_show_no_secret(tmp_path: Path, heard: Hea
 
 
 def test_an_sdk_that_refuses_a_header_shows_no_secret(heard: Heard) -> None:
-    """Credentials may also come from elsewhere than our settings; what Python shows of them is hidden as well."""
+    """Credentials may also come from outside our settings; their Python representations are hidden as well."""
     secret = f"{SECRET}\n\x07é"
     for shown in (secret, f"{secret!r}", f"{secret!a}", f"{secret.encode()!r}"):
         assert "canary" not in redacted(f"Invalid header value {shown}", [secret])
@@ -297,7 +297,7 @@ def test_a_proxy_shows_no_password(tmp_path: Path, heard: Heard) -> None:
 
 @contextmanager
 def raw_server(answer: bytes) -> Iterator[str]:
-    """Answers every connection with these bytes; gives its URL."""
+    """Answer every connection with these bytes; return its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -318,7 +318,7 @@ def raw_server(answer: bytes) -> Iterator[str]:
 
 
 def test_a_malformed_answer_shows_no_upload(heard: Heard, caplog: pytest.LogCaptureFixture) -> None:
-    """The HTTP library warns of it with the whole URL, in which the upload's id is."""
+    """The HTTP library's warning shows the whole URL, which contains the upload's id."""
     answer = b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 0\r\nno header at all\r\n\r\n'
     with raw_server(answer) as url:
         scripted(url).part(Upload(key="key", id=UPLOAD_ID), [b"data"], 1)
@@ -328,7 +328,7 @@ def test_a_malformed_answer_shows_no_upload(heard: Heard, caplog: pytest.LogCapt
 
 
 def test_a_damaged_spool_shows_no_payload(tmp_path: Path, heard: Heard) -> None:
-    """The payload is in the spool as it is: before it is compressed, whatever reads it may show it."""
+    """The spool holds the payload uncompressed at first: whatever reads it may show it."""
     environment = file_environment(tmp_path, **FAST_RETRY)
     for statement in (
         "UPDATE chunks SET data=CAST(replace(CAST(data AS TEXT), 'canary', 'CANARY') AS BLOB)",
@@ -369,7 +369,7 @@ def kill_after_recording(environment: Mapping[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS if CAMPAIGN else ["nothing", "part refused"])
 def test_the_command_shows_no_secret(tmp_path: Path, fault: str) -> None:
-    """On its outputs, in all its ways to speak; the SDK is not heard at all."""
+    """On its outputs, in every output format; the SDK logs nothing there."""
     method, target, answer = FAULTS[fault]
     file = tmp_path / "in"
     bad = [
@@ -405,13 +405,13 @@ def test_the_command_shows_no_secret(tmp_path: Path, fault: str) -> None:
 
 
 def test_what_is_printed_can_not_steer_a_terminal() -> None:
-    """Names of files and the words of a store may have anything in them."""
+    """File names, and the messages of a store, may contain any characters."""
     assert printable("a\x1b]0;title\x07\nb\u202f\x9b31mé🪣\udcff") == "a\\x1b]0;title\\x07\\nb\u202f\\x9b31mé🪣\\udcff"
     assert printable("\u2028\u2029\x85\u202e\u2066 ") == "\\u2028\\u2029\\x85\\u202e\\u2066 "
 
 
 def test_the_progress_display_shows_an_error_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Brackets in it are no markup: a tag that is only closed would end the display, and with it the command."""
+    """Brackets in it are not markup: a lone closing tag would crash the display, and with it the command."""
     from jobs_backup.cli.terminal import Terminal
 
     environment = file_environment(tmp_path, **FAST_RETRY, JOBS_BACKUP_BUCKET=str(tmp_path / "[red]x[/b]"))
@@ -453,7 +453,7 @@ def write(provider: FileProvider, key: str, *, if_absent: bool = True) -> None:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A directory that nothing may change."""
+    """A directory whose contents must not change."""
     directory = tmp_path / "elsewhere"
     directory.mkdir()
     (directory / "precious").write_text("precious")
@@ -509,7 +509,7 @@ def test_no_link_in_a_bucket_is_followed(tmp_path: Path, elsewhere: Path, where:
 
 
 def test_a_link_in_the_place_of_the_work_directory_is_refused(tmp_path: Path, elsewhere: Path) -> None:
-    """Drafts would be written, and uploads removed, where it leads."""
+    """Drafts would be written, and uploads removed, at its target."""
     provider = directory_provider(tmp_path)
     (tmp_path / "bucket" / ".jobs-backup").symlink_to(elsewhere)
     upload = Upload(key="key", id="precious")
@@ -524,7 +524,7 @@ def test_a_link_in_the_place_of_the_work_directory_is_refused(tmp_path: Path, el
 
 
 def test_a_link_in_the_place_of_an_upload_is_none(tmp_path: Path, elsewhere: Path) -> None:
-    """Nothing is written where it leads, and aborting removes nothing there."""
+    """Nothing is written at its target, and aborting removes nothing there."""
     provider = directory_provider(tmp_path)
     upload = provider.create_multipart("key")
     part = provider.write_part(upload, 1, BytesBody(b"data"))
@@ -551,7 +551,7 @@ def test_an_upload_that_is_none_is_gone(tmp_path: Path, elsewhere: Path, id_: st
 
 
 def test_a_bucket_that_is_reached_through_a_link_is_a_bucket(tmp_path: Path) -> None:
-    """Its owner has named it so; disks are mounted like this."""
+    """Its owner chose this name; disks are mounted like this."""
     (tmp_path / "bucket").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "bucket")
     write(FileProvider.from_settings({"JOBS_BACKUP_BUCKET": str(tmp_path / "link")}), "a/b")
@@ -571,7 +571,7 @@ def test_a_source_that_is_called_like_the_work_directory_holds_nothing_up(tmp_pa
 
 @pytest.fixture
 def secure_store(tmp_path: Path) -> Iterator[tuple[FaultProxy, Path]]:
-    """A store with a certificate that nobody has signed, and the file of that certificate."""
+    """A store with an untrusted certificate, and that certificate's file."""
     (tmp_path / "tls").mkdir()
     tls, bundle = certificate(tmp_path / "tls")
     with FaultProxy(tls=tls) as server:

@@ -1,4 +1,4 @@
-"""The sidecar: what it records is durable, what it refuses is refused whole, and nobody can make it keep more than it may."""
+"""The sidecar: recorded events are durable, a refused request is refused as a whole, and no client can exceed the limits."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class TestBounds:
             assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "SpoolFull", "5")
             until = time.monotonic() + 120
             while sidecar.get("/readyz").status != 503 and time.monotonic() < until:
-                time.sleep(0.1)  # what was sealed meanwhile is counted at the next look
+                time.sleep(0.1)  # the next check counts what was sealed meanwhile
             assert sidecar.get("/readyz").status == 503
             assert sidecar.get("/healthz").status == 200
 
@@ -258,14 +258,14 @@ class TestBounds:
         parts = urlsplit(sidecar.url)
         with socket.create_connection((parts.hostname, parts.port), timeout=120) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
-            with pytest.raises(OSError, match=r"reset|[Bb]roken"):  # noqa: PT012 - which of them, the sockets decide
+            with pytest.raises(OSError, match=r"reset|[Bb]roken"):  # noqa: PT012 - the sockets decide which
                 for _ in range(1000):
                     connection.sendall(b"X-Filler: " + b"x" * 10_000 + b"\r\n")
                     time.sleep(0.001)
 
 
 def exchange(sidecar: Sidecar, *pieces: bytes) -> bytes:
-    """All that is answered to what is sent, a piece at a time."""
+    """All responses to this input, sent one piece at a time."""
     url = urlsplit(sidecar.url)
     with socket.create_connection((url.hostname, url.port), timeout=120) as connection:
         for piece in pieces:
@@ -276,7 +276,7 @@ def exchange(sidecar: Sidecar, *pieces: bytes) -> bytes:
             while data := connection.recv(1 << 16):
                 answered += data
         except ConnectionResetError:
-            pass  # it was cut
+            pass  # the server closed it
         return answered
 
 
@@ -284,13 +284,13 @@ OFFER = (
     b"POST /v1/events?source_id=web HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\nContent-Type: application/x-ndjson\r\n"
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n" % TOKEN.encode()
 )
-"""As Java's HttpClient sends it, unless it is told to speak HTTP/1.1."""
+"""As Java's HttpClient sends it, unless set to HTTP/1.1."""
 LAST = b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 LINE = b'{"messageId":"a"}\n'
 
 
 class TestUpgrade:
-    """Who offers to upgrade the connection is answered without: a server may ignore it, RFC 9110, 7.8."""
+    """An offered upgrade is ignored, as RFC 9110, 7.8 allows."""
 
     @pytest.mark.parametrize(
         "pieces",
@@ -316,7 +316,7 @@ class TestConnections:
         url = urlsplit(sidecar.url)
         with socket.create_connection((url.hostname, url.port), timeout=120) as connection:
             connection.sendall(b"POST /v1/events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
-            with pytest.raises(OSError, match=r"reset|pipe|Broken"):  # noqa: PT012 - until it is cut
+            with pytest.raises(OSError, match=r"reset|pipe|Broken"):  # noqa: PT012 - until it is closed
                 for number in range(1000):
                     connection.sendall(b"x-%d: %b\r\n" % (number, b"y" * 10_000))
 
@@ -335,7 +335,7 @@ class TestConnections:
             left, deadline = set(opened), time.monotonic() + 120
             while len(left) > 5 and time.monotonic() < deadline:
                 time.sleep(0.1)
-                left -= set(select.select([*left], [], [], 0)[0])  # there is an end to be read
+                left -= set(select.select([*left], [], [], 0)[0])  # the end of the stream is readable
             assert left == set(opened[-5:]), "the older ones made room"
             assert sidecar.get("/healthz").status == 200
             _, stderr = sidecar.end()
@@ -361,7 +361,7 @@ class TestConnections:
 
     @pytest.mark.slow
     def test_ten_thousand_idle_ones_keep_nobody_out(self, env: dict[str, str], tmp_path: Path) -> None:
-        """With descriptors for fewer: the sidecar says so, and lets newcomers in, and the spool is not starved."""
+        """With too few descriptors: the sidecar reports it, still accepts newcomers, and does not starve the spool."""
         wanted = 10_400
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard != resource.RLIM_INFINITY and hard < wanted:
@@ -424,7 +424,7 @@ class TestTls:
         _, certificate_file = certificate(tmp_path)
         names = ("JOBS_BACKUP_SERVER_TLS_CERTIFICATE", "JOBS_BACKUP_SERVER_TLS_KEY")
         files = dict(zip(names, (str(certificate_file), str(tmp_path / "key.pem")), strict=True))
-        with serve({**env, **files}, "--host", "127.0.0.1") as sidecar:  # which the certificate names
+        with serve({**env, **files}, "--host", "127.0.0.1") as sidecar:  # a name in the certificate
             assert sidecar.url.startswith("https://")
             context = ssl.create_default_context(cafile=certificate_file)
             assert sidecar.post("/v1/events?source_id=web", {}, context=context).status == 200

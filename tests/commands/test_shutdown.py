@@ -1,4 +1,4 @@
-"""The end of a process: within its grace, at once at a second signal; and what a changed setting leaves behind."""
+"""Shutdown: within its grace period, at once at a second signal; and leftovers of a changed setting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs_backup import Backup
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of a store that takes connections and never answers."""
+    """The address of a store that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -48,7 +48,7 @@ def status(environment: dict[str, str]) -> Any:
 
 
 def archive(environment: dict[str, str]) -> subprocess.Popen[str]:
-    """An archiver whose request is under way."""
+    """An archiver with a request in progress."""
     process = start("archive", env=environment)
     until = time.monotonic() + 120
     while time.monotonic() < until:

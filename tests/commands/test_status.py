@@ -1,4 +1,4 @@
-"""`jobs-backup status`: what waits, for whom, since when, and why; beside the processes that use the spool."""
+"""`jobs-backup status`: pending batches with their store, age and reason; and the processes that use the spool."""
 
 from __future__ import annotations
 

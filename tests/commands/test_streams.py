@@ -19,7 +19,7 @@ CLOSED, FULL = "{}>&-", "{}>/dev/full"
 
 
 def shell(env: dict[str, str], arguments: str, redirect: str, stdin: str = "") -> tuple[int, str]:
-    """The exit code, and what was said where somebody still hears it."""
+    """The exit code, and the output on the streams that are still open."""
     command = f'"$0" {arguments} {redirect}'
     done = subprocess.run(
         ["sh", "-c", command, *COMMAND],
@@ -111,7 +111,7 @@ def test_output_on_a_full_disk_is_an_error_of_every_command(command: str, tmp_pa
 
 
 def test_a_standard_error_that_nobody_reads_does_not_stop_the_work(tmp_path: Path) -> None:
-    """Its pipe is full after 64 KiB: what comes then is dropped."""
+    """Its pipe is full after 64 KiB: later output is dropped."""
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1", JOBS_BACKUP_SPOOL_DURABILITY="process")
     file = ndjson(tmp_path / "in", 600)
     with start("run", file, "--source-id", "web", "-v", "--json", env=env) as process:
@@ -149,7 +149,7 @@ def test_serve_needs_nobody_who_listens(stderr: str, tmp_path: Path) -> None:
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
-    """Else what some library prints goes into the spool."""
+    """Otherwise a library's output would go into the spool."""
     program = (
         "import os, sys\n"
         "from jobs_backup.cli import streams\n"

@@ -1,4 +1,4 @@
-"""Requests of web pages: CORS, beacons, and what a page may not make a browser do."""
+"""Requests of web pages: CORS, beacons, and what a page must not make a browser do."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class TestBeacons:
         assert allowing.post("/v1/batch?writeKey=2abcKEY", BATCH, token=None).status == 401
 
     def test_a_page_records_nothing_where_nobody_needs_credentials(self, tmp_path: Path) -> None:
-        """Any page that a browser on this machine shows could send beacons to the loopback."""
+        """Any web page in a browser on this machine could send beacons to the loopback."""
         variables = {"JOBS_BACKUP_SERVER_TOKEN": "", "JOBS_BACKUP_SERVER_CORS_ORIGINS": SHOP}
         with serve({**file_environment(tmp_path), **variables}) as sidecar:
             for origin, status in ((OTHER, 403), ("null", 403), (SHOP, 200)):
@@ -135,7 +135,7 @@ class TestBeacons:
 
 
 class TestSdkPaths:
-    """What RudderStack's and Segment's SDKs send, with the type that their HTTP library happens to give it."""
+    """Requests of RudderStack's and Segment's SDKs, with the content type of their HTTP library."""
 
     TYPES = ("application/json", "application/json; charset=utf-8", "text/plain", "application/x-www-form-urlencoded", "", "*/*")
 

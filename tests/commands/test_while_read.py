@@ -1,7 +1,7 @@
-"""What may happen to inputs, and to their locks, while a command reads them: each line is in the bucket once, or the run says why.
+"""Changes to inputs, and to their locks, while a command reads them: each line is in the bucket once, or the run reports why not.
 
-The command runs in this process, and something happens at a certain step of it: before a block is kept (it has been read by then),
-or after. What happens is done to the real files, by this process or by another one.
+The command runs in this process, and the change happens at a certain step of it: before a block is kept (it has been read by then),
+or after. This process or another one makes the change to the real files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jobs_backup.spool.interface import InputPosition, Recording
 from jobs_backup.spool.sqlite.blobs import BlobFiles
 
 LINES = 2000
-"""Of a file, which is read in ten blocks or so."""
+"""Lines of a file, which is read in about ten blocks."""
 
 
 def problems(outcome: Outcome) -> str:
@@ -43,7 +43,7 @@ At = Callable[[str, int, Callable[[], object]], None]
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[At]:
-    """Has something happen before, or after, a block is kept for the n-th time from now on."""
+    """Make a change before, or after, the n-th block from now on is kept."""
     happens: dict[tuple[str, int], Callable[[], object]] = {}
     kept = 0
     keep = _Events.keep
@@ -95,12 +95,12 @@ def filled_beyond(case: Case, file: Path) -> None:
 
 
 def filled_with_the_same_first_lines(case: Case, file: Path) -> None:
-    """As by a program that begins each file with its version and settings: more than a block that is compared."""
+    """By a program that starts each file with its version and settings: more than the compared block."""
     copytruncated(case, file, [*named(0, 200), *named(10_000, 2 * LINES)])
 
 
 def filled_with_the_same_first_blocks(case: Case, file: Path) -> None:
-    """More than was looked at to recognise it."""
+    """More than was compared to recognize it."""
     copytruncated(case, file, [*named(0, 900), *named(10_000, 2 * LINES)])
 
 
@@ -121,7 +121,7 @@ def cut(case: Case, file: Path) -> None:
 
 
 def overwritten(case: Case, file: Path) -> None:
-    """In place, as by `cp other file`, with as many bytes."""
+    """In place, as by `cp other file`, with the same number of bytes."""
     shutil.copyfile(file, case.directory / "copy")
     with file.open("r+b") as open_file:
         open_file.write(packed(file, case.write(named(20_000, LINES))))
@@ -151,13 +151,13 @@ def test_a_file_that_is_truncated_while_it_is_read_is_reported(
     outcome = case.run()
     assert (outcome.code, "was truncated or rewritten while it was read" in problems(outcome)) == (1, True)
     if happen is filled_with_the_same_first_lines:
-        return  # what these are cannot be told afterwards
+        return  # later runs cannot know their origin
     for _ in range(2):
         outcome = case.run(case.file, case.directory / "copy")
         assert outcome.code == (3 if outcome.found["rejected"] or outcome.found["rejected_before"] else 0), outcome.stderr
         assert case.stored == case.written
         if happen is cut:
-            return  # all that it has is in the copy: what it was is reported from now on
+            return  # the copy has all of it: its former content is reported from now on
     assert outcome.found["events"] == 0
 
 
@@ -172,7 +172,7 @@ def test_a_file_with_the_same_first_blocks_is_told_by_those_before(case: Case, a
 def test_a_file_of_ids_that_is_truncated_while_it_is_read_is_reported(
     case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """It has no position, since acknowledging again does no harm; what is not read has to be reported all the same."""
+    """It has no position, since a repeated acknowledgment is harmless; unread ids must still be reported."""
     case.file.write_text("null\n" * 20_000)
     keep = _Deliveries.keep
 
@@ -191,7 +191,7 @@ def test_a_file_of_ids_that_is_truncated_while_it_is_read_is_reported(
 
 
 def test_what_was_read_before_a_seek_is_compared_as_well(tmp_path: Path) -> None:
-    """A file is read to be recognised, and then again from an earlier place, in one read beyond what was seen of it."""
+    """A file is read to recognize it, and then again from an earlier place, in one read beyond the compared part."""
     path = tmp_path / "file"
     path.write_bytes(b"first" * 2000 + b"old" * 2000)
     with path.open("rb", buffering=0) as file:
@@ -218,7 +218,7 @@ def once_recognised(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None])
 
 
 def test_a_new_file_that_is_truncated_once_it_was_recognised_is_reported(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it was read to see that it is new. What it holds then has the same first lines, and is read at once."""
+    """All of it was read to see that it is new. Its new content has the same first lines, and is read at once."""
     case.file.write_text(case.write(named(0, 50)))
     assert case.run().code == 0
     case.file.write_text(case.write(named(1000, 500)))
@@ -233,7 +233,7 @@ def test_a_new_file_that_is_truncated_once_it_was_recognised_is_reported(case: C
 def test_a_file_that_is_truncated_once_it_was_recognised_is_reported(
     case: Case, monkeypatch: pytest.MonkeyPatch, happen: Callable[[Case, Path], None]
 ) -> None:
-    """Before anything new was read of it."""
+    """Before anything new was read."""
     case.file.write_text(case.write(named(0, 500)))
     assert case.run().code == 0
     with case.file.open("a") as more:
@@ -291,7 +291,7 @@ def test_a_file_that_grows_or_is_renamed_while_it_is_read_is_no_question(case: C
     assert case.run(case.directory / "old").found["events"] == 0
 
 
-# Its lock, or its position, is taken away
+# Its lock, or its position, is removed
 
 
 def in_another_process(case: Case, *files: Path) -> tuple[int, str]:
@@ -371,7 +371,7 @@ def test_a_position_is_committed_under_the_lock_alone(tmp_path: Path) -> None:
             for lines in ([], [b"{}\n"]):
                 with pytest.raises(ConfigurationError, match="was removed while it was read"):
                     one.append([Recording(WEB, lines, first_at=1, last_at=1, position=InputPosition("x", 2, b"2"))])
-            one.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1)])  # what belongs to no input goes on
+            one.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1)])  # recording without an input still works
             other.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("x", 2, b"other"))])
     with other.reading("x") as granted:
         assert granted
@@ -401,13 +401,13 @@ def test_who_gives_a_lock_up_does_not_remove_that_of_another(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("number", "content"), [(7, b"another"), (6, b"mine"), (100, b"another")])
 def test_a_position_that_another_process_has_passed_is_refused(tmp_path: Path, number: int, content: bytes) -> None:
-    """Whatever became of the locks: a position is committed only where it follows the one that was read."""
+    """Whatever happened to the locks: a position is committed only if it follows the one that was read."""
     one, other = open_spool(tmp_path), open_spool(tmp_path)
     one.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("x", 5, b"read"))])
     other.append([Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("x", number, content))])
     other.close()
     mine = Recording(WEB, [b"{}\n"], first_at=1, last_at=1, position=InputPosition("x", 6, b"mine"))
-    if number == 6:  # it is this one, which was committed before without anybody knowing
+    if number == 6:  # its own position, from an earlier commit with an unknown result
         one.append([mine])
     else:
         with pytest.raises(ConfigurationError, match="another process has read the same input"):
@@ -421,7 +421,7 @@ def test_a_position_that_another_process_has_passed_is_refused(tmp_path: Path, n
 @pytest.mark.slow
 @pytest.mark.parametrize("lives", [False, True], ids=["ended", "alive"])
 def test_what_another_process_reads_meanwhile_is_not_read_again(case: Case, at: At, lives: bool) -> None:
-    """Positions are looked up once for each run: of a file that is new, one that has grown, and one that was renamed."""
+    """Positions are looked up once per run: for a new file, one that has grown, and one that was renamed."""
     grown, moved, new = (case.directory / name for name in ("grown", "moved", "new"))
     for number, file in enumerate((grown, moved)):
         file.write_text(case.write(named(10_000 * (number + 1), 100)))
@@ -457,7 +457,7 @@ def test_what_another_process_reads_meanwhile_is_not_read_again(case: Case, at: 
 
 @pytest.mark.parametrize("count", [20, 40])
 def test_positions_are_read_once_for_each_run(case: Case, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Not once for each file, which would take a time that grows with their square."""
+    """Not once per file, which would take quadratic time."""
     files = [case.directory / f"in-{number}" for number in range(count)]
     for number, file in enumerate(files):
         file.write_text(case.write(named(number * 10, 3)))
@@ -493,7 +493,7 @@ def test_positions_are_read_once_for_each_run(case: Case, monkeypatch: pytest.Mo
 
 
 def rotated(case: Case, file: Path) -> list[Path]:
-    """It is named, as all files of the directory were when the command started."""
+    """It is named, like all files that were in the directory when the command started."""
     file.rename(old := file.with_name(f"{file.name}.1"))
     file.write_text(case.write(named(50_000, 10)))
     return [old]
@@ -551,7 +551,7 @@ def test_a_rotated_file_that_is_read_all_the_same_is_no_problem(
     assert case.stored == case.written
 
 
-# What earlier runs have rejected
+# Rejects of earlier runs
 
 
 @pytest.mark.parametrize("become", ["unchanged", "grown", "renamed", "packed"])
@@ -583,7 +583,7 @@ def test_rejects_are_reported_until_their_file_is_removed(case: Case, command: s
 
 
 def test_few_lines_are_recognised_after_a_clock_that_was_ahead(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """See test_clocks.py. A position is no time."""
+    """See test_clocks.py. A position is not a time."""
 
     real, real_ns = time.time, time.time_ns
     for number, years in enumerate((0, 1, 90, -1, -30, 0)):

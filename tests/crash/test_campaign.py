@@ -1,4 +1,4 @@
-"""The crash campaign in short, and proof that it finds what it looks for. `make campaign` is the long one."""
+"""A short crash campaign, and proof that it finds the violations it looks for. `make campaign` is the long one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def assert_nothing_found(figures: Figures, kills: int) -> None:
     assert 5 < figures.objects < figures.stored
     assert figures.delivered >= figures.gone >= figures.deleted > 0
     assert figures.failures > 0
-    # So few kills need not meet each of them: a long campaign prints how often each happened.
+    # This few kills may miss some of them: a long campaign prints how often each happened.
     assert figures.forks + figures.clock_leaps + figures.locks_removed > 0
 
 
@@ -59,11 +59,11 @@ def test_a_point_that_does_not_exist_is_refused() -> None:
 
 
 class TestTheCheck:
-    """Of a spool and a bucket in which all is right, until one thing is not. An object of three events was deleted."""
+    """A correct spool and bucket with one fault in each test. An object of three events was deleted."""
 
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:
-        """What a round leaves: acknowledged events in the bucket, one call of five events and one of two."""
+        """The files of a round: acknowledged events in the bucket, one call of five events and one of two."""
         directory = tmp_path / "round"
         (directory / "acks").mkdir(parents=True)
         settings = {**FileTarget(directory).environment(), **FAST_RETRY, "JOBS_BACKUP_SPOOL_DIR": str(directory / "spool")}
@@ -157,7 +157,7 @@ def change(directory: Path, how: Callable[[list[bytes]], list[bytes]]) -> None:
 
 
 def upload(directory: Path, name: str) -> Path:
-    """An upload that is open."""
+    """Add an open upload."""
     path = directory / "bucket/.jobs-backup" / name
     path.mkdir()
     return path
@@ -168,7 +168,7 @@ def drop_lines(path: Path, count: int) -> None:
 
 
 def restore(directory: Path, kept: str) -> None:
-    """The object that was deleted is there again."""
+    """Restore the deleted object."""
     with closing(sqlite3.connect(directory / "spool/catalog.db")) as catalog:
         ((key,),) = catalog.execute("SELECT key FROM batches WHERE state='deleted'").fetchall()
     (directory / "bucket" / key).parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +176,6 @@ def restore(directory: Path, kept: str) -> None:
 
 
 def deliver(directory: Path, count: int) -> None:
-    """So many of the object with five events were acknowledged, it is said."""
+    """Note this many events of the object with five events as acknowledged."""
     with (directory / "acks/w").open() as acks, (directory / "delivered").open("a") as delivered:
         delivered.writelines(line.split()[0] + "\n" for line in acks.readlines()[:count])

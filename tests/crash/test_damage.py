@@ -1,4 +1,4 @@
-"""Flipped bits, zeroed blocks and swapped files: a clear error in bounded time, and nothing is missed in silence."""
+"""Flipped bits, zeroed blocks and swapped files: a clear error in bounded time, and no silent loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK: Final = 4096
 
 
 class Change(NamedTuple):
-    """Of a file's bytes. `seed` chooses the place: of small ones in the first bytes, of others anywhere."""
+    """A change of a file's bytes. `seed` chooses the place: in the first bytes of small files, anywhere in others."""
 
     file: str
     how: str
@@ -43,7 +43,7 @@ class Change(NamedTuple):
         elif self.how == "zero":
             start = rng.randrange(0, len(data), BLOCK)
             data[start : start + BLOCK] = bytes(min(BLOCK, len(data) - start))
-        elif self.how == "schema":  # SQLite's messages quote it, and are no text then
+        elif self.how == "schema":  # SQLite quotes the schema in its messages, and it is then not valid text
             begin = data.find(b"CREATE TABLE")
             data[begin + rng.randrange(min(1500, len(data) - begin))] ^= rng.choice([0x80, 1, 0x20])
         elif self.how == "cut":
@@ -55,7 +55,7 @@ class Change(NamedTuple):
         path.write_bytes(data)
 
     def _place(self, rng: random.Random, size: int) -> int:
-        # Headers decide most: of the file, of its first pages, of the log and its first frame.
+        # Headers matter most: of the file, of its first pages, of the log and its first frame.
         return rng.randrange(min(size, 200)) if self.seed % 3 == 0 else rng.randrange(size)
 
 
@@ -69,7 +69,7 @@ CHANGES: Final = [
 
 
 def checkpoint(wreck: Wreck) -> None:
-    """What an orderly process does, or a large log: everything is in the files, nothing in their logs."""
+    """As after an orderly shutdown, or with a large log: the files contain everything, and the logs nothing."""
     for path in wreck.spool.rglob("*.db"):
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -88,7 +88,7 @@ def wreck(made: Wreck) -> Iterator[Wreck]:
 
 
 def prove(wreck: Wreck) -> None:
-    """Whatever was changed: exit 0 only with everything in the bucket, nothing twice; what is missing is told of."""
+    """After any change: exit 0 only with everything in the bucket, nothing twice; missing events are reported."""
     for _ in range(2):
         outcome = wreck.archive()
     command("status", env=wreck.env)
@@ -139,7 +139,7 @@ def columns() -> list[tuple[str, str]]:
 
 
 def put(path: Path, table: str, column: str, value: object, where: str = "1") -> bool:
-    """Put a value into rows as a disk would, whatever the constraints are. False if there is no row, or it can't have it."""
+    """Put a value into rows as a disk would, despite constraints. False if there is no row, or it cannot hold the value."""
 
     def with_schema(change: Callable[[str], str]) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -212,7 +212,7 @@ def test_a_value_that_changes_under_a_living_process(wreck: Wreck, table: str, c
         for step in (lambda: alive.record("web", names[2:3]), lambda: alive.ask("seal"), lambda: alive.record("new", names[3:])):
             try:
                 step()
-            except Exception as error:  # noqa: BLE001 - of its Backup; it has to be one of ours
+            except Exception as error:  # noqa: BLE001 - from its Backup; it has to be one of ours
                 assert str(error).startswith(("Spool", "BackupClosed")), error
 
         alive.kill()

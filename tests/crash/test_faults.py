@@ -1,4 +1,4 @@
-"""The fault sweep, sampled, and proof that it finds faults. `make faults` is the whole one."""
+"""A sample of the fault sweep, and proof that it finds faults. `make faults` is the full sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "faults can
 
 _SAMPLES = {"archive": 12, "archive-open": 12, "run": 16, "serve": 12, "delivered": 8, "replay": 12, "replay-list": 8}
 _KINDS = ("calls",)
-"""Here, system calls. MemoryError at each line and allocation is swept by `make faults`: where it hits, threads decide."""
+"""System calls only. `make faults` sweeps MemoryError at each line and allocation: thread timing decides where it hits."""
 _LIMIT = 120.0
 
 
@@ -42,7 +42,7 @@ def test_one_fault_in_each_run_does_no_harm(scenario: str, directory: Path, libr
 
 
 def test_a_fault_hits_the_call_that_was_chosen(directory: Path, library: Path) -> None:
-    """No object can be linked into the bucket, however often it is tried."""
+    """No object can be linked into the bucket, in any number of attempts."""
     with Worker(directory, library, SCENARIOS["archive"], limit=_LIMIT) as worker:
         calls = [call for call in worker.survey("calls") if call.name == "linkat" and "_publish" in " ".join(call.site)]
         assert len(calls) == 7

@@ -23,7 +23,7 @@ from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
 def noise() -> str:
-    """Text that can hardly be compressed."""
+    """Text that hardly compresses."""
     return base64.b64encode(os.urandom(30_000)).decode()
 
 
@@ -36,7 +36,7 @@ def record_often(spool: SqliteSpool, times: int) -> None:
 
 
 def fill(backup: Backup) -> int:
-    """Record until there is no room. Returns how many."""
+    """Record until there is no room. Returns the number of events."""
     for number in range(100_000):
         try:
             backup.record({"noise": noise()}, source_id="web")
@@ -53,7 +53,7 @@ def test_the_quota_is_for_all_processes_together_and_sending_makes_room(tmp_path
     assert "JOBS_BACKUP_SPOOL_MAX_BYTES" in caught.value.hint
     with pytest.raises(SpoolFull):
         record(other, [LINE], stream=APP)
-    # Who met the quota has sealed what it had open, so that it can be sent.
+    # The process that hit the quota has sealed its open batches, so that they can be uploaded.
     while (found := other.claim()) is not None:
         other.stored(found.batch)
     assert record(other, [LINE], stream=APP)
@@ -126,7 +126,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def to_the_last_byte(directory: Path) -> Path:
-    """Fill a disk with something that is not ours."""
+    """Fill a disk with foreign data."""
     path = directory / "others"
     with path.open("wb", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_to_the_last_byte_loses_nothing_and_can_be_drained(t
         assert recorded > 200
         others = to_the_last_byte(small_disk)
         assert fill(recorder) == 0
-        copy = shutil.copytree(small_disk / "spool", tmp_path / "copy")  # looking at a database takes some space
+        copy = shutil.copytree(small_disk / "spool", tmp_path / "copy")  # opening a database may take some space
         for path in copy.rglob("*.db"):
             connection = sqlite3.connect(path)
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -182,7 +182,7 @@ def test_ballast_needs_no_more_space_than_there_is(small_disk: Path) -> None:
     ballast.balance()
     assert not (small_disk / "ballast").exists()
     (small_disk / "most").unlink()
-    (small_disk / "ballast").touch()  # what a kill while it was made has left
+    (small_disk / "ballast").touch()  # left by a kill during its creation
     assert ballast.min_free == Ballast.SIZE
     ballast.balance()
     assert ballast.min_free == 0

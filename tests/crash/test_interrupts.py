@@ -1,7 +1,7 @@
-"""An interrupt at any call or return of a public method leaves no lock and no transaction behind.
+"""An interrupt at any call or return of a public method leaves no lock held and no transaction open.
 
-As Ctrl-C does, or an alarm by which RQ and Celery limit a task's time: the exception is raised in whatever Python function runs
-just then, and is kept alive, with all frames, by whoever handles it.
+Like Ctrl-C, or an alarm by which RQ and Celery limit a task's time: the exception is raised in the Python function that is
+running at the moment, and its handler keeps it alive with all its frames.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Call = Callable[[], object]
 
 
 class Interrupt(BaseException):
-    """No Exception, as KeyboardInterrupt is none."""
+    """Not an Exception, like KeyboardInterrupt."""
 
 
 def interrupted(call: Call, place: int) -> BaseException | None:
-    """What comes of a call that is interrupted at its n-th call or return; None if it has fewer."""
+    """The result of a call that is interrupted at its n-th call or return; None if it has fewer."""
     left = place
 
     def count(frame: FrameType, event: str, argument: object) -> None:
@@ -47,7 +47,7 @@ def interrupted(call: Call, place: int) -> BaseException | None:
 
 
 def in_thread(call: Call) -> BaseException | None:
-    """What a call raises in another thread, which must not wait for ever."""
+    """The error of a call in another thread, which must not wait forever."""
     raised: list[BaseException | None] = []
 
     def work() -> None:
@@ -77,7 +77,7 @@ def places(step: int) -> Iterator[int]:
     return iter(range(0, 1_000_000, step))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of an interrupt within a weak reference's callback
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt within a weak reference's callback
 @pytest.mark.parametrize("name", CALLS)
 def test_an_interrupt_leaves_nothing_held(tmp_path: Path, name: str) -> None:
     step, make = CALLS[name]

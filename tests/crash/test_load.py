@@ -1,4 +1,4 @@
-"""What the sidecar has acknowledged survives kill -9, and nothing stands in the bucket twice that was not sent twice."""
+"""Events that the sidecar acknowledged survive kill -9, and only retried events may be in the bucket twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from places import SUPPORT
 @pytest.mark.slow
 @pytest.mark.parametrize("events", [1, 20])
 def test_killed_under_load_nothing_acknowledged_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: int) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))  # the client is a process of its own
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))  # the client is a separate process
     found = load(tmp_path, seconds=4, kills=2, connections=8, events=events, seed=7)
     assert (found.lost, found.twice) == (0, 0)
     assert found.acknowledged > 0

@@ -1,4 +1,4 @@
-"""Files of a spool that are gone, empty, older, unreadable or garbage: each event is in the bucket once, or its file is named."""
+"""Missing, empty, older, unreadable or garbage files of a spool: each event is in the bucket once, or its file is named."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SINGLE: Final = [((file, how),) for file in FILES for how in HOWS]
 PAIRS: Final = [
     (one, other)
     for one, other in itertools.combinations([(file, how) for file in FILES for how in ("removed", "emptied", "garbage")], 2)
-    # Nobody knows of a file that was left before, once it is gone and the catalog as well: see docs/promises.md.
+    # Losing the `left` file leaves no trace if the catalog is removed, too: see docs/promises.md.
     if one[0] != other[0] and not (one[0].startswith("catalog") and other == ("left", "removed"))
 ]
 CATALOG: Final = [
@@ -78,7 +78,7 @@ def name(losses: object) -> str:
 
 
 def lose(wreck: Wreck, losses: object) -> set[str]:
-    """Returns the names by which the damage may be told: those of files, and of their sessions."""
+    """Damage the files. Returns the names that may report it: those of files, and of their sessions."""
     names = set[str]()
     for file, how in losses:  # type: ignore[attr-defined]
         HOWS[how](wreck.path(file), wreck.older(file))
@@ -87,7 +87,7 @@ def lose(wreck: Wreck, losses: object) -> set[str]:
 
 
 def prove(wreck: Wreck, losses: object) -> None:
-    """Whatever has happened: exit 0 only with everything in the bucket, nothing twice, and what is missing is named."""
+    """After any damage: exit 0 only with everything in the bucket, nothing twice, and missing files are named."""
     names = lose(wreck, losses)
     is_mighty = "unreadable" not in name(losses)
     before = contents(wreck)
@@ -102,7 +102,7 @@ def prove(wreck: Wreck, losses: object) -> None:
 
 
 def contents(wreck: Wreck) -> dict[str, bytes]:
-    """What the files in `blobs/` have, as far as they can be read."""
+    """The contents of the files in `blobs/`, as far as they are readable."""
     return {path.name: path.read_bytes() for path in (wreck.spool / "blobs").iterdir() if path.is_file() and path.suffix == ".db"}
 
 
@@ -155,7 +155,7 @@ def test_a_directory_is_lost(wreck: Wreck, name: str) -> None:
 
 
 def test_numbers_of_a_lost_catalog_are_not_given_again(wreck: Wreck) -> None:
-    """Whoever records with the new one must not take those of batches that may be in the bucket under theirs."""
+    """The new catalog must not reuse the numbers of batches that may be in the bucket."""
     assert wreck.archive().code == 0
     bucket = wreck.directory.parent / "bucket"
     (wreck.directory / "bucket").rename(bucket)

@@ -1,4 +1,4 @@
-"""Files of the spool that are removed or replaced under a living process: it notices, or nothing is lost."""
+"""Spool files removed or replaced under a running process: it notices, or nothing is lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_what_is_acknowledged_is_in_the_bucket_once(tmp_path: Path, name: str, h
     uncertain: list[str] = []
     ready, end = os.pipe(), os.pipe()
     child = os.fork()
-    if child == 0:  # it is killed at the end, as by a restart that a monitor asks for
+    if child == 0:  # it is killed at the end, as in a restart by a monitor
         backup = Backup.from_env(environment, archive=False)
         for number in range(3):
             backup.record({"messageId": f"before{number}"}, source_id="web")

@@ -1,4 +1,4 @@
-"""When \"exists already\" counts as stored: the rule that core holds every provider to, and what it remembers."""
+"""When "exists already" counts as stored: core's rule for every provider, and the state that it keeps."""
 
 # mypy: disable-error-code="override"
 # (hooks may take fewer arguments)
@@ -36,11 +36,11 @@ from jobs_backup.testing.driver import Hooks
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy
 from jobs_backup.testing.memory import MemoryProvider, MemorySettings, loaded
 
-# The rule itself, which holds for every provider
+# The rule itself, for every provider
 
 
 class Says(MemoryProvider):
-    """Raises what the test says, the next one at each call of a hook, and after that does what it should."""
+    """Raises the test's errors, one per call of a hook, and then works normally."""
 
     def __init__(self, settings: MemorySettings) -> None:
         super().__init__(settings)
@@ -145,7 +145,7 @@ def test_a_receipt_that_says_so_is_no_better_than_an_error() -> None:
 )
 @pytest.mark.parametrize("hook", ["write", "complete_multipart", "write_part"])
 def test_a_mismatch_of_whichever_attempt_is_not_forgotten(hook: str, before: list[Exception]) -> None:
-    """Of another batch, nothing is known."""
+    """It says nothing about other batches."""
     to, provider = store(Says)
 
     def call() -> WriteReceipt:
@@ -154,7 +154,7 @@ def test_a_mismatch_of_whichever_attempt_is_not_forgotten(hook: str, before: lis
     publishing = "write" if hook == "write" else "complete_multipart"
     provider.errors = {hook: list(before)}
     provider.errors.setdefault(publishing, []).append(EXISTS)
-    if len(before) == 3:  # attempts are a call
+    if len(before) == 3:  # the attempts are within one call
         with pytest.raises(IntegrityError):
             call()
     with pytest.raises(Unproven, match="mismatch"):
@@ -172,11 +172,11 @@ def test_after_a_receipt_the_mismatch_before_it_does_not_count() -> None:
         to.write(BATCH, BODY)
 
 
-# What is remembered, and what FILE and S3 go by
+# Remembered state, and the criteria of FILE and S3
 
 
 def waits(backup: Backup) -> JobsBackupError:
-    """That nothing counts as stored, with something that can be done about it."""
+    """Check that nothing counts as stored, and that the error has a hint."""
     archiver = archiver_of(backup)
     assert archiver is not None
     assert archiver.drain(120)
@@ -215,7 +215,7 @@ def test_what_is_doubted_is_remembered_beside_what_wrappers_have_made(tmp_path: 
 
 @pytest.mark.parametrize("there", [b"", b"somebody else's", "same size", "a directory"])
 def test_a_file_that_exists_is_ours_only_if_it_has_our_bytes(tmp_path: Path, there: bytes | str) -> None:
-    """FILE can look without asking anybody."""
+    """FILE can look without a request."""
     environment = file_environment(tmp_path)
     with Backup.from_env(environment, archive=False) as recorder:
         recorder.record({"n": 1}, source_id="web")
@@ -238,7 +238,7 @@ def test_a_file_that_exists_is_ours_only_if_it_has_our_bytes(tmp_path: Path, the
     assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]
 
 
-# What marks S3's answers
+# The mark of S3's responses
 
 
 UPLOAD = Upload(key="key", id="canary")
@@ -246,7 +246,7 @@ UPLOAD = Upload(key="key", id="canary")
 
 @pytest.fixture
 def marked() -> Iterator[tuple[FaultProxy, Hooks]]:
-    """A store whose first answer has shown that it marks them."""
+    """A store whose first response has shown the mark."""
     with FaultProxy() as server:
         server.fail(Answer(200, b"", {"ETag": '"1"', "x-amz-request-id": "1"}))
         hooks = s3_hooks(server.url)

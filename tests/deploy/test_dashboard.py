@@ -1,4 +1,4 @@
-"""The alerts and the dashboard in contrib/: what they ask for is there, their links lead somewhere, and Prometheus takes them."""
+"""The alerts and the dashboard in contrib/: their metrics exist, their links work, and Prometheus accepts them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
 ]
 TARGETS = {"job", "instance", "namespace", "pod"}
-"""Labels that Prometheus adds to all of a target's."""
+"""Labels that Prometheus adds to all samples of a target."""
 
 
 def dashboard_expressions() -> list[str]:
@@ -43,7 +43,7 @@ EXPRESSIONS = [rule["expr"] for rule in RULES] + dashboard_expressions()
 
 
 def walk(node: Any) -> Iterator[Any]:
-    """All of an expression's."""
+    """All nodes of an expression."""
     yield node
     for name in ("lhs", "rhs", "expr", "args", "vector_selector", "param"):
         found = getattr(node, name, None)
@@ -57,7 +57,7 @@ def parse(expression: str) -> Any:
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Name of a sample -> its labels, of a Backup that has done everything, as it is scraped."""
+    """Name of a sample -> its labels, scraped from a Backup that has done everything."""
     directory = tmp_path_factory.mktemp("exposed")
     with Backup.from_env(file_environment(directory, JOBS_BACKUP_SPOOL_MAX_BYTES="1GB")) as backup:
         backup.record({}, source_id="web")
@@ -88,7 +88,7 @@ def test_every_metric_and_label_is_exposed(expression: str, exposed: dict[str, s
 
 
 def test_the_check_finds_what_is_wrong(exposed: dict[str, set[str]]) -> None:
-    """As a proof that it can fail."""
+    """Proof that it can fail."""
     for wrong in (
         "jobs_backup_behindd",
         "rate(jobs_backup_recorded_events[5m])",
@@ -103,7 +103,7 @@ def test_the_check_finds_what_is_wrong(exposed: dict[str, set[str]]) -> None:
 
 
 def test_counters_are_only_looked_at_through_their_growth() -> None:
-    """Their values mean nothing: they begin anew at each start."""
+    """Their values mean nothing: they start at zero with each process."""
     for expression in EXPRESSIONS:
         tree = parse(expression)
         calls = [node for node in walk(tree) if isinstance(node, promql_parser.Call) and node.func.name in {"rate", "increase"}]

@@ -1,4 +1,4 @@
-"""Programs that fork their workers, as the documentation shows them: every acknowledged event is in the bucket once.
+"""Forking servers, as the documentation shows them: every acknowledged event is in the bucket once.
 
 The workers are killed at random, and replaced. JOBS_BACKUP_TEST_EVENTS=10000 is the full size: `make forks`.
 """
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 def write_programs(directory: Path, *names: str) -> None:
-    """Save what the documentation shows."""
+    """Save the programs in the documentation."""
     programs = dict(re.findall(r"^```python\n# ([\w.]+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
     for name in names:
         (directory / name).write_text(programs[name])
@@ -41,18 +41,18 @@ def write_programs(directory: Path, *names: str) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """A socket for a server, which one after another may listen on: no connection is refused in between."""
+    """A socket that successive servers can inherit: no connection is refused in between."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as made:
         yield made
 
 
 def recording(directory: Path, words: list[str]) -> list[str]:
-    """The command, run by a process with a Backup of its own that records while it forks."""
+    """The command, run by a process whose own Backup records while it forks."""
     return [sys.executable, "-m", "deployments.recording", str(directory), *words]
 
 
 def environment_of(directory: Path, **variables: str) -> dict[str, str]:
-    """Small batches, so that files of the spool are left and removed while all is at work."""
+    """Small batches, so that the spool's files are rotated and removed during the run."""
     (directory / RECEIPTS).touch()
     return file_environment(directory, JOBS_BACKUP_BATCH_EVENTS="20", **variables)
 
@@ -69,7 +69,7 @@ def check(directory: Path, environment: dict[str, str]) -> None:
 
 
 def serve(directory: Path, listener: socket.socket, words: list[str], *, kills_master: bool) -> None:
-    """Post events to a server whose workers are killed; halfway the master as well, if so said."""
+    """Post events to a server whose workers are killed; halfway the master as well, if `kills_master`."""
     environment = environment_of(directory)
     randomly = random.Random(SEED)
     receipts = Receipts(directory)
@@ -101,7 +101,7 @@ def test_gunicorn(tmp_path: Path, listener: socket.socket, line: str) -> None:
 
 @commands("gunicorn", "asgi:app")
 def test_uvicorn_workers_of_gunicorn(tmp_path: Path, listener: socket.socket, line: str) -> None:
-    """They outlive a master that is killed, so it is not."""
+    """They would outlive a killed master, so it is not killed."""
     write_programs(tmp_path, "asgi.py")
     words = [*shlex.split(line), "--bind", f"fd://{listener.fileno()}"]
     serve(tmp_path, listener, words, kills_master=False)
@@ -109,7 +109,7 @@ def test_uvicorn_workers_of_gunicorn(tmp_path: Path, listener: socket.socket, li
 
 @commands("uvicorn", "asgi:app")
 def test_uvicorn(tmp_path: Path, listener: socket.socket, line: str) -> None:
-    """Its workers are not forked, and outlive a supervisor that is killed."""
+    """Its workers are not forked, and would outlive a killed supervisor."""
     write_programs(tmp_path, "asgi.py")
     words = [*shlex.split(line), "--fd", str(listener.fileno())]
     serve(tmp_path, listener, words, kills_master=False)
@@ -149,7 +149,7 @@ def end(**_):
 
 
 def recorded_in_time(directory: Path, events: int) -> bool:
-    """Whether so many events are recorded before the pool is taken for one that stands still."""
+    """Whether this many events are recorded before the pool counts as stuck."""
     last, at = -1, time.monotonic()
     while (recorded := recorded_by_workers(directory)) < events:
         if recorded > last:
@@ -161,9 +161,9 @@ def recorded_in_time(directory: Path, events: int) -> bool:
 
 
 def test_celery(tmp_path: Path) -> None:
-    """A process of the pool is killed at random within a task, which then has no result, and is not run again.
+    """A pool process is killed at random within a task, which then has no result, and is not run again.
 
-    Its processes share a queue, and one that is killed while it has the queue's lock stops them all: Celery is started anew then.
+    The processes share a queue. Killing one while it holds the queue's lock stops them all: then Celery is restarted.
     """
     environment = environment_of(tmp_path)
     write_programs(tmp_path, "tasks.py")
@@ -191,7 +191,7 @@ def test_celery(tmp_path: Path) -> None:
 
 
 def test_multiprocessing(tmp_path: Path) -> None:
-    """A pool whose processes are killed is replaced by another one; its parent is killed once, too, before its processes."""
+    """A pool whose processes are killed is replaced; its parent is killed once, too, before its processes."""
     environment = environment_of(tmp_path)
     write_programs(tmp_path, "pool.py")
     words = recording(tmp_path, ["deployments.pools", str(tmp_path)])

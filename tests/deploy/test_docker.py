@@ -1,4 +1,4 @@
-"""The image and the trials with Compose: nothing in them that does not exist, and their examples run against the real server."""
+"""The image and the Compose examples: they name nothing that does not exist, and run against the real server."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ Instruction = tuple[str, str]
 
 
 def instructions() -> list[Instruction]:
-    """(name, the rest) of each of the Dockerfile's."""
+    """(name, the rest) of each instruction in the Dockerfile."""
     text = re.sub(r"^#.*\n", "", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", "")
     return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
 
 
 def last(name: str) -> str:
-    """What an instruction of the image itself says, not of the stages before it."""
+    """The last such instruction: the image's own, not that of an earlier stage."""
     return [rest for one, rest in instructions() if one == name][-1]
 
 
@@ -106,7 +106,7 @@ def test_what_the_image_is_made_of_is_there_and_is_sent_to_the_builder() -> None
 
 
 def test_dependencies_are_installed_before_any_source_is_copied() -> None:
-    """A change of our sources leaves their layer in the builder's cache."""
+    """A change of our sources leaves the dependencies' layer in the builder's cache."""
     names = [(name, rest) for name, rest in instructions() if name in ("COPY", "RUN")]
     installs = next(place for place, (name, rest) in enumerate(names) if name == "RUN" and "--requirement" in rest)
     before = {source for name, rest in names[:installs] for source in rest.split()[:-1] if name == "COPY"}
@@ -127,7 +127,7 @@ def test_the_images_can_be_pinned_and_none_floats() -> None:
 
 @pytest.mark.slow
 def test_the_image_s_build_works_without_docker(tmp_path: Path) -> None:
-    """The instructions of its first stage, in a directory of their own: with all extras, and nothing that is not needed."""
+    """Run the instructions of its first stage in a separate directory: all extras, and nothing unneeded."""
     source = tmp_path / "source"
     builder = Environment(tmp_path / "builder", with_pip=True)
     environment = clean_environment(
@@ -227,7 +227,7 @@ def test_the_trials_identity_has_the_rights_that_policy_prints(file: str, name: 
 
 @contextlib.contextmanager
 def serving(environment: dict[str, str]) -> Generator[tuple[str, str]]:
-    """`jobs-backup serve` with these variables, on free ports: the addresses of what it serves, and of its metrics."""
+    """Run `jobs-backup serve` with these variables on free ports; return its address, and that of its metrics."""
     free = {"JOBS_BACKUP_SERVER_PORT": "0", "JOBS_BACKUP_METRICS_PORT": "0"}
     with start("serve", env={**environment, **free}) as process:
         assert process.stderr is not None
@@ -271,7 +271,7 @@ def test_the_example_posts_its_events_and_the_image_is_healthy(tmp_path: Path) -
 
 
 def probed(test: list[str], environment: dict[str, str]) -> int:
-    """What a container's engine would find: the exit code of the check."""
+    """The exit code of the container engine's health check."""
     assert test[0] == "python"
     return subprocess.run([sys.executable, *test[1:]], env=environment, check=False, timeout=120, capture_output=True).returncode
 

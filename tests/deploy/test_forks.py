@@ -1,6 +1,6 @@
-"""Forks in every order: what a parent, its children and others on the spool have recorded is in the bucket once.
+"""Forks in every order: all events of a parent, its children and others on the spool are in the bucket once.
 
-JOBS_BACKUP_TEST_EVENTS=10000 tries all orders; otherwise a seventh of them, in which each pair of values comes up.
+JOBS_BACKUP_TEST_EVENTS=10000 runs all orders; otherwise a seventh of them, in which each pair of values occurs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def name(scenario: Scenario) -> str:
 
 
 def run(module: str, *arguments: str, directory: Path, environment: dict[str, str]) -> None:
-    """A program of `deployments`, to its end."""
+    """Run a program of `deployments` to its end."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", f"deployments.{module}", str(directory), *arguments]
     with program(command, directory, environment) as running:
         assert running.process.wait(PATIENCE) == 0
@@ -94,7 +94,7 @@ def test_forked_while_an_upload_is_under_way(tmp_path: Path, store: Store, uploa
 
 
 def test_what_is_lost_or_twice_is_counted(tmp_path: Path) -> None:
-    """The counting itself: what it has to find, it finds."""
+    """The count itself finds what it should."""
     environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="2")
     run("orders", json.dumps(ALL[1]), directory=tmp_path, environment=environment)
     Receipts(tmp_path).add("never recorded")

@@ -1,4 +1,4 @@
-"""The Helm chart: what it makes is what Kubernetes takes and `jobs-backup` reads, and wrong values are refused.
+"""The Helm chart: Kubernetes accepts its output, `jobs-backup` reads it, and wrong values are rejected.
 
 Helm comes with `make helm`, kubernetes-validate with `make lint`'s environment; without them these tests are skipped.
 """
@@ -42,7 +42,7 @@ SECRETS: Final = (
     "secret-of-the-access-key", "AKIAIOSFODNN7EXAMPLE", "secret-of-minio", "secret-of-the-service-account",
     "token-0123456789abcdef", "write-key-1",
 )  # fmt: skip
-"""All that the configurations have as plain values."""
+"""Secrets that the configurations contain as plain values."""
 Document = dict[str, Any]
 everything = pytest.mark.parametrize("name", [*CONFIGURATIONS, "sidecar-chart"])
 
@@ -54,7 +54,7 @@ def helm(*arguments: str | Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example of another chart, with ours among its dependencies, in a directory of its own."""
+    """An example of another chart that depends on ours, in a separate directory."""
     directory = tmp_path_factory.mktemp("kubernetes")
     shutil.copytree(KUBERNETES, directory, dirs_exist_ok=True)
     code, output = helm("dependency", "build", directory / "examples/sidecar-chart")
@@ -95,7 +95,7 @@ def container_of(documents: tuple[Document, ...], name: str = "jobs-backup") -> 
 
 
 def environment(container: Document) -> dict[str, str]:
-    """Name -> value; of those from elsewhere, where from."""
+    """Name -> value, or its source as JSON."""
     return {one["name"]: one["value"] if "value" in one else json.dumps(one["valueFrom"]) for one in container["env"]}
 
 
@@ -122,7 +122,7 @@ def test_lint(name: str, application: Path) -> None:
 def test_kubernetes_takes_every_document(documents: tuple[Document, ...], version: str) -> None:
     assert documents
     for document in documents:
-        if document["kind"] != "ServiceMonitor":  # of the operator of Prometheus: Kubernetes itself has no schema for it
+        if document["kind"] != "ServiceMonitor":  # Prometheus's operator defines it: Kubernetes has no schema for it
             kubernetes_validate.validate(document, version, strict=True)
 
 
@@ -152,7 +152,7 @@ def test_each_variable_is_a_setting_and_the_settings_can_be_read(name: str, docu
     ServerSettings.from_environment(variables)
     assert "JOBS_BACKUP_PREFIX" in variables
     assert settings.prefix == ("" if name in ("s3-irsa", "gcs-key-inline", "minio", "spaces") else "backups")
-    if provider is not GcsSettings or "GOOGLE_APPLICATION_CREDENTIALS" not in variables:  # its file is not here
+    if provider is not GcsSettings or "GOOGLE_APPLICATION_CREDENTIALS" not in variables:  # its file does not exist here
         provider.from_environment(variables)
 
 

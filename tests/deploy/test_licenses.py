@@ -1,4 +1,4 @@
-"""Nothing that users install with us has a license that asks more of them than ours does."""
+"""No package that users install with us has a stricter license than ours."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_exceptions_are_needed_and_named_on_the_page() -> None:
 
 
 def test_the_checksum_is_not_of_the_lgpl_any_more() -> None:
-    """The tests themselves have that library: moto needs it."""
+    """The tests themselves need that library: moto depends on it."""
     assert "crc32c" not in set().union(*map(required, OURS))
     assert license_of("crc32c") == "LGPL-2.1-or-later"
     assert not is_allowed("crc32c", license_of("crc32c"))

@@ -1,4 +1,4 @@
-"""What a Mac lacks is not needed: its names are taken away from the commands, which keep every promise that is seen without one."""
+"""Work without the names that a Mac lacks: they are removed from the commands, which keep every promise testable on Linux."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_file_that_takes_up_space_is_written_where_it_cannot_be_allocated(
     assert found.st_blocks * 512 >= found.st_size, "a hole takes up nothing"
 
 
-# What makes bytes durable
+# Durability
 
 
 def calls(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""`make` on a newcomer's machine: an old Python, an environment that is left from one, no network."""
+"""`make` on a newcomer's machine: an old Python, an environment made by one, no network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def old_python(path: Path, version: str) -> Path:
-    """A Python that says it has this version."""
+    """A Python that reports this version."""
     path.parent.mkdir(parents=True, exist_ok=True)
     code = f"import sys; sys.version_info = tuple(map(int, '{version}'.split('.'))) + ('final', 0); exec(sys.argv[1])"
     path.write_text(f'#!/bin/sh\n[ "$1" = -c ] || exit 9\nexec "{sys.executable}" -c "{code}" "$2"\n')
@@ -79,7 +79,7 @@ def test_an_index_that_is_not_reached_is_named(tmp_path: Path) -> None:
 
 
 def test_the_demo_and_the_documents_use_what_a_mac_has_too() -> None:
-    """BSD's zcat wants the suffix .Z, and its sed -i a suffix."""
+    """BSD's zcat requires the suffix .Z, and its sed -i a suffix."""
     pages = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").rglob("*.md"), *(ROOT / "contrib").rglob("*.md")]
     for page in pages:
         text = page.read_text()

@@ -1,4 +1,4 @@
-"""What is published: every sdist and wheel builds, holds what it must, and installs with the oldest pip and the newest."""
+"""Published packages: every sdist and wheel builds, has the required files, and installs with the oldest and newest pip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from projects import NAMES, PROJECTS, Environment, build, clean_environment, pro
 from trove_classifiers import classifiers
 
 OLD_PIPS: Final = {(3, 11): "22.3", (3, 12): "23.2.1", (3, 13): "24.2"}
-"""What each Python's first release came with."""
+"""The pip that came with each Python's first release."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def metadata(wheel: Path) -> email.message.Message:
         return email.message_from_bytes(opened.read(name))
 
 
-# What is in them
+# Contents
 
 
 @pytest.mark.parametrize("path", PROJECTS, ids=NAMES)
@@ -69,7 +69,7 @@ def test_no_file_of_a_distribution_is_a_link() -> None:
     assert [line for line in listed.splitlines() if line.startswith("120000")] == []
 
 
-# What they say of themselves
+# Metadata
 
 
 @pytest.mark.parametrize("path", PROJECTS, ids=NAMES)
@@ -101,13 +101,13 @@ def test_all_distributions_name_the_same_home() -> None:
     assert all(one == homes[0] for one in homes)
 
 
-# Whether they install
+# Installation
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pip", ["old", "new"])
 def test_every_sdist_and_wheel_installs(pip: str, sdists: dict[Path, Path], wheels: dict[Path, Path], tmp_path: Path) -> None:
-    """And an sdist installs the same files as the wheel."""
+    """An sdist installs the same files as the wheel."""
     version = OLD_PIPS[sys.version_info[:2]] if pip == "old" else "26.3"
     environment = Environment(tmp_path / "venv")
     environment.install("hatchling")
@@ -116,7 +116,7 @@ def test_every_sdist_and_wheel_installs(pip: str, sdists: dict[Path, Path], whee
     assert f"pip {version} " in run(python, "-m", "pip", "--version", env=clean_environment())
     installed = {}
     for kind, files in (("wheel", wheels), ("sdist", sdists)):
-        # What they depend on is installed by other tests.
+        # Other tests install the dependencies.
         options = ("--quiet", "--force-reinstall", "--no-deps", "--no-build-isolation", "--no-compile")
         run(python, "-m", "pip", "install", *options, *files.values(), env=clean_environment())
         names = [project(path)["name"] for path in PROJECTS]

@@ -1,4 +1,4 @@
-"""Platforms that are not supported are named in one line, and the others everywhere in the same words."""
+"""Unsupported platforms get a one-line error; supported ones are listed in the same words everywhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from places import ROOT
 import jobs_backup
 
 WINDOWS = "import sys\nfor name in ('fcntl', 'resource', 'pwd', 'grp'):\n    sys.modules[name] = None\n"
-"""What Windows lacks, taken away from this Python."""
+"""Names that Windows lacks, removed from this Python."""
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The wheels: what is in them, that each installs alone, and that core stays light."""
+"""The wheels: their contents, that each installs alone, and that core stays light."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def core_and_gcs(wheels: dict[Path, Path], tmp_path_factory: pytest.TempPathFact
     return environment
 
 
-# What the projects say
+# Metadata of the projects
 
 
 def test_all_distributions_have_one_version() -> None:
@@ -73,7 +73,7 @@ def test_constraints_are_names_and_versions_alone() -> None:
     assert lines == sorted(lines, key=str.lower)
 
 
-# What is in the wheels
+# Contents of the wheels
 
 
 @pytest.mark.parametrize("path", PROJECTS, ids=NAMES)
@@ -173,7 +173,7 @@ def test_with_gcs_there_is_no_package_of_another_cloud(core_and_gcs: Environment
     assert b'"payload":{"a":1}' in gzip.decompress(stored.data)
 
 
-# All of them, as they are in this environment
+# All of them, in this environment
 
 
 NOWHERE = "http://127.0.0.1:9"
@@ -195,7 +195,7 @@ VARIABLES = {
 
 @pytest.mark.parametrize("name", SDKS)
 def test_the_chosen_provider_imports_none_of_the_others(name: str) -> None:
-    """Loaded, and as far as the first request: it has its own SDK then, and of the others, which are installed, nothing."""
+    """Up to its first request, it imports its own SDK and none of the others, which are installed."""
     code = (
         "import json, sys\n"
         "from jobs_backup import errors\nfrom jobs_backup.store import providers\n"
@@ -261,6 +261,6 @@ def test_importing_core_and_loading_the_provider_imports_no_sdk(core_and_s3: Env
     ],
 )
 def test_importing_brings_in_no_more_than_it_needs(core_and_s3: Environment, statement: str, absent: set[str]) -> None:
-    """How long it takes is measured by the benchmark `startup`."""
+    """The benchmark `startup` measures the time."""
     code = f"import sys\n{statement}\nprint(sorted({absent!r} & sys.modules.keys()))"
     assert core_and_s3.python(code) == "[]\n"

@@ -1,4 +1,4 @@
-"""The benchmarks in short: that what they measure against counts right, and that they judge right. `make bench` is the long one."""
+"""Short benchmarks: their servers count correctly, and their goals judge correctly. `make bench` is the long run."""
 
 from __future__ import annotations
 

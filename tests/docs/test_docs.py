@@ -1,4 +1,4 @@
-"""The documents: their examples run, their tables are what the code says, their links lead somewhere."""
+"""The documents: their examples run, their tables match the code, and their links work."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
 
 
-# The guide's commands make and install a distribution, so that it has an environment of its own: see test_guide.py.
+# The guide's commands make and install a distribution, so it has its own environment: see test_guide.py.
 WITH_EXAMPLES = [path for path in DOCUMENTS if blocks(path, "shell", "python") and path.name != "provider-guide.md"]
 
 
 def run(text: str, language: str, directory: Path) -> str:
-    """Runs an example in the directory, as a user would: no variables of ours, the commands of this environment."""
+    """Run an example in the directory, as a user would: without our variables, with this environment's commands."""
     command = ["bash", "-euc", text] if language == "shell" else [sys.executable, "-c", text]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JOBS_BACKUP_", "AWS_"))}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -45,7 +45,7 @@ def run(text: str, language: str, directory: Path) -> str:
 
 
 def follow(document: Path, directory: Path) -> None:
-    """Does what the document shows, in this directory. A program that begins with its file's name is saved, to be run later on."""
+    """Follow the document in this directory. A program that begins with its file's name is saved and run later."""
     for language, text in blocks(document, "shell", "python"):
         if name := re.match(r"# (\w+\.py)\n", text):
             (directory / name[1]).write_text(text)
@@ -65,7 +65,7 @@ WAITING = re.compile(r"^ *(?:until|while) ", re.MULTILINE)
     "document", [path for path in WITH_EXAMPLES if WAITING.search(path.read_text())], ids=lambda path: path.name
 )
 def test_an_example_that_waits_ends_when_its_process_cannot_start(document: Path, tmp_path: Path) -> None:
-    """Without what the blocks before it have made, as in an environment that lacks an extra. It may fail, but within the time."""
+    """Without the files of the blocks before it, as in an environment that lacks an extra. It may fail, but must not hang."""
     made = re.compile(r"^cat > docker\.env.*?^END$|^export .*?$", re.MULTILINE | re.DOTALL)
     for _, text in blocks(document, "shell"):
         if WAITING.search(text):
@@ -93,7 +93,7 @@ def test_the_readmes_python_example_leaves_every_event_in_the_bucket(tmp_path: P
 
 
 def stored_in(directory: Path) -> list[dict[str, Any]]:
-    """Every line in the objects of a directory that is a bucket."""
+    """Every line in the objects of a directory bucket."""
     return [json.loads(line) for path in directory.rglob("*.json.gz") for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
@@ -126,7 +126,7 @@ def test_the_consumer_tries_again_and_tells_what_came_of_it(tmp_path: Path) -> N
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Not to the terminal."""
+            """Suppress logging to the terminal."""
 
     for _, text in blocks(ROOT / "docs/deliveries.md", "python"):
         if text.startswith("# consumer.py\n"):
@@ -165,7 +165,7 @@ def test_every_error_is_in_the_operators_page() -> None:
 
 
 def test_every_message_leads_to_its_section() -> None:
-    """The codes in brackets that end the command's messages: of errors, and of what else it tells."""
+    """The codes in brackets that end the command's messages: errors and others."""
     said = {"Usage"}
     for path in (ROOT / "core/src/jobs_backup/cli").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
@@ -177,7 +177,7 @@ def test_every_message_leads_to_its_section() -> None:
             ):
                 said |= {str(call.args[1].value)} if isinstance(call.args[1], ast.Constant) else set()
     for path in (ROOT / "core/src/jobs_backup/inputs/http").glob("*.py"):
-        said |= set(re.findall(r'HttpError\([^"]*?"(\w+)"', path.read_text()))  # the codes of what `serve` refuses
+        said |= set(re.findall(r'HttpError\([^"]*?"(\w+)"', path.read_text()))  # the codes of `serve`'s refusals
     said |= {one.__name__ for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobsBackupError)}
     sections = set(re.findall(r"^## (\w+)$", (ROOT / "docs/messages.md").read_text(), re.MULTILINE))
     assert {"Waiting", "Rejected", "Interrupted", "PermissionDenied", "Unauthorized", "TooLarge"} <= said

@@ -1,4 +1,4 @@
-"""The guide for authors of providers: followed from an empty directory, in an environment of wheels; and it leaves nothing out."""
+"""The guide for provider authors works from an empty directory, in an environment of wheels, and is complete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sections() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_who_follows_the_guide_has_a_conforming_provider_that_core_uses(tmp_path: Path) -> None:
-    """Every block of it: what names a file is written into it, or behind what is there; commands run, in their order."""
+    """Follow every block: write or append to the file that it names, or run its commands, in order."""
     wheels, here = tmp_path / "wheels", tmp_path / "here"
     wheels.mkdir()
     here.mkdir()
@@ -68,7 +68,7 @@ def test_who_follows_the_guide_has_a_conforming_provider_that_core_uses(tmp_path
     assert (here / "back.ndjson").read_bytes() == (here / "events.ndjson").read_bytes()
     assert (here / "back.ndjson").read_bytes().count(b"\n") == 1000
     assert len((here / "acme_backup.py").read_text().splitlines()) < 80
-    # Found in the list of all, beside core's own, and nothing of core was changed for it.
+    # It is listed beside core's own providers, without a change to core.
     listed = subprocess.run(["jobs-backup", "providers"], env=variables, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in listed.splitlines() if line[0] != " "] == ["ACME", "FILE"]
 

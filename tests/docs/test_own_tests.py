@@ -1,4 +1,4 @@
-"""What the tests themselves promise to whoever runs them: nothing outlives them, and no proxy or machine's speed decides them."""
+"""What these tests promise to those who run them: no process outlives them, and they depend on no proxy or machine speed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_waits({fixtures}):
 
 
 def pytest_run(test: Path, *arguments: str) -> list[str]:
-    """A pytest of its own with the fixtures of these tests."""
+    """Run a separate pytest with the fixtures of these tests."""
     own = ("-p", "conftest", "-p", "no:cacheprovider", f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml"))
     return [sys.executable, "-m", "pytest", "-q", *own, f"--basetemp={test.parent / 'base'}", *arguments, str(test)]
 
 
 def processes() -> dict[int, tuple[int, str]]:
-    """All that run: the parent and the command line of each."""
+    """All running processes: the parent and the command line of each."""
     listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = (line.split(None, 3) for line in listed.splitlines())
     return {int(row[0]): (int(row[1]), row[3]) for row in rows if len(row) == 4 and not row[2].startswith("Z")}
@@ -110,7 +110,7 @@ def is_elapsed(node: ast.AST, names: set[str]) -> bool:
 
 
 def speeds(text: str) -> list[int]:
-    """Lines that assert that something took less than some time."""
+    """Lines that assert an upper bound on elapsed time."""
     found = []
     for function in ast.walk(ast.parse(text)):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -128,7 +128,7 @@ def speeds(text: str) -> list[int]:
 
 
 def test_no_test_asserts_a_speed() -> None:
-    """A busy machine is no failure: a test waits for a condition, and its own time limit is the only one."""
+    """A busy machine must not fail a test: tests wait for a condition, and their own time limit is the only one."""
     files = [path for path in TESTS.rglob("*.py") if "benchmarks" not in path.parts]
     assert {str(path.relative_to(TESTS)): lines for path in files if (lines := speeds(path.read_text()))} == {}
 

@@ -1,4 +1,4 @@
-"""From nothing to a verified backup, and the events back again: the README's own commands, in an environment of wheels."""
+"""From nothing to a verified backup and back to the events: the README's own commands, in an environment of wheels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes away what macOS does not have, from every Python that is started with this directory in PYTHONPATH.
+"""Remove what macOS lacks from every Python that starts with this directory in PYTHONPATH.
 
 The names are those that typeshed and Python's documentation list for Linux and not for macOS. `/proc` is hidden, and the limit of
 open files cannot be raised above OPEN_MAX.
@@ -57,7 +57,7 @@ def _limited(set_limit: Callable[[int, tuple[int, int]], None]) -> Callable[[int
 
 
 def _library(_name: object) -> object:
-    return object()  # it has no mallopt
+    return object()  # macOS has no mallopt
 
 
 if "jobs_backup" not in sys.modules:

@@ -1,4 +1,4 @@
-"""The conformance suite on MemoryProvider and on wrong ones: run by test_conformance_teeth, and not collected by itself."""
+"""The conformance suite on MemoryProvider and on faulty ones: run by test_conformance_teeth, not collected by itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE_PROCESS = "what is in memory is in one process"
 
 
 class Right(ProviderConformance):
-    """MemoryProvider as it is."""
+    """MemoryProvider, unchanged."""
 
     provider = "MEMORY"
     class_: ClassVar[type[MemoryProvider]] = MemoryProvider
@@ -66,7 +66,7 @@ class TestMemory(Right):
 
 
 class OnTheWeb(Right):
-    """WebMemory, at another URL if the test wants that."""
+    """WebMemory, at another URL if the test asks for one."""
 
     class_ = web_memory.WebMemory
 
@@ -80,7 +80,7 @@ class TestWebMemory(OnTheWeb):
 
 
 class OnlyStrangers(OnTheWeb):
-    """For wrong ones: what else they do is right, and would be tried once for each of them."""
+    """For faulty ones: their other hooks are correct, and would be tested once for each of them."""
 
     not_applicable: ClassVar = {
         name: "it is right in this" for name in dir(Right) if name.startswith("test_") and name not in vars(StrangerConformance)

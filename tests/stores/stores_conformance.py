@@ -1,6 +1,6 @@
-"""The conformance suite, and a small backup, on other stores that speak S3: run by `make stores`, and not collected by itself.
+"""The conformance suite, and a small backup, on other S3-compatible stores: run by `make stores`, not collected by itself.
 
-What a store lacks is in docs/stores.md, and in `not_applicable` here.
+Missing features of a store are in docs/stores.md, and in `not_applicable` here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _OnStore(ProviderConformance):
 
     @pytest.fixture
     def environment_without_rights(self, server: Store, bucket: str) -> Callable[[], Mapping[str, str]]:
-        """Keys that nobody knows."""
+        """Unknown access keys."""
         server.identities["unknown"] = Identity("unknown", "AKIAUNKNOWN000000001", "canary-of-nobody")
         return lambda: {**server.environment(bucket, "unknown"), **self.more}
 
@@ -87,7 +87,7 @@ class _OnStore(ProviderConformance):
         return lambda url: {**server.environment(bucket, "all", url=url), **self.more}
 
     def test_backup(self, server: Store, bucket: str, environment: Mapping[str, str], tmp_path: Path) -> None:
-        """2,000 events in 40 objects, and one object in parts: every payload is there once, byte by byte, and comes back."""
+        """2,000 events in 40 objects, and one object in parts: every payload is there once, byte for byte, and comes back."""
         events = realistic(2000)
         small, large = tmp_path / "small", tmp_path / "large"
         small.write_bytes(b"\n".join(events) + b"\n")

@@ -1,6 +1,6 @@
-"""Azure Blob Storage: what is called, what is told, what becomes of blocks that nobody commits.
+"""Azure Blob Storage: its requests, its errors, and the fate of blocks that are never committed.
 
-On Azurite where it shows it, else on scripted answers as Azure's documentation has them.
+On Azurite where it can show this, otherwise on scripted responses from Azure's documentation.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def hooks(environment: Mapping[str, str]) -> Hooks:
 
 
 def scripted(url: str, **variables: str) -> dict[str, str]:
-    """The variables of a container at a scripted server."""
+    """Variables for a container at a scripted server."""
     return {
         "JOBS_BACKUP_BUCKET": "events",
         "AZURE_STORAGE_ACCOUNT": "account1",
@@ -72,20 +72,20 @@ def scripted(url: str, **variables: str) -> dict[str, str]:
 
 
 def refusal(status: int, code: str = "", message: str = "no", headers: Mapping[str, str] | None = None) -> Answer:
-    """As the store refuses: with its code in a header, and in XML."""
+    """A refusal in the store's form: the code is in a header and in XML."""
     text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{escape(message)}\nRequestId:1\nTime:2026</Message></Error>'
     given = {"Content-Type": "application/xml", **MARK, **(headers or {})}
     return Answer(status, text.encode() if code else b"", {**given, "x-ms-error-code": code} if code else given)
 
 
 def operation(request: Request) -> str:
-    """What a request calls."""
+    """The operation of a request."""
     query = parse_qs(urlsplit(request.target).query)
     return " ".join([request.method, *query.get("comp", ())])
 
 
 def calls(of: Hooks, key: str = "key", body: Body | None = None) -> dict[str, Callable[[], object]]:
-    """A call of each hook that sends a request; where it fails, it raises."""
+    """One call of each hook that sends a request; a failing call raises."""
     body = body or BytesBody(b"data")
     upload = of.create(key, b"data")
     part = Part(number=1, etag=str(body.size), crc32c=body.crc32c())
@@ -114,14 +114,14 @@ def container(azure: Azurite) -> str:
 
 @pytest.fixture
 def proxy(azure: Azurite) -> Iterator[FaultProxy]:
-    """A network before Azurite."""
+    """A network in front of Azurite."""
     with FaultProxy("127.0.0.1", azure.port, keep=0) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def broken(azure: Azurite, container: str, proxy: FaultProxy) -> Hooks:
-    """The provider behind that network."""
+    """The provider on that network."""
     return hooks(azure.environment(container, url=proxy.url))
 
 
@@ -235,7 +235,7 @@ def test_without_azure_identity_the_error_says_what_to_install(monkeypatch: pyte
     assert caught.value.refused
 
 
-# What is called
+# Requests
 
 
 def test_an_object_is_one_request_that_bears_all_of_it(azure: Azurite, container: str, proxy: FaultProxy) -> None:
@@ -272,7 +272,7 @@ def test_an_upload_is_its_blocks_and_their_list(azure: Azurite, container: str, 
 
 
 class _Pieces(BytesBody):
-    """Knows the largest piece that it was read in."""
+    """Records the largest piece in which it was read."""
 
     largest = 0
 
@@ -308,7 +308,7 @@ def test_one_request_has_a_limit(server: FaultProxy) -> None:
 
 
 class _Changing(BytesBody):
-    """Other bytes at every opening, of the same size, as a disk that fails may give them."""
+    """Returns other bytes of the same size at every opening, as a failing disk may."""
 
     opened = 0
 
@@ -357,7 +357,7 @@ def test_parts_that_lack_a_byte_are_not_committed(broken: Hooks, proxy: FaultPro
     assert [operation(request) for request in proxy.requests] == ["PUT block"]
 
 
-# Blocks that nobody commits
+# Blocks that are never committed
 
 
 def test_two_uploads_of_one_key_do_not_mix(azure: Azurite, container: str) -> None:
@@ -370,14 +370,14 @@ def test_two_uploads_of_one_key_do_not_mix(azure: Azurite, container: str) -> No
     assert azure.get(container, "key") == b"ab"
     with pytest.raises((AlreadyExists, UploadGone)):
         of.complete(uploads[1], second, b"AB")
-    with pytest.raises(UploadGone) as caught:  # its blocks went with the commit of the other one
+    with pytest.raises(UploadGone) as caught:  # the other one's commit discarded its blocks
         of.complete(uploads[1], second, b"AB", if_absent=False)
     assert caught.value.hint
     assert azure.get(container, "key") == b"ab"
 
 
 def test_what_an_abort_leaves_goes_when_the_keys_object_is_stored(azure: Azurite, container: str) -> None:
-    """The honest half of the contract: until then, or for a week, the blocks are there."""
+    """An abort leaves the blocks until then, or for a week."""
     of = hooks(azure.environment(container))
     upload = of.create("key", b"abc")
     of.part(upload, [b"a", b"bc"], 1)
@@ -406,7 +406,7 @@ def test_blocks_that_are_gone_are_an_upload_that_is_gone(azure: Azurite, contain
     assert azure.keys(container) == []
 
 
-# Answers that are lost
+# Lost responses
 
 
 def test_a_write_whose_answer_is_lost_is_told_by_the_next(broken: Hooks, proxy: FaultProxy, azure: Azurite, container: str) -> None:
@@ -431,7 +431,7 @@ def test_a_completion_whose_answer_is_lost(broken: Hooks, proxy: FaultProxy, azu
     assert azure.get(container, "key") == b"data"
 
 
-# What is told: these stand for what the conformance suite asks of `create_multipart`, too, which sends nothing here
+# Errors: these also stand in for the conformance suite's tests of `create_multipart`, which sends no request here
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -638,7 +638,7 @@ def test_an_object_that_is_replaced_while_it_is_read(azure: Azurite, container: 
 
 @pytest.mark.parametrize(("stored_as", "told", "is_right"), [(None, None, True), ("gzip", "gzip", True), (None, "gzip", False)])
 def test_bytes_are_asked_for_as_they_are(server: FaultProxy, stored_as: str | None, told: str | None, is_right: bool) -> None:
-    """A proxy that packs them all the same is named."""
+    """The error names a proxy that compresses them anyway."""
     data = b"data"
     usual = {**STORED, "x-ms-blob-type": "BlockBlob", "Content-Type": "application/gzip"}
     server.fail(
@@ -661,7 +661,7 @@ def test_bytes_are_asked_for_as_they_are(server: FaultProxy, stored_as: str | No
 
 
 def test_an_answer_that_stops_while_it_is_read_is_not_tried_again(server: FaultProxy) -> None:
-    """The SDK itself would ask three times."""
+    """The SDK itself would retry three times."""
     told = {**STORED, "x-ms-blob-type": "BlockBlob", "Content-Type": "application/gzip"}
     server.fail(lambda request: Answer(200, b"", {**told, "Content-Length": "100"}), method="HEAD")
     server.fail(
@@ -684,7 +684,7 @@ def test_a_store_that_does_not_answer_is_given_up(broken: Hooks, proxy: FaultPro
 
 
 def test_listing_goes_on_where_it_was(server: FaultProxy) -> None:
-    """Azurite does not know `startFrom`: there, and in the conformance suite, what was listed before is skipped."""
+    """Azurite does not support `startFrom`: there, and in the conformance suite, keys listed before are skipped."""
 
     def page(request: Request) -> Answer:
         query = parse_qs(urlsplit(request.target).query)
@@ -745,7 +745,7 @@ def test_what_the_store_repeats_of_a_sas_is_hidden(server: FaultProxy) -> None:
 
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The token server of a managed identity, as an App Service has it."""
+    """A managed identity's token server, as in an App Service."""
     with FaultProxy() as server:
 
         def token(request: Request) -> Answer:
@@ -761,7 +761,7 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A scripted store that speaks TLS: tokens are sent to no other."""
+    """A scripted store with TLS: tokens are sent only over TLS."""
     context, file = certificate(tmp_path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
     with FaultProxy(tls=context) as server:
@@ -783,7 +783,7 @@ def test_an_identity_gets_a_token_and_uses_it(tokens: FaultProxy, secured: Fault
 
 
 def test_a_token_that_is_refused_is_replaced_with_the_next_request(tokens: FaultProxy, secured: FaultProxy) -> None:
-    """The SDK itself would answer the challenge by sending the request again, with nothing left of its body."""
+    """The SDK itself would answer the challenge by resending the request, with an exhausted body."""
     challenge = (
         "Bearer authorization_uri=https://login.microsoftonline.com/t/oauth2/authorize resource_id=https://storage.azure.com"
     )
@@ -843,12 +843,12 @@ def test_the_commands_are_a_shells(prefix: str) -> None:
     assert ("--condition-version" in text) == bool(prefix)
 
 
-# From end to end
+# End to end
 
 
 @pytest.mark.slow
 def test_events_go_into_the_container_once_and_come_back(azure: Azurite, container: str, proxy: FaultProxy, tmp_path: Path) -> None:
-    """With the right to write alone; reading back has others."""
+    """With permission to write only; reading back uses another identity."""
     environment = {
         **azure.environment(container, sas=azure.sas(container, "w"), url=proxy.url),
         **FAST_RETRY, **IN_PARTS,

@@ -1,4 +1,4 @@
-"""`jobs-backup check`, against real servers: what it tells of rights, what it leaves behind, and how it ends."""
+"""`jobs-backup check` on real servers: what it reports about permissions, what it leaves behind, and its exit codes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Checked = tuple[int, dict[str, Any], dict[str, str]]
 
 @pytest.fixture
 def spool(tmp_path: Path) -> dict[str, str]:
-    """Where the spool would be: it is not made."""
+    """The spool's path: it is not created."""
     return {"JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "not" / "yet" / "spool")}
 
 
@@ -66,7 +66,7 @@ def scripted(url: str, spool: Mapping[str, str], **more: str) -> dict[str, str]:
     }
 
 
-# S3: what is granted
+# S3: permissions
 
 
 def test_put_only_is_ready(store: Store, bucket: str, spool: dict[str, str]) -> None:
@@ -91,7 +91,7 @@ def test_put_only_is_ready(store: Store, bucket: str, spool: dict[str, str]) -> 
     # This identity may write to the whole bucket.
     assert report["notes"] == ["may also write outside of JOBS_BACKUP_PREFIX, which is more than backups need"]
     assert not Path(spool["JOBS_BACKUP_SPOOL_DIR"]).parent.exists()
-    # The probes stay, and say what they are.
+    # The probes stay, and describe themselves.
     assert [one["what"] for one in report["left"]] == ["object", "object"]
     assert sorted(one["key"] for one in report["left"]) == store.keys(bucket)
     assert all(key.startswith("prod/jobs-backup-check/") for key in store.keys(bucket))
@@ -112,7 +112,7 @@ def test_table(store: Store, bucket: str, spool: dict[str, str]) -> None:
 
 
 def test_everything_is_granted(store: Store, bucket: str, spool: dict[str, str]) -> None:
-    """Nothing stays, and what is not needed is pointed out."""
+    """No probe stays, and unneeded permissions are pointed out."""
     code, report, outcomes = checked(store.environment(bucket, "all"), **spool)
     assert code == 0
     assert set(outcomes.values()) == {"granted", "supported"}
@@ -154,7 +154,7 @@ def test_abort_is_missing(aws: Moto, spool: dict[str, str]) -> None:
     assert (outcomes["write"], outcomes["multipart"], outcomes["abort"]) == ("granted", "granted", "refused")
     assert row(report, "abort")["hint"] == f"grant s3:AbortMultipartUpload on arn:aws:s3:::{bucket}/prod/*"
     assert report["notes"] == []
-    # What could not be aborted is told; nothing was begun outside of the prefix.
+    # Probes that could not be aborted are reported; none was started outside of the prefix.
     assert aws.open_uploads(bucket) == [one["key"] for one in report["left"] if one["what"] == "upload"]
     assert len(aws.open_uploads(bucket)) == 1
 
@@ -186,7 +186,7 @@ def test_minio(store: Store, bucket: str, spool: dict[str, str]) -> None:
 
 
 def test_spaces_grants_all_or_nothing(store: Store, bucket: str, spool: dict[str, str]) -> None:
-    """Its narrowest right is to do everything with the bucket, so that nothing is too wide."""
+    """Its least permission covers the whole bucket, so that nothing counts as too wide."""
     environment = store.environment(bucket, "all", provider="DIGITAL_OCEAN_SPACES")
     code, report, _ = checked(environment, JOBS_BACKUP_PREFIX="prod", **spool)
     assert (code, report["notes"], report["left"]) == (0, [], [])
@@ -218,7 +218,7 @@ def test_only_these_operations(store: Store, bucket: str, spool: dict[str, str])
         ]
 
 
-# S3: what is wrong
+# S3: errors
 
 
 def test_wrong_key(store: Store, bucket: str, spool: dict[str, str]) -> None:
@@ -248,7 +248,7 @@ def test_nobody_answers(spool: dict[str, str]) -> None:
 
 
 def test_answers_too_late(store: Store, bucket: str, spool: dict[str, str]) -> None:
-    """Nobody knows whether the object is there then."""
+    """Whether the object exists then is unknown."""
     with FaultProxy("127.0.0.1", store.port) as proxy:
         proxy.fail(Delay(30), times=ALWAYS)
         code, report, _ = checked(store.environment(bucket, url=proxy.url), JOBS_BACKUP_REQUEST_TIMEOUT="300ms", **spool)
@@ -307,7 +307,7 @@ def test_conditional_writes_are_off(store: Store, bucket: str, spool: dict[str, 
 
 
 def test_part_is_refused(store: Store, bucket: str, spool: dict[str, str]) -> None:
-    """What was begun is ended, and the error is that of the part."""
+    """The upload is aborted, and the error is that of the part."""
     with FaultProxy("127.0.0.1", store.port) as proxy:
         proxy.fail(refusal(403, "AccessDenied", "no \x1b[31mparts"), target="partNumber", times=ALWAYS)
         code, report, outcomes = checked(store.environment(bucket, url=proxy.url), **spool)
@@ -318,7 +318,7 @@ def test_part_is_refused(store: Store, bucket: str, spool: dict[str, str]) -> No
 
 
 def test_lost_answer_is_stored(store: Store, bucket: str, spool: dict[str, str]) -> None:
-    """The second attempt finds the first one's object: that is a write that is allowed."""
+    """The second attempt finds the first one's object: the write permission is proven."""
     with FaultProxy("127.0.0.1", store.port) as proxy:
         proxy.fail(Swallow(), method="PUT")
         code, report, outcomes = checked(store.environment(bucket, "all", url=proxy.url), **spool)
@@ -359,7 +359,7 @@ def test_gcs_create_alone(gcs: GcsServer, spool: dict[str, str]) -> None:
 
 
 def test_gcs_get_alone(gcs: GcsServer, spool: dict[str, str]) -> None:
-    """Nothing is there to be read: to be told so is enough."""
+    """There is no object to read: a 404 is enough."""
     gcs.granted = frozenset({"storage.objects.get"})
     code, _, outcomes = checked(gcs.environment(gcs.bucket()), **spool)
     assert (code, outcomes["write"], outcomes["read"]) == (2, "refused", "granted")
@@ -378,7 +378,7 @@ def test_gcs_all(gcs: GcsServer, spool: dict[str, str]) -> None:
     }  # fmt: skip
 
 
-# FILE, and providers of others
+# FILE, and third-party providers
 
 
 def test_file(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_spool_on_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_spool_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(path: Path, _: int) -> bool:
-        return path != tmp_path  # root, which tests may run as, may write everywhere
+        return path != tmp_path  # root, which may run the tests, can write everywhere
 
     monkeypatch.setattr(os, "access", denied)
     environment = file_environment(tmp_path, JOBS_BACKUP_SPOOL_DIR=str(tmp_path / "not" / "spool"))

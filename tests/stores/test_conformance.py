@@ -20,7 +20,7 @@ _SDK = ("boto3", "botocore", "urllib3", "s3transfer")
 
 
 class _OnStore(ProviderConformance):
-    """On SeaweedFS, with an identity that may do exactly what the hooks need."""
+    """On SeaweedFS, with an identity that has exactly the permissions of the hooks."""
 
     forbidden_modules = _SDK
     more: ClassVar[Mapping[str, str]] = {}
@@ -182,7 +182,7 @@ class _AzureInspector:
         return self._server.get(self._container, key)
 
     def open_uploads(self) -> None:
-        """Azure knows blocks that no object is made of, but not whether anybody still wants to make one of them."""
+        """Azure reports uncommitted blocks, but not whether anybody still intends to commit them."""
         return
 
 

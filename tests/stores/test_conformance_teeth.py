@@ -1,4 +1,4 @@
-"""The conformance suite finds what it is to find: providers that are wrong in one thing each are caught by name."""
+"""The conformance suite finds its targets: providers with one fault each are caught by name."""
 
 from __future__ import annotations
 

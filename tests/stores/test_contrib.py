@@ -1,4 +1,4 @@
-"""The files in contrib/ are what the code asks for, and real servers take them."""
+"""The files in contrib/ match the code, and real servers accept them."""
 
 from __future__ import annotations
 

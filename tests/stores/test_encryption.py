@@ -1,4 +1,4 @@
-"""jobs-backup-encryption: nobody without the key reads what is in the bucket, and what was changed there is never given."""
+"""jobs-backup-encryption: objects in the bucket are unreadable without the key, and altered ones are never returned."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DECRYPT = str(Path(sys.executable).with_name("jobs-backup-decrypt"))
 
 
 def content_of(size: int) -> bytes:
-    """Bytes of which no two chunks are the same."""
+    """Bytes without two equal chunks."""
     return b"".join(hashlib.sha256(number.to_bytes(8, "big")).digest() for number in range(-(-size // 32)))[:size]
 
 
@@ -64,7 +64,7 @@ def decrypted(data: bytes, *keys: bytes) -> bytes:
 
 
 def documented(content: bytes, key: bytes, batch: str) -> bytes:
-    """An object made after docs/encryption.md alone, of parts that the implementation does not use."""
+    """An object made from docs/encryption.md alone, with primitives that the implementation does not use."""
     header = b"jobs-backup enc1" + hmac.digest(key, b"jobs-backup encryption: id of the key", "sha256")[:8] + uuid.UUID(batch).bytes
     secret = hmac.digest(header, key, "sha256")  # HKDF: extract, then expand
     object_key = hmac.digest(secret, b"jobs-backup encryption: key of an object\x01", "sha256")
@@ -154,7 +154,7 @@ bodies = pytest.mark.parametrize("kind", ["encrypted", "decrypted"])
 
 
 class Meagre(io.BytesIO):
-    """A file that gives less than it is asked for, as some do."""
+    """A file with short reads, which some files have."""
 
     def read(self, size: int | None = -1) -> bytes:
         return super().read(min(size, 1000) if size and size > 0 else size)
@@ -193,7 +193,7 @@ class TestBodies:
             for whence, offset, count in steps:
                 to = (
                     abs(offset) if whence == 0 else offset
-                )  # from elsewhere it may lead before the beginning: that is the beginning
+                )  # otherwise the offset may lead before the beginning, which counts as the beginning
                 assert reader.seek(to, whence) == wanted.seek(to, whence)
                 assert reader.read(count) == wanted.read(count)
                 assert reader.tell() == wanted.tell()
@@ -208,7 +208,7 @@ class TestBodies:
 
     @bodies
     def test_many_threads_read_at_once(self, kind: str) -> None:
-        """As parts are sent: each thread has a slice of one body."""
+        """As in multipart uploads: each thread has a slice of one body."""
         body, whole = body_and_bytes(kind, 3 * MiB)
 
         def read(begin: int) -> bool:
@@ -264,7 +264,7 @@ class TestBodies:
 
 
 def read_until_error(reader: BinaryIO) -> bytes:
-    """All of it. A block that was given before an error has to be right: of the right content it is the beginning."""
+    """Read all of it. Blocks before an error must be correct: a prefix of the true content."""
     given_ = b""
     while block := reader.read(10_000):
         given_ += block
@@ -272,7 +272,7 @@ def read_until_error(reader: BinaryIO) -> bytes:
     return given_
 
 
-# Of an object with 200,000 bytes of content: four chunks, the last one with 3,392 bytes.
+# For an object with 200,000 bytes of content: four chunks, the last one with 3,392 bytes.
 WHOLE = documented(content_of(200_000), KEY, BATCH)
 FIRST, SECOND, THIRD, LAST = (HEADER_BYTES + number * SEALED_BYTES for number in range(4))
 
@@ -362,7 +362,7 @@ class TestTampering:
             with body.slice(begin, end - begin).open() as reader:
                 found: bytes | None = reader.read()
         except IntegrityError:
-            found = None  # where it only comes near, too: it is read ahead
+            found = None  # also if it only comes close, because of read-ahead
         assert found is None if touches else found in (None, content_of(200_000)[begin:end])
 
 
@@ -382,7 +382,7 @@ class TestKeys:
         [
             text_of(b"\xff\xfe\xfd\xfc" * 8),
             base64.urlsafe_b64encode(b"\xff\xfe\xfd\xfc" * 8).decode(),
-            base64.urlsafe_b64encode(b"\xff\xfe\xfd\xfc" * 8).decode().rstrip("="),  # as `secrets.token_urlsafe` gives it
+            base64.urlsafe_b64encode(b"\xff\xfe\xfd\xfc" * 8).decode().rstrip("="),  # as `secrets.token_urlsafe` returns it
             f"  {text_of(bytes([255, 254, 253, 252]) * 8)} ",
         ],
     )
@@ -452,7 +452,7 @@ class TestKeys:
         assert wanted in str(error)
         assert error.hint
         without_key(f"{error.one_line()} {error!r}", self.SECRET)
-        # Neither is it in an error that is shown with this one.
+        # Nor is it in a chained error.
         assert error.__cause__ is None
         assert error.__suppress_context__ or error.__context__ is None
 
@@ -513,7 +513,7 @@ def encrypting(env: dict[str, str], *keys: bytes) -> dict[str, str]:
 
 
 def bulky(count: int) -> list[bytes]:
-    """Payloads of about a MiB each that hardly get smaller."""
+    """Payloads of about a MiB each that hardly compress."""
     return [b'{"messageId":"m%d","data":"%s"}' % (n, base64.b64encode(secrets.token_bytes(MiB))) for n in range(count)]
 
 
@@ -532,7 +532,7 @@ def replay(env: dict[str, str], *options: str, code: int = 0) -> list[bytes]:
 
 @pytest.fixture
 def env(store: Store, bucket: str, tmp_path: Path) -> dict[str, str]:
-    """With the right to write, and no other."""
+    """With permission to write, and no other."""
     return encrypting({**store.environment(bucket), "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}, KEY)
 
 
@@ -713,11 +713,11 @@ class TestRotation:
 
 
 def test_what_is_left_of_a_damaged_batch_is_another_object(tmp_path: Path) -> None:
-    """With another uuid, so that nothing is encrypted twice in the same way. The damage is found where it is encrypted."""
+    """With another uuid, so that nothing is encrypted twice in the same way. Encryption finds the damage."""
     env = encrypting(file_environment(tmp_path), KEY)
     payloads = [b'{"messageId":"m%d","data":"%s"}' % (number, secrets.token_hex(600_000).encode()) for number in range(3)]
     with Backup.from_env(env, archive=False) as backup:
-        for payload in payloads:  # each a member of its own
+        for payload in payloads:  # one member each
             backup.record(payload, source_id="web")
     catalog, (blobs,) = tmp_path / "spool/catalog.db", (tmp_path / "spool/blobs").glob("*.db")
     with closing(sqlite3.connect(catalog)) as connection:
@@ -762,7 +762,7 @@ class TestReplayOfWhatWasChanged:
 
     @pytest.mark.parametrize("options", [[], ["--list"]], ids=["catalog", "list"])
     def test_another_object_in_its_place_is_noticed(self, env: dict[str, str], tmp_path: Path, options: list[str]) -> None:
-        """Each of the two is one of ours, and whole."""
+        """Both are valid, complete objects of ours."""
         self.path(tmp_path, "first").write_bytes(self.path(tmp_path, "second").read_bytes())
         code, out, err = run("replay", *options, env=env)
         assert code == 1
@@ -926,7 +926,7 @@ class Squeeze:
 
 
 class TestBehindAnotherWrapper:
-    """What it is given is encrypted with the batch's nonces: they may never be used for other bytes."""
+    """Its input is encrypted with the batch's nonces: they may never be used for other bytes."""
 
     @pytest.fixture(autouse=True)
     def squeeze(self, install: Install) -> None:
@@ -979,7 +979,7 @@ class TestBehindAnotherWrapper:
 
 
 def test_a_name_that_is_almost_that_of_the_key_is_an_error(tmp_path: Path) -> None:
-    """With a warning alone events would be in the bucket as they are."""
+    """With only a warning, events would be unencrypted in the bucket."""
     key = text_of(OTHER)
     for name in ("JOBS_BACKUP_ENCRYPTION_KEYS", "JOBS_BACKUP_ENCRYPT_KEY", "JOBS_BACKUP_ENCRYPTION_KEYFILE"):
         code, _, err = run("run", "--source-id", "web", env=file_environment(tmp_path) | {name: key}, stdin="{}\n")
@@ -990,7 +990,7 @@ def test_a_name_that_is_almost_that_of_the_key_is_an_error(tmp_path: Path) -> No
     assert code == 2
     assert "JOBS_BACKUP_ENCRYPTION_KEY... is set" in err
     without_key(err, key.rstrip("="))
-    # Kubernetes sets these for a Service that is called jobs-backup-encryption.
+    # Kubernetes sets these for a Service named jobs-backup-encryption.
     links = {"JOBS_BACKUP_ENCRYPTION_SERVICE_HOST": "10.0.0.1", "JOBS_BACKUP_ENCRYPTION_PORT_80_TCP": "tcp://10.0.0.1:80"}
     assert run("archive", "--once", env=file_environment(tmp_path) | links)[0] == 0
 

@@ -1,4 +1,4 @@
-"""FILE: once a call says "stored", no earlier kill and no failed fsync has left a name on the object's path unsynced."""
+"""FILE: once a call reports "stored", every name on the object's path is synced, whatever was killed or failed to sync before."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ STEPS: Final = ("mkdir", "link", "replace", "unlink", "rmdir", "fsync")
 
 
 class KilledError(BaseException):
-    """The process is gone: whatever it still tries does nothing."""
+    """The process is gone: its further calls do nothing."""
 
 
 class Disk:
-    """What a power loss would take: it records every name that is made, and forgets it once its directory was synced."""
+    """What a power loss would take: records every new name, and forgets it once its directory was synced."""
 
     def __init__(self) -> None:
         self.real = {name: getattr(os, name) for name in (*STEPS, "open")}
         self.names: dict[int, set[str]] = {}
-        """Directory (its inode) -> names in it that no fsync has made durable."""
+        """Directory (its inode) -> names in it that are not synced."""
         self.synced: set[int] = set()
-        """Files whose bytes are on the disk."""
+        """Files whose bytes are on disk."""
         self.lost: set[int] = set()
-        """Files of which an fsync failed: the kernel may have dropped their bytes, and another fsync would succeed."""
+        """Files with a failed fsync: the kernel may have dropped their bytes, and another fsync would succeed."""
         self.fault: tuple[int, str] | None = None
         self.steps = 0
         self.is_dead = False
 
     @contextmanager
     def process(self, fault: tuple[int, str] | None = None) -> Iterator[None]:
-        """One process, which meets a fault at its n-th step."""
+        """One process, with a fault at its n-th step."""
         self.fault, self.steps, self.is_dead = fault, 0, False
         with pytest.MonkeyPatch.context() as patch:
             for name in STEPS:
@@ -57,7 +57,7 @@ class Disk:
             yield
 
     def check(self, path: Path, bucket: Path) -> None:
-        """Every name on the path outlives a power loss, and so do the bytes."""
+        """Check that every name on the path, and the bytes, outlive a power loss."""
         found = path.stat()
         assert found.st_ino in self.synced - self.lost, "the bytes may not be on the disk"
         for one in (path, path.parent.resolve() / path.name):
@@ -102,14 +102,14 @@ class Disk:
             made = Path(arguments[0] if name == "mkdir" else arguments[1])
             self.names.setdefault(made.parent.stat().st_ino, set()).add(made.name)
             if name == "mkdir":
-                self.names.pop(made.stat().st_ino, None)  # an inode's number is used again
+                self.names.pop(made.stat().st_ino, None)  # an inode's number is reused
         return result
 
     def _open(self, path: Any, flags: int, *arguments: Any, **options: Any) -> int:
         if self.is_dead:
             raise KilledError
         descriptor: int = self.real["open"](path, flags, *arguments, **options)
-        if flags & (os.O_RDWR | os.O_WRONLY):  # a new file, whoever had its number before
+        if flags & (os.O_RDWR | os.O_WRONLY):  # a new file, whatever had its number before
             inode = os.fstat(descriptor).st_ino
             self.synced.discard(inode)
             self.lost.discard(inode)
@@ -129,7 +129,7 @@ def overwrite(provider: Any) -> None:
 
 
 class InParts:
-    """As core does it: the upload that is known is completed; if it is gone, another one is begun."""
+    """As core does it: complete the known upload; if it is gone, start another one."""
 
     def __init__(self) -> None:
         self._known: Any = None
@@ -152,7 +152,7 @@ class InParts:
 
 
 def attempt(disk: Disk, bucket: Path, store: Callable[[Any], None], fault: tuple[int, str] | None) -> bool:
-    """One attempt of a process of its own. Whether it says that the object is stored; then it must be."""
+    """One attempt in its own process. Returns whether it reports the object as stored; then it must be."""
     provider = FileProvider.from_settings({"JOBS_BACKUP_BUCKET": str(bucket)})
     with disk.process(fault), suppress(KilledError):
         try:
@@ -168,12 +168,12 @@ def attempt(disk: Disk, bucket: Path, store: Callable[[Any], None], fault: tuple
 
 
 def prepared(directory: Path, disk: Disk, layout: str) -> Path:
-    """A bucket. Somebody may have made a part of the way, or a symbolic link on it, and synced nothing."""
+    """A bucket. A part of the path, or a symbolic link on it, may exist already and be unsynced."""
     bucket = directory / "bucket"
     bucket.mkdir(parents=True)
     with disk.process():
         if layout == "half a path":
-            os.mkdir(bucket / "web")  # noqa: PTH102 - what is recorded
+            os.mkdir(bucket / "web")  # noqa: PTH102 - the test records this call
             os.mkdir(bucket / "web/gw")  # noqa: PTH102
         elif layout == "link":
             os.mkdir(bucket / "elsewhere")  # noqa: PTH102
@@ -227,7 +227,7 @@ def test_faults_in_a_row(name: str, layout: str, faults: list[tuple[int, str]], 
     "there", [b"other bytes", DATA[:-1], DATA + b"x", b"", None], ids=["other", "less", "more", "empty", "directory"]
 )
 def test_what_has_other_bytes_is_not_this_object(there: bytes | None, tmp_path: Path) -> None:
-    """Nothing is overwritten, and nothing counts as stored."""
+    """Nothing is overwritten, and no object counts as stored."""
     bucket = prepared(tmp_path, Disk(), "empty")
     target = bucket / KEY
     target.parent.mkdir(parents=True)

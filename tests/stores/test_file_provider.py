@@ -1,4 +1,4 @@
-"""FILE, beside what the conformance suite asks of every provider: a kill leaves nothing of what was being written."""
+"""FILE, beyond the conformance suite: a kill leaves nothing of an unfinished write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = b"data" * 100_000
 
 
 class Watched(Body):
-    """A body during whose reading somebody looks."""
+    """A body that runs a check while it is read."""
 
     def __init__(self, look: Callable[[], None]) -> None:
         self.size = len(DATA)
@@ -136,7 +136,7 @@ def test_a_directory_that_cannot_be_looked_into_is_an_error(tmp_path: Path, monk
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    with monkeypatch.context() as patch:  # no longer: pytest looks into the directory to remove it
+    with monkeypatch.context() as patch:  # no longer: pytest lists the directory to remove it
         patch.setattr(os, "scandir", refused)
         with pytest.raises(PermissionDenied):
             store.list("", "")
@@ -144,7 +144,7 @@ def test_a_directory_that_cannot_be_looked_into_is_an_error(tmp_path: Path, monk
 
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_what_stands_was_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_parts: bool) -> None:
-    """In a directory that may be written and not read, an object gets its name, and then its directory can't be synced."""
+    """In a directory that can be written but not read, an object gets its name, and then its directory cannot be synced."""
     store = provider(tmp_path)
     body, checksum = BytesBody(DATA), crc32c(DATA)
     upload = store.create_multipart("key")

@@ -1,6 +1,6 @@
-"""Google Cloud Storage: what is called, what is told, and what becomes of uploads that break.
+"""Google Cloud Storage: its requests, its errors, and the fate of broken uploads.
 
-On fake-gcs-server where it shows it, else on the scripted server of `gcs`, which answers as Google's documentation says.
+On fake-gcs-server where it can show this, otherwise on the scripted server of `gcs`, which follows Google's documentation.
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ def bucket(gcs: GcsServer) -> str:
 
 @pytest.fixture
 def proxy(gcs: GcsServer) -> Iterator[FaultProxy]:
-    """A network before the scripted server."""
+    """A network in front of the scripted server."""
     with FaultProxy("127.0.0.1", gcs.server_port, keep=0) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def broken(gcs: GcsServer, bucket: str, proxy: FaultProxy) -> Hooks:
-    """The provider behind that network."""
+    """The provider on that network."""
     return hooks(gcs.environment(bucket, url=proxy.url))
 
 
-# What is called
+# Requests
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_more_than_8_mib_are_not_sent_in_one_request(gcs: GcsServer, bucket: str
     assert gcs.operations["resumable.begin"] == 1, "whatever JOBS_BACKUP_MULTIPART_THRESHOLD is"
 
 
-# Uploads that break
+# Broken uploads
 
 
 def test_of_a_chunk_that_was_kept_in_part_only_the_rest_is_sent(
@@ -245,7 +245,7 @@ def test_a_session_that_has_ended_is_gone(gcs: GcsServer, bucket: str) -> None:
     provider = hooks(gcs.environment(bucket))
     upload = provider.create("key", b"".join(parts()))
     provider.part(upload, parts(), 1)
-    gcs.sessions.clear()  # a week is over
+    gcs.sessions.clear()  # a week later
     with pytest.raises(UploadGone):
         provider.part(upload, parts(), 2)
     assert provider.abort(upload) is Outcome.GONE
@@ -291,7 +291,7 @@ def test_killed_in_the_middle_of_an_upload_the_next_start_continues(
     assert gzip.decompress(stored.data).count(b"\n") == 10_000
 
 
-# What is told
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def key() -> str:
 
 @pytest.fixture
 def tokens() -> Iterator[FaultProxy]:
-    """A server that gives tokens."""
+    """A server that issues tokens."""
     with FaultProxy() as server:
         numbers = iter(range(1, 1000))
 
@@ -420,7 +420,7 @@ def tokens() -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def account(gcs: GcsServer, bucket: str, key: str, tokens: FaultProxy, tmp_path: Path) -> dict[str, str]:
-    """The variables of a service account, on the scripted server."""
+    """Variables for a service account, on the scripted server."""
     path = service_account(tmp_path, key, f"{tokens.url}/token")
     return {"JOBS_BACKUP_BUCKET": bucket, "GOOGLE_APPLICATION_CREDENTIALS": str(path), "JOBS_BACKUP_GCS_ENDPOINT": gcs.url}
 
@@ -467,7 +467,7 @@ def test_no_token_is_to_be_had(account: dict[str, str], tokens: FaultProxy, faul
 
 
 def test_workload_identity_federation(gcs: GcsServer, bucket: str, proxy: FaultProxy, tokens: FaultProxy, tmp_path: Path) -> None:
-    """A token of somebody else's, from a file, for one of Google's."""
+    """Exchange another issuer's token, from a file, for one of Google's."""
     (tmp_path / "subject").write_text("a-subject-token")
     path = tmp_path / "federation.json"
     federation = {
@@ -483,7 +483,7 @@ def test_workload_identity_federation(gcs: GcsServer, bucket: str, proxy: FaultP
 
 
 def test_impersonation_begins_with_a_token_of_its_source(account: dict[str, str], tokens: FaultProxy, tmp_path: Path) -> None:
-    """The token of the other account comes from Google's own IAM, wherever the rest is: that is not to be had here."""
+    """The other account's token always comes from Google's own IAM, which is unreachable here."""
     source = json.loads(Path(account["GOOGLE_APPLICATION_CREDENTIALS"]).read_text())
     url = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/other@p.iam.gserviceaccount.com:generateAccessToken"
     impersonation = {
@@ -563,5 +563,5 @@ def test_the_policy_grants_what_is_needed(delete: bool, replay: bool, wanted: st
     assert f"--permissions={wanted}\n" in text
     assert "--uniform-bucket-level-access" in text
     assert "startsWith('projects/_/buckets/events/objects/prod/')" in text
-    # Under a condition on objects' names listing would never be granted: it has a role of its own.
+    # With a condition on object names, listing would never be permitted: it has its own role.
     assert ("jobsBackupList --condition=None" in text) == replay

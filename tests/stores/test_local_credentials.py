@@ -1,4 +1,4 @@
-"""Credentials that this machine does not give: every file that an SDK reads, missing, unreadable, or a directory."""
+"""Unusable credentials on this machine: every file that an SDK reads, missing, unreadable, or a directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AZURE: Final = {
     "AZURE_STORAGE_ACCOUNT": "account1", "AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t", "AZURE_AUTHORITY_HOST": "https://127.0.0.1:9/",
 }  # fmt: skip
 _CONTAINER: Final = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/credentials"}
-# Provider, the variable that names the file, and what else makes the SDK read it.
+# Provider, the variable with the file's name, and the other variables that make the SDK read it.
 FILES: Final = [
     ("S3", "AWS_WEB_IDENTITY_TOKEN_FILE", _ROLE),
     ("S3", "AWS_WEB_IDENTITY_TOKEN_FILE", {**_ROLE, "BACKUP_IAM_ROLE_ARN": "arn:aws:iam::123456789012:role/backup"}),
@@ -97,7 +97,7 @@ def test_a_profile_that_is_in_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def federated(tmp_path: Path, token: Path) -> dict[str, str]:
-    """Workload identity federation, whose token is in a file that the JSON names."""
+    """Workload identity federation with its token in a file that the JSON names."""
     told = {
         "type": "external_account", "audience": "//iam.googleapis.com/x",
         "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
@@ -134,7 +134,7 @@ def test_azures_own_files_are_named(name: str, tmp_path: Path) -> None:
         providers.load("AZURE_BLOB", variables)
 
 
-# What can be read, and cannot be used
+# Readable but unusable files
 
 PROFILES: Final = """
 [profile junk]
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_used_is_named_and_not_retried(
     is_profile = variable == "AWS_SHARED_CREDENTIALS_FILE"
     is_asked_first = variable == "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"
     if why and (is_profile or is_asked_first):
-        return  # a file without profiles is one, and the service is asked without a token
+        return  # a valid file without profiles: the service gets a request without a token
     error = refusal(provider, {**(_ALONE if provider == "S3" else {}), **more, variable: str(path)}, monkeypatch)
     assert type(error) is Unauthenticated, error.one_line()
     assert f"{variable}: {path}: {why}" in str(error)
@@ -257,7 +257,7 @@ def test_googles_token_of_a_federation_that_is_none(content: bytes, tmp_path: Pa
     assert f"credential_source of GOOGLE_APPLICATION_CREDENTIALS: {tmp_path / 'token'}: the file is " in str(error)
 
 
-# What may not be read, by a process without the rights of root
+# Unreadable files, for a process without root's permissions
 
 
 def _without_rights(work: Callable[[Path], list[str]], directory: Path, results: multiprocessing.Queue[list[str]]) -> None:

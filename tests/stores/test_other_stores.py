@@ -1,4 +1,4 @@
-"""What stores that speak S3, and an emulator of Google's, do otherwise: see "Stores that were tried" in docs/stores.md."""
+"""Differences of S3-compatible stores, and of a Google emulator: see "Stores that were tried" in docs/stores.md."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def gcs_hooks(environment: Mapping[str, str]) -> Hooks:
 def test_a_completion_is_proven_by_its_etag_or_by_bucket_and_key(
     server: FaultProxy, fields: Mapping[str, str], etag: str | None
 ) -> None:
-    """Ceph RGW's first answer to a completion has an empty ETag."""
+    """Ceph RGW's first response to a completion has an empty ETag."""
     inside = "".join(f"<{name}>{value}</{name}>" for name, value in fields.items())
     server.fail(Answer(200, f"<CompleteMultipartUploadResult>{inside}</CompleteMultipartUploadResult>".encode(), XML))
     if etag is None:
@@ -68,12 +68,12 @@ def test_elsewhere_an_etag_is_the_only_proof(server: FaultProxy, hook: str) -> N
         hooks.write("key", b"data") if hook == "write" else hooks.part(UPLOAD, [b"data"], 1)
 
 
-# Uploads and objects that are gone
+# Missing uploads and objects
 
 
 @pytest.mark.parametrize("code", ["NoSuchUpload", "NoSuchKey"])
 def test_an_upload_is_gone_by_either_word(server: FaultProxy, code: str) -> None:
-    """Swift has no key where others have no upload."""
+    """Swift reports a missing key where others report a missing upload."""
     server.fail(refusal(404, code), times=ALWAYS)
     hooks = scripted(server.url)
     assert hooks.abort(UPLOAD) is Outcome.GONE
@@ -83,7 +83,7 @@ def test_an_upload_is_gone_by_either_word(server: FaultProxy, code: str) -> None
         hooks.complete(UPLOAD, PARTS, b"data")
 
 
-# What a store does not have
+# Unsupported features
 
 
 @pytest.mark.parametrize("answer", [refusal(405, "MethodNotAllowed"), refusal(501, "NotImplemented"), Answer(405), Answer(501)])
@@ -122,7 +122,7 @@ def test_the_hint_names_what_to_do_without(server: FaultProxy, answer: Answer, h
 
 
 class EarlyRefuser:
-    """Answers before it has the body, keeps the connection, and then takes the next bytes for that body, as uvicorn does."""
+    """Answer before the body has arrived, keep the connection, and take the next bytes for that body, as uvicorn does."""
 
     REFUSED = b"<Error><Code>PreconditionFailed</Code></Error>"
 
@@ -204,7 +204,7 @@ def test_one_odd_entry_does_not_fail_a_list(server: FaultProxy) -> None:
 
 
 def test_an_empty_object_in_googles_list_may_have_no_size(gcs: GcsServer) -> None:
-    """So it is in storage-testbench, as protobuf leaves 0 out of JSON."""
+    """As in storage-testbench: protobuf omits 0 from JSON."""
     hooks = gcs_hooks(environment := gcs.environment(gcs.bucket()))
     hooks.write("empty", b"")
     hooks.write("full", b"data")
@@ -226,7 +226,7 @@ def test_an_empty_object_in_googles_list_may_have_no_size(gcs: GcsServer) -> Non
 @pytest.mark.parametrize("status", [400, 412])
 @pytest.mark.parametrize("said", ["crc32c validation failed", "Provided MD5 hash does not match", "object checksum mismatch"])
 def test_googles_refusal_of_a_checksum(gcs: GcsServer, status: int, said: str) -> None:
-    """storage-testbench answers 412, which elsewhere says that the object exists."""
+    """storage-testbench answers 412, which elsewhere means that the object exists."""
     with FaultProxy("127.0.0.1", gcs.server_port) as proxy:
         error = json.dumps({"error": {"code": status, "message": said, "errors": []}}).encode()
         proxy.fail(Answer(status, error, {"Content-Type": "application/json"}), times=ALWAYS)
@@ -261,7 +261,7 @@ def test_a_checksum_of_s3_by_any_name(server: FaultProxy, code: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "", "identity", "aws-chunked"])
 def test_googles_service_is_asked_for_the_bytes_as_they_are(gcs: GcsServer, encoding: str) -> None:
-    """It unpacks what is marked as gzip, unless gzip is accepted: also where somebody has set the mark later."""
+    """It decompresses objects marked as gzip unless the request accepts gzip, even if the mark was set later."""
     data = gzip.compress(random_bytes(200_000, 7), mtime=0)
     bucket = gcs.bucket()
     gcs.buckets[bucket]["key"] = Object(data, gcs.next_generation(), {"contentEncoding": encoding} if encoding else {})

@@ -1,4 +1,4 @@
-"""`jobs-backup policy` and `jobs-backup env`: what they print is what stores and settings take."""
+"""`jobs-backup policy` and `jobs-backup env`: stores and settings accept their output."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_terraform_is_well_formed(provider: str, prefix: str) -> None:
 
 
 def test_the_commands_for_aws_make_a_user_that_may_exactly_this(aws: Moto, tmp_path: Path) -> None:
-    """Run through the SDK, which has the same names as Amazon's command."""
+    """Run through the SDK, with the same operation names as Amazon's command."""
     bucket = aws.bucket()
     text = printed("--provider", "S3", "--format", "commands", JOBS_BACKUP_BUCKET=bucket, JOBS_BACKUP_PREFIX="prod")
     (tmp_path / "policy.json").write_text(text.split("<<'END'\n")[1].split("\nEND\n")[0])
@@ -124,7 +124,7 @@ def test_what_can_not_be_printed(arguments: list[str], variables: dict[str, str]
 
 @pytest.mark.parametrize("provider", KIND.names())
 def test_a_made_env_file_names_nobodys_bucket(provider: str, tmp_path: Path) -> None:
-    """Unedited, it must not write into what belongs to a stranger: what is required is empty, and an example is in a comment."""
+    """Unedited, it must not write to a stranger's bucket: required values are empty, and examples are in comments."""
     _, text, _ = run("env", provider, env={"JOBS_BACKUP_WRAPPERS": "encryption"})
     file = tmp_path / "docker.env"
     file.write_text(text)
@@ -140,7 +140,7 @@ def test_a_made_env_file_names_nobodys_bucket(provider: str, tmp_path: Path) -> 
         load(provider, active)
 
 
-# What grants nothing as a resource of IAM
+# Values that cannot be a resource in IAM
 
 
 def statements(*arguments: str, **variables: str) -> list[dict[str, Any]]:
@@ -245,7 +245,7 @@ def test_a_prefix_is_no_pattern_in_a_policy(prefix: str) -> None:
     found = {one["Sid"]: one for one in statements("--with-replay", JOBS_BACKUP_BUCKET=POINT, JOBS_BACKUP_PREFIX=prefix)}
     assert found["ObjectsBehind"]["Resource"] == f"arn:aws:s3:::*/{escaped}/*"
     assert found["ListBehind"]["Condition"]["StringLike"] == {"s3:prefix": f"{escaped}/*"}
-    # Other stores have no such escape, and would grant nothing.
+    # Other stores lack this escape, and would grant nothing.
     assert f"/{prefix}/*" in printed("--provider", "MINIO", JOBS_BACKUP_PREFIX=prefix)
 
 

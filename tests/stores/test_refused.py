@@ -1,4 +1,4 @@
-"""A 403 is a missing permission only if its code says so: every provider, every code, at a scripted HTTP server."""
+"""A 403 is a missing permission only if its code says so: every provider and every code, at a scripted HTTP server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Met = Callable[[Refusal], JobsBackupError]
 
 @pytest.fixture(scope="module", params=STORES)
 def store(request: pytest.FixtureRequest) -> Iterator[tuple[str, Met]]:
-    """A provider's name, and what it makes of a refusal."""
+    """A provider's name, and its error for a refusal."""
     with store_that_refuses(request.param) as met:
         yield request.param, met
 
@@ -36,7 +36,7 @@ def test_each_refusal_has_the_hint_for_what_it_says(store: tuple[str, Met]) -> N
             assert not error.hint.startswith("grant"), error.one_line()
 
 
-# Redirects: followed by nobody, since the body, and its signature, are for one host
+# Redirects: never followed, since the body and its signature are for one host
 
 ENDPOINTS = {
     "S3": "AWS_ENDPOINT_URL_S3",

@@ -1,4 +1,4 @@
-"""S3, MinIO and Spaces on real servers: what is called, with which rights, what arrives, and what the network does to it."""
+"""S3, MinIO and Spaces on real servers: requests, permissions, uploaded bytes, and network failures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def proxy(store: Store) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def put_only(store: Store, bucket: str, proxy: FaultProxy) -> Hooks:
-    """What the owner grants: s3:PutObject and s3:AbortMultipartUpload, nothing else."""
+    """The owner's permissions: s3:PutObject and s3:AbortMultipartUpload, nothing else."""
     return open_s3(store.environment(bucket, "put-only", url=proxy.url))
 
 
@@ -119,7 +119,7 @@ def test_missing_abort_permission_is_named(aws: Moto) -> None:
 
 
 def test_printed_policy_is_what_suffices(tmp_path: Path) -> None:
-    """The policies that the provider prints are those of the store's identities, and what they are for works with them."""
+    """The store's identities have the policies that the provider prints, and the purposes of these policies work."""
     variables = {"JOBS_BACKUP_BUCKET": "events", "JOBS_BACKUP_PREFIX": "prod"}
     provider = open_s3(variables)
     policies = {
@@ -226,7 +226,7 @@ def test_cut_part_is_sent_again_alone(put_only: Hooks, proxy: FaultProxy, store:
 
 
 def test_swallowed_answer(put_only: Hooks, proxy: FaultProxy, store: Store, bucket: str) -> None:
-    """The object stands, nobody has told us: the next attempt is told that it exists."""
+    """The object exists, but the response was lost: the next attempt learns that it exists."""
     proxy.fail(Swallow(), method="PUT")
     with pytest.raises(Unavailable):
         put_only.write("key", b"data")
@@ -255,7 +255,7 @@ def test_silent_store_is_given_up(put_only: Hooks, proxy: FaultProxy) -> None:
 
 
 def test_forked_process_has_its_own_connections(store: Store, bucket: str) -> None:
-    """Parent and child go on writing at the same time; on a shared connection they would read each other's answers."""
+    """Parent and child keep writing at the same time; on a shared connection they would read each other's responses."""
     script = """
 import json, os, sys, warnings
 warnings.simplefilter("ignore")
@@ -309,7 +309,7 @@ def test_checksums_that_are_sent(
 
 
 class _ChangingBody(BytesBody):
-    """Gives other bytes from its `good`-th opening on: bytes that change between the checksum and the sending."""
+    """Returns other bytes from its `good`-th opening on: bytes that change between the checksum and the upload."""
 
     def __init__(self, data: bytes, good: int) -> None:
         super().__init__(data)
@@ -322,7 +322,7 @@ class _ChangingBody(BytesBody):
 
 @pytest.mark.parametrize(("kind", "opened_before"), [("md5", 2), ("crc32c", 0)])
 def test_store_refuses_other_bytes(store: Store, bucket: str, proxy: FaultProxy, kind: str, opened_before: int) -> None:
-    """Not our own look at the body but the store finds it: the request is sent, and refused."""
+    """The store, not our own check of the body, finds it: the request is sent and refused."""
     hooks = open_s3(store.environment(bucket, url=proxy.url), JOBS_BACKUP_S3_CHECKSUM=kind)
     body = _ChangingBody(b"data", opened_before)
     with pytest.raises(IntegrityError, match="BadDigest"):
@@ -332,7 +332,7 @@ def test_store_refuses_other_bytes(store: Store, bucket: str, proxy: FaultProxy,
 
 
 def test_upload_keeps_its_kind_of_checksum(store: Store, bucket: str) -> None:
-    """An upload that was begun before the setting changed is continued as it was begun."""
+    """An upload started before the setting changed continues with its old setting."""
     environment = store.environment(bucket)
     upload = open_s3(environment, JOBS_BACKUP_S3_CHECKSUM="crc32c").create("key", WHOLE)
     first = open_s3(environment, JOBS_BACKUP_S3_CHECKSUM="crc32c").part(upload, PARTS, 1)

@@ -1,4 +1,4 @@
-"""How the provider finds the store: regions, TLS, proxies, and the credentials of roles."""
+"""How the provider reaches the store: regions, TLS, proxies, and the credentials of roles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
     ],
 )
 def test_region_is_followed(server: FaultProxy, answer: Answer) -> None:
-    """From the answer alone: no HeadBucket, no GetBucketLocation; and it is remembered."""
+    """From the response alone: no HeadBucket, no GetBucketLocation; and it is remembered."""
     server.fail(answer)
     server.fail(STORED, method="PUT", times=ALWAYS)
     hooks = scripted(server.url)
@@ -155,7 +155,7 @@ def test_certificate_is_not_checked_if_so_wanted(tmp_path: Path, caplog: pytest.
 
 
 def test_role_is_renewed_before_it_runs_out(server: FaultProxy) -> None:
-    """Credentials with less than 15 minutes left are replaced; nobody has to start again for it."""
+    """Credentials with less than 15 minutes left are replaced without a restart."""
     handed_out = iter(range(1, 100))
 
     def assume(request: Request) -> Answer:

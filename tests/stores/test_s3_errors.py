@@ -1,4 +1,4 @@
-"""What servers can't be made to show: a scripted store's answers, each of them an error with a hint and without a secret."""
+"""Responses that real servers cannot be made to send, from a scripted store: each is an error with a hint and without secrets."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ DATE = {"Date": "Sun, 22 Nov 2026 20:00:00 GMT"}
     ],
 )
 def test_answers(server: FaultProxy, answer: Answer, expected: type[JobsBackupError], hint: str) -> None:
-    """Each refusal is an error of the taxonomy, one line, with a hint; it is asked for exactly once."""
+    """Each refusal is an error of the taxonomy, one line, with a hint; there is exactly one request."""
     server.fail(answer, times=ALWAYS)
     with pytest.raises(expected) as caught:
         scripted(server.url).write("prod/key", b"data")
@@ -102,7 +102,7 @@ def test_unknown_code_is_shown(server: FaultProxy) -> None:
 
 @pytest.mark.parametrize("code", ["SlowDown", "ServiceUnavailable"])
 def test_retry_after(server: FaultProxy, code: str) -> None:
-    """In seconds, or as the time of a calendar."""
+    """In seconds, or as an HTTP date."""
     then = format_datetime(datetime.now(UTC) + timedelta(minutes=50), usegmt=True)
     for value, expected in (("7", 7.0), (then, 3000.0), ("soon", None), ("", None)):
         server.fail(refusal(503, code, headers={"Retry-After": value}))
@@ -126,7 +126,7 @@ def test_retry_after(server: FaultProxy, code: str) -> None:
     ],
 )
 def test_completion_is_not_taken_for_granted(server: FaultProxy, answer: Answer, expected: type[JobsBackupError]) -> None:
-    """A 200 may carry an error, or nothing; no ETag, no success."""
+    """A 200 may contain an error, or nothing; without an ETag it is not a success."""
     server.fail(answer, times=ALWAYS)
     with pytest.raises(expected) as caught:
         scripted(server.url).complete(UPLOAD, PARTS, b"data")
@@ -161,7 +161,7 @@ def test_kms_headers(server: FaultProxy) -> None:
 
 
 def test_store_without_bulk_delete(server: FaultProxy) -> None:
-    """It is asked once whether it has it; single deletes are checked one by one."""
+    """Support is asked for once; single deletes are checked one by one."""
     server.fail(refusal(501, "NotImplemented"), method="POST", times=ALWAYS)
     server.fail(refusal(403, "AccessDenied"), target="/refused")
     server.fail(Answer(204), method="DELETE", times=ALWAYS)
@@ -210,7 +210,7 @@ def test_bulk_delete_has_one_checksum(server: FaultProxy, kind: str, sent: str) 
 
 
 def test_nobody_sees_a_secret(server: FaultProxy, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever goes wrong: not in an error, its traceback, a repr, or a log line."""
+    """In no failure: not in an error, its traceback, a repr, or a log line."""
     caplog.set_level(logging.INFO)
     caplog.set_level(logging.DEBUG, "jobs_backup")
     caplog.set_level(logging.DEBUG, "jobs_backup_s3")

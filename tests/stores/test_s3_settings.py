@@ -1,4 +1,4 @@
-"""The variables of S3, MinIO and Spaces: what they mean, which of them can't be, and the policy that follows from them."""
+"""The variables of S3, MinIO and Spaces: their meaning, their invalid values, and the policy that follows from them."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_readme_names_every_variable() -> None:
 
 
 def test_the_partitions_are_botocores() -> None:
-    """A region of each, those that are new with the next SDK, too."""
+    """One region of each partition, including those that the next SDK adds."""
     loader: Any = importlib.import_module("botocore.loaders").create_loader()
     for partition in loader.load_data("partitions")["partitions"]:
         for region in partition["regions"]:

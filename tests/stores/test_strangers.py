@@ -1,7 +1,7 @@
 """A negative answer counts only if it is proven: every hook of every provider, with real stores behind a scripted network.
 
-Whatever a stranger says: nothing counts as stored, the bytes stay in the spool, the error says what to look at; and once the store
-itself answers again, the object is there, once.
+Whatever another server answers: nothing counts as stored, the bytes stay in the spool, and the error says what to check. Once the
+store itself answers again, the object is uploaded once.
 """
 
 # mypy: disable-error-code="override"
@@ -50,12 +50,12 @@ PAGES = {f"{status} page": Answer(status, PAGE, {"Content-Type": "text/html", "E
 
 @dataclass
 class Bucket:
-    """A bucket behind a network.
+    """A bucket reached through a network.
 
     Attributes:
         requests: hook -> method, and what its target matches.
         exists: the store's own refusal.
-        mismatch: the answer to `write` after which the store has other bytes, or has seen some.
+        mismatch: the answer to `write` after which the store has other bytes, or has received some.
     """
 
     proxy: FaultProxy
@@ -160,7 +160,7 @@ def opened(at: Bucket, tmp_path: Path, **variables: str) -> Backup:
 
 
 def waits(backup: Backup) -> JobsBackupError:
-    """That nothing counts as stored, with something that can be done about it."""
+    """Check that nothing counts as stored, and that the error has a hint."""
     archiver = archiver_of(backup)
     assert archiver is not None
     assert archiver.drain(120)
@@ -174,7 +174,7 @@ def waits(backup: Backup) -> JobsBackupError:
 
 
 def record(backup: Backup) -> JobsBackupError:
-    """An event that is not stored, and `flush` says so."""
+    """Record an event that cannot be uploaded; `flush` reports it."""
     backup.record({"n": 1, "x": LARGE}, source_id="web")
     with pytest.raises(StorePaused) as caught:
         backup.flush(timeout=120)
@@ -183,7 +183,7 @@ def record(backup: Backup) -> JobsBackupError:
 
 
 def arrives(at: Bucket, tmp_path: Path, variables: Mapping[str, str]) -> None:
-    """Once the store itself answers, the event is there, once."""
+    """Check that the event arrives once, after the store itself answers."""
     at.proxy.clear()
     with opened(at, tmp_path, **variables) as backup:
         assert archiver_of(backup).drain(120)
@@ -209,7 +209,7 @@ def test_a_strangers_answer_stores_nothing(at: Bucket, tmp_path: Path, hook: str
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", ["write", "create_multipart", "write_part", "complete_multipart"])
 def test_exists_without_the_condition_stores_nothing(at: Bucket, tmp_path: Path, hook: str) -> None:
-    """In the store's own words, to a request that did not ask."""
+    """In the store's own words, to a request without the condition."""
     if hook not in at.requests:
         pytest.skip("this store has no request for it")
     at.fail(hook, at.exists)
@@ -227,8 +227,8 @@ def test_s3_gives_no_condition_to_an_upload_and_its_parts(s3: Bucket, tmp_path: 
 
 
 def test_exists_in_the_stores_own_words_is_stored(at: Bucket, tmp_path: Path) -> None:
-    """The answer to the first attempt is lost."""
-    at.fail("write", Answer(503), times=1)  # behind which the store may have it
+    """The response to the first attempt is lost."""
+    at.fail("write", Answer(503), times=1)  # the store may have it
     at.fail("write", at.exists)
     get = Answer(403, b'{"error":{"code":403,"message":"no right to look"}}', {"Content-Type": "application/json"})
     at.proxy.fail(get, method="GET", times=ALWAYS)
@@ -252,12 +252,12 @@ def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Buck
             assert isinstance(error, Unproven)
             assert key in error.message
             assert "delete it" in error.hint
-    arrives(at, tmp_path, {})  # somebody has deleted the object
+    arrives(at, tmp_path, {})  # the object was deleted
 
 
 @pytest.mark.slow
 def test_the_same_in_parts(s3: Bucket, tmp_path: Path) -> None:
-    """The completion tells another checksum; then another upload meets the object."""
+    """The completion returns another checksum; then another upload finds the object."""
     result = "CompleteMultipartUploadResult"
     told = f"{XML}<{result}><ETag>1</ETag><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C></{result}>"
     s3.fail("complete_multipart", Answer(200, told.encode(), {"x-amz-request-id": "1"}), times=1)

@@ -1,4 +1,4 @@
-"""The template for providers: what it makes works, is clean, and has tests that find what is wrong."""
+"""The template for providers: its output works, passes the linters, and has tests that find faults."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ KINDS = {
 }
 
 SHAPES = {"parts": {"multipart": True}, "whole": {"multipart": False}, "file": {"http": False}}
-"""Over HTTP with parts and without, and not over HTTP."""
+"""Over HTTP with and without parts, and without HTTP."""
 both = pytest.mark.parametrize("project", ["parts", "whole"], indirect=True)
 all_three = pytest.mark.parametrize("project", [*SHAPES], indirect=True)
-# Short names and long ones, which lines of code have to stand.
+# Short and long names, which change the length of code lines.
 every_kind = pytest.mark.parametrize(
     "answers",
     [{**answers, **shape} for answers in KINDS.values() for shape in SHAPES.values()],
@@ -58,7 +58,7 @@ every_kind = pytest.mark.parametrize(
 
 
 class Project(NamedTuple):
-    """What the template has made, built and installed; `site` is where."""
+    """A project made from the template, built and installed in `site`."""
 
     parts: bool
     http: bool
@@ -67,16 +67,16 @@ class Project(NamedTuple):
 
 
 def generate(path: Path, **answers: Any) -> Path:
-    """As somebody does who takes all defaults; nothing that copier calls unsafe is allowed."""
+    """Accept all defaults, as a new user would; nothing that copier calls unsafe is allowed."""
     copier.run_copy(str(TEMPLATE), path, data=answers, defaults=True, quiet=True, unsafe=False)
     return path
 
 
 def python(*arguments: str | Path, cwd: Path, site: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """This Python, which has core, its test tools and nothing of the project but what `site` has."""
+    """Run this Python with core, its test tools and, of the project, only the contents of `site`."""
     ours = ("JOBS_BACKUP_", "PYTEST", "PYTHON", "MYPY")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # a stranger does not have our plugins of pytest
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other authors lack our pytest plugins
     if site is not None:
         environment["PYTHONPATH"] = str(site)
     command = [sys.executable, "-m", *map(str, arguments)]
@@ -111,7 +111,7 @@ def toy(project: Project) -> Iterator[Any]:
 
 
 def outcomes(project: Project, site: Path, *arguments: str) -> dict[str, dict[str, str]]:
-    """Of the project's tests, run with what is installed in `site`: outcome -> test -> what was said."""
+    """Run the project's tests with the packages in `site`: outcome -> test -> its message."""
     report = site / "report.xml"
     done = python("pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments, cwd=project.path, site=site)
     assert done.returncode in (0, 1), done.stdout + done.stderr
@@ -168,7 +168,7 @@ def test_the_range_of_core_stands_in_one_place_and_is_that_of_the_plugins() -> N
     assert [path.name for path in files if re.search(r"jobs-backup(\[\w+\])?[<>=]", path.read_text())] == []
 
 
-# What is made of the answers
+# The generated project
 
 
 @every_kind
@@ -311,7 +311,7 @@ def test_its_readme_names_every_variable_and_every_permission(project: Project) 
     assert [name for name in permissions if f"`{name}`" not in readme] == []
 
 
-# What is broken on purpose: file, what stands there, and what stands there instead
+# Deliberate faults: file, original text, replacement
 
 IGNORES_IF_ABSENT = [("provider.py", 'return {"If-None-Match": "*"} if if_absent else {}', "return {}")]
 PUBLISHES_WHAT_IT_GETS = [

@@ -1,4 +1,4 @@
-"""Broken TLS: what may have brought the request there must not count as refused, or the object could be written to two buckets."""
+"""Broken TLS: a failure after which the request may have arrived is not a refusal, or two buckets could get the object."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def close(connection: ssl.SSLSocket, read: Callable[[], None]) -> None:
 def alert(connection: ssl.SSLSocket, read: Callable[[], None]) -> None:
     read()
     with socket.socket(fileno=connection.detach()) as raw:
-        raw.sendall(bytes([21, 3, 3, 0, 2, 2, 80]))  # a fatal one that is not encrypted, as from something in between
+        raw.sendall(bytes([21, 3, 3, 0, 2, 2, 80]))  # a fatal, unencrypted alert, as from a middlebox
 
 
 def plain(connection: ssl.SSLSocket, read: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ def plain(connection: ssl.SSLSocket, read: Callable[[], None]) -> None:
 
 
 class Server:
-    """Answers each request over TLS with what breaks the connection."""
+    """Answer each request over TLS with bytes that break the connection."""
 
     def __init__(self, directory: Path, breaks: Callable[[ssl.SSLSocket, Callable[[], None]], None]) -> None:
         self._context, self.certificate = certificate(directory)
@@ -62,7 +62,7 @@ class Server:
                 raw, _ = self._listener.accept()
             except OSError:
                 return
-            with raw, contextlib.suppress(OSError):  # of a client that does not trust it
+            with raw, contextlib.suppress(OSError):  # from a client that does not trust it
                 connection = self._context.wrap_socket(raw, server_side=True)
                 connection.settimeout(10)
                 with connection:

@@ -1,4 +1,4 @@
-"""Azurite, Microsoft's emulator of Azure Blob Storage, for tests: `make azurite` brings it. It checks keys, SAS and conditions."""
+"""Azurite, Microsoft's emulator of Azure Blob Storage, for tests: see `make azurite`. It checks keys, SAS and conditions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from servers import _free_ports, _running, _start, _wait
 BINARY: Final = ROOT / "build/azurite/node_modules/azurite/dist/src/blob/main.js"
 ACCOUNT: Final = "devstoreaccount1"
 KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-"""Of every Azurite, as its documentation says."""
+"""The account of every Azurite, from its documentation."""
 
 
 class Azurite:
-    """The emulator, looked at from outside."""
+    """The emulator, seen from outside."""
 
     def __init__(self, port: int, log: Path) -> None:
         from azure.storage.blob import BlobServiceClient
@@ -31,13 +31,13 @@ class Azurite:
         self._numbers = itertools.count(1)
 
     def container(self) -> str:
-        """A new container; gives its name."""
+        """Create a container and return its name."""
         name = f"events-{next(self._numbers)}"
         self.service.create_container(name)
         return name
 
     def sas(self, container: str, permissions: str) -> str:
-        """A SAS for the container that allows exactly this."""
+        """Return a SAS for the container that allows exactly these permissions."""
         from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
         return generate_container_sas(
@@ -49,7 +49,7 @@ class Azurite:
         )
 
     def environment(self, container: str, *, sas: str = "", url: str = "") -> dict[str, str]:
-        """The variables with which AZURE_BLOB writes to the container, with the key or a SAS. `url`: of a proxy before it."""
+        """Variables for AZURE_BLOB to write to the container, with the key or a SAS. `url`: a proxy in front of it."""
         return {
             "JOBS_BACKUP_STORAGE_PROVIDER": "AZURE_BLOB",
             "JOBS_BACKUP_BUCKET": container,
@@ -67,18 +67,18 @@ class Azurite:
         return self.service.get_blob_client(container, key).download_blob().readall()
 
     def properties(self, container: str, key: str) -> Any:
-        """What else the object bears."""
+        """The object's headers and metadata."""
         return self.service.get_blob_client(container, key).get_blob_properties()
 
     def loose_blocks(self, container: str, key: str) -> int:
-        """How many blocks are under the key that no object is made of. The key has to have some, or an object."""
+        """Count the uncommitted blocks of a key. The key must have some, or an object."""
         _, uncommitted = self.service.get_blob_client(container, key).get_block_list("uncommitted")
         return len(uncommitted)
 
 
 @contextlib.contextmanager
 def azurite(directory: Path) -> Generator[Azurite]:
-    """An Azurite. Its data and its log are in `directory`."""
+    """Run Azurite, with its data and log in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         with _start():

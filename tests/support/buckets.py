@@ -1,4 +1,4 @@
-"""Buckets that are directories, and reading events back from any bucket."""
+"""Directories as buckets, and reading events back from any bucket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAST_RETRY = {"JOBS_BACKUP_RETRY_ATTEMPTS": "3", "JOBS_BACKUP_RETRY_MAX_WAIT": "
 
 
 def file_environment(directory: Path, **variables: str) -> dict[str, str]:
-    """The variables for a new directory as bucket, and a spool beside it."""
+    """Variables for a new directory as the bucket, with a spool beside it."""
     bucket = directory / "bucket"
     bucket.mkdir(exist_ok=True)
     return {
@@ -30,12 +30,12 @@ def file_environment(directory: Path, **variables: str) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=2)
 def realistic(count: int, seed: int = 1) -> list[bytes]:
-    """Realistic payloads. Making them takes longer than backing them up, and many tests take the same ones."""
+    """Realistic payloads. They take longer to make than to back up, so tests share them."""
     return list(generated(count, seed=seed))
 
 
 def objects(directory: Path) -> dict[str, bytes]:
-    """Key -> bytes of every object in a directory that is a bucket. One that is deleted while this looks is none."""
+    """Key -> bytes of every object in a directory bucket. Objects deleted during the listing are left out."""
     bucket = directory / "bucket"
     found: dict[str, bytes] = {}
     for place, _, names in os.walk(bucket):
@@ -46,18 +46,18 @@ def objects(directory: Path) -> dict[str, bytes]:
 
 
 def lines(contents: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of objects."""
+    """The lines of these objects."""
     for content in contents:
         yield from gzip.decompress(content).splitlines()
 
 
 def events(directory: Path) -> list[dict[str, Any]]:
-    """Every line in a directory that is a bucket, decoded."""
+    """Every line in a directory bucket, decoded."""
     return [json.loads(line) for line in lines(objects(directory).values())]
 
 
 def left_over(directory: Path) -> list[str]:
-    """Files in the spool besides those that an idle spool has."""
+    """Files in the spool besides those of an idle spool."""
     spool = directory / "spool"
     idle = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast", "made"}
     return sorted(path.relative_to(spool).as_posix() for path in spool.rglob("*") if path.is_file() and path.name not in idle)

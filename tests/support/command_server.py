@@ -1,7 +1,8 @@
-"""Forks a process for each command that a test runs: importing the package takes ten times as long as most commands.
+"""Fork a process for each command that a test runs: importing the package takes ten times as long as most commands.
 
-The child is a process of its own, with the environment, directory and umask of the test, and ends as any Python does. What Python
-reads before our first line (PYTHONPATH, the locale) cannot change, so such commands are started anew: see `commands.run`.
+The child is a separate process with the test's environment, directory and umask, and ends as any Python does. Whatever Python
+reads before our first line (PYTHONPATH, the locale) cannot change, so commands that change it run in a new interpreter: see
+`commands.run`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Server:
         self._answers = self._socket.makefile("r")
 
     def run(self, arguments: list[str], environment: dict[str, str], stdin: str | None) -> tuple[int, str, str] | None:
-        """Exit code, standard output and standard error; None if it cannot run this one, or is busy."""
+        """Return exit code, standard output and standard error; None if it cannot run this command, or is busy."""
         if any(name.startswith(_EARLY) for name in environment) or not self._lock.acquire(blocking=False):
             return None
         try:
@@ -80,7 +81,7 @@ class Server:
 
 @functools.cache
 def server() -> Server:
-    """The one of this process, started at the first use."""
+    """Return this process's server; the first call starts it."""
     return Server()
 
 
@@ -95,7 +96,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def main() -> None:
-    """Serve the socket that the first argument is the descriptor of, until its other end is closed."""
+    """Serve the socket whose descriptor is the first argument, until its other end is closed."""
     import boto3  # noqa: F401 - what commands import
 
     import jobs_backup.cli

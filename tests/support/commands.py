@@ -53,7 +53,7 @@ def summary(*arguments: str | Path, env: dict[str, str], stdin: str | None = Non
 
 
 def invoke(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    """As `run`, in this process and with its environment: quicker, where nothing is about processes."""
+    """Like `run`, but in this process and its environment: faster, for tests that do not concern processes."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         cli.main([*map(str, arguments)])
@@ -63,7 +63,7 @@ def invoke(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[
 
 
 def wait_until_recorded(directory: Path, events: int) -> None:
-    """Until the spool in this directory has so many events."""
+    """Wait until the spool in this directory has this many events."""
     while not (directory / "spool/catalog.db").exists() or read_status(directory / "spool").events < events:
         time.sleep(0.02)
 

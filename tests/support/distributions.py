@@ -1,4 +1,4 @@
-"""Distributions that are made for a test: a module beside a `dist-info` directory, as pip leaves them."""
+"""Distributions made for a test: a module beside a `dist-info` directory, as pip installs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs a distribution, for the test alone."""
+    """Install a distribution for this test only."""
     modules: list[str] = []
 
     def install(

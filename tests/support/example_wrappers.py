@@ -1,4 +1,4 @@
-"""Wrappers for tests: those that see everything, those that change bytes, those that fail."""
+"""Wrappers for tests: some record every call, some change bytes, some fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs_backup.model import Batch, Body, BytesBody
 from jobs_backup.settings import Secret, Settings, Variable
 
 SEEN: list[str] = []
-"""What happened, in order: `NAME HOOK begin`, `NAME HOOK end` or `NAME HOOK ErrorName`."""
+"""The calls, in order: `NAME HOOK begin`, `NAME HOOK end` or `NAME HOOK ErrorName`."""
 
 
 class Seeing:
@@ -65,7 +65,7 @@ class Second(Seeing):
 
 
 class Changing:
-    """Puts `<FORMAT PARAMETER>` before the bytes and `</FORMAT>` behind them."""
+    """Puts `<FORMAT PARAMETER>` before the bytes and `</FORMAT>` after them."""
 
     API_VERSION: ClassVar[int] = 1
     format: ClassVar[str]
@@ -111,7 +111,7 @@ class Outer(Changing):
 
 
 class Meddling:
-    """Changes bytes without saying so."""
+    """Changes bytes without reporting it."""
 
     API_VERSION: ClassVar[int] = 1
 
@@ -126,7 +126,7 @@ class Meddling:
 
 
 class Failing:
-    """Raises what `before` and `after` (of `create_multipart`, too) have, one a call of `write`; `opening` at `open_body`."""
+    """Raises the errors in `before` and `after` (of `create_multipart`, too), one per call of `write`; `opening` at `open_body`."""
 
     API_VERSION: ClassVar[int] = 1
     before: ClassVar[list[Exception]] = []
@@ -161,7 +161,7 @@ class Failing:
 
 
 class Forgetting:
-    """Gives None instead of the receipt."""
+    """Returns None instead of the receipt."""
 
     API_VERSION: ClassVar[int] = 1
 

@@ -1,6 +1,6 @@
-"""Google Cloud Storage for tests: an emulator of somebody else's, and a small server that answers as Google's documentation says.
+"""Google Cloud Storage for tests: a third-party emulator, and a small server that answers as Google's documentation says.
 
-The second one shows what the emulator can't: preconditions, offsets and cancellation of resumable uploads, checksums, permissions.
+The server covers what the emulator lacks: preconditions, offsets and cancellation of resumable uploads, checksums, permissions.
 It follows cloud.google.com/storage/docs/performing-resumable-uploads, /json_api/v1/status-codes and /json_api/v1/objects.
 """
 
@@ -26,14 +26,14 @@ import google_crc32c
 
 CHUNK: Final = 256 << 10
 WRITING: Final = {"objects.insert", "resumable.begin", "resumable.chunk", "resumable.ask", "resumable.cancel", "objects.get"}
-"""What backing up may call: creating objects, and looking at one after a refusal."""
+"""The operations of a backup: creating objects, and looking at one after a refusal."""
 ALL: Final = frozenset({"storage.objects.create", "storage.objects.get", "storage.objects.delete", "storage.objects.list"})
 LEAST: Final = frozenset({"storage.objects.create", "storage.objects.get"})
 
 
 @dataclass
 class Object:
-    """An object, as the server has it."""
+    """An object on the server."""
 
     data: bytes
     generation: int
@@ -53,7 +53,7 @@ class Session:
 
 
 class Refused(Exception):
-    """An answer that is none of success."""
+    """A response other than success."""
 
     def __init__(self, status: int, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class Refused(Exception):
 
 
 class GcsServer(ThreadingHTTPServer):
-    """Buckets are made by `bucket()`. `granted` are the permissions of whoever asks; `operations` counts what was called."""
+    """`bucket()` creates buckets. `granted` are the caller's permissions; `operations` counts calls."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -72,7 +72,7 @@ class GcsServer(ThreadingHTTPServer):
         self.sessions: dict[str, Session] = {}
         self.operations: Counter[str] = Counter()
         self.granted: frozenset[str] = ALL
-        self.takes: list[int] = []  # so many bytes of the next chunks are kept, and no more: a multiple of 256 KiB
+        self.takes: list[int] = []  # keep only this many bytes of each of the next chunks: a multiple of 256 KiB
         self.lock = threading.RLock()
         self._numbers = itertools.count(1)
 
@@ -81,7 +81,7 @@ class GcsServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def bucket(self) -> str:
-        """A new bucket."""
+        """Create a bucket."""
         name = f"events-{next(self._numbers)}"
         self.buckets[name] = {}
         return name
@@ -111,7 +111,7 @@ class GcsServer(ThreadingHTTPServer):
         return self.buckets[bucket]
 
     def put(self, bucket: str, key: str, data: bytes, metadata: dict[str, Any], *, if_absent: bool) -> dict[str, Any]:
-        """Make an object: objects.insert."""
+        """Create an object: objects.insert."""
         objects = self.objects(bucket)
         if if_absent and key in objects:
             raise Refused(412, "At least one of the pre-conditions you specified did not hold.", "conditionNotMet")
@@ -124,7 +124,7 @@ class GcsServer(ThreadingHTTPServer):
         return self.resource(bucket, key)
 
     def resource(self, bucket: str, key: str) -> dict[str, Any]:
-        """What is told of an object."""
+        """The object's metadata in responses."""
         found = self.objects(bucket).get(key)
         if found is None:
             raise Refused(404, f"No such object: {bucket}/{key}", "notFound")
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: GcsServer
 
     def handle_one_request(self) -> None:
-        with contextlib.suppress(ConnectionError):  # who asked has gone
+        with contextlib.suppress(ConnectionError):  # the client has gone
             super().handle_one_request()
 
     def _serve(self) -> None:
@@ -164,10 +164,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 - the names that http.server wants
+    do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 - names required by http.server
 
     def log_message(self, *_: object) -> None:
-        """Not to the terminal."""
+        """Suppress logging to the terminal."""
 
     def _route(self, path: str, query: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         server = self.server
@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.objects(bucket)
             id_ = f"session{server.next_generation()}secret"
             server.sessions[id_] = Session(bucket, metadata["name"], metadata, if_absent)
-            # The host as it was asked for: a proxy may stand between.
+            # The host of the request: there may be a proxy in between.
             location = f"http://{self.headers['Host']}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={id_}"
             return 200, {"Location": location}, b""
         server.operations["objects.insert"] += 1
@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
             return _json(told)
         data = server.objects(bucket)[key].data
         if (encoding := told.get("contentEncoding", "")) == "gzip" and "gzip" not in self.headers.get("Accept-Encoding", ""):
-            # cloud.google.com/storage/docs/transcoding: unpacked, and the range is ignored.
+            # cloud.google.com/storage/docs/transcoding: decompressed, and the range is ignored.
             return 200, {"Warning": "214 UploadServer gunzipped"}, gzip.decompress(data)
         marks = {"Content-Encoding": encoding} if encoding else {}
         start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or ["", "0"])[1])
@@ -276,7 +276,7 @@ def _crc(data: bytes) -> str:
 
 @contextlib.contextmanager
 def scripted_gcs() -> Generator[GcsServer]:
-    """The server that answers as the documentation says."""
+    """Run the server that answers as the documentation says."""
     with GcsServer() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
@@ -286,7 +286,7 @@ def scripted_gcs() -> Generator[GcsServer]:
 
 
 class Emulator:
-    """fake-gcs-server, looked at from outside."""
+    """fake-gcs-server, seen from outside."""
 
     def __init__(self, port: int, log: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -295,7 +295,7 @@ class Emulator:
         self._numbers = itertools.count(1)
 
     def bucket(self) -> str:
-        """A new bucket."""
+        """Create a bucket."""
         name = f"events-{next(self._numbers)}"
         self._call("POST", "/storage/v1/b?project=test", json.dumps({"name": name}).encode())
         return name
@@ -329,7 +329,7 @@ class Emulator:
 
 
 def private_key() -> str:
-    """A new RSA key, as PEM."""
+    """Generate an RSA key, as PEM."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 

@@ -1,4 +1,4 @@
-"""The files that are made of the code: `make reference` writes them all; a test keeps them equal to it."""
+"""Files generated from the code: `make reference` writes them all; a test compares them with the code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BUCKET: Final = {"JOBS_BACKUP_BUCKET": "my-events"}
 
 
 def command(*arguments: str, **variables: str) -> str:
-    """What `jobs-backup` prints with these variables alone."""
+    """The output of `jobs-backup` with only these variables set."""
     result = CliRunner(env={"JOBS_BACKUP_STORAGE_PROVIDER": None, "JOBS_BACKUP_PREFIX": None, **variables}).invoke(
         cli, arguments, prog_name="jobs-backup", terminal_width=100, catch_exceptions=False
     )
@@ -55,7 +55,7 @@ def commands() -> str:
 
 
 def hooks() -> str:
-    """The reference of the contract with providers."""
+    """The reference of the provider contract."""
     parts = [
         "# Hooks\n\n<!-- Generated from the hook specifications: change those, then run `make reference`. -->\n",
         _text(inspect.getdoc(hookspecs)),
@@ -96,7 +96,7 @@ def conformance() -> str:
 
 
 def library() -> str:
-    """The reference of what providers and wrappers import, beside the hooks."""
+    """The reference of what providers and wrappers import, besides the hooks."""
     parts = [
         "# Library\n\n<!-- Generated from the docstrings: change those, then run `make reference`. -->\n",
         "What providers and wrappers import, beside [the hooks](hooks.md). [Compatibility](../compatibility.md) explains how it may"
@@ -150,7 +150,7 @@ def _called(heading: str, function: Callable[..., Any], name: str = "") -> str:
 def _arguments(called: Callable[..., Any]) -> str:
     parameters = [one for one in inspect.signature(called).parameters.values() if one.name not in ("self", "cls")]
     text = str(inspect.Signature(parameters)).replace("<factory>", "{}")
-    # Annotations are texts where a module has them so.
+    # Some modules have their annotations as strings.
     return re.sub(r"jobs_backup\.\w+\.", "", re.sub(r": '([^']*)'", r": \1", text))
 
 
@@ -158,14 +158,14 @@ def _hook(name: str, function: Callable[..., Any]) -> str:
     signature = inspect.signature(function)
     arguments = ", ".join(
         f"{one.name}: {one.annotation}" for one in signature.parameters.values() if one.name != "self"
-    )  # the module's annotations are texts
+    )  # the module has its annotations as strings
     return f"### {name}\n\n```text\n{name}({arguments}) -> {signature.return_annotation}\n```\n\n{_text(inspect.getdoc(function))}"
 
 
 def _text(doc: str | None) -> str:
     """A docstring as Markdown: its sections become lists."""
     text = re.sub(r"^(Args|Raises|Attributes):\n", r"**\1**\n\n", doc or "", flags=re.MULTILINE)
-    text = re.sub(r"\n {8}(?=\S)", " ", text)  # what goes on in the next line
+    text = re.sub(r"\n {8}(?=\S)", " ", text)  # continuation lines
     return re.sub(r"^    (\w+(?:, \w+)*): ", r"- `\1`: ", text, flags=re.MULTILINE) + "\n"
 
 
@@ -210,7 +210,7 @@ FILES: Final[dict[str, Callable[[], str]]] = {
     "contrib/iam/gcs.sh": lambda: command("policy", "--provider", "GCS", "--format", "commands", **_BUCKET),
     "contrib/iam/gcs.tf": lambda: command("policy", "--provider", "GCS", "--format", "terraform", **_BUCKET),
 }
-"""Path -> what makes its text."""
+"""Path -> the function that renders its text."""
 
 
 if __name__ == "__main__":

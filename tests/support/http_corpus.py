@@ -1,6 +1,6 @@
-"""Requests as bytes, regular and hostile, each with what has to come of it; and a way to replay them in any pieces.
+"""Requests as bytes, valid and hostile, each with its expected result; and a way to replay them in any pieces.
 
-The server is the real one, with its parser and a real Backup; only the socket is in memory, so that every piece arrives by itself.
+The server is the real one, with its parser and a real Backup; only the socket is in memory, so that every piece arrives alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LENGTH: Final = b"Content-Length: 17\r\n"
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 CHUNKS: Final = b"11\r\n" + LINE + b"\r\n0\r\n\r\n"
 H2C: Final = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-"""As Java's HttpClient sends it, unless it is told to speak HTTP/1.1."""
+"""As Java's HttpClient sends it, unless set to HTTP/1.1."""
 WEBSOCKET: Final = (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==\r\n"
 )
@@ -42,16 +42,16 @@ class Case(NamedTuple):
     sent: bytes
     statuses: tuple[int, ...]
     events: int
-    """Recorded, each of them `LINE`."""
+    """Recorded events, each of them `LINE`."""
 
 
 def _refused(name: str, sent: bytes, status: int = 400) -> Case:
-    """Nothing of it is taken, nor of what follows it."""
+    """The request is rejected, and everything after it."""
     return Case(name, sent + LAST, (status,), 0)
 
 
 def _taken(name: str, sent: bytes, *statuses: int, events: int = 1) -> Case:
-    """It is taken, and the next request is the next one."""
+    """The request is accepted, and the next one is read after it."""
     return Case(name, sent + LAST, (*(statuses or (200,)), 200), events)
 
 
@@ -106,7 +106,7 @@ CORPUS: Final = [
     _taken("HTTP/1.0, kept", post(LENGTH + b"Connection: keep-alive\r\n", line=b"POST /v1/events?source_id=web HTTP/1.0")),
     Case("HTTP/1.0 without a length", post(b"", line=b"POST /v1/events?source_id=web HTTP/1.0"), (400,), 0),
     Case("close", post(LENGTH + b"Connection: close\r\n") + post() + LAST, (200,), 1),
-    # Upgrade: ignored, its body is the request's, and what follows is the next request.
+    # Upgrade: ignored; its body is the request's, and the next request follows.
     _taken("h2c", post(LENGTH + H2C)),
     _taken("h2c, chunked", post(CHUNKED + H2C, CHUNKS)),
     _taken("h2c, pipelined", post() + post(LENGTH + H2C) + post(), 200, 200, 200, events=3),
@@ -117,7 +117,7 @@ CORPUS: Final = [
     _taken("a request in a field", post() + post(b"X-Note: " + _SMUGGLED + LENGTH + H2C), 200, 200, events=2),
     _taken("CONNECT", b"CONNECT example:443 HTTP/1.1\r\nHost: example\r\n\r\n", 404, events=0),
     _refused("HTTP/2's preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-    # Where a body ends.
+    # Ends of bodies.
     _refused("a length and chunked", post(LENGTH + CHUNKED, CHUNKS)),
     _refused("chunked and a length", post(CHUNKED + LENGTH, CHUNKS)),
     _refused("two lengths", post(LENGTH + b"Content-Length: 3\r\n")),
@@ -143,7 +143,7 @@ CORPUS: Final = [
     _refused("a chunk longer than its size", post(CHUNKED, b"10\r\n" + LINE + b"\r\n0\r\n\r\n")),
     _refused("chunks with bare line feeds", post(CHUNKED, CHUNKS.replace(b"\r", b""))),
     _refused("an extension with a bare line feed", post(CHUNKED, CHUNKS.replace(b"11\r\n", b"11;a\nb\r\n"))),
-    # What a head is made of.
+    # Parts of a head.
     _refused("bare line feeds", post().replace(b"\r\n", b"\n")),
     _refused("a bare line feed", post(b"X-Note: a\n" + LENGTH)),
     _refused("a bare carriage return", post(b"X-Note: a\rb\r\n" + LENGTH)),
@@ -176,7 +176,7 @@ LARGE: Final = [
 class Outcome(NamedTuple):
     statuses: tuple[int, ...]
     sent: bytes
-    """All of it, without what differs each time."""
+    """The whole response, without the parts that differ each time."""
 
 
 class Wire(asyncio.Transport):
@@ -204,7 +204,7 @@ class Wire(asyncio.Transport):
 
 
 async def replay(app: ASGIApp, pieces: Sequence[bytes], protocol: type[asyncio.Protocol] | None = None) -> Outcome:
-    """What is answered to these pieces, each of which arrives when the server has nothing else to do."""
+    """The responses to these pieces; each piece arrives once the server is idle."""
     connections = Connections(most=10, arrival_seconds=60, protocol=protocol or Protocol)
     config = uvicorn.Config(app, http=connections, ws="none", lifespan="off", log_config=None, log_level=50, access_log=False)  # type: ignore[arg-type]
     config.load()

@@ -1,4 +1,4 @@
-"""The licenses of everything that our distributions bring along, from the metadata of what is installed."""
+"""The licenses of all dependencies of our distributions, from the metadata of the installed packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OURS: Final = (
 )
 PERMISSIVE: Final = frozenset({"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSD", "ISC", "MIT", "MIT-0", "PSF-2.0", "Zlib"})
 FILE_LEVEL: Final = {"certifi": "MPL-2.0"}
-"""Copyleft of the files themselves, which we neither change nor copy. Each exception is named, with its reason on the page."""
+"""Copyleft of single files, which we neither change nor copy. Each exception is named, with its reason on the page."""
 _SPELLINGS: Final = {
     "MIT License": "MIT",
     "Apache 2.0": "Apache-2.0",
@@ -28,12 +28,12 @@ _SPELLINGS: Final = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
 }
-# Python 3.11 on Linux, whatever runs this: it needs the most.
+# Always Python 3.11 on Linux: it needs the most packages.
 _MARKERS: Final = {"python_version": "3.11", "python_full_version": "3.11.0", "sys_platform": "linux", "platform_system": "Linux"}
 
 
 def required(root: str) -> set[str]:
-    """Normalized names of what this requirement brings along, itself excepted."""
+    """Normalized names of this requirement's dependencies, itself excepted."""
     extras: dict[str, set[str]] = {}
     waiting = [Requirement(root)]
     while waiting:
@@ -53,7 +53,7 @@ def _applies(one: Requirement, extras: set[str]) -> bool:
 
 
 def license_of(name: str) -> str:
-    """An SPDX expression where the metadata has one; otherwise what its license or its classifiers say."""
+    """The SPDX expression in the metadata; without one, its license or its classifiers."""
     metadata = distribution(name).metadata
     if expression := metadata["License-Expression"]:
         return str(expression)
@@ -65,7 +65,7 @@ def license_of(name: str) -> str:
 
 
 def is_allowed(name: str, expression: str) -> bool:
-    """Whether the license lets anybody use, change and pass on the whole under Apache-2.0."""
+    """Whether the license permits using, changing and redistributing the whole under Apache-2.0."""
     if FILE_LEVEL.get(name) == expression:
         return True
     choices = [one.split(" AND ") for one in expression.strip("()").split(" OR ")]
@@ -78,7 +78,7 @@ def page() -> str:
     for ours in OURS:
         for name in required(ours):
             roots.setdefault(name, []).append(f"`{ours}`")
-    core = required("jobs-backup")  # and so all of its plugins
+    core = required("jobs-backup")  # includes all of its plugins
     needed_by = {name: "`jobs-backup`" if name in core else ", ".join(who) for name, who in sorted(roots.items())}
     rows = "".join(f"| {name} | {license_of(name)} | {who} |\n" for name, who in needed_by.items())
     return (

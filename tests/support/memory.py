@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-# Linux counts the memory that a process had before it became another program, here that of the tests: so a small one starts it.
+# On Linux, the peak includes the memory before `exec`, here that of the tests: so a small process starts the command.
 _MEASURE = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL).returncode
@@ -16,7 +16,7 @@ sys.exit(code)
 
 
 def peak_memory(command: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run a command that succeeds; gives its peak resident memory in KiB."""
+    """Run a command that must succeed; return its peak resident memory in KiB."""
     measured = [sys.executable, "-I", "-S", "-c", _MEASURE, *command]
     result = subprocess.run(measured, env=dict(env), capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,6 @@
-"""Stores that `make stores` tries besides those of `make test`: rclone, OpenStack Swift, LocalStack and Ceph RGW.
+"""The stores that `make stores` adds to those of `make test`: rclone, OpenStack Swift, LocalStack and Ceph RGW.
 
-What they need is used where it is there; else their tests are skipped, with the reason.
+Tests of a store whose programs are missing are skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from places import ROOT
 from servers import Identity, Store, _free_ports, _identity, _running, _start, _wait
 
 VENV: Final = ROOT / ".venv-stores"
-"""What `make stores` installs: none of it suits the environment of the tests."""
+"""The environment that `make stores` installs: its packages do not suit the tests' own."""
 
 
 def _installed(name: str) -> str:
@@ -37,7 +37,7 @@ def _ready(store: Store) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def rclone(directory: Path) -> Generator[Store]:
-    """rclone's `serve s3`, on a directory."""
+    """Run rclone's `serve s3` on a directory."""
     program = _installed("rclone")
     (directory / "data").mkdir(parents=True)
     with contextlib.ExitStack() as stack:
@@ -55,7 +55,7 @@ def rclone(directory: Path) -> Generator[Store]:
 
 @contextlib.contextmanager
 def localstack(directory: Path) -> Generator[Store]:
-    """LocalStack's S3. Told an IPv4 address it listens on all of them; so it is told the IPv6 form of one."""
+    """Run LocalStack's S3. Given an IPv4 address it listens on all interfaces; so it gets the IPv6 form of one."""
     python = _installed("python")
     directory.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
@@ -76,7 +76,7 @@ def localstack(directory: Path) -> Generator[Store]:
 
 @contextlib.contextmanager
 def swift(directory: Path) -> Generator[Store]:
-    """OpenStack Swift with its S3 API: a proxy, and one server each for accounts, containers and objects."""
+    """Run OpenStack Swift with its S3 API: a proxy, and one server each for accounts, containers and objects."""
     program = _installed("swift-proxy-server")
     (directory / "devices" / "disk").mkdir(parents=True)
     who = Identity("admin", "test:tester", f"canary{uuid.uuid4().hex}")
@@ -124,7 +124,7 @@ def _swift_configuration(server: str, directory: Path, port: int, who: Identity)
 
 @contextlib.contextmanager
 def ceph(directory: Path) -> Generator[Store]:
-    """Ceph's RADOS Gateway, with one monitor, and one OSD whose disk is memory. From Debian's packages."""
+    """Run Ceph's RADOS Gateway, with one monitor, and one OSD on a disk in memory. From Debian's packages."""
     if missing := [one for one in ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin") if shutil.which(one) is None]:
         pytest.skip(f"{', '.join(missing)} not here: apt-get install ceph-mon ceph-osd radosgw")
     directory.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Small file systems, where this user may mount them."""
+"""Small file systems, if this user may mount them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def small_file_system(directory: Path, options: str) -> Generator[Path]:
-    """A tmpfs with these options while the block lasts; without the permission the test is skipped."""
+    """Mount a tmpfs with these options for the block; skip the test if not permitted."""
     directory.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], capture_output=True, text=True, check=False)
     if made.returncode:

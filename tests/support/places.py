@@ -1,4 +1,4 @@
-"""Where things are in the repository."""
+"""Paths in the repository."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pathlib import Path
 from typing import Final
 
 SUPPORT: Final = Path(__file__).parent
-"""What the tests share: the one directory on their PYTHONPATH."""
+"""Shared by the tests: the only directory on their PYTHONPATH."""
 TESTS: Final = SUPPORT.parent
 ROOT: Final = TESTS.parent

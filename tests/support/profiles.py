@@ -1,4 +1,4 @@
-"""How much is tried: what `make test` takes the time for, or a campaign of hours."""
+"""How much to test: the share that `make test` has time for, or a campaign of hours."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from typing import Final
 CAMPAIGN: Final = os.environ.get("HYPOTHESIS_PROFILE") == "campaign"
 
 ALL: Final = CAMPAIGN or bool(os.environ.get("JOBS_BACKUP_TEST_ALL"))
-"""Whether every case is tried: `make test-all`."""
+"""Whether to run every case: `make test-all`."""

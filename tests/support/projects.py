@@ -1,4 +1,4 @@
-"""Our distributions: what each says of itself, how to build it, and empty environments to install it into."""
+"""Our distributions: their metadata, how to build them, and empty environments to install them into."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def project(path: Path) -> dict[str, Any]:
 
 
 def run(*command: str | Path, **options: Any) -> str:
-    """The command's standard output; its failure shows what it wrote."""
+    """Return the command's standard output; a failure shows its output."""
     result: subprocess.CompletedProcess[str] = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, check=False, **options
     )
@@ -37,7 +37,7 @@ def run(*command: str | Path, **options: Any) -> str:
 
 
 def build(path: Path, wheels: Path) -> Path:
-    """Builds a wheel with the back end that is installed here: nothing is fetched."""
+    """Build a wheel with the installed back end, without downloads."""
     before = set(wheels.iterdir())
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, path)
     (wheel,) = set(wheels.iterdir()) - before
@@ -45,7 +45,7 @@ def build(path: Path, wheels: Path) -> Path:
 
 
 class Environment:
-    """An empty virtual environment; `bin` is where its commands are."""
+    """An empty virtual environment; `bin` has its commands."""
 
     def __init__(self, path: Path, *, with_pip: bool = False) -> None:
         venv.create(path, symlinks=True, with_pip=with_pip)
@@ -56,14 +56,14 @@ class Environment:
         self._pip("install", "--quiet", "--no-compile", *constraints, *wheels)
 
     def python(self, code: str) -> str:
-        # Isolated: neither the current directory nor what PYTHONPATH names can stand in for what the wheel lacks.
+        # Isolated: neither the current directory nor PYTHONPATH can provide what the wheel lacks.
         return run(self.bin / "python", "-I", "-c", code, env=clean_environment())
 
     def packages(self) -> set[str]:
         return {package["name"].lower().replace("_", "-") for package in json.loads(self._pip("list", "--format=json"))}
 
     def _pip(self, *arguments: str | Path) -> str:
-        # The pip that is here, working on that environment: it takes a while to put one into each.
+        # Point the installed pip at that environment: installing pip into each one takes a while.
         return run(sys.executable, "-m", "pip", "--python", self.bin / "python", *arguments, env=clean_environment(**REMOVED))
 
 

@@ -1,6 +1,6 @@
-"""Proxies of the machine, which the tests do not use: all that they talk to is on the machine itself.
+"""Remove the machine's proxies, which the tests do not use: their servers are all on the machine itself.
 
-They are removed when this is imported, since servers start before any test's own fixtures. Only pip gets them back.
+Importing this removes them, since servers start before any test's own fixtures. Only pip gets them back.
 """
 
 from __future__ import annotations

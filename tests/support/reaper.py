@@ -1,7 +1,7 @@
-"""Whatever the tests start ends with them, even when pytest is killed with SIGKILL.
+"""End everything that the tests start when they end, even when pytest is killed with SIGKILL.
 
-`watch()` starts this file as a process of its own, and reports to it every process that is started from then on. The pipe between
-them closes when pytest ends, in whatever way. What still runs then is killed, with its descendants and its process group.
+`watch()` starts this file as a separate process, and reports to it every process started from then on. The pipe between them
+closes when pytest ends for any reason. Then the reaper kills what still runs, with its descendants and its process group.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 
 
 def watch() -> None:
-    """Let all processes that this one starts die with it."""
+    """Make all processes that this one starts die with it."""
     reaper = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
-        start_new_session=True,  # what interrupts pytest from its terminal does not reach it
+        start_new_session=True,  # an interrupt of pytest from its terminal does not reach it
     )
     assert reaper.stdin is not None
     pipe = reaper.stdin.fileno()
-    os.register_at_fork(after_in_child=lambda: os.close(pipe))  # or a child that lives on would keep it open
+    os.register_at_fork(after_in_child=lambda: os.close(pipe))  # or a surviving child would keep it open
     original: Any = subprocess.Popen
 
     class Watched(original):  # type: ignore[misc]
@@ -33,14 +33,14 @@ def watch() -> None:
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            with contextlib.suppress(OSError):  # in a child after a fork there is nobody to report to
+            with contextlib.suppress(OSError):  # a forked child has no reaper to report to
                 os.write(pipe, b"%d\n" % self.pid)
 
     subprocess.Popen = Watched  # type: ignore[misc]
 
 
 def _started(pid: int) -> str:
-    """When the process started, to tell it from a later one with the same number; empty if there is none."""
+    """When the process started, to distinguish it from a later one with the same id; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -52,7 +52,7 @@ def _ps(*arguments: str) -> str:
 
 
 def _family(roots: Iterable[int]) -> list[int]:
-    """These processes, their descendants, and whoever is in a process group of one of them."""
+    """These processes, their descendants, and all members of their process groups."""
     rows = [tuple(map(int, line.split())) for line in _ps("-A", "-o", "pid=,ppid=,pgid=").splitlines()]
     found = set(roots)
     while more := {pid for pid, parent, group in rows if parent in found or group in found} - found:
@@ -61,7 +61,7 @@ def _family(roots: Iterable[int]) -> list[int]:
 
 
 def main() -> None:
-    """Read process numbers until the pipe closes; then kill those that still run."""
+    """Read process ids until the pipe closes; then kill those that still run."""
     known: dict[int, str] = {}
     for line in sys.stdin:
         pid = int(line)

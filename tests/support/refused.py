@@ -1,4 +1,4 @@
-"""The 403s of stores, and what the real providers make of them at a scripted server: the table of the docs is made of it."""
+"""The 403s of stores, and the errors that real providers raise for them at a scripted server: the source of the docs' table."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks
 from jobs_backup.testing.fault_proxy import Answer, FaultProxy
 
-_KEY: Final = "quota/trial/archive/key"  # with words that are no reason
+_KEY: Final = "quota/trial/archive/key"  # with words that must not be taken for a reason
 _PROXY: Final = Answer(403, b"<html><body>Blocked by policy: capacity, quota, trial</body></html>", {"Content-Type": "text/html"})
 
 
 class Refusal(NamedTuple):
-    """A 403. `hint` is a part of what the user is told; `meaning` is for the table."""
+    """A 403. `hint` is part of the user's message; `meaning` is for the table."""
 
     code: str
     said: str
@@ -42,22 +42,22 @@ class Refusal(NamedTuple):
 
 
 def s3(code: str, said: str) -> Answer:
-    """As S3 and its likes refuse."""
+    """A refusal as S3 and compatible stores send it."""
     body = f"<Error><Code>{code}</Code><Message>{escape(said)}</Message></Error>"
     return Answer(403, body.encode(), {"Content-Type": "application/xml"})
 
 
 def gcs(code: str, said: str) -> Answer:
-    """As Google Cloud Storage refuses: `code` is the reason."""
+    """A refusal as Google Cloud Storage sends it: `code` is the reason."""
     told: dict[str, object] = {"errors": [{"reason": code, "message": said}]}
-    if code.isupper():  # as Google's newer services do
+    if code.isupper():  # Google's newer services do so
         told = {"status": "PERMISSION_DENIED", "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": code}]}
     error = {"error": {"code": 403, "message": said, **told}}
     return Answer(403, json.dumps(error).encode(), {"Content-Type": "application/json"})
 
 
 def azure(code: str, said: str) -> Answer:
-    """As Azure refuses: with the code in a header, and in XML."""
+    """A refusal as Azure sends it: the code is in a header and in XML."""
     text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{escape(said)}\nRequestId:1</Message></Error>'
     headers = {"Content-Type": "application/xml", "x-ms-request-id": "1", "x-ms-error-code": code}
     return Answer(403, text.encode(), headers)
@@ -192,7 +192,7 @@ _AZURE: Final = (
 
 
 class Store(NamedTuple):
-    """A provider, how its store refuses, and what of it is known."""
+    """A provider, its store's form of refusals, and the known ones."""
 
     refusals: Sequence[Refusal]
     answer: Callable[[str, str], Answer]
@@ -209,7 +209,7 @@ STORES: Final[Mapping[str, Store]] = {
 
 @contextmanager
 def store_that_refuses(name: str) -> Generator[Callable[[Refusal], JobsBackupError]]:
-    """A scripted server, and the error that the provider makes of each of its refusals; a call is one request."""
+    """A scripted server, and the provider's error for each of its refusals; one request per call."""
     store = STORES[name]
     with FaultProxy() as server:
         hooks = Hooks(providers.load(name, variables(name, server.url)))

@@ -23,7 +23,7 @@ Lines = list[str]
 
 
 class Outcome(NamedTuple):
-    """How a run ended."""
+    """The result of a run."""
 
     code: int
     found: dict[str, Any]
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 class Case:
-    """A directory with inputs, a spool and a bucket; and what was written."""
+    """A directory with inputs, a spool and a bucket; and a record of what was written."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.directory = directory
@@ -58,7 +58,7 @@ class Case:
         return collections.Counter(json.dumps(json.loads(line)["payload"], separators=(",", ":")) for line in lines)
 
     def age(self, path: Path) -> None:
-        """Set its time back, so that what is written next gets another one."""
+        """Set its time back, so that the next write changes it."""
         os.utime(path, ns=(10**18, 10**18))
 
 

@@ -1,4 +1,4 @@
-"""What the tests of jobs-backup-s3 share: a provider behind its hooks, and the answers of a scripted store."""
+"""Shared by the tests of jobs-backup-s3: a provider with its hooks, and a scripted store's responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UPLOAD_ID = "canary/upload+id=="
 
 
 def open_s3(environment: Mapping[str, str], **more: str) -> Hooks:
-    """The provider that the variables ask for."""
+    """The provider for these variables."""
     environment = {**environment, **more}
     return Hooks(providers.load(environment.get("JOBS_BACKUP_STORAGE_PROVIDER", "S3"), environment))
 
@@ -39,7 +39,7 @@ def scripted(url: str, **more: str) -> Hooks:
 
 
 def refusal(status: int, code: str, message: str = "", headers: Mapping[str, str] | None = None, **fields: str) -> Answer:
-    """An error as S3 words it."""
+    """An error in S3's format."""
     inside = "".join(f"<{name}>{value}</{name}>" for name, value in {"Code": code, "Message": message, **fields}.items())
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{inside}</Error>'.encode() if code else b""
     return Answer(status, body, {"Content-Type": "application/xml", **(headers or {})})
@@ -54,12 +54,12 @@ STORED = Answer(200, headers={"ETag": '"1"'})
 
 
 def everything_said(error: JobsBackupError) -> str:
-    """All that anybody gets to see of an error."""
+    """All visible text of an error."""
     return "\n".join([str(error), repr(error), error.one_line(), *traceback.format_exception(error)])
 
 
 def store_environment(directory: Path, url: str, **more: str) -> dict[str, str]:
-    """The variables for a scripted store, with canaries as credentials. Every object goes in parts."""
+    """Variables for a scripted store, with canaries as credentials. Every object is uploaded in parts."""
     return {
         "JOBS_BACKUP_STORAGE_PROVIDER": "S3",
         "JOBS_BACKUP_BUCKET": "events",

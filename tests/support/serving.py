@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The error's."""
+        """The error's code."""
         return str(self.json["error"]["code"])
 
 
@@ -38,7 +38,7 @@ class Sidecar(NamedTuple):
     process: subprocess.Popen[str]
     url: str
     said: str
-    """Until it listened, on standard error."""
+    """Standard error up to the moment it listened."""
 
     def connect(self, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
@@ -58,7 +58,7 @@ class Sidecar(NamedTuple):
         context: ssl.SSLContext | None = None,
         **headers: str,
     ) -> Answer:
-        """A body that is no bytes is sent as JSON."""
+        """Send a request; a body that is not bytes is sent as JSON."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if write_key is not None:
             sent["Authorization"] = "Basic " + base64.b64encode(f"{write_key}:".encode()).decode()
@@ -79,7 +79,7 @@ class Sidecar(NamedTuple):
         return self.ask("GET", path, **options)
 
     def end(self) -> tuple[int, str]:
-        """SIGTERM. Gives the exit code, and what it wrote to standard error."""
+        """Send SIGTERM. Returns the exit code and its standard error."""
         self.process.terminate()
         _, stderr = self.process.communicate(timeout=120)
         assert "Traceback" not in stderr, stderr
@@ -88,14 +88,14 @@ class Sidecar(NamedTuple):
 
 @contextlib.contextmanager
 def serve(env: Mapping[str, str], *arguments: str, **variables: str) -> Generator[Sidecar]:
-    """It listens when this is entered."""
+    """Run the sidecar; it listens once the block is entered."""
     with _started({**env, **variables}, *arguments) as sidecar:
         yield sidecar
 
 
 @contextlib.contextmanager
 def serve_with_few_files(env: Mapping[str, str], files: int) -> Generator[Sidecar]:
-    """It may open so many at once."""
+    """Run the sidecar with a limit on open file descriptors."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

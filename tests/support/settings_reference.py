@@ -1,4 +1,4 @@
-"""Renders docs/settings.md from the settings themselves; see `generated`."""
+"""Render docs/settings.md from the settings themselves; see `generated`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TYPES: Final = {
 
 
 def plugins_of_this_repository(kind: PluginKind) -> Iterator[tuple[str, type[Settings]]]:
-    """Name and settings of each one of a kind that core, a plugin or contrib here offers."""
+    """Name and settings of each plugin of a kind in core, plugins and contrib."""
     found = (path for where in ("core", "plugins/*", "contrib/*") for path in sorted(ROOT.glob(f"{where}/pyproject.toml")))
     for project in found:
         table = tomllib.loads(project.read_text())["project"]
@@ -52,7 +52,7 @@ def plugins_of_this_repository(kind: PluginKind) -> Iterator[tuple[str, type[Set
 
 
 def render() -> str:
-    """The whole page. A setting that an earlier section has explained is only named."""
+    """The whole page. A setting explained in an earlier section is only named."""
     explained: set[str] = set()
     sections = [HEAD, _section("Core", "For every provider.", CoreSettings, explained)]
     sections.append(_section("Server", "For `jobs-backup serve`.", ServerSettings, explained))

@@ -1,4 +1,4 @@
-"""Spools without a Backup around them."""
+"""Spools without a Backup."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def open_spool(
 
 
 def archiver_of(backup: Backup) -> Archiver:
-    """What sends, of a Backup that does."""
+    """The archiver of a Backup that has one."""
     archiver = session_of(backup).archiver
     assert archiver is not None
     return archiver
 
 
 def engine(spool: Spool) -> SqliteSpool:
-    """What is behind the interface, for tests that look into it."""
+    """The engine of a spool, for tests that inspect it."""
     assert isinstance(spool, SqliteSpool)
     return spool
 
@@ -76,7 +76,7 @@ def content(spool: Spool, batch: Batch) -> bytes:
 
 
 def die(spool: SqliteSpool) -> None:
-    """What a killed process leaves: nothing was ended, but its lock is free."""
+    """Leave a spool as a killed process does: nothing is closed, but its lock is free."""
     spool._writer.close_file()
     spool._catalog.close()
     spool._writer.session.lock.drop()
@@ -84,7 +84,7 @@ def die(spool: SqliteSpool) -> None:
 
 @contextmanager
 def tampering(database: Database) -> Generator[sqlite3.Connection]:
-    """A transaction of somebody else, who does not know the spool."""
+    """A transaction of another program that does not know the spool."""
     with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield connection
@@ -92,6 +92,6 @@ def tampering(database: Database) -> Generator[sqlite3.Connection]:
 
 
 def rows(database: Database, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
-    """What a query finds."""
+    """The rows of a query."""
     with closing(sqlite3.connect(database.path)) as connection:
         return connection.execute(statement, parameters).fetchall()

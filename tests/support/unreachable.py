@@ -1,4 +1,4 @@
-"""Settings of each provider with a store at some URL, or where nobody answers."""
+"""Settings of each provider with a store at a given URL, or with an unreachable store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from buckets import file_environment
 
 
 def variables(provider: str, url: str) -> dict[str, str]:
-    """The variables of a provider whose store is at this URL."""
+    """Variables of a provider with its store at this URL."""
     of_provider: dict[str, dict[str, str]] = {
         "FILE": {},
         "S3": {
@@ -33,7 +33,7 @@ PROVIDERS: Final = ("FILE", "S3", "MINIO", "DIGITAL_OCEAN_SPACES", "GCS", "AZURE
 
 
 def environment(directory: Path, provider: str, **more: str) -> dict[str, str]:
-    """Variables that work, as far as nobody answers at the store."""
+    """Valid variables for an unreachable store."""
     base = file_environment(directory)
     if provider != "FILE":
         base |= {"JOBS_BACKUP_STORAGE_PROVIDER": provider, **variables(provider, "http://127.0.0.1:9")}

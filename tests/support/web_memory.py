@@ -1,4 +1,4 @@
-"""MemoryProvider behind HTTP, and wrong ones that believe a status alone, whoever gives it. `EXPECTED` as in `wrong_providers`."""
+"""MemoryProvider over HTTP, and faulty ones that trust a status alone, from any server. `EXPECTED` as in `wrong_providers`."""
 
 # mypy: disable-error-code="override"
 # (hooks may take fewer arguments)
@@ -32,13 +32,13 @@ from jobs_backup.testing.memory import MemoryProvider, MemorySettings
 
 
 class WebSettings(MemorySettings, frozen=True, kw_only=True):
-    """MEMORY_URL is asked before each operation, and has to agree; empty: nobody is asked."""
+    """MEMORY_URL is asked before each operation and has to agree; empty: no requests."""
 
     url: Annotated[str, Variable("MEMORY_URL", "Who is asked.")] = ""
 
 
 class WebMemory(MemoryProvider):
-    """The right one: something is so only if the answer says it in the store's own words, `{"store": "memory"}`."""
+    """The correct one: accepts an answer only in the store's own words, `{"store": "memory"}`."""
 
     settings: ClassVar = WebSettings
 
@@ -93,7 +93,7 @@ class WebMemory(MemoryProvider):
         return super().list(prefix, after)
 
     def ask(self, hook: str, key: str, timeout: float) -> None:
-        """Raises what the answer says."""
+        """Raise the error of the answer."""
         if not self._url:
             return
         with contextlib.closing(http.client.HTTPConnection(urlsplit(self._url).netloc, timeout=timeout)) as connection:
@@ -119,7 +119,7 @@ class WebMemory(MemoryProvider):
             raise said
 
     def said(self, hook: str, status: int, body: bytes) -> JobsBackupError | None:
-        """The error for an answer, None for success."""
+        """Return the error for an answer, None for success."""
         with contextlib.suppress(ValueError):
             if json.loads(body).get("store") == "memory":
                 return None if status < 300 else StorageError(f"{hook}: {status}")
@@ -138,7 +138,7 @@ class BelievesA409OfACompletion(WebMemory):
 
 
 class BelievesA304(WebMemory):
-    """Not modified: so it is there."""
+    """Treats "not modified" as proof that the object exists."""
 
     @hookimpl
     def write(self, key: str, body: Body, size: int, checksum: int, if_absent: bool, timeout: float) -> WriteReceipt:
@@ -151,7 +151,7 @@ class BelievesA304(WebMemory):
 
 
 class BelievesAnyEmptyConflict(WebMemory):
-    """A page is not believed; an answer without any word is."""
+    """Rejects a page, but accepts an empty answer."""
 
     def said(self, hook: str, status: int, body: bytes) -> JobsBackupError | None:
         return AlreadyExists("exists") if status == 412 and not body else super().said(hook, status, body)
@@ -222,7 +222,7 @@ class SaysNothingOfAStranger(WebMemory):
 
 
 class TakesAFaultForARefusal(WebMemory):
-    """Of a completion alone: an upload that can never be completed would be tried for ever."""
+    """For completions only: an upload that can never be completed would be retried forever."""
 
     def ask(self, hook: str, key: str, timeout: float) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Spools that killed processes have left, to be damaged; and the command, as a process that starts quickly."""
+"""Spools left by killed processes, to be damaged; and the command as a process that starts quickly."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from jobs_backup.spool.sqlite import writer
 T = TypeVar("T")
 
 COMMAND_SECONDS: Final = 50.0
-"""A command that takes longer hangs."""
+"""Seconds after which a command counts as hung."""
 SUFFIXES: Final = ("", "-wal", "-shm")
 
-# Its processes are forked from one that has imported everything: starting Python anew would take most of the time.
+# Fork its processes from one that has imported everything: starting Python would take most of the time.
 _processes: Final = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [f"jobs_backup.cli.commands.{name}" for name in ("archive", "delivered", "replay", "run", "status")]
@@ -41,7 +41,7 @@ _processes.set_forkserver_preload(
 
 
 def sample(cases: Sequence[T], count: int, seed: int = 1) -> list[T]:
-    """So many of the cases, the same ones each time; or all of them."""
+    """A fixed sample of this many cases; or all of them."""
     if ALL or count >= len(cases):
         return list(cases)
     chosen = sorted(random.Random(seed).sample(range(len(cases)), count))
@@ -49,7 +49,7 @@ def sample(cases: Sequence[T], count: int, seed: int = 1) -> list[T]:
 
 
 class Outcome(NamedTuple):
-    """What a command did."""
+    """The result of a command."""
 
     code: int
     stdout: str
@@ -61,14 +61,14 @@ class Outcome(NamedTuple):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it did not begin: it can't use the spool."""
+        """Whether it failed to start because it cannot use the spool."""
         return self.code != 0 and not self.stdout
 
 
 def command(*arguments: str | Path, env: Mapping[str, str], is_mighty: bool = True, stdin: str = "") -> Outcome:
-    """Run the command as a process of its own. It has to end, with a clear error and no traceback.
+    """Run the command as a separate process. It must end with a clear error and no traceback.
 
-    If not `is_mighty`, it may read only what a file's mode allows, although it may be root's.
+    Unless `is_mighty`, it may read only what a file's mode allows, even as root.
     """
     directory = Path(env["JOBS_BACKUP_SPOOL_DIR"]).parent
     streams = [directory / f".{name}" for name in ("stdin", "stdout", "stderr")]
@@ -121,12 +121,12 @@ class Process:
         return str(self.ask("session"))
 
     def record(self, source: str, names: Sequence[str], *, each: bool = False, size: int = 20) -> list[int]:
-        """Record events of these message ids: each in a commit of its own, or all in one."""
+        """Record events of these message ids: one commit for each, or one for all."""
         found: list[int] = self.ask("record", source, list(names), each, size)
         return found
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        """Have something done. Raises what it raises there, as RuntimeError."""
+        """Run a request in the process. Its errors are raised here as RuntimeError."""
         self._ours.send((what, arguments))
         return self._answer()
 
@@ -146,11 +146,11 @@ class Process:
 
 
 class Refused(Exception):
-    """What a process's Backup has raised: its text."""
+    """The text of an error that a process's Backup raised."""
 
 
 def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it logs what is done to it
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it logs the damage done to it
     backup = Backup.from_env(env, archive=archive)
     pipe.send(("returned", None))
     rng = random.Random(env["JOBS_BACKUP_SPOOL_DIR"])
@@ -183,7 +183,7 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
         what, arguments = pipe.recv()
         try:
             answer: tuple[str, Any] = ("returned", steps[what](*arguments))
-        except Exception as error:  # noqa: BLE001 - whoever asked gets it
+        except Exception as error:  # noqa: BLE001 - sent to the caller
             answer = ("raised", f"{type(error).__name__}: {error}")
         pipe.send(answer)
 
@@ -195,12 +195,13 @@ def _position(name: str, at: int) -> Recording:
 
 
 class Wreck:
-    """A spool with all that there can be: two dead sessions, one of them with a file that it has left; batches that are stored,
-    sealed and open, and jobs that were delivered. It is always in the same place, since batches are bound to their bucket's path.
+    """A spool with all possible contents. Its path never changes, since batches are bound to their bucket's path.
+
+    It holds two dead sessions, one of them with a file left over; uploaded, sealed and open batches; and delivered jobs.
 
     Attributes:
         acknowledged: the message ids of all events that were recorded.
-        files: what each of its files is -> its path in the spool.
+        files: kind of each file -> its path in the spool.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -259,25 +260,25 @@ class Wreck:
         return jobs
 
     def restore(self) -> None:
-        """Put everything back as the processes have left it."""
+        """Restore everything as the processes left it."""
         shutil.rmtree(self.directory, ignore_errors=True)
         shutil.copytree(self._whole, self.directory)
 
     def older(self, file: str) -> Path:
-        """What a file was some time before; it may not have been there."""
+        """An earlier version of a file, which may not have existed."""
         return self._older / "spool" / self.files[file]
 
     def path(self, file: str) -> Path:
         return self.spool / self.files[file]
 
     def missing(self) -> set[str]:
-        """Which acknowledged events are not in the bucket; none of the others is there twice."""
+        """Acknowledged events that are not in the bucket. Checks that no event is in it twice."""
         found = Counter(event["messageId"] for event in events(self.directory))
         assert not (twice := {name: count for name, count in found.items() if count > 1}), f"twice: {twice}"
         return set(self.acknowledged) - set(found)
 
     def archive(self, *, is_mighty: bool = True) -> Outcome:
-        """`archive --once`: exit code 0 if, and only if, everything is in the bucket; else it says what is not."""
+        """Run `archive --once`: exit code 0 if, and only if, everything is in the bucket; otherwise it names what is missing."""
         outcome = command("archive", "--once", "--json", env=self.env, is_mighty=is_mighty)
         missing = self.missing()
         if outcome.code == 0:
@@ -287,6 +288,6 @@ class Wreck:
         return outcome
 
     def told(self, *, is_mighty: bool = True) -> str:
-        """All that a user is told about the spool."""
+        """Everything that a user learns about the spool."""
         archived, status = self.archive(is_mighty=is_mighty), command("status", "--json", env=self.env, is_mighty=is_mighty)
         return archived.stderr + archived.stdout + status.stdout + status.stderr

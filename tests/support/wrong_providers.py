@@ -1,4 +1,4 @@
-"""Providers that are wrong in one thing each. `EXPECTED` are the tests of the conformance suite that have to find it."""
+"""Faulty providers with one fault each. `EXPECTED` are the tests of the conformance suite that must find it."""
 
 # mypy: disable-error-code="override"
 # (hooks may take fewer arguments)
@@ -54,7 +54,7 @@ class SwallowsErrors(MemoryProvider):
                 self.publish(key, reader.read(), checksum, if_absent=if_absent)
         except AlreadyExists:
             raise
-        except Exception as error:  # noqa: BLE001 - this is what is wrong with it
+        except Exception as error:  # noqa: BLE001 - this is the fault
             logging.getLogger(__name__).warning("could not write: %s", error)
         return WriteReceipt()
 
@@ -86,7 +86,7 @@ class ShowsItsUploads(MemoryProvider):
 
 
 class TakesAnyAnswerForSuccess(MemoryProvider):
-    """A 200 with an error in its body, say."""
+    """Such as a 200 with an error in its body."""
 
     @hookimpl
     def complete_multipart(self, upload: Upload) -> WriteReceipt:
@@ -191,7 +191,7 @@ class LeaksBehindAnError(MemoryProvider):
 
 
 class LeaksInBase64(MemoryProvider):
-    """As HTTP Basic has user and password, and as a store quotes it."""
+    """As HTTP Basic encodes user and password, and as a store may quote them."""
 
     def __init__(self, settings: MemorySettings) -> None:
         super().__init__(settings)
@@ -246,7 +246,7 @@ class LeaksInALog(MemoryProvider):
 
 
 class ReadsTheBodyOnce(MemoryProvider):
-    """Sends again what it has kept of the body."""
+    """Resends its copy of the body."""
 
     @hookimpl
     def write(self, key: str, body: Body, checksum: int, if_absent: bool) -> WriteReceipt:
@@ -286,7 +286,7 @@ class TakesAShortReadForTheEnd(MemoryProvider):
 
 
 class HasOneUploadForAKey(MemoryProvider):
-    """As a store that knows parts by their key alone: to abort one upload ends the other."""
+    """Behaves as a store that identifies parts by key alone: aborting one upload ends the other."""
 
     @hookimpl
     def create_multipart(self, key: str) -> Upload:
@@ -297,7 +297,7 @@ class HasOneUploadForAKey(MemoryProvider):
 
 
 class RefusesASecondUpload(MemoryProvider):
-    """Until the first one is ended, which may never be."""
+    """Blocks until the first one ends, which may be never."""
 
     @hookimpl
     def create_multipart(self, key: str) -> Upload:
@@ -308,7 +308,7 @@ class RefusesASecondUpload(MemoryProvider):
 
 
 class TakesLateParts(MemoryProvider):
-    """A part makes the upload that it belongs to."""
+    """A part creates its upload if missing."""
 
     @hookimpl
     def write_part(self, upload: Upload, number: int, body: Body, size: int) -> Part:

@@ -1,4 +1,4 @@
-"""Variables that an SDK reads by itself: what it would fail to read is refused at the start, and shown nowhere."""
+"""Variables that an SDK reads itself: invalid ones are rejected at startup, and no output shows their values."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ MALFORMED: Final = {
     "a query": f"http://127.0.0.1:9/?password={CANARY}",
     "words": f"password {CANARY}",
 }
-"""URLs of proxies that an HTTP library fails to parse, and shows in part."""
+"""Proxy URLs that an HTTP library fails to parse, and shows in part."""
 NAMES: Final = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "Https_Proxy")
 NETWORK: Final = ("S3", "MINIO", "DIGITAL_OCEAN_SPACES", "GCS", "AZURE_BLOB")
 
 
 def ran(tmp_path: Path, provider: str, *arguments: str, **more: str) -> Result:
-    """A command in an environment that has no proxies but these."""
+    """Run a command in an environment with only these proxies."""
     variables: dict[str, str | None] = {name: None for name in os.environ if name.lower().endswith("_proxy")}
     variables |= environment(tmp_path, provider, **more)
     return CliRunner().invoke(cli, arguments, env=variables, input='{"a": 1}\n')
 
 
 def parts(text: str) -> Iterator[str]:
-    """What of a canary may not be anywhere: any six of its characters."""
+    """Forbidden parts of a canary: any six of its characters."""
     return (text[start : start + 6] for start in range(len(text) - 5))
 
 
@@ -69,7 +69,7 @@ def parts(text: str) -> Iterator[str]:
 def test_a_malformed_proxy_is_a_configuration_error(
     provider: str, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whether it is in what the settings are read from, or in the process's own environment, which the SDK reads."""
+    """Set it in the settings' environment, or in the process's own, which the SDK reads."""
     for name in NAMES:
         given_settings = environment(tmp_path, provider)
         with pytest.raises(ConfigurationError) as caught:
@@ -117,7 +117,7 @@ WELL_FORMED: Final = [
 
 @pytest.mark.parametrize("text", WELL_FORMED)
 def test_what_an_http_library_takes_is_taken(text: str) -> None:
-    """urllib3 parses it, too: nothing that worked is refused."""
+    """urllib3 parses it, too: every value that worked is accepted."""
     from urllib3.util import parse_url
 
     check_proxies({"HTTPS_PROXY": text})
@@ -144,7 +144,7 @@ def test_whatever_is_taken_can_be_parsed(text: str) -> None:
         try:
             assert parse_url(url if "//" in url else f"http://{url}").host
         except LocationParseError as error:
-            # A label that IDNA does not take: its host's name alone is shown.
+            # IDNA rejects this label: only the host's name is shown.
             assert "label" in str(error) or not url.isascii()
 
 
@@ -193,7 +193,7 @@ AMBIENT: Final[Mapping[str, Mapping[str, str]]] = {
         "MSI_ENDPOINT": "http://127.0.0.1:41741/MSI/token/",
     },
 }
-"""What each SDK reads by itself, and a good value."""
+"""Variables that each SDK reads itself, with a valid value."""
 AMBIENT_SECRETS: Final = {
     "a secret": f"NqVwYS81VP7Hb1/{CANARY}",
     "another": f"abc8Q~{CANARY}",

@@ -1,4 +1,4 @@
-"""Sending goes on: whatever a provider does, no worker dies, nothing is held up, and nothing is sent to two places."""
+"""Uploads continue whatever a provider does: no worker dies, no batch is held up, and none is uploaded to two places."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Write = Callable[[FileProvider, str, Body, int, bool], WriteReceipt]
 
 @pytest.fixture
 def replace_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Write, str], WriteReceipt | None]], None]:
-    """Puts a function before FILE's `write`: it gets the original one and the key, and returns None to go on to the original."""
+    """Run a function before FILE's `write`: it gets the original and the key, and returns None to call the original."""
     original = FileProvider.write
 
     def replace(function: Callable[[Write, str], WriteReceipt | None]) -> None:
@@ -96,7 +96,7 @@ def test_a_batch_that_is_refused_keeps_no_other_back(
 
 
 def test_what_may_have_arrived_is_never_sent_to_another_bucket(tmp_path: Path, replace_write: Callable[..., None]) -> None:
-    """The first attempt lands and its answer is lost; the last one finds nobody: that is no proof that nothing arrived."""
+    """The first attempt arrives but its answer is lost; the last one gets a 404, which does not prove that nothing arrived."""
     attempts = iter([Unavailable("the answer is lost"), Unreachable("nobody there"), Unreachable("nobody there")])
 
     def write(really: Write, _: str) -> None:
@@ -168,7 +168,7 @@ def test_an_abort_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
 def test_an_upload_that_was_begun_is_ended_in_parts_whatever_is_set_by_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At some stores the parts that wait would be in the way of a write in one request."""
+    """At some stores the pending parts would block a write in one request."""
     original = FileProvider.complete_multipart
 
     def refuse(self: FileProvider) -> WriteReceipt:
@@ -188,13 +188,13 @@ def test_an_upload_that_was_begun_is_ended_in_parts_whatever_is_set_by_then(
 
 @pytest.mark.parametrize("what", ["uploads", "deletes"])
 def test_what_another_process_does_meanwhile_is_drained(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All workers of a server end at once, and each waits for what any of them uploads and deletes."""
+    """All workers of a server stop at once, and each waits for the uploads and deletions of all."""
     environment = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="1")
     with Backup.from_env(environment) as waiting:
         archiver = archiver_of(waiting)
         assert archiver.drain(120)
         if what == "uploads":
-            monkeypatch.setattr(archiver, "_claim", lambda: None)  # the other one is always quicker
+            monkeypatch.setattr(archiver, "_claim", lambda: None)  # the other one is always faster
         else:
             monkeypatch.setattr(session_of(waiting).spool, "claim_deletes", lambda _: [])
         job = waiting.record({"n": 1}, source_id="web")
@@ -224,7 +224,7 @@ def test_what_another_process_does_meanwhile_is_drained(tmp_path: Path, what: st
 def test_an_error_behind_a_commit_duplicates_nothing_and_holds_nothing_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
-    """The first call fails before its transaction, the second one behind it."""
+    """The first call fails before its transaction, the second one after it."""
     original, calls = getattr(Catalog, name), list[int]()
 
     def spoiled(self: Catalog, *arguments: Any, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The asyncio face: the promises of Backup, and a loop that goes on meanwhile."""
+"""The asyncio API: the promises of Backup, and an event loop that is never blocked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine."""
+    """Run a coroutine as a test."""
 
     def run(**arguments: object) -> None:
         asyncio.run(test(**arguments), debug=False)
@@ -57,13 +57,13 @@ async def deleted(backup: AsyncBackup, directory: Path) -> None:
 
 
 class Heartbeat:
-    """Counts while the loop goes on."""
+    """Counts the loop's iterations."""
 
     def __init__(self) -> None:
         self.beats = 0
 
     def wait(self) -> None:
-        """In another thread, wait until the loop has gone on. Called in the loop's own, this would fail."""
+        """Wait until the loop has advanced. Call it in another thread: in the loop's own it would fail."""
         before, until = self.beats, time.monotonic() + 120
         while self.beats == before:
             assert time.monotonic() < until, "the loop is held up"
@@ -195,7 +195,7 @@ async def test_the_loop_goes_on_while_the_disk_does_not(tmp_path: Path, monkeypa
 
 @asynchronous
 async def test_flush_does_not_hold_up_what_is_recorded_meanwhile(tmp_path: Path) -> None:
-    """More flushes than there are threads, none of which ends before the bucket is there."""
+    """More flushes than threads; none of them ends before the bucket exists."""
     environment = file_environment(tmp_path, **FAST_RETRY)
     (tmp_path / "bucket").rmdir()
     async with AsyncBackup.from_env(environment) as backup:
@@ -203,7 +203,7 @@ async def test_flush_does_not_hold_up_what_is_recorded_meanwhile(tmp_path: Path)
         with pytest.raises(StorePaused):
             await backup.flush(120)
     async with AsyncBackup.from_env(environment, archive=False) as recorder, AsyncBackup.from_env(environment) as other:
-        archiver_of(other._opened().backup).stop(5)  # alive, and sends nothing
+        archiver_of(other._opened().backup).stop(5)  # alive, but uploads nothing
         await recorder.record({"n": 1}, source_id="web")
         flushes = [asyncio.create_task(recorder.flush(10)) for _ in range(40)]
         await asyncio.sleep(0.1)

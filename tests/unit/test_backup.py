@@ -1,4 +1,4 @@
-"""The public API, with a directory as bucket."""
+"""The public API, with a directory as the bucket."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_flush_tells_that_the_store_is_paused_and_nothing_is_lost(tmp_path: Path
 def test_flush_gives_up_after_its_timeout(tmp_path: Path) -> None:
     environment = file_environment(tmp_path)
     with Backup.from_env(environment, archive=False) as recorder, Backup.from_env(environment) as other:
-        archiver_of(other).stop(5)  # alive, and sends nothing
+        archiver_of(other).stop(5)  # alive, but uploads nothing
         recorder.record({"a": 1}, source_id="web")
         began = time.monotonic()
         with pytest.raises(TimeoutError):
@@ -288,7 +288,7 @@ def test_a_forked_child_inherits_no_open_connection(tmp_path: Path) -> None:
 
 
 def test_what_was_open_at_a_fork_that_python_did_not_make_is_not_opened_again(tmp_path: Path) -> None:
-    """As of a server in C: nothing was closed before."""
+    """As in a C server: nothing was closed before."""
     environment = file_environment(tmp_path)
     with Backup.from_env(environment, archive=False) as backup:
         backup.record({"a": 1}, source_id="web")
@@ -387,7 +387,7 @@ else:
 @pytest.mark.parametrize("archive", ["archive", "record only"])
 @pytest.mark.parametrize("how", ["generator", "close", "record"])
 def test_a_backup_that_is_collected_while_the_interpreter_shuts_down(tmp_path: Path, how: str, archive: str) -> None:
-    """It ends without a word; who records then hears why not. What was recorded before is safe."""
+    """The archiver ends silently; later calls report the reason. Events recorded before are safe."""
     environment = file_environment(tmp_path)
     arguments = [sys.executable, "-c", LATE, json.dumps(environment), how, archive]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
@@ -420,7 +420,7 @@ def test_misspelt_settings_are_told_to_who_opens_a_backup(tmp_path: Path, caplog
         ]
 
 
-# What a dict's values become, and what is no list of payloads
+# Conversion of a dict's values, and invalid lists of payloads
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A clock that leaps, forwards or backwards, and back again, loses nothing, forgets nothing and blocks nothing."""
+"""A clock that jumps forward or backward, and back again, loses nothing, forgets nothing and blocks nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAPS = {"an hour ahead": 3600.0, "a year ahead": YEAR, "90 years ahead": 90 * Y
 
 @pytest.fixture
 def leap(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None], None]:
-    """Sets the system's clock off by seconds; None to 1970, 0 to what it is."""
+    """Shift the system clock by seconds; None sets it to 1970, 0 restores it."""
     real, real_ns = time.time, time.time_ns
 
     def set_off(seconds: float | None) -> None:
@@ -41,7 +41,7 @@ def test_each_event_is_in_the_bucket_once(tmp_path: Path, name: str, leap: Calla
         with Backup.from_env(environment) as backup:  # a process that starts with this clock
             jobs.append(backup.record({"messageId": f"{number}a"}, source_id="web"))
             backup.flush(120)
-        with Backup.from_env(environment) as backup:  # and one under which it changes
+        with Backup.from_env(environment) as backup:  # a process whose clock changes
             jobs.append(backup.record({"messageId": f"{number}b"}, source_id="web"))
             leap(LEAPS[name] if seconds == 0.0 else 0.0)
             jobs.append(backup.record({"messageId": f"{number}c"}, source_id="web"))

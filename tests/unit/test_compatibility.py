@@ -1,4 +1,4 @@
-"""What was promised to those who build upon the contract: see docs/compatibility.md."""
+"""The promises to plugin authors: see docs/compatibility.md."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def bucket_of_v1(tmp_path: Path) -> _Bucket:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_installed")
 class TestFrozenProvider(ProviderConformance):
-    """The whole suite of today on the provider of then."""
+    """Today's whole suite on the old provider."""
 
     provider = "FROZEN"
 
@@ -118,7 +118,7 @@ def variables(tmp_path: Path, bucket: _Bucket) -> dict[str, str]:
 
 @pytest.mark.usefixtures("_installed")
 def test_both_back_up_and_read_back(tmp_path: Path, bucket_of_v1: _Bucket) -> None:
-    """By the command, in processes of its own."""
+    """Run by the command, in separate processes."""
     bucket = bucket_of_v1
     environment = variables(tmp_path, bucket) | {"PYTHONPATH": os.environ["PYTHONPATH"]}
     events = tmp_path / "events.ndjson"
@@ -164,12 +164,12 @@ def test_both_go_on_when_every_hook_has_gained_an_argument(
 
 
 def _grown(function: FunctionType) -> Any:
-    """The specification with an argument more, at the end."""
+    """The specification with one more argument, at the end."""
     parameters = [*inspect.signature(function).parameters, "priority"]
     scope: dict[str, Any] = {}
     exec(f"def {function.__name__}({', '.join(parameters)}): ...", scope)
     grown = scope[function.__name__]
-    grown.__qualname__ = function.__qualname__  # pluggy knows a method by it, and does not count `self`
+    grown.__qualname__ = function.__qualname__  # pluggy identifies a method by it, and does not count `self`
     return hookspecs.hookspec(firstresult=True)(grown)
 
 
@@ -186,7 +186,7 @@ def test_the_versions_that_are_known() -> None:
     assert (OLDEST_API_VERSION, API_VERSION) == (1, 1)
 
 
-# Nothing public goes away
+# No public name is removed
 
 
 def _now() -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _then() -> dict[str, Any]:
 
 
 def problems(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of `then` does not hold any more."""
+    """Which parts of `then` no longer hold."""
     found: list[str] = []
     for name, was in then.items():
         if name not in now:
@@ -233,7 +233,7 @@ def _parameters(name: str, was: Any, is_: Any, *, is_hook: bool) -> list[str]:
     before, after = was["required"], is_["required"]
     found = [f"{name}: {one} is gone" for one in before if one not in after]
     found += [f"{name}: {one} has to be given now" for one, required in before.items() if after.get(one) and not required]
-    if not is_hook:  # who implements a hook takes less than there is; who calls something has to give it
+    if not is_hook:  # an implementation may take fewer arguments; a caller has to pass all
         found += [f"{name}: {one} is new and has to be given" for one, required in after.items() if one not in before and required]
         if is_["order"][: len(was["order"])] != was["order"]:
             found.append(f"{name}: in another order")
@@ -245,7 +245,7 @@ def test_nothing_that_is_public_has_gone_or_changed() -> None:
 
 
 def test_what_is_new_is_in_the_list() -> None:
-    """Else it could go away without anybody seeing it."""
+    """Otherwise it could be removed unnoticed."""
     assert problems(_now(), _then()) == [], "run: python tests/frozen/public.py > tests/frozen/public_v1.json"
 
 

@@ -1,4 +1,4 @@
-"""Compression as a setting: formats whose pieces are a file together, and objects that every tool of the format reads."""
+"""Compression as a setting: formats whose pieces join into one file, and objects that every tool of the format reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = ("gzip", "gzip:2", "gzip:3", "gzip:4", "gzip:9", "zstd", "zstd:3", "zstd
 
 
 def unpack(data: bytes, compression: str) -> bytes:
-    """With what everybody has, not with ours."""
+    """Decompress with common tools, not with our code."""
     return gzip.decompress(data) if compression.startswith("gzip") else zstd.decompress(data)
 
 
@@ -41,7 +41,7 @@ def test_pieces_are_a_file_together_and_always_the_same(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_piece_has_a_checksum_of_its_own(text: str) -> None:
-    data = random.Random(2).randbytes(10_000)  # stored as it is, so that a changed byte is still a valid piece
+    data = random.Random(2).randbytes(10_000)  # stored uncompressed, so that a changed byte still leaves a valid piece
     packed = bytearray(Compression.parse(text).compress(data))
     packed[5000] ^= 1
     with pytest.raises((OSError, EOFError, zstd.ZstdError)):
@@ -117,7 +117,7 @@ def test_lines_that_wait_are_packed_and_folded_with_others(tmp_path: Path, monke
 
 
 def test_a_batch_keeps_the_format_that_it_was_opened_with(tmp_path: Path) -> None:
-    """Whoever takes the place of a process that died may be set to another one."""
+    """The process that replaces a dead one may have another setting."""
     dead = open_spool(tmp_path, compression=Compression.parse("zstd"))
     record(dead, [b'{"n":%d}\n' % number for number in range(900)])
     record(dead, [b"{}\n"])

@@ -1,4 +1,4 @@
-"""Acknowledged deliveries: an object goes when all of its events were delivered, and never before."""
+"""Acknowledged deliveries: an object is deleted once all of its events are delivered, and never before."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def numbered(count: int) -> list[bytes]:
 
 
 def settle(backup: Backup) -> None:
-    """Wait until nothing is left that could be sent or deleted now."""
+    """Wait until nothing is left to upload or delete now."""
     archiver_of(backup).wake()
     assert archiver_of(backup).drain(120)
 
@@ -164,7 +164,7 @@ class TestAcknowledging:
         assert left_over(tmp_path) == []
 
     def test_what_was_tried_before_is_not_left_out(self, tmp_path: Path) -> None:
-        """An attempt whose end is not known may have stored it."""
+        """An attempt with an unknown result may have stored it."""
         environment = file_environment(tmp_path, **FAST_RETRY, JOBS_BACKUP_SKIP_DELIVERED="true")
         (tmp_path / "bucket").rmdir()
         with Backup.from_env(environment) as backup:
@@ -187,7 +187,7 @@ class TestAcknowledging:
             "    backup.delivered(ids)\n"
         )
         with Backup.from_env(environment) as backup:
-            jobs = backup.record_many(numbered(15), source_id="web")  # of the second object five are not even sealed
+            jobs = backup.record_many(numbered(15), source_id="web")  # five events of the second object are not even sealed
             given = json.dumps([environment, [str(job) for job in jobs]])
             subprocess.run([sys.executable, "-c", script], input=given, text=True, check=True)
             backup.flush(120)
@@ -288,7 +288,7 @@ class TestUnknown:
             assert (len(caught.value.jobs), caught.value.count) == (1000, 50_000)
 
     def test_of_a_failure_there_is_nothing_to_acknowledge(self, tmp_path: Path) -> None:
-        """Neither the id of a failure is one of a raw event, nor the part of it that is in its key."""
+        """A failure's id is not that of a raw event, and neither is the part of it in its key."""
         with Backup.from_env(file_environment(tmp_path)) as backup:
             backup.failed(Event(payload={}, source_id="web"), error="no")
             backup.flush(120)
@@ -360,12 +360,12 @@ class TestWhenObjectsAreDeleted:
             backup.failed(other, error="no", payload={})
             backup.flush(120)
             assert sorted(key.split("/")[0] for key in settled_objects(backup, tmp_path)) == ["rudder-proc-err-logs", "web"]
-            backup.delivered(other)  # at last
+            backup.delivered(other)  # the last of them
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["rudder-proc-err-logs"]
 
     @pytest.mark.parametrize("order", list(itertools.permutations(["deliver", "fail", "flush"])), ids="-".join)
     def test_settled(self, tmp_path: Path, order: Sequence[str]) -> None:
-        """The others were delivered and the failure is in the bucket: in whatever order."""
+        """The others were delivered and the failure is in the bucket, in either order."""
         environment = file_environment(tmp_path, JOBS_BACKUP_DELETE_AFTER="settled")
         with Backup.from_env(environment) as backup:
             one, other = backup.record_many(numbered(2), source_id="web")
@@ -537,7 +537,7 @@ class TestForgetting:
 
 
 class TestDamage:
-    """What is damaged on the disk never makes an object seem to be complete."""
+    """Damage on disk never makes an object look fully delivered."""
 
     def spoil(self, spool: SqliteSpool, job: int) -> None:
         path = spool.directory / "blobs" / f"{spool.session}.db"
@@ -574,11 +574,11 @@ class TestDamage:
 
 
 class TestDeleting:
-    """What the deleter makes of a store's answers."""
+    """The deleter's handling of a store's answers."""
 
     @pytest.fixture
     def spool(self, tmp_path: Path) -> Iterator[SqliteSpool]:
-        """Five objects whose events were all delivered, and one with an event that was not."""
+        """Five objects whose events were all delivered, and one with an undelivered event."""
         spool = open_spool(tmp_path / "spool")
         for number in range(6):
             ((first, _),) = record(spool, [b"{}\n"] * 2, stream=Stream(Kind.RAW, "w", f"source-{number}"))
@@ -624,7 +624,7 @@ class TestDeleting:
     def test_what_is_refused_for_single_keys_is_kept_and_tried_again(
         self, spool: SqliteSpool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A bulk delete that answers 200 and has errors for some of its keys."""
+        """A bulk delete that answers 200 with errors for some keys."""
         broken = [one.key for one in _peek(spool)][1:3]
         store = _Store(keys={key: [Unavailable("InternalError"), IntegrityError("?")] for key in broken})
         self.work(spool, store, lambda: len(store.deleted) == 5)
@@ -661,7 +661,7 @@ class TestDeleting:
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
     def test_a_key_that_may_not_be_deleted_keeps_no_other_from_it(self, spool: SqliteSpool) -> None:
-        """Its refusal comes first, when all of them wait and one is tried."""
+        """Its refusal comes first, when all objects wait and one is tried."""
         denied = PermissionDenied("AccessDenied", action="s3:DeleteObject", resource="arn:aws:s3:::b/*")
         blocked_by = _peek(spool)[0].key
         store = _Store(calls=[Unavailable("SlowDown")], keys={blocked_by: [denied] * 1000})
@@ -672,7 +672,7 @@ class TestDeleting:
     def test_a_key_for_which_the_call_is_refused_keeps_no_other_from_it(
         self, spool: SqliteSpool, place: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A store may find fault with one key, and refuse the call: S3's DeleteObjects is XML, which can't have each character."""
+        """A store may reject a whole call because of one key: S3's DeleteObjects is XML, which cannot hold every character."""
 
         class Choosy(_Store):
             def delete(self, keys: Sequence[str]) -> DeleteReceipt:
@@ -705,7 +705,7 @@ class TestDeleting:
         assert store.times[1] - store.times[0] >= 0.4
 
     def test_a_failing_spool_does_not_end_it(self, spool: SqliteSpool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A full disk, say: what was deleted is deleted again, which does no harm."""
+        """For example a full disk: the object is deleted a second time, which is harmless."""
         errors = [SpoolError("disk full")] * 3
         deleted, has = SqliteSpool.deleted, SqliteSpool.has_deletes
 
@@ -765,7 +765,7 @@ class TestDeleting:
 
 
 class TestDoubt:
-    """An attempt whose end is not known may still arrive, and would bring back what was deleted."""
+    """An attempt with an unknown result may still arrive and bring back a deleted object."""
 
     def test_after_a_lost_answer_it_is_not_deleted_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("jobs_backup.store.object_store._LANDING_MARGIN", 1.0)
@@ -810,7 +810,7 @@ class TestDoubt:
 
 
 def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:
-    """Before there were acknowledgements. How many ids it had given in what it had sealed is not known: that is never deleted."""
+    """From before acknowledgments existed. Its sealed batches have an unknown number of ids: they are never deleted."""
     earlier = TESTS / "data" / "spool-v2"
     (tmp_path / "blobs").mkdir()
     for script in earlier.rglob("*.sql"):
@@ -831,7 +831,7 @@ def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:
 
 
 class _Store:
-    """A store of which one sees what is deleted, and that refuses as it is told."""
+    """A store that shows its deletions, and refuses as scripted."""
 
     location = "s3://bucket"
 
@@ -842,7 +842,7 @@ class _Store:
         each: Sequence[Exception] = (),
         keys: dict[str, list[Exception]] | None = None,
     ) -> None:
-        """Errors of whole calls; of calls that answer, with the same for each key; of single keys."""
+        """Errors of whole calls; the same error for each key of a call that answers; errors of single keys."""
         self._refused = list(calls)
         self._each = list(each)
         self._keys = {key: list(errors) for key, errors in (keys or {}).items()}
@@ -863,7 +863,7 @@ class _Store:
 
 
 def _peek(spool: SqliteSpool) -> list[DueObject]:
-    """What is to be deleted."""
+    """The objects to delete."""
     found = spool.claim_deletes(10)
     spool.give_back_deletes([(one, None) for one in found], Unavailable(""), pause=0)
     return found

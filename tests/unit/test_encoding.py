@@ -1,4 +1,4 @@
-"""Lines: payloads come through unchanged, and what is no event is refused."""
+"""Lines: payloads pass unchanged, and anything that is not an event is rejected."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_json_text_may_be_any_kind_of_bytes(type_: Any) -> None:
 
 @pytest.mark.parametrize("before", range(3))
 def test_text_that_is_checked_in_pieces_comes_through(before: int) -> None:
-    """Wherever the pieces' ends cut a character. Cut at its own end it is refused."""
+    """Pieces may end within a character. An input that ends within one is rejected."""
     text = b'{"a":"' + b"x" * before + "€".encode() * 700_000
     assert text in raw_line(text + b'"}', AT)
     with pytest.raises(InvalidEvent, match="not UTF-8"):

@@ -1,4 +1,4 @@
-"""`--env-file` reads what `docker run --env-file` reads; the rules are those of docker/cli's parser of key-value files."""
+"""`--env-file` reads what `docker run --env-file` reads, by the rules of docker/cli's parser of key-value files."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_errors_show_nothing_of_the_line(read: Read, line: str) -> None:
     ],
 )
 def test_what_docker_takes_and_nobody_means_is_told(read: Read, line: str, told: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Of any variable: those that SDKs read have no other place that tells."""
+    """For any variable: the message is the only hint for those that SDKs read."""
     warn_of_oddity.cache_clear()
     read(f"A=1\n{line}\n")
     assert [told in record.getMessage() for record in caplog.records] == ([True] if told else [])
@@ -194,7 +194,7 @@ def test_a_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
         read_env_file(tmp_path, {})
 
 
-# Any text a file can hold; what Go does not take for white space at the beginning of a line, but Python does, is left out.
+# Any text of a file, except leading characters that are white space for Python but not for Go.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0\x1c\x1d\x1e\x1f\ufeff"), max_size=20)
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="=\ufeff"), min_size=1).filter(
     lambda name: not name.startswith("#")
@@ -227,13 +227,13 @@ def test_any_text_is_read_as_docker_reads_it(tmp_path_factory: pytest.TempPathFa
 
 
 def as_docker(content: bytes, environment: dict[str, str]) -> dict[str, str] | None:
-    """Docker's rules once more, in bytes and step by step; None stands for an error."""
+    """Docker's rules again, in bytes and step by step; None is an error."""
     lines = content.split(b"\n")
     lines[0] = lines[0][3:] if lines[0][:3] == b"\xef\xbb\xbf" else lines[0]
     found: dict[str, str] = {}
     for line in lines:
         if line[-1:] == b"\r":
-            line = line[:-1]  # noqa: PLW2901 - one end of a line, not all of them
+            line = line[:-1]  # noqa: PLW2901 - one line end, not all of them
         while line[:1] in (b" ", b"\t", b"\r", b"\v", b"\f") and line:
             line = line[1:]  # noqa: PLW2901
         if not line or line[:1] == b"#":

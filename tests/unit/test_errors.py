@@ -1,4 +1,4 @@
-"""The error taxonomy: what each error tells to programs and to people."""
+"""The error taxonomy: the text of each error for programs and for people."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make(kind: type[JobsBackupError]) -> JobsBackupError:
 @pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copied", "pickled"])
 @pytest.mark.parametrize("kind", EVERY)
 def test_it_gets_out_of_another_process(kind: type[JobsBackupError], copied: Callable[[JobsBackupError], JobsBackupError]) -> None:
-    """An error that can't be pickled leaves a `multiprocessing.Pool` waiting for ever."""
+    """An error that cannot be pickled makes a `multiprocessing.Pool` wait forever."""
     error = make(kind)
     error.attempts = 3
     found = copied(error)
@@ -117,7 +117,7 @@ def test_a_date_that_is_none_raises_nothing(text: str) -> None:
 
 def test_a_traceback_ends_with_the_hint_and_the_code_that_help_explains() -> None:
     class Odd(errors.Unavailable):
-        """A plugin's own, whose code is not there yet when it is made."""
+        """A plugin's error, whose code is not set yet at its creation."""
 
         @property
         def code(self) -> str:

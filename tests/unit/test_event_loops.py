@@ -1,4 +1,4 @@
-"""AsyncBackup and event loops: one after another, several at once, closed too early, and calls that are cancelled anywhere."""
+"""AsyncBackup and event loops: one after another, several at once, closed too early, and calls cancelled anywhere."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from jobs_backup.backup.backup import session_of
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 PATIENCE = 120
-"""Seconds after which a call hangs, however slow the machine is."""
+"""Seconds after which a call counts as hung, however slow the machine is."""
 
 
 class Disk:
-    """Commits that begin when `let_go` is called.
+    """Commits that start when `let_go` is called.
 
     Attributes:
-        busy: set once a commit is under way.
+        busy: set once a commit is in progress.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Backup]:
-    """Every Backup that a test opens."""
+    """Collect every Backup that a test opens."""
     found: list[Backup] = []
     init = Backup.__init__
 
@@ -67,7 +67,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Backup]:
 
 
 def all_closed(backups: list[Backup]) -> bool:
-    """Once each has sent what it had."""
+    """Wait until each has uploaded its events."""
     deadline = time.monotonic() + PATIENCE
     sessions = [session_of(backup) for backup in backups]
     while not all(one._closed and one._stop.is_set() for one in sessions) and time.monotonic() < deadline:
@@ -76,7 +76,7 @@ def all_closed(backups: list[Backup]) -> bool:
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """In a new loop, which is closed afterwards. It may not hang."""
+    """Run in a new loop, which is closed afterwards. It must not hang."""
 
     async def bounded() -> Any:
         return await asyncio.wait_for(coroutine, PATIENCE)
@@ -93,7 +93,7 @@ def stored(directory: Path) -> list[int]:
 
 
 def abandon(disk: Disk, first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]) -> None:
-    """A loop that is closed while the first one is in a commit, and the second one has begun. They are not told."""
+    """Close a loop while its first task is in a commit and the second one has started. The tasks get no notice."""
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(first)]
     loop.run_until_complete(asyncio.sleep(0))
@@ -102,7 +102,7 @@ def abandon(disk: Disk, first: Coroutine[Any, Any, Any], second: Coroutine[Any, 
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     for task in tasks:
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # what asyncio says of it is not of interest here
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # suppress an irrelevant warning of asyncio
 
 
 def test_one_loop_after_another_with_one_object(tmp_path: Path, opened: list[Backup]) -> None:
@@ -121,7 +121,7 @@ def test_one_loop_after_another_with_one_object(tmp_path: Path, opened: list[Bac
 
 
 def test_one_opening_for_loops_one_after_another(tmp_path: Path, opened: list[Backup]) -> None:
-    """Opened in the first one, used in the second, closed in the third."""
+    """Opened in the first loop, used in the second, closed in the third."""
     backup = AsyncBackup.from_env(file_environment(tmp_path))
     run(backup.__aenter__())
     jobs = [run(record(backup, number)) for number in range(3)]
@@ -251,7 +251,7 @@ def test_closing_that_was_cancelled_and_opened_again(tmp_path: Path, opened: lis
 
 
 async def cancelled_at(coroutine: Coroutine[Any, Any, Any], place: int) -> bool:
-    """Run this and cancel it at its n-th wait. False if it has no more than that."""
+    """Run this and cancel it at its n-th wait. False if it has fewer waits."""
 
     @types.coroutine
     def drive() -> Generator[Any, Any, bool]:

@@ -1,4 +1,4 @@
-"""The generator of events: what tests and benchmarks rely on when they use it."""
+"""The event generator: the properties that tests and benchmarks rely on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jobs_backup.testing.events import events, main
 
 COUNT = 20_000
 
-# What an event of each kind has besides what all have.
+# The fields of each kind of event besides the common ones.
 OWN_FIELDS = {
     "track": {"event", "properties"},
     "page": {"name", "properties"},
@@ -106,7 +106,7 @@ def test_values_that_are_easy_to_spoil_are_in_it(lines: list[bytes], text: str) 
 
 
 def test_bytes_depend_on_the_seed_alone() -> None:
-    # The digest is the promise: other versions of Python, other machines and other hash seeds have to come to it too.
+    # The digest must be the same with other versions of Python, other machines and other hash seeds.
     digest = hashlib.sha256(b"\n".join(events(2000, seed=7))).hexdigest()
     assert digest == "5847e254ecc7c82458f62bb4b17ea9bed8feb3a6c45d40ca69a9337a13bd1c62"
     assert list(events(10, seed=7)) == list(islice(events(2000, seed=7), 10))

@@ -1,4 +1,4 @@
-"""What has run out is said by its name: inodes, space, open files, memory; by errors, `check`, and `status`."""
+"""Errors, `check` and `status` name the exhausted resource: inodes, space, open files, memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from jobs_backup.util.exhaustion import NO_INODES, explain, has_inodes
 
 @pytest.fixture
 def few_inodes(tmp_path: Path) -> Iterator[Path]:
-    """A file system on which 64 files can be made."""
+    """A file system with room for 64 files."""
     with small_file_system(tmp_path / "few", "size=512m,nr_inodes=64") as directory:
         yield directory
 
 
 def use_up(directory: Path) -> list[Path]:
-    """Make files until none can be made any more."""
+    """Create files until that fails."""
     made: list[Path] = []
     while True:
         try:
@@ -40,7 +40,7 @@ def use_up(directory: Path) -> list[Path]:
 def test_a_spool_without_inodes(tmp_path: Path, few_inodes: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_SPOOL_DIR=str(few_inodes / "spool"), **FAST_RETRY)
     used = use_up(few_inodes)
-    for _ in range(2):  # one that is not there yet, and one that is
+    for _ in range(2):  # one that is missing, and one that exists
         code, _, err = run("run", "--source-id", "web", env=env, stdin="{}\n")
         assert (code != 0, "no inodes are left on its file system: remove files there" in err) == (True, True), err
         code, out, _ = run("check", env=env)
@@ -69,7 +69,7 @@ def test_a_bucket_without_inodes(tmp_path: Path, few_inodes: Path) -> None:
 @pytest.mark.parametrize("limit", [8, 12, 16, 20, 24])
 @pytest.mark.parametrize("command", ["run in --source-id web", "archive --once", "status", "check", "replay --output out"])
 def test_too_few_open_files(tmp_path: Path, command: str, limit: int) -> None:
-    """It works, or says what has run out."""
+    """Either it works, or it names the exhausted resource."""
     env = {**os.environ, **file_environment(tmp_path, **FAST_RETRY)}
     (tmp_path / "in").write_text("{}\n")
     assert run("run", "--source-id", "web", env=env, stdin="{}\n")[0] == 0

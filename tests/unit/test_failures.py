@@ -1,4 +1,4 @@
-"""Delivery failures: one line each, with everything that is known, and keys that RudderStack's tools know."""
+"""Delivery failures: one line each with all known details, and keys that RudderStack's tools recognize."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AT = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
 
 
 class DeliveryError(Exception):
-    """As a store's client raises it."""
+    """An error as a store's client raises it."""
 
 
 def refused() -> DeliveryError:
@@ -47,7 +47,7 @@ def refused() -> DeliveryError:
 
 
 def test_a_real_exception_comes_back_from_the_bucket_as_one_line(store: Store, bucket: str, tmp_path: Path) -> None:
-    """On S3, with a payload that is nested, in unicode, and written as it has to stay."""
+    """On S3, with a nested Unicode payload whose format must not change."""
     payload = '{"messageId":"m1", "userId":"ü1", "n": 12345678901234567890, "deep": [[{"日本語": {"🪣": [1.10, null]}}]]}'
     environment = {**store.environment(bucket), **FAST_RETRY, "JOBS_BACKUP_SPOOL_DIR": str(tmp_path / "spool")}
     with Backup.from_env({**environment, "JOBS_BACKUP_PREFIX": "p", "INSTANCE_ID": "7"}) as backup:

@@ -1,4 +1,4 @@
-"""FILE on file systems that lack something, refuse or run out: says what it is and what helps, and `check` finds it beforehand."""
+"""FILE on file systems that lack features, refuse or fill up: it names the cause and the fix, and `check` finds them beforehand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LACKING = [errno.EOPNOTSUPP, errno.ENOSYS]
 
 @contextmanager
 def failing(call: str, number: int, when: Callable[..., bool] = lambda *_, **__: True) -> Iterator[None]:
-    """The system call gives this error, wherever `when` says so of its arguments."""
+    """Make the system call fail with this error where `when` accepts its arguments."""
     original = getattr(os, call)
 
     def refused(*arguments: Any, **options: Any) -> Any:
@@ -52,7 +52,7 @@ def is_directory(descriptor: int) -> bool:
 
 @pytest.fixture(params=[True, False], ids=["without a name", "with a name"])
 def store(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Drafts are files without a name, or, where the file system has none, with one."""
+    """Drafts have no name, or a name where the file system requires one."""
     if not request.param:
         monkeypatch.setattr(file_provider, "_NAMELESS", 0)
     (tmp_path / "bucket").mkdir()
@@ -98,7 +98,7 @@ def test_with_the_setting_none_are_needed(store: Any, tmp_path: Path, number: in
 
 
 def test_a_directory_that_refuses_links_is_no_file_system_without_them(store: Any) -> None:
-    """link(2) has one number for both: a directory that is immutable, say."""
+    """link(2) has one errno for two causes: an immutable directory, for example."""
     refuses = failing("link", errno.EPERM, lambda _, target, **__: ".jobs-backup" not in str(target))
     with refuses, pytest.raises(PermissionDenied) as caught:
         write(store)
@@ -192,7 +192,7 @@ def test_what_a_disk_says_has_a_hint(store: Any, number: int, expected: type[Sto
 
 @pytest.mark.parametrize("call", ["open", "replace", "link", "fsync"])
 def test_no_error_has_an_uploads_id(store: Any, call: str) -> None:
-    """An OSError has a path, and that has the id in it."""
+    """An OSError has a path, which contains the id."""
     upload = store.create_multipart("key")
     number = errno.EIO
     with failing(call, number, lambda *arguments, **_: call == "fsync" or upload.id in str(arguments)):
@@ -230,13 +230,13 @@ def test_one_object_that_cannot_be_written_does_not_hold_up_the_others(tmp_path:
     assert [event["payload"] for event in events(tmp_path)] == [{"n": 2}]
 
 
-# What is only said
+# Warnings only
 
 
 def test_upper_and_lower_case(store: Any, tmp_path: Path) -> None:
     write(store)
     assert store.warnings == []
-    (tmp_path / "bucket" / ".JOBS-BACKUP").mkdir()  # as a file system that does not tell them apart has it
+    (tmp_path / "bucket" / ".JOBS-BACKUP").mkdir()  # as on a case-insensitive file system
     (warning,) = store.warnings
     assert "ignores upper and lower case" in warning
 
@@ -257,7 +257,7 @@ def test_check_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_delete_is_not_tried_where_nothing_was_written(tmp_path: Path) -> None:
-    """Deleting what is not there succeeds, whoever asks for it."""
+    """Deleting a missing object succeeds for every caller."""
     with failing("open", errno.EROFS, _opening):
         report = report_of(file_environment(tmp_path))
     outcomes = {one.name: str(one.outcome) for one in report.rights}

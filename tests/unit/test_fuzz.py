@@ -1,4 +1,4 @@
-"""Arbitrary input: every event arrives once and byte for byte, everything else is a clear error, and nothing harms another event.
+"""Arbitrary input: every event arrives once and unchanged, everything else is a clear error, and nothing harms another event.
 
 `HYPOTHESIS_PROFILE=campaign pytest tests/unit/test_fuzz.py` tries some thousand examples of each instead of some dozen.
 """
@@ -50,12 +50,12 @@ from jobs_backup.store.providers import load_class
 
 pytestmark = [
     pytest.mark.timeout(300 if not CAMPAIGN else 6 * 3600),
-    pytest.mark.filterwarnings("ignore:Generating overly large repr"),  # of an example that fails: it is to be shown
+    pytest.mark.filterwarnings("ignore:Generating overly large repr"),  # a failing example must be shown in full
 ]
 
 
 def examples(count: int) -> settings:
-    """So many of them, and as many as the profile says in a campaign."""
+    """Run this many examples, or in a campaign as many as the profile says."""
     return settings(
         max_examples=settings.default.max_examples if CAMPAIGN and settings.default else count,
         deadline=None,
@@ -65,7 +65,7 @@ def examples(count: int) -> settings:
 
 @pytest.fixture(autouse=True)
 def _loggers_as_they_were() -> Iterator[None]:
-    """The command sets the levels of its loggers, for its process's whole life."""
+    """Reset the levels of our loggers, which the command sets in this process."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("jobs_backup")]
     before = {name: logging.getLogger(name).level for name in names}
     yield
@@ -90,7 +90,7 @@ def nested(depth: int, opening: bytes, closing: bytes) -> bytes:
 
 @st.composite
 def as_json(draw: st.DrawFn) -> bytes:
-    """An object as some encoder might write it, lone surrogates and all."""
+    """An object in the style of various encoders, with lone surrogates."""
     text = json.dumps(
         draw(dicts), ensure_ascii=draw(st.booleans()), separators=draw(st.sampled_from([(",", ":"), (" ,\r", "\t: ")]))
     )
@@ -111,7 +111,7 @@ written: Final = st.sampled_from(
         b"[" * 100_000, b'{"a":' * 100_000,
     ]
 )  # fmt: skip
-"""Lines that readers of JSON disagree about, or that break them."""
+"""Lines that JSON parsers disagree about, or that break them."""
 
 garbage = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b""))
 line = as_json() | written | garbage
@@ -131,7 +131,7 @@ def inputs(draw: st.DrawFn) -> bytes:
 
 
 def is_event(text: bytes) -> bool:
-    """Whether it is one JSON object in UTF-8, as Python's own reader sees it."""
+    """Whether it is one JSON object in UTF-8, according to Python's own reader."""
     try:
         value = json.loads(bare(text).decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -145,7 +145,7 @@ def _refuse(constant: str) -> None:
 
 @dataclass
 class Expected:
-    """What a run over an input has to leave, and how far it has come; a model of the reader that knows no blocks."""
+    """The expected result and position of a run over an input; a model of the reader without blocks."""
 
     events: list[bytes] = field(default_factory=list)
     rejects: list[bytes] = field(default_factory=list)
@@ -163,7 +163,7 @@ class Expected:
         if cut or not last or last.isspace():
             return
         if not is_gzip and not self.continued and not is_event(last) and not may_go_on(last, b"{"):
-            self.end = [last + b"\n"]  # rejected each time, until it is whole
+            self.end = [last + b"\n"]  # rejected each time, until it is complete
         if is_gzip or (is_event(last) and not self.continued):
             self._take(last)
             self.reached += len(last)
@@ -177,17 +177,17 @@ class Expected:
 
 
 def bare(text: bytes) -> bytes:
-    """A line without the zeros and the byte order mark that may stand before it."""
+    """A line without leading zeros and byte order mark."""
     return text.lstrip(b"\0").removeprefix(b"\xef\xbb\xbf")
 
 
 def stored(payload: bytes) -> bytes:
-    """As a payload stands in its line: nothing is changed but what would end the line, and what is around it."""
+    """A payload as written to its line: only line ends within it, and white space around it, change."""
     return bare(payload).strip(b" \t\r\n").replace(b"\r", b" ").replace(b"\n", b" ")
 
 
 def payload_of(one: bytes) -> bytes:
-    """The payload in a line, byte for byte. In a JSON string there is no quote without a backslash, so the ends are certain."""
+    """The payload in a line, byte for byte. In a JSON string every quote has a backslash, so the ends are certain."""
     return one[one.index(b',"payload":') + len(b',"payload":') : one.rindex(b',"createdAt":"')]
 
 
@@ -195,10 +195,10 @@ RUN = ["run", "--append-only"]
 
 
 def run_in_process(directory: Path, file: Path, *, code: int = 0) -> dict[str, Any]:
-    """`jobs-backup run FILE --json`; gives its summary. `code` is 0 also where lines were rejected.
+    """Run `jobs-backup run FILE --json`; return its summary. `code` is 0 even if lines were rejected.
 
-    Inputs of the same few lines, which prove nothing, are read on with --append-only. What looks like UTF-16 or a JSON array is
-    refused, and left to tests/commands/test_formats.py.
+    Inputs of the same few lines are ambiguous and need --append-only. Input that looks like UTF-16 or a JSON array is refused, and
+    tested in tests/commands/test_formats.py.
     """
     environment = file_environment(directory, JOBS_BACKUP_SPOOL_DURABILITY="process")
     with mock.patch.dict(os.environ, environment):
@@ -239,7 +239,7 @@ def test_every_event_of_an_input_arrives_and_every_other_line_is_put_aside(conte
 
 
 @given(inputs(), st.lists(st.floats(0, 1), min_size=1, max_size=4))
-@example(b'{"a":1}{"b":2}\n', [0.47])  # what follows an event that was its file's end is no event
+@example(b'{"a":1}{"b":2}\n', [0.47])  # bytes after an event that ended its file are not an event
 @examples(20)
 def test_a_file_that_grows_by_arbitrary_bytes_is_read_once(content: bytes, cuts: list[float]) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -278,7 +278,7 @@ def test_what_can_be_unpacked_of_a_gz_file_arrives(content: bytes, cut: float | 
 
 
 def unpack(packed: bytes) -> tuple[bytes, bool]:
-    """All that zlib makes of it, and whether the end is missing."""
+    """The output of zlib, and whether the end is missing."""
     unpacked = b""
     while packed:
         member = zlib.decompressobj(wbits=31)
@@ -306,14 +306,14 @@ def test_a_gz_file_of_arbitrary_bytes_is_a_problem_that_names_it(tail: bytes, be
         with mock.patch.dict(os.environ, environment):
             result = CliRunner().invoke(cli, ["run", str(file), "--source-id", "web"], catch_exceptions=False)
         assert result.exit_code in (0, 1, 3)
-        # Without gzip's first bytes it is text, whatever its name.
+        # Without gzip's magic bytes it is text, whatever its name.
         assert (str(file) in result.stderr) is (result.exit_code in (1, 3)) or "unfinished" in result.stderr
         assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
 def test_a_line_of_100_mb(tmp_path: Path) -> None:
-    """It arrives as it was, and so do those around it. Memory: a few copies of it, not many."""
+    """It arrives unchanged, and so do its neighbors. Memory: a few copies of it."""
     file = tmp_path / "in"
     noise = random.Random(7).randbytes(1 << 20).hex().encode()
     large = b'{"n":2,"noise":"' + noise * 50 + b'"}'
@@ -334,7 +334,7 @@ texts = st.text(max_size=30)
 
 @dataclass
 class Recorded:
-    """What was recorded in the course of one test, in order."""
+    """The events recorded during one test, in order."""
 
     backup: Backup
     lines: list[bytes | dict[str, Any]] = field(default_factory=list)
@@ -351,7 +351,7 @@ def test_recording_arbitrary_payloads_harms_no_other_event(tmp_path: Path) -> No
     payloads: st.SearchStrategy[Any] = (
         dicts | as_json() | written | st.binary(max_size=60) | st.text(max_size=60) | written.map(lambda one: one.decode("latin-1"))
         | st.binary(max_size=9).map(bytearray) | st.none() | st.integers() | st.lists(values, max_size=2)
-        | as_json().map(lambda data: memoryview(data))  # noqa: PLW0108 - mypy can't tell what kind of memoryview
+        | as_json().map(lambda data: memoryview(data))  # noqa: PLW0108 - mypy cannot infer the kind of memoryview
     )  # fmt: skip
     ids = st.none() | texts | st.sampled_from(["\ud800", "\0", "x" * 5000])
     environment = file_environment(tmp_path, JOBS_BACKUP_SPOOL_DURABILITY="process")
@@ -379,7 +379,7 @@ def test_recording_arbitrary_payloads_harms_no_other_event(tmp_path: Path) -> No
     found = _lines(content)
     assert len(found) == len(recorded.lines) > 100
     for one, wanted in zip(found, recorded.lines, strict=True):
-        # Python refuses to make ints of thousands of digits, and of others a float may be another number.
+        # Python refuses ints of thousands of digits, and floats may change.
         event = json.loads(one, parse_int=lambda digits: int(digits) if len(digits) < 100 else float(digits))
         assert list(event) == ["userId", "payload", "createdAt", "messageId"]
         assert isinstance(event["userId"], str)
@@ -389,7 +389,7 @@ def test_recording_arbitrary_payloads_harms_no_other_event(tmp_path: Path) -> No
 
 
 def test_a_payload_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The database would refuse it, and with it all that share its commit."""
+    """The database would refuse it, and every event in the same commit."""
     monkeypatch.setattr(encoding, "MAX_PAYLOAD", 1 << 20)
     with Backup.from_env(file_environment(tmp_path)) as backup:
         backup.record(b'{"a":"' + b"x" * ((1 << 20) - 8) + b'"}', source_id="web")
@@ -399,7 +399,7 @@ def test_a_payload_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_largest_line_fits_into_the_database() -> None:
-    """At worst nearly all of a payload is an id, of characters that are two in the string that it becomes."""
+    """In the worst case nearly all of a payload is an id, of characters that double in its string."""
     at = encoding.timestamp(0)
     payload = b'{"userId":[' + b'"",' * 300_000 + b'""]}'
     assert len(encoding.raw_line(payload, at)) / len(payload) * encoding.MAX_PAYLOAD < 999_000_000
@@ -462,7 +462,7 @@ def test_any_id_makes_a_key_of_its_own_that_a_directory_takes(streams: list[tupl
 @example(("s", "x" * 2000 + "a"), ("s", "x" * 2000 + "b"), Kind.FAILED)
 @examples(80)
 def test_streams_that_differ_have_keys_that_differ(one: tuple[str, str], other: tuple[str, str], kind: Kind) -> None:
-    """Even without the uuid, but for the failures of two sources, whose keys do not name the source."""
+    """Even without the uuid, except for failures of two sources: their keys do not name the source."""
 
     def key(source: str, workspace: str) -> str:
         return object_key(
@@ -544,7 +544,7 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_words(name: str) -> Non
 @given(st.sampled_from(["5m", "1.5h", "64MiB", "2GB"]) | odd_texts)
 @examples(100)
 def test_a_duration_or_size_that_is_taken_can_be_used(text: str) -> None:
-    """By the system's timers and 64-bit numbers."""
+    """Limited by the system's timers and 64-bit numbers."""
     environment = {**GOOD["CORE"], "JOBS_BACKUP_RETRY_MAX_WAIT": text, "JOBS_BACKUP_PART_SIZE": text}
     for one, limit in (("JOBS_BACKUP_RETRY_MAX_WAIT", TIMEOUT_MAX), ("JOBS_BACKUP_PART_SIZE", 2**63 - 1)):
         try:

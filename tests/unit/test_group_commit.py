@@ -1,4 +1,4 @@
-"""Group commit: who commits for whom, who waits how long, and what happens to those that are interrupted."""
+"""Group commit: which thread commits for which, how long threads wait, and what an interrupt does to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs_backup.spool.group_commit import GroupCommit
 
 
 class Disk:
-    """Commits, as slowly as it is told to. `groups` is what was committed together."""
+    """Commits, as slowly as configured. `groups` lists the items of each commit."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.groups: list[list[int]] = []
@@ -54,7 +54,7 @@ def wait_for(turns: GroupCommit[int], waiting: int) -> None:
 
 
 def start(turns: GroupCommit[int], *items: int, errors: list[BaseException] | None = None) -> list[threading.Thread]:
-    """A thread for each item, one after another."""
+    """Start a thread for each item, one after another."""
 
     def work(item: int) -> None:
         try:
@@ -174,13 +174,13 @@ def test_a_call_within_a_call_is_refused_at_once(turns: GroupCommit[int], disk: 
 
 @pytest.mark.parametrize("line", range(60))
 def test_who_is_interrupted_while_it_hands_over_keeps_nobody_waiting(turns: GroupCommit[int], disk: Disk, line: int) -> None:
-    """At each of the lines from the end of a commit on, as Ctrl-C does."""
+    """At each line from the end of a commit on, as Ctrl-C does."""
     disk.go_on.clear()
     errors: list[BaseException] = []
     left = [line]
 
     def interrupt(frame: FrameType, event: str, argument: object) -> Any:
-        # Not where a lock is given back: no signal is looked at between the end of a block and that.
+        # Not where a lock is released: Python handles no signal between the end of a block and that.
         is_with = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with ")
         if event == "line" and not is_with and frame.f_code.co_name in ("_hand_over", "_call_next", "_join", "_call"):
             left[0] -= 1
@@ -216,14 +216,14 @@ def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: GroupComm
     threads = start(turns, 0, errors=errors)
     disk.begun.wait()
     threads += start(turns, 1, 2, 3, errors=errors)
-    # As a signal would end its wait: the lock's `acquire` raises in that thread.
+    # Interrupt its wait as a signal would: the lock's `acquire` raises in that thread.
     waiter = turns._waiting[place]
     turns._hand_over(waiter)
     disk.go_on.set()
     rest = [thread for index, thread in enumerate(threads) if index != place + 1]
     join(rest)
     assert disk.groups == [[0], [item for item in (1, 2, 3) if item != place + 1]]
-    waiter.called.release()  # lets that thread end
+    waiter.called.release()  # ends that thread
     join(threads)
     turns.commit(4)
     assert disk.groups[-1] == [4]
@@ -231,7 +231,7 @@ def test_who_is_interrupted_while_it_waits_keeps_nobody_waiting(turns: GroupComm
 
 
 def test_where_commits_take_long_all_threads_share_them() -> None:
-    """Without a short wait they would be two groups, half of them each: whoever was just committed misses the next."""
+    """Without a short wait they would form two groups of half of them: threads that just committed miss the next group."""
     disk = Disk(0.02)
     turns = GroupCommit(disk.commit)
 
@@ -255,4 +255,4 @@ def test_a_single_thread_never_waits_for_others() -> None:
         patch.setattr("jobs_backup.spool.group_commit.time.sleep", slept.append)
         for item in range(5):
             turns.commit(item)
-    assert slept == [0.01] * 5  # the disk's own
+    assert slept == [0.01] * 5  # the disk's own time

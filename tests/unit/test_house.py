@@ -1,4 +1,4 @@
-"""Who imports whom: as docs/architecture.md says."""
+"""Import rules between modules, as in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of core that a module imports, wherever in it, unless for types alone."""
+    """The modules of core that a module imports at any place, except for types only."""
     tree = ast.parse(path.read_text())
     for_types = {
         id(node)
@@ -51,7 +51,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def room_of(module: str) -> str:
-    """Its folder; a module of the root is a room of its own. An engine belongs to its spool."""
+    """The module's folder; a module of the root is its own folder. An engine belongs to its spool."""
     parts = module.split(".")[1:]
     if MODULES[module].name != "__init__.py":
         parts = parts[:-1]
@@ -111,7 +111,7 @@ def test_a_plugin_imports_what_is_public(path: Path) -> None:
 
 
 def test_modules_that_comments_and_the_fault_sweep_name_are_there() -> None:
-    """A module that was renamed leaves its name in texts, and in what the sweep looks for, which then finds nothing."""
+    """Renaming a module leaves its old name in comments, and in the sweep's searches, which would then find nothing."""
     there = {path.name for path in [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]}
     texts = [*MODULES.values(), *(ROOT / "tests/support/faults").glob("*.py")]
     named = {(path.name, name) for path in texts for name in re.findall(r"(?<![\w.-])([a-z_]+\.py)\b", path.read_text())}

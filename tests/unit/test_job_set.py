@@ -1,4 +1,4 @@
-"""Sets of job ids against Python's own."""
+"""Compare sets of job ids with Python's own."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_ids_are_kept_as_gives_them_back(ids: list[int]) -> None:
 
 
 def test_a_run_ends_where_the_epoch_does() -> None:
-    """Else an id would come out as one of another process."""
+    """Otherwise an id would come out as another process's."""
     jobs = Jobs()
     jobs.add_run(LARGEST_LOCAL, 1)
     jobs.add_run(LARGEST_LOCAL + 2, 2)

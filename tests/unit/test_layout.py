@@ -1,4 +1,4 @@
-"""Keys: what RudderStack's tools expect, and that no id leaves its place."""
+"""Keys: the layout that RudderStack's tools expect, and ids that cannot escape their part of the key."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_prefix_that_leaves_its_place_is_refused(prefix: str) -> None:
         clean_prefix(prefix)
 
 
-# What looks like other parts of a key.
+# Ids that look like other parts of a key.
 PARTS: Final = [
     "1-2",
     UUID,
@@ -182,7 +182,7 @@ def test_what_a_key_was_made_of_is_parsed_back(
     uuid: uuids.UUID,
     suffix: str,
 ) -> None:
-    """Every time that `record()` takes, before 1970 too, and every id: what is written is what `replay --list` finds."""
+    """For every valid time of `record()`, including before 1970, and every id: `replay --list` finds what was written."""
     made = object_key(
         prefix=prefix,
         instance_id=instance_id,
@@ -212,7 +212,7 @@ def test_what_a_key_was_made_of_is_parsed_back(
 
 @given(st.lists(st.tuples(st.sampled_from([*Kind]), st.text(), st.text(), st.text()), min_size=2, max_size=4), prefixes)
 def test_no_key_is_the_directory_of_another(batches: list[tuple[Kind, str, str, str]], prefix: str) -> None:
-    """A store of files and directories can have all keys of a prefix, whatever sources, workspaces and instances are called."""
+    """A store of files and directories can hold all keys of a prefix, whatever the names of sources, workspaces and instances."""
     made = [
         object_key(
             prefix=prefix, instance_id=instance, stream=Stream(kind, workspace, source), first_at=0, last_at=0, first_job=1,
@@ -227,7 +227,7 @@ def test_no_key_is_the_directory_of_another(batches: list[tuple[Kind, str, str, 
 @example(f"a/gw/2026-11-24/9/1/{'9' * 20}_1_ws_{UUID}.json.gz", "")
 @example(f"rudder-proc-err-logs/11-24-2026/1.1.{'9' * 19}-1.{UUID}.json.gz", "")
 def test_any_key_may_be_in_the_bucket(name: str, prefix: str) -> None:
-    """Its numbers fit into the database in which `replay` sorts them, or it is not an event's object."""
+    """Its numbers fit into the database in which `replay` sorts them; otherwise it is not an event's object."""
     parsed = parse_key(name, prefix)
     if parsed is not None:
         numbers = (parsed.first * 1_000_000, (parsed.last or 0) * 1_000_000, parsed.first_job or 0, parsed.last_job or 0)

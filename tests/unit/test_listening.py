@@ -1,4 +1,4 @@
-"""Where `serve` and the monitoring port listen: the same with IPv4, IPv6, both, and a machine that lacks one of them."""
+"""Addresses of `serve` and the monitoring port: the same with IPv4, IPv6, both, and a machine that lacks one of them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_port_that_is_taken_for_one_family_is_not_taken_for_the_other() -> Non
         with pytest.raises(OSError, match="in use"):
             listen("localhost", port)
         with socket.create_server((V4, port)):
-            pass  # it was given back
+            pass  # released again
 
 
 @needs_ipv6
@@ -124,7 +124,7 @@ def test_an_address_is_shown_as_in_a_url(host: str, shown: str) -> None:
         assert url("http", host, listener) == f"http://{shown}:{listener.getsockname()[1]}"
 
 
-# Kernels without IPv6. The first is a container's, by sysctl; the second is that of `ipv6.disable=1`, where no socket can be made.
+# Kernels without IPv6: the first as in a container (by sysctl), the second with `ipv6.disable=1`, which allows no IPv6 sockets.
 
 _PROGRAM: Final = """
 import http.client, re, subprocess, sys

@@ -1,4 +1,4 @@
-"""Lists of stores that are odd: a wrong size, a page that does not go on, an order that is none. At a scripted HTTP server."""
+"""Faulty lists of stores: a wrong size, a page that never advances, keys out of order. Served by a scripted HTTP server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy
 
 
 class Entry(NamedTuple):
-    """One object of a list. `size` is in the store's own form, None for none."""
+    """One object of a list. `size` is in the store's own form; None omits it."""
 
     key: str
     size: str | None = "5"
@@ -65,7 +65,7 @@ def store(name: str, url: str) -> ObjectStore:
 
 
 def listed(to: ObjectStore) -> list[str]:
-    """All keys, as replay asks for them."""
+    """All keys, as replay requests them."""
     keys: list[str] = []
     token: str | None = ""
     while token is not None:
@@ -104,7 +104,7 @@ def test_a_list_without_an_end_is_an_error(name: str) -> None:
 
 @every_store
 def test_pages_that_end_where_they_began_are_an_error(name: str) -> None:
-    """One key, over and over, and a marker that is another one each time."""
+    """One key over and over, with a different marker each time."""
     with FaultProxy() as server:
         server.fail(lambda _: LISTS[name]([Entry("a")], f"marker{len(server.requests)}"), times=ALWAYS)
         with pytest.raises(StorageError):

@@ -1,4 +1,4 @@
-"""JOBS_BACKUP_LOG_FORMAT=json: every line on standard error is a JSON object, with names of fields that stay."""
+"""JOBS_BACKUP_LOG_FORMAT=json: every line on standard error is a JSON object with stable field names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TYPES: dict[str, Any] = {"events": int, "bytes": int, "attempt": int, "wait_seco
 
 
 def parsed(stderr: str) -> list[dict[str, Any]]:
-    """Every line; each has the fields that it must have, and no others than there are."""
+    """Parse every line; check that each has all required fields, and only documented ones."""
     found: list[dict[str, Any]] = [json.loads(line) for line in stderr.splitlines()]
     for line in found:
         assert list(line)[:4] == ["time", "level", "logger", "message"]
@@ -57,7 +57,7 @@ def test_a_store_that_fails_and_sigterm(tmp_path: Path) -> None:
     with Backup.from_env(environment, archive=False) as backup:
         backup.record({"secret": "our-payload"}, source_id="web")
     bucket = tmp_path / "bucket"
-    (bucket / "web").touch()  # where a directory has to be: a failure that may pass, so that it is tried again
+    (bucket / "web").touch()  # where a directory must be: a failure that may pass and is retried
     with start("archive", "-v", env=environment) as process:
         assert process.stderr is not None
         lines = []
@@ -175,7 +175,7 @@ def test_text_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_log_calls_of_the_library_have_only_known_fields(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever an application does with them."""
+    """Whatever an application does with our log records."""
     caplog.set_level(logging.DEBUG, "jobs_backup")
     with Backup.from_env(file_environment(tmp_path, **FAST_RETRY)) as backup:
         backup.delivered(backup.record({}, source_id="web"))
@@ -202,7 +202,7 @@ def test_the_document_has_every_field() -> None:
 
 
 class Fails(logging.Handler):
-    """A handler, or a filter of one, that fails as on a full disk."""
+    """A handler, or its filter, that fails as on a full disk."""
 
     def __init__(self, *, as_filter: bool) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class Fails(logging.Handler):
 
 @pytest.mark.parametrize("as_filter", [True, False])
 def test_a_handler_that_fails_stops_nothing(as_filter: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of an application: what it does with log lines is not on the way of events."""
+    """An application's log handling must not hold up events."""
     logger, handler = logging.getLogger("jobs_backup"), Fails(as_filter=as_filter)
     level = logger.level
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Metrics: what a process counts, what is in the spool, and what was done to it by whatever process."""
+"""Metrics: counts of this process, the contents of the spool, and what any process did to it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def totals(directory: Path) -> dict[tuple[str, str], tuple[int, int, int, int]]:
-    """(kind, state) -> batches, events, bytes of lines, size; those that are not 0."""
+    """(kind, state) -> batches, events, bytes of lines, size; only nonzero ones."""
     with sqlite3.connect(directory / "catalog.db") as connection:
         rows = [
             Total(*row) for row in connection.execute("SELECT kind, state, batches, events, raw_bytes, size, stored_at FROM totals")
@@ -215,7 +215,7 @@ class TestOfTheSpool:
                 (blobs,) = (tmp_path / "spool/blobs").glob("*.db")
                 with sqlite3.connect(blobs, isolation_level=None) as other:
                     other.execute("BEGIN IMMEDIATE")
-                    found = scrape(backup)  # with a lock that is held, it would be counted as an error
+                    found = scrape(backup)  # if it held a lock, it would be counted as an error
                     other.execute("ROLLBACK")
                 other.close()
                 writer.execute("ROLLBACK")
@@ -257,7 +257,7 @@ class TestOfTheSpool:
 
     @pytest.mark.slow
     def test_ten_thousand_open_batches_are_scraped(self, tmp_path: Path) -> None:
-        """Measured: 0.12 s; and the spool is read at most so often that it takes a tenth of the time."""
+        """Measured: 0.12 s. The spool is read at most often enough to use a tenth of the time."""
         with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
             backup.record_many(Event(payload=b"{}", source_id=f"s{number}") for number in range(10_000))
             found = scrape(backup)
@@ -387,7 +387,7 @@ class TestTotals:
         spool.close()
 
     def test_a_later_version_keeps_them(self, tmp_path: Path) -> None:
-        """What the next upgrade will do: tables, indexes and triggers are made anew, and the counts stay."""
+        """Like the next upgrade: tables, indexes and triggers are created again, and the counts stay."""
         spool = open_spool(tmp_path)
         record(spool, [b"{}\n"])
         spool.seal()
@@ -489,7 +489,7 @@ class TestFile:
 
 
 def soon(is_so: Callable[[], bool]) -> bool:
-    """Waits for it, as long as a machine with much else to do may need."""
+    """Wait for it as long as a busy machine may need."""
     deadline = time.monotonic() + 120
     while not (found := is_so()) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -510,7 +510,7 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_rejected_lines_are_counted_and_their_files_told(tmp_path: Path) -> None:
-    """By the process that reads them; and by every process on the spool, until somebody removes the file."""
+    """By the process that reads them, and by every process on the spool until the file is removed."""
     env = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / "run.prom"))
     assert run("run", "--source-id", "web", env=env, stdin="no\n{}\nno\n")[0] == 3
     assert "\njobs_backup_rejected_lines_total 2.0\n" in (tmp_path / "run.prom").read_text()

@@ -1,4 +1,4 @@
-"""Uploads in parts that can't go on: another one is begun where that helps, and the old one does not stay."""
+"""Multipart uploads that cannot continue: a new one is started where that helps, and the old one is aborted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def uploads(directory: Path) -> list[str]:
 
 
 def record(env: dict[str, str]) -> None:
-    """An object of 600 KB, sent or not."""
+    """An object of 600 KB, uploaded or not."""
     with Backup.from_env(env) as backup:
         backup.record({"n": os.urandom(300_000).hex()}, source_id="web")
         with pytest.raises(JobsBackupError):
@@ -48,7 +48,7 @@ def record(env: dict[str, str]) -> None:
 
 
 def send(env: dict[str, str]) -> bool:
-    """All that waits, and what is to be aborted."""
+    """Everything that waits, and the uploads to abort."""
     with Backup.from_env(env) as backup:
         drained = archiver_of(backup).drain(120)
         return drained and aborted(backup)
@@ -149,7 +149,7 @@ def test_where_it_does_not_the_part_is_sent_again(tmp_path: Path, monkeypatch: p
 
 
 def once(env: dict[str, str]) -> JobsBackupError | None:
-    """What `jobs-backup archive --once` does: a new process each time, which tries what waits."""
+    """Like `jobs-backup archive --once`: a new process each time, which tries all pending batches."""
     with Backup.from_env(env) as backup:
         assert archiver_of(backup).drain(20)
         return archiver_of(backup).failure

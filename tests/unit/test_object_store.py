@@ -1,4 +1,4 @@
-"""The ObjectStore: every hook goes through one door, which retries, counts, and takes nothing but a receipt for success."""
+"""ObjectStore: every hook call is retried and counted in one place, and only a receipt counts as success."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ POLICY = RetryPolicy(attempts=4, deadline=1000.0)
 
 
 class Scripted:
-    """A provider whose hooks do what the test says: raise what is an exception, return anything else."""
+    """A provider whose hooks follow the test: they raise exceptions, and return anything else."""
 
     API_VERSION: ClassVar = 1
     location = "scripted://bucket"

@@ -1,4 +1,4 @@
-"""jobs-backup-opentelemetry: a span for each attempt at each hook, which tells what was tried, and nothing that is secret."""
+"""jobs-backup-opentelemetry: a span for each attempt at each hook, with its details and without secrets."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ RECEIPTS: dict[str, object] = {
 
 
 class Scripted:
-    """A provider, and core's side, whose hooks return their receipts after they have raised what they were told to."""
+    """A provider and core's side. Each hook raises the scripted errors first, then returns its receipt."""
 
     API_VERSION: ClassVar = 1
     location = "scripted://bucket"
@@ -118,7 +118,7 @@ class Scripted:
         return cast(Page, self._do("list"))
 
     @hookimpl
-    def policy(self, format: str) -> Policy:  # noqa: A002 - the hook's
+    def policy(self, format: str) -> Policy:  # noqa: A002 - the hook's name for it
         return cast(Policy, self._do("policy"))
 
 
@@ -182,7 +182,7 @@ def sdk(exporter: InMemorySpanExporter) -> TracerProvider:
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """Where spans go; other tests of this process see nothing of it."""
+    """Collect spans; other tests of this process do not see them."""
     made = InMemorySpanExporter()
     provider = sdk(made)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)

@@ -1,4 +1,4 @@
-"""Finding and loading the chosen provider, with real distributions on `sys.path`; what is wrong with one names it."""
+"""Finding and loading the chosen provider, with real distributions on `sys.path`; errors name the faulty one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ MULTIPART = [
 
 
 def source(*methods: str) -> str:
-    """A module with a provider that has these methods."""
+    """The source of a module with a provider that has these methods."""
     return HEAD + "".join(indent(dedent(method), "    ") + "\n" for method in methods)
 
 
@@ -70,7 +70,7 @@ def refusal(name: str = "ACME", **environment: str) -> ProviderNotFound:
     return caught.value
 
 
-# The good way
+# Valid providers
 
 
 @pytest.mark.parametrize("name", ["ACME", "acme", "Acme"])
@@ -168,7 +168,7 @@ def test_a_class_tells_its_settings(install: Install) -> None:
         assert plugins.settings_of(class_) is expected
 
 
-# Not there
+# Missing
 
 
 def test_an_unknown_provider_tells_what_is_installed(install: Install) -> None:
@@ -196,7 +196,7 @@ def test_a_well_known_provider_tells_what_to_install(name: str, package: str, mo
     error = refusal(name)
     assert error.message == f"provider {name!r} is not installed (installed: none)"
     (directory,) = (path.parent for path in ROOT.glob("*/*/pyproject.toml") if f'name = "{package}"' in path.read_text())
-    # Nothing is published: the name alone could be anybody's.
+    # Nothing is published: anybody could have registered the name.
     assert error.hint == f"pip install ./{directory.relative_to(ROOT)}, in a clone of jobs-backup (until {package} is published)"
 
 
@@ -350,7 +350,7 @@ def test_a_distribution_without_metadata_has_no_name(install: Install, tmp_path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\n")
     importlib.invalidate_caches()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that there will be a KeyError one day
+        warnings.simplefilter("ignore", DeprecationWarning)  # that it will be a KeyError one day
         assert "provider ACME (an unknown distribution ?" in refusal().message
 
 

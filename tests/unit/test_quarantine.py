@@ -1,4 +1,4 @@
-"""Damage: what can't be read is set aside with a report; everything else is sent, and nothing twice."""
+"""Damage: unreadable data is quarantined with a report; everything else is uploaded, and nothing twice."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
 def rot(spool: SqliteSpool, job: int) -> None:
-    """What a disk does to the bytes of one chunk."""
+    """Damage the bytes of one chunk as a disk would."""
     with tampering(spool._writer._blobs._database) as connection:
         changed = connection.execute("UPDATE chunks SET data=zeroblob(length(data)) WHERE job=?", (local(job),))
         assert changed.rowcount == 1
 
 
 def rot_all(path: Path) -> None:
-    """What a disk does to a whole file."""
+    """Damage a whole file as a disk would."""
     data = path.read_bytes()
     path.write_bytes(data[:100] + bytes(len(data) - 100))
 
@@ -210,7 +210,7 @@ def test_a_file_that_is_damaged_as_a_whole_is_kept_and_stops_nothing(tmp_path: P
 
 
 def test_what_is_set_aside_outlives_the_catalog_and_is_never_overwritten(tmp_path: Path) -> None:
-    """A catalog that is made anew counts from one again, and so do the names of what is set aside."""
+    """A new catalog counts from one again, and so do the names of quarantined files."""
     for round_ in (1, 2, 3):
         dead = open_spool(tmp_path)
         ((job, _),) = record(dead, [b"%d\n" % round_])

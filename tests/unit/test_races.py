@@ -1,4 +1,4 @@
-"""What several processes do to a spool at the same moment, each step of the one put exactly between two of the other."""
+"""Races between processes on a spool: each step of one is run exactly between two steps of another."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rot(of: SqliteSpool, job: int) -> None:
 
 @pytest.fixture
 def clock(tmp_path: Path) -> Mapping[str, str]:
-    """Variables for a command whose clock is wrong by CLOCK seconds."""
+    """Variables for a command whose clock is off by CLOCK seconds."""
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(
         "import os, time\n"
@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_one_without_a_position(
     die(dead)
     of = open_spool(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays so, and nothing more can be opened
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # open files stay open, and no more can be opened
     try:
         with pytest.raises(SpoolError):
             of.position("in")
@@ -83,7 +83,7 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_one_without_a_position(
 
 def test_who_removes_left_locks_never_keeps_that_of_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other, of = open_spool(tmp_path), open_spool(tmp_path)
-    (tmp_path / "locks" / "input-file.lock").touch()  # left by who was killed
+    (tmp_path / "locks" / "input-file.lock").touch()  # left by a killed process
     sessions, granted = of._catalog.sessions, list[bool]()
 
     def asked() -> list[str]:
@@ -279,7 +279,7 @@ def test_an_interrupt_right_behind_the_change_of_files(tmp_path: Path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             of.seal()
     monkeypatch.setattr(writer, "_IDLE_FILE_BYTES", 1 << 30)
-    of.stored(claim(of))  # by another thread, and the file that was left goes
+    of.stored(claim(of))  # by another thread, and the file left over is deleted
     assert {path.name for path in (tmp_path / "blobs").glob("*.db")} == {f"{of.session}-1.db"}
     record(of, [b"2\n"])
     of.seal()

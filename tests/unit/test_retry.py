@@ -1,4 +1,4 @@
-"""Retries: how often, how long, when not, and what is told about it."""
+"""Retries: how often, how long, when not, and what they report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POLICY = RetryPolicy(attempts=4, initial_backoff=1.0, max_wait=8.0, deadline=100
 
 
 def failing(*errors: Exception) -> Callable[[], str]:
-    """A function that raises these, one a call, and then succeeds."""
+    """A function that raises these errors, one per call, and then succeeds."""
     left = list(errors)
 
     def function() -> str:
@@ -47,7 +47,7 @@ def always(error: Callable[[], Exception]) -> Callable[[], str]:
 
 
 class Calls:
-    """A Retry that does not wait but remembers how long it would have waited, and what it was told of each attempt."""
+    """A Retry that does not sleep. It records its delays, and the report of each attempt."""
 
     def __init__(self, policy: RetryPolicy = POLICY, *, stop: threading.Event | None = None, seed: int = 1) -> None:
         self.waits: list[float] = []
@@ -152,7 +152,7 @@ def test_waits_are_full_jitter_below_a_bound_that_doubles() -> None:
         for waits, wait in zip(seen, calls.waits, strict=True):
             waits.append(wait)
     for waits, bound in zip(seen, bounds, strict=True):
-        # The whole range is used, and evenly: full jitter, not a band around the bound.
+        # Full jitter: uses the whole range evenly, not a band around the bound.
         assert 0 <= min(waits) < bound * 0.05
         assert bound * 0.95 < max(waits) <= bound
         assert bound * 0.4 < sum(waits) / len(waits) < bound * 0.6
@@ -270,7 +270,7 @@ def test_a_call_within_a_call_keeps_a_count_of_its_own() -> None:
     assert inner == [4, 4, 4]
 
 
-# What is told
+# Reports
 
 
 def test_each_failed_attempt_is_logged_with_what_when_and_why(caplog: pytest.LogCaptureFixture) -> None:

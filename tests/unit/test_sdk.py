@@ -1,4 +1,4 @@
-"""What providers have for their SDKs: one client for each process, deletes one by one, and no secrets in logs."""
+"""Helpers for providers' SDKs: one client per process, single deletes, and no secrets in logs."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_secrets_in_urls_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("letters", ["a", "a ", "no a", "arn:aws:", "no policy", "-", "@", "A"])
 def test_a_refusal_of_any_length_is_looked_at_in_linear_time(letters: str) -> None:
-    """Anybody may answer, and patterns that go back and forth over a megabyte would hold the interpreter for hours."""
+    """Any server may answer, and backtracking patterns over a megabyte would hold the GIL for hours."""
     text = letters * (1 << 20)
     assert forbidden("refused", text, text, action="s3:PutObject", resource="bucket").hint
     assert isinstance(moved("moved", text, "ENDPOINT"), ConfigurationError)

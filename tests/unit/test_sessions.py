@@ -1,4 +1,4 @@
-"""Sessions that others end while their process is alive, since its lock file was removed; forked, killed and failing meanwhile."""
+"""Sessions that others end while their process is alive, because its lock file was removed; with forks, kills and failures."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def remove_lock(spool: SqliteSpool) -> None:
 
 
 def fork() -> None:
-    """A child that ends at once. All connections of this process are closed before."""
+    """Run a child that ends at once. All connections of this process are closed before."""
     if (pid := os.fork()) == 0:
         os._exit(0)
     os.waitpid(pid, 0)
 
 
 def in_child(work: Callable[[], object]) -> None:
-    """What a process does that is killed at the end of it."""
+    """Run this in a process that is killed at the end."""
     if (pid := os.fork()) == 0:
         work()
         os._exit(0)
@@ -43,7 +43,7 @@ def in_child(work: Callable[[], object]) -> None:
 
 
 def send_all(spool: SqliteSpool) -> list[bytes]:
-    """The lines of all batches, which count as stored after that."""
+    """The lines of all batches, which count as uploaded after that."""
     found: list[bytes] = []
     while (claimed := spool.claim()) is not None:
         found += gzip.decompress(content(spool, claimed.batch)).splitlines(keepends=True)
@@ -201,7 +201,7 @@ def remove_blobs(spool: SqliteSpool) -> None:
 def test_a_fault_while_a_removed_file_is_restored_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
-    """One call fails, once; what it would have put back is still there for the next attempt."""
+    """One call fails once; its data is still there for the next attempt."""
     spool = open_spool(tmp_path)
     record(spool, [b"1\n"])
     remove_blobs(spool)
@@ -261,7 +261,7 @@ def test_a_file_that_is_removed_before_a_fork_is_restored_after_it(tmp_path: Pat
 
 
 def test_a_log_that_is_removed_before_a_fork_costs_nobody_anything(tmp_path: Path) -> None:
-    """The file keeps its name then: a child, which has inherited the connection, works beside it all the same."""
+    """The file keeps its name: a child that inherited the connection works beside it anyway."""
     spool = open_spool(tmp_path)
     record(spool, [b"1\n"])
     (tmp_path / "blobs" / f"{spool.session}.db-wal").unlink()
@@ -303,7 +303,7 @@ def test_a_lock_that_another_process_keeps_is_named(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", ["blobs", "locks", "quarantine", "rejects"])
 def test_a_directory_of_the_spool_is_removed_while_it_is_used(tmp_path: Path, name: str) -> None:
-    """It is not ready until the next call has made the directory again."""
+    """It is not ready until the next call has recreated the directory."""
     spool = open_spool(tmp_path)
     record(spool, [b"1\n"])
     shutil.rmtree(tmp_path / name)
@@ -345,7 +345,7 @@ def test_what_a_renewed_session_has_open_counts_for_others(tmp_path: Path) -> No
 
     fill(first, 30)
     second = open_spool(tmp_path, limits=limits, room=room)
-    with pytest.raises(SpoolFull):  # alone it would have room for as many
+    with pytest.raises(SpoolFull):  # alone it would have room for this many
         fill(second, 60)
 
 

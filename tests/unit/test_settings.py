@@ -1,4 +1,4 @@
-"""Settings: what the environment says becomes a frozen Struct, or one error that names everything wrong with it."""
+"""Settings: the environment becomes a frozen Struct, or a single error that names everything wrong with it."""
 
 from __future__ import annotations
 
@@ -356,7 +356,7 @@ def test_a_secret_that_is_wrong_itself_is_not_shown(monkeypatch: pytest.MonkeyPa
     assert str(caught.value) == "EX_KEY: expected a JSON document"
 
 
-# Where the spool is
+# Location of the spool
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch: pytest
     assert "JOBS_BACKUP_SPOOL_DIR" in caught.value.hint
 
 
-# Names that nobody knows
+# Unknown names
 
 
 def report(*names: str) -> list[str]:
@@ -465,7 +465,7 @@ def test_names_without_our_prefix_are_reported_if_they_are_nearly_a_setting(name
     assert lines == ([f"{name} is not a setting: did you mean {near}?"] if near else [])
 
 
-# What was hardly meant
+# Probable mistakes
 
 
 @pytest.fixture

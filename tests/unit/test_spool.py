@@ -1,4 +1,4 @@
-"""The spool: what is sealed is frozen, dead processes are replaced, damage is found."""
+"""The spool: sealed batches are frozen, dead processes are replaced, and damage is found."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_what_a_dead_process_recorded_is_sealed_by_another(tmp_path: Path) -> No
 
 
 def test_adopting_again_after_a_crash_between_the_files_changes_nothing(tmp_path: Path) -> None:
-    """The adopter dies after it has fixed the bytes, and before the catalog knows."""
+    """The adopter dies after it has fixed the bytes, and before it updates the catalog."""
     dead = open_spool(tmp_path)
     record(dead, [b'{"a":%d}\n' % number for number in range(10)])
     die(dead)
@@ -148,7 +148,7 @@ def test_a_busy_recorder_does_not_keep_sealing_waiting(tmp_path: Path) -> None:
         thread.start()
     time.sleep(0.2)
     for _ in range(5):
-        spool.seal()  # starved, it would never return
+        spool.seal()  # without fairness, it would never return
     stop.set()
     for thread in threads:
         thread.join()
@@ -255,7 +255,7 @@ def test_no_statement_looks_at_all_batches_there_ever_were(tmp_path: Path) -> No
     for statement in asked:
         if "batches" in statement and not statement.startswith("INSERT"):
             plan = [row[3] for row in rows(database, f"EXPLAIN QUERY PLAN {statement}")]
-            # Partial indexes hold what is on its way only; they may be read from end to end.
+            # Partial indexes hold only pending rows; a full scan of them is fine.
             assert not [step for step in plan if step in ("SCAN batches", "SCAN b")], (statement, plan)
     spool.close()
 
@@ -357,7 +357,7 @@ def test_batch_numbers_are_never_used_again(tmp_path: Path) -> None:
 
 
 def spool_of_version(version: int, directory: Path) -> Path:
-    """Lay out a spool as that version of the format has left it, killed. Returns its blob file."""
+    """Create a spool as a killed process of that format version left it. Returns its blob file."""
     earlier = TESTS / "data" / f"spool-v{version}"
     (directory / "blobs").mkdir()
     for script in earlier.rglob("*.sql"):
@@ -404,13 +404,13 @@ def test_a_spool_of_an_earlier_version_is_upgraded_and_sent(tmp_path: Path) -> N
     upgraded.close()
 
 
-# What the process that left tests/data/spool-v7 has recorded: the first id of each batch. Ids had no epoch then.
+# The events of the process that left tests/data/spool-v7: the first id of each batch. Ids had no epoch then.
 V7_STORED, V7_SEALED, V7_OPEN, V7_NUMBERED = 3766488752344530944, 3766488752476651520, 3766488752558440448, 3766488752575217664
 
 
 @pytest.mark.parametrize("when", ["before the dead process is replaced", "after that", "once all is stored"])
 def test_ids_of_the_version_before_are_still_acknowledged(tmp_path: Path, when: str) -> None:
-    """Of each object one event was acknowledged before the upgrade."""
+    """One event of each object was acknowledged before the upgrade."""
     blobs = spool_of_version(7, tmp_path)
     spool = open_spool(tmp_path, location="file:///srv/bucket")
     rest = [V7_STORED + 1, V7_STORED + 2, V7_SEALED, *range(V7_SEALED + 2, V7_SEALED + 5), V7_OPEN + 1]
@@ -549,7 +549,7 @@ def test_what_a_kill_has_left_over_is_removed(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_lock_that_is_removed_while_it_is_taken_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else two processes could hold locks of one name: the one that is removed, and the one that was made after it."""
+    """Otherwise two processes could hold locks of one name: the removed one, and its replacement."""
     flock = fcntl.flock
     removed: list[int] = []
 
@@ -574,7 +574,7 @@ def test_threads_that_share_a_failed_commit_have_errors_of_their_own(tmp_path: P
 
     def fail(self: object, chunk: Chunk, data: bytes) -> None:
         recording.set()
-        time.sleep(0.3)  # meanwhile the others queue up, and share the next commit
+        time.sleep(0.3)  # meanwhile the others queue up and share the next commit
         raise SpoolError("no")
 
     monkeypatch.setattr(Changes, "append", fail)
@@ -600,7 +600,7 @@ def test_threads_that_share_a_failed_commit_have_errors_of_their_own(tmp_path: P
 
 
 def test_what_many_threads_add_at_once_does_not_become_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite takes rows of at most 1 GB."""
+    """SQLite limits rows to 1 GB."""
     monkeypatch.setattr(planning, "_ADDITION_BYTES", MEMBER_BYTES)
     spool = open_spool(tmp_path)
     record(spool, [b'"waits"\n'])

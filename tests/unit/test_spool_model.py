@@ -1,9 +1,9 @@
 """The spool against a model: processes that record, send, acknowledge, delete, fail and are killed at any moment, in any order,
 on one directory, or one database.
 
-A killed process is one whose step ends at a boundary: before or after a transaction, before a file is removed, before a lock is
-given up. From then on it does nothing more; its transactions are rolled back and its locks are free, as the system leaves them.
-`HYPOTHESIS_PROFILE=campaign` runs it for long.
+A kill ends a step at a boundary: before or after a transaction, before a file is removed, before a lock is released. From then on
+the process does nothing more; its transactions are rolled back and its locks are free, as the system leaves them.
+`HYPOTHESIS_PROFILE=campaign` runs it for hours.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Killed(BaseException):
 
 
 class Row(NamedTuple):
-    """A batch as the catalog tells it."""
+    """A batch in the catalog."""
 
     state: str
     location: str
@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What the catalog tells."""
+    """The contents of the catalog."""
 
     batches: dict[int, Row]
     sessions: set[str]
@@ -105,7 +105,7 @@ class Process:
 
 
 class Machinery:
-    """Knows what each process has open, and ends it at the boundary that was chosen."""
+    """Knows the open files of each process, and ends it at the chosen boundary."""
 
     fails: BaseException = sqlite3.OperationalError("disk I/O error")
 
@@ -448,7 +448,7 @@ def _without(commits: list[bool], work: Callable[[], T]) -> T:
 
 
 class Model(RuleBasedStateMachine):
-    """What was acknowledged, what was sealed, and what the buckets have."""
+    """The acknowledged events, the sealed batches, and the contents of the buckets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -465,20 +465,20 @@ class Model(RuleBasedStateMachine):
         self.number = 0
         self.acknowledged: dict[int, bytes] = {}  # job -> line
         self.batch_of: dict[int, tuple[str, Stream]] = {}  # batch -> its session and stream
-        self.doubtful: list[tuple[str, dict[Stream, list[bytes]], int]] = []  # commits that a kill ended: session, lines, position
+        self.doubtful: list[tuple[str, dict[Stream, list[bytes]], int]] = []  # commits ended by a kill: session, lines, position
         self.frozen: dict[int, tuple[tuple[Any, ...], bytes]] = {}  # sealed batch -> its seal and its bytes
         self.stored: set[int] = set()
-        self.buckets: dict[str, dict[str, bytes]] = {location: {} for location in LOCATIONS}  # with what was deleted
+        self.buckets: dict[str, dict[str, bytes]] = {location: {} for location in LOCATIONS}  # including deleted objects
         self.delivered: set[int] = set()
-        self.deleted: set[int] = set()  # batches that are gone from their bucket
-        self.noted: set[int] = set()  # and of which the spool knows that
-        self.arrived: set[int] = set()  # batches of which a store has something, be it a part
-        self.later = False  # something that is to be deleted waits for its time
+        self.deleted: set[int] = set()  # batches deleted from their bucket
+        self.noted: set[int] = set()  # deletions that the spool knows of
+        self.arrived: set[int] = set()  # batches of which a store has received at least a part
+        self.later = False  # a deletion waits for its time
         self.unanswered: Counter[int] = Counter()  # attempts of a batch that have not ended, or whose process was killed
-        self.accepted: set[str] = set()  # locations that took anything, be it a part
+        self.accepted: set[str] = set()  # locations that accepted at least a part
         self.refused: set[str] = set()  # locations that refused everything
         self.uploads: dict[str, tuple[int, bool, dict[int, str]]] = {}
-        self.at = 0  # the latest position that was acknowledged
+        self.at = 0  # the latest acknowledged position
         self.before = Snapshot({}, set(), {}, set())
 
     def make_machinery(self) -> Machinery:
@@ -579,7 +579,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.sending())
     @rule(pick=PICK, start=st.integers(0, 200))
     def read(self, pick: int, start: int) -> None:
-        """Several parts of a body are read at once, from anywhere; by a process that sends, whoever has recorded it."""
+        """An uploading process reads parts of a body at once, from anywhere; any process may have recorded it."""
         process, batch = self.claimed(pick)
         whole = self.frozen[batch.id][1]
         body = process.spool.open_body(batch)
@@ -604,11 +604,11 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.sending())
     @rule(pick=PICK, arrived=st.booleans(), later=st.booleans(), fault=FAULT)
     def fail(self, pick: int, arrived: bool, later: bool, fault: Fault) -> None:
-        """An attempt ends with an error; it may have arrived all the same."""
+        """An attempt ends with an error, but may have arrived."""
         process, batch = self.claimed(pick)
         if arrived:
             self.write(process, batch)
-        standing = "proven" if process.accepted else "refused"  # what others got through it does not know
+        standing = "proven" if process.accepted else "refused"  # it does not know what others uploaded to it
         delay = LATER if later else 0.0
         error = Unavailable("no", hint="wait")
         outcome = self.run(process, fault, lambda: process.spool.release(batch, error, delay=delay, standing=standing))
@@ -629,8 +629,7 @@ class Model(RuleBasedStateMachine):
         fault=FAULT,
     )
     def deliver(self, pick: int, which: int, indexes: list[int] | None, unknown: bool, fault: Fault) -> None:
-        """Acknowledge all of a batch, or some of it, and ids that there are not; whoever has recorded them, and whatever became
-        of them since."""
+        """Acknowledge all or some jobs of a batch, and unknown ids, from any process and in any state of the batch."""
         process = self.process(pick)
         id_ = sorted(self.before.batches)[which % len(self.before.batches)]
         known = self.known(id_)
@@ -676,7 +675,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.deleting())
     @rule(pick=PICK, gone=st.booleans(), noted=st.booleans(), later=st.booleans(), fault=FAULT)
     def delete(self, pick: int, gone: bool, noted: bool, later: bool, fault: Fault) -> None:
-        """What one process has claimed is deleted, or not; and it gets to know that, or not."""
+        """The objects claimed by one process are deleted or not, and it learns of it or not."""
         found = self.deleting()
         process = found[pick % len(found)]
         claimed = list(process.deletes.values())
@@ -705,7 +704,7 @@ class Model(RuleBasedStateMachine):
         arrived=st.booleans(),
     )
     def send(self, pick: int, size: int, end: str, arrived: bool) -> None:
-        """Several steps in one, since what comes after them is seldom reached otherwise."""
+        """Several steps in one, since their sequel is rarely reached otherwise."""
         process = self.process(pick)
         self.recover(pick, None)
         self.record(pick, [(STREAMS[0], [size]), (STREAMS[0], [0])], with_position=False, fault=None)
@@ -756,7 +755,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.sending())
     @rule(pick=PICK, numbers=st.lists(st.integers(1, 3), max_size=4), gone=st.booleans())
     def send_parts(self, pick: int, numbers: list[int], gone: bool) -> None:
-        """Several steps in one, as above. The upload may be lost, and another one is begun."""
+        """Several steps in one, as above. The upload may be lost, and another one is started."""
         process, _ = self.claimed(pick)
         self.begin_upload(pick, None)
         which = [one for one, _ in self.uploading()].index(process) + sum(one is process for one, _ in self.uploading()) - 1
@@ -892,7 +891,7 @@ class Model(RuleBasedStateMachine):
         self.live.remove(process)
         self.machinery.kill(process)
 
-    # What holds after each step
+    # Invariants after each step
 
     @invariant()
     def holds(self) -> None:
@@ -967,7 +966,7 @@ class Model(RuleBasedStateMachine):
             self.machinery.close()
 
     def end(self) -> None:
-        """All are killed; a process for each store sends the rest: all is in the buckets then, and nothing is left over."""
+        """Kill all processes and upload the rest with one process per store: then the buckets are complete, and nothing is left."""
         for process in list(self.live):
             self.live.remove(process)
             self.machinery.kill(process)
@@ -1020,7 +1019,7 @@ class Model(RuleBasedStateMachine):
         return self.live[pick % len(self.live)]
 
     def known(self, id_: int) -> set[int]:
-        """The jobs of a batch of raw events, acknowledged to their recorder or not."""
+        """The jobs of a batch of raw events, whether acknowledged to their recorder or not."""
         row = self.before.batches[id_]
         if row.kind != "raw":
             return set()
@@ -1038,7 +1037,7 @@ class Model(RuleBasedStateMachine):
         return found[pick % len(found)]
 
     def uploading(self) -> list[tuple[Process, str]]:
-        """Uploads that a process sends parts of."""
+        """Uploads in progress by a process."""
         return [
             (process, name)
             for process in self.live
@@ -1059,7 +1058,7 @@ class Model(RuleBasedStateMachine):
     def journal(
         self, process: Process, fault: Fault, step: Callable[[], None], uploads: dict[str, tuple[int, bool, dict[int, str]]]
     ) -> None:
-        """A step of the journal; killed, it was made or not."""
+        """A step of the journal; if killed, it took effect or not."""
         before = self.uploads
         outcome = self.run(process, fault, step)
         self.uploads = {"done": uploads, "failed": before}.get(outcome) or self.snapshot().uploads
@@ -1094,7 +1093,7 @@ class Model(RuleBasedStateMachine):
         self.refused.discard(process.location)
 
     def write(self, process: Process, batch: Batch) -> None:
-        """What an attempt puts into the bucket, whether its answer comes back or not."""
+        """What an attempt puts into the bucket, whether its answer arrives or not."""
         self.accept(process, batch)
         with process.spool.open_body(batch).open() as reader:
             data = reader.read()
@@ -1102,7 +1101,7 @@ class Model(RuleBasedStateMachine):
         assert self.buckets[process.location].setdefault(batch.key, data) == data, "another attempt, other bytes"
 
     def look(self, name: str, process: Process, *targets: int) -> Snapshot:
-        """Compare what the catalog tells now with what it told before the step."""
+        """Compare the catalog with its state before the step."""
         before, after = self.before, self.snapshot()
         session = process.spool.session if process.spool else ""
         alive = {one.spool.session for one in self.live} | {session}

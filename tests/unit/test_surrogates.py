@@ -1,4 +1,4 @@
-"""Half an emoji, as JavaScript's `slice` makes it, is valid JSON: it passes untouched, everywhere, and hides nothing else."""
+"""Half an emoji, as JavaScript's `slice` makes it, is valid JSON: it passes unchanged everywhere, and hides no other error."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_what_is_not_json_stays_refused_for_what_is_wrong_with_it(payload: bytes
     with pytest.raises(InvalidEvent) as caught:
         raw_line(payload, AT)
     if b"\\ud83d" in payload:
-        # The same fault, where an emoji stands that is whole.
+        # The same fault next to a whole emoji.
         whole = payload.replace(b"\\ud83d", b"\\u263a")
         with pytest.raises(InvalidEvent) as wanted:
             raw_line(whole, AT)

@@ -1,4 +1,4 @@
-"""An id names who gave it: what one spool gives, no other one knows, however alike they are and whatever their clocks do."""
+"""An id identifies its spool: no other spool accepts it, however alike they are and whatever their clocks do."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_spool_that_is_made_anew_knows_none_of_the_ids_before(tmp_path: Path) 
 
 
 def test_a_copy_and_its_original_give_no_id_twice(tmp_path: Path) -> None:
-    """What was recorded before the copy was made, both of them hold."""
+    """Both spools hold the events recorded before the copy."""
     common = ids_of(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     one, copy = ids_of(tmp_path / "one"), ids_of(tmp_path / "copy")

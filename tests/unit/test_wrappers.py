@@ -1,4 +1,4 @@
-"""Wrappers: their order, what they may change, what becomes of a batch when they do, and what their failures count as."""
+"""Wrappers: their order, their permitted changes, the fate of a batch after a change, and the effect of their failures."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_those_that_only_look_on_may_stand_anywhere(tmp_path: Path, wrappers: st
     assert {line.split()[0] for line in SEEN if "open_body" in line} == {"first", "second"}
 
 
-# A batch keeps what it was opened with
+# A batch keeps the wrappers it was opened with
 
 
 def test_the_parameter_is_that_of_the_time_of_recording(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_without_its_wrappers_a_batch_waits_and_keeps_no_other_back(tmp_path: Pa
     record(environment(tmp_path, "inner,outer"), {"n": 1}, archive=False)
     with Backup.from_env(environment(tmp_path, then)) as backup:
         backup.record({"n": 2}, source_id="web")
-        backup.flush(timeout=120)  # the other one is not of this process
+        backup.flush(timeout=120)  # the other one belongs to another process
         (waiting,) = session_of(backup).spool.waiting()
         assert why in waiting.error
         assert "JOBS_BACKUP_WRAPPERS" in waiting.hint
@@ -215,7 +215,7 @@ def test_metadata_names_what_made_the_object(tmp_path: Path) -> None:
 
 
 def test_what_is_damaged_in_the_spool_is_not_covered_up(tmp_path: Path) -> None:
-    """What a wrapper makes has a checksum of its own: the bytes it makes it of have to be those that were recorded."""
+    """A wrapper's output has its own checksum: its input must be the recorded bytes."""
     record(environment(tmp_path, "inner"), {"n": 1}, archive=False)
     (file,) = (tmp_path / "spool" / "blobs").glob("*.db")
     with sqlite3.connect(file) as db:
@@ -329,7 +329,7 @@ def test_a_body_that_can_not_be_opened(tmp_path: Path, raised: Exception, expect
         with pytest.raises(expected) as caught:
             session_of(backup).store.prepare(claim.batch)
         assert type(caught.value) is expected
-    Failing.opening[:] = [raised]  # and the next attempt gets it through
+    Failing.opening[:] = [raised]  # and the next attempt passes
     with Backup.from_env(environment(tmp_path, "inner,failing")) as backup:
         session_of(backup).spool.release(claim.batch, StorageError("x"), delay=0)
         backup.flush(timeout=120)
@@ -422,7 +422,7 @@ def test_only_those_that_are_named_are_imported(install: Install, tmp_path: Path
 
 
 def test_settings_of_a_wrapper_that_is_not_named_are_an_error(tmp_path: Path) -> None:
-    """Who has set a key believes that objects are encrypted."""
+    """A user who has set a key believes that objects are encrypted."""
     with pytest.raises(ConfigurationError) as caught:
         store(environment(tmp_path, "first", JOBS_BACKUP_INNER_KEY="canary-7f3a"))
     assert (
@@ -462,7 +462,7 @@ def test_a_body_that_fails_while_its_checksum_is_made_is_an_error_of_ours(tmp_pa
 
 
 def test_a_chunk_that_was_changed_with_its_checksum_is_not_sent(tmp_path: Path) -> None:
-    """Behind the wrappers nothing tells any more; and a key must not be used for two contents."""
+    """After the wrappers such a change is undetectable; and a key must not be used for two contents."""
     record(environment(tmp_path, "inner"), {"n": 1}, archive=False)
     (file,) = (tmp_path / "spool" / "blobs").glob("*.db")
     with sqlite3.connect(file) as db:
@@ -487,7 +487,7 @@ def test_a_wrapper_without_a_format_changes_nothing_before_one_that_has_one(tmp_
 
 
 def test_a_refusal_behind_the_call_does_not_mean_that_nothing_arrived(tmp_path: Path) -> None:
-    """Else what waits would follow a new setting, and stand in both buckets."""
+    """Otherwise pending batches would follow a new setting and end up in both buckets."""
     error = PermissionDenied("no", action="a", resource="r")
     Failing.after[:] = [error]
     record(environment(tmp_path, "failing"), {"n": 1}, archive=False)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, and write down what was found."""
+"""`python -m benchmarks`: run the benchmarks and write the results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(
         for name, run in SCENARIOS.items():
             if name in (only or (QUICK if quick else SCENARIOS)):
                 run(bench)
-    finally:  # it takes long: what was measured is kept, whatever ends it
+    finally:  # a run takes long: keep its readings however it ends
         report.write(report.results(bench.readings, command), output or directory / "results")
     report.show(bench.readings)
     if any(one.error for one in bench.readings):

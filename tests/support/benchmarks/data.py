@@ -1,4 +1,4 @@
-"""The events that are measured with: NDJSON files, made once, the same bytes everywhere."""
+"""The benchmark events: NDJSON files, made once, with the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Final
 from jobs_backup.testing.events import events
 
 SIZES: Final = {"0.5 KB": 512, "1.25 KB": 1290, "4 KB": 4096}
-"""Upper bounds for most events, so that their mean is about what the name says."""
+"""Upper bounds for most events; their mean is close to the name."""
 _COUNT: Final = 20_011
-"""Events in a file. Those who need more begin anew; it is 25 MB of 1.25 KB events, far more than any compressor looks back.
-A prime: else each of 1,000 sources would get the same few events again and again, which compress far too well."""
+"""Events in a file; larger runs start over. It is 25 MB of 1.25 KB events, far more than any compressor looks back.
+
+A prime: otherwise each of 1,000 sources would get the same few events repeatedly, which compress far too well.
+"""
 _SHORT: Final = 60
 _RANDOM: Final = 3600
 
@@ -33,7 +35,7 @@ _AGENTS: Final = (
 
 
 def corpus(name: str, directory: Path) -> Path:
-    """The file of a corpus, in `directory`; made if it is not there."""
+    """Return the file of a corpus in `directory`; create it if missing."""
     path = directory / f"{name.replace(' ', '-')}.ndjson"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ def corpus(name: str, directory: Path) -> Path:
 
 
 def track(count: int, *, size: int, seed: int = 1) -> Iterator[bytes]:
-    """Track events as one SDK of one shop sends them: one schema, values that vary. Real sources are often that uniform."""
+    """Track events of one shop's SDK: one schema, varying values. Real sources are often that uniform."""
     rng = random.Random(seed)
     for number in range(count):
         event = _track(number, rng)
@@ -100,14 +102,14 @@ def _short() -> Iterator[bytes]:
 
 
 def _random() -> Iterator[bytes]:
-    """What no compressor makes much smaller, for large objects from few events."""
+    """Incompressible payloads, for large objects from few events."""
     rng = random.Random(1)
     for number in range(_COUNT // 4):
         yield b'{"messageId":"%d","text":"%b"}' % (number, base64.b64encode(rng.randbytes(_RANDOM * 3 // 4)))
 
 
 def _below(bound: int, rng: random.Random) -> int:
-    # Not `randrange`: how it draws may change between versions of Python, `random` never does.
+    # Not `randrange`: its draws may change between Python versions; those of `random` never do.
     return int(rng.random() * bound)
 
 
@@ -125,11 +127,11 @@ _CORPORA: Final[Mapping[str, Callable[[], Iterator[bytes]]]] = {
 
 
 def lines(path: Path, count: int) -> Iterator[bytes]:
-    """`count` lines with their ends, from the first one on, and from the first one again."""
+    """`count` lines with their ends, from the first one on; after the last line, start over."""
 
     def passes() -> Iterator[Iterator[bytes]]:
         while True:
-            # As quick as it gets: it is everybody's cost, and hides the differences.
+            # As fast as possible: every contender pays this cost, and it hides their differences.
             with path.open("rb", buffering=1 << 20) as file:
                 yield file
 

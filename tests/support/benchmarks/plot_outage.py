@@ -1,8 +1,8 @@
-"""Draws docs/pictures/monitoring.svg: what the metrics show while the store refuses for a minute.
+"""Draw docs/pictures/monitoring.svg: the metrics while the store refuses requests for a minute.
 
     PYTHONPATH=tests/support python tests/support/benchmarks/plot_outage.py docs/pictures/monitoring.svg
 
-Needs `jobs-backup[metrics]` and matplotlib. It takes two and a half minutes.
+Needs `jobs-backup[metrics]` and matplotlib. Takes two and a half minutes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SETTINGS: Final = {
 
 
 def record(backup: Backup, end: threading.Event) -> None:
-    """About so many events a second, in commits of 100."""
+    """Record about `EVENTS_A_SECOND` events per second, in commits of 100."""
     payloads = realistic(1000)
     begun, done = time.monotonic(), 0
     while not end.is_set():
@@ -48,7 +48,7 @@ def record(backup: Backup, end: threading.Event) -> None:
 
 
 def watch(directory: Path) -> list[tuple[float, Samples]]:
-    """(seconds, what was scraped then), each second. The store is a directory that is gone for a minute."""
+    """(seconds, metrics scraped then), each second. The store is a directory that is missing for a minute."""
     found: list[tuple[float, Samples]] = []
     bucket, away, end = directory / "bucket", directory / "away", threading.Event()
     with Backup.from_env(file_environment(directory, **SETTINGS)) as backup, monitored(backup, session_of(backup).settings) as url:
@@ -73,7 +73,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 
 def draw(found: list[tuple[float, Samples]], path: Path) -> None:
-    """Four plots, one below the other."""
+    """Draw four plots, one below the other."""
     times = [at for at, _ in found]
 
     def gauge(name: str, **labels: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a run found: all readings as JSON, tables as Markdown and for the terminal, plots as SVG."""
+"""Report a run: all readings as JSON, tables as Markdown and for the terminal, plots as SVG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.targets import GOALS, Outcome, judged, value
 # List prices of S3 Standard, us-east-1.
 REQUEST_DOLLARS: Final = 0.005 / 1000
 STORED_DOLLARS: Final = 0.023 / 1e9
-"""A byte and month."""
+"""Per byte and month."""
 
 _PACKAGES: Final = (
     "jobs-backup", "jobs-backup-s3", "smart_open", "s3fs", "aiobotocore", "obstore", "dlt", "quixstreams", "boto3", "botocore",
@@ -37,7 +37,7 @@ _NOTES: Final = (
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a run."""
+    """All results of a run."""
 
     command: str
     date: str
@@ -107,11 +107,11 @@ _COLUMNS: Final = {
     ),
 }
 _SPREAD: Final = ("rate", "seconds", "byte_rate", "each")
-"""Of these the lowest and the highest are shown, too."""
+"""Columns that also show the lowest and highest reading."""
 
 
 class Table(NamedTuple):
-    """A title, its columns, and rows of text."""
+    """A table: title, columns and rows of text."""
 
     title: str
     columns: list[str]
@@ -119,7 +119,7 @@ class Table(NamedTuple):
 
 
 def results(readings: list[Reading], command: str) -> Results:
-    """The readings, and what they were made with."""
+    """The readings and the environment that produced them."""
     return Results(
         command=command,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -133,7 +133,7 @@ def results(readings: list[Reading], command: str) -> Results:
 
 
 def tables(readings: Sequence[Reading]) -> Iterator[Table]:
-    """The numbers to reach, and a table for each scenario that was run."""
+    """The goals, and a table for each scenario that was run."""
     yield Table(
         "Numbers to reach", ["", "limit", "measured", "lowest .. highest", ""], list(map(_goal_row, judged(readings, GOALS)))
     )
@@ -144,7 +144,7 @@ def tables(readings: Sequence[Reading]) -> Iterator[Table]:
 
 
 def write(found: Results, directory: Path) -> None:
-    """`results.json`, `results.md`, and the plots, if there is what draws them."""
+    """Write `results.json`, `results.md`, and the plots if matplotlib is installed."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     plots = list(_plots(found.readings, directory))
@@ -152,7 +152,7 @@ def write(found: Results, directory: Path) -> None:
 
 
 def show(readings: Sequence[Reading]) -> None:
-    """The tables, on the terminal."""
+    """Print the tables on the terminal."""
     import rich.console
     import rich.table
 
@@ -209,7 +209,7 @@ def _markdown(found: Results, plots: Sequence[str]) -> Iterator[str]:
 
 
 def _plots(readings: Sequence[Reading], directory: Path) -> Iterator[str]:
-    """Events/s and CPU of everyone, with the spread of the rounds. The same readings give the same bytes."""
+    """Plot each contender's events/s and CPU, with the spread over the rounds. The same readings give the same bytes."""
     if importlib.util.find_spec("matplotlib") is None:
         return
     import matplotlib as mpl

@@ -1,4 +1,4 @@
-"""Runs contenders in processes of their own, and keeps every reading."""
+"""Run contenders in their own processes and keep every reading."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from servers import weed
 
 _TIMEOUT: Final = 300
 _ERROR: Final = 300
-"""Characters of an error, from its end, that are kept."""
+"""Maximum characters of an error to keep, from its end."""
 Values = dict[str, float]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one run of a contender showed.
+    """The result of one run of a contender.
 
     Attributes:
-        case: what all contenders had to do.
-        values: what was measured: seconds, bytes, counts.
-        error: why it failed; then there are no values.
+        case: the task that all contenders share.
+        values: the measurements: seconds, bytes, counts.
+        error: why the run failed; then there are no values.
     """
 
     scenario: str
@@ -42,12 +42,12 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Failed(Exception):
-    """A contender could not do its job."""
+    """A contender failed its job."""
 
 
 @dataclass
 class Bench:
-    """A run of the benchmarks. `contenders`: those that take part; all, if empty."""
+    """A benchmark run. `contenders`: those that take part; all, if empty."""
 
     directory: Path
     rounds: int
@@ -58,7 +58,7 @@ class Bench:
     readings: list[Reading] = field(default_factory=list)
 
     def count(self, number: int, least: int = 1) -> int:
-        """So many events, or what else is counted; fewer in a smoke test."""
+        """The number of events (or other units) to run; smaller in a smoke test."""
         return max(least, round(number * self.scale))
 
     def corpus(self, name: str) -> str:
@@ -66,19 +66,19 @@ class Bench:
 
     @contextlib.contextmanager
     def work(self) -> Generator[Path, None, None]:
-        """An empty directory on the disk, not in memory."""
+        """Return an empty directory on disk, not in memory."""
         (self.directory / "work").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.directory / "work", ignore_cleanup_errors=True) as made:
             yield Path(made)
 
     def interleaved(self, scenario: str, case: str, contenders: Mapping[str, Callable[[], Values]]) -> None:
-        """Each contender in turn, and that again for each round: what disturbs the machine disturbs all."""
+        """Run each contender in turn, once per round, so that disturbances of the machine hit all of them."""
         for number in range(1, self.rounds + 1):
             for name, measure in contenders.items():
                 self.once(scenario, case, name, number, measure)
 
     def once(self, scenario: str, case: str, contender: str, number: int, measure: Callable[[], Values]) -> None:
-        """Keep what `measure` gives, or that it failed."""
+        """Keep the values that `measure` returns, or its failure."""
         if self.contenders and contender not in self.contenders:
             return
         values, error = Values(), ""
@@ -92,10 +92,10 @@ class Bench:
 
 
 def child(module: str, job: msgspec.Struct) -> Values:
-    """Run `python -m benchmarks.contenders.MODULE JOB`; what it measured.
+    """Run `python -m benchmarks.contenders.MODULE JOB` and return its measurements.
 
     Raises:
-        Failed: it ended with an error, or did not end.
+        Failed: the process exited with an error, or hung.
     """
     command = [sys.executable, "-m", f"benchmarks.contenders.{module}", msgspec.json.encode(job).decode()]
     try:
@@ -136,7 +136,7 @@ class Target:
         return msgspec.convert(connection | fields, Job)
 
     def measured(self, bench: Bench, module: str, **fields: object) -> Values:
-        """Run a job in a new directory. A sink adds what it counted: requests, those that carry bytes, and the bytes stored."""
+        """Run a job in a new directory. A sink adds its counts: requests, requests with a body, and bytes stored."""
         if self.sink:
             self.sink.reset()
         with bench.work() as directory:
@@ -151,7 +151,7 @@ class Target:
 
 @contextlib.contextmanager
 def target(name: str, bench: Bench) -> Generator[Target, None, None]:
-    """A store: `http` or `TLS` (sinks), or `weed`."""
+    """Start a store: `http` or `TLS` (sinks), or `weed`."""
     with bench.work() as directory:
         if name == "weed":
             with weed(directory / "weed") as store:

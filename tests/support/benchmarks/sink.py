@@ -1,7 +1,7 @@
-"""An S3 server that swallows: `python -m benchmarks.sink [CERTIFICATE KEY]`. Nobody waits there for a disk or a lock.
+"""An S3 server that discards what it receives: `python -m benchmarks.sink [CERTIFICATE KEY]`. It waits for no disk or lock.
 
-It answers what uploads need, counts, and throws bodies away unread; over http the kernel does, with MSG_TRUNC. A thread for each
-connection: they only wait, also for TLS, and so leave most of the processors to those that are measured.
+It answers upload requests, counts them, and throws bodies away unread; over http the kernel does so, with MSG_TRUNC. It runs one
+thread per connection: they only wait, even for TLS, and so leave most of the CPU to the processes under measurement.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _BLOCK: Final = 1 << 16
 UPLOADS: Final = ("PutObject", "UploadPart")
 """The requests that carry an object's bytes."""
 _ETAG: Final = '"d41d8cd98f00b204e9800998ecf8427e"'
-"""Of everything: nobody who is measured compares it with what was sent."""
+"""The ETag of every response: no contender compares it with what it sent."""
 _XMLNS: Final = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 
 
 @dataclass
 class Counts:
-    """Since the last reset."""
+    """Counts since the last reset."""
 
     requests: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
     first_upload: float = 0.0
-    """When the first request began that creates or uploads something, on the clock `time.monotonic`; 0: none did."""
+    """When the first request that creates or uploads something began, by `time.monotonic`; 0 if none did."""
 
 
 class _Server:
@@ -90,7 +90,7 @@ class _Server:
             size = int(headers.get("content-length", "0"))
             reader.skip(size, kept)
         with self._lock:
-            # With a checksum behind the body, it is framed; what counts is the object's.
+            # A body with a trailing checksum is framed; count the object's bytes.
             self._counts.bytes[kind] += int(headers.get("x-amz-decoded-content-length", size))
         return _response(kind, method, target, bytes(kept or b""))
 
@@ -104,7 +104,7 @@ class _Server:
 
 
 class _Reader:
-    """Heads are read, bodies thrown away."""
+    """Reads heads and throws bodies away."""
 
     def __init__(self, connection: socket.socket, flags: int) -> None:
         self._connection = connection
@@ -113,7 +113,7 @@ class _Reader:
         self._waste = memoryview(bytearray(_WASTE))
 
     def head(self) -> bytes:
-        """The next request's; empty at the connection's end."""
+        """Read the next request's head; empty at the end of the connection."""
         return self._until(b"\r\n\r\n")
 
     def skip(self, size: int, kept: bytearray | None = None) -> None:
@@ -132,7 +132,7 @@ class _Reader:
             size -= got
 
     def skip_chunks(self) -> int:
-        """Bytes in all chunks."""
+        """Count the bytes in all chunks."""
         total = 0
         while size := int(self._until(b"\r\n").partition(b";")[0], 16):
             self.skip(size + 2)
@@ -195,7 +195,7 @@ def _http(status: int, body: str = "", *, etag: bool = False) -> bytes:
 
 @dataclass(frozen=True)
 class Sink:
-    """A running sink, from outside."""
+    """A running sink, seen from outside."""
 
     port: int
     certificate: Path | None
@@ -225,7 +225,7 @@ class Sink:
 
 @contextlib.contextmanager
 def sink(directory: Path, *, tls: bool) -> Generator[Sink, None, None]:
-    """A sink in a process of its own; certificates, if it has any, are in `directory`."""
+    """Run a sink in its own process; its certificates, if any, are in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     trusted = certificate(directory)[1] if tls else None
     files = [str(trusted), str(directory / "key.pem")] if trusted else []

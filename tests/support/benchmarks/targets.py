@@ -1,4 +1,4 @@
-"""The numbers to reach, and whether they were. All are ratios within one run, or things that hardly depend on the machine."""
+"""The goals, and whether a run reached them. All are ratios within one run, or hardly depend on the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MIB: Final = 1 << 20
 
 
 class Measure(NamedTuple):
-    """What to look at: of these readings, this value (see `value`)."""
+    """Which value (see `value`) of which readings to look at."""
 
     scenario: str
     case: str
@@ -23,7 +23,7 @@ class Measure(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """`measure`, divided by `base` if there is one, and by `unit`, has to be at least or at most `limit`."""
+    """A goal: `measure`, divided by `base` if given and by `unit`, is at least or at most `limit`."""
 
     name: str
     measure: Measure
@@ -34,7 +34,7 @@ class Goal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of the medians; `low` and `high` are the extremes of single rounds. None where it was not measured, or a contender failed."""
+    """The medians; `low` and `high` are the extremes of single rounds. None if not measured, or if a contender failed."""
 
     goal: Goal
     measured: float | None
@@ -59,11 +59,11 @@ _DERIVED: Final = {
     "byte_rate": ("bytes", "seconds", 1.0),
     "size": ("stored", "gzip_6", 1.0),
 }
-"""What is one value divided by another, times a factor."""
+"""Values that are the quotient of two others, times a factor."""
 
 
 def value(reading: Reading, name: str) -> float | None:
-    """A value of a reading, or one that follows from others; None if it has none."""
+    """A value of a reading, measured or derived; None if there is none."""
     above, below, factor = _DERIVED.get(name, (name, "", 1.0))
     values = {"": 1.0, **reading.values}
     if above not in values or not values.get(below):
@@ -72,7 +72,7 @@ def value(reading: Reading, name: str) -> float | None:
 
 
 def judged(readings: Sequence[Reading], goals: Iterable[Goal]) -> list[Outcome]:
-    """Every goal, also those that nothing was measured for."""
+    """Every goal, including those without readings."""
     return [_judged(readings, goal) for goal in goals]
 
 
@@ -94,7 +94,7 @@ def _extremes(parts: dict[int, float]) -> tuple[float | None, float | None]:
 
 
 def _rounds(readings: Sequence[Reading], measure: Measure) -> dict[int, float]:
-    """Round -> value."""
+    """Map each round to its value."""
     return {
         one.round: found
         for one in readings

@@ -1,4 +1,4 @@
-"""`python -m campaign`: run it, and print what it found."""
+"""`python -m campaign`: run the crash campaign and print its findings."""
 
 from __future__ import annotations
 

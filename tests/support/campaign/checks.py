@@ -1,5 +1,6 @@
-"""What has to be true after all: every acknowledged event in exactly one object, unless all events of that were delivered, and
-nothing left over."""
+"""The final checks: every acknowledged event is in exactly one object, unless all events of that object were delivered, and
+nothing is left over.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +31,12 @@ _IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast", "ma
 
 @dataclass
 class Figures:
-    """What a campaign did and found. All from `lost` on have to be 0; `bare_uploads` are what kills may leave, `refused` what
-    backpressure did. `deleted` are objects, `gone` the events in them. `kills` are of workers, not of their children; `forks` has
-    the grandchildren as well; `locks_removed` are lock files of processes that were alive, or just killed."""
+    """The counts of a campaign. All from `lost` on must be 0.
+
+    `bare_uploads` are the uploads that kills may leave behind; `refused` counts backpressure. `deleted` are objects, `gone` the
+    events in them. `kills` counts workers, not their children; `forks` includes the grandchildren; `locks_removed` are lock files
+    of processes that were alive, or just killed.
+    """
 
     cycles: int = 0
     kills: int = 0
@@ -85,7 +89,7 @@ class Figures:
 
 
 def check(directory: Path, target: Target, figures: Figures) -> None:
-    """Compare what was acknowledged with what is in the bucket, and see what is left over."""
+    """Compare the acknowledged events with the bucket, and look for leftovers."""
     acknowledged = _acknowledged(directory / "acks")
     batches = _batches(directory / "spool" / "catalog.db")
     stored = _Stored(target, batches, figures)
@@ -106,7 +110,7 @@ def check(directory: Path, target: Target, figures: Figures) -> None:
 
 
 class _Batch(NamedTuple):
-    """A batch as the catalog tells it. `jobs`: how many ids were given in it."""
+    """A batch as the catalog reports it. `jobs`: the number of ids assigned in it."""
 
     id: int
     epoch: int
@@ -123,7 +127,7 @@ class _Batch(NamedTuple):
 
 
 def _check_deleted(directory: Path, batches: Sequence[_Batch], keys: Set[str], figures: Figures) -> set[int]:
-    """Whatever is gone may be gone, and whatever may be gone is. Returns the batches that are gone."""
+    """Check that batches are deleted if, and only if, they may be. Returns the deleted batches."""
     delivering = {int(job) for job in _noted(directory / "delivering")}
     delivered = {int(job) for job in _noted(directory / "delivered")}
     figures.delivered += len(delivered)
@@ -137,7 +141,7 @@ def _check_deleted(directory: Path, batches: Sequence[_Batch], keys: Set[str], f
 
 
 class _Stored:
-    """What is in the bucket: how often each event, and the job id that its place stands for."""
+    """The bucket's contents: how often each event is in it, and the job id implied by its position."""
 
     def __init__(self, target: Target, batches: Sequence[_Batch], figures: Figures) -> None:
         by_key = {one.key: one for one in batches}
@@ -169,7 +173,7 @@ class _Stored:
 
 
 def _message_id(line: bytes, wanted: list[str]) -> str | None:
-    """Of a line that is whole: all fields, and the payload is what it was."""
+    """Check that a line has all fields and an unchanged payload."""
     try:
         event: dict[str, Any] = msgspec.json.decode(line)
         payload = event["payload"]
@@ -200,7 +204,7 @@ def _noted(path: Path) -> set[str]:
 
 
 def _torn_calls(ids: Iterable[str]) -> list[str]:
-    """Calls of which one commit recorded all or none, and of which some events are there, or have been."""
+    """Calls recorded in one commit (all or nothing) of which some events are, or were, in the bucket."""
     calls: defaultdict[tuple[str, int, int], set[int]] = defaultdict(set)
     counts: dict[tuple[str, int, int], int] = {}
     for id_ in ids:

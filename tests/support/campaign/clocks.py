@@ -1,4 +1,4 @@
-"""System clocks that leap, as `time.time` and `time.time_ns` show them. Each process has its own: they disagree."""
+"""System clocks that jump, as seen through `time.time` and `time.time_ns`. Each process has its own: they disagree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAPS: Final = {
     "a year back": -365 * _DAY,
     "right again": 0,
 }
-"""What a clock shows after a leap, in seconds from the right time."""
+"""Possible clock errors after a jump, in seconds."""
 
 _time, _time_ns = time.time, time.time_ns
 _ahead = [0]
@@ -31,13 +31,13 @@ def _leaping_time_ns() -> int:
 
 
 def leap(name: str) -> None:
-    """Have this process's clock leap."""
+    """Make this process's clock jump."""
     _ahead[0] = LEAPS[name]
     time.time, time.time_ns = _leaping_time, _leaping_time_ns
 
 
 def leap_now_and_then(rng: random.Random, pause: float, note: int) -> None:
-    """Leaps at random moments, with a mean of `pause` seconds between two, each noted in the file `note`. It begins at once."""
+    """Jumps at random moments, `pause` seconds apart on average, each noted in the file `note`. The first one comes at once."""
 
     def leap_on() -> None:
         while True:

@@ -1,7 +1,7 @@
 """Named moments at which a worker kills itself, or a disk fails: methods of the code, wrapped at run time.
 
-The code under test has no hooks for this. A point whose method does not exist any more fails when a worker starts, so that
-whoever renames it notices.
+The code under test has no hooks for this. A worker refuses to start if a point's method is missing, so a rename cannot go
+unnoticed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Point:
     """A moment: before or after a call of `target`, written as `module:Class.method`.
 
     Attributes:
-        role: which workers come by: those that `record`, those that `send`, or `any`. Some only come by with one `provider`.
-        often: which passage is meant is drawn from 1 to this.
+        role: which workers reach it: those that `record`, those that `send`, or `any`. Some points need one `provider`.
+        often: the passage is drawn from 1 to this.
         only: which calls count, by their positional arguments.
     """
 
@@ -42,7 +42,7 @@ class Point:
     only: Callable[[tuple[Any, ...]], bool] = _always
 
     def arm(self, action: Action, passage: int, times: int = 1) -> None:
-        """Do `action` at so many passages, from the `passage`-th on."""
+        """Perform `action` at this many passages, starting with the `passage`-th."""
         owner, name = resolve(self.target)
         found = vars(owner)[name]
         passages = _Passages(passage, times, action)
@@ -62,7 +62,7 @@ class Point:
 
 
 class _Passages:
-    """Counts the calls of all threads, without a lock: a child that is forked meanwhile would inherit it as it is."""
+    """Counts the calls of all threads, without a lock: a forked child would inherit the lock in its current state."""
 
     def __init__(self, first: int, times: int, action: Action) -> None:
         self._chosen = range(first, first + times)
@@ -75,7 +75,7 @@ class _Passages:
 
 
 def resolve(target: str) -> tuple[Any, str]:
-    """What `target` is an attribute of, and the attribute's name.
+    """Resolve `target` to its owner and the attribute's name.
 
     Raises:
         LookupError: it does not exist (any more): correct the table that names it.
@@ -91,7 +91,7 @@ def resolve(target: str) -> tuple[Any, str]:
 
 
 def kill_self(note: int, name: str) -> Action:
-    """kill -9, once the file `note` has the name of the point."""
+    """kill -9, after writing the point's name to the file `note`."""
 
     def action() -> None:
         os.write(note, f"{name}\n".encode())
@@ -101,7 +101,7 @@ def kill_self(note: int, name: str) -> Action:
 
 
 def fail_with(code: int, note: int, name: str) -> Action:
-    """The operating system refuses, once the file `note` says so."""
+    """Raise an operating system error, after writing it to the file `note`."""
 
     def action() -> None:
         os.write(note, f"{name}: {errno.errorcode[code]}\n".encode())
@@ -133,7 +133,7 @@ _LOCK: Final = "jobs_backup.spool.sqlite.locks:ProcessLock"
 _FILE: Final = "jobs_backup.store.file_provider"
 
 KILLS: Final = (
-    # A process begins
+    # Process start
     Point("lock taken, session not entered", f"{_CATALOG}.begin_session", "before", "any"),
     Point("session entered, no blob file", f"{_CATALOG}.begin_session", "after", "any"),
     # Recording
@@ -145,18 +145,18 @@ KILLS: Final = (
     Point("in a fold", f"{_BLOBS}:Changes._write", "after", "record", 4, only=_has_folded),
     Point("folded, not sealed", f"{_CATALOG}.seal", "before", "record", 3),
     Point("sealed", f"{_CATALOG}.seal", "after", "record", 3),
-    # Going on in another file
+    # Continuing in another file
     Point("another file made, not entered", f"{_CATALOG}.change_file", "before", "record", 2),
     Point("another file entered", f"{_CATALOG}.change_file", "after", "record", 2),
     Point("before a drained file is removed", f"{_SPOOL}._clean_up", "before", "any", 3),
-    # Sending
+    # Uploading
     Point("claimed", f"{_CATALOG}.claim", "after", "send", 5),
     Point("object written, receipt not stored", f"{_STORE}.write", "after", "send", 4),
     Point("before the receipt is stored", f"{_CATALOG}.stored", "before", "send", 4),
     Point("receipt stored", f"{_CATALOG}.stored", "after", "send", 4),
     Point("failed, not given back", f"{_CATALOG}.release", "before", "send", 2),
     Point("given back", f"{_CATALOG}.release", "after", "send", 2),
-    # Sending in parts
+    # Uploading in parts
     Point("before the create", f"{_STORE}.create_multipart", "before", "send", 2),
     Point("between create and journal", f"{_UPLOADS}.begin", "before", "send", 2),
     Point("journaled, no part", f"{_UPLOADS}.begin", "after", "send", 2),
@@ -177,7 +177,7 @@ KILLS: Final = (
     Point("before the delete", f"{_STORE}.delete", "before", "send", 2),
     Point("deleted, not noted", f"{_STORE}.delete", "after", "send", 2),
     Point("noted as deleted", f"{_DELIVERIES}.deleted", "after", "send", 2),
-    # Adopting what a dead process left, and ending
+    # Adopting what a dead process left, and shutting down
     Point("at adoption", f"{_SPOOL}._adopt", "before", "send", 2),
     Point("open batch read for its adoption", "jobs_backup.spool.open_batch:OpenBatch.restored", "after", "send", 3),
     Point("before a session is forgotten", f"{_CATALOG}.end_session", "before", "any", 2),
@@ -193,7 +193,7 @@ KILLS: Final = (
 )
 
 FAILURES: Final = (
-    # What the proxy does to S3. "after" is what a swallowed answer is: it was done, and nobody knows.
+    # What the proxy does to S3. "after" means a lost response: the request took effect, but the caller does not know.
     Point("draft not written", f"{_FILE}:_append", "before", "send", 20, "FILE"),
     Point("object not put in its place", f"{_FILE}:FileProvider._publish", "before", "send", 10, "FILE"),
     Point("object put in its place, error", f"{_FILE}:FileProvider._publish", "after", "send", 10, "FILE"),
@@ -207,11 +207,11 @@ FAILURES: Final = (
 
 
 def find(table: tuple[Point, ...], name: str) -> Point:
-    """The point of this name."""
+    """Return the point of this name."""
     return next(point for point in table if point.name == name)
 
 
 def check_all() -> None:
-    """All points exist. Raises LookupError otherwise."""
+    """Check that all points exist. Raises LookupError otherwise."""
     for point in (*KILLS, *FAILURES):
         resolve(point.target)

@@ -1,4 +1,4 @@
-"""The crash campaign: processes that record and send, killed at any moment, over a network or a disk that fails."""
+"""The crash campaign: processes that record and upload, killed at any moment, over a failing network or disk."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _COMMAND: Final = [
     f"from jobs_backup.store import object_store; object_store.{LANDING_MARGIN.partition(':')[2]} = {LANDING_SECONDS}\n"
     "from jobs_backup.cli import main; main()",
 ]
-"""`jobs-backup`, with what it waits for an attempt to arrive as in the workers; the first argument is what its clock shows."""
+"""`jobs-backup` with the workers' wait for late attempts; the first argument is the time on its clock."""
 _END_SECONDS: Final = 30.0
-"""A worker that was asked to end has ended after this time, whatever the network does."""
+"""Time within which a worker stops when asked to, whatever the network does."""
 _POINT_SECONDS: Final = 8.0
 _DRAINS: Final = 3
 _DELETE_SECONDS: Final = 30.0
@@ -57,7 +57,7 @@ _SETTINGS: Final = {
 
 @dataclass(frozen=True)
 class Crew:
-    """Which processes are alive at the same time: those that only record, that only send, and that do both."""
+    """How many processes run at the same time: those that only record, those that only upload, and those that do both."""
 
     recorders: int = 4
     archivers: int = 2
@@ -70,12 +70,12 @@ class Crew:
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: so many kills of this crew, and then the check. `cycle` is the longest one, in seconds.
+    """One round: a number of kills of this crew, then the check. `cycle` is the longest cycle, in seconds.
 
     Attributes:
         forks: mean seconds between two forks of a worker.
-        leaps: mean seconds between two leaps of a process's clock.
-        locks: how often a cycle removes the lock file of a process that is alive, from 0 to 1.
+        leaps: mean seconds between two jumps of a process's clock.
+        locks: probability (0 to 1) that a cycle removes the lock file of a live process.
     """
 
     kills: int
@@ -101,20 +101,20 @@ class _Worker:
     asked_to_end: float | None = None
 
     def kill_family(self) -> None:
-        """kill -9 of the worker, and of all its descendants."""
+        """kill -9 the worker and all its descendants."""
         if self.process.poll() is None or not self.has_ended(0.0):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def has_ended(self, seconds: float) -> bool:
-        """Whether it, and all its descendants, have ended after so many seconds."""
+        """Return whether it and all its descendants ended within this many seconds."""
         return bool(select.select([self.family], [], [], seconds)[0])
 
 
 class Round:
-    """A new spool, workers on it that are killed and replaced, a drain, and the check."""
+    """A new spool with workers that are killed and replaced, a drain, and the check."""
 
     def __init__(self, directory: Path, target: Target, plan: Plan, points: Counter[str]) -> None:
-        """`points`: how often each point has killed in the rounds before. Those that did so less often come first."""
+        """`points`: how often each point has killed in earlier rounds. Rarer ones come first."""
         self._directory = directory
         self._target = target
         self._plan = plan
@@ -130,14 +130,14 @@ class Round:
         self._chosen: Counter[str] = Counter()
         self._workers: list[_Worker] = []
         self._orphanages: list[_Worker] = []
-        """Workers that have ended, with descendants that have not."""
+        """Workers that have ended, but have live descendants."""
         self._names = itertools.count(1)
         self.figures = Figures()
         for name in ("acks", "logs"):
             (directory / name).mkdir()
 
     def run(self) -> Figures:
-        """Kill until there are enough; then heal, drain, and check."""
+        """Kill until the number is reached; then heal, drain and check."""
         with self._ending():
             while self.figures.kills < self._plan.kills:
                 self._cycle()
@@ -154,14 +154,14 @@ class Round:
         return self.figures
 
     def _cycle(self) -> None:
-        """Fill up the crew, let it work, and kill some of it, each at its own moment. The others go on."""
+        """Fill the crew, let it work, and kill some of it, each at its own moment. The others keep running."""
         self.figures.cycles += 1
         self._target.fail(self._rng)
         missing = Counter(self._plan.crew.roles()) - Counter(one.role for one in self._workers if one.asked_to_end is None)
         for role in missing.elements():
             self._workers.append(self._start(role))
         until = time.monotonic() + self._rng.uniform(0.5, self._plan.cycle)
-        # Those that have a point of their own get some time to reach it.
+        # Give workers with their own point some time to reach it.
         now = time.monotonic()
         victims = [one for one in self._workers if one.point is None or now > one.began + _POINT_SECONDS]
         victims = self._rng.sample(victims, min(len(victims), self._rng.choice((1, 1, 2, 3, 5))))
@@ -174,7 +174,7 @@ class Round:
         self._reap()
 
     def _remove_lock(self) -> None:
-        """As a cleaner of old files would, of a process that may be alive: it has to notice before its next acknowledgement."""
+        """Remove a lock file as a cleaner of old files would. A live owner must notice before its next acknowledgment."""
         locks = [path for path in (self._directory / "spool" / "locks").glob("*.lock") if not path.stem.startswith("input-")]
         if locks:
             self._rng.choice(sorted(locks)).unlink(missing_ok=True)
@@ -224,7 +224,7 @@ class Round:
         return _Worker(name, role, process, log, point, time.monotonic(), family)
 
     def _point(self, *, records: bool, sends: bool) -> Moment:
-        """One of the points that have killed, or at least were chosen, least often so far."""
+        """Draw from the points that have killed, or were at least chosen, least often so far."""
         killed = self._points + Counter(self._noted("kills"))
         provider = self._target.provider
         roles = {"any"} | ({"record"} if records else set()) | ({"send"} if sends else set())
@@ -268,7 +268,7 @@ class Round:
             self.figures.violation("other", [f"{worker.name} ended with {code}: {worker.log}"])
 
     def _end_all(self) -> None:
-        """The end of a round: some are asked to end, the others are killed."""
+        """End the round: ask some workers to stop, kill the others."""
         for worker in self._workers:
             self._hit(worker) if self._rng.random() < 0.5 else worker.process.kill()
         for worker in self._workers:
@@ -279,11 +279,11 @@ class Round:
             if not worker.has_ended(max(0.0, until - time.monotonic())):
                 self.figures.violation("other", [f"a child of {worker.name} does not end: {worker.log}"])
                 worker.kill_family()
-        time.sleep(MAX_DELAY)  # what the network still holds of the dead arrives now
+        time.sleep(MAX_DELAY)  # requests of dead workers that the network still holds arrive now
         self._reap()
 
     def _deliver(self) -> None:
-        """What the dead can't do any more: acknowledge all that was recorded of the batches whose events are delivered."""
+        """Acknowledge what the dead no longer can: all events recorded in batches whose events are delivered."""
         lines = [line for path in (self._directory / "acks").iterdir() for line in path.read_text().splitlines(keepends=True)]
         jobs = [int(line.split()[0]) for line in lines if line.endswith("\n")]
         ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(origin_of(job)[1]))
@@ -298,8 +298,10 @@ class Round:
             note.write(ids)
 
     def _drain(self) -> None:
-        """What an operator does: `archive --once`, until it says that all is in the bucket. Once should be enough; what is to be
-        deleted may have to wait until no attempt to write it can arrive any more."""
+        """Run `archive --once`, as an operator would, until it reports that everything is in the bucket.
+
+        Once should be enough. A deletion may have to wait until no attempt to write the object can arrive any more.
+        """
         until = time.monotonic() + _DELETE_SECONDS
         failed = 0
         for attempt in itertools.count():
@@ -318,7 +320,7 @@ class Round:
             time.sleep(1.0)
 
     def _command(self, *arguments: str) -> list[str]:
-        """`jobs-backup`, with a clock of its own."""
+        """Run `jobs-backup` with its own clock."""
         clock = self._rng.choice([*clocks.LEAPS]) if self._plan.leaps else "right again"
         self.figures.clocks[clock] += 1
         return [*_COMMAND, clock, *arguments, "--json"]
@@ -338,13 +340,13 @@ class Round:
         self.figures.violation("other", (f"a traceback in {path}" for path in bad))
 
     def _noted(self, name: str) -> list[str]:
-        """What workers have written into a file that they share."""
+        """The lines that workers have written into a shared file."""
         note = self._directory / name
         return note.read_text().splitlines() if note.exists() else []
 
     @contextlib.contextmanager
     def _ending(self) -> Generator[None]:
-        """No worker outlives this."""
+        """End all workers."""
         try:
             yield
         finally:
@@ -357,7 +359,7 @@ class Round:
 def campaign(
     directory: Path, make: Callable[[Path], Target], plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str
 ) -> Figures:
-    """Rounds until there were `plan.kills` kills. What a round leaves is kept where something was found."""
+    """Run rounds until `plan.kills` is reached. The files of a round with findings are kept."""
     figures = Figures()
     for number in itertools.count(1):
         if figures.kills >= plan.kills:
@@ -375,11 +377,11 @@ def campaign(
 
 
 def on_file(directory: Path, plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str) -> Figures:
-    """A campaign with directories as buckets."""
+    """Run a campaign with directories as buckets."""
     return campaign(directory, FileTarget, plan, round_kills, say)
 
 
 def on_s3(directory: Path, store: Store, plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str) -> Figures:
-    """A campaign with buckets of a real server, behind a proxy."""
+    """Run a campaign with buckets of a real server through a proxy."""
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
         return campaign(directory, lambda _: S3Target(store, proxy), plan, round_kills, say)

@@ -1,4 +1,4 @@
-"""Where the campaign's objects go: S3 behind a network that fails, or a directory on a disk that fails."""
+"""The campaign's buckets: S3 over a failing network, or a directory on a failing disk."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ _GRANTED: Final = {
 
 
 class OpenUpload(NamedTuple):
-    """A multipart upload that was neither completed nor aborted, and how many parts it has."""
+    """A multipart upload that was neither completed nor aborted, and its number of parts."""
 
     id: str
     parts: int
 
 
 class Target(Protocol):
-    """A bucket, and what can go wrong on the way there."""
+    """A bucket, and the failures on the way to it."""
 
     provider: str
     bulk_bytes: int
-    """An object with so many bytes that can't be compressed has more than one part."""
+    """Incompressible bytes that make an object of more than one part."""
     threshold: int
-    """Larger objects are sent in parts."""
+    """Larger objects are uploaded in parts."""
     faults: Counter[str]
-    """What was done beside the workers' own failures, and how often."""
+    """Faults besides the workers' own, and how often each occurred."""
 
     def environment(self) -> dict[str, str]:
         """The provider's settings, and those of the parts."""
         ...
 
     def fail(self, rng: random.Random) -> None:
-        """Choose what goes wrong from now on, if anything does."""
+        """Choose which failures occur from now on, if any."""
         ...
 
     def failures(self, rng: random.Random) -> tuple[Moment, ...]:
-        """What goes wrong within one worker."""
+        """The failures within one worker."""
         ...
 
     def heal(self) -> None:
-        """Nothing goes wrong from now on."""
+        """Stop all failures."""
         ...
 
     def objects(self) -> Iterator[tuple[str, bytes]]:
@@ -62,20 +62,20 @@ class Target(Protocol):
         ...
 
     def open_uploads(self) -> list[OpenUpload]:
-        """The uploads that are open."""
+        """The open uploads."""
         ...
 
     def drafts(self) -> list[str]:
-        """What writes that were killed have left, beside uploads."""
+        """Leftovers of killed writes, besides uploads."""
         ...
 
     def not_granted(self) -> set[str]:
-        """Operations that were called and are not granted."""
+        """Operations that were called without permission."""
         ...
 
 
 class S3Target:
-    """A bucket on a real S3 server, with a proxy before it."""
+    """A bucket on a real S3 server behind a proxy."""
 
     provider = "S3"
     bulk_bytes = 7 << 20
@@ -94,7 +94,7 @@ class S3Target:
 
     def fail(self, rng: random.Random) -> None:
         self.heal()
-        if rng.random() < 0.4:  # or hardly any upload would be lost, and have to be aborted
+        if rng.random() < 0.4:  # or hardly any upload would be lost and need an abort
             self._proxy.fail(rng.choice((_GONE, Swallow())), method="POST", target=_COMPLETE)
         for _ in range(rng.choice((0, 1, 2, 3, 5))):
             where, method, target = rng.choice(_WHERE)
@@ -132,7 +132,7 @@ class S3Target:
 
 
 class FileTarget:
-    """A directory as bucket."""
+    """A directory as the bucket."""
 
     provider = "FILE"
     bulk_bytes = 400_000

@@ -1,8 +1,8 @@
-"""A process of the crash campaign: `python -m campaign.worker TASK`. It records, or sends, or both, until SIGTERM or its end.
+"""A process of the crash campaign: `python -m campaign.worker TASK`. It records, uploads, or both, until SIGTERM or its end.
 
-What `record` has acknowledged is in a file before anything else is done: the campaign looks for it in the bucket. Of some batches
-the events are delivered, which is written down before it is told and after; and some deliveries fail. Meanwhile it forks children
-that do the same, and its clock leaps.
+Once `record` acknowledges events, the worker first writes them to a file: the campaign looks for them in the bucket. The events of
+some batches are delivered, which is written down before and after the acknowledgment; some deliveries fail. Meanwhile the process
+forks children that do the same, and its clock jumps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SOURCES: Final = ("web", "ios", "android")
 LANDING_MARGIN: Final = "jobs_backup.store.object_store:_LANDING_MARGIN"
 LANDING_SECONDS: Final = 0.5
 FAILURE: Final = -1
-"""In the place of a job id, where a failure was acknowledged."""
+"""Written instead of a job id for an acknowledged failure record."""
 _DELIVERED_AT_ONCE: Final = 50
 _LOOK_SECONDS: Final = 0.05
 _HURRY: Final = {
@@ -50,19 +50,20 @@ _HURRY: Final = {
     "jobs_backup.archive.deleter:_MAX_PROBE": 1.0,
     LANDING_MARGIN: LANDING_SECONDS,
 }
-"""Waits and sizes that are right for months of service, and too large for a worker that lives for some seconds."""
+"""Waits and sizes that suit months of service, but are too large for a worker that lives for seconds."""
 
 
 _GENERATIONS: Final = 2
 """Children and grandchildren."""
 
 Fate = Literal["asked", "killed", "closes", "leaves", "stranger"]
-"""How a process ends: when it is asked to; killed at any moment; with its Backup closed; without that, as the children of
-multiprocessing do; or it never had a Backup of its own."""
+"""How a process ends: when asked to; killed at any moment; with its Backup closed; without that, as the children of
+multiprocessing do; or without ever having had its own Backup.
+"""
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """A point of the tables in `points`, which passage of it, and for how many; `code` is the error where it is a failure."""
+    """A point of the tables in `points`, its first passage and the number of passages; `code` is the error of a failure."""
 
     point: str
     passage: int = 1
@@ -76,7 +77,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         forks: mean seconds between two forks; 0 for none.
-        leaps: mean seconds between two leaps of its clock; 0 for none.
+        leaps: mean seconds between two jumps of its clock; 0 for none.
         life: seconds until its fate; None for a worker.
         is_main: below it on the stack is the interpreter's own code, through which it may end.
         generation: 0 for a worker, 1 for its children.
@@ -100,7 +101,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_delivered(batch: int) -> bool:
-    """Whether the events of a batch are delivered, as far as somebody lives to do it."""
+    """Whether the events of a batch are delivered, if a process lives long enough to deliver them."""
     return batch % 3 != 0
 
 
@@ -163,14 +164,14 @@ class _Recorder:
         self._record(ids, lambda: self._backup.record_many(events))
 
     def _bulk(self) -> None:
-        """An object that is sent in parts: so many bytes that can't be compressed, in several commits."""
+        """Record an object that is uploaded in parts: this many incompressible bytes, in several commits."""
         ids = self._ids(self._rng.randint(9, 16), whole=False)
         size = self._task.bulk_bytes // 10
         events = (Event(payload=self._payload(id_, size), source_id="bulk", message_id=id_) for id_ in ids)
         self._record(ids, lambda: self._backup.record_many(events))
 
     def _record(self, ids: Sequence[str], record: Callable[[], Sequence[int]]) -> None:
-        """Write down what was acknowledged, and what was refused since the spool is full."""
+        """Write down the acknowledged events, and those refused because the spool is full."""
         jobs: Sequence[int]
         try:
             jobs = record()
@@ -182,7 +183,7 @@ class _Recorder:
         self._undelivered += [int(job) for job in jobs if is_delivered(origin_of(job)[1])]
 
     def _deliver(self) -> None:
-        """Some of what this thread has recorded, in any order, and some of it again and again."""
+        """Acknowledge some of the events of this thread, in any order, some of them repeatedly."""
         self._rng.shuffle(self._undelivered)
         jobs = self._undelivered[:_DELIVERED_AT_ONCE]
         os.write(self._delivering, "".join(f"{job}\n" for job in jobs).encode())
@@ -216,7 +217,7 @@ def main(task: Task) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(threadName)s %(levelname)s %(message)s")
     for module in ("boto", "urllib3"):
         logging.getLogger(module).setLevel(logging.WARNING)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     _set({**_HURRY, "jobs_backup.spool.sqlite.writer:_FILE_BYTES": 2 * task.bulk_bytes})
     _note_uploads(_append_to(task, "journaled"))
     _arm(task)
@@ -225,7 +226,7 @@ def main(task: Task) -> int:
 
 
 def _live(task: Task) -> None:
-    """Work with a Backup of its own, until it is asked to end or its life is over."""
+    """Work with an own Backup until asked to end or until the lifetime is over."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if task.leaps:
@@ -251,7 +252,7 @@ def _live(task: Task) -> None:
 
 
 class _Forks:
-    """Forks children now and then, from whatever thread asks, while all others go on."""
+    """Forks children now and then, from any thread that asks, while all others keep working."""
 
     def __init__(self, task: Task, backup: Backup) -> None:
         self._task = task
@@ -262,14 +263,14 @@ class _Forks:
         self._next = time.monotonic() + self._pause()
 
     def is_due(self) -> bool:
-        """Whether the time for the next one has come: to one thread only, as long as they ask one after another."""
+        """Whether the next fork is due: True for one thread only, as long as they ask one after another."""
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + self._pause()
         return True
 
     def fork(self) -> None:
-        """A child with a Backup of its own, or none. It never returns from here."""
+        """Run a child, with or without its own Backup. Never returns."""
         rng = random.Random(self._rng.random())
         name = f"{self._task.name}.{next(self._numbers)}"
         is_main = self._task.is_main and threading.current_thread() is threading.main_thread()
@@ -298,7 +299,7 @@ class _Forks:
                 time.sleep(task.life or 0.0)
             else:
                 _live(task)
-        except SystemExit:  # of one of its own children
+        except SystemExit:  # raised by one of its own children
             raise
         except BaseException:  # noqa: BLE001 - the log of a campaign has no traceback
             traceback.print_exc()
@@ -306,10 +307,10 @@ class _Forks:
         if ends_at_once:
             _end(task)
         os.write(_append_to(task, "ends"), f"{task.fate}\n".encode())
-        sys.exit(0)  # as an interpreter ends, through all that the parent has begun
+        sys.exit(0)  # end as an interpreter does, through all that the parent has begun
 
     def _try_the_parents(self) -> None:
-        """A child may not use what it has inherited, and to close it does nothing."""
+        """Check that a child cannot use what it inherited, and that closing it does nothing."""
         try:
             self._backup.record(b"{}", source_id="web")
         except BackupClosed:
@@ -325,7 +326,7 @@ def _end(task: Task) -> NoReturn:
 
 
 def _die_in(seconds: float) -> None:
-    """kill -9, after so many seconds, whatever this process does then."""
+    """kill -9 after this many seconds, whatever this process is doing."""
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
     timer.daemon = True
     timer.start()
@@ -342,7 +343,7 @@ def _set(constants: Mapping[str, float]) -> None:
 
 
 def _note_uploads(note: int) -> None:
-    """Write down the ids of uploads that are in the journal: none of them may be open in the end."""
+    """Write down the upload ids in the journal: none of them may be open in the end."""
     owner, name = points.resolve("jobs_backup.spool.sqlite.uploads:UploadJournal.begin")
     begin = getattr(owner, name)
 

@@ -1,1 +1,1 @@
-"""Programs that fork, with real servers and workers, and what they need to be counted event by event."""
+"""Forking programs with real servers and workers, and the tools to count their events one by one."""

@@ -1,4 +1,4 @@
-"""What a child does with the Backup of its parent, or with one of its own: `python -m deployments.children DIRECTORY CASE`."""
+"""What a child does with its parent's Backup, or with its own: `python -m deployments.children DIRECTORY CASE`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FROM_SHELL = (
 
 
 def refused(call: Callable[[], object]) -> None:
-    """It has to raise BackupClosed that says what to do."""
+    """Check that `call` raises BackupClosed with advice on what to do."""
     try:
         call()
     except BackupClosed as error:
@@ -39,7 +39,7 @@ def wait_for(pid: int) -> None:
 
 
 def every_method(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """Each method of the inherited Backup is refused; to close it does nothing."""
+    """Check that every method of an inherited Backup is refused, and that closing it does nothing."""
     job = backup.record({"messageId": "of-parent"}, source_id="web")
 
     def child() -> None:
@@ -57,7 +57,7 @@ def every_method(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 def with_block(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """The child leaves the parent's `with` block, by its end and by an exception."""
+    """The child leaves the parent's `with` block, normally and by an exception."""
 
     def child() -> None:
         with backup:
@@ -70,7 +70,7 @@ def with_block(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 def of_forks(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """Four generations, each with a Backup of its own that stays open while the next one is forked, used and closed."""
+    """Four generations, each with its own Backup, which stays open while the next one is forked, used and closed."""
 
     def generation(number: int, before: Backup) -> None:
         refused(lambda: before.record({}, source_id="web"))
@@ -88,7 +88,7 @@ def of_forks(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 def many(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """Threads fork at the same time, while others record."""
+    """Threads fork at the same time while others record."""
 
     def fork_some(thread: int) -> None:
         for number in range(5):
@@ -107,7 +107,7 @@ def many(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 def then_exec(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """A child replaces itself by another program, which records on the same spool and is killed in the end."""
+    """A child replaces itself with another program, which records on the same spool and is finally killed."""
 
     def child() -> None:
         os.execve(sys.executable, [sys.executable, "-c", FROM_SHELL], {**os.environ, "ID": "of-exec"})
@@ -128,9 +128,9 @@ def subprocesses(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 def behind_python(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """Forked by a program that tells Python only afterwards, as uWSGI does: the child cannot use the spool, and harms nobody."""
-    sys.setswitchinterval(1000)  # the child keeps the interpreter's lock until then: nobody is left there to give it back
-    _imp.acquire_lock()  # Python's own code before a fork does so, and its code in the child takes it for granted
+    """Fork without Python's hooks until afterwards, as uWSGI does: the child cannot use the spool and does no harm."""
+    sys.setswitchinterval(1000)  # the child holds the GIL until then: no thread is left there to release it
+    _imp.acquire_lock()  # Python's own code takes this lock before a fork, and the child relies on it
     if (pid := ctypes.PyDLL(None).fork()) == 0:
         code = 1
         try:
@@ -150,7 +150,7 @@ def behind_python(directory: Path, backup: Backup, mine: Recorder) -> None:
 
 
 def asynchronous(directory: Path, backup: Backup, mine: Recorder) -> None:
-    """An AsyncBackup that is open and at work in the parent; the child's loop can't use it, may close it, and may open it anew."""
+    """An AsyncBackup, open and busy in the parent: the child's loop cannot use it, but may close it and open it again."""
     receipts = Receipts(directory)
     shared = AsyncBackup.from_env()
 

@@ -1,4 +1,4 @@
-"""Clients that post events, each with an id of its own, and note those that were answered with 200."""
+"""Clients that post events, each with its own id, and note those that got a 200."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PAUSE_SECONDS = 0.02
 
 
 class Clients:
-    """Threads that post until they are stopped. A request without an answer is given up, and its id is not used again.
+    """Threads that post until stopped. A request without an answer is abandoned, and its id is not used again.
 
     Attributes:
-        answered: how many events were acknowledged.
+        answered: number of acknowledged events.
     """
 
     def __init__(self, port: int, receipts: Receipts) -> None:
@@ -76,7 +76,7 @@ def clients(port: int, receipts: Receipts) -> Iterator[Clients]:
 
 
 def disturb(count: Callable[[], int], events: int, disturbances: int, disturb_once: Callable[[int], None]) -> None:
-    """Do something at even distances, while `count()` grows to the number of events."""
+    """Run a disturbance at even intervals while `count()` grows to the number of events."""
     for number in range(1, disturbances + 1):
         wait_until(lambda number=number: count() >= events * number // (disturbances + 1), f"{events} events")  # type: ignore[misc]
         disturb_once(number)

@@ -1,4 +1,4 @@
-"""Which events were acknowledged, and what became of each of them."""
+"""Which events were acknowledged, and where each of them ended up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Receipts:
 
 
 class Outcome(NamedTuple):
-    """How a run ended; without arguments, as it has to.
+    """The result of a run. The defaults are the required result.
 
     Attributes:
         lost: acknowledged and not in the bucket.
@@ -52,12 +52,12 @@ def acknowledged(directory: Path) -> list[str]:
 
 
 def ids_in(contents: Iterable[bytes]) -> Counter[str]:
-    """How often each event is in these objects."""
+    """Count each event in these objects."""
     return Counter(json.loads(line)["payload"]["messageId"] for line in lines(contents))
 
 
 def outcome(directory: Path, environment: Mapping[str, str], read: Callable[[], Iterable[bytes]] | None = None) -> Outcome:
-    """Drain the spool that every process has left, and count.
+    """Drain the spool after its last process has left, and count.
 
     Args:
         read: the objects in the bucket; those of the directory, if None.
@@ -76,7 +76,7 @@ def outcome(directory: Path, environment: Mapping[str, str], read: Callable[[], 
 
 
 def _damaged(spool: Path) -> list[str]:
-    """Looks at copies: to open a database may change it."""
+    """Check copies: opening a database may change it."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copytree(spool, Path(scratch) / "spool"))
         found: list[str] = []

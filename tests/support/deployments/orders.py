@@ -1,6 +1,6 @@
 """One fork, in a given order of events: `python -m deployments.orders DIRECTORY SCENARIO`.
 
-This process never opens the spool. It forks the parent, which forks the child, and perhaps a third process; and waits for all.
+This process never opens the spool. It forks the parent, which forks the child, and perhaps a third process; it waits for all.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from deployments.recording import die_with
 from jobs_backup import Backup, BackupClosed
 
 EVENTS = 7
-"""Of each process, before and after each step. Batches have 2, so that files are left and removed meanwhile."""
+"""Events of each process, before and after each step. Batches have 2, so that files are rotated and removed meanwhile."""
 _THREADS = 3
 _PAUSE_SECONDS = 0.005
 
 
 class Scenario(NamedTuple):
-    """What happens around a fork.
+    """The order of events around a fork.
 
     Attributes:
         parent: what it does, before or after the child ends.
         child: how it ends.
-        first: whose turn it is first. The other goes on recording after that.
-        third: whether another process records and uploads all the time.
-        threads: whether threads of the parent record while it forks, and after.
+        first: which one acts first. The other keeps recording after that.
+        third: whether a third process records and uploads throughout.
+        threads: whether threads of the parent record during and after the fork.
         archive: whether parent and child upload as well.
     """
 
@@ -48,13 +48,13 @@ class Scenario(NamedTuple):
 
 
 class Recorder:
-    """Records with a Backup, and notes each event that is acknowledged."""
+    """Records with a Backup and notes each acknowledged event."""
 
     def __init__(self, backup: Backup, directory: Path, name: str) -> None:
         self._backup = backup
         self._receipts = Receipts(directory)
         self._name = f"{name}-{os.getpid()}"
-        self._numbers = itertools.count()  # which threads may share
+        self._numbers = itertools.count()  # safe to share between threads
 
     def record(self, source: str) -> None:
         id_ = f"{self._name}-{next(self._numbers)}"
@@ -66,7 +66,7 @@ class Recorder:
             self.record("web" if number % 2 else "ios")
 
     def record_on(self) -> None:
-        """In the background, until it is closed."""
+        """Record in the background until closed."""
 
         def record() -> None:
             while True:
@@ -80,7 +80,7 @@ class Recorder:
 
 
 class Gate:
-    """Open once every process that was forked after it was made, and the one that made it, has opened it or ended."""
+    """Opens once its creator, and every process forked since, has opened it or ended."""
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe()
@@ -94,12 +94,12 @@ class Gate:
 
 
 def fork(work: Callable[[], object]) -> int:
-    """A child that does this and then ends as an interpreter does; at once, if a thread has forked it."""
+    """Fork a child that runs `work` and then ends as an interpreter does; at once, if a thread forked it."""
     is_thread = threading.current_thread() is not threading.main_thread()
     if (pid := os.fork()) == 0:
         try:
             work()
-        except Exception:  # noqa: BLE001 - it is printed, and the exit code tells
+        except Exception:  # noqa: BLE001 - the traceback and the exit code report it
             traceback.print_exc()
             os._exit(1)
         if is_thread:
@@ -116,7 +116,7 @@ def end(backup: Backup, how: str) -> None:
 
 
 def parent(directory: Path, scenario: Scenario) -> None:
-    """Opens a Backup, forks, and does what the scenario says."""
+    """Open a Backup, fork, and follow the scenario."""
     backup = Backup.from_env(archive=scenario.archive)
     mine = Recorder(backup, directory, "parent")
     mine.record_some()
@@ -153,7 +153,7 @@ def parent(directory: Path, scenario: Scenario) -> None:
 
 
 def await_upload() -> None:
-    """Where a test has to see an upload under way, wait until it makes this file."""
+    """If a test must see an upload in progress, wait until the upload makes this file."""
     if path := os.environ.get("ORDERS_UPLOADING"):
         while not Path(path).exists():
             time.sleep(0.01)

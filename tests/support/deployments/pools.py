@@ -1,4 +1,4 @@
-"""Keeps the documented pool at work, and makes another one whenever a process of it was killed: `deployments.pools DIRECTORY`."""
+"""Keep the documented pool busy, and replace it whenever one of its processes is killed: `deployments.pools DIRECTORY`."""
 
 from __future__ import annotations
 

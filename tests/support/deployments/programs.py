@@ -15,7 +15,7 @@ from pathlib import Path
 from places import SUPPORT
 
 PATIENCE = 240.0
-"""Seconds after which a condition that does not come true fails a test, however slow the machine is."""
+"""Seconds after which an unmet condition fails a test, however slow the machine is."""
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -26,7 +26,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that are alive."""
+    """The live children of a process."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in listed.splitlines()]
     return [int(child) for child, parent, state in rows if int(parent) == pid and not state.startswith("Z")]
@@ -68,7 +68,7 @@ class Program:
         return self._log.read_text(errors="replace")
 
     def end(self, number: int = signal.SIGTERM, *, kills_rest: bool = False) -> None:
-        """Send the signal to the process that was started, and wait for all that it has forked: each holds the pipe.
+        """Send the signal to the started process, and wait for all its descendants: each holds the pipe.
 
         `kills_rest` is for workers that outlive a killed parent.
         """
@@ -80,7 +80,7 @@ class Program:
         os.read(self._reading, 1)
 
     def clean_up(self) -> None:
-        """Let nothing outlive a test that has failed."""
+        """Let no process outlive a failed test."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:  # all have ended

@@ -1,7 +1,7 @@
-"""A program that forks, run while threads of it record: `python -m deployments.recording DIRECTORY MODULE ARGUMENT ...`
+"""Run a forking program while its threads record: `python -m deployments.recording DIRECTORY MODULE ARGUMENT ...`
 
-Its Backup is open, its archiver is at work and its threads are recording whenever the program forks. Children inherit all of it,
-and the handler that closes it at exit.
+Whenever the program forks, its Backup is open, its archiver is busy and its threads are recording. Children inherit all of it,
+including the handler that closes it at exit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PAUSE_SECONDS = 0.002
 
 
 def record(backup: Backup, receipts: Receipts, name: str) -> None:
-    """Until the Backup is closed."""
+    """Record until the Backup is closed."""
     for number in itertools.count():
         id_ = f"parent-{os.getpid()}-{name}-{number}"
         try:
@@ -36,7 +36,7 @@ def record(backup: Backup, receipts: Receipts, name: str) -> None:
 
 
 def die_with(life: int) -> None:
-    """Kill the whole session when the other end of this pipe closes, which the test has: in this process, and in each it forks."""
+    """Kill the whole session once the test closes its end of this pipe: in this process, and in each one it forks."""
 
     def wait() -> None:
         os.read(life, 1)

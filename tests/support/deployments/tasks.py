@@ -1,4 +1,4 @@
-"""Sends tasks to Celery's workers, a few at a time, and notes those that succeeded: `python -m deployments.tasks DIRECTORY`."""
+"""Send tasks to Celery's workers, a few at a time, and note those that succeeded: `python -m deployments.tasks DIRECTORY`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deployments.recording import die_with
 
 _AT_ONCE = 20
 _GIVEN_UP_SECONDS = 5.0
-"""A task whose worker was killed has no result; waiting for it only keeps others from being sent."""
+"""A task whose worker was killed has no result; waiting for it only delays the other tasks."""
 
 
 def main(directory: str) -> None:

@@ -1,4 +1,4 @@
-"""Builds the library that makes calls fail, and drives it in the process that preloads it."""
+"""Build the library that makes calls fail, and control it in the process that preloads it."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def build(directory: Path) -> Path:
 
 @contextmanager
 def temporary_directory(parent: Path | None) -> Generator[Path]:
-    """A new directory, in memory if there is such a file system: each run syncs some hundred times."""
+    """Create a directory, in memory if possible: each run syncs several hundred times."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="faults-", dir=parent or (memory if memory.is_dir() else None)) as name:
         yield Path(name)
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends."""
+    """Have the kernel kill this process when its parent ends for any reason."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -124,7 +124,7 @@ def arm(fault: Fault, root: str, report: int) -> None:
 
 
 class _Lines:
-    """Counts the lines of our package that run, in all threads, and raises MemoryError at one of them."""
+    """Counts executed lines of our package in all threads, and raises MemoryError at one of them."""
 
     def __init__(self, fault: Fault, report: int) -> None:
         self._wanted = fault.first
@@ -155,7 +155,7 @@ class _Lines:
 
 @functools.cache
 def _quiet(code: CodeType) -> frozenset[int]:
-    """Where a line begins that can raise nothing: `try:`, and the end of a `with`, which calls `__exit__` of a lock, for example.
+    """Whether a line begins with code that cannot raise: `try:`, or the end of a `with`, which may call a lock's `__exit__`.
 
     Nothing is allocated there, and no signal is handled before that call.
     """

@@ -32,13 +32,13 @@ _SHOWN: Final = 1500
 
 @dataclass(frozen=True)
 class Call:
-    """One that was counted.
+    """A counted call.
 
     Attributes:
-        number: among all.
-        path: below the world's directory, without what differs from run to run.
-        site: from where in our package, innermost first.
-        index: among those of its name and part of the world.
+        number: its index among all calls.
+        path: relative to the world's directory, without what differs from run to run.
+        site: its stack in our package, innermost first.
+        index: its index among the calls of its name and part of the world.
     """
 
     number: int
@@ -97,7 +97,7 @@ class Violation:
 
 @dataclass
 class Verdict:
-    """`cautious`: the reason a command gave for exit code 1 although everything was done. That is allowed."""
+    """`cautious`: the command's reason for exit code 1 although everything was done. That is allowed."""
 
     reached: bool
     violations: list[Violation]
@@ -112,7 +112,7 @@ class Worker:
     """Runs one scenario in its own directory, which is restored before each run."""
 
     def __init__(self, directory: Path, library: Path, scenario: Scenario, *, limit: float, sabotage: str = "") -> None:
-        """`limit` is how many seconds a command may take; `sabotage` names a guard that is removed in all of its commands."""
+        """`limit` is the time limit of a command, in seconds; `sabotage` names a guard to remove in all of its commands."""
         self.scenario = scenario
         self._limit = limit
         self._world = World(directory / "world")
@@ -150,7 +150,7 @@ class Worker:
         self._zygote.wait()
 
     def survey(self, kind: str) -> list[Call]:
-        """The calls of a healthy run. Raises RuntimeError if that breaks a promise."""
+        """The calls of a healthy run. Raises RuntimeError if that run breaks a promise."""
         ended, verdict = self._judge(Fault(kind=kind, network=self.scenario.network))
         if ended.code != 0 or verdict.violations or verdict.cautious:
             texts = [one.line() for one in verdict.violations]
@@ -158,7 +158,7 @@ class Worker:
         return ended.calls
 
     def look(self, kind: str) -> tuple[list[Call], list[Violation]]:
-        """The calls of a run without a fault, and the promises that it breaks all the same."""
+        """The calls of a run without a fault, and the promises that it breaks nevertheless."""
         ended, verdict = self._judge(Fault(kind=kind, network=self.scenario.network))
         return ended.calls, verdict.violations
 
@@ -298,7 +298,7 @@ def _has_said_why(ended: Ended) -> bool:
 
 
 def _unsynced(ended: Ended, world: World) -> list[tuple[str, str]]:
-    """An object, or a directory of one, whose sync failed and was not repeated before exit code 0."""
+    """An object, or its directory, whose sync failed and was not repeated before exit code 0."""
     names = {call.name for call in ended.calls}
     path = next((call.path for call in ended.calls if call.name in {"fsync", "fdatasync"}), "")
     is_of_object = path.startswith("bucket") and not path.startswith("bucket/.jobs-backup")
@@ -308,7 +308,7 @@ def _unsynced(ended: Ended, world: World) -> list[tuple[str, str]]:
 
 
 def _unsynced_logs(ended: Ended) -> list[tuple[str, str]]:
-    """Logs of blob files that were written after their last sync. Given all calls of a run without a fault."""
+    """Logs of blob files that were written after their last sync. `ended` has all calls of a run without a fault."""
     is_synced: dict[str, bool] = {}
     for call in ended.calls:
         if call.path.startswith("spool/blobs") and call.path.endswith("-wal") and call.name in {"pwrite64", "fdatasync", "fsync"}:
@@ -320,7 +320,7 @@ def _of_end(ended: Ended) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if ended.code is None:
         found.append(("hang", f"it did not end: {' | '.join(_sites(ended.stacks)[:12])}"))
-    elif ended.code < 0 and ended.code != -signal.SIGTERM:  # which the scenario sent while the command was ending
+    elif ended.code < 0 and ended.code != -signal.SIGTERM:  # SIGTERM comes from the scenario, while the command was ending
         found.append(("crash", f"{signal.Signals(-ended.code).name}"))
     for mark in ("Traceback (most recent call last)", "Exception ignored in", "Fatal Python error"):
         if mark in ended.stderr:

@@ -1,4 +1,4 @@
-"""Proof that the sweep finds faults: it removes one guard of the code at a time, and a violation must follow."""
+"""Prove that the sweep finds faults: remove one guard of the code at a time, and expect a violation."""
 
 from __future__ import annotations
 import __future__
@@ -22,12 +22,12 @@ from faults.sweep import ERRORS
 
 _RUNS: Final = 60
 _ALL: Final = 1000
-"""Faults in a row, so that retries fail, too."""
+"""Consecutive faults, so that retries fail, too."""
 
 
 @dataclass(frozen=True)
 class Sabotage:
-    """A guard that is removed.
+    """A guard to remove.
 
     Attributes:
         place: module:qualified.name of the function.
@@ -35,7 +35,7 @@ class Sabotage:
         scenario, calls: which calls to fail. `calls` is a regular expression, matched against "name path site".
         found: kinds of violations, at least one of which must follow.
         kind, count: see `Fault`.
-        also: further (place, guard, instead): other guards behind the same promise, which would make up for this one.
+        also: further (place, guard, instead): other guards of the same promise, which would make up for this one.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Sabotage:
 
     @property
     def edits(self) -> tuple[tuple[str, str, str], ...]:
-        """All that is changed: (place, guard, instead)."""
+        """All changes: (place, guard, instead)."""
         return ((self.place, self.guard, self.instead), *self.also)
 
 
@@ -74,7 +74,7 @@ def commit(sabotage: Sabotage) -> None:
 
 
 def guarded(place: str, guard: str) -> tuple[FunctionType, str]:
-    """The function at a place (module:qualified.name) that has the guard, and its source.
+    """Find the function with the guard at a place (module:qualified.name); return it and its source.
 
     Raises:
         GuardIsGone: the guard is missing, or not unique.
@@ -95,14 +95,14 @@ def guarded(place: str, guard: str) -> tuple[FunctionType, str]:
 
 
 def find(sabotage: Sabotage, directory: Path, library: Path, *, limit: float, tell: Callable[[str], None]) -> Violation | None:
-    """The first violation that follows, and does not without the sabotage; None if there is none."""
+    """The first violation that the sabotage causes; None if there is none."""
     with ExitStack() as stack:
         scenario = SCENARIOS[sabotage.scenario]
         spoiled = stack.enter_context(Worker(directory / "spoiled", library, scenario, limit=limit, sabotage=sabotage.name))
         sound = stack.enter_context(Worker(directory / "sound", library, scenario, limit=limit))
         calls, harm = spoiled.look(sabotage.kind)
         for violation in harm:
-            if violation.kind in sabotage.found:  # of the sound code there is none: `survey` raises
+            if violation.kind in sabotage.found:  # the unchanged code has none: `survey` raises
                 sound.survey(sabotage.kind)
                 tell(f"{sabotage.name}: found without a fault: {violation.line()}")
                 return violation
@@ -275,7 +275,7 @@ ALL: Final = {
             name="blob files that cannot be listed pass for none",
             place="jobs_backup.spool.sqlite.blobs:BlobFiles.names",
             guard="with database_errors(self._directory), os.scandir(self._directory) as entries:",
-            instead="for entries in [list(self._directory.glob('*'))]:",  # it takes EACCES for an empty directory
+            instead="for entries in [list(self._directory.glob('*'))]:",  # treats EACCES as an empty directory
             scenario="archive-open",
             calls="^opendir spool/blobs",
             found=frozenset({"quarantined", "lost"}),

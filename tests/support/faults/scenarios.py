@@ -1,4 +1,4 @@
-"""The commands that are swept, each with a small spool and bucket, and the promises that it has to keep."""
+"""The commands of the sweep, each with a small spool and bucket, and the promises that each must keep."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _CLAIMED: Final = """
 
 @dataclass
 class World:
-    """A directory with a spool, a bucket, inputs (`in`) and outputs (`out`), and the events that belong into the bucket."""
+    """A directory with a spool, a bucket, inputs (`in`) and outputs (`out`), and the events that the bucket must end up with."""
 
     directory: Path
     must: set[str] = field(default_factory=set)
@@ -95,7 +95,7 @@ class World:
         return {**home, **file_environment(self.directory), **_SETTINGS}
 
     def found(self) -> Counter[str]:
-        """How often each event is in the bucket."""
+        """Count each event in the bucket."""
         return Counter(event["payload"]["messageId"] for event in events(self.directory))
 
     def missing(self) -> list[str]:
@@ -106,7 +106,7 @@ class World:
         return sorted(path.name for path in place.iterdir()) if place.is_dir() else []
 
     def miscounted(self) -> list[str]:
-        """Objects with another number of events than the catalog has for them."""
+        """Objects whose number of events differs from the catalog."""
         with closing(sqlite3.connect(self.directory / "spool" / "catalog.db")) as catalog:
             counts = catalog.execute("SELECT key, events FROM batches WHERE state='stored'").fetchall()
         bucket = self.directory / "bucket"
@@ -153,17 +153,17 @@ class Scenario(ABC):
 
     @abstractmethod
     def prepare(self, world: World, run: Heal) -> None:
-        """Set it up, in an empty directory."""
+        """Prepare the scenario in an empty directory."""
 
     @abstractmethod
     def arguments(self, world: World) -> tuple[str, ...]:
-        """The command that is swept."""
+        """The command under test."""
 
     def drive(self, running: Running) -> None:  # noqa: B027 - most commands run by themselves
-        """What clients do while it runs. They add acknowledged events to `World.must`."""
+        """Act as its clients while the command runs. Adds acknowledged events to `World.must`."""
 
     def untrue(self, world: World, run: Heal) -> str:
-        """Which claim of exit code 0 is false; empty if all are true."""
+        """Return the false claim behind an exit code 0; empty if all claims are true."""
         missing = world.missing()
         return f"{len(missing)} of {len(world.must)} events are not in the bucket: {missing}" if missing else ""
 
@@ -172,11 +172,11 @@ class Scenario(ABC):
         return not world.missing()
 
     def heal(self, world: World, run: Heal, code: int | None) -> None:
-        """What an operator does once the fault is gone."""
+        """Act as an operator once the fault is fixed."""
         run(ARCHIVE)
 
     def wrong(self, world: World) -> Iterable[tuple[str, str]]:
-        """The promises that are broken in the end, as kinds and texts."""
+        """The promises broken in the end, as kinds and texts."""
         found = world.found()
         if missing := world.missing():
             yield "lost", f"{len(missing)} of {len(world.must)}: {missing}"
@@ -191,7 +191,7 @@ class Scenario(ABC):
 
 
 def dead(world: World) -> None:
-    """Two killed processes: open and sealed batches, a large one (multipart), and one that was claimed for sending."""
+    """Two killed processes: open and sealed batches, a large one (multipart), and one claimed for upload."""
     world.die("a", _OPEN_AND_SEALED)
     world.die("b", _CLAIMED)
     world.must |= {f"a{number}" for number in range(8)} | {f"b{number}" for number in range(7)}
@@ -280,7 +280,7 @@ class Serve(Scenario):
                 world.must |= ids
                 world.may -= ids
         except (OSError, http.client.HTTPException):
-            return  # without an answer nothing is promised
+            return  # without an answer there is no promise
         finally:
             connection.close()
 
@@ -320,7 +320,7 @@ class Delivered(Scenario):
             yield "undeleted", "all events of source 'all' were acknowledged, but its object remains"
 
     def _until_deleted(self, world: World, run: Heal) -> None:
-        """An object is kept while an unclear attempt to write it may still arrive."""
+        """An object is kept while an unconfirmed attempt to write it may still arrive."""
         until = time.monotonic() + _DELETED_SECONDS
         run(ARCHIVE)
         while world.objects("all") and time.monotonic() < until:
@@ -329,7 +329,7 @@ class Delivered(Scenario):
 
 
 class Replay(Scenario):
-    """All events, read back into a file. The catalog knows the objects."""
+    """Read all events back into a file. The catalog knows the objects."""
 
     name = "replay"
 
@@ -374,7 +374,7 @@ class Replay(Scenario):
 
 
 class ReplayList(Replay):
-    """All events, to standard output. A listing of the bucket finds the objects."""
+    """Read all events back to standard output. A listing of the bucket finds the objects."""
 
     name = "replay-list"
 

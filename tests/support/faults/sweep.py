@@ -1,4 +1,4 @@
-"""Sweeps a command: chooses the faults, runs them in several workers, and counts the results."""
+"""Sweep a command: choose the faults, run them in several workers, and count the results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ERRORS: Final = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EINT
 _PYTHON_RUNS: Final = 600
 """Python allocates some 200,000 times in each command: the whole sweep fails this many of them."""
 _SHARES: Final = {"calls": 0.55, "lines": 0.25, "sqlite": 0.1, "python": 0.1}
-"""Of a sample, by kind."""
+"""Runs in a sample, by kind."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Plan:
         if kind == "python":
             spread = [msgspec.structs.replace(call.fault(kind), first=rng.randrange(calls[-1].number)) for call in calls]
             return rng.sample(spread, min(_PYTHON_RUNS, len(spread)))
-        # The first, the last, and one between: most passes through the same line, or allocation, are alike.
+        # The first, the last, and one in between: most passes through the same line, or allocation, are alike.
         chosen = {call.number: call for all_ in places.values() for call in (all_[0], all_[-1], rng.choice(all_))}
         return [self._fault(kind, call) for _, call in sorted(chosen.items())]
 
@@ -78,7 +78,7 @@ class Plan:
         return [self._fault("calls", call, error) for (_, error), call in sorted(chosen.items())]
 
     def _sampled(self, kind: str, places: dict[tuple[str, ...], list[Call]], rng: random.Random, size: int) -> list[Fault]:
-        """As many different places as possible."""
+        """Choose as many different places as possible."""
         names = sorted(places)
         chosen = rng.sample(names, min(size, len(names))) + rng.choices(names, k=max(0, size - len(names)))
         return [self._fault(kind, rng.choice(places[name]), rng.choice(self.errors)) for name in chosen]

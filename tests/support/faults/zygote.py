@@ -22,7 +22,7 @@ import jobs_backup
 import jobs_backup.store.object_store
 
 LANDING_SECONDS: Final = 0.2
-"""How long a delete waits, beyond the time-out, for a write that may still arrive. A minute would slow the sweep down."""
+"""How long a delete waits, beyond the timeout, for a write that may still arrive. A minute would slow the sweep down."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ def main() -> None:
     from faults.sabotage import ALL, commit  # it imports the module that starts this process
 
     die_with_parent()
-    for name in sys.argv[1:]:  # before modules that are imported later copy the function, as decorators do
+    for name in sys.argv[1:]:  # before decorators of modules imported later copy the function
         commit(ALL[name])
     for module in pkgutil.walk_packages(jobs_backup.__path__, "jobs_backup."):
         if not module.name.startswith("jobs_backup.testing"):

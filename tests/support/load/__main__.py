@@ -1,4 +1,4 @@
-"""`python -m load`: the sidecar under load, killed with -9 meanwhile; then what is in the bucket, and how long answers took."""
+"""`python -m load`: put the sidecar under load and kill -9 it; then report the bucket's contents and the response times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serving import serve
 
 
 class Found(NamedTuple):
-    """What came of a run; counts are of events."""
+    """The result of a run; counts are of events."""
 
     seconds: float
     kills: int
@@ -70,7 +70,7 @@ def load(directory: Path, *, seconds: float, kills: int, connections: int, event
 
 
 def compare(directory: Path, told: dict[str, Any], *, seconds: float, kills: int, events: int) -> Found:
-    """What the client was told, and what is in the bucket."""
+    """Compare the client's answers with the bucket."""
     count = Counter(int(event["messageId"]) for event in recorded(directory))
     acknowledged = {one for number in told["acknowledged"] for one in range(number * events, (number + 1) * events)}
     retried = {one for number in told["retried"] for one in range(number * events, (number + 1) * events)}
@@ -88,7 +88,7 @@ def compare(directory: Path, told: dict[str, Any], *, seconds: float, kills: int
 
 
 def main() -> None:
-    """Exit code 1 if anything is lost, or twice without having been sent again."""
+    """Exit with code 1 if an event is lost, or is in the bucket twice without having been retried."""
     parser = argparse.ArgumentParser(prog="python -m load")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--kills", type=int, default=3)

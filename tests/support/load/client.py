@@ -1,6 +1,6 @@
-"""A process that posts events over many connections, and tells which were acknowledged, which were retried, and how long each took.
+"""Post events over many connections, and report which were acknowledged, which were retried, and how long each took.
 
-An event whose answer was lost is sent again, with the same message id, until it is acknowledged or the time is over.
+An event whose response was lost is retried with the same message id until it is acknowledged or the time is over.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Client:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "", parts.port or 0
         self.seconds_left = seconds
-        self.until = math.inf  # the time begins with the first answer
+        self.until = math.inf  # the time starts with the first response
         self.per_request = per_request
         self.next = 0
         self.acknowledged: list[int] = []  # numbers of requests
         self.retried: set[int] = set()
         self.statuses: dict[int, int] = {}
         self.seconds = array("d")
-        # Realistic payloads; each gets a message id of its own in front.
+        # Realistic payloads; each starts with its own message id.
         self.payloads = [payload[1:] for payload in events(200, seed=1)]
 
     def body(self, number: int) -> bytes:
@@ -43,7 +43,7 @@ class Client:
         return b"\n".join(made)
 
     async def connection(self) -> None:
-        """Post one request after another, until the time is over."""
+        """Post one request after another until the time is over."""
         while time.monotonic() < self.until:
             number, self.next = self.next, self.next + 1
             request = self.request(number)

@@ -1,4 +1,4 @@
-"""Deliveries told to the spool: many ids in any order at once (`variant` "many"), or each one after its `record()` ("one")."""
+"""Acknowledge deliveries: many ids per call in any order (`variant` "many"), or each one after its `record()` ("one")."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the contenders share: their job, its events, and how it is measured. Each runs in a process of its own.
+"""What the contenders share: their job, its events and how it is measured. Each contender runs in its own process.
 
-`python -m benchmarks.contenders.MODULE JOB` does the job (JSON) and prints a line of JSON: wall seconds and CPU seconds (of the
-process and its children) from opening the client to the last byte stored, and the peak RSS in bytes. Imports and what is prepared
-are not in the times.
+`python -m benchmarks.contenders.MODULE JOB` runs the job (JSON) and prints one line of JSON: wall seconds, CPU seconds (of the
+process and its children) and peak RSS in bytes. The times run from opening the client to the last byte stored, without imports
+and preparation.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from isal import igzip
 
 REGION: Final = "us-east-1"
 _POOL: Final = 5000
-"""Dicts that are taken again and again: making them is not what is measured."""
+"""Dicts that are reused: creating them is not part of the measurement."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Bring events into a bucket.
+    """Upload events to a bucket.
 
     Attributes:
-        certificate: the file that a client has to trust; empty for http.
-        corpus: the file of the events; events beyond its end are its first ones again.
-        sources: events go to them in turn; so many events of a source make an object.
-        directory: for what is kept on disk.
-        variant: which one, of a contender that has several ways.
-        same_lines: also those without an envelope write what jobs-backup writes, made by the same function.
+        certificate: file of the certificate that the client trusts; empty for http.
+        corpus: file of the events; after its last event, it starts over.
+        sources: number of sources, which receive the events in turn; an object holds a fixed number of one source's events.
+        directory: for files on disk.
+        variant: which variant of the contender.
+        same_lines: contenders without an envelope write the same lines as jobs-backup, made by the same function.
         settings: environment variables for jobs-backup.
     """
 
@@ -61,11 +61,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return [f"source{number:04}" for number in range(self.sources)]
 
     def raw_lines(self) -> Iterator[bytes]:
-        """The events as they stand in the file, with the ends of their lines."""
+        """The events as in the file, with their line ends."""
         return lines(Path(self.corpus), self.events)
 
     def dicts(self) -> Iterator[dict[str, Any]]:
-        """The events decoded. The first ones are decoded now."""
+        """The decoded events. The first ones are decoded on this call."""
         decode = msgspec.json.Decoder(dict[str, Any]).decode
         pool = [decode(line) for line in lines(Path(self.corpus), _POOL)]
         return itertools.islice(itertools.cycle(pool), self.events)
@@ -83,7 +83,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measured:
-    """Times of the section between `begin` and `end`."""
+    """Times the section between `begin` and `end`."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -96,21 +96,21 @@ class Measured:
 
 
 def main(work: Callable[[Job, Measured], None]) -> None:
-    """Do the job of the command line, and print what was measured."""
+    """Run the job from the command line and print the measurements."""
     job = msgspec.json.decode(sys.argv[1], type=Job)
     measured = Measured()
     work(job, measured)
     values = {"events": float(job.events), "peak_rss": float(_peak_rss())} | measured.values
     sys.stdout.write("\n" + msgspec.json.encode(values).decode() + "\n")
     sys.stdout.flush()
-    # What a library's threads do on their way out is not measured, and one of them sometimes aborts there.
+    # Skip interpreter shutdown: library threads may abort in it, and it is not measured.
     os._exit(0)
 
 
 def write_objects(job: Job, encoded: Iterable[bytes], open_object: Callable[[str], Any]) -> None:
-    """As the documentation of the libraries with file objects shows it: one event at a time into the file of its source.
+    """Write as the documentation of the file-object libraries shows: one event at a time into its source's file.
 
-    `encoded` are whole lines. A file is closed, and another one opened, after so many events as make an object.
+    `encoded` are whole lines. After one object's number of events, the file is closed and another one opened.
     """
     each = iter(encoded)
     for number in range(-(-job.events // (job.sources * job.events_per_object))):
@@ -128,7 +128,7 @@ def write_objects(job: Job, encoded: Iterable[bytes], open_object: Callable[[str
 
 
 class Zipped:
-    """A compressor before a file object: `isal` (level 1), or a level of gzip. Closing it closes both."""
+    """Put a compressor in front of a file object: `isal` (level 1), or a level of gzip. Closing it closes both."""
 
     def __init__(self, raw: Any, compression: str) -> None:
         self._raw = raw
@@ -145,7 +145,7 @@ class Zipped:
 
 
 def encoded_lines(job: Job) -> Iterable[bytes]:
-    """What those write who have no envelope: the line itself, or the dict as orjson writes it. That favours them."""
+    """The line for contenders without an envelope: the line itself, or the dict as orjson writes it. That favors them."""
     if job.same_lines:
         from jobs_backup.format import lines as encoding
 
@@ -165,7 +165,7 @@ def _cpu() -> float:
 
 
 def _peak_rss() -> int:
-    # Not getrusage: that one begins with the parent's.
+    # Not getrusage: its peak includes the parent's.
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) << 10

@@ -1,4 +1,4 @@
-"""Lines into members, as the spool makes them. `variant`: a value of JOBS_BACKUP_COMPRESSION."""
+"""Compress lines into members, as the spool does. `variant`: a value of JOBS_BACKUP_COMPRESSION."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dlt: a pipeline into its filesystem destination, one resource for each source, as gzip JSON lines. Dicts only."""
+"""dlt: a pipeline into its filesystem destination, one resource per source, as gzip JSON lines. Dicts only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def work(job: Job, measured: Measured) -> None:
         "DESTINATION__FILESYSTEM__CREDENTIALS__ENDPOINT_URL": job.endpoint,
         "DESTINATION__FILESYSTEM__CREDENTIALS__REGION_NAME": REGION,
         "DATA_WRITER__FILE_MAX_ITEMS": str(job.events_per_object),
-        # Otherwise each object in the payload becomes a table of its own.
+        # Otherwise each object in the payload becomes a separate table.
         "SCHEMA__NAMING": "direct",
     }
     events = job.dicts()

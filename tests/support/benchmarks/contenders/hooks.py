@@ -1,4 +1,4 @@
-"""One call of a hook through `ObjectStore` (pluggy, and tenacity around it), with a provider that does nothing."""
+"""One hook call through `ObjectStore` (pluggy inside tenacity), with a provider that does nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The limit: what jobs-backup does, without being durable. The same lines and members, held in memory, sent by bare boto3.
+"""The upper limit: jobs-backup's lines and members without durability, held in memory and uploaded by bare boto3.
 
-One thread makes lines, one compresses (isal lets the interpreter go meanwhile), four send.
+One thread makes lines, one compresses (isal releases the GIL), four upload.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from jobs_backup.format.lines import Payload
 _MEMBER: Final = 1 << 20
 _SENDING: Final = 4
 _WAITING: Final = 16
-"""Members that wait to be compressed."""
+"""Members that wait for compression."""
 
 
 class _Object:
-    """The lines of a source, on their way into an object."""
+    """The lines of a source that will become an object."""
 
     def __init__(self, pipeline: _Pipeline, source: str) -> None:
         self._pipeline = pipeline
@@ -40,7 +40,7 @@ class _Object:
         self._members: list[Future[bytes]] = []
 
     def cut(self) -> None:
-        """The lines so far become a member."""
+        """Compress the lines so far into a member."""
         if self.lines:
             self._members.append(self._pipeline.compress(self.lines))
             self.lines, self.bytes = [], 0
@@ -55,7 +55,7 @@ class _Object:
 
 class _Pipeline:
     def __init__(self, job: Job) -> None:
-        # Over TLS boto3's own checksum costs least; over http it signs the body anyway, and a checksum more is not needed.
+        # Over TLS, boto3's own checksum costs least. Over http it signs the body anyway and needs no extra checksum.
         checksum: Any = "when_supported" if job.certificate else "when_required"
         self._client = boto3.session.Session().client("s3", config=Config(request_checksum_calculation=checksum), **job.client)
         self._bucket = job.bucket

@@ -1,7 +1,7 @@
-"""jobs-backup, durable, with the settings that it has by default.
+"""jobs-backup, durable, with its default settings.
 
-`variant` "one file": the spool goes on with a file of any size. Otherwise a batch ends with its file, and no object of events that
-can't be compressed becomes larger than 512 MiB, whatever the settings say.
+`variant` "one file": the spool's files may grow to any size. Otherwise a batch ends with its file, and an object of
+incompressible events never exceeds 512 MiB, whatever the settings say.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobs_backup import Backup, Event
 from jobs_backup.format.lines import Payload
 from jobs_backup.spool.sqlite import writer
 
-# The others import their SDK before they are measured; this one would when it sends the first object.
+# The others import their SDK before the measurement; this one would import it at its first upload.
 _IMPORTED = (boto3.session, jobs_backup_s3.provider)
 
 
@@ -37,7 +37,7 @@ def environment(job: Job) -> dict[str, str]:
 
 
 def local_environment(job: Job) -> dict[str, str]:
-    """The same, for a directory as bucket: for what has no store to wait for."""
+    """Variables for a directory as the bucket, where no store is measured."""
     bucket = Path(job.directory) / "bucket"
     bucket.mkdir(parents=True, exist_ok=True)
     file = {

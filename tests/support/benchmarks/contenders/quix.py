@@ -1,4 +1,4 @@
-"""Quix Streams: the sink's own object with its own batches, as the framework calls it, but without Kafka. Dicts only."""
+"""Quix Streams: the sink's own object and batches, called as the framework does, but without Kafka. Dicts only."""
 
 from __future__ import annotations
 

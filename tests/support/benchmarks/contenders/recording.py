@@ -1,4 +1,4 @@
-"""Events one by one on the disk: `record()` from some threads, or a bare SQLite commit for each line (`variant` "sqlite")."""
+"""Record events one by one to disk: `record()` from several threads, or a bare SQLite commit per line (`variant` "sqlite")."""
 
 from __future__ import annotations
 

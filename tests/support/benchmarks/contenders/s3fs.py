@@ -1,4 +1,4 @@
-"""s3fs, as its documentation shows: a file object for each object, and a compressor before it: gzip 6, gzip 1, or isal."""
+"""s3fs, as its documentation shows: a file object per object, behind a compressor: gzip 6, gzip 1, or isal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes of the objects, and of the same lines by `gzip -6`, object by object. `variant` "single": a commit for each event."""
+"""Sizes of the objects, and of the same lines by `gzip -6`, object by object. `variant` "single": one commit per event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""smart_open, as its documentation shows: a file object for each object, gzip by its name. `isal`: that compressor instead."""
+"""smart_open, as its documentation shows: a file object per object, gzip by file name. `isal`: that compressor instead."""
 
 from __future__ import annotations
 

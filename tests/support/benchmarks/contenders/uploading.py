@@ -1,4 +1,4 @@
-"""Files that are there already into a bucket: `variant` says who sends them. They can't be compressed."""
+"""Upload existing, incompressible files to a bucket: `variant` names the uploader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.contenders.common import Job, Measured, main
 from jobs_backup.model import Batch, Body, Kind, Stream
 
 _AT_ONCE: Final = 4
-"""As many as jobs-backup sends by default; who has a default of its own keeps it."""
+"""Parallel uploads: jobs-backup's default. A contender with its own default keeps it."""
 _PART: Final = 16 << 20
 _THRESHOLD: Final = 64 << 20
 
@@ -29,7 +29,7 @@ class _FileBody(Body):
 
 
 def _ours(job: Job, path: Path) -> Callable[[], None]:
-    """Through the store and the provider; as the archiver does, without the journal. The checksum is known there, too."""
+    """Upload through the store and the provider as the archiver does, without the journal. The checksum is known in advance."""
     import boto3.session
     from benchmarks.contenders.ours import environment
 

@@ -1,4 +1,4 @@
-"""Fill a spool with events that wait for their upload, and be killed: what was recorded last is in batches that are still open."""
+"""Fill a spool with pending events, then get killed: the last events recorded are in batches that are still open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saying what was delivered: a million ids of 100 objects in any order; and each event at once, one by one."""
+"""Acknowledging deliveries: a million ids of 100 objects in any order, and each event right after its recording."""
 
 from __future__ import annotations
 

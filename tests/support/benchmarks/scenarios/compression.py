@@ -1,4 +1,4 @@
-"""What each value of JOBS_BACKUP_COMPRESSION costs: members of 1 MiB, of the lines that jobs-backup writes, in one thread."""
+"""The cost of each value of JOBS_BACKUP_COMPRESSION: members of 1 MiB of jobs-backup's lines, in one thread."""
 
 from __future__ import annotations
 

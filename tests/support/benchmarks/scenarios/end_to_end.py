@@ -1,4 +1,4 @@
-"""Events from memory or a file into gzip objects: everything that a contender does, from opening its client to the last answer."""
+"""Events from memory or a file into gzip objects: all of a contender's work, from opening its client to the last answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NAME: Final = "end_to_end"
 
 
 class Contender(NamedTuple):
-    """A module of `contenders`, and which variant of it.
+    """A module of `contenders`, and its variant.
 
-    `share`: so large a part of the events is enough for who is slow. Only where there is one source: otherwise the objects would
-    be smaller, too. `same_lines`: it has to write what jobs-backup writes.
+    `share`: the fraction of the events that a slow contender processes. Only with a single source: otherwise its objects would be
+    smaller, too. `same_lines`: it writes the same lines as jobs-backup.
     """
 
     module: str
@@ -44,13 +44,13 @@ DICTS: Final = {
     "Quix Streams": Contender("quix", share=0.25),
 }
 ON_WEED: Final = {"dlt": Contender("dlt", share=0.1)}
-"""What does not run against the sink: it reads back what it wrote."""
+"""Contenders that cannot run against the sink: they read back what they wrote."""
 QUICK: Final = ("jobs-backup", "no spool", "smart_open", "smart_open + isal", "smart_open + isal, same lines", "s3fs + gzip 6")
 QUICK_DICTS: Final = ("jobs-backup", "smart_open")
 
 
 class Case(NamedTuple):
-    """What all contenders have to do; `events` for those who are fastest."""
+    """The task of all contenders; `events` for the fastest ones."""
 
     corpus: str
     kind: str
@@ -67,7 +67,7 @@ def title(store: str, corpus: str, kind: str, sources: int) -> str:
 
 _EVENTS: Final = {"0.5 KB": 500_000, "1.25 KB": 300_000, "4 KB": 100_000}
 _EVENTS_OF_MANY: Final = 200_000
-"""Where there are many sources, which is slow for most."""
+"""Events with many sources, which are slow for most contenders."""
 
 
 def _cases(store: str) -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""What the hook call and the retry policy cost for an object, beside the provider's own work."""
+"""The cost per object of the hook call and the retry policy, without the provider's own work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak memory of jobs-backup: it may not grow with the number of events, of sources, or the size of an object."""
+"""Peak memory of jobs-backup: it must not grow with the number of events, the number of sources, or the size of an object."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BASE: Final = "1 million events, 100,000 an object"
 TRACK: Final = "1 million track events"
 LARGE: Final = "1 object of 5 GB"
 _LONG: Final = {"JOBS_BACKUP_UPLOAD_FREQUENCY": "1h"}
-# As many events as an object may have; of what can't be compressed, they make more than 5 GB.
+# The maximum number of events per object; incompressible ones add up to more than 5 GB.
 _LARGE: Final = {**_LONG, "JOBS_BACKUP_BATCH_EVENTS": str(2**21), "JOBS_BACKUP_BATCH_BYTES": "100GB"}
 CASES: Final = {
     BASE: ("mixed 1.25 KB", 1_000_000, 1, "", {}),
@@ -26,7 +26,7 @@ CASES: Final = {
 def run(bench: Bench) -> None:
     with target("http", bench) as to:
         for case, (corpus, events, sources, variant, settings) in CASES.items():
-            # What they need hardly differs from one time to the next, and the others take long.
+            # Memory hardly varies between rounds, and the other runs take long.
             rounds = bench.rounds if case in (BASE, TRACK) else 1
             measure = partial(
                 to.measured, bench, "ours", corpus=bench.corpus(corpus), events=bench.count(events, sources), sources=sources,

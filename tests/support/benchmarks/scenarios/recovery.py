@@ -1,4 +1,4 @@
-"""A spool with millions of waiting events, left by a process that was killed: how soon does the next one begin to send?"""
+"""A spool with millions of pending events from a killed process: time until the next process starts to upload."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _measure(bench: Bench, to: Target, job: Job) -> Values:
     assert to.sink is not None
     with bench.work() as directory:
         shutil.copytree(Path(job.directory) / "spool", directory / "spool")
-        # Otherwise the process would wait for the disk to take the copy.
+        # Otherwise the process would wait until the copy is on disk.
         os.sync()
         variables = environment(msgspec.structs.replace(job, directory=str(directory)))
         to.sink.reset()

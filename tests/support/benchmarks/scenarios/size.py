@@ -1,4 +1,4 @@
-"""How large the objects are, against `gzip -6` of the same lines."""
+"""Object sizes against `gzip -6` of the same lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def title(way: str, corpus: str) -> str:
 def run(bench: Bench) -> None:
     for way, (variant, events, sources) in WAYS.items():
         for corpus in CORPORA:
-            # It is the same each time.
+            # The sizes are the same in each round.
             bench.once(NAME, title(way, corpus), "jobs-backup", 1, partial(_measure, bench, corpus, variant, events, sources))
 
 

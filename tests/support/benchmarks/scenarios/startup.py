@@ -1,4 +1,4 @@
-"""How long commands take that do nothing much, in units of `python -c pass`; and which SDKs they import (they must not)."""
+"""Startup time of commands that do little, in units of `python -c pass`; and the SDKs that they import (they must not)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PYTHON: Final = "python -c pass"
 COMMANDS: Final = ("--version", "--help", "status", "providers")
 IMPORT: Final = "import jobs_backup"
 _MORE_ROUNDS: Final = 5
-"""A start takes so little time that it is measured so many times as often as all else."""
+"""Factor for the number of starts: each takes so little time that it is measured more often than the rest."""
 _SDKS: Final = ("boto3", "botocore", "s3transfer", "google.cloud", "google.auth", "requests", "urllib3")
 _RECORD: Final = (
     "from jobs_backup import Backup\nwith Backup.from_env(archive=False) as backup: backup.record(b'{}', source_id='web')"
 )
-"""A spool, for `status` to look at."""
+"""Creates a spool for `status`."""
 _IMPORTED: Final = f"print(sum(name.startswith({_SDKS!r}) for name in sys.modules))"
 
 
