@@ -170,7 +170,7 @@ def test_an_application_formats_its_own_lines_too() -> None:
 def test_text_stays_as_it_was(tmp_path: Path) -> None:
     _, _, stderr = run("run", ndjson(tmp_path / "e", 2), "--source-id", "web", "-v", env=file_environment(tmp_path))
     logged, said = stderr.splitlines()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO stored .* 2 events, \d+ bytes", logged)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO uploaded .* 2 events, \d+ bytes", logged)
     assert said.startswith("jobs-backup: 2 events recorded; ")
 
 
