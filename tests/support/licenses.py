@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 OURS: Final = (
     "jobs-backup[server,metrics]",
+    "jobs-backup[postgresql]",
     "jobs-backup-s3",
     "jobs-backup-gcs",
     "jobs-backup-azure-blob[identity]",
@@ -17,8 +18,13 @@ OURS: Final = (
     "jobs-backup-opentelemetry",
 )
 PERMISSIVE: Final = frozenset({"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSD", "ISC", "MIT", "MIT-0", "PSF-2.0", "Zlib"})
-FILE_LEVEL: Final = {"certifi": "MPL-2.0"}
-"""Copyleft of single files, which we neither change nor copy. Each exception is named, with its reason on the page."""
+EXCEPTIONS: Final = {
+    "certifi": "MPL-2.0",
+    "psycopg": "LGPL-3.0-only",
+    "psycopg-binary": "LGPL-3.0-only",
+    "psycopg-pool": "LGPL-3.0-only",
+}
+"""Copyleft of single files or libraries, which we neither change nor copy. Each is named, with its reason on the page."""
 _SPELLINGS: Final = {
     "MIT License": "MIT",
     "Apache 2.0": "Apache-2.0",
@@ -66,7 +72,7 @@ def license_of(name: str) -> str:
 
 def is_allowed(name: str, expression: str) -> bool:
     """Whether the license permits using, changing and redistributing the whole under Apache-2.0."""
-    if FILE_LEVEL.get(name) == expression:
+    if EXCEPTIONS.get(name) == expression:
         return True
     choices = [one.split(" AND ") for one in expression.strip("()").split(" OR ")]
     return any(all(part in PERMISSIVE for part in choice) for choice in choices)
@@ -85,7 +91,9 @@ def page() -> str:
         "# Licenses\n\n<!-- Generated from the metadata of what is installed: run `make reference`. -->\n\n"
         "jobs-backup and its plugins are licensed under Apache-2.0. The table lists every package that they install, directly or"
         " not, on Python 3.11 and Linux, with the license that its metadata states.\n\n"
-        "All of these licenses are permissive, except that of certifi, the list of certificate authorities that requests uses."
-        " Its license, MPL-2.0, covers its own files alone, and jobs-backup does not change them.\n\n"
+        "All of these licenses are permissive, with two exceptions. The license of certifi, the list of certificate authorities that"
+        " requests uses, is MPL-2.0, which covers certifi's own files alone. The license of psycopg, psycopg-binary and psycopg-pool"
+        " is LGPL-3.0-only, which covers these libraries alone; they are installed only with the extra `postgresql`. jobs-backup"
+        " neither changes nor copies any of them.\n\n"
         f"| package | license | comes with |\n|---|---|---|\n{rows}"
     )
