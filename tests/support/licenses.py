@@ -91,9 +91,9 @@ def page() -> str:
         "# Licenses\n\n<!-- Generated from the metadata of what is installed: run `make reference`. -->\n\n"
         "jobs-backup and its plugins are licensed under Apache-2.0. The table lists every package that they install, directly or"
         " not, on Python 3.11 and Linux, with the license that its metadata states.\n\n"
-        "All of these licenses are permissive, with two exceptions. The license of certifi, the list of certificate authorities that"
-        " requests uses, is MPL-2.0, which covers certifi's own files alone. The license of psycopg, psycopg-binary and psycopg-pool"
-        " is LGPL-3.0-only, which covers these libraries alone; they are installed only with the extra `postgresql`. jobs-backup"
-        " neither changes nor copies any of them.\n\n"
+        "All of these licenses are permissive, with two exceptions. The license of certifi, the list of certificate authorities"
+        " that requests uses, is MPL-2.0, which covers certifi's own files alone. The license of psycopg, psycopg-binary and"
+        " psycopg-pool is LGPL-3.0-only, which covers these libraries alone; they are installed only with the extra `postgresql`."
+        " jobs-backup neither changes nor copies any of them.\n\n"
         f"| package | license | comes with |\n|---|---|---|\n{rows}"
     )
