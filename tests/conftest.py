@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -18,14 +19,16 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `servers`: pyt
 import proxies  # noqa: F401 - first: it removes them
 from azurite import BINARY, Azurite, azurite
 from distributions import install
-from engines import Engine, PostgresqlEngine, SqliteEngine
 from gcs import Emulator, GcsServer, scripted_gcs
-from postgres import Postgres, postgres
 from profiles import ALL
 from reaper import watch
 from servers import Moto, Store, fake_gcs, moto, weed
 
 from jobs_backup.testing.fault_proxy import FaultProxy
+
+if TYPE_CHECKING:
+    from engines import Engine  # not there when a part of the tests runs without psycopg: see .ci/versions
+    from postgres import Postgres
 
 watch()
 
@@ -142,6 +145,8 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 @pytest.fixture(scope="session")
 def database_server() -> Iterator[Postgres]:
     """PostgreSQL."""
+    from postgres import postgres
+
     with postgres() as server:
         yield server
 
@@ -149,6 +154,8 @@ def database_server() -> Iterator[Postgres]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """Each engine of the spool."""
+    from engines import PostgresqlEngine, SqliteEngine
+
     if request.param == "sqlite":
         yield SqliteEngine(tmp_path / "spool")
         return
