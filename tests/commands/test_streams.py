@@ -121,7 +121,7 @@ def test_a_standard_error_that_nobody_reads_does_not_stop_the_work(tmp_path: Pat
         assert (process.returncode, summary["stored_events"], summary["complete"]) == (0, 600, True)
         assert process.stderr is not None
         said = process.stderr.read()
-    assert 600 > said.count("INFO stored") > 0, "the pipe was full"
+    assert 600 > said.count("INFO uploaded") > 0, "the pipe was full"
 
 
 @pytest.mark.parametrize("stderr", [CLOSED.format(2), FULL.format(2)])

@@ -325,7 +325,7 @@ class TestTampering:
             assert read_until_error(reader) is None  # it raises
 
     def test_an_unknown_key_is_named_by_its_id(self) -> None:
-        with pytest.raises(WrapperMissing, match=rf"object needs the encryption key {key_id(KEY)}, which is not there"):
+        with pytest.raises(WrapperMissing, match=rf"object needs the encryption key {key_id(KEY)}, which is missing"):
             decrypted(WHOLE, OTHER)
         with pytest.raises(WrapperMissing):
             decrypted(flipped(16))
@@ -805,7 +805,7 @@ class TestDecrypt:
     def test_with_another_key(self, file: Path) -> None:
         code, out, err = self.decrypt(file, OTHER)
         assert (code, out) == (2, b"")
-        assert f"needs the encryption key {key_id(KEY)}, which is not there" in err
+        assert f"needs the encryption key {key_id(KEY)}, which is missing" in err
 
     def test_without_a_key(self, file: Path) -> None:
         code, out, err = self.decrypt(file)

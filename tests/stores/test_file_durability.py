@@ -237,6 +237,6 @@ def test_what_has_other_bytes_is_not_this_object(there: bytes | None, tmp_path: 
         target.write_bytes(there)
     provider: Any = FileProvider.from_settings({"JOBS_BACKUP_BUCKET": str(bucket)})
     for store in (write, InParts()):
-        with pytest.raises(IntegrityError, match="has other bytes"):
+        with pytest.raises(IntegrityError, match="exists with other bytes"):
             store(provider)
         assert there is None or target.read_bytes() == there

@@ -510,8 +510,8 @@ def test_no_credentials_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     ("content", "why"),
     [
         (None, "No such file"),
-        ("", "is no JSON"),
-        ("{", "is no JSON"),
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
         ("[]", "has no known kind of credentials"),
         ('{"type":"dummy","private_key":"canary"}', "has no known kind of credentials"),
     ],

@@ -241,7 +241,7 @@ def test_a_refusal_that_nothing_explains_is_quoted(gcs: GcsServer) -> None:
     with FaultProxy("127.0.0.1", gcs.server_port) as proxy:
         proxy.fail(Answer(412, error.encode(), {"Content-Type": "application/json"}), method="POST")
         hooks = gcs_hooks(gcs.environment(gcs.bucket(), url=proxy.url))
-        with pytest.raises(Unavailable, match=r"the moon is full.*no such object") as caught:
+        with pytest.raises(Unavailable, match=r"the moon is full.*does not exist now") as caught:
             hooks.write("key", b"data")
         assert caught.value.hint
 
