@@ -50,7 +50,7 @@ HELP: Final = {
     "attempt_seconds": "Seconds of an attempt, successful or not (of this process).",
     "http_requests": "Requests to 'serve', by path ('other' for unknown ones) and status (of this process).",
     "http_request_seconds": "Seconds until a request was answered, including the time to receive its body (of this process).",
-    "scrape_errors": "Scrapes without the spool's metrics, because the spool could not be read (of this process).",
+    "scrape_errors": "Scrapes without the metrics of the spool, because it could not be read (of this process).",
     "behind": "1 if the backup is behind: see 'jobs-backup status' (of the spool).",
     "spool_events": "Waiting events, in open and in sealed batches (of the spool).",
     "spool_objects": "Objects waiting to be uploaded (of the spool).",
