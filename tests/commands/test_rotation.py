@@ -71,6 +71,11 @@ class Rotating:
         return [signer(request) for request in self.server.requests]
 
 
+@pytest.fixture(scope="module")
+def key() -> str:
+    return private_key()
+
+
 @pytest.fixture
 def store_that_rotates() -> Iterator[Rotating]:
     with FaultProxy() as server:
