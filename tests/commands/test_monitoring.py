@@ -113,7 +113,7 @@ class TestReadiness:
                 session_of(backup).check_room()
             status, _, body = get(f"{url}/readyz")
             assert status == 503
-            assert re.fullmatch(r"the disk of .* recording leaves [\d,]+ free: .* \[SpoolFull\]\n", body)
+            assert re.fullmatch(r"the disk of .* recording keeps [\d,]+ free: .* \[SpoolFull\]\n", body)
             assert get(f"{url}/healthz")[0] == 200, "a new start would not help"
 
     def test_a_full_quota_until_it_is_sent(self, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ class TestBehind:
         record(spool, [b"{}\n"])
         assert self.behind(tmp_path) == "uploads to s3://bucket are paused: no right"
         spool.pause(error, seconds=-60)
-        assert self.behind(tmp_path) == "s3://bucket fails: no right"
+        assert self.behind(tmp_path) == "uploads to s3://bucket fail: no right"
         spool.seal()
         spool.stored(claim(spool))
         assert self.behind(tmp_path) == ""

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from buckets import FAST_RETRY
-from gcs import service_account
+from gcs import private_key, service_account
 from s3_client import CREATED, STORED, open_s3, refusal
 from spools import archiver_of
 
