@@ -59,9 +59,7 @@ def test_every_guard_that_is_removed_exists(sabotage: Sabotage) -> None:
         assert guard in source
 
 
-@pytest.mark.parametrize(
-    "name", ["a batch is marked as stored before it is written", "acknowledgements that could not be kept pass for taken"]
-)
+@pytest.mark.parametrize("name", ["a batch is marked as stored before it is written", "the proof is not asked"])
 def test_a_guard_that_is_removed_is_missed(name: str, directory: Path, library: Path) -> None:
     assert find(ALL[name], directory, library, limit=_LIMIT, tell=print) is not None
 

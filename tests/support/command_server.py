@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import socket
@@ -97,7 +98,9 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def main() -> None:
     """Serve the socket whose descriptor is the first argument, until its other end is closed."""
-    import boto3  # noqa: F401 - what commands import
+    for name in ("boto3", "jobs_backup_s3.provider", "jobs_backup_gcs.provider"):  # what commands import, where it is installed
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
     import jobs_backup.cli
     import jobs_backup_gcs.provider  # noqa: F401
