@@ -103,8 +103,6 @@ def main() -> None:
             importlib.import_module(name)
 
     import jobs_backup.cli
-    import jobs_backup_gcs.provider  # noqa: F401
-    import jobs_backup_s3.provider  # noqa: F401
     from jobs_backup.cli.commands import archive, check, delivered, failed, providers, replay, run, serve, status  # noqa: F401
 
     with socket.socket(fileno=int(sys.argv[1])) as requests:
