@@ -42,7 +42,7 @@ class Secret:
 class DatabaseUrl:
     """`postgresql://USER@HOST:PORT/DATABASE?PARAMETER=VALUE`, which may hold a password: it shows its hosts and its database alone.
 
-    Several hosts stand one after another, separated by commas; a directory with a socket stands in the parameter `host`.
+    Several hosts are separated by commas; the parameter `host` names the directory of a socket.
     """
 
     __slots__ = ("_parameters", "_text", "shown")

@@ -26,7 +26,7 @@ class NumberGiver(Protocol):
     """The catalog of an engine."""
 
     def number(self, stream: Stream, placement: BatchOptions, epoch: int, jobs: int, /) -> int:
-        """A batch of so many events that are not kept: its number gives them their ids, and there is nothing of it to be sent."""
+        """Reserve a batch number for `jobs` events that are not kept. It is never uploaded."""
         ...
 
 

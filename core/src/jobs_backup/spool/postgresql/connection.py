@@ -73,7 +73,7 @@ class Database:
         driver = _driver()
         from psycopg_pool import ConnectionPool
 
-        # The pool warns of each failed attempt, from a thread of its own; what matters is told by who wanted the connection.
+        # The pool warns of each failed attempt in its own thread; the caller that needed the connection reports what matters.
         if (its := logging.getLogger("psycopg.pool")).level == logging.NOTSET:
             its.setLevel(logging.ERROR)
         try:

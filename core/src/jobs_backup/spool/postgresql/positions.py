@@ -1,4 +1,4 @@
-"""How far inputs are read, by whichever host; and who reads them."""
+"""How far any host has read each input, and which session reads it now."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ log: Final = logger_of(__name__)
 SEGMENT_BYTES: Final = 512 << 20
 SEGMENT_SECONDS: Final = 600.0
 OLD_SECONDS: Final = 3600.0
-"""From a segment that is so old, what waits is moved into the last one, or a single batch that the store refuses would hold it."""
+"""Age after which the rest of a segment moves to the last one: one batch that the store refuses must not keep a whole segment."""
 _SMALL_SHARE: Final = 8
-"""If that is at most one part of so many of the segment: in an outage of the store everything waits, and nothing is to be moved."""
+"""The rest moves only if it is at most this part (1/n) of the segment: in an outage of the store, nothing moves."""
 _LOCK_TIMEOUT: Final = "2s"
-"""Whoever reads a table, as `pg_dump` does, keeps it from being dropped, and others would queue up behind who waits to drop it."""
+"""A reader such as `pg_dump` blocks the drop, and a drop that waits would block everybody else."""
 
 
 class Segments:

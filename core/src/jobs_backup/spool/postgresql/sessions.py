@@ -1,7 +1,7 @@
-"""Leases: who is alive is known by the server's clock alone, and who is not commits nothing more.
+"""Leases: the server's clock alone decides which session is alive; a session that is over commits nothing more.
 
-A session has a row, which each commit renews. It names the commit before (`seq`), so that a process that was only taken for dead
-cannot add to what another one has sealed meanwhile.
+Each commit renews the session's row and names the previous commit (`seq`). So a process that was mistaken for dead cannot add to
+what another one has sealed.
 """
 
 from __future__ import annotations
