@@ -57,6 +57,28 @@ def test_the_sink_counts_what_our_provider_sends(swallowing: Sink, tmp_path: Pat
     assert counts["first_upload"] > 0
 
 
+ONLY_WHAT_THEIR_ENVIRONMENT_HAS = """
+import importlib.metadata, re, sys
+allowed = {re.sub("[-_.]+", "-", line.partition("==")[0]).lower() for line in open(sys.argv[1])} | {"jobs-backup", "jobs-backup-s3"}
+packages = importlib.metadata.packages_distributions()
+
+class OnlyAllowed:
+    def find_spec(self, name, path=None, target=None):
+        if not allowed.intersection(re.sub("[-_.]+", "-", package).lower() for package in packages.get(name, allowed)):
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, OnlyAllowed())
+import benchmarks.__main__
+"""
+
+
+def test_the_benchmarks_start_in_an_environment_of_their_own() -> None:
+    constraints = SUPPORT / "benchmarks" / "constraints.txt"
+    command = [sys.executable, "-c", ONLY_WHAT_THEIR_ENVIRONMENT_HAS, str(constraints)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(SUPPORT)}, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_smoke_run_gives_results_and_tables(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "benchmarks", "--quick", "--only", "end_to_end", "--contender", OURS, "--contender", "no spool",
