@@ -101,8 +101,8 @@ def prove(wreck: Wreck) -> None:
         outcome = wreck.archive()
         assert not outcome.is_refusal, outcome
     if wreck.missing():
-        told = wreck.told()
-        assert "quarantine" in told or "blobs" in told, told
+        reported = wreck.reported()
+        assert "quarantine" in reported or "blobs" in reported, reported
 
 
 SCHEMAS: Final = [

@@ -99,7 +99,7 @@ def s3(store: Store, bucket: str) -> Iterator[Bucket]:
 
 @pytest.fixture
 def google(gcs: GcsServer) -> Iterator[Bucket]:
-    def told(status: int, document: Any) -> Answer:
+    def answer(status: int, document: Any) -> Answer:
         return Answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
     bucket = gcs.bucket()
@@ -115,8 +115,8 @@ def google(gcs: GcsServer) -> Iterator[Bucket]:
                 "abort_multipart": ("DELETE", "upload_id="),
                 "delete": ("DELETE", "/storage/v1/b"),
             },
-            told(412, {"error": {"code": 412, "message": "no", "errors": [{"reason": "conditionNotMet"}]}}),
-            told(200, {"generation": "1", "crc32c": "AAAAAA=="}),
+            answer(412, {"error": {"code": 412, "message": "no", "errors": [{"reason": "conditionNotMet"}]}}),
+            answer(200, {"generation": "1", "crc32c": "AAAAAA=="}),
         )
 
 
@@ -259,8 +259,8 @@ def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Buck
 def test_the_same_in_parts(s3: Bucket, tmp_path: Path) -> None:
     """The completion returns another checksum; then another upload finds the object."""
     result = "CompleteMultipartUploadResult"
-    told = f"{XML}<{result}><ETag>1</ETag><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C></{result}>"
-    s3.fail("complete_multipart", Answer(200, told.encode(), {"x-amz-request-id": "1"}), times=1)
+    document = f"{XML}<{result}><ETag>1</ETag><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C></{result}>"
+    s3.fail("complete_multipart", Answer(200, document.encode(), {"x-amz-request-id": "1"}), times=1)
     s3.fail("complete_multipart", s3.exists)
     with opened(s3, tmp_path, **IN_PARTS) as backup:
         assert isinstance(record(backup), Unproven)
@@ -287,12 +287,14 @@ def test_a_strangers_answer_ends_no_upload_and_deletes_nothing(at: Bucket, tmp_p
             upload = hooks.create_multipart(timeout=20, **about)
         at.fail(hook, answer)
         try:
-            told = hooks.delete(keys=["key"], timeout=20) if hook == "delete" else hooks.abort_multipart(upload=upload, timeout=20)
+            receipt = (
+                hooks.delete(keys=["key"], timeout=20) if hook == "delete" else hooks.abort_multipart(upload=upload, timeout=20)
+            )
         except JobsBackupError as error:
             assert error.hint
         else:
-            assert hook == "delete", told
-            assert told.deleted == frozenset()
-            assert told.failed["key"].hint
+            assert hook == "delete", receipt
+            assert receipt.deleted == frozenset()
+            assert receipt.failed["key"].hint
         if hook == "delete":
             assert at.objects() == {"key": b"data"}

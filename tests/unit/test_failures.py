@@ -161,7 +161,7 @@ def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
     assert [event for event in events(tmp_path) if "failedAt" in event] == []
 
 
-def test_a_record_that_settles_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_settles_nothing_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs_backup.errors import SpoolError, SpoolFull
 
     def full(*_: object) -> None:

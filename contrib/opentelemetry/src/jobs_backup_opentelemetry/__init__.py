@@ -102,10 +102,10 @@ class OpenTelemetryWrapper:
     def _span(self, hook: str, **attributes: str | int) -> Generator[None]:
         from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
 
-        told = {f"{_NAME}.{name}": value for name, value in attributes.items()}
+        named = {f"{_NAME}.{name}": value for name, value in attributes.items()}
         # The SDK's own record of an exception includes its traceback, and with it any text of a foreign error.
         with self._tracer.start_as_current_span(
-            f"{_NAME} {hook}", kind=SpanKind.CLIENT, attributes=told, record_exception=False, set_status_on_exception=False
+            f"{_NAME} {hook}", kind=SpanKind.CLIENT, attributes=named, record_exception=False, set_status_on_exception=False
         ) as span:
             try:
                 yield

@@ -130,7 +130,7 @@ def _read(env_file: Path) -> None:
     warn_of_relative_paths(variables)
 
 
-def tell_misspelt_settings() -> None:
+def warn_of_misspelt_settings() -> None:
     """Report names that only resemble a setting, for commands that read no settings of a Backup."""
     from jobs_backup.checks.settings import misspelt_settings  # noqa: PLC0415 - as above
 

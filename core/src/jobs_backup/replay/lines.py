@@ -93,8 +93,8 @@ class _Event(msgspec.Struct):
     def source(self) -> str:
         if self.source_id is not None:
             return self.source_id
-        told: object = json.loads(bytes(self.their_parameters))
-        return str(cast(dict[str, object], told).get("source_id", "")) if isinstance(told, dict) else ""
+        parameters: object = json.loads(bytes(self.their_parameters))
+        return str(cast(dict[str, object], parameters).get("source_id", "")) if isinstance(parameters, dict) else ""
 
     @property
     def workspace(self) -> str:

@@ -295,13 +295,13 @@ def check_no_secret(secrets: list[str], errors: Iterable[JobsBackupError], *text
 
     For an error, checks everything that a traceback prints. The failure says where a secret is, and shows none.
     """
-    told = {f"text {number}": text for number, text in enumerate(texts, 1)}
+    outputs = {f"text {number}": text for number, text in enumerate(texts, 1)}
     for number, error in enumerate(errors, 1):
         name = f"error {number}, {error.code}"
-        told |= {f"{name}: what a traceback prints": "".join(traceback.format_exception(error))}
-        told |= {f"{name}: message or hint": error.one_line(), f"{name}: repr": repr(error)}
-        told |= {f"{name}: attribute {one}": str(value) for one, value in vars(error).items()}
-    if leaks := [where for where, text in told.items() if redacted(text, secrets) != text or _in_base64(text, secrets)]:
+        outputs |= {f"{name}: what a traceback prints": "".join(traceback.format_exception(error))}
+        outputs |= {f"{name}: message or hint": error.one_line(), f"{name}: repr": repr(error)}
+        outputs |= {f"{name}: attribute {one}": str(value) for one, value in vars(error).items()}
+    if leaks := [where for where, text in outputs.items() if redacted(text, secrets) != text or _in_base64(text, secrets)]:
         pytest.fail(f"a secret, or an upload's id, is in: {'; '.join(leaks)}", pytrace=False)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobs_backup.sdk import PerProcess, hide_in_logs, unreadable, unusable
 from jobs_backup_s3.early import close_after_early_answers
-from jobs_backup_s3.errors import region_told, response_of
+from jobs_backup_s3.errors import region_named, response_of
 from jobs_backup_s3.numbers import Parsers
 from jobs_backup_s3.origin import Origin
 from jobs_backup_s3.settings import Connection
@@ -61,10 +61,10 @@ class Clients:
     def follow(self, error: Exception, region: str) -> bool:
         """Whether to resend the request because `error` says that the bucket is not in `region`."""
         response = response_of(error)
-        told = region_told(response) if response else None
-        if told is None or told == region or self._connection.region_is_explicit:
+        named = region_named(response) if response else None
+        if named is None or named == region or self._connection.region_is_explicit:
             return False
-        self.region = told
+        self.region = named
         return True
 
 
