@@ -888,7 +888,7 @@ def test_memory_does_not_grow_with_the_object(tmp_path: Path) -> None:
     peaks = {}
     for size in (50_000_000, 5_000_000_000):
         peaks[size] = peak_memory([sys.executable, "-c", MEASURED, str(size)], {"PATH": os.environ["PATH"]})
-    print(f"peak memory, KiB: {peaks}")  # noqa: T201
+    print(f"peak memory, KiB: {peaks}")
     assert max(peaks.values()) < 80 * 1024
     assert peaks[5_000_000_000] < peaks[50_000_000] + 4 * 1024
 

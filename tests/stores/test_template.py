@@ -216,7 +216,7 @@ def test_its_types_are_strict(project: Project) -> None:
 @all_three
 def test_its_own_tests_pass_and_nothing_is_skipped_that_could_run(project: Project) -> None:
     found = outcomes(project, project.site)
-    print(f"{'in parts' if project.parts else 'whole'}: " + ", ".join(f"{len(one)} {what}" for what, one in found.items()))  # noqa: T201
+    print(f"{'in parts' if project.parts else 'whole'}: " + ", ".join(f"{len(one)} {what}" for what, one in found.items()))
     assert found["failed"] == {}
     suite = {name for name in dir(ProviderConformance) if name.startswith("test_")}
     without = {"test_abort_without_multipart": "the provider has parts"}

@@ -137,7 +137,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidEvent, match="source_id"):
             backup.record_many([{}], source_id="")
         with pytest.raises(InvalidEvent, match="time zone"):
-            backup.record({}, source_id="web", created_at=datetime(2026, 1, 1))  # noqa: DTZ001
+            backup.record({}, source_id="web", created_at=datetime.fromisoformat("2026-01-01"))
 
 
 def test_threads_share_one_backup(tmp_path: Path) -> None:

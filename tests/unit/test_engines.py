@@ -570,8 +570,7 @@ def test_threads_share_commits_and_lose_nothing(engine: Engine) -> None:
     jobs: list[tuple[int, bytes]] = []
 
     def work(some: list[bytes]) -> None:
-        for line in some:
-            jobs.append((record(spool, [line])[0][0], line))  # noqa: PERF401 - one commit each
+        jobs.extend([(record(spool, [line])[0][0], line) for line in some])  # one commit each
 
     threads = [threading.Thread(target=work, args=(lines[start::16],)) for start in range(16)]
     for thread in threads:

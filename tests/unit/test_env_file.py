@@ -233,11 +233,8 @@ def as_docker(content: bytes, environment: dict[str, str]) -> dict[str, str] | N
     lines = content.split(b"\n")
     lines[0] = lines[0][3:] if lines[0][:3] == b"\xef\xbb\xbf" else lines[0]
     found: dict[str, str] = {}
-    for line in lines:
-        if line[-1:] == b"\r":
-            line = line[:-1]  # noqa: PLW2901 - one line end, not all of them
-        while line[:1] in (b" ", b"\t", b"\r", b"\v", b"\f") and line:
-            line = line[1:]  # noqa: PLW2901
+    for whole in lines:
+        line = whole.removesuffix(b"\r").lstrip(b" \t\r\v\f")
         if not line or line[:1] == b"#":
             continue
         name = line[: line.index(b"=")] if b"=" in line else line

@@ -118,7 +118,7 @@ class Scripted:
         return cast(Page, self._do("list"))
 
     @hookimpl
-    def policy(self, format: str) -> Policy:  # noqa: A002 - the hook's name for it
+    def policy(self, format: str) -> Policy:
         return cast(Policy, self._do("policy"))
 
 

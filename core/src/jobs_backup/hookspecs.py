@@ -210,7 +210,7 @@ class StorageProvider(Protocol):
         ...
 
     @hookspec(firstresult=True)
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - as the option
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:
         """Least-privilege permissions for these environment variables, optionally to delete and to read back. Calls no store.
 
         Args:

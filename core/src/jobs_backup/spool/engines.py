@@ -3,7 +3,6 @@
 There are two: a directory on a local disk (`sqlite/`), and a PostgreSQL database that hosts share (`postgresql/`).
 """
 
-# ruff: noqa: PLC0415 - see above
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
@@ -64,7 +63,7 @@ def open_spool(settings: CoreSettings, *, location: str, wrappers: tuple[str, ..
     )
 
 
-def read_status(place: SpoolPlace, limits: Limits = Limits(), rejects: Path | None = None) -> Status:  # noqa: B008 - frozen
+def read_status(place: SpoolPlace, limits: Limits = Limits(), rejects: Path | None = None) -> Status:
     """Look at a spool. Nothing in it is changed, but that reports are forgotten whose file somebody has removed.
 
     Args:

@@ -55,7 +55,7 @@ class ObjectStore:
         loaded: providers.LoadedProvider,
         *,
         retry: Retry,
-        wrappers: Wrappers = Wrappers(),  # noqa: B008 - empty and never changed
+        wrappers: Wrappers = Wrappers(),
         timeout: float = 60.0,
         if_absent: bool = True,
     ) -> None:

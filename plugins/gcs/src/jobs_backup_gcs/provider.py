@@ -261,7 +261,7 @@ class GcsProvider:
         return Page(objects=objects, after=objects[-1].key if more else None)
 
     @hookimpl
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:
         """Return the policy as gcloud commands, as JSON (the role), or for Terraform."""
         return rights.policy(self.settings.from_environment(settings), delete=delete, replay=replay, format_=format)
 

@@ -182,7 +182,7 @@ class _Provider:
         return ObjectBody(size, get, lambda: translated(call))
 
     @hookimpl
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:
         """Return an IAM policy; for Spaces, the command that creates a key for this bucket alone."""
         return self._policy(self.settings.from_environment(settings).connection(), delete, replay, format)
 

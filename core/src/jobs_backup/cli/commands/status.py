@@ -67,7 +67,7 @@ def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
     if watch is None:
         health = _show(place, rejects, as_json=as_json, exit_code=exit_code)
     else:
-        from jobs_backup.cli.process import stopping  # noqa: PLC0415 - slow to import
+        from jobs_backup.cli.process import stopping  # slow to import
 
         with stopping() as stop:
             while True:
@@ -178,8 +178,8 @@ def _store(one: StoreStatus) -> Iterator[str]:
 
 
 def _table(streams: Sequence[StreamStatus]) -> Iterator[str]:
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and mostly nothing waits
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console  # slow to import, and mostly nothing waits
+    from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in _HEADINGS:

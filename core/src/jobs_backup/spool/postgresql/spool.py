@@ -77,7 +77,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         prefix: str,
         instance_id: str,
         limits: BatchLimits,
-        room: QuotaLimits = QuotaLimits(),  # noqa: B008 - frozen
+        room: QuotaLimits = QuotaLimits(),
         compression: Compression = GZIP,
         wrappers: tuple[str, ...] = (),
         archives: bool = True,

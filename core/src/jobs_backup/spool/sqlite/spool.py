@@ -76,7 +76,7 @@ class SqliteSpool(BaseSpool[Catalog, Deliveries, Writer]):
         prefix: str,
         instance_id: str,
         limits: BatchLimits,
-        room: QuotaLimits = QuotaLimits(),  # noqa: B008 - frozen
+        room: QuotaLimits = QuotaLimits(),
         durability: Durability = "full",
         compression: Compression = GZIP,
         wrappers: tuple[str, ...] = (),
