@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -73,18 +72,6 @@ def checkpoint(wreck: Wreck) -> None:
     for path in wreck.spool.rglob("*.db"):
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Wreck:
-    return Wreck(tmp_path_factory.mktemp("wreck"))
-
-
-@pytest.fixture
-def wreck(made: Wreck) -> Iterator[Wreck]:
-    made.restore()
-    yield made
-    shutil.rmtree(made.directory)
 
 
 def prove(wreck: Wreck) -> None:

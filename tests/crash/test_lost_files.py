@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -59,18 +59,6 @@ CATALOG: Final = [
     *([("catalog", how)] for how in ("removed", "emptied", "replaced")),
     *([(f"catalog{suffix}", how) for suffix in SUFFIXES] for how in ("removed", "replaced")),
 ]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Wreck:
-    return Wreck(tmp_path_factory.mktemp("wreck"))
-
-
-@pytest.fixture
-def wreck(made: Wreck) -> Iterator[Wreck]:
-    made.restore()
-    yield made
-    shutil.rmtree(made.directory)
 
 
 def name(losses: object) -> str:

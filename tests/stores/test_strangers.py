@@ -21,7 +21,7 @@ from azurite import Azurite
 from buckets import FAST_RETRY
 from gcs import GcsServer
 from servers import Store
-from spools import archiver_of
+from spools import archiver_of, assert_waits
 
 from jobs_backup import Backup, StorePaused
 from jobs_backup.backup.backup import session_of
@@ -159,27 +159,13 @@ def opened(at: Bucket, tmp_path: Path, **variables: str) -> Backup:
     return Backup.from_env({**at.environment, **FAST_RETRY, "JOBS_BACKUP_SPOOL_DIR": spool, **variables})
 
 
-def waits(backup: Backup) -> JobsBackupError:
-    """Check that nothing counts as stored, and that the error has a hint."""
-    archiver = archiver_of(backup)
-    assert archiver is not None
-    assert archiver.drain(120)
-    error = archiver.blocked_by
-    assert error is not None
-    assert archiver.sent.objects == 0
-    (waiting,) = session_of(backup).spool.waiting()
-    assert waiting.events == 1
-    assert waiting.hint == error.hint != ""
-    return error
-
-
 def record(backup: Backup) -> JobsBackupError:
     """Record an event that cannot be uploaded; `flush` reports it."""
     backup.record({"n": 1, "x": LARGE}, source_id="web")
     with pytest.raises(StorePaused) as caught:
         backup.flush(timeout=120)
     assert caught.value.hint
-    return waits(backup)
+    return assert_waits(backup)
 
 
 def arrives(at: Bucket, tmp_path: Path, variables: Mapping[str, str]) -> None:
@@ -248,7 +234,7 @@ def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Buck
         key = next(iter(session_of(backup).store._proof._doubted))
     for _ in range(2):
         with opened(at, tmp_path) as backup:
-            error = waits(backup)
+            error = assert_waits(backup)
             assert isinstance(error, Unproven)
             assert key in error.message
             assert "delete it" in error.hint
@@ -265,7 +251,7 @@ def test_the_same_in_parts(s3: Bucket, tmp_path: Path) -> None:
     with opened(s3, tmp_path, **IN_PARTS) as backup:
         assert isinstance(record(backup), Unproven)
     with opened(s3, tmp_path, **IN_PARTS) as backup:
-        assert isinstance(waits(backup), Unproven)
+        assert isinstance(assert_waits(backup), Unproven)
     arrives(s3, tmp_path, IN_PARTS)
 
 
