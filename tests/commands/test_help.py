@@ -49,7 +49,8 @@ def test_the_example_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / "ids.ndjson").write_text(ids)
     (tmp_path / "failures.ndjson").write_text(f'{{"jobId":{ids.strip()},"error":"no","payload":{{}}}}\n')
     if name == "serve":  # runs until it is stopped
-        example = f"timeout --foreground --preserve-status 4 {example.strip()} --port 0"
+        waiting = "until grep --quiet 'listening on' log; do kill -0 $!; sleep 0.1; done"
+        example = f"{example.strip()} --port 0 2> log & {waiting}; kill $!; wait $!"
     shell(example, tmp_path)
 
 

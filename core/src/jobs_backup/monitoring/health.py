@@ -94,7 +94,7 @@ def monitored(
     Yields the URL that it listens on, empty if none. It may outlast the Backup: the file is written once more at the end.
 
     Args:
-        is_stopping: whether the process is about to end, and so accepts nothing any more.
+        is_stopping: whether the process is about to end, and so accepts nothing.
 
     Raises:
         ConfigurationError: the port cannot be opened, the file cannot be written, or a required extra is not installed.

@@ -593,7 +593,7 @@ class SqliteSpool(BaseSpool[Catalog, Deliveries, Writer]):
             return []
 
     def _take_over(self, name: str, witness: Witness | None, *, is_left: bool, is_whole: bool) -> list[InputPosition]:
-        """Seal what is open in a dead process's file, which no process writes any more. Returns its positions."""
+        """Seal what is open in a dead process's file, which no process writes. Returns its positions."""
         try:
             with self._files.open(name, only_reads=True) as blobs:
                 is_blank = blobs.is_blank()  # opening it for writing would change that
@@ -679,7 +679,7 @@ class SqliteSpool(BaseSpool[Catalog, Deliveries, Writer]):
                 self._clean_up(name)
 
     def _clean_up(self, name: str) -> None:
-        """Remove a file that no process writes any more, once everything in it is uploaded; or retire it, if it is damaged.
+        """Remove a file that no process writes, once everything in it is uploaded; or retire it, if it is damaged.
 
         It is removed only if the catalog says that each batch in it is uploaded. It runs after the actual work, which must not
         count as failed now: the next process that starts to upload retries the removal.

@@ -71,7 +71,7 @@ class Writer(BaseWriter[Session]):
         retire: Callable[[str], None],
         check_position: Callable[[InputPosition], None],
     ) -> None:
-        """Set up recording. `retire` removes a file that no process writes any more, once nothing in it is needed.
+        """Set up recording. `retire` removes a file that no process writes, once nothing in it is needed.
 
         Args:
             check_position: raises if a position must not be committed.
