@@ -21,4 +21,4 @@ def requirements(path: Path) -> set[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(sorted(set().union(*(requirements(Path(path)) for path in sys.argv[1:])))))  # noqa: T201 - it is a command
+    print("\n".join(sorted(set().union(*(requirements(Path(path)) for path in sys.argv[1:])))))

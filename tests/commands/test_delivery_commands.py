@@ -114,7 +114,7 @@ class TestEmitIds:
         assert "not all job ids were printed: the reader is too slow" in stderr
 
     @pytest.mark.parametrize(("output", "code", "why"), [("> /dev/full", 1, "No space left"), (">&-", 2, "which is closed")])
-    def test_an_output_that_can_not_be_written_is_told(
+    def test_an_output_that_can_not_be_written_is_reported(
         self, env: dict[str, str], tmp_path: Path, output: str, code: int, why: str
     ) -> None:
         ndjson(tmp_path / "in", 5)
@@ -150,7 +150,7 @@ class TestDelivered:
         (rejects,) = found["rejects"]
         assert Path(rejects).read_text().splitlines() == wrong
 
-    def test_unknown_ids_are_told_and_the_others_taken(self, env: dict[str, str], tmp_path: Path) -> None:
+    def test_unknown_ids_are_reported_and_the_others_taken(self, env: dict[str, str], tmp_path: Path) -> None:
         _, stdout, _ = run("run", ndjson(tmp_path / "in", 2), "--source-id", "web", "--emit-ids", env=env)
         code, _, stderr = run("delivered", env=env, stdin=f"12\n{stdout}13\n")
         assert code == 1

@@ -241,9 +241,9 @@ def test_the_command(install: Install) -> None:
     install(f"{HEAD}\n\ndel Provider.delete\n", requires=REQUIRES)
     result = CliRunner().invoke(cli, ["providers", "acme", "--check", "--json"], env=CONFIGURED)
     assert result.exit_code == 2
-    told = {one["name"]: one["result"] for one in json.loads(result.stdout)}
-    assert told["hooks"] == "wrong"
-    assert told["settings"] == "ok"
+    results = {one["name"]: one["result"] for one in json.loads(result.stdout)}
+    assert results["hooks"] == "wrong"
+    assert results["settings"] == "ok"
     assert "canary" not in result.output
 
 

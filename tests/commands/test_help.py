@@ -49,20 +49,21 @@ def test_the_example_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / "ids.ndjson").write_text(ids)
     (tmp_path / "failures.ndjson").write_text(f'{{"jobId":{ids.strip()},"error":"no","payload":{{}}}}\n')
     if name == "serve":  # runs until it is stopped
-        example = f"timeout --foreground --preserve-status 4 {example.strip()} --port 0"
+        waiting = "until grep --quiet 'listening on' log; do kill -0 $!; sleep 0.1; done"
+        example = f"{example.strip()} --port 0 2> log & {waiting}; kill $!; wait $!"
     shell(example, tmp_path)
 
 
-def test_help_and_completion_tell_the_same_of_a_command(tmp_path: Path) -> None:
+def test_help_and_completion_say_the_same_of_a_command(tmp_path: Path) -> None:
     """One sentence each, printed without importing the commands."""
-    told = shell("jobs-backup --help", tmp_path)
+    output = shell("jobs-backup --help", tmp_path)
     variables = {"_JOBS_BACKUP_COMPLETE": "zsh_complete", "COMP_WORDS": "jobs-backup ", "COMP_CWORD": "1"}
     completed = shell("jobs-backup", tmp_path, **variables)
     for name in NAMES:
         command = cli.get_command(CONTEXT, name)
         assert command is not None
         assert command.short_help
-        assert re.search(rf"^  {name} +{re.escape(command.short_help)}$", told, re.MULTILINE)
+        assert re.search(rf"^  {name} +{re.escape(command.short_help)}$", output, re.MULTILINE)
         assert f"plain\n{name}\n{command.short_help}\n" in completed
 
 

@@ -184,7 +184,7 @@ class TestEarlyAnswers:
             sidecar.end()
         assert events(tmp_path) == []
 
-    def test_a_client_that_waits_to_be_told_to_send_can_go_on(self, tmp_path: Path) -> None:
+    def test_a_client_that_waits_to_be_reported_to_send_can_go_on(self, tmp_path: Path) -> None:
         """botocore and others keep the connection; their next request must not be taken for the body that they held back."""
         with serve(file_environment(tmp_path)) as sidecar, _connect(sidecar) as connection:
             connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n")

@@ -29,6 +29,6 @@ def test_a_million_events_take_as_much_memory_as_100_000(store: Store, tmp_path:
         command = [*COMMAND, "run", str(file), "--source-id", "web"]
         peaks[times] = peak_memory(command, {"PATH": os.environ["PATH"], **env})
         assert len(store.keys(bucket)) == 5 * times
-    print(f"peak memory, KiB: {peaks}")  # noqa: T201
+    print(f"peak memory, KiB: {peaks}")
     # Some MiB of warm-up until all threads have run; an integer kept for each event would be 35 MiB.
     assert peaks[10] < peaks[1] + 24 * 1024

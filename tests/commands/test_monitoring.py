@@ -93,7 +93,7 @@ class TestTheCommand:
         assert process.returncode == 0
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid", "a..b"])
-    def test_what_can_not_be_listened_on_is_told_before_anything_is_sent(self, host: str, tmp_path: Path) -> None:
+    def test_what_can_not_be_listened_on_is_reported_before_anything_is_sent(self, host: str, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
             environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_HOST=host, JOBS_BACKUP_METRICS_PORT=port)
@@ -294,7 +294,7 @@ class TestTheListener:
         ):
             assert (url, threading.active_count()) == ("", before + 1)
 
-    def test_without_the_extra_health_is_told_and_metrics_tell_what_to_install(
+    def test_without_the_extra_health_is_reported_and_metrics_say_what_to_install(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in list(sys.modules):

@@ -618,17 +618,17 @@ def test_a_cursor_belongs_to_its_selection(tmp_path: Path, monkeypatch: pytest.M
     for options in chosen:
         code, everything, _ = give(*options)
         assert (code, len(everything) >= 3) == (0, True), options
-        code, first, told = give("--limit", "2", *options)
-        summary = next(line for line in told.splitlines() if line.startswith("{"))
+        code, first, errors = give("--limit", "2", *options)
+        summary = next(line for line in errors.splitlines() if line.startswith("{"))
         cursors.append(json.loads(summary)["after"])
         code, rest, _ = give("--after", cursors[-1], *options)
         assert (code, first + rest) == (0, everything), options
     for own, after in enumerate(cursors):
         for number, options in enumerate(chosen):
             if number != own and (ALL or (number - own) % len(chosen) <= 3):
-                code, found, told = give("--after", after, *options)
-                assert (code, found) == (2, []), (chosen[own], options, told)
-                assert "belongs to another selection" in told
+                code, found, errors = give("--after", after, *options)
+                assert (code, found) == (2, []), (chosen[own], options, errors)
+                assert "belongs to another selection" in errors
     assert after.isascii()
 
 
@@ -665,7 +665,7 @@ def test_events_a_little_outside_of_an_objects_times_are_found(tmp_path: Path) -
         assert len(replay(env, "--source-id", "web", "--since", "0001-01-01", "--until", "9999-12-31T23:59:59Z", *lists)) == 4
 
 
-def test_what_stands_in_another_bucket_is_told(tmp_path: Path) -> None:
+def test_what_stands_in_another_bucket_is_reported(tmp_path: Path) -> None:
     env = file_environment(tmp_path)
     record(env, PAYLOADS)
     (tmp_path / "other").mkdir()
@@ -716,7 +716,7 @@ def test_a_pipe_that_somebody_else_fills(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_while_nobody_reads_it_tells_where_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+def test_stopped_while_nobody_reads_it_reports_where_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
     env = file_environment(tmp_path, JOBS_BACKUP_BATCH_EVENTS="4000")
     payloads = realistic(20_000)
     record(env, payloads)

@@ -247,13 +247,13 @@ class Sts:
         server.fail(self._answer, times=ALWAYS)
 
     def _answer(self, request: Request) -> Answer:
-        told = re.search(rb"WebIdentityToken=([^&]+)", request.body)
-        if (told[1].decode() if told else signer(request)) != self.good:
+        token = re.search(rb"WebIdentityToken=([^&]+)", request.body)
+        if (token[1].decode() if token else signer(request)) != self.good:
             text = f"<ErrorResponse><Error><Type>Sender</Type><Code>{self.code}</Code><Message>no</Message></Error></ErrorResponse>"
             return Answer(403, text.encode(), {"Content-Type": "text/xml"})
         self.given += 1
         expires = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        name = "AssumeRoleWithWebIdentityRes" if told else "AssumeRoleRes"
+        name = "AssumeRoleWithWebIdentityRes" if token else "AssumeRoleRes"
         inside = (
             f"<AccessKeyId>ASIA{self.given}</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
             f"<SessionToken>t</SessionToken><Expiration>{expires}</Expiration>"
@@ -316,8 +316,8 @@ def test_the_token_of_a_containers_credentials_is_read_again(
     expires = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def give(request: Request) -> Answer:
-        told = {"AccessKeyId": request.headers["authorization"], "SecretAccessKey": "s", "Token": "t", "Expiration": expires}
-        return Answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+        credentials = {"AccessKeyId": request.headers["authorization"], "SecretAccessKey": "s", "Token": "t", "Expiration": expires}
+        return Answer(200, json.dumps(credentials).encode(), {"Content-Type": "application/json"})
 
     with FaultProxy() as agent:
         agent.fail(give, times=ALWAYS)
@@ -346,10 +346,12 @@ class Tokens:
 
     def _answer(self, request: Request) -> Answer:
         form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
-        told = form.get("subject_token") or json.loads(base64.urlsafe_b64decode(form["assertion"].partition(".")[0] + "=="))["kid"]
-        if told != self.good:
+        subject = (
+            form.get("subject_token") or json.loads(base64.urlsafe_b64decode(form["assertion"].partition(".")[0] + "=="))["kid"]
+        )
+        if subject != self.good:
             return Answer(400, b'{"error":"invalid_grant","error_description":"Invalid JWT Signature."}')
-        token = {"access_token": f"token-of-{told}", "expires_in": 3600, "token_type": "Bearer"}
+        token = {"access_token": f"token-of-{subject}", "expires_in": 3600, "token_type": "Bearer"}
         return Answer(200, json.dumps(token).encode(), {"Content-Type": "application/json"})
 
 
@@ -444,8 +446,8 @@ def test_azures_files_are_read_again(tmp_path: Path, kind: str, answer: str) -> 
     seen: list[str] = []
 
     def store(request: Request) -> Answer:
-        told = re.search(r"sig=canary(\w+)", request.target)
-        seen.append(told[1] if told else request.headers["authorization"])
+        signature = re.search(r"sig=canary(\w+)", request.target)
+        seen.append(signature[1] if signature else request.headers["authorization"])
         if state["refuses"]:
             return Answer(int(status), b"", {"x-ms-request-id": "1", "x-ms-error-code": code})
         return Answer(201, b"", {"x-ms-request-id": "1", "ETag": '"1"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})

@@ -124,9 +124,9 @@ class TestRudderStack:
         batch = {"batch": [{"type": "track", "messageId": "x"}, {"messageId": "y"}], "sentAt": "2026-01-01T00:00:00Z"}
         assert len(sidecar.post("/v1/batch", batch, write_key="plain").json["jobs"]) == 2
         sidecar.end()
-        told = {event["messageId"]: event["payload"].get("type") for event in events(tmp_path)}
+        types = {event["messageId"]: event["payload"].get("type") for event in events(tmp_path)}
         kinds = {kind: kind for kind in ("identify", "track", "page", "screen", "group", "alias")}
-        assert told == {**kinds, "x": "track", "y": None}
+        assert types == {**kinds, "x": "track", "y": None}
         assert sorted({path.relative_to(tmp_path / "bucket").parts[0] for path in tmp_path.rglob("*.json.gz")}) == ["plain", "web"]
 
 
@@ -223,7 +223,7 @@ class TestBounds:
                 assert _receive(connection).startswith(b"HTTP/1.1 200")
             assert sidecar.post("/v1/events?source_id=web", body).status == 200
 
-    def test_a_full_spool_is_told(self, env: dict[str, str], tmp_path: Path) -> None:
+    def test_a_full_spool_is_reported(self, env: dict[str, str], tmp_path: Path) -> None:
         (tmp_path / "bucket").rmdir()
         with serve(env, JOBS_BACKUP_SPOOL_MAX_BYTES="100") as sidecar:
             sidecar.post("/v1/events?source_id=web", [{"a": "x" * 100}] * 50)
@@ -341,7 +341,7 @@ class TestConnections:
             _, stderr = sidecar.end()
             assert stderr.count("5 connections are open, the maximum") == 1
 
-    def test_those_at_work_are_not_closed_and_more_are_told_to_come_again(self, env: dict[str, str], tmp_path: Path) -> None:
+    def test_those_at_work_are_not_closed_and_more_are_asked_to_come_again(self, env: dict[str, str], tmp_path: Path) -> None:
         body = b'{"messageId":"a"}'
         head = OFFER.partition(b"Connection:")[0] + b"Content-Length: 17\r\nExpect: 100-continue\r\n\r\n"
         with serve(env, JOBS_BACKUP_SERVER_MAX_CONNECTIONS="3") as sidecar, contextlib.ExitStack() as stack:
@@ -413,7 +413,7 @@ class TestMany:
             sidecar.end()
         assert recorded(tmp_path) == ["a"] * 3
 
-    def test_an_id_that_is_told_twice_counts_once(self, sidecar: Sidecar) -> None:
+    def test_an_id_that_is_reported_twice_counts_once(self, sidecar: Sidecar) -> None:
         (known,) = sidecar.post("/v1/events?source_id=web", {"messageId": "a"}).json["jobs"]
         answer = sidecar.post("/v1/delivered", ["99", known, "99", known]).json
         assert (answer["acknowledged"], answer["unknown_count"], answer["unknown"]) == (1, 1, ["99"])
@@ -432,7 +432,7 @@ class TestTls:
             assert code == 0, stderr
 
     @pytest.mark.parametrize("key", [None, "/nonexistent/key.pem", "certificate.pem"])
-    def test_what_can_not_be_used_is_told(self, env: dict[str, str], tmp_path: Path, key: str | None) -> None:
+    def test_what_can_not_be_used_is_reported(self, env: dict[str, str], tmp_path: Path, key: str | None) -> None:
         _, certificate_file = certificate(tmp_path)
         files = {"JOBS_BACKUP_SERVER_TLS_CERTIFICATE": str(certificate_file)}
         if key is not None:
@@ -451,11 +451,11 @@ class TestStart:
             {"JOBS_BACKUP_SERVER_PORT": "http"},
         ],
     )
-    def test_wrong_settings_are_told_without_secrets(self, env: dict[str, str], variables: dict[str, str]) -> None:
+    def test_wrong_settings_are_reported_without_secrets(self, env: dict[str, str], variables: dict[str, str]) -> None:
         code, _, stderr = run("serve", env={**env, "JOBS_BACKUP_SERVER_PORT": "0", **variables})
         assert (code, stderr.count("\n"), "[ConfigurationError]" in stderr, "canary" in stderr) == (2, 1, True, False), stderr
 
-    def test_a_port_that_is_taken_is_told(self, sidecar: Sidecar, env: dict[str, str]) -> None:
+    def test_a_port_that_is_taken_is_reported(self, sidecar: Sidecar, env: dict[str, str]) -> None:
         code, _, stderr = run("serve", "--port", str(urlsplit(sidecar.url).port), env=env)
         assert (code, "cannot listen on" in stderr) == (2, True), stderr
 

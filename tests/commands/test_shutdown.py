@@ -58,7 +58,7 @@ def archive(environment: dict[str, str]) -> subprocess.Popen[str]:
     raise AssertionError("it never began to send")
 
 
-def test_on_sigterm_it_ends_within_its_grace_and_tells_what_is_left(tmp_path: Path, silent: str) -> None:
+def test_on_sigterm_it_ends_within_its_grace_and_reports_what_is_left(tmp_path: Path, silent: str) -> None:
     environment = stalled(tmp_path, silent)
     with archive(environment) as process:
         began = time.monotonic()

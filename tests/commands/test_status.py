@@ -30,7 +30,7 @@ def as_json(directory: Path) -> Any:
     return json.loads(status(directory, "--json"))
 
 
-def test_what_waits_is_told_for_each_stream_and_store(tmp_path: Path) -> None:
+def test_what_waits_is_reported_for_each_stream_and_store(tmp_path: Path) -> None:
     old = open_spool(tmp_path, location="s3://old")
     record(old, [b"{}\n"] * 5)
     old.seal()
@@ -66,7 +66,7 @@ def test_what_waits_is_told_for_each_stream_and_store(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_failures_pauses_and_uploads_are_told(tmp_path: Path) -> None:
+def test_failures_pauses_and_uploads_are_reported(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     for _ in range(2):
         record(spool, [b"{}\n"])
@@ -95,7 +95,7 @@ def test_failures_pauses_and_uploads_are_told(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_a_living_archiver_tells_why_it_is_paused(tmp_path: Path) -> None:
+def test_a_living_archiver_reports_why_it_is_paused(tmp_path: Path) -> None:
     environment = file_environment(tmp_path, **FAST_RETRY)
     (tmp_path / "bucket").rmdir()
     with Backup.from_env(environment) as backup:
@@ -111,7 +111,7 @@ def test_a_living_archiver_tells_why_it_is_paused(tmp_path: Path) -> None:
         assert "records and uploads" in status(tmp_path / "spool")
 
 
-def test_dead_processes_and_damage_are_told_and_nothing_is_changed(tmp_path: Path) -> None:
+def test_dead_processes_and_damage_are_reported_and_nothing_is_changed(tmp_path: Path) -> None:
     dead = open_spool(tmp_path)
     record(dead, [b"{}\n"] * 7)
     die(dead)
@@ -170,7 +170,7 @@ def exit_code(directory: Path, **variables: str) -> int:
     return CliRunner().invoke(cli, ["status", "--exit-code"], env=env).exit_code
 
 
-def test_the_exit_code_tells_the_health(tmp_path: Path) -> None:
+def test_the_exit_code_reports_the_health(tmp_path: Path) -> None:
     assert exit_code(tmp_path / "none") == 2
     spool = open_spool(tmp_path)
     assert exit_code(tmp_path) == 0
@@ -187,7 +187,7 @@ def test_the_exit_code_tells_the_health(tmp_path: Path) -> None:
     assert exit_code(tmp_path) == 2
 
 
-def test_what_has_run_out_is_told(tmp_path: Path) -> None:
+def test_what_has_run_out_is_reported(tmp_path: Path) -> None:
     open_spool(tmp_path).close()
     env = {"JOBS_BACKUP_SPOOL_DIR": str(tmp_path), "JOBS_BACKUP_SPOOL_MIN_FREE": "1000000TB"}
     assert "full: nothing can be recorded: " in CliRunner().invoke(cli, ["status"], env=env).stdout
@@ -195,7 +195,7 @@ def test_what_has_run_out_is_told(tmp_path: Path) -> None:
     assert as_json(tmp_path)["full"] == ""
 
 
-def test_rejected_lines_are_told_until_their_file_is_removed(tmp_path: Path) -> None:
+def test_rejected_lines_are_reported_until_their_file_is_removed(tmp_path: Path) -> None:
     env = file_environment(tmp_path)
     assert run("run", "--source-id", "web", env=env, stdin="no event\n{}\n")[0] == 3
     ((file),) = (tmp_path / "spool" / "rejects").iterdir()

@@ -91,7 +91,7 @@ class TestOrigins:
         "setting",
         ["shop.example", "https://", "https://a/b", "ftp://a", "https://*.example", "https://a b", "null", "https://u:p@a"],
     )
-    def test_what_is_no_origin_is_told(self, setting: str) -> None:
+    def test_what_is_no_origin_is_reported(self, setting: str) -> None:
         with pytest.raises(ConfigurationError, match="origin 2 of JOBS_BACKUP_SERVER_CORS_ORIGINS") as error:
             Origins(f"{SHOP},{setting}")
         assert setting not in str(error.value), "it may hold a password"
@@ -165,7 +165,7 @@ class TestSdkPaths:
         for answer in (allowing.get(f"{path}?writeKey=2abcKEY", token=None), allowing.post(path, {}, write_key="2abcKEY")):
             assert (answer.status, answer.code) == (404, "NotFound")
 
-    def test_a_method_that_is_none_is_told(self, allowing: Sidecar) -> None:
+    def test_a_method_that_is_none_is_reported(self, allowing: Sidecar) -> None:
         for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "FOO"):
             answer = allowing.ask(method, "/v1/track/?a=//b/", write_key="2abcKEY")
             assert (answer.status, answer.headers["allow"], json.loads(answer.body)["error"]["code"]) == (405, "POST", "BadRequest")

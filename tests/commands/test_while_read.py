@@ -22,8 +22,8 @@ from rereading import Case, Lines, Outcome, name_of, named, numbered
 from rereading import case as case  # noqa: PLC0414 - a fixture
 from spools import WEB, open_spool
 
-from jobs_backup.cli.commands.delivered import _Deliveries
-from jobs_backup.cli.commands.run import _Events
+from jobs_backup.cli.commands.delivered import DeliveryHandler
+from jobs_backup.cli.commands.run import EventHandler
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.inputs import contents, formats, ndjson
 from jobs_backup.inputs.recognition import Found, Recognition
@@ -46,24 +46,24 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[At]:
     """Make a change before, or after, the n-th block from now on is kept."""
     happens: dict[tuple[str, int], Callable[[], object]] = {}
     kept = 0
-    keep = _Events.keep
+    keep = EventHandler.keep
 
-    def hooked(self: _Events, found: Any, position: InputPosition | None) -> None:
+    def hooked(self: EventHandler, found: Any, position: InputPosition | None) -> None:
         keep(self, found, position)
         nonlocal kept
         kept += 1
         happens.pop(("after", kept), lambda: None)()
 
-    parser = _Events.parser
+    parser = EventHandler.parser
 
-    def hooked_parser(self: _Events) -> Callable[[bytes], bytes]:
+    def hooked_parser(self: EventHandler) -> Callable[[bytes], bytes]:
         happens.pop(("before", kept + 1), lambda: None)()
         return parser(self)
 
     for module, name in ((ndjson, "_BLOCK"), (ndjson, "_LOOKED_AHEAD"), (formats, "_HEAD")):
         monkeypatch.setattr(module, name, 16 << 10)
-    monkeypatch.setattr(_Events, "keep", hooked)
-    monkeypatch.setattr(_Events, "parser", hooked_parser)
+    monkeypatch.setattr(EventHandler, "keep", hooked)
+    monkeypatch.setattr(EventHandler, "parser", hooked_parser)
 
     def register(when: str, number: int, call: Callable[[], object]) -> None:
         happens[when, kept + number] = call
@@ -161,7 +161,7 @@ def test_a_file_that_is_truncated_while_it_is_read_is_reported(
     assert outcome.found["events"] == 0
 
 
-def test_a_file_with_the_same_first_blocks_is_told_by_those_before(case: Case, at: At) -> None:
+def test_a_file_with_the_same_first_blocks_is_reported_by_those_before(case: Case, at: At) -> None:
     case.file.write_text(case.write(named(0, LINES)))
     at("after", 5, lambda: filled_with_the_same_first_blocks(case, case.file))
     outcome = case.run()
@@ -174,9 +174,9 @@ def test_a_file_of_ids_that_is_truncated_while_it_is_read_is_reported(
 ) -> None:
     """It has no position, since a repeated acknowledgment is harmless; unread ids must still be reported."""
     case.file.write_text("null\n" * 20_000)
-    keep = _Deliveries.keep
+    keep = DeliveryHandler.keep
 
-    def keep_and_truncate(self: _Deliveries, found: Any, position: InputPosition | None) -> None:
+    def keep_and_truncate(self: DeliveryHandler, found: Any, position: InputPosition | None) -> None:
         if when == "after":
             keep(self, found, position)
         os.truncate(case.file, 0)
@@ -185,7 +185,7 @@ def test_a_file_of_ids_that_is_truncated_while_it_is_read_is_reported(
 
     for module, name in ((ndjson, "_BLOCK"), (formats, "_HEAD")):
         monkeypatch.setattr(module, name, 16 << 10)
-    monkeypatch.setattr(_Deliveries, "keep", keep_and_truncate)
+    monkeypatch.setattr(DeliveryHandler, "keep", keep_and_truncate)
     code, stdout, _ = invoke(capsys, "delivered", case.file, "--json")
     assert (code, "was truncated or rewritten while it was read" in stdout) == (1, True)
 

@@ -85,10 +85,10 @@ class TestTheCheck:
             (path,) = directory.glob("bucket/source2/**/*.json.gz")
             (directory / "deleted").write_bytes(path.read_bytes())
             backup.delivered(jobs)
-            told = "".join(f"{int(job)}\n" for job in jobs)
+            acknowledged = "".join(f"{int(job)}\n" for job in jobs)
         (directory / "acks" / "w").write_text("".join(acks))
         for name in ("delivering", "delivered"):
-            (directory / name).write_text(told)
+            (directory / name).write_text(acknowledged)
         (directory / "journaled").write_text("upload1\n")
         return directory
 

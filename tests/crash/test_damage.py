@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -75,18 +74,6 @@ def checkpoint(wreck: Wreck) -> None:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Wreck:
-    return Wreck(tmp_path_factory.mktemp("wreck"))
-
-
-@pytest.fixture
-def wreck(made: Wreck) -> Iterator[Wreck]:
-    made.restore()
-    yield made
-    shutil.rmtree(made.directory)
-
-
 def prove(wreck: Wreck) -> None:
     """After any change: exit 0 only with everything in the bucket, nothing twice; missing events are reported."""
     for _ in range(2):
@@ -101,8 +88,8 @@ def prove(wreck: Wreck) -> None:
         outcome = wreck.archive()
         assert not outcome.is_refusal, outcome
     if wreck.missing():
-        told = wreck.told()
-        assert "quarantine" in told or "blobs" in told, told
+        reported = wreck.reported()
+        assert "quarantine" in reported or "blobs" in reported, reported
 
 
 SCHEMAS: Final = [

@@ -92,7 +92,7 @@ def test_a_full_spool_makes_record_wait_for_room(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_who_waits_for_room_is_told_when_the_spool_is_closed(tmp_path: Path) -> None:
+def test_who_waits_for_room_is_reported_when_the_spool_is_closed(tmp_path: Path) -> None:
     spool = open_spool(tmp_path, room=QuotaLimits(max_bytes=1 << 20, timeout=120))
     record(spool, [LINE] * 60)
     raised: list[BaseException] = []

@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -61,18 +61,6 @@ CATALOG: Final = [
 ]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Wreck:
-    return Wreck(tmp_path_factory.mktemp("wreck"))
-
-
-@pytest.fixture
-def wreck(made: Wreck) -> Iterator[Wreck]:
-    made.restore()
-    yield made
-    shutil.rmtree(made.directory)
-
-
 def name(losses: object) -> str:
     return ",".join(f"{file}:{how}" for file, how in losses) if isinstance(losses, list | tuple) else str(losses)
 
@@ -97,8 +85,8 @@ def prove(wreck: Wreck, losses: object) -> None:
     if outcome.is_refusal:
         assert contents(wreck) == before, "what it refuses it leaves as it is"
     if missing or outcome.code:
-        told = wreck.told(is_mighty=is_mighty)
-        assert any(one in told for one in names), f"none of {names} is named, {len(missing)} are missing: {told}"
+        reported = wreck.reported(is_mighty=is_mighty)
+        assert any(one in reported for one in names), f"none of {names} is named, {len(missing)} are missing: {reported}"
 
 
 def contents(wreck: Wreck) -> dict[str, bytes]:
@@ -150,8 +138,8 @@ def test_a_directory_is_lost(wreck: Wreck, name: str) -> None:
     assert outcome.code == (1 if name == "blobs" else 0)
     assert wreck.missing() <= set(wreck.acknowledged)
     if name == "blobs":
-        told = wreck.told()
-        assert all(Path(wreck.files[file]).stem in told for file in ("left", "open", "other"))
+        reported = wreck.reported()
+        assert all(Path(wreck.files[file]).stem in reported for file in ("left", "open", "other"))
 
 
 def test_numbers_of_a_lost_catalog_are_not_given_again(wreck: Wreck) -> None:

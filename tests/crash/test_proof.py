@@ -14,14 +14,13 @@ import pytest
 from buckets import FAST_RETRY, events, file_environment
 from s3_client import refusal
 from s3_client import scripted as s3_hooks
-from spools import archiver_of
+from spools import archiver_of, assert_waits
 
 from jobs_backup import Backup
 from jobs_backup.backup.backup import session_of
 from jobs_backup.errors import (
     AlreadyExists,
     IntegrityError,
-    JobsBackupError,
     StorageError,
     Unavailable,
     Unproven,
@@ -175,20 +174,6 @@ def test_after_a_receipt_the_mismatch_before_it_does_not_count() -> None:
 # Remembered state, and the criteria of FILE and S3
 
 
-def waits(backup: Backup) -> JobsBackupError:
-    """Check that nothing counts as stored, and that the error has a hint."""
-    archiver = archiver_of(backup)
-    assert archiver is not None
-    assert archiver.drain(120)
-    error = archiver.blocked_by
-    assert error is not None
-    assert archiver.sent.objects == 0
-    (waiting,) = session_of(backup).spool.waiting()
-    assert waiting.events == 1
-    assert waiting.hint == error.hint != ""
-    return error
-
-
 def test_what_is_doubted_is_remembered_beside_what_wrappers_have_made(tmp_path: Path) -> None:
     with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
         backup.record({"n": 1}, source_id="web")
@@ -230,7 +215,7 @@ def test_a_file_that_exists_is_ours_only_if_it_has_our_bytes(tmp_path: Path, the
     else:
         path.write_bytes(there if isinstance(there, bytes) else bytes(claim.batch.size))
     with Backup.from_env({**environment, **FAST_RETRY}) as backup:
-        error = waits(backup)
+        error = assert_waits(backup)
         assert "exists" in error.message
     path.rmdir() if path.is_dir() else path.unlink()
     with Backup.from_env(environment) as backup:

@@ -122,15 +122,15 @@ def test_core_installs_alone_and_backs_up_into_a_directory(core_alone: Environme
 
 
 @pytest.mark.slow
-def test_the_command_tells_its_version(core_alone: Environment) -> None:
+def test_the_command_reports_its_version(core_alone: Environment) -> None:
     assert run(core_alone.bin / "jobs-backup", "--version") == f"jobs-backup {project(CORE)['version']}\n"
 
 
 @pytest.mark.slow
 def test_help_explains_a_code_where_there_is_no_clone(core_alone: Environment, tmp_path: Path) -> None:
-    told = run(core_alone.bin / "jobs-backup", "help", "Waiting", cwd=tmp_path)
-    assert told.startswith("Waiting\n\n")
-    assert "jobs-backup archive --once" in told
+    output = run(core_alone.bin / "jobs-backup", "help", "Waiting", cwd=tmp_path)
+    assert output.startswith("Waiting\n\n")
+    assert "jobs-backup archive --once" in output
 
 
 @pytest.mark.slow

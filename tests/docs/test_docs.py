@@ -111,7 +111,7 @@ def test_the_deliveries_examples_leave_what_failed(tmp_path: Path) -> None:
     assert all(event["error"]["stage"] == "deliver" and event["jobId"] for event in failures)
 
 
-def test_the_consumer_tries_again_and_tells_what_came_of_it(tmp_path: Path) -> None:
+def test_the_consumer_tries_again_and_reports_what_came_of_it(tmp_path: Path) -> None:
     """A store that fails once for some events, always for others, and closes the connection for one."""
     seen: Counter[str] = Counter()
 
@@ -193,9 +193,9 @@ def test_the_architecture_names_every_module_and_none_that_is_not_there() -> Non
         for path in package.rglob("*.py")
         if not {"commands", "testing", "cli"} & {*path.parent.relative_to(package).parts}
     }
-    told = set(re.findall(r"`(\w+\.py)`", page))
-    assert sorted(there - told - {"__init__.py", "_version.py"}) == []
-    assert sorted(told - there) == []
+    listed = set(re.findall(r"`(\w+\.py)`", page))
+    assert sorted(there - listed - {"__init__.py", "_version.py"}) == []
+    assert sorted(listed - there) == []
     folders = {f"{path.parent.relative_to(package)}/" for path in package.rglob("__init__.py")} - {"./"}
     assert [folder for folder in sorted(folders) if f"{Path(folder).name}/" not in page] == []
 

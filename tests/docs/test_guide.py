@@ -40,7 +40,7 @@ def test_who_follows_the_guide_has_a_conforming_provider_that_core_uses(tmp_path
         PIP_DISABLE_PIP_VERSION_CHECK="1",
         PIP_NO_INPUT="1",
     )
-    told: list[str] = []
+    outputs: list[str] = []
     shown: list[str] = []
     for language, text in BLOCK.findall(GUIDE.read_text()):
         if language == "text":
@@ -56,8 +56,8 @@ def test_who_follows_the_guide_has_a_conforming_provider_that_core_uses(tmp_path
                 ["bash", "-euc", text], cwd=here, env=variables, capture_output=True, text=True, check=False, timeout=240
             )
             assert result.returncode == 0, f"{text}\n{result.stdout}{result.stderr}"
-            told.append(result.stdout)
-    first, written, suite, used = told
+            outputs.append(result.stdout)
+    first, written, suite, used = outputs
     assert "acme-backup 1.0.0" in first
     assert "ACME_TOKEN" in first
     assert shown == [line + "\n" for line in first.splitlines() if line.startswith("  NO ")], "what the guide shows is what is said"

@@ -222,8 +222,8 @@ def test_settings_that_make_no_sense(variables: dict[str, str], why: str) -> Non
         hooks({"JOBS_BACKUP_BUCKET": "events", "AZURE_STORAGE_ACCOUNT": "account1", **variables})
     assert why in caught.value.message
     assert caught.value.hint
-    told = caught.value.one_line()
-    assert redacted(told, ["canary", KEY]) == told
+    printed = caught.value.one_line()
+    assert redacted(printed, ["canary", KEY]) == printed
 
 
 def test_without_azure_identity_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +409,9 @@ def test_blocks_that_are_gone_are_an_upload_that_is_gone(azure: Azurite, contain
 # Lost responses
 
 
-def test_a_write_whose_answer_is_lost_is_told_by_the_next(broken: Hooks, proxy: FaultProxy, azure: Azurite, container: str) -> None:
+def test_a_write_whose_answer_is_lost_is_reported_by_the_next(
+    broken: Hooks, proxy: FaultProxy, azure: Azurite, container: str
+) -> None:
     proxy.fail(Swallow(), method="PUT")
     with pytest.raises(Unavailable):
         broken.write("key", b"data")
@@ -480,7 +482,7 @@ def test_a_write_without_an_etag_is_no_success(server: FaultProxy) -> None:
             calls(of)[name]()
 
 
-def test_what_is_refused_is_told_with_the_right_that_is_missing(azure: Azurite, container: str) -> None:
+def test_what_is_refused_is_reported_with_the_right_that_is_missing(azure: Azurite, container: str) -> None:
     hooks(azure.environment(container)).write("stands", b"data")
     environment = azure.environment(container, sas=azure.sas(container, "t"))
     of = hooks(environment)
@@ -491,8 +493,8 @@ def test_what_is_refused_is_told_with_the_right_that_is_missing(azure: Azurite, 
         letters[name] = caught.value.action.partition("SAS: ")[2]
         assert caught.value.resource == f"storageAccounts/{ACCOUNT}/blobServices/default/containers/{container}"
         assert caught.value.action in caught.value.hint
-        told = "".join(traceback.format_exception(caught.value))
-        assert redacted(told, [environment["AZURE_STORAGE_SAS_TOKEN"]]) == told
+        printed = "".join(traceback.format_exception(caught.value))
+        assert redacted(printed, [environment["AZURE_STORAGE_SAS_TOKEN"]]) == printed
     assert letters == {
         "write": "w)", "write_part": "w)", "complete_multipart": "w)", "delete": "d)", "read": "r)", "list": "l)",
     }  # fmt: skip
@@ -593,7 +595,7 @@ def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
     assert "REQUESTS_CA_BUNDLE" in caught.value.hint
 
 
-def test_deleting_tells_of_each_key(broken: Hooks, proxy: FaultProxy, azure: Azurite, container: str) -> None:
+def test_deleting_reports_each_key(broken: Hooks, proxy: FaultProxy, azure: Azurite, container: str) -> None:
     keys = [f"key-{number}" for number in range(20)]
     broken.write_many(keys)
     proxy.fail(refusal(403, "AuthorizationPermissionMismatch"), method="DELETE", target="key-7$")
@@ -636,8 +638,8 @@ def test_an_object_that_is_replaced_while_it_is_read(azure: Azurite, container: 
         reader.read()
 
 
-@pytest.mark.parametrize(("stored_as", "told", "is_right"), [(None, None, True), ("gzip", "gzip", True), (None, "gzip", False)])
-def test_bytes_are_asked_for_as_they_are(server: FaultProxy, stored_as: str | None, told: str | None, is_right: bool) -> None:
+@pytest.mark.parametrize(("stored_as", "sent_as", "is_right"), [(None, None, True), ("gzip", "gzip", True), (None, "gzip", False)])
+def test_bytes_are_asked_for_as_they_are(server: FaultProxy, stored_as: str | None, sent_as: str | None, is_right: bool) -> None:
     """The error names a proxy that compresses them anyway."""
     data = b"data"
     usual = {**STORED, "x-ms-blob-type": "BlockBlob", "Content-Type": "application/gzip"}
@@ -647,7 +649,7 @@ def test_bytes_are_asked_for_as_they_are(server: FaultProxy, stored_as: str | No
         ),
         method="HEAD",
     )
-    mark = {"Content-Encoding": told} if told else {}
+    mark = {"Content-Encoding": sent_as} if sent_as else {}
     server.fail(Answer(206, data, {**usual, "Content-Range": "bytes 0-3/4", **mark}), method="GET")
     body = hooks(scripted(server.url)).read("key")
     if is_right:
@@ -662,10 +664,10 @@ def test_bytes_are_asked_for_as_they_are(server: FaultProxy, stored_as: str | No
 
 def test_an_answer_that_stops_while_it_is_read_is_not_tried_again(server: FaultProxy) -> None:
     """The SDK itself would retry three times."""
-    told = {**STORED, "x-ms-blob-type": "BlockBlob", "Content-Type": "application/gzip"}
-    server.fail(lambda request: Answer(200, b"", {**told, "Content-Length": "100"}), method="HEAD")
+    headers = {**STORED, "x-ms-blob-type": "BlockBlob", "Content-Type": "application/gzip"}
+    server.fail(lambda request: Answer(200, b"", {**headers, "Content-Length": "100"}), method="HEAD")
     server.fail(
-        Answer(206, b"short", {**told, "Content-Range": "bytes 0-99/100", "Content-Length": "100"}), method="GET", times=ALWAYS
+        Answer(206, b"short", {**headers, "Content-Range": "bytes 0-99/100", "Content-Length": "100"}), method="GET", times=ALWAYS
     )
     body = hooks(scripted(server.url)).loaded.manager.hook.read(key="key", timeout=3)
     with pytest.raises(Unavailable), body.open() as reader:
@@ -750,8 +752,13 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 
         def token(request: Request) -> Answer:
             number = len(server.requests)
-            told = {"access_token": f"canary-token-{number}", "expires_on": "4102444800", "token_type": "Bearer", "resource": "r"}
-            return Answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+            document = {
+                "access_token": f"canary-token-{number}",
+                "expires_on": "4102444800",
+                "token_type": "Bearer",
+                "resource": "r",
+            }
+            return Answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
         server.fail(token, times=ALWAYS)
         monkeypatch.setenv("IDENTITY_ENDPOINT", f"{server.url}/token")
@@ -904,7 +911,7 @@ def test_who_may_only_create_needs_no_parts(azure: Azurite, container: str, tmp_
 
 
 @pytest.mark.slow
-def test_check_tells_what_a_sas_allows(azure: Azurite, container: str, tmp_path: Path) -> None:
+def test_check_reports_what_a_sas_allows(azure: Azurite, container: str, tmp_path: Path) -> None:
     environment = azure.environment(container, sas=azure.sas(container, "w"))
     code, out, _ = run("check", "--json", env={**environment, "JOBS_BACKUP_SPOOL_DIR": str(tmp_path)})
     assert code == 0

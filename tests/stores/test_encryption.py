@@ -403,7 +403,7 @@ class TestKeys:
         with pytest.raises(WrapperMissing):
             keys.find(key_id(bytes(32)), "it")
 
-    def test_ids_tell_keys_apart_and_tell_nothing_of_them(self) -> None:
+    def test_ids_tell_keys_apart_and_say_nothing_of_them(self) -> None:
         assert key_id(KEY) == "febb294b2ea63e96"
         keys = [secrets.token_bytes(32) for _ in range(200)]
         assert len({key_id(key) for key in keys}) == 200
@@ -445,7 +445,7 @@ class TestKeys:
         return tmp_path
 
     @pytest.mark.parametrize(("variables", "wanted"), WRONG, ids=[wanted for _, wanted in WRONG])
-    def test_what_is_wrong_is_told_and_the_key_is_not(self, directory: Path, variables: dict[str, str], wanted: str) -> None:
+    def test_what_is_wrong_is_reported_and_the_key_is_not(self, directory: Path, variables: dict[str, str], wanted: str) -> None:
         with pytest.raises(ConfigurationError) as raised:
             Keys.from_environment(variables)
         error = raised.value
@@ -485,7 +485,7 @@ class TestKeys:
         assert "JOBS_BACKUP_ENCRYPTION_KEY_FILE" in out
         without_key(out, self.SECRET)
 
-    def test_env_tells_its_variables_and_needs_no_key(self) -> None:
+    def test_env_reports_its_variables_and_needs_no_key(self) -> None:
         code, out, err = run("env", "FILE", env={"JOBS_BACKUP_WRAPPERS": "encryption"})
         assert (code, err) == (0, "")
         assert {"#JOBS_BACKUP_ENCRYPTION_KEY=", "#JOBS_BACKUP_ENCRYPTION_KEY_FILE=/run/secrets/jobs-backup-encryption"} <= set(
@@ -666,7 +666,7 @@ class TestRotation:
             key.split("/")[0]: (store.get(bucket, key)[16:24].hex(), store.admin.head_object(Bucket=bucket, Key=key)["Metadata"])
             for key in store.keys(bucket)
         }
-        assert {source: (id_, told["jobs-backup-wrappers"]) for source, (id_, told) in used.items()} == {
+        assert {source: (id_, metadata["jobs-backup-wrappers"]) for source, (id_, metadata) in used.items()} == {
             "first": (key_id(KEY), f"enc={key_id(KEY)}"),
             "second": (key_id(OTHER), f"enc={key_id(OTHER)}"),
         }
@@ -888,7 +888,7 @@ def test_memory_does_not_grow_with_the_object(tmp_path: Path) -> None:
     peaks = {}
     for size in (50_000_000, 5_000_000_000):
         peaks[size] = peak_memory([sys.executable, "-c", MEASURED, str(size)], {"PATH": os.environ["PATH"]})
-    print(f"peak memory, KiB: {peaks}")  # noqa: T201
+    print(f"peak memory, KiB: {peaks}")
     assert max(peaks.values()) < 80 * 1024
     assert peaks[5_000_000_000] < peaks[50_000_000] + 4 * 1024
 

@@ -516,7 +516,7 @@ def test_no_credentials_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ('{"type":"dummy","private_key":"canary"}', "has no known kind of credentials"),
     ],
 )
-def test_a_file_of_credentials_that_can_not_be_used_is_told_at_once(tmp_path: Path, content: str | None, why: str) -> None:
+def test_a_file_of_credentials_that_can_not_be_used_is_reported_at_once(tmp_path: Path, content: str | None, why: str) -> None:
     path = tmp_path / "credentials.json"
     if content is not None:
         path.write_text(content)

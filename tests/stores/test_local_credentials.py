@@ -98,12 +98,12 @@ def test_a_profile_that_is_in_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def federated(tmp_path: Path, token: Path) -> dict[str, str]:
     """Workload identity federation with its token in a file that the JSON names."""
-    told = {
+    credentials = {
         "type": "external_account", "audience": "//iam.googleapis.com/x",
         "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
         "token_url": "http://127.0.0.1:9/token", "credential_source": {"file": str(token)},
     }  # fmt: skip
-    (tmp_path / "federation.json").write_text(json.dumps(told))
+    (tmp_path / "federation.json").write_text(json.dumps(credentials))
     return {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "federation.json")}
 
 
@@ -227,7 +227,7 @@ _FEDERATED: Final = {"type": "external_account", "audience": "x", "token_url": "
 
 
 @pytest.mark.parametrize(
-    "told",
+    "credentials",
     [
         {"type": "service_account"},
         {"type": "service_account", "client_email": "a@b", "token_uri": "http://x", "private_key": "canary, not a key"},
@@ -240,9 +240,9 @@ _FEDERATED: Final = {"type": "external_account", "audience": "x", "token_url": "
         {"type": "external_account_authorized_user"},
     ],
 )
-def test_googles_json_that_lacks_something(told: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_googles_json_that_lacks_something(credentials: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "credentials.json"
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(credentials))
     error = refusal("GCS", {"GOOGLE_APPLICATION_CREDENTIALS": str(path)}, monkeypatch)
     assert type(error) is Unauthenticated, error.one_line()
     assert f"GOOGLE_APPLICATION_CREDENTIALS: {path}: " in str(error)

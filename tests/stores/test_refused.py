@@ -79,8 +79,8 @@ def test_the_host_that_s3_names_in_its_own_words(name: str, code: str) -> None:
         server.fail(Answer(301 if code.startswith("P") else 307, body.encode()))
         with pytest.raises(ConfigurationError) as caught:
             hooks.write("key", BytesBody(b"data"))
-        told = f"set {ENDPOINTS[name]} to the endpoint of the bucket's region: the store names my-events.s3.eu-west-1.example"
-        assert caught.value.hint == told
+        hint = f"set {ENDPOINTS[name]} to the endpoint of the bucket's region: the store names my-events.s3.eu-west-1.example"
+        assert caught.value.hint == hint
         server.fail(Answer(301, body.encode(), {"x-amz-bucket-region": "eu-west-1"}), times=2)
         with pytest.raises(ConfigurationError, match="the bucket is in eu-west-1") as caught:
             hooks.write("key", BytesBody(b"data"))

@@ -70,7 +70,7 @@ def test_put_only_identity_suffices(put_only: Hooks, proxy: FaultProxy, store: S
     }
 
 
-def test_refused_delete_is_told_for_each_key(put_only: Hooks, proxy: FaultProxy, store: Store, bucket: str) -> None:
+def test_refused_delete_is_reported_for_each_key(put_only: Hooks, proxy: FaultProxy, store: Store, bucket: str) -> None:
     put_only.write("one", b"data")
     receipt = put_only.delete(["one", "two"])
     assert receipt.deleted == frozenset()

@@ -21,7 +21,7 @@ from azurite import Azurite
 from buckets import FAST_RETRY
 from gcs import GcsServer
 from servers import Store
-from spools import archiver_of
+from spools import archiver_of, assert_waits
 
 from jobs_backup import Backup, StorePaused
 from jobs_backup.backup.backup import session_of
@@ -99,7 +99,7 @@ def s3(store: Store, bucket: str) -> Iterator[Bucket]:
 
 @pytest.fixture
 def google(gcs: GcsServer) -> Iterator[Bucket]:
-    def told(status: int, document: Any) -> Answer:
+    def answer(status: int, document: Any) -> Answer:
         return Answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
     bucket = gcs.bucket()
@@ -115,8 +115,8 @@ def google(gcs: GcsServer) -> Iterator[Bucket]:
                 "abort_multipart": ("DELETE", "upload_id="),
                 "delete": ("DELETE", "/storage/v1/b"),
             },
-            told(412, {"error": {"code": 412, "message": "no", "errors": [{"reason": "conditionNotMet"}]}}),
-            told(200, {"generation": "1", "crc32c": "AAAAAA=="}),
+            answer(412, {"error": {"code": 412, "message": "no", "errors": [{"reason": "conditionNotMet"}]}}),
+            answer(200, {"generation": "1", "crc32c": "AAAAAA=="}),
         )
 
 
@@ -159,27 +159,13 @@ def opened(at: Bucket, tmp_path: Path, **variables: str) -> Backup:
     return Backup.from_env({**at.environment, **FAST_RETRY, "JOBS_BACKUP_SPOOL_DIR": spool, **variables})
 
 
-def waits(backup: Backup) -> JobsBackupError:
-    """Check that nothing counts as stored, and that the error has a hint."""
-    archiver = archiver_of(backup)
-    assert archiver is not None
-    assert archiver.drain(120)
-    error = archiver.blocked_by
-    assert error is not None
-    assert archiver.sent.objects == 0
-    (waiting,) = session_of(backup).spool.waiting()
-    assert waiting.events == 1
-    assert waiting.hint == error.hint != ""
-    return error
-
-
 def record(backup: Backup) -> JobsBackupError:
     """Record an event that cannot be uploaded; `flush` reports it."""
     backup.record({"n": 1, "x": LARGE}, source_id="web")
     with pytest.raises(StorePaused) as caught:
         backup.flush(timeout=120)
     assert caught.value.hint
-    return waits(backup)
+    return assert_waits(backup)
 
 
 def arrives(at: Bucket, tmp_path: Path, variables: Mapping[str, str]) -> None:
@@ -248,7 +234,7 @@ def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Buck
         key = next(iter(session_of(backup).store._proof._doubted))
     for _ in range(2):
         with opened(at, tmp_path) as backup:
-            error = waits(backup)
+            error = assert_waits(backup)
             assert isinstance(error, Unproven)
             assert key in error.message
             assert "delete it" in error.hint
@@ -259,13 +245,13 @@ def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Buck
 def test_the_same_in_parts(s3: Bucket, tmp_path: Path) -> None:
     """The completion returns another checksum; then another upload finds the object."""
     result = "CompleteMultipartUploadResult"
-    told = f"{XML}<{result}><ETag>1</ETag><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C></{result}>"
-    s3.fail("complete_multipart", Answer(200, told.encode(), {"x-amz-request-id": "1"}), times=1)
+    document = f"{XML}<{result}><ETag>1</ETag><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C></{result}>"
+    s3.fail("complete_multipart", Answer(200, document.encode(), {"x-amz-request-id": "1"}), times=1)
     s3.fail("complete_multipart", s3.exists)
     with opened(s3, tmp_path, **IN_PARTS) as backup:
         assert isinstance(record(backup), Unproven)
     with opened(s3, tmp_path, **IN_PARTS) as backup:
-        assert isinstance(waits(backup), Unproven)
+        assert isinstance(assert_waits(backup), Unproven)
     arrives(s3, tmp_path, IN_PARTS)
 
 
@@ -287,12 +273,14 @@ def test_a_strangers_answer_ends_no_upload_and_deletes_nothing(at: Bucket, tmp_p
             upload = hooks.create_multipart(timeout=20, **about)
         at.fail(hook, answer)
         try:
-            told = hooks.delete(keys=["key"], timeout=20) if hook == "delete" else hooks.abort_multipart(upload=upload, timeout=20)
+            receipt = (
+                hooks.delete(keys=["key"], timeout=20) if hook == "delete" else hooks.abort_multipart(upload=upload, timeout=20)
+            )
         except JobsBackupError as error:
             assert error.hint
         else:
-            assert hook == "delete", told
-            assert told.deleted == frozenset()
-            assert told.failed["key"].hint
+            assert hook == "delete", receipt
+            assert receipt.deleted == frozenset()
+            assert receipt.failed["key"].hint
         if hook == "delete":
             assert at.objects() == {"key": b"data"}

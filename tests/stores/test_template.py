@@ -117,9 +117,9 @@ def outcomes(project: Project, site: Path, *arguments: str) -> dict[str, dict[st
     assert done.returncode in (0, 1), done.stdout + done.stderr
     found: dict[str, dict[str, str]] = {"passed": {}, "failed": {}, "skipped": {}}
     for case in ET.parse(report).iter("testcase"):
-        (told,) = [*case, None] if len(case) == 0 else [case[0]]
-        outcome = "passed" if told is None else {"skipped": "skipped"}.get(told.tag, "failed")
-        found[outcome][case.attrib["name"]] = "" if told is None else told.attrib.get("message", "")
+        (outcome_of,) = [*case, None] if len(case) == 0 else [case[0]]
+        outcome = "passed" if outcome_of is None else {"skipped": "skipped"}.get(outcome_of.tag, "failed")
+        found[outcome][case.attrib["name"]] = "" if outcome_of is None else outcome_of.attrib.get("message", "")
     return found
 
 
@@ -216,7 +216,7 @@ def test_its_types_are_strict(project: Project) -> None:
 @all_three
 def test_its_own_tests_pass_and_nothing_is_skipped_that_could_run(project: Project) -> None:
     found = outcomes(project, project.site)
-    print(f"{'in parts' if project.parts else 'whole'}: " + ", ".join(f"{len(one)} {what}" for what, one in found.items()))  # noqa: T201
+    print(f"{'in parts' if project.parts else 'whole'}: " + ", ".join(f"{len(one)} {what}" for what, one in found.items()))
     assert found["failed"] == {}
     suite = {name for name in dir(ProviderConformance) if name.startswith("test_")}
     without = {"test_abort_without_multipart": "the provider has parts"}
@@ -229,7 +229,7 @@ def test_its_own_tests_pass_and_nothing_is_skipped_that_could_run(project: Proje
         of_http |= {name for name, one in vars(RefusalConformance).items() if name.startswith("test_") and _needs_http(one)}
         without |= dict.fromkeys(of_http, "no store at another URL was provided (fixture environment_at)")
         without["test_without_rights"] = "no credentials without permissions were provided (fixture environment_without_rights)"
-    assert {name.partition("[")[0]: told for name, told in found["skipped"].items()} == without
+    assert {name.partition("[")[0]: outcome_of for name, outcome_of in found["skipped"].items()} == without
     passed = Counter(name.partition("[")[0] for name in found["passed"])
     assert suite - without.keys() <= passed.keys()
     assert passed.keys() - suite, "those of its own"

@@ -129,7 +129,7 @@ class TestBroken:
         assert not error.refused
         assert server.arrived >= len(BODY)
 
-    def test_a_certificate_that_nobody_trusts_is_told(
+    def test_a_certificate_that_nobody_trusts_is_reported(
         self, trusted: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
     ) -> None:
         server = trusted(close)

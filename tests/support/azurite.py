@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from places import ROOT
-from servers import _free_ports, _running, _start, _wait
+from servers import free_ports, one_start_at_a_time, run_server, wait_until_ready
 
 BINARY: Final = ROOT / "build/azurite/node_modules/azurite/dist/src/blob/main.js"
 ACCOUNT: Final = "devstoreaccount1"
@@ -81,15 +81,15 @@ def azurite(directory: Path) -> Generator[Azurite]:
     """Run Azurite, with its data and log in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with _start():
-            (port,) = _free_ports(1)
+        with one_start_at_a_time():
+            (port,) = free_ports(1)
             emulator = stack.enter_context(_closing(Azurite(port, directory / "azurite.log")))
             command = [
                 "node", str(BINARY), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(directory / "data"),
                 "--silent", "--skipApiVersionCheck", "--disableTelemetry",
             ]  # fmt: skip
-            process = stack.enter_context(_running(command, emulator.log, {}))
-            _wait(process, emulator.log, lambda: _ready(emulator))
+            process = stack.enter_context(run_server(command, emulator.log, {}))
+            wait_until_ready(process, emulator.log, lambda: _ready(emulator))
         yield emulator
 
 

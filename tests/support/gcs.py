@@ -155,8 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 status, headers, answer = self._route(parts.path, query, body)
         except Refused as refused:
-            told = {"code": refused.status, "message": refused.message, "errors": [{"reason": refused.reason}]}
-            status, headers, answer = refused.status, {}, json.dumps({"error": told}).encode()
+            error = {"code": refused.status, "message": refused.message, "errors": [{"reason": refused.reason}]}
+            status, headers, answer = refused.status, {}, json.dumps({"error": error}).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -246,11 +246,11 @@ class _Handler(BaseHTTPRequestHandler):
             return 204, {}, b""
         server.operations["objects.get"] += 1
         server.need("storage.objects.get")
-        told = server.resource(bucket, key)
+        resource = server.resource(bucket, key)
         if query.get("alt") != "media":
-            return _json(told)
+            return _json(resource)
         data = server.objects(bucket)[key].data
-        if (encoding := told.get("contentEncoding", "")) == "gzip" and "gzip" not in self.headers.get("Accept-Encoding", ""):
+        if (encoding := resource.get("contentEncoding", "")) == "gzip" and "gzip" not in self.headers.get("Accept-Encoding", ""):
             # cloud.google.com/storage/docs/transcoding: decompressed, and the range is ignored.
             return 200, {"Warning": "214 UploadServer gunzipped"}, gzip.decompress(data)
         marks = {"Content-Encoding": encoding} if encoding else {}
@@ -266,8 +266,8 @@ class _Handler(BaseHTTPRequestHandler):
         return page | ({"nextPageToken": found[size]} if len(found) > size else {})
 
 
-def _json(told: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
-    return 200, {"Content-Type": "application/json"}, json.dumps(told).encode()
+def _json(document: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+    return 200, {"Content-Type": "application/json"}, json.dumps(document).encode()
 
 
 def _crc(data: bytes) -> str:

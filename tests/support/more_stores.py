@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 from places import ROOT
-from servers import Identity, Store, _free_ports, _identity, _running, _start, _wait
+from servers import Identity, Store, free_ports, new_identity, one_start_at_a_time, run_server, wait_until_ready
 
 VENV: Final = ROOT / ".venv-stores"
 """The environment that `make stores` installs: its packages do not suit the tests' own."""
@@ -41,15 +41,15 @@ def rclone(directory: Path) -> Generator[Store]:
     program = _installed("rclone")
     (directory / "data").mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        with _start():
-            (port,) = _free_ports(1)
-            who = _identity("admin")
+        with one_start_at_a_time():
+            (port,) = free_ports(1)
+            who = new_identity("admin")
             store = Store(port=port, log=directory / "rclone.log", admin_identity=who, identities={"all": who})
             command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", str(directory / "data")]
             variables = {"RCLONE_AUTH_KEY": f'"{who.access_key},{who.secret_key}"', "RCLONE_CONFIG": str(directory / "none")}
-            process = stack.enter_context(_running(command, store.log, variables))
+            process = stack.enter_context(run_server(command, store.log, variables))
             stack.enter_context(contextlib.closing(store.admin))
-            _wait(process, store.log, _ready(store))
+            wait_until_ready(process, store.log, _ready(store))
         yield store
 
 
@@ -59,18 +59,18 @@ def localstack(directory: Path) -> Generator[Store]:
     python = _installed("python")
     directory.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        with _start():
-            (port,) = _free_ports(1)
-            who = _identity("admin")
+        with one_start_at_a_time():
+            (port,) = free_ports(1)
+            who = new_identity("admin")
             store = Store(port=port, log=directory / "localstack.log", admin_identity=who, identities={"all": who})
             variables = {
                 "SERVICES": "s3", "GATEWAY_LISTEN": f"[::ffff:127.0.0.1]:{port}", "EAGER_SERVICE_LOADING": "1",
                 "DISABLE_EVENTS": "1", "SKIP_SSL_CERT_DOWNLOAD": "1", "DNS_ADDRESS": "0", "TMPDIR": str(directory),
                 "FILESYSTEM_ROOT": str(directory / "root"), "LOCALSTACK_VOLUME_DIR": str(directory / "volume"),
             }  # fmt: skip
-            process = stack.enter_context(_running([python, "-m", "localstack.runtime.main"], store.log, variables))
+            process = stack.enter_context(run_server([python, "-m", "localstack.runtime.main"], store.log, variables))
             stack.enter_context(contextlib.closing(store.admin))
-            _wait(process, store.log, _ready(store))
+            wait_until_ready(process, store.log, _ready(store))
         yield store
 
 
@@ -82,8 +82,8 @@ def swift(directory: Path) -> Generator[Store]:
     who = Identity("admin", "test:tester", f"canary{uuid.uuid4().hex}")
     (directory / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = test\nswift_hash_path_prefix = test\n")
     with contextlib.ExitStack() as stack:
-        with _start():
-            ports = dict(zip(("proxy", "account", "container", "object"), _free_ports(4), strict=True))
+        with one_start_at_a_time():
+            ports = dict(zip(("proxy", "account", "container", "object"), free_ports(4), strict=True))
             store = Store(port=ports["proxy"], log=directory / "proxy.log", admin_identity=who, identities={"all": who})
             for server in ("account", "container", "object"):
                 ring = [_installed("swift-ring-builder"), str(directory / f"{server}.builder")]
@@ -94,9 +94,9 @@ def swift(directory: Path) -> Generator[Store]:
             for server, port in ports.items():
                 (directory / f"{server}.conf").write_text(_swift_configuration(server, directory, port, who))
                 command = [program.replace("proxy", server), str(directory / f"{server}.conf"), "-v"]
-                process = stack.enter_context(_running(command, directory / f"{server}.log", {}))
+                process = stack.enter_context(run_server(command, directory / f"{server}.log", {}))
             stack.enter_context(contextlib.closing(store.admin))
-            _wait(process, store.log, _ready(store))
+            wait_until_ready(process, store.log, _ready(store))
         yield store
 
 
@@ -128,10 +128,10 @@ def ceph(directory: Path) -> Generator[Store]:
     if missing := [one for one in ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin") if shutil.which(one) is None]:
         pytest.skip(f"{', '.join(missing)} not here: apt-get install ceph-mon ceph-osd radosgw")
     directory.mkdir(parents=True)
-    who = _identity("admin")
+    who = new_identity("admin")
     with contextlib.ExitStack() as stack:
-        with _start():
-            mon, port = _free_ports(2)
+        with one_start_at_a_time():
+            mon, port = free_ports(2)
             fsid = str(uuid.uuid4())
             configuration = directory / "ceph.conf"
             configuration.write_text(_ceph_configuration(directory, fsid, mon, port))
@@ -155,7 +155,7 @@ def ceph(directory: Path) -> Generator[Store]:
                 ["ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring],
             ):
                 _output(command)
-            stack.enter_context(_running(["ceph-mon", *conf, "-i", "a", "-f"], directory / "mon.log", {}))
+            stack.enter_context(run_server(["ceph-mon", *conf, "-i", "a", "-f"], directory / "mon.log", {}))
             ceph: list[str] = ["ceph", *conf, "--connect-timeout", "30"]
             osd = str(uuid.uuid4())
             _output([*ceph, "osd", "create", osd])
@@ -174,11 +174,11 @@ def ceph(directory: Path) -> Generator[Store]:
                 ]
             )
             _output(["ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", osd])
-            stack.enter_context(_running(["ceph-osd", *conf, "-i", "0", "-f"], directory / "osd.log", {}))
+            stack.enter_context(run_server(["ceph-osd", *conf, "-i", "0", "-f"], directory / "osd.log", {}))
             _until(lambda: json.loads(_output([*ceph, "osd", "stat", "-f", "json"]))["num_up_osds"] == 1)
             store = Store(port=port, log=directory / "rgw.log", admin_identity=who, identities={"all": who})
             name = ["-n", "client.admin"]
-            process = stack.enter_context(_running(["radosgw", *conf, *name, "-f"], store.log, {}))
+            process = stack.enter_context(run_server(["radosgw", *conf, *name, "-f"], store.log, {}))
             user = [
                 "user",
                 "create",
@@ -189,7 +189,7 @@ def ceph(directory: Path) -> Generator[Store]:
             ]
             _output(["radosgw-admin", *conf, *name, *user], timeout=120)
             stack.enter_context(contextlib.closing(store.admin))
-            _wait(process, store.log, _ready(store))
+            wait_until_ready(process, store.log, _ready(store))
         yield store
 
 

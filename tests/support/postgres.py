@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from servers import _free_ports
+from servers import free_ports
 
 from jobs_backup.settings.core import DatabaseSpool
 from jobs_backup.settings.values import DatabaseUrl
@@ -119,7 +119,7 @@ class Postgres:
                 shutil.chown(directory, "nobody")
             copied = ("-D", directory / "data", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres")
             run("pg_basebackup", *copied, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
-            (port,) = _free_ports(1)
+            (port,) = free_ports(1)
             other = Postgres(directory, port, {**self.options, "synchronous_standby_names": ""})
             other.start()
             try:
@@ -150,7 +150,7 @@ def postgres(**options: str) -> Iterator[Postgres]:
             shutil.chown(directory, "nobody")
         run("initdb", "-D", directory / "data", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
         defaults = {"fsync": "off", "max_connections": "200", "shared_buffers": "64MB", "jit": "off"}
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         server = Postgres(directory, port, {**defaults, **options})
         server.start()
         try:

@@ -49,10 +49,10 @@ def s3(code: str, said: str) -> Answer:
 
 def gcs(code: str, said: str) -> Answer:
     """A refusal as Google Cloud Storage sends it: `code` is the reason."""
-    told: dict[str, object] = {"errors": [{"reason": code, "message": said}]}
+    reason: dict[str, object] = {"errors": [{"reason": code, "message": said}]}
     if code.isupper():  # Google's newer services do so
-        told = {"status": "PERMISSION_DENIED", "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": code}]}
-    error = {"error": {"code": 403, "message": said, **told}}
+        reason = {"status": "PERMISSION_DENIED", "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": code}]}
+    error = {"error": {"code": 403, "message": said, **reason}}
     return Answer(403, json.dumps(error).encode(), {"Content-Type": "application/json"})
 
 

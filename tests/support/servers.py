@@ -160,16 +160,16 @@ def client(url: str, who: Identity, service: str = "s3") -> Any:
 @contextlib.contextmanager
 def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) -> Generator[Store, None, None]:
     """Run a SeaweedFS server, with an identity for each policy. Its data and its log are in `directory`."""
-    root = _identity("admin")
-    identities = {name: _identity(name) for name in policies}
+    root = new_identity("admin")
+    identities = {name: new_identity(name) for name in policies}
     (directory / "data").mkdir(parents=True)
     disk = shutil.disk_usage(directory)
     if disk.free < disk.total / 50:
         raise OSError(f"{directory}: less than 2 % of the disk is free; SeaweedFS refuses to write below 1 %")
     (directory / "s3.json").write_text(json.dumps(_weed_configuration(root, identities, policies)))
     with contextlib.ExitStack() as stack:
-        with _start():
-            s3, master, filer, volume, admin_port = _free_ports(5)
+        with one_start_at_a_time():
+            s3, master, filer, volume, admin_port = free_ports(5)
             command = [
                 _binary("weed"), "-logtostderr=true", "mini", f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                 f"-s3.config={directory / 's3.json'}", f"-s3.port={s3}", f"-master.port={master}", f"-filer.port={filer}",
@@ -178,10 +178,10 @@ def weed(directory: Path, policies: Mapping[str, Mapping[str, Any]] = POLICIES) 
                 "-s3.port.lance=0", "-s3.autoCreateBucket=false",
             ]  # fmt: skip
             store = Store(port=s3, log=directory / "weed.log", admin_identity=root, identities=identities)
-            process = stack.enter_context(_running(command, store.log, {}))
+            process = stack.enter_context(run_server(command, store.log, {}))
             admin = stack.enter_context(contextlib.closing(store.admin))
             # A bucket can be created only once all parts of the server have found each other.
-            _wait(process, store.log, lambda: admin.create_bucket(Bucket="readiness"))
+            wait_until_ready(process, store.log, lambda: admin.create_bucket(Bucket="readiness"))
         yield store
 
 
@@ -205,13 +205,13 @@ def moto(directory: Path) -> Generator[Moto, None, None]:
     """Run a moto server. It allows everything until `enforce` is entered."""
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with _start():
-            (port,) = _free_ports(1)
-            store = Moto(port=port, log=directory / "moto.log", admin_identity=_identity("admin"))
+        with one_start_at_a_time():
+            (port,) = free_ports(1)
+            store = Moto(port=port, log=directory / "moto.log", admin_identity=new_identity("admin"))
             command = [_binary("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-            process = stack.enter_context(_running(command, store.log, {}))
+            process = stack.enter_context(run_server(command, store.log, {}))
             stack.enter_context(contextlib.closing(store.admin))
-            _wait(process, store.log, lambda: store.post("reset", b""))
+            wait_until_ready(process, store.log, lambda: store.post("reset", b""))
         yield store
 
 
@@ -299,7 +299,7 @@ def operations(requests: Iterable[Request]) -> Counter[str]:
     return Counter(map(operation, requests))
 
 
-def _identity(name: str) -> Identity:
+def new_identity(name: str) -> Identity:
     return Identity(name, f"AKIA{name.upper():X<16}"[:20].replace("-", "X"), f"canary{random.randrange(1 << 128):032x}")
 
 
@@ -308,14 +308,14 @@ def _binary(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _start() -> Generator[None, None, None]:
+def one_start_at_a_time() -> Generator[None, None, None]:
     """Start only one server at a time: another process may take a free port before this one uses it."""
     with (Path(tempfile.gettempdir()) / f"jobs-backup-tests-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports P for which P + 10,000 is free as well: weed speaks gRPC there."""
     ports: list[int] = []
     while len(ports) < count:
@@ -331,7 +331,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], log: Path, environment: Mapping[str, str]) -> Generator[subprocess.Popen[bytes], None, None]:
+def run_server(command: list[str], log: Path, environment: Mapping[str, str]) -> Generator[subprocess.Popen[bytes], None, None]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -349,7 +349,7 @@ def _running(command: list[str], log: Path, environment: Mapping[str, str]) -> G
             process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, ready: Any) -> None:
+def wait_until_ready(process: subprocess.Popen[bytes], log: Path, ready: Any) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     deadline = time.monotonic() + _STARTUP
@@ -402,16 +402,16 @@ def fake_gcs(directory: Path) -> Generator[Emulator, None, None]:
     (home,) = package.submodule_search_locations or [""]
     binary = Path(home) / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
     with contextlib.ExitStack() as stack:
-        with _start():
-            (port,) = _free_ports(1)
+        with one_start_at_a_time():
+            (port,) = free_ports(1)
             emulator = Emulator(port, directory / "fake-gcs.log")
             host = f"127.0.0.1:{port}"
             command = [
                 str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-public-host", host,
                 "-backend", "memory",
             ]  # fmt: skip
-            process = stack.enter_context(_running(command, emulator.log, {}))
-            _wait(process, emulator.log, emulator.bucket)
+            process = stack.enter_context(run_server(command, emulator.log, {}))
+            wait_until_ready(process, emulator.log, emulator.bucket)
         yield emulator
 
 

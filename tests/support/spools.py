@@ -11,6 +11,7 @@ from typing import Any
 from jobs_backup import Backup
 from jobs_backup.archive.archiver import Archiver
 from jobs_backup.backup.backup import session_of
+from jobs_backup.errors import JobsBackupError
 from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.model import Batch, Kind, Stream
 from jobs_backup.spool.interface import BatchLimits, Claim, QuotaLimits, Recording, Spool
@@ -41,6 +42,19 @@ def archiver_of(backup: Backup) -> Archiver:
     archiver = session_of(backup).archiver
     assert archiver is not None
     return archiver
+
+
+def assert_waits(backup: Backup) -> JobsBackupError:
+    """Check that nothing counts as stored, and that the error has a hint."""
+    archiver = archiver_of(backup)
+    assert archiver.drain(120)
+    error = archiver.blocked_by
+    assert error is not None
+    assert archiver.sent.objects == 0
+    (waiting,) = session_of(backup).spool.waiting()
+    assert waiting.events == 1
+    assert waiting.hint == error.hint != ""
+    return error
 
 
 def engine(spool: Spool) -> SqliteSpool:

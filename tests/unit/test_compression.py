@@ -66,7 +66,7 @@ def test_a_higher_level_is_smaller() -> None:
         ("zstd:-3", "expected gzip or zstd"),
     ],
 )
-def test_what_is_no_compression_is_told(text: str, why: str) -> None:
+def test_what_is_no_compression_is_reported(text: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=f"JOBS_BACKUP_COMPRESSION='{text}': {why}"):
         CoreSettings.from_environment({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", "JOBS_BACKUP_COMPRESSION": text})
 

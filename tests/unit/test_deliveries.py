@@ -146,8 +146,8 @@ class TestAcknowledging:
             backup.delivered(backup.record_many(numbered(5), source_id="web"))
             backup.flush(120)
             assert settled_objects(backup, tmp_path) == set()
-        told = [record.getMessage().split()[0] for record in caplog.records if "json.gz" in record.getMessage()]
-        assert told == ["uploaded", "deleted"]
+        logged = [record.getMessage().split()[0] for record in caplog.records if "json.gz" in record.getMessage()]
+        assert logged == ["uploaded", "deleted"]
 
     def test_before_the_upload_it_is_not_written_if_that_is_wanted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "jobs_backup")
@@ -159,8 +159,8 @@ class TestAcknowledging:
             assert [key.split("/")[0] for key in settled_objects(backup, tmp_path)] == ["other"]
             backup.delivered([*jobs, other])
             assert settled_objects(backup, tmp_path) == set()
-        told = [record.getMessage() for record in caplog.records if "web/gw" in record.getMessage()]
-        assert [("is not uploaded" in line) for line in told] == [True]
+        logged = [record.getMessage() for record in caplog.records if "web/gw" in record.getMessage()]
+        assert [("is not uploaded" in line) for line in logged] == [True]
         assert left_over(tmp_path) == []
 
     def test_what_was_tried_before_is_not_left_out(self, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ class TestAcknowledging:
 
 
 class TestUnknown:
-    def test_unknown_ids_are_told_and_all_others_taken(self, tmp_path: Path) -> None:
+    def test_unknown_ids_are_reported_and_all_others_taken(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path)) as backup:
             jobs = backup.record_many(numbered(5), source_id="web")
             next_one = jobs[-1] + 1
@@ -633,7 +633,7 @@ class TestDeleting:
         assert store.deleted.count(broken[0]) == 1
         assert "2 of 5 delivered objects cannot be deleted" in caplog.text
 
-    def test_refused_keys_are_told_by_the_status(self, spool: SqliteSpool) -> None:
+    def test_refused_keys_are_reported_by_the_status(self, spool: SqliteSpool) -> None:
         broken = [one.key for one in _peek(spool)][:2]
         store = _Store(keys=dict.fromkeys(broken, [Unavailable("InternalError", hint="wait")] * 1000))
         self.work(spool, store, lambda: len(store.deleted) == 3 and len(store.calls) > 3)
@@ -647,8 +647,8 @@ class TestDeleting:
         store = _Store(calls=[denied] * 4)
         self.work(spool, store, lambda: len(store.deleted) == 5)
         assert [len(call) for call in store.calls] == [5, 1, 1, 1, 1, 2, 2], "probes are of one object"
-        (told,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-        assert "grant s3:DeleteObject on arn:aws:s3:::b/*" in told.getMessage()
+        (logged,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert "grant s3:DeleteObject on arn:aws:s3:::b/*" in logged.getMessage()
         assert spool.waiting_deletes() == []
 
     def test_each_key_denied_is_the_same_as_the_whole_call_denied(
@@ -809,7 +809,7 @@ class TestDoubt:
             assert before + 119 < retry_at < time.time() + 121, "its time-out of 60 s, and a minute"
 
 
-def test_a_spool_of_version_2_tells_what_was_given(tmp_path: Path) -> None:
+def test_a_spool_of_version_2_reports_what_was_given(tmp_path: Path) -> None:
     """From before acknowledgments existed. Its sealed batches have an unknown number of ids: they are never deleted."""
     earlier = TESTS / "data" / "spool-v2"
     (tmp_path / "blobs").mkdir()

@@ -296,7 +296,7 @@ def test_refusals_have_the_words_of_the_error(engine: Engine) -> None:
     spool.close()
 
 
-def test_a_refusal_is_told_with_its_own_hint(engine: Engine) -> None:
+def test_a_refusal_is_reported_with_its_own_hint(engine: Engine) -> None:
     spool = engine.open()
     record(spool, [b"{}\n"])
     record(spool, [b"{}\n"], stream=APP)
@@ -460,7 +460,7 @@ def test_a_failure_record_settles_its_job_once_it_is_stored(engine: Engine) -> N
     spool.close()
 
 
-def test_a_job_tells_its_stream(engine: Engine) -> None:
+def test_a_job_reports_its_stream(engine: Engine) -> None:
     spool = engine.open()
     ((job, _),) = record(spool, [b"{}\n"], stream=APP)
     assert spool.stream_of(job) == APP
@@ -550,7 +550,7 @@ def test_a_position_is_committed_with_its_events_or_neither(engine: Engine) -> N
     after.close()
 
 
-def test_new_positions_are_told_once(engine: Engine) -> None:
+def test_new_positions_are_reported_once(engine: Engine) -> None:
     one, other = engine.open(), engine.open()
     seen: dict[str, int] = {}
     assert other.new_positions("a-", seen) == []
@@ -570,8 +570,7 @@ def test_threads_share_commits_and_lose_nothing(engine: Engine) -> None:
     jobs: list[tuple[int, bytes]] = []
 
     def work(some: list[bytes]) -> None:
-        for line in some:
-            jobs.append((record(spool, [line])[0][0], line))  # noqa: PERF401 - one commit each
+        jobs.extend([(record(spool, [line])[0][0], line) for line in some])  # one commit each
 
     threads = [threading.Thread(target=work, args=(lines[start::16],)) for start in range(16)]
     for thread in threads:

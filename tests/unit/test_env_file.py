@@ -117,7 +117,7 @@ def test_errors_show_nothing_of_the_line(read: Read, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "logged"),
     [
         ('AWS_PROFILE="prod"', "AWS_PROFILE: the quotes"),
         ("AWS_PROFILE='prod'\r", "AWS_PROFILE: the quotes"),
@@ -135,11 +135,13 @@ def test_errors_show_nothing_of_the_line(read: Read, line: str) -> None:
         ("# a comment: it's fine", ""),
     ],
 )
-def test_what_docker_takes_and_nobody_means_is_told(read: Read, line: str, told: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_docker_takes_and_nobody_means_is_reported(
+    read: Read, line: str, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """For any variable: the message is the only hint for those that SDKs read."""
     warn_of_oddity.cache_clear()
     read(f"A=1\n{line}\n")
-    assert [told in record.getMessage() for record in caplog.records] == ([True] if told else [])
+    assert [logged in record.getMessage() for record in caplog.records] == ([True] if logged else [])
     assert "prod" not in caplog.text
 
 
@@ -160,19 +162,19 @@ def test_what_docker_takes_and_nobody_means_is_told(read: Read, line: str, told:
         ("JOBS_BACKUP_PREFIX=a/b", False),
     ],
 )
-def test_a_relative_path_in_an_env_file_is_told_with_where_it_leads(
+def test_a_relative_path_in_an_env_file_is_reported_with_where_it_leads(
     line: str, is_relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     warn_of_oddity.cache_clear()
     name, _, text = line.partition("=")
     warn_of_relative_paths({"JOBS_BACKUP_STORAGE_PROVIDER": "FILE", "JOBS_BACKUP_WRAPPERS": "encryption", name: text})
-    told = [record.getMessage() for record in caplog.records]
+    logged = [record.getMessage() for record in caplog.records]
     where = f"the directory depends on the working directory, here {Path(text).absolute()}"
-    assert told == ([f"{name}: {text} is a relative path: {where}"] if is_relative else [])
+    assert logged == ([f"{name}: {text} is a relative path: {where}"] if is_relative else [])
 
 
-def test_the_commands_tell_of_it_and_go_on(tmp_path: Path) -> None:
+def test_the_commands_report_it_and_go_on(tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     lines = {**file_environment(tmp_path), "JOBS_BACKUP_SPOOL_DIR": '"spool9"', "JOBS_BACKUP_PREFIX": "p"}
     (tmp_path / "docker.env").write_text("".join(f"{name}={text}\n" for name, text in lines.items()))
@@ -231,11 +233,8 @@ def as_docker(content: bytes, environment: dict[str, str]) -> dict[str, str] | N
     lines = content.split(b"\n")
     lines[0] = lines[0][3:] if lines[0][:3] == b"\xef\xbb\xbf" else lines[0]
     found: dict[str, str] = {}
-    for line in lines:
-        if line[-1:] == b"\r":
-            line = line[:-1]  # noqa: PLW2901 - one line end, not all of them
-        while line[:1] in (b" ", b"\t", b"\r", b"\v", b"\f") and line:
-            line = line[1:]  # noqa: PLW2901
+    for whole in lines:
+        line = whole.removesuffix(b"\r").lstrip(b" \t\r\v\f")
         if not line or line[:1] == b"#":
             continue
         name = line[: line.index(b"=")] if b"=" in line else line

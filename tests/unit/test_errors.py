@@ -68,7 +68,7 @@ def test_each_has_one_base_a_code_and_a_say_on_retrying(kind: type[JobsBackupErr
     assert (kind.__doc__ or "").strip()
 
 
-def test_the_text_tells_attempts_and_time_once_there_were_several() -> None:
+def test_the_text_reports_attempts_and_time_once_there_were_several() -> None:
     error = Unavailable("no answer from s3.example")
     assert str(error) == "no answer from s3.example"
     error.attempts, error.elapsed = 1, 0.2
@@ -103,7 +103,7 @@ def test_the_store_may_say_how_long_to_wait() -> None:
     assert Throttled("slow down").retry_after is None
 
 
-def test_an_invalid_event_is_a_value_error_that_tells_which_one() -> None:
+def test_an_invalid_event_is_a_value_error_that_reports_which_one() -> None:
     error = InvalidEvent("no JSON object", index=17)
     assert isinstance(error, ValueError)
     assert error.index == 17
@@ -125,7 +125,7 @@ def test_a_traceback_ends_with_the_hint_and_the_code_that_help_explains() -> Non
 
     found = errors.ProviderNotFound("no", hint="install it")
     for error, code in ((found, "ProviderNotFound"), (Odd("no", hint="install it"), "Unavailable")):
-        told = "".join(traceback.format_exception(error)).splitlines()
-        assert told[-2:] == ["install it", f"[{code}] `jobs-backup help {code}` explains it"]
+        printed = "".join(traceback.format_exception(error)).splitlines()
+        assert printed[-2:] == ["install it", f"[{code}] `jobs-backup help {code}` explains it"]
     assert traceback.format_exception(pickle.loads(pickle.dumps(found))) == traceback.format_exception(found)
     assert "".join(traceback.format_exception(errors.SpoolError("no"))).splitlines()[-2].endswith("SpoolError: no")

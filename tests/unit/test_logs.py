@@ -113,7 +113,7 @@ def test_an_env_file_that_can_not_be_read_and_wrong_usage(tmp_path: Path) -> Non
     assert (line["code"], line["message"].startswith("No such option '--nonsense'.")) == ("Usage", True)
 
 
-def test_a_format_that_is_none_is_told_as_text(tmp_path: Path) -> None:
+def test_a_format_that_is_none_is_reported_as_text(tmp_path: Path) -> None:
     code, _, stderr = run("archive", "--once", env=file_environment(tmp_path, JOBS_BACKUP_LOG_FORMAT="yaml"))
     assert (code, "expected one of" in stderr) == (2, True)
     assert stderr.startswith("jobs-backup: JOBS_BACKUP_LOG_FORMAT='yaml'")

@@ -96,7 +96,7 @@ class TestOfTheProcess:
             found = scrape(backup)
             assert value(found, "recorded_events_total", kind="raw") == value(found, "commit_seconds_count") == 0
 
-    def test_attempts_are_told_by_the_codes_of_their_errors(self, tmp_path: Path) -> None:
+    def test_attempts_are_reported_by_the_codes_of_their_errors(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path, **FAST_RETRY)
         (tmp_path / "bucket").rmdir()
         with Backup.from_env(environment) as backup:
@@ -145,7 +145,7 @@ class TestOfTheSpool:
             assert value(found, "last_stored_timestamp_seconds") == 0
             assert value(found, "behind") == 0
 
-    def test_every_process_tells_the_same(self, tmp_path: Path) -> None:
+    def test_every_process_reports_the_same(self, tmp_path: Path) -> None:
         environment = file_environment(tmp_path)
         with Backup.from_env(environment, archive=False) as one, Backup.from_env(environment) as other:
             one.record_many(realistic(20), source_id="web")
@@ -223,7 +223,7 @@ class TestOfTheSpool:
             assert value(found, "spool_events", state="open") == 1
             assert value(found, "scrape_errors_total") == 0
 
-    def test_without_the_spool_the_process_is_told_and_the_error_counted(self, tmp_path: Path) -> None:
+    def test_without_the_spool_the_process_is_reported_and_the_error_counted(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path), archive=False) as backup:
             backup.record({}, source_id="web")
             made = registry(backup)
@@ -236,7 +236,7 @@ class TestOfTheSpool:
             found = parse(generate_latest(made).decode())
             assert (value(found, "scrape_errors_total"), value(found, "spool_events", state="open")) == (1, 1)
 
-    def test_after_the_end_the_spool_is_still_told(self, tmp_path: Path) -> None:
+    def test_after_the_end_the_spool_is_still_reported(self, tmp_path: Path) -> None:
         with Backup.from_env(file_environment(tmp_path)) as backup:
             made = registry(backup)
             backup.record({}, source_id="web")
@@ -263,7 +263,7 @@ class TestOfTheSpool:
             found = scrape(backup)
             assert value(found, "spool_events", state="open") == 10_000
 
-    def test_the_help_tells_of_what_each_is_and_every_metric_is_there(self, tmp_path: Path) -> None:
+    def test_the_help_reports_what_each_is_and_every_metric_is_there(self, tmp_path: Path) -> None:
         assert [
             name for name, text in HELP.items() if not text.endswith(("(of this process).", "(of the spool).", "this process."))
         ] == []
@@ -422,7 +422,7 @@ class TestWithoutTheExtra:
         )
         assert self.run(program, **file_environment(tmp_path)).stderr == ""
 
-    def test_asking_for_them_tells_what_to_install(self, tmp_path: Path) -> None:
+    def test_asking_for_them_reports_what_to_install(self, tmp_path: Path) -> None:
         found = self.run(self.HIDE + "import jobs_backup.monitoring.metrics")
         assert "ConfigurationError: metrics need prometheus-client" in found.stderr
         variables = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / "metrics.prom"))
@@ -457,7 +457,7 @@ class TestFile:
         assert list(tmp_path.glob("metrics.prom?*")) == [], "nothing half-written is left"
 
     @pytest.mark.parametrize(("name", "why"), [("nowhere/metrics.prom", "No such file"), ("metrics.txt", "must end in .prom")])
-    def test_one_that_can_not_be_written_is_told_at_the_start(self, name: str, why: str, tmp_path: Path) -> None:
+    def test_one_that_can_not_be_written_is_reported_at_the_start(self, name: str, why: str, tmp_path: Path) -> None:
         environment = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / name))
         with start("archive", env=environment) as process:
             _, stderr = process.communicate(timeout=120)
@@ -509,13 +509,13 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_rejected_lines_are_counted_and_their_files_told(tmp_path: Path) -> None:
+def test_rejected_lines_are_counted_and_their_files_reported(tmp_path: Path) -> None:
     """By the process that reads them, and by every process on the spool until the file is removed."""
     env = file_environment(tmp_path, JOBS_BACKUP_METRICS_FILE=str(tmp_path / "run.prom"))
     assert run("run", "--source-id", "web", env=env, stdin="no\n{}\nno\n")[0] == 3
     assert "\njobs_backup_rejected_lines_total 2.0\n" in (tmp_path / "run.prom").read_text()
     with Backup.from_env(file_environment(tmp_path)) as backup:
-        told = generate_latest(registry(backup)).decode()
-    assert "\njobs_backup_rejected_lines_total 0.0\n" in told
-    assert "\njobs_backup_rejected_files 1.0\n" in told
-    assert "\njobs_backup_rejected_bytes 6.0\n" in told
+        text = generate_latest(registry(backup)).decode()
+    assert "\njobs_backup_rejected_lines_total 0.0\n" in text
+    assert "\njobs_backup_rejected_files 1.0\n" in text
+    assert "\njobs_backup_rejected_bytes 6.0\n" in text

@@ -164,7 +164,7 @@ def test_an_unknown_exception_does_not_give_the_uploads_id_away(hook: str, writt
     to, _ = store(*errors)
     with pytest.raises(StorageError) as caught:
         CALLS[hook][0](to)
-    told = [
+    logged = [
         str(caught.value),
         repr(caught.value),
         caught.value.one_line(),
@@ -173,7 +173,7 @@ def test_an_unknown_exception_does_not_give_the_uploads_id_away(hook: str, writt
     ]
     assert len(caplog.messages) == 3
     assert "uploadId=****&partNumber=1" in str(caught.value)
-    assert not any("7f3a" in text for text in told)
+    assert not any("7f3a" in text for text in logged)
 
 
 def test_an_upload_does_not_show_its_id() -> None:
@@ -186,7 +186,7 @@ def test_an_interrupted_hook_is_not_translated() -> None:
         to.write(BATCH, BODY)
 
 
-def test_delete_has_to_tell_an_outcome_for_each_key() -> None:
+def test_delete_has_to_report_an_outcome_for_each_key() -> None:
     receipt = DeleteReceipt(deleted=frozenset({"a"}), failed={"b": PermissionDenied("no", action="a", resource="r")})
     to, _ = store(receipt)
     assert to.delete(["a", "b"]) is receipt

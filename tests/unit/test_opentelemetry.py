@@ -118,7 +118,7 @@ class Scripted:
         return cast(Page, self._do("list"))
 
     @hookimpl
-    def policy(self, format: str) -> Policy:  # noqa: A002 - the hook's name for it
+    def policy(self, format: str) -> Policy:
         return cast(Policy, self._do("policy"))
 
 
@@ -210,13 +210,13 @@ def test_every_hook_of_the_contract_is_wrapped_and_tried_here() -> None:
 
 @every_hook
 def test_a_call_is_a_span_and_nothing_else_changes(exporter: InMemorySpanExporter, tmp_path: Path, hook: str) -> None:
-    call, wanted, told = CALLS[hook]
+    call, wanted, reported = CALLS[hook]
     to, _ = store()
     found = call(to, tmp_path)
     assert found is wanted or found == wanted
     (span,) = spans(exporter)
     assert (span.name, span.kind, span.status.status_code) == (f"jobs_backup {hook}", SpanKind.CLIENT, StatusCode.UNSET)
-    assert attributes(span) == {f"jobs_backup.{name}": value for name, value in told.items()}
+    assert attributes(span) == {f"jobs_backup.{name}": value for name, value in reported.items()}
     assert (span.instrumentation_scope and span.instrumentation_scope.name, list(span.events)) == ("jobs_backup", [])
 
 

@@ -90,7 +90,7 @@ def test_a_hook_may_take_fewer_arguments_than_the_specification_has(install: Ins
     assert receipt.etag == "k"
 
 
-def test_the_optional_hooks_are_told(install: Install) -> None:
+def test_the_optional_hooks_are_reported(install: Install) -> None:
     install(source(WRITE, ABORT, DELETE, *MULTIPART, "@hookimpl\ndef read(self, key): ...", "@hookimpl\ndef policy(self): ..."))
     assert providers.load("ACME", {}).hooks == {
         "write", "abort_multipart", "delete", "create_multipart", "write_part", "complete_multipart", "read", "policy",
@@ -155,7 +155,7 @@ def test_a_distribution_that_is_found_twice_is_one(install: Install, monkeypatch
     assert providers.load("ACME", {}).installed.distribution == "acme-backup"
 
 
-def test_a_class_tells_its_settings(install: Install) -> None:
+def test_a_class_reports_its_settings(install: Install) -> None:
     class AcmeSettings(Settings, frozen=True, kw_only=True):
         pass
 
@@ -171,7 +171,7 @@ def test_a_class_tells_its_settings(install: Install) -> None:
 # Missing
 
 
-def test_an_unknown_provider_tells_what_is_installed(install: Install) -> None:
+def test_an_unknown_provider_reports_what_is_installed(install: Install) -> None:
     install(GOOD)
     error = refusal("AMCE")
     assert error.message.startswith("provider 'AMCE' is not installed (installed: ")
@@ -191,7 +191,7 @@ def test_an_unknown_provider_tells_what_is_installed(install: Install) -> None:
         ("AZURE_BLOB", "jobs-backup-azure-blob"),
     ],
 )
-def test_a_well_known_provider_tells_what_to_install(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_well_known_provider_reports_what_to_install(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs_backup.store.plugins._entry_points", lambda group: [])
     error = refusal(name)
     assert error.message == f"provider {name!r} is not installed (installed: none)"
@@ -248,7 +248,7 @@ def test_a_module_that_is_missing_names_the_distribution(install: Install, tmp_p
         ("del API_VERSION", "pip install --upgrade acme-backup"),
     ],
 )
-def test_another_api_version_tells_what_to_upgrade(install: Install, version: str, hint: str) -> None:
+def test_another_api_version_reports_what_to_upgrade(install: Install, version: str, hint: str) -> None:
     install(source(version, WRITE, ABORT, DELETE))
     error = refusal()
     assert "acme-backup 2.1" in error.message
@@ -375,6 +375,6 @@ def test_a_policy_is_made_for_the_user_that_is_named() -> None:
         settings = Named
 
     given = {"ACME_USER": "alice", "ACME_KEY_ID": "id", "ACME_TOKEN": "secret", "OTHER": "stays"}
-    told = providers.without_credentials(cast(Any, Provider), given)
-    assert told == {"ACME_USER": "alice", "ACME_TOKEN": "to-be-made", "OTHER": "stays"}
+    filled_in = providers.without_credentials(cast(Any, Provider), given)
+    assert filled_in == {"ACME_USER": "alice", "ACME_TOKEN": "to-be-made", "OTHER": "stays"}
     assert providers.without_credentials(cast(Any, Provider), {})["ACME_USER"] == "to-be-made"

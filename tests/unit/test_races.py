@@ -322,6 +322,9 @@ def test_two_processes_start_at_once_on_a_spool_of_an_earlier_version(tmp_path: 
 
     monkeypatch.setattr(Catalog, "is_older", staticmethod(looked))
     slow = open_spool(tmp_path)
-    record(slow, [b"{}\n"])
-    slow.close()
-    quick[0].close()
+    for spool in (slow, *quick):
+        record(spool, [b"{}\n"])
+        spool.close()
+    after = open_spool(tmp_path)
+    assert sum(waiting.events for waiting in after.waiting()) == 2
+    after.close()

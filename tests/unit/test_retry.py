@@ -51,11 +51,11 @@ class Calls:
 
     def __init__(self, policy: RetryPolicy = POLICY, *, stop: threading.Event | None = None, seed: int = 1) -> None:
         self.waits: list[float] = []
-        self.told: list[Exception | None] = []
+        self.reported: list[Exception | None] = []
         self.retry = Retry(policy, stop=stop, sleep=self.waits.append, rng=random.Random(seed))
 
     def __call__(self, function: Callable[[], Any]) -> Any:
-        return self.retry.call("FILE write k", function, lambda error, _: self.told.append(error))
+        return self.retry.call("FILE write k", function, lambda error, _: self.reported.append(error))
 
 
 class Largest(random.Random):
@@ -69,7 +69,7 @@ class Largest(random.Random):
 def test_a_success_is_one_attempt_without_a_wait() -> None:
     calls = Calls()
     assert calls(failing()) == "done"
-    assert (calls.waits, calls.told) == ([], [None])
+    assert (calls.waits, calls.reported) == ([], [None])
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
@@ -78,7 +78,7 @@ def test_it_tries_again_until_it_succeeds_and_not_once_more(failures: int) -> No
     calls = Calls()
     assert calls(failing(*errors)) == "done"
     assert len(calls.waits) == failures
-    assert calls.told == [*errors, None]
+    assert calls.reported == [*errors, None]
 
 
 def test_after_the_last_attempt_its_error_is_raised() -> None:
@@ -88,7 +88,7 @@ def test_after_the_last_attempt_its_error_is_raised() -> None:
         calls(failing(*errors))
     assert caught.value is errors[3]
     assert caught.value.attempts == 4
-    assert calls.told == errors[:4]
+    assert calls.reported == errors[:4]
     assert len(calls.waits) == 3
     assert re.search(r"\(4 attempts in \d+\.\d s\)", str(caught.value))
 
@@ -108,7 +108,7 @@ def test_permanent_errors_are_not_tried_again(error: JobsBackupError) -> None:
     with pytest.raises(type(error)) as caught:
         calls(failing(error))
     assert caught.value is error
-    assert (caught.value.attempts, calls.waits, calls.told) == (1, [], [error])
+    assert (caught.value.attempts, calls.waits, calls.reported) == (1, [], [error])
 
 
 def test_a_permanent_error_ends_the_retries() -> None:

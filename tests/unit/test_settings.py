@@ -171,7 +171,7 @@ def test_endpoints_are_the_same_however_they_end(text: str, url: str) -> None:
     assert read(EX_URL=text).url == url
 
 
-def test_everything_wrong_is_told_at_once() -> None:
+def test_everything_wrong_is_reported_at_once() -> None:
     message = error_of(lambda: Example.from_environment({"EX_COUNT": "x", "EX_MODE": "y"}))
     assert [part.split(":")[0].split(" ")[0] for part in message.split("; ")] == ["EX_NAME", "EX_COUNT='x'", "EX_MODE='y'"]
 
@@ -194,7 +194,7 @@ def test_the_name_wins_over_an_old_name(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.messages
 
 
-def test_describe_tells_every_setting_in_order() -> None:
+def test_describe_reports_every_setting_in_order() -> None:
     settings = list(Example.describe())
     assert [setting.variable.name for setting in settings] == [
         "EX_NAME", "EX_KEY", "EX_FLAG", "EX_MAYBE", "EX_COUNT", "EX_RATIO", "EX_WAIT", "EX_SIZE", "EX_PATH", "EX_URL", "EX_MODE",
@@ -496,7 +496,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> Callable[..., list[str]]:
     ],
 )
 @pytest.mark.parametrize("name", ["EX_NAME", "EX_PATH", "EX_COUNT", "EX_WAIT", "EX_MODE", "EX_KEY", "EX_URL", "EX_OLD_NAME"])
-def test_a_value_that_was_hardly_meant_is_told_with_its_variable(
+def test_a_value_that_was_hardly_meant_is_reported_with_its_variable(
     name: str, text: str, what: str, warned: Callable[..., list[str]]
 ) -> None:
     variables = {name: text, **({"EX_NAME": ""} if name == "EX_OLD_NAME" else {})}
@@ -513,7 +513,7 @@ def test_a_sign_within_a_value_is_no_oddity(text: str) -> None:
     assert oddity_of(text) == ""
 
 
-def test_what_two_structs_read_is_told_once(warned: Callable[..., list[str]], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_two_structs_read_is_reported_once(warned: Callable[..., list[str]], caplog: pytest.LogCaptureFixture) -> None:
     assert len(warned(EX_PATH='"x"')) == 1
     read(EX_PATH='"x"')
     assert len(caplog.records) == 1

@@ -898,7 +898,7 @@ class Model(RuleBasedStateMachine):
         self.every_event_is_in_one_place()
         self.nothing_is_deleted_early()
         self.what_was_delivered_is_known()
-        self.what_waits_is_told()
+        self.what_waits_is_reported()
         self.positions_are_as_late_as_what_was_recorded()
 
     def every_event_is_in_one_place(self) -> None:
@@ -938,16 +938,16 @@ class Model(RuleBasedStateMachine):
         for id_, row in self.before.batches.items():
             assert row.delivered == counts[id_]
 
-    def what_waits_is_told(self) -> None:
+    def what_waits_is_reported(self) -> None:
         if not self.live:
             return
-        told = {one.location: (one.batches, one.events, one.bytes) for one in self.live[0].spool.waiting()}
+        reported = {one.location: (one.batches, one.events, one.bytes) for one in self.live[0].spool.waiting()}
         waits: dict[str, tuple[int, int, int]] = {}
         for row in self.before.batches.values():
             if row.state == "sealed":
                 count, events, size = waits.get(row.location, (0, 0, 0))
                 waits[row.location] = (count + 1, events + row.seal[0], size + row.seal[1])
-        assert told == waits
+        assert reported == waits
 
     def positions_are_as_late_as_what_was_recorded(self) -> None:
         if self.live:

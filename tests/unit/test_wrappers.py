@@ -139,7 +139,9 @@ def test_the_parameter_is_that_of_the_time_of_recording(tmp_path: Path) -> None:
     assert starts == {b"<xa k1>": [{"n": 1}], b"<xa k2>": [{"n": 2}]}
 
 
-def test_what_was_recorded_before_is_sent_as_it_was_and_this_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_recorded_before_is_sent_as_it_was_and_this_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(3):
         record(environment(tmp_path, ""), {"n": number}, archive=False)
     record(environment(tmp_path, "inner"), {"n": 3})
@@ -174,7 +176,7 @@ def test_without_its_wrappers_a_batch_waits_and_keeps_no_other_back(tmp_path: Pa
     )
 
 
-def test_status_tells_why_a_batch_waits(tmp_path: Path) -> None:
+def test_status_reports_why_a_batch_waits(tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     variables = environment(tmp_path, "inner", JOBS_BACKUP_STORAGE_PROVIDER="FILE", JOBS_BACKUP_BUCKET=str(tmp_path / "bucket"))
     record(variables, {"n": 1}, archive=False)
@@ -558,15 +560,15 @@ def for_the_command(tmp_path: Path, wrappers: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("lists", [[], ["--list"]])
-def test_replay_tells_of_objects_that_were_made_without_a_wrapper(tmp_path: Path, lists: list[str]) -> None:
+def test_replay_reports_objects_that_were_made_without_a_wrapper(tmp_path: Path, lists: list[str]) -> None:
     variables = for_the_command(tmp_path, "")
     for number in range(3):
         record(variables, {"n": number})
     variables["JOBS_BACKUP_WRAPPERS"] = "inner"
     record(variables, {"n": 3})
     code, out, err = run("replay", "--json", "--output", str(tmp_path / "back"), *lists, env=variables)
-    told = json.loads(out)
-    assert (code, told["objects"], told["unwrapped"]) == (0, 4, {"xa": 3})
+    summary = json.loads(out)
+    assert (code, summary["objects"], summary["unwrapped"]) == (0, 4, {"xa": 3})
     assert "3 objects without .xa: recorded without it, or written by something else" in err
     code, out, _ = run("replay", "--json", "--output", str(tmp_path / "again"), "--source-id", "other", *lists, env=variables)
     assert (code, json.loads(out)["unwrapped"]) == (1, {}), "nothing was ever seen of it"

@@ -176,7 +176,7 @@ class StorageProvider(Protocol):
             last: whether it is the last part of the object.
 
         Raises:
-            UploadGone: the upload does not exist (any more).
+            UploadGone: the upload does not exist, or no longer does.
         """
         ...
 
@@ -188,7 +188,7 @@ class StorageProvider(Protocol):
 
         Raises:
             AlreadyExists: as with `write`. Core aborts the upload and treats the object as uploaded.
-            UploadGone, IntegrityError: this upload cannot be completed (any more). Core aborts it and creates another one.
+            UploadGone, IntegrityError: this upload cannot be completed, or no longer can. Core aborts it and creates another one.
         """
         ...
 
@@ -210,7 +210,7 @@ class StorageProvider(Protocol):
         ...
 
     @hookspec(firstresult=True)
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - as the option
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:
         """Least-privilege permissions for these environment variables, optionally to delete and to read back. Calls no store.
 
         Args:

@@ -100,7 +100,7 @@ class SeekableReader(io.RawIOBase, ABC):
         """
 
     def release(self) -> None:
-        """Close what is behind it. Called once, by `close`."""
+        """Close the source. Called once, by `close`."""
 
     def readable(self) -> bool:
         return True
@@ -212,7 +212,7 @@ class Outcome(StrEnum):
 
 
 class AbortReceipt(msgspec.Struct, frozen=True):
-    """Receipt for an upload that holds no bytes. GONE: it did not exist (any more), or it was completed."""
+    """Receipt for an upload that holds no bytes. GONE: the upload does not exist, or was completed."""
 
     outcome: Outcome
 

@@ -347,9 +347,9 @@ def system_message(error: BaseException, default: str | None = None) -> str:
     return text if default is not None or not re.search("://|url:", text) else type(error).__name__
 
 
-def size_listed(told: object) -> int:
+def size_listed(listed: object) -> int:
     """Size from a store's listing, 0 if invalid: an odd entry must not make the whole list fail."""
-    text = str(told).strip()
+    text = str(listed).strip()
     return int(text) if len(text) < _DIGITS and text.isascii() and text.isdecimal() else 0
 
 

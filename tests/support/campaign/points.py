@@ -125,6 +125,7 @@ def _has_folded(args: tuple[Any, ...]) -> bool:
 _SPOOL: Final = "jobs_backup.spool.sqlite.spool:SqliteSpool"
 _CATALOG: Final = "jobs_backup.spool.sqlite.catalog:Catalog"
 _WRITER: Final = "jobs_backup.spool.sqlite.writer:Writer"
+_APPEND: Final = "jobs_backup.spool.base:BaseSpool.append"
 _BLOBS: Final = "jobs_backup.spool.sqlite.blobs"
 _UPLOADS: Final = "jobs_backup.spool.sqlite.uploads:UploadJournal"
 _DELIVERIES: Final = "jobs_backup.spool.sqlite.deliveries:Deliveries"
@@ -140,7 +141,7 @@ KILLS: Final = (
     Point("batch opened, nothing in it", f"{_CATALOG}.open_batches", "after", "record", 4),
     Point("in the commit", f"{_BLOBS}:Changes._write", "after", "record", 4),
     Point("after the commit", f"{_WRITER}._seal_full", "before", "record", 100),
-    Point("before the acknowledgement", f"{_SPOOL}.append", "after", "record", 100),
+    Point("before the acknowledgement", _APPEND, "after", "record", 100),
     # Sealing
     Point("in a fold", f"{_BLOBS}:Changes._write", "after", "record", 4, only=_has_folded),
     Point("folded, not sealed", f"{_CATALOG}.seal", "before", "record", 3),

@@ -190,7 +190,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="run goes on where lines could not be kept",
-            place="jobs_backup.cli.commands.run:_Events.keep",
+            place="jobs_backup.cli.commands.run:EventHandler.keep",
             guard="    self._session.keep([recording])",
             instead=_suppressed("self._session.keep([recording])", "Exception", indent=4),
             scenario="run",
@@ -199,7 +199,7 @@ ALL: Final = {
         ),
         Sabotage(
             name="acknowledgements that could not be kept pass for taken",
-            place="jobs_backup.cli.commands.delivered:_Deliveries.keep",
+            place="jobs_backup.cli.commands.delivered:DeliveryHandler.keep",
             guard="except UnknownJob as error:\n        self._summary.unknown(error)",
             instead="except Exception:\n        pass",
             scenario="delivered",

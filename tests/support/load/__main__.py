@@ -69,11 +69,11 @@ def load(directory: Path, *, seconds: float, kills: int, connections: int, event
     return compare(directory, json.loads(output), seconds=seconds, kills=kills, events=events)
 
 
-def compare(directory: Path, told: dict[str, Any], *, seconds: float, kills: int, events: int) -> Found:
+def compare(directory: Path, summary: dict[str, Any], *, seconds: float, kills: int, events: int) -> Found:
     """Compare the client's answers with the bucket."""
     count = Counter(int(event["messageId"]) for event in recorded(directory))
-    acknowledged = {one for number in told["acknowledged"] for one in range(number * events, (number + 1) * events)}
-    retried = {one for number in told["retried"] for one in range(number * events, (number + 1) * events)}
+    acknowledged = {one for number in summary["acknowledged"] for one in range(number * events, (number + 1) * events)}
+    retried = {one for number in summary["retried"] for one in range(number * events, (number + 1) * events)}
     return Found(
         seconds=seconds,
         kills=kills,
@@ -82,8 +82,8 @@ def compare(directory: Path, told: dict[str, Any], *, seconds: float, kills: int
         lost=len(acknowledged - count.keys()),
         twice=sum(n > 1 for one, n in count.items() if one not in retried),
         twice_after_retry=sum(n > 1 for one, n in count.items() if one in retried),
-        statuses=told["statuses"],
-        percentiles=told["percentiles"],
+        statuses=summary["statuses"],
+        percentiles=summary["percentiles"],
     )
 
 

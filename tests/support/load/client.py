@@ -100,13 +100,13 @@ def main() -> None:
     client = Client(options.url, seconds=options.seconds, per_request=options.events)
     asyncio.run(client.run(options.connections))
     latencies = sorted(client.seconds)
-    told = {
+    summary = {
         "acknowledged": client.acknowledged,
         "retried": sorted(client.retried),
         "statuses": client.statuses,
         "percentiles": {p: latencies[min(len(latencies) - 1, int(len(latencies) * p / 100))] for p in (50, 90, 99, 99.9, 100)},
     }
-    json.dump(told, sys.stdout)
+    json.dump(summary, sys.stdout)
 
 
 if __name__ == "__main__":

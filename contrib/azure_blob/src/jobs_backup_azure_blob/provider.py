@@ -226,7 +226,7 @@ class AzureBlobProvider:
         return Page(objects=objects[:_PAGE], after=objects[_PAGE - 1].key if len(objects) > _PAGE else None)
 
     @hookimpl
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:
         """Return the policy as az commands, or as JSON (the role)."""
         return rights.policy(self.settings.from_environment(settings), delete=delete, replay=replay, format_=format)
 

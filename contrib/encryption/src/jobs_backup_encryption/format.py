@@ -132,7 +132,7 @@ class _Decrypting(_ByChunks):
             self.piece(0, 0)  # nothing will be read, but the empty chunk must be verified, too
 
     def piece(self, position: int, size: int) -> tuple[int, bytes]:  # noqa: ARG002 - as large as the chunk is
-        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - imported on first use
+        from cryptography.exceptions import InvalidTag  # imported on first use
 
         number = position // CHUNK_BYTES
         at = number * CHUNK_BYTES
@@ -166,9 +166,9 @@ def _nonce(number: int, last: bool) -> bytes:
 
 
 def _cipher(key: bytes, header: bytes) -> AESGCM:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - imported on first use
-    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # imported on first use
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
     derive = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=header, info=b"jobs-backup encryption: key of an object")
     return AESGCM(derive.derive(key))

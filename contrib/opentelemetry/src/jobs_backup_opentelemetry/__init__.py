@@ -34,7 +34,7 @@ class OpenTelemetryWrapper:
 
     @functools.cached_property
     def _tracer(self) -> Tracer:
-        from opentelemetry import trace  # noqa: PLC0415 - imported on first use
+        from opentelemetry import trace  # imported on first use
 
         return trace.get_tracer("jobs_backup")
 
@@ -87,7 +87,7 @@ class OpenTelemetryWrapper:
             return (yield)
 
     @hookimpl(wrapper=True)
-    def policy(self, format: str) -> Wrapped[Policy]:  # noqa: A002 - the hook's
+    def policy(self, format: str) -> Wrapped[Policy]:
         """Trace with the format."""
         with self._span("policy", format=format):
             return (yield)
@@ -100,12 +100,12 @@ class OpenTelemetryWrapper:
 
     @contextmanager
     def _span(self, hook: str, **attributes: str | int) -> Generator[None]:
-        from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
+        from opentelemetry.trace import SpanKind, StatusCode
 
-        told = {f"{_NAME}.{name}": value for name, value in attributes.items()}
+        named = {f"{_NAME}.{name}": value for name, value in attributes.items()}
         # The SDK's own record of an exception includes its traceback, and with it any text of a foreign error.
         with self._tracer.start_as_current_span(
-            f"{_NAME} {hook}", kind=SpanKind.CLIENT, attributes=told, record_exception=False, set_status_on_exception=False
+            f"{_NAME} {hook}", kind=SpanKind.CLIENT, attributes=named, record_exception=False, set_status_on_exception=False
         ) as span:
             try:
                 yield

@@ -43,7 +43,7 @@ class Deleter:
         self._paused_until = 0.0
         self._is_denied = False  # why it is paused
         self._at_once = DELETED_AT_ONCE
-        self._told = ""  # code of the last reported error; cleared by a call without failures
+        self._reported = ""  # code of the last reported error; cleared by a call without failures
         self.deleted = 0
         """Objects deleted since the start."""
 
@@ -111,7 +111,7 @@ class Deleter:
         if refused:
             self._give_back(refused, len(objects), is_of_call=is_of_call)
         else:
-            self._told = ""
+            self._reported = ""
 
     def _give_back(self, refused: Sequence[tuple[DueObject, JobsBackupError]], tried: int, *, is_of_call: bool) -> None:
         """Release objects that could not be deleted. If all failed, all pause; then one is tried, and more as long as that works.
@@ -132,7 +132,7 @@ class Deleter:
         self._note(lambda: self._spool.give_back_deletes(retries, error, pause=pause))
         # Logged once: the permission may be withheld on purpose. `status` shows it while it lasts.
         log.log(
-            logging.DEBUG if self._told == error.code else logging.ERROR,
+            logging.DEBUG if self._reported == error.code else logging.ERROR,
             "%d of %d delivered objects cannot be deleted from %s, everything else continues; retrying from time to time: %s: %s",
             len(refused),
             tried,
@@ -141,7 +141,7 @@ class Deleter:
             error.one_line(),
             extra={"code": error.code, "hook": "delete", "key": refused[0][0].key, "store": self._store.location},
         )
-        self._told = error.code
+        self._reported = error.code
 
     def _note(self, write: Callable[[], None]) -> None:
         """Note the outcome. A full disk must not keep objects claimed, so this is retried for some time."""

@@ -84,7 +84,7 @@ class Multipart:
                 self._spool.uploads.abandon(journaled)
                 if beginning == _BEGINNINGS:
                     raise
-                self._tell_begun_again("the upload is lost", batch, error)
+                self._report_begun_again("the upload is lost", batch, error)
                 journaled, parts = self._begin(batch), []
             except StorageError as error:
                 if not self._is_stuck(journaled, error, failures):
@@ -92,7 +92,7 @@ class Multipart:
                 # Begun first: if the store cannot even do that, the upload is not at fault, and its parts are worth keeping.
                 blocked_by, journaled, parts = journaled, self._begin(batch), []
                 self._spool.uploads.abandon(blocked_by)
-                self._tell_begun_again("the upload keeps failing", batch, error)
+                self._report_begun_again("the upload keeps failing", batch, error)
         raise AssertionError("unreachable")  # a new upload is not given up
 
     def _is_stuck(self, journaled: JournaledUpload, error: StorageError, failures: int) -> bool:
@@ -105,7 +105,7 @@ class Multipart:
         failed = self._spool.uploads.failed(journaled)
         return failed >= _GIVEN_UP_AFTER and failed > failures // 2
 
-    def _tell_begun_again(self, why: str, batch: Batch, error: StorageError) -> None:
+    def _report_begun_again(self, why: str, batch: Batch, error: StorageError) -> None:
         fields = {"key": batch.key, "code": error.code, "store": self._store.location}
         log.warning("%s: %s, starting another one: %s", batch.key, why, error, extra=fields)
 

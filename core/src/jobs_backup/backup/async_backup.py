@@ -304,7 +304,7 @@ class _Commits:
                 self._session.keep([recording for recording, _ in group])
             except BaseException as caught:  # noqa: BLE001 - each task of the group raises it
                 error = caught
-            _tell([future for _, future in group], error)
+            _notify([future for _, future in group], error)
         while True:
             try:
                 self._refuse_rest()
@@ -317,7 +317,7 @@ class _Commits:
         """After `close`, refuse what waits; called by the thread and by tasks that come too late for it."""
         rest: list[tuple[Recording, asyncio.Future[None]]] = []
         self._take(rest)
-        _tell([future for _, future in rest], _closed())
+        _notify([future for _, future in rest], _closed())
 
     def _take(self, taken: list[tuple[Recording, asyncio.Future[None]]]) -> None:
         """Move all waiting recordings to `taken`. The end marker stays in the queue."""
@@ -338,12 +338,12 @@ def _wait_until_stored(backup: Backup, last: int, timeout: float) -> bool:
 async def _result(future: Future[T]) -> T:
     """Wait for a thread's result, in the running event loop. The thread continues if this is cancelled or the loop ends."""
     done = asyncio.get_running_loop().create_future()
-    future.add_done_callback(lambda _: _tell([done], None))
+    future.add_done_callback(lambda _: _notify([done], None))
     await done
     return future.result()
 
 
-def _tell(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+def _notify(futures: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
     """Settle futures of any event loops, from any thread."""
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for future in futures:

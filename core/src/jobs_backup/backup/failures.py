@@ -80,35 +80,35 @@ _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 def parse_failure(json: bytes) -> Failure:
     """Parse a failure from JSON. Raises InvalidEvent."""
     try:
-        told = _told(json)
+        request = _converted(json)
     except (msgspec.DecodeError, ValueError) as error:  # ValueError comes from Python's reader
         raise InvalidEvent(f"not a failure: {error}", hint="see `jobs-backup failed --help`") from error
     except RecursionError as error:
         raise InvalidEvent("not a failure: nested too deeply") from error
-    payload = bytes(told.payload)
+    payload = bytes(request.payload)
     job: int | str | Event
-    if told.job_id is not None:
-        job = told.job_id
-    elif told.source_id is not None:
-        job = Event(payload=payload, source_id=told.source_id, workspace_id=told.workspace_id)
+    if request.job_id is not None:
+        job = request.job_id
+    elif request.source_id is not None:
+        job = Event(payload=payload, source_id=request.source_id, workspace_id=request.workspace_id)
     else:
         raise InvalidEvent("neither jobId nor sourceId", hint="give jobId if the event was recorded, otherwise sourceId")
     return Failure(
         job=job,
-        error=told.error,
+        error=request.error,
         payload=payload,
-        destination_id=told.destination_id,
-        attempts=told.attempts,
-        stage=told.stage,
-        code=told.code,
-        user_id=told.user_id,
-        message_id=told.message_id,
-        created_at=told.created_at,
-        failed_at=told.failed_at,
+        destination_id=request.destination_id,
+        attempts=request.attempts,
+        stage=request.stage,
+        code=request.code,
+        user_id=request.user_id,
+        message_id=request.message_id,
+        created_at=request.created_at,
+        failed_at=request.failed_at,
     )
 
 
-def _told(json: bytes) -> FailureRequest:
+def _converted(json: bytes) -> FailureRequest:
     try:
         return _decode(json)
     except msgspec.DecodeError:
@@ -116,8 +116,8 @@ def _told(json: bytes) -> FailureRequest:
             raise
     # Python's reader accepts lone surrogates. The payload may be large, and stays JSON.
     members = {name: surrogates.original(json, parsed, value) for name, value in _members(parsed).items()}
-    told = {name: msgspec.Raw(value) if name == "payload" else loads(value) for name, value in members.items()}
-    return msgspec.convert(told, FailureRequest)
+    converted = {name: msgspec.Raw(value) if name == "payload" else loads(value) for name, value in members.items()}
+    return msgspec.convert(converted, FailureRequest)
 
 
 def failure_record(failure: Failure, stream_of: Callable[[int], Stream | None]) -> FailureRecord:
@@ -132,8 +132,8 @@ def failure_record(failure: Failure, stream_of: Callable[[int], Stream | None]) 
     """
     if isinstance(failure.job, Event):
         job, stream = None, raw_stream(failure.job.workspace_id, failure.job.source_id)
-        told = {name: getattr(failure.job, name) for name in _OF_THE_EVENT if getattr(failure, name) is None}
-        failure = msgspec.structs.replace(failure, **told)
+        of_event = {name: getattr(failure.job, name) for name in _OF_THE_EVENT if getattr(failure, name) is None}
+        failure = msgspec.structs.replace(failure, **of_event)
     else:
         job = job_id(failure.job)
         if (found := stream_of(job)) is None:

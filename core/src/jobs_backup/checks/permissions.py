@@ -383,7 +383,7 @@ def _policy(store: ObjectStore, environment: Mapping[str, str], *, everything: b
 
 
 def _spool(settings: CoreSettings) -> tuple[list[Right], list[str]]:
-    """A row if the spool can't be used where it is to be, and what would break its promises there. It is not made."""
+    """A row if the spool cannot be used at its location, and what would break its promises there. It is not made."""
     try:
         return [], engines.check(settings.spool_place, settings.spool_min_free)
     except SpoolError as error:

@@ -121,8 +121,8 @@ def with_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _read(env_file: Path) -> None:
     """Put the file's variables into the process's environment. Raises ConfigurationError."""
-    from jobs_backup.checks.settings import warn_of_relative_paths  # noqa: PLC0415
-    from jobs_backup.settings.env_file import read_env_file  # noqa: PLC0415 - `--version` and `--help` need no settings
+    from jobs_backup.checks.settings import warn_of_relative_paths
+    from jobs_backup.settings.env_file import read_env_file  # `--version` and `--help` need no settings
 
     variables = read_env_file(env_file, os.environ)
     os.environ.update(variables)
@@ -130,9 +130,9 @@ def _read(env_file: Path) -> None:
     warn_of_relative_paths(variables)
 
 
-def tell_misspelt_settings() -> None:
+def warn_of_misspelt_settings() -> None:
     """Report names that only resemble a setting, for commands that read no settings of a Backup."""
-    from jobs_backup.checks.settings import misspelt_settings  # noqa: PLC0415 - as above
+    from jobs_backup.checks.settings import misspelt_settings  # as above
 
     for line in misspelt_settings(os.environ):
         echo_message(f"warning: {line}", "UnknownSetting")

@@ -38,7 +38,7 @@ def progress(session: Session, inputs: Sequence[Input], counted: str) -> Generat
     if not is_terminal or is_json(os.environ):
         yield _Silent()
         return
-    from jobs_backup.cli.terminal import Terminal  # noqa: PLC0415  # rich is slow to import
+    from jobs_backup.cli.terminal import Terminal  # rich is slow to import
 
     with Terminal(session, inputs, counted) as terminal:
         yield terminal

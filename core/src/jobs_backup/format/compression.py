@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import zlib
 from collections.abc import Callable
 from typing import Final, Literal
@@ -84,11 +83,8 @@ def _gzip(level: int) -> tuple[Function, Function]:
 
 
 def _zstd(level: int) -> tuple[Function, Function]:
-    # Imported only when used.
-    if sys.version_info >= (3, 14):
-        from compression import zstd  # noqa: PLC0415
-    else:
-        from backports import zstd  # noqa: PLC0415
+    from jobs_backup.util.zstd import zstd  # noqa: PLC0415 - only for those who need it
+
     parameter = zstd.CompressionParameter
     # With a checksum, as in gzip: damage is found wherever the object is read.
     options = {int(parameter.compression_level): level, int(parameter.checksum_flag): 1}

@@ -191,20 +191,22 @@ def error_json(error: object, code: str | int = "", stage: str = "") -> bytes:
         code, stage: override those of `error`.
     """
     details: object = None
-    told: dict[str, str]
+    described: dict[str, str]
     if isinstance(error, BaseException):
-        told = {"message": _with_causes(error), "code": type(error).__name__}
+        described = {"message": _with_causes(error), "code": type(error).__name__}
     elif isinstance(error, str):
-        told = {"message": error}
+        described = {"message": error}
     else:
         details = _builtins(error)
-        told = {}
+        described = {}
         if isinstance(details, dict):
             fields = cast(dict[str, object], details)
-            told = {name: str(fields[name]) for name in ("message", "code", "stage") if isinstance(fields.get(name), (str, int))}
-            details = {name: value for name, value in fields.items() if name not in told} or None
-    told |= {name: str(given) for name, given in (("code", code), ("stage", stage)) if given}
-    shown: dict[str, object] = {name: told.get(name, "") for name in ("message", "code", "stage")}
+            described = {
+                name: str(fields[name]) for name in ("message", "code", "stage") if isinstance(fields.get(name), (str, int))
+            }
+            details = {name: value for name, value in fields.items() if name not in described} or None
+    described |= {name: str(given) for name, given in (("code", code), ("stage", stage)) if given}
+    shown: dict[str, object] = {name: described.get(name, "") for name in ("message", "code", "stage")}
     return _encode(shown if details is None else {**shown, "details": details})
 
 

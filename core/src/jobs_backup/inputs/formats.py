@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import sys
 import threading
 from typing import BinaryIO, Final, Protocol, cast
 
@@ -165,11 +164,8 @@ class _Zstd:
     """Frames, one after another. (`ZstdFile` does not report what follows them.)"""
 
     def __init__(self, source: Source) -> None:
-        # Imported only where it is used.
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415
-        else:
-            from backports import zstd  # noqa: PLC0415
+        from jobs_backup.util.zstd import zstd  # only for those who need it
+
         self._source = source
         self._new = zstd.ZstdDecompressor
         self._error = zstd.ZstdError

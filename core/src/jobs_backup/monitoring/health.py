@@ -69,7 +69,7 @@ def metrics_page(backup: Backup | Session, accept: str) -> tuple[bytes, str]:
         ConfigurationError: the extra is not installed.
     """
     collected = registry(backup)
-    from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - an extra
+    from prometheus_client.exposition import choose_encoder  # an extra
 
     encode, content_type = choose_encoder(accept)
     return encode(collected), content_type
@@ -94,7 +94,7 @@ def monitored(
     Yields the URL that it listens on, empty if none. It may outlast the Backup: the file is written once more at the end.
 
     Args:
-        is_stopping: whether the process is about to end, and so accepts nothing any more.
+        is_stopping: whether the process is about to end, and so accepts nothing.
 
     Raises:
         ConfigurationError: the port cannot be opened, the file cannot be written, or a required extra is not installed.
@@ -151,7 +151,7 @@ def metrics_file(backup: Backup | Session, path: Path) -> Generator[None]:
 def _write(backup: Backup | Session, path: Path) -> None:
     """Write the metrics once. Raises OSError and ConfigurationError."""
     collected = registry(backup)
-    from prometheus_client import write_to_textfile  # noqa: PLC0415 - an extra
+    from prometheus_client import write_to_textfile  # an extra
 
     write_to_textfile(str(path), collected)
 
@@ -168,7 +168,7 @@ def registry(backup: Backup | Session) -> CollectorRegistry:
 @functools.lru_cache(maxsize=8)
 def _collected(session: Session) -> tuple[CollectorRegistry, Metrics]:
     """One registry per Backup, so that not every request reads the spool again."""
-    from jobs_backup.monitoring import metrics  # noqa: PLC0415 - an extra
+    from jobs_backup.monitoring import metrics  # an extra
 
     collector = metrics.Metrics(session)
     return metrics.registry(session, collector), collector
@@ -282,5 +282,5 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815 - http.server's
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's
+    def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import zlib
 from collections.abc import Callable
 from contextlib import closing
@@ -93,8 +92,8 @@ class _Event(msgspec.Struct):
     def source(self) -> str:
         if self.source_id is not None:
             return self.source_id
-        told: object = json.loads(bytes(self.their_parameters))
-        return str(cast(dict[str, object], told).get("source_id", "")) if isinstance(told, dict) else ""
+        parameters: object = json.loads(bytes(self.their_parameters))
+        return str(cast(dict[str, object], parameters).get("source_id", "")) if isinstance(parameters, dict) else ""
 
     @property
     def workspace(self) -> str:
@@ -116,10 +115,7 @@ def opened(key: str, file: BinaryIO) -> closing[BinaryIO]:
     if magic.startswith(b"\x1f\x8b"):
         raw = cast(BinaryIO, _gzip_file(fileobj=file, mode="rb"))
     elif magic == b"\x28\xb5\x2f\xfd":
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - only for those who need it
-        else:
-            from backports import zstd  # noqa: PLC0415
+        from jobs_backup.util.zstd import zstd  # noqa: PLC0415 - only for those who need it
 
         raw, errors = cast(BinaryIO, zstd.ZstdFile(file, "rb")), (zstd.ZstdError,)
     else:

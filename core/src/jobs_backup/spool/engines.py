@@ -1,9 +1,8 @@
-"""What a spool stands on. An engine is imported when it is used, so that nobody loads what is not.
+"""The engines of the spool. Each is imported when it is used, so that its driver is not loaded without need.
 
 There are two: a directory on a local disk (`sqlite/`), and a PostgreSQL database that hosts share (`postgresql/`).
 """
 
-# ruff: noqa: PLC0415 - see above
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
@@ -64,14 +63,14 @@ def open_spool(settings: CoreSettings, *, location: str, wrappers: tuple[str, ..
     )
 
 
-def read_status(place: SpoolPlace, limits: Limits = Limits(), rejects: Path | None = None) -> Status:  # noqa: B008 - frozen
-    """Look at a spool. Nothing in it is changed, but that reports are forgotten whose file somebody has removed.
+def read_status(place: SpoolPlace, limits: Limits = Limits(), rejects: Path | None = None) -> Status:
+    """Read a spool's status. Changes nothing, except that it forgets reports whose file was removed.
 
     Args:
         rejects: where rejected lines are; None for the directory of the spool.
 
     Raises:
-        SpoolError: there is none, or it can't be read.
+        SpoolError: the spool does not exist or cannot be read.
     """
     if isinstance(place, Path):
         from jobs_backup.spool.sqlite import status
@@ -113,13 +112,13 @@ def open_reader(place: SpoolPlace) -> AbstractContextManager[SpoolReader]:
 
 
 def check(place: SpoolPlace, min_free: int) -> list[str]:
-    """Look whether a spool could be used. It is not made. Returns what would break its promises.
+    """Check whether a spool could be used, without creating it. Returns what would break its promises.
 
     Args:
-        min_free: bytes that are to be free on the disk of a directory.
+        min_free: bytes that must be free on the disk of a directory.
 
     Raises:
-        SpoolError: it can't be used.
+        SpoolError: it cannot be used.
     """
     if isinstance(place, Path):
         from jobs_backup.spool.sqlite import status
@@ -132,7 +131,7 @@ def check(place: SpoolPlace, min_free: int) -> list[str]:
 
 
 def spool_policy() -> str:
-    """SQL that makes the roles and tables of a spool in PostgreSQL, with the least privileges. It needs no server."""
+    """SQL that creates the roles and tables of a spool in PostgreSQL, with least privileges. Needs no server."""
     from jobs_backup.spool.postgresql import policy
 
     return policy.statements()

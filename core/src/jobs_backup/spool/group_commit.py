@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import time
 from collections import deque
@@ -85,10 +86,10 @@ class GroupCommit(Generic[T]):
         try:
             self._inside.value = True
             me = _Waiter[T](item, shares=True)
-            self._take_part(me, lambda: self._commit_group(me))
+            self._take_part(me, functools.partial(self._commit_group, me))
             while not me.is_settled:
                 me = _Waiter[T](item, shares=False)
-                self._take_part(me, lambda: self._commit_group(me))  # noqa: B023 - called at once
+                self._take_part(me, functools.partial(self._commit_group, me))
         finally:
             self._inside.value = False
         if me.error is not None:

@@ -189,7 +189,7 @@ class OpenBatch:
         self.fill = fill.with_member(member)
 
     def seal(self) -> Seal:
-        """Everything that sealing fixes. The tail must be folded."""
+        """Everything that sealing fixes. The tail must be compacted."""
         fill, placement = self.fill, self.placement
         id_ = self._uuid()
         first_job = self._origin[1] << INDEX_BITS

@@ -74,7 +74,7 @@ def plan(
                 addition = planned[stream] = Addition(opened[stream], 0)
                 made.append(addition)
                 continue
-            if addition.bytes >= _ADDITION_BYTES:  # it becomes a member, so the next one need not be folded with it
+            if addition.bytes >= _ADDITION_BYTES:  # it becomes a member, so the next one need not be compacted with it
                 addition = planned[stream] = Addition(addition.batch, addition.end)
                 made.append(addition)
             some = lines if len(lines) <= room else lines[:room]

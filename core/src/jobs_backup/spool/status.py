@@ -109,7 +109,7 @@ class Status(msgspec.Struct, kw_only=True):
         directory: where it is; of a database its address, without user and password.
         full: what has run out, so that nothing can be recorded; empty if nothing has.
         behind: why the backup is behind, in one line; empty if it is not. It is while a store is paused or failing and
-            something waits for it, something was damaged or can't be read, or the oldest event that waits is older than it should
+            something waits for it, something was damaged or cannot be read, or the oldest event that waits is older than it should
             get.
         unreadable: its events are not counted.
     """
@@ -167,7 +167,7 @@ def rejected_files(directory: Path) -> list[RejectedStatus]:
     """The files of rejected lines in a directory.
 
     Raises:
-        SpoolError: it can't be read.
+        SpoolError: it cannot be read.
     """
     found: list[RejectedStatus] = []
     try:

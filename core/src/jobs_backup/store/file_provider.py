@@ -154,7 +154,7 @@ class FileProvider:
         return Page(objects=objects, after=objects[-1].key if len(found) > _PAGE else None)
 
     @hookimpl
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002, ARG002
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: ARG002
         """Print the command that creates the directory for this user only: write access implies all other access."""
         if format not in ("", "commands"):
             raise NotSupported(f"permissions of a directory are not available as {format}", hint="use --format commands")

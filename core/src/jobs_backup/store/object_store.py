@@ -55,7 +55,7 @@ class ObjectStore:
         loaded: providers.LoadedProvider,
         *,
         retry: Retry,
-        wrappers: Wrappers = Wrappers(),  # noqa: B008 - empty and never changed
+        wrappers: Wrappers = Wrappers(),
         timeout: float = 60.0,
         if_absent: bool = True,
     ) -> None:
@@ -131,7 +131,7 @@ class ObjectStore:
             SpoolCorrupt, IntegrityError: its bytes differ from what was sealed.
         """
         hook = self.wrappers.opening(self._bodies, batch)
-        self._tell_left_out(batch)
+        self._report_left_out(batch)
         try:
             body = self._attempt("open_body", hook, {"batch": batch}, Body)
             if not batch.wrappers:
@@ -143,7 +143,7 @@ class ObjectStore:
             raise WrapperMissing(f"cannot make {batch.key}: {error}", hint=error.hint) from error
         return msgspec.structs.replace(batch, size=size, crc32c=checksum, content_type="application/octet-stream"), body
 
-    def _tell_left_out(self, batch: Batch) -> None:
+    def _report_left_out(self, batch: Batch) -> None:
         for one in self.wrappers.left_out(batch.formats):
             if one not in self._left_out:
                 self._left_out.add(one)

@@ -117,8 +117,8 @@ class ProviderConformance(MultipartConformance, RefusalConformance, StrangerConf
             "name, environment, given, script = json.load(sys.stdin)\n"
             "exec(script, {'hooks': Hooks(providers.load(name, environment)), 'given': given})\n"
         )
-        told = json.dumps([self.provider, dict(environment), given, script])
-        done = subprocess.run([sys.executable, "-c", program], input=told, capture_output=True, text=True, check=False)
+        arguments = json.dumps([self.provider, dict(environment), given, script])
+        done = subprocess.run([sys.executable, "-c", program], input=arguments, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
     def test_form_of_the_contract(self, hooks: Hooks) -> None:

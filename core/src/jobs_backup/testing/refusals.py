@@ -84,12 +84,12 @@ class RefusalConformance(ABC):
         """
         if environment_without_rights is None:
             pytest.skip("no credentials without permissions were provided (fixture environment_without_rights)")
-        hooks.write("stands", b"data")
+        hooks.write("written", b"data")
         environment = environment_without_rights()
         denied = self.open(environment)
         granted = denied.policy(environment, delete=True, replay=True).grants.values() if "policy" in denied.loaded.hooks else ()
         errors: list[JobsBackupError] = []
-        for call in _calls(denied, "stands", CountingBody(b"data"), reading=False):
+        for call in _calls(denied, "written", CountingBody(b"data"), reading=False):
             with pytest.raises((PermissionDenied, Unauthenticated)) as caught:
                 call()
             error = caught.value
@@ -100,7 +100,7 @@ class RefusalConformance(ABC):
                 assert error.resource
                 assert error.action in granted or not granted, "it is not in the words of the policy"
             errors.append(error)
-        assert list(inspector.keys()) == ["stands"]
+        assert list(inspector.keys()) == ["written"]
         check_no_secret(self.secrets(denied, environment), errors, caplog.text)
 
     def test_store_that_is_not_there(self, environment_at: EnvironmentAt | None) -> None:
@@ -125,7 +125,7 @@ class RefusalConformance(ABC):
     def test_store_that_says_nothing(self, environment_at: EnvironmentAt | None) -> None:
         """A call without an answer gives up after about `timeout` seconds.
 
-        A thread that waits forever uploads nothing any more, and nothing shows why.
+        A thread that waits forever uploads nothing, and nothing shows why.
         """
         if environment_at is None:
             pytest.skip("no store at another URL was provided (fixture environment_at)")
@@ -295,13 +295,13 @@ def check_no_secret(secrets: list[str], errors: Iterable[JobsBackupError], *text
 
     For an error, checks everything that a traceback prints. The failure says where a secret is, and shows none.
     """
-    told = {f"text {number}": text for number, text in enumerate(texts, 1)}
+    outputs = {f"text {number}": text for number, text in enumerate(texts, 1)}
     for number, error in enumerate(errors, 1):
         name = f"error {number}, {error.code}"
-        told |= {f"{name}: what a traceback prints": "".join(traceback.format_exception(error))}
-        told |= {f"{name}: message or hint": error.one_line(), f"{name}: repr": repr(error)}
-        told |= {f"{name}: attribute {one}": str(value) for one, value in vars(error).items()}
-    if leaks := [where for where, text in told.items() if redacted(text, secrets) != text or _in_base64(text, secrets)]:
+        outputs |= {f"{name}: what a traceback prints": "".join(traceback.format_exception(error))}
+        outputs |= {f"{name}: message or hint": error.one_line(), f"{name}: repr": repr(error)}
+        outputs |= {f"{name}: attribute {one}": str(value) for one, value in vars(error).items()}
+    if leaks := [where for where, text in outputs.items() if redacted(text, secrets) != text or _in_base64(text, secrets)]:
         pytest.fail(f"a secret, or an upload's id, is in: {'; '.join(leaks)}", pytrace=False)
 
 

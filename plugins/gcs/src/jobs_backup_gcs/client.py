@@ -66,21 +66,21 @@ def _credentials(settings: GcsSettings) -> Any:
         "the credentials cannot be read", token_files(settings)
     ):
         raise found  # at startup this is a ConfigurationError: the file has changed since then
-    told = read_credentials(settings.credentials)
-    kind = told["type"]
-    if kind == "external_account" and told.get("subject_token_type") == "urn:ietf:params:aws:token-type:aws4_request":
+    credentials = read_credentials(settings.credentials)
+    kind = credentials["type"]
+    if kind == "external_account" and credentials.get("subject_token_type") == "urn:ietf:params:aws:token-type:aws4_request":
         kind = "aws"
-    elif kind == "external_account" and "executable" in told.get("credential_source", {}):
+    elif kind == "external_account" and "executable" in credentials.get("credential_source", {}):
         kind = "pluggable"
     module, constructor = _KINDS[kind]
     make = getattr(importlib.import_module(module).Credentials, constructor)
     try:
         # Credentials of a user who logged in by federation keep the scopes that they were created with.
-        return make(told) if kind == "external_account_authorized_user" else make(told, scopes=_SCOPES)
+        return make(credentials) if kind == "external_account_authorized_user" else make(credentials, scopes=_SCOPES)
     except Exception as error:  # noqa: BLE001 - any kind: its text may repeat the file's content
         missing = re.search(r"missing fields? [\w, ]+", str(error))
         why = missing[0].strip() if missing else "a field of it is missing or wrong"
         raise Unauthenticated(
-            f"{VARIABLE}: {settings.credentials}: it is not usable as {told['type']}: {why}",
+            f"{VARIABLE}: {settings.credentials}: it is not usable as {credentials['type']}: {why}",
             hint=f"save the file again as Google's console or gcloud created it, or correct or unset {VARIABLE}",
         ) from None

@@ -156,7 +156,7 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
 def answered(response: Any, call: Call) -> JobsBackupError:
     """Return the error of the taxonomy for an unsuccessful answer."""
     status: int = response.status_code
-    reason, said = _told(response)
+    reason, said = _reason(response)
     reason = _cleaned(reason, call)
     message = f"{call}: {status}" + (f" {reason}" if reason else "") + (f": {_cleaned(said, call)}" if said else "")
     if status in REDIRECTS and (status != 308 or response.headers.get("Location")):
@@ -225,7 +225,7 @@ def check_bare(response: Any, call: Call) -> None:
         raise StorageError(f"{call}: the response ({response.status_code}) does not come from the store", hint=STRANGER_HINT)
 
 
-def _told(response: Any) -> tuple[str, str]:
+def _reason(response: Any) -> tuple[str, str]:
     """Return the reason and the message of a JSON answer; for any other, no reason and the beginning of its text."""
     try:
         error: Any = response.json()["error"]

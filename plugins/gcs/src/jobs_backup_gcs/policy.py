@@ -57,8 +57,8 @@ def _commands(settings: GcsSettings, permissions: list[str], *, lists_apart: boo
         "gcloud iam service-accounts create jobs-backup --project=$PROJECT",
     ]
     if condition := _condition(settings):
-        told = json.dumps({"title": "jobs-backup", "expression": condition}, ensure_ascii=False)
-        lines += [f"cat > condition.json <<'END'\n{told}\nEND", f"{binding}jobsBackup --condition-from-file=condition.json"]
+        document = json.dumps({"title": "jobs-backup", "expression": condition}, ensure_ascii=False)
+        lines += [f"cat > condition.json <<'END'\n{document}\nEND", f"{binding}jobsBackup --condition-from-file=condition.json"]
     else:
         lines.append(f"{binding}jobsBackup")
     if lists_apart:

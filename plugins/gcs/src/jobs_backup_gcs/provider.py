@@ -246,10 +246,10 @@ class GcsProvider:
             answer = gcs.session.request("GET", self._url(), params=query, timeout=timeout)
             if answer.status_code != 200:
                 raise answered(answer, call)
-            told: Any = answer.json()
-            if not isinstance(told, dict) or ("kind" not in told and "items" not in told):
+            listing: Any = answer.json()
+            if not isinstance(listing, dict) or ("kind" not in listing and "items" not in listing):
                 raise StorageError(f"{call}: the response is not a listing of a bucket", hint=STRANGER_HINT)
-            found = cast(dict[str, Any], told)
+            found = cast(dict[str, Any], listing)
         items = cast(list[Any], found.get("items") or [])
         entries = [cast(dict[str, Any], one) for one in items if isinstance(one, dict) and isinstance(one.get("name"), str)]  # pyright: ignore[reportUnknownMemberType]
         objects = [Listed(key=one["name"], size=size_listed(one.get("size"))) for one in entries if one["name"] > after]
@@ -261,7 +261,7 @@ class GcsProvider:
         return Page(objects=objects, after=objects[-1].key if more else None)
 
     @hookimpl
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:
         """Return the policy as gcloud commands, as JSON (the role), or for Terraform."""
         return rights.policy(self.settings.from_environment(settings), delete=delete, replay=replay, format_=format)
 
@@ -361,11 +361,11 @@ def _base64(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
-def _receipt(call: Call, told: Mapping[str, Any], checksum: str) -> WriteReceipt:
+def _receipt(call: Call, reported: Mapping[str, Any], checksum: str) -> WriteReceipt:
     """Return the receipt, after checking the fields that a success must have: a 200 alone can come from anything."""
-    if not told.get("generation"):
+    if not reported.get("generation"):
         raise Unavailable(f"{call}: the response has no generation", hint=STRANGER_HINT)
-    if told.get("crc32c") not in (None, checksum):
-        raise IntegrityError(f"{call}: the store has CRC-32C {told['crc32c']} instead of {checksum}")
-    at: datetime | None = told.get("at")
-    return WriteReceipt(version=str(told["generation"]), at=None if at is None else at.timestamp())
+    if reported.get("crc32c") not in (None, checksum):
+        raise IntegrityError(f"{call}: the store has CRC-32C {reported['crc32c']} instead of {checksum}")
+    at: datetime | None = reported.get("at")
+    return WriteReceipt(version=str(reported["generation"]), at=None if at is None else at.timestamp())

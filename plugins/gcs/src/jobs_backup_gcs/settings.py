@@ -151,7 +151,7 @@ def read_credentials(path: Path) -> dict[str, Any]:
         raise ConfigurationError(found.message if found else str(error), hint=found.hint if found else hint) from None
     except ValueError:
         raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} is not JSON", hint=hint) from None
-    told = cast(dict[str, Any], found) if isinstance(found, dict) else {}
-    if told.get("type") not in _TYPES:
+    credentials = cast(dict[str, Any], found) if isinstance(found, dict) else {}
+    if credentials.get("type") not in _TYPES:
         raise ConfigurationError(f"GOOGLE_APPLICATION_CREDENTIALS: {path} has no known kind of credentials", hint=hint)
-    return told
+    return credentials

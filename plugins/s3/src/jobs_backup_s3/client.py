@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobs_backup.sdk import PerProcess, hide_in_logs, unreadable, unusable
 from jobs_backup_s3.early import close_after_early_answers
-from jobs_backup_s3.errors import region_told, response_of
+from jobs_backup_s3.errors import region_named, response_of
 from jobs_backup_s3.numbers import Parsers
 from jobs_backup_s3.origin import Origin
 from jobs_backup_s3.settings import Connection
@@ -61,16 +61,16 @@ class Clients:
     def follow(self, error: Exception, region: str) -> bool:
         """Whether to resend the request because `error` says that the bucket is not in `region`."""
         response = response_of(error)
-        told = region_told(response) if response else None
-        if told is None or told == region or self._connection.region_is_explicit:
+        named = region_named(response) if response else None
+        if named is None or named == region or self._connection.region_is_explicit:
             return False
-        self.region = told
+        self.region = named
         return True
 
 
 def _client(session: Any, connection: Connection, region: str, timeout: float) -> S3Client:
-    from botocore.config import Config  # noqa: PLC0415 - the SDK is imported when it is first used
-    from botocore.exceptions import NoCredentialsError  # noqa: PLC0415
+    from botocore.config import Config  # the SDK is imported when it is first used
+    from botocore.exceptions import NoCredentialsError
 
     if connection.keys is None and os.environ.get("AWS_ROLE_ARN"):
         # Check before the SDK does: its log repeats the variable, which may hold the token itself by mistake.
@@ -127,8 +127,8 @@ def _verify(connection: Connection) -> bool | str | None:
 
 
 def _session(connection: Connection, timeout: float) -> boto3.session.Session:
-    import boto3.session  # noqa: PLC0415
-    import botocore.session  # noqa: PLC0415
+    import boto3.session
+    import botocore.session
 
     hide_in_logs(r"(?<=uploadId=)[^&\s\"]+", "urllib3.connection", "urllib3.connectionpool")
     session = botocore.session.Session()
@@ -150,14 +150,14 @@ class _RoleCredentials:
 
     def load_credentials(self) -> DeferredRefreshableCredentials:
         """Called by the SDK's session."""
-        import botocore.session  # noqa: PLC0415
-        from botocore.config import Config  # noqa: PLC0415
-        from botocore.credentials import (  # noqa: PLC0415
+        import botocore.session
+        from botocore.config import Config
+        from botocore.credentials import (
             AssumeRoleCredentialFetcher,
             Credentials,
             DeferredRefreshableCredentials,
         )
-        from botocore.exceptions import NoCredentialsError  # noqa: PLC0415
+        from botocore.exceptions import NoCredentialsError
 
         session = botocore.session.Session()
         if keys := self._connection.keys:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 def close_after_early_answers(client: Any) -> None:
     """Make this SDK client close such connections. The SDK has no option for this."""
-    from botocore import awsrequest  # noqa: PLC0415 - the SDK is imported when it is first used
+    from botocore import awsrequest  # the SDK is imported when it is first used
 
     class Pool(awsrequest.AWSHTTPConnectionPool):
         ConnectionCls = type("Connection", (_Connection, awsrequest.AWSHTTPConnection), {})

@@ -355,7 +355,7 @@ def answered(response: Mapping[str, Any], call: Call) -> JobsBackupError:
     said = str(error.get("Message") or response.get("Message") or "")[:MAX_RESPONSE_TEXT]
     message = f"{call}: {code}" + (f": {_cleaned(said, call)}" if said else "")
     rule = _rule(call, own, status)
-    if (region := region_told(response)) and region != call.connection.region:
+    if (region := region_named(response)) and region != call.connection.region:
         connection = call.connection
         hint = (
             f"set AWS_REGION={region}"
@@ -401,7 +401,7 @@ def _rule(call: Call, own: str, status: int) -> ErrorRule:
     return rule or map_status(status, _STATUSES) or ErrorRule(StorageError, STRANGER_HINT if own in ("", str(status)) else "")
 
 
-def region_told(response: Mapping[str, Any]) -> str | None:
+def region_named(response: Mapping[str, Any]) -> str | None:
     """Return the bucket's region if this answer refuses a request to the wrong region and names the right one."""
     error: Mapping[str, Any] = response["Error"]
     metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})

@@ -182,7 +182,7 @@ class _Provider:
         return ObjectBody(size, get, lambda: translated(call))
 
     @hookimpl
-    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:  # noqa: A002 - the hook's
+    def policy(self, settings: Mapping[str, str], delete: bool, replay: bool, format: str) -> Policy:
         """Return an IAM policy; for Spaces, the command that creates a key for this bucket alone."""
         return self._policy(self.settings.from_environment(settings).connection(), delete, replay, format)
 
@@ -368,8 +368,8 @@ def _field(call: Call, answer: Answer, name: str) -> str:
 
 def _compare(call: Call, answer: Answer, crc: int | None) -> None:
     """Compare the CRC-32C if the store reports that of the whole, not one composed of the parts' CRCs."""
-    told = answer.get("ChecksumCRC32C")
-    if crc is None or told is None or answer.get("ChecksumType") == "COMPOSITE" or "-" in told:
+    reported = answer.get("ChecksumCRC32C")
+    if crc is None or reported is None or answer.get("ChecksumType") == "COMPOSITE" or "-" in reported:
         return
-    if _crc(crc)["ChecksumCRC32C"] != told:
+    if _crc(crc)["ChecksumCRC32C"] != reported:
         raise IntegrityError(f"{call}: the store's CRC-32C differs from that of what was sent")

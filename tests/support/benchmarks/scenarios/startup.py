@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from benchmarks.contenders.common import REGION
@@ -42,7 +43,7 @@ def run(bench: Bench) -> None:
             "AWS_REGION": REGION,
         }
         subprocess.run([sys.executable, "-c", _RECORD], env=environment, check=True)
-        script = os.path.join(os.path.dirname(sys.executable), "jobs-backup")  # noqa: PTH118, PTH120
+        script = str(Path(sys.executable).with_name("jobs-backup"))
         contenders = {PYTHON: partial(_measure, [sys.executable, "-c", "pass"], environment)}
         contenders[IMPORT] = partial(_measure, [sys.executable, "-c", IMPORT], environment)
         bench.once(NAME, SDKS, IMPORT, 1, partial(_imported, IMPORT, environment))

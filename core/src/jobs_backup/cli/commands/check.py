@@ -67,14 +67,14 @@ def _lines(report: Report) -> Iterator[str]:
             yield ""
             yield click.style(title, bold=True)
             yield from _table(rights)
-    told = [
+    remarks = [
         *(f"{click.style('note:', fg='yellow')} {note}" for note in report.notes),
         *(f"{click.style('warning:', fg='yellow', bold=True)} {warning}" for warning in report.warnings),
         *(f"left in the bucket: {one.key}{_LEFT[one.what]}" for one in report.left),
     ]
-    if told:
+    if remarks:
         yield ""
-        yield from told
+        yield from remarks
     yield ""
     yield _verdict(report)
 

@@ -42,11 +42,16 @@ def delivered(files: tuple[Path, ...], allow_rejects: bool, as_json: bool) -> No
     summarize_failures()
     options = InputOptions(allow_rejects=allow_rejects)
     take_in(
-        inputs, read_settings(), "ids", lambda session, summary, _: _Deliveries(session, summary), options=options, as_json=as_json
+        inputs,
+        read_settings(),
+        "ids",
+        lambda session, summary, _: DeliveryHandler(session, summary),
+        options=options,
+        as_json=as_json,
     )
 
 
-class _Deliveries:
+class DeliveryHandler:
     """See `Handler`: one job id per line."""
 
     def __init__(self, session: Session, summary: Summary) -> None:

@@ -12,7 +12,7 @@ import click
 @click.command("help")
 @click.argument("code", required=False)
 @click.pass_context
-def help(ctx: click.Context, code: str | None) -> None:  # noqa: A001 - the command's name
+def help(ctx: click.Context, code: str | None) -> None:
     """Explain the CODE in brackets at the end of a message: what happened, what to do, and whether anything is lost.
 
     Without CODE, list all codes. With the name of a command instead, print its help.

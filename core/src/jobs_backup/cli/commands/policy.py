@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from jobs_backup.cli.options import fail, tell_misspelt_settings, with_environment
+from jobs_backup.cli.options import fail, warn_of_misspelt_settings, with_environment
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.format.keys import clean_prefix
 from jobs_backup.spool.engines import spool_policy
@@ -35,7 +35,7 @@ def policy(provider: str | None, with_delete: bool, with_replay: bool, spool: bo
     Example:
       JOBS_BACKUP_BUCKET=my-events jobs-backup policy --provider FILE
     """
-    tell_misspelt_settings()
+    warn_of_misspelt_settings()
     if spool:
         if provider or with_delete or with_replay or format_:
             raise click.UsageError("--spool is about the database alone: it goes with no other option.")

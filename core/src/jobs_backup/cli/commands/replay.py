@@ -155,7 +155,7 @@ def replay(
         knowledge, objects = _find(settings, store, query, "" if dry_run else begin, found.seen, stop, lists=lists)
         if dry_run:
             gaps = Gaps.of(query, knowledge, None if query.kind is Kind.FAILED else found.seen)
-            _tell_totals(objects, store.location, gaps, stop, as_json=as_json)
+            _print_totals(objects, store.location, gaps, stop, as_json=as_json)
         begin, query, late = _resume(objects, target, found, begin, query, lists=lists)
         problem = _error_of(lambda: found.run(objects, target.write, stop, lambda: target.reached(found), begin))
         objects.close()
@@ -166,7 +166,7 @@ def replay(
     seconds = time.monotonic() - began
     cursor = write_cursor(found.cursor, selection, query) if found.cursor else ""
     if as_json:
-        _tell_json(found, cursor, seconds, gaps, complete=complete)
+        _print_summary(found, cursor, seconds, gaps, complete=complete)
     if target.is_closed:
         problem = None  # a reader such as `head` has what it wants
         echo_message("output closed early", "Incomplete", level=logging.INFO)
@@ -297,7 +297,7 @@ def _meant(knowledge: Knowledge) -> str:
     return f"this spool knows {', '.join(map(repr, knowledge.seen[:_REPORTED])) or 'none'}; --list searches the bucket"
 
 
-def _tell_totals(selection: Selection, location: str, gaps: Gaps, stop: threading.Event, *, as_json: bool) -> NoReturn:
+def _print_totals(selection: Selection, location: str, gaps: Gaps, stop: threading.Event, *, as_json: bool) -> NoReturn:
     if stop.is_set():
         sys.exit(INCOMPLETE)
     objects, size, events = selection.totals()
@@ -310,8 +310,8 @@ def _tell_totals(selection: Selection, location: str, gaps: Gaps, stop: threadin
     sys.exit(INCOMPLETE if gaps else 0)
 
 
-def _tell_json(found: Replay, cursor: str, seconds: float, gaps: Gaps, *, complete: bool) -> None:
-    told = {
+def _print_summary(found: Replay, cursor: str, seconds: float, gaps: Gaps, *, complete: bool) -> None:
+    summary = {
         "complete": complete,
         "events": found.events,
         "objects": found.objects,
@@ -325,7 +325,7 @@ def _tell_json(found: Replay, cursor: str, seconds: float, gaps: Gaps, *, comple
         "known_since": gaps.known_since,
         "seconds": round(seconds, 3),
     }
-    print_json(told)
+    print_json(summary)
 
 
 def _report(

@@ -78,7 +78,7 @@ def run(
         inputs,
         settings,
         "events",
-        lambda session, _, stop: _Events(
+        lambda session, _, stop: EventHandler(
             session, stream, ids=Output(stop, session.settings.shutdown_grace, _unprinted) if emit_ids else None
         ),
         options=InputOptions(again=again, append_only=append_only, allow_rejects=allow_rejects),
@@ -87,7 +87,7 @@ def run(
     )
 
 
-class _Events:
+class EventHandler:
     """See `Handler`: one event's payload per line."""
 
     def __init__(self, session: Session, stream: Stream, *, ids: Output | None) -> None:

@@ -49,7 +49,7 @@ def serve(host: str | None, port: int | None, metrics_port: int | None, as_json:
     # A client asked to retry (503) waits better than one without an answer.
     settings = msgspec.structs.replace(settings, spool_full_timeout=0.0)
     try:
-        from jobs_backup.inputs.http.serving import Server  # noqa: PLC0415 - an extra
+        from jobs_backup.inputs.http.serving import Server  # an extra
     except ImportError as error:
         raise ConfigurationError(f"serve needs {error.name}", hint=how_to_install("jobs-backup", extra="server")) from error
     server = Server(own)

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import click
 
-from jobs_backup.cli.options import echo_message, tell_misspelt_settings, with_environment
+from jobs_backup.cli.options import echo_message, warn_of_misspelt_settings, with_environment
 from jobs_backup.cli.streams import is_reader_gone, print_json
 from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import CoreSettings, SpoolPlace
@@ -62,12 +62,12 @@ def status(as_json: bool, exit_code: bool, watch: float | None) -> None:
     Example:
       jobs-backup status --env-file docker.env
     """
-    tell_misspelt_settings()
+    warn_of_misspelt_settings()
     place, rejects = CoreSettings.find_spool(os.environ)
     if watch is None:
         health = _show(place, rejects, as_json=as_json, exit_code=exit_code)
     else:
-        from jobs_backup.cli.process import stopping  # noqa: PLC0415 - slow to import
+        from jobs_backup.cli.process import stopping  # slow to import
 
         with stopping() as stop:
             while True:
@@ -178,8 +178,8 @@ def _store(one: StoreStatus) -> Iterator[str]:
 
 
 def _table(streams: Sequence[StreamStatus]) -> Iterator[str]:
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and mostly nothing waits
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console  # slow to import, and mostly nothing waits
+    from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in _HEADINGS:

@@ -74,7 +74,7 @@ class Answering:
         finally:
             share.release()
             connection.end()
-            self._tell(scope, answer.status, time.monotonic() - begun)
+            self._log(scope, answer.status, time.monotonic() - begun)
 
     def _answer_to(self, scope: Scope, headers: Headers, connection: Connection) -> ASGIApp:
         """Choose the application, or an answer instead of it."""
@@ -88,7 +88,7 @@ class Answering:
         except HttpError as error:
             return responses.of_error(error, request_id(scope))
 
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in _PATHS else "other"  # bounded, whatever is requested
         status = 0 if "is_gone" in scope["state"] else status
         self._requests.add(path, status, seconds)

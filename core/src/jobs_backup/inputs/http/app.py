@@ -194,12 +194,12 @@ class App:
         def read(body: Body, share: Share) -> list[bytes]:
             return list(payloads.parts(body.read(), type_, self._max_events, share))
 
-        told = await self._read(request, read)
-        self._rate.take(caller.name, len(told))
-        await asyncio.get_running_loop().run_in_executor(self._reporting, self._report, told)
-        return responses.json(Reported(failures=len(told)))
+        reports = await self._read(request, read)
+        self._rate.take(caller.name, len(reports))
+        await asyncio.get_running_loop().run_in_executor(self._reporting, self._report, reports)
+        return responses.json(Reported(failures=len(reports)))
 
-    def _report(self, told: Sequence[bytes]) -> None:
+    def _report(self, reports: Sequence[bytes]) -> None:
         """Record all of them, or none."""
 
         def record(one: bytes) -> FailureRecord:
@@ -209,7 +209,7 @@ class App:
                 raise InvalidEvent("jobId is a number", hint=_AS_STRING)
             return self._session.failure_record(failure)
 
-        self._session.record_failures([made for _, made in payloads.each(told, record)])
+        self._session.record_failures([made for _, made in payloads.each(reports, record)])
 
     async def _status(self, request: Request) -> Response:
         self._access.everything(request.headers)

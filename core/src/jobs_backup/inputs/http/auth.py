@@ -94,8 +94,8 @@ class Access:
 
     def _token(self, token: str) -> Principal:
         digest = _digest(token)
-        # Always compare all of them.
-        if self.is_open or any([hmac.compare_digest(digest, one) for one in self._tokens]):  # noqa: C419
+        matches = [hmac.compare_digest(digest, one) for one in self._tokens]  # all of them, so that the time reveals nothing
+        if self.is_open or any(matches):
             return Principal(name=f"token {digest.hex()[:12]}")
         raise _unknown("the token is invalid")
 

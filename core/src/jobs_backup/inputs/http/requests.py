@@ -35,6 +35,6 @@ class Requests:
     def show(self, session: Session) -> None:
         """Add the counts to a Session's metrics, if installed: they need an extra."""
         if importlib.util.find_spec("prometheus_client") is not None:
-            from jobs_backup.monitoring.metrics import RequestMetrics  # noqa: PLC0415 - an extra
+            from jobs_backup.monitoring.metrics import RequestMetrics  # an extra
 
             monitoring.registry(session).register(RequestMetrics(self.answered, self.seconds))

@@ -114,5 +114,5 @@ def of_error(error: JobsBackupError, request_id: str) -> Response:
         status = 500
     if retry_after is not None:
         headers = {**headers, "Retry-After": str(math.ceil(retry_after))}
-    told = Error(code=error.code, message=error.message, hint=error.hint, index=index, indexes=indexes, request_id=request_id)
-    return json(ErrorAnswer(error=told), status, headers)
+    described = Error(code=error.code, message=error.message, hint=error.hint, index=index, indexes=indexes, request_id=request_id)
+    return json(ErrorAnswer(error=described), status, headers)

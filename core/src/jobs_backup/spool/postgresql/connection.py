@@ -3,7 +3,6 @@
 It works behind a pooler in transaction mode: no session state, no prepared statements, nothing that is left between transactions.
 """
 
-# ruff: noqa: PLC0415 - psycopg is imported when a spool in PostgreSQL is used
 from __future__ import annotations
 
 import logging

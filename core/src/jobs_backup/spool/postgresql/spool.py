@@ -6,19 +6,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
+from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Kind, Stream
 from jobs_backup.settings.core import DatabaseSpool
 from jobs_backup.spool.acknowledger import Acknowledger
+from jobs_backup.spool.base import BaseSpool
 from jobs_backup.spool.batches import BatchOptions
 from jobs_backup.spool.id_ranges import Numbering
-from jobs_backup.spool.ids import JobSet, origin_of
 from jobs_backup.spool.interface import (
     Account,
     BatchLimits,
@@ -28,10 +28,6 @@ from jobs_backup.spool.interface import (
     DueObject,
     InputPosition,
     QuotaLimits,
-    Recorded,
-    Recording,
-    Waiting,
-    WaitingDeletes,
 )
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import SpooledBody
@@ -46,7 +42,7 @@ from jobs_backup.spool.postgresql.takeover import quarantine_batch, take_over
 from jobs_backup.spool.postgresql.uploads import UploadJournal
 from jobs_backup.spool.postgresql.writer import Writer
 from jobs_backup.spool.quota import BytesQuota
-from jobs_backup.util.logs import logger_of, plural
+from jobs_backup.util.logs import logger_of
 
 if TYPE_CHECKING:
     from jobs_backup.spool.postgresql.connection import Db
@@ -62,7 +58,7 @@ _DEFAULT_INSTANCE: Final = "1"
 _NO_STREAM: Final = Stream(Kind.RAW, "", "")
 
 
-class PostgresqlSpool:
+class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
     """A database, in whose schema `jobs_backup` everything is.
 
     A process has a session with a lease, by the server's clock. Who takes the place of one whose lease is over seals what it had
@@ -81,7 +77,7 @@ class PostgresqlSpool:
         prefix: str,
         instance_id: str,
         limits: BatchLimits,
-        room: QuotaLimits = QuotaLimits(),  # noqa: B008 - frozen
+        room: QuotaLimits = QuotaLimits(),
         compression: Compression = GZIP,
         wrappers: tuple[str, ...] = (),
         archives: bool = True,
@@ -163,16 +159,7 @@ class PostgresqlSpool:
         """The table of what was damaged."""
         return f"the table jobs_backup.damages of {self.name}"
 
-    @property
-    def session(self) -> str:
-        """The name of this process's session."""
-        return self._writer.session.name
-
     # Recording
-
-    def append(self, recordings: Sequence[Recording]) -> None:
-        """Make the recordings durable. See `Writer.append`."""
-        self._writer.append(recordings)
 
     def check_room(self) -> None:
         """Check that what is recorded now would find room, and that the server can be used.
@@ -184,32 +171,6 @@ class PostgresqlSpool:
         """
         self._writer.check_room()
         self._catalog.last_batch()
-
-    @property
-    def recorded(self) -> Recorded:
-        """Counts of what this process has recorded."""
-        return self._writer.recorded
-
-    @property
-    def acknowledged(self) -> int:
-        """Number of deliveries this process has acknowledged."""
-        return self._acknowledger.acknowledged
-
-    def number(self, stream: Stream, events: int) -> list[tuple[int, int]]:
-        """Issue ids for events that are not kept, as runs: (first, count)."""
-        return self._numbering.take(stream, events)
-
-    def on_sealed(self, call: Callable[[], None]) -> None:
-        """Register a function to call whenever this process has sealed something."""
-        self._writer.on_sealed = call
-
-    def seal(self) -> int:
-        """Seal this process's open batches. Returns how many."""
-        return self._writer.seal()
-
-    def seal_due(self) -> int:
-        """Seal this process's open batches that have reached the age limit. Returns how many."""
-        return self._writer.seal_due()
 
     @contextmanager
     def reading(self, source: str) -> Generator[bool]:
@@ -264,33 +225,9 @@ class PostgresqlSpool:
 
     # Deliveries
 
-    def delivered(self, jobs: JobSet) -> JobSet:
-        """Mark these jobs as delivered, durably. Returns the unknown ones."""
-        return self._acknowledger.add(jobs)
-
     def stream_of(self, job: int) -> Stream | None:
         """The stream of a raw event, past or present; None if the job is unknown."""
         return self._deliveries.stream_of(job)
-
-    def settle(self, failures: Sequence[tuple[int, int]]) -> None:
-        """Note failure records: (job, id of its record). A job is settled once its record is uploaded."""
-        self._deliveries.settle([(origin_of(failure)[1], job) for job, failure in failures])
-
-    def claim_deletes(self, limit: int) -> list[DueObject]:
-        """Claim objects to delete, since all their jobs were delivered."""
-        return self._deliveries.claim(self.store, self.session, self._delete_after, limit)
-
-    def has_deletes(self) -> bool:
-        """Whether `claim_deletes` would return any."""
-        return self._deliveries.has_due(self.store, self._delete_after)
-
-    def waiting_deletes(self) -> list[WaitingDeletes]:
-        """Pending deletes for each store."""
-        return self._deliveries.waiting()
-
-    def deleted(self, objects: Sequence[DueObject]) -> None:
-        """Mark these objects as deleted."""
-        self._deliveries.deleted(self.store, [one.batch for one in objects])
 
     def give_back_deletes(self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, pause: float) -> None:
         """Release objects whose delete failed; each may be claimed again after its seconds, or at any time if None.
@@ -300,10 +237,6 @@ class PostgresqlSpool:
         batches = [(one.batch, delay) for one, delay in retries]
         self._deliveries.give_back(self.store, self.session, batches, error=str(error), hint=error.hint, pause=pause)
 
-    def retry_deletes(self) -> None:
-        """Make all failed deletes due now."""
-        self._deliveries.begin(self.store, self._delete_after)
-
     def forget(self, age: float, after: int) -> int | None:
         """Forget batches uploaded, or at least opened, at least `age` seconds ago, unless something is left to do for them.
 
@@ -312,15 +245,6 @@ class PostgresqlSpool:
         return self._deliveries.forget(age, after, _LOOKED_AT_ONCE)
 
     # Sending
-
-    def claim(self) -> Claim | None:
-        """Claim the batch for this store that has waited longest and can be uploaded now; None if there is none."""
-        claimed = self._catalog.claim(self.store, self.session)
-        return None if claimed is None else Claim(*claimed)
-
-    def has_claimable(self) -> bool:
-        """Whether `claim` would return a batch."""
-        return self._catalog.has_claimable(self.store)
 
     def give_back_claims(self) -> int:
         """Release all batches this process has claimed. Call it only while uploading nothing. Returns how many."""
@@ -358,26 +282,6 @@ class PostgresqlSpool:
         """
         self._catalog.stored(batch.id, deletable_after=deletable_after + self._lease if deletable_after else 0.0)
 
-    def pin_content(self, made: Batch) -> None:
-        """Hold a batch to what its wrappers have made of it at the first attempt.
-
-        Raises:
-            WrapperMissing: they make something else of it now.
-        """
-        if not self._catalog.pin_content(made.id, f"{made.size}:{made.crc32c:08x}"):
-            raise WrapperMissing(
-                f"{made.key} would differ from the first attempt: a wrapper now makes other bytes of its batch",
-                hint="restore the earlier version and settings of the wrapper until the object is uploaded",
-            )
-
-    def doubt(self, key: str) -> None:
-        """Note that the store may hold other bytes under the key of a waiting batch."""
-        self._catalog.doubt(key)
-
-    def is_doubted(self, key: str) -> bool:
-        """Whether any process has noted a doubt about this key."""
-        return self._catalog.is_doubted(key)
-
     def skip(self, batch: Batch) -> None:
         """Mark a batch that was never attempted as not to be uploaded, because all of it was delivered."""
         self._catalog.skipped(batch.id, self.session)
@@ -388,27 +292,6 @@ class PostgresqlSpool:
         The rest is sealed again, unless an earlier attempt may have uploaded the whole batch.
         """
         quarantine_batch(self._database, claim.batch, self.session, whole=claim.attempts > 1 or error.attempts > 1)
-
-    def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
-        """Release a claimed batch whose upload failed; it may be claimed again after `delay` seconds.
-
-        `standing` is what is now known about the store: it has `refused` everything, or is `proven`, as it may have accepted
-        something.
-        """
-        self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, delay=delay, standing=standing)
-
-    def waiting(self, last: int | None = None) -> list[Waiting]:
-        """What is sealed but not uploaded, for each store; up to the batch number `last`, if given."""
-        return self._catalog.waiting(self.session, last)
-
-    def pause(self, error: JobsBackupError, *, seconds: float) -> None:
-        """Note for other processes that uploads pause for `seconds`, and why."""
-        self._catalog.pause(self.store, error=str(error), hint=error.hint, seconds=seconds)
-
-    @property
-    def unreadable(self) -> list[SpoolError]:
-        """Why some records of dead processes cannot be uploaded: those processes cannot be replaced yet."""
-        return list(self._unreadable.values())
 
     def quarantined(self, *, own: bool = False) -> list[Damage]:
         """Damage in quarantine; with `own`, only from what this process recorded."""
@@ -435,10 +318,6 @@ class PostgresqlSpool:
             else:
                 open_elsewhere += count
         return Account([*problems, *self._unreadable.values()], open_elsewhere)
-
-    def last_batch(self) -> int:
-        """The number of the most recently opened batch."""
-        return self._catalog.last_batch()
 
     def is_unsent(self, last: int) -> bool:
         """Whether a sealed batch of this process, up to the number `last`, is not uploaded yet."""
@@ -476,12 +355,7 @@ class PostgresqlSpool:
         Takes over what waits for stores that refused every attempt and so never got any of it: they were misconfigured, which has
         since been fixed. All other batches stay with their store. Retries that were waiting become due at once.
         """
-        for location, batches in self._catalog.follow(self.store):
-            log.warning(
-                "%s waited for %s, which never accepted anything, and now go to the bucket in the settings",
-                plural(batches, "batch"),
-                location,
-            )
+        self._follow_settings()
         self._catalog.begin_sending(self.store)
         self._deliveries.begin(self.store, self._delete_after)
 

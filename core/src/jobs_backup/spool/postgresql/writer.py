@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull, SpoolUncertain
+from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolUncertain
 from jobs_backup.model import Stream
+from jobs_backup.spool.base import BaseWriter
 from jobs_backup.spool.batches import BatchOptions
-from jobs_backup.spool.group_commit import GroupCommit
 from jobs_backup.spool.ids import job_index, origin_of
-from jobs_backup.spool.interface import BatchLimits, InputPosition, Recorded, Recording
+from jobs_backup.spool.interface import BatchLimits, InputPosition, Recording
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, BatchState, OpenBatch
-from jobs_backup.spool.planning import WAIT_FOR_ROOM, Addition, due, plan
+from jobs_backup.spool.planning import Addition, due, plan
 from jobs_backup.spool.postgresql.catalog import Catalog, remove_empty, seal
 from jobs_backup.spool.postgresql.chunks import Changes
 from jobs_backup.spool.postgresql.connection import NOW, ConnectionLost, Database, sql
@@ -69,7 +69,7 @@ class _Pending(NamedTuple):
     sealed: Sequence[OpenBatch]
 
 
-class Writer:
+class Writer(BaseWriter[Session]):
     """Records into the database. Any number of threads may append at once: they share commits."""
 
     def __init__(
@@ -94,109 +94,48 @@ class Writer:
             check_readers: raises what keeps a position from being committed.
             report_lost: puts a report into quarantine: so many events that were acknowledged are not there.
         """
+        super().__init__(session=session, limits=limits, room=room)
         self._database = database
         self._catalog = catalog
-        self._session = session
         self._renew = renew
         self._placement = placement
-        self._limits = limits
-        self._room = room
         self._check_session = check_session
         self._check_readers = check_readers
         self._report_lost = report_lost
-        self._open: dict[Stream, OpenBatch] = {}
-        self._full: list[OpenBatch] = []  # replaced by newer batches of their streams, and waiting to be sealed
         self._segments: dict[int, int] = {}
         self._pending: _Pending | None = None
         self._uncertain: list[Recording] = []
         self._failure: CommitsLost | None = None
-        self._turns = GroupCommit[Sequence[Recording]](self._commit)
-        self._closed = False
-        self.recorded = Recorded()
-        self.on_sealed: Callable[[], None] = lambda: None
-        """Called when something was sealed."""
-
-    @property
-    def session(self) -> Session:
-        """The current session."""
-        return self._session
-
-    def append(self, recordings: Sequence[Recording]) -> None:
-        """Make the recordings durable. None of them is if it raises an error of the spool, unless that says otherwise.
-
-        Without room it waits, and also while the server can't be reached. Where this process was taken for dead, it goes on in
-        another session.
-
-        Raises:
-            SpoolFull: there was no room in all that time.
-            SpoolUncertain: the server could not be asked whether it has made the commit.
-            SpoolError: the spool can't be written.
-            BackupClosed: after `close`.
-        """
-        until = time.monotonic() + self._room.limits.timeout
-        waits = False
-        while True:
-            try:
-                self._renewing(lambda: self._turns.commit(recordings))
-            except SpoolFull:
-                if not waits:
-                    self._make_room()
-                waits = True
-                if time.monotonic() >= until:
-                    raise
-                time.sleep(WAIT_FOR_ROOM)
-            except ConnectionLost as error:
-                if time.monotonic() >= until:
-                    pending = self._pending
-                    if pending is not None and any(one is other for one in recordings for other in pending.recordings):
-                        raise SpoolUncertain(
-                            f"the events may be recorded, or not: {error.message}",
-                            hint="the same call, with the same recordings, records none of them twice",
-                        ) from error
-                    raise
-                time.sleep(_RECONNECT)
-            else:
-                return
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches opened at least `older_than` seconds ago. Returns how many."""
         return self._patiently(lambda: self._renewing(lambda: self._turns.alone(lambda: self._seal_older(older_than))))
 
-    def seal_due(self) -> int:
-        """Seal the batches that have reached the age limit. Returns how many."""
-        return self.seal(older_than=self._limits.age)
-
     def close(self) -> None:
         """Seal everything, and end the session. Nothing is recorded after that, and nothing that comes meanwhile slips between."""
         self._patiently(lambda: self._renewing(lambda: self._turns.alone(self._close)))
 
-    def check_room(self) -> None:
-        """Check that what is recorded now would find room. It waits for no commit, and changes nothing.
+    def _commit_by(self, until: float, recordings: Sequence[Recording]) -> None:
+        """Wait while the server cannot be reached.
 
         Raises:
-            SpoolFull: it would not.
-            SpoolError: the spool can't be looked at, or has lost what was acknowledged.
-            BackupClosed: after `close`.
+            SpoolUncertain: the server could not be asked whether it has made the commit.
         """
-        self._check_usable()
-        self._room.check(self._open_bytes)
+        try:
+            self._patiently(lambda: super(Writer, self)._commit_by(until, recordings), until)
+        except ConnectionLost as error:
+            pending = self._pending
+            if pending is not None and any(one is other for one in recordings for other in pending.recordings):
+                raise SpoolUncertain(
+                    f"the events may be recorded, or not: {error.message}",
+                    hint="the same call, with the same recordings, records none of them twice",
+                ) from error
+            raise
 
     def _check_usable(self) -> None:
-        if self._closed:
-            raise BackupClosed("the Backup is closed", hint="open a new one")
+        super()._check_usable()
         if self._failure is not None:
             raise self._failure
-
-    def _open_bytes(self) -> int:
-        # Copies first, because another thread may be recording: copying to a list is atomic.
-        return sum(batch.fill.spooled for batch in [*self._open.values(), *self._full])
-
-    def _make_room(self) -> None:
-        """Seal what is open, so that it can be uploaded and free space."""
-        try:
-            self.seal()
-        except SpoolError as error:
-            log.warning("sealing failed, retrying later: %s", error.one_line())
 
     def _close(self) -> None:
         if self._failure is not None:  # another process seals what is there, once the lease is over
@@ -427,9 +366,12 @@ class Writer:
             log.error("it is not in the quarantine: %s", failure.one_line())
         raise error
 
-    def _patiently(self, work: Callable[[], T]) -> T:
-        """Call `work`, and again for some seconds where the connection is lost: what became of the commit is asked first."""
-        until = time.monotonic() + _PATIENCE
+    def _patiently(self, work: Callable[[], T], until: float | None = None) -> T:
+        """Call `work`, and again until this time, or for some seconds, where the connection is lost.
+
+        What became of the commit is asked first.
+        """
+        until = time.monotonic() + _PATIENCE if until is None else until
         while True:
             try:
                 return work()

@@ -464,7 +464,7 @@ class Catalog:
 
     @writes
     def follow(self, db: sqlite3.Connection, store: int) -> list[tuple[str, int]]:
-        """Move to `store` the batches of stores that refused everything and that no session uses any more.
+        """Move to `store` the batches of stores that refused everything and that no session uses.
 
         Leaves batches that were claimed more often than released: their process was killed, perhaps after the object had arrived.
 

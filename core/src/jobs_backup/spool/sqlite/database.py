@@ -508,7 +508,7 @@ def _upgrade(connection: sqlite3.Connection, schema: str, statements: Sequence[s
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info(old_{table})").fetchall()]
         names_now = ", ".join(renamed.get(column, column) for column in columns)
         connection.execute(
-            f"INSERT OR REPLACE INTO {renamed.get(table, table)} ({names_now}) SELECT {', '.join(columns)} FROM old_{table}"  # noqa: S608 - our own names
+            f"INSERT OR REPLACE INTO {renamed.get(table, table)} ({names_now}) SELECT {', '.join(columns)} FROM old_{table}"
         )
         connection.execute(f"DROP TABLE old_{table}")
     for statement in statements:

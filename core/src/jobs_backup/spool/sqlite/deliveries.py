@@ -140,7 +140,7 @@ class Deliveries:
             "SELECT id, delete_after, location, delete_error, delete_hint, deletes_paused_until FROM stores ORDER BY id"
         ).fetchall():
             to_delete = _TO_DELETE[delete_after]
-            (objects,) = db.execute(f"SELECT count(*) FROM ({to_delete})", (id_,)).fetchone()  # noqa: S608 - our own text
+            (objects,) = db.execute(f"SELECT count(*) FROM ({to_delete})", (id_,)).fetchone()
             if objects:
                 waiting.append(WaitingDeletes(row[0], objects, *row[1:]))
         return waiting

@@ -165,7 +165,7 @@ REBUILT: Final = "UPDATE counters SET value=CAST((julianday('now')-2440587.5)*86
 # uploaded.
 _KNOWN: Final = (
     "UPDATE counters SET value=min(value, coalesce((SELECT min(first_at) FROM batches), value)) WHERE name='known_since'",
-    f"{REBUILT} AND (SELECT sum(iif(state='stored', batches, iif(state='deleted', -batches, 0))) FROM totals)"  # noqa: S608 - our own text
+    f"{REBUILT} AND (SELECT sum(iif(state='stored', batches, iif(state='deleted', -batches, 0))) FROM totals)"
     " > (SELECT count(*) FROM batches WHERE state='stored')",
 )
 UPGRADES: Final = {

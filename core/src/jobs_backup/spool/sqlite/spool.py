@@ -11,14 +11,15 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError, WrapperMissing
+from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.format.compression import GZIP, Compression
 from jobs_backup.hookspecs import hookimpl
 from jobs_backup.model import Batch, Body, Stream
 from jobs_backup.spool.acknowledger import Acknowledger
+from jobs_backup.spool.base import BaseSpool
 from jobs_backup.spool.batches import BatchHeader, BatchOptions, BatchRow
 from jobs_backup.spool.id_ranges import Numbering
-from jobs_backup.spool.ids import LOCAL_BITS, JobSet, origin_of
+from jobs_backup.spool.ids import LOCAL_BITS
 from jobs_backup.spool.interface import (
     Account,
     BatchLimits,
@@ -29,15 +30,12 @@ from jobs_backup.spool.interface import (
     Durability,
     InputPosition,
     QuotaLimits,
-    Recorded,
-    Recording,
-    Waiting,
-    WaitingDeletes,
 )
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch
 from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, SpooledBody, file_name, file_number
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import FilesLost, database_errors, read_beside
+from jobs_backup.spool.sqlite.deliveries import Deliveries
 from jobs_backup.spool.sqlite.disk import Ballast, make_directories, refuse_network
 from jobs_backup.spool.sqlite.locks import ProcessLock, Witness
 from jobs_backup.spool.sqlite.quarantine import Quarantine
@@ -57,7 +55,7 @@ _CATALOG_DAMAGED: Final = (
 )
 
 
-class SqliteSpool:
+class SqliteSpool(BaseSpool[Catalog, Deliveries, Writer]):
     """A spool in a directory.
 
     It has `catalog.db` (all state), `blobs/` (the bytes), `locks/` (one per process and input), `rejects/` (used by the command),
@@ -78,7 +76,7 @@ class SqliteSpool:
         prefix: str,
         instance_id: str,
         limits: BatchLimits,
-        room: QuotaLimits = QuotaLimits(),  # noqa: B008 - frozen
+        room: QuotaLimits = QuotaLimits(),
         durability: Durability = "full",
         compression: Compression = GZIP,
         wrappers: tuple[str, ...] = (),
@@ -136,7 +134,8 @@ class SqliteSpool:
                 wrappers=wrappers,
             )
             self._numbering = Numbering(self._catalog, placement, session.epoch)
-            self._acknowledger = Acknowledger(lambda jobs: self._catalog.deliveries.add(jobs, self._files.ends))
+            self._deliveries = self._catalog.deliveries
+            self._acknowledger = Acknowledger(lambda jobs: self._deliveries.add(jobs, self._files.ends))
             self._writer = Writer(
                 self._catalog,
                 self._files,
@@ -172,16 +171,7 @@ class SqliteSpool:
         """The directory of quarantined bytes."""
         return str(self.directory / "quarantine")
 
-    @property
-    def session(self) -> str:
-        """The name of this process's session."""
-        return self._writer.session.name
-
     # Recording
-
-    def append(self, recordings: Sequence[Recording]) -> None:
-        """Make the recordings durable. See `Writer.append`."""
-        self._writer.append(recordings)
 
     def check_room(self) -> None:
         """Check that there is space to record, and that the catalog is readable and is the one other processes see.
@@ -195,32 +185,6 @@ class SqliteSpool:
         self._catalog.last_batch()
         self._catalog.check_files()
         self._writer.check_files()
-
-    @property
-    def recorded(self) -> Recorded:
-        """Counts of what this process has recorded."""
-        return self._writer.recorded
-
-    @property
-    def acknowledged(self) -> int:
-        """Number of deliveries this process has acknowledged."""
-        return self._acknowledger.acknowledged
-
-    def number(self, stream: Stream, events: int) -> list[tuple[int, int]]:
-        """Issue ids for events that are not kept, as runs: (first, count)."""
-        return self._numbering.take(stream, events)
-
-    def on_sealed(self, call: Callable[[], None]) -> None:
-        """Register a function to call whenever this process has sealed something."""
-        self._writer.on_sealed = call
-
-    def seal(self) -> int:
-        """Seal this process's open batches. Returns how many."""
-        return self._writer.seal()
-
-    def seal_due(self) -> int:
-        """Seal this process's open batches that have reached the age limit. Returns how many."""
-        return self._writer.seal_due()
 
     @contextmanager
     def reading(self, source: str) -> Generator[bool]:
@@ -305,33 +269,9 @@ class SqliteSpool:
 
     # Deliveries
 
-    def delivered(self, jobs: JobSet) -> JobSet:
-        """Mark these jobs as delivered, durably. Returns the unknown ones."""
-        return self._acknowledger.add(jobs)
-
     def stream_of(self, job: int) -> Stream | None:
         """The stream of a raw event, past or present; None if the job is unknown."""
-        return self._catalog.deliveries.stream_of(job, self._files.ends)
-
-    def settle(self, failures: Sequence[tuple[int, int]]) -> None:
-        """Note failure records: (job, id of its record). A job is settled once its record is uploaded."""
-        self._catalog.deliveries.settle([(origin_of(failure)[1], job) for job, failure in failures])
-
-    def claim_deletes(self, limit: int) -> list[DueObject]:
-        """Claim objects to delete, since all their jobs were delivered."""
-        return self._catalog.deliveries.claim(self.store, self.session, self._delete_after, limit)
-
-    def has_deletes(self) -> bool:
-        """Whether `claim_deletes` would return any."""
-        return self._catalog.deliveries.has_due(self.store, self._delete_after)
-
-    def waiting_deletes(self) -> list[WaitingDeletes]:
-        """Pending deletes for each store."""
-        return self._catalog.deliveries.waiting()
-
-    def deleted(self, objects: Sequence[DueObject]) -> None:
-        """Mark these objects as deleted."""
-        self._catalog.deliveries.deleted(self.store, [one.batch for one in objects])
+        return self._deliveries.stream_of(job, self._files.ends)
 
     def give_back_deletes(self, retries: Sequence[tuple[DueObject, float | None]], error: JobsBackupError, *, pause: float) -> None:
         """Release objects whose delete failed; each may be claimed again after its seconds, or at any time if None.
@@ -339,11 +279,7 @@ class SqliteSpool:
         Nothing is deleted for `pause` seconds.
         """
         batches = [(one.batch, delay) for one, delay in retries]
-        self._catalog.deliveries.give_back(self.store, batches, error=str(error), hint=error.hint, pause=pause)
-
-    def retry_deletes(self) -> None:
-        """Make all failed deletes due now."""
-        self._catalog.deliveries.begin(self.store, self._delete_after)
+        self._deliveries.give_back(self.store, batches, error=str(error), hint=error.hint, pause=pause)
 
     def forget(self, age: float, after: int) -> int | None:
         """Forget batches uploaded, or at least opened, at least `age` seconds ago, unless something is left to do for them.
@@ -351,18 +287,9 @@ class SqliteSpool:
         Examines some with numbers above `after`. Returns where to continue; None at the end.
         """
         self._catalog.set_clock()
-        return self._catalog.deliveries.forget(age, after, _LOOKED_AT_ONCE, self._files.names())
+        return self._deliveries.forget(age, after, _LOOKED_AT_ONCE, self._files.names())
 
     # Uploading
-
-    def claim(self) -> Claim | None:
-        """Claim the batch for this store that has waited longest and can be uploaded now; None if there is none."""
-        claimed = self._catalog.claim(self.store, self.session)
-        return None if claimed is None else Claim(*claimed)
-
-    def has_claimable(self) -> bool:
-        """Whether `claim` would return a batch."""
-        return self._catalog.has_claimable(self.store)
 
     def give_back_claims(self) -> int:
         """Release all batches this process has claimed. Call it only while uploading nothing. Returns how many."""
@@ -398,32 +325,6 @@ class SqliteSpool:
         self._catalog.stored(batch.id, deletable_after=deletable_after)
         self._clean_up(batch.blobs)
 
-    def pin_content(self, made: Batch) -> None:
-        """Hold a batch to what its wrappers made of it at the first attempt.
-
-        Otherwise an upload could resume with other bytes, and encrypting them with the same key and nonce would reveal both
-        contents.
-
-        Args:
-            made: as returned by `ObjectStore.prepare`.
-
-        Raises:
-            WrapperMissing: the wrappers make something else now.
-        """
-        if not self._catalog.pin_content(made.id, f"{made.size}:{made.crc32c:08x}"):
-            raise WrapperMissing(
-                f"{made.key} would differ from the first attempt: a wrapper now makes other bytes of its batch",
-                hint="restore the earlier version and settings of the wrapper until the object is uploaded",
-            )
-
-    def doubt(self, key: str) -> None:
-        """Note that the store may hold other bytes under the key of a waiting batch."""
-        self._catalog.doubt(key)
-
-    def is_doubted(self, key: str) -> bool:
-        """Whether any process has noted a doubt about this key."""
-        return self._catalog.is_doubted(key)
-
     def skip(self, batch: Batch) -> None:
         """Mark a batch that was never attempted as not to be uploaded, because all of it was delivered."""
         self._catalog.skipped(batch.id)
@@ -436,27 +337,6 @@ class SqliteSpool:
         """
         self._quarantine.quarantine_batch(claim.batch, whole=claim.attempts > 1 or error.attempts > 1)
         self._clean_up(claim.batch.blobs)
-
-    def release(self, batch: Batch, error: JobsBackupError, *, delay: float, standing: str | None = None) -> None:
-        """Release a claimed batch whose upload failed; it may be claimed again after `delay` seconds.
-
-        `standing` is what is now known about the store: it has `refused` everything, or is `proven`, as it may have accepted
-        something.
-        """
-        self._catalog.release(batch.id, self.session, error=str(error), hint=error.hint, delay=delay, standing=standing)
-
-    def waiting(self, last: int | None = None) -> list[Waiting]:
-        """What is sealed but not uploaded, for each store; up to the batch number `last`, if given."""
-        return self._catalog.waiting(self.session, last)
-
-    def pause(self, error: JobsBackupError, *, seconds: float) -> None:
-        """Note for other processes that uploads pause for `seconds`, and why."""
-        self._catalog.pause(self.store, error=str(error), hint=error.hint, seconds=seconds)
-
-    @property
-    def unreadable(self) -> list[SpoolError]:
-        """Why some records of dead processes cannot be uploaded: those processes cannot be replaced yet."""
-        return list(self._unreadable.values())
 
     def quarantined(self, *, own: bool = False) -> list[Damage]:
         """Damage in quarantine; with `own`, only from what this process recorded."""
@@ -500,10 +380,6 @@ class SqliteSpool:
             return 0
         with self._files.open(name, only_reads=True) as blobs:
             return sum(blobs.spooled(row.id)[0] for row in rows)
-
-    def last_batch(self) -> int:
-        """The number of the most recently opened batch."""
-        return self._catalog.last_batch()
 
     def is_unsent(self, last: int) -> bool:
         """Whether a sealed batch of this process, up to the number `last`, is not uploaded yet."""
@@ -565,15 +441,10 @@ class SqliteSpool:
         Takes over what waits for stores that refused every attempt and so never got any of it: they were misconfigured, which has
         since been fixed. All other batches stay with their store. Retries that were waiting become due at once.
         """
-        for location, batches in self._catalog.follow(self.store):
-            log.warning(
-                "%s waited for %s, which never accepted anything, and now go to the bucket in the settings",
-                plural(batches, "batch"),
-                location,
-            )
+        self._follow_settings()
         self._catalog.free_claims()
         self._catalog.make_due(self.store)
-        self._catalog.deliveries.begin(self.store, self._delete_after)
+        self._deliveries.begin(self.store, self._delete_after)
         names, written = self._files.names(), self._catalog.blob_files()
         for name in names:  # their remover was killed
             session = name.partition("-")[0]
@@ -722,7 +593,7 @@ class SqliteSpool:
             return []
 
     def _take_over(self, name: str, witness: Witness | None, *, is_left: bool, is_whole: bool) -> list[InputPosition]:
-        """Seal what is open in a dead process's file, which no process writes any more. Returns its positions."""
+        """Seal what is open in a dead process's file, which no process writes. Returns its positions."""
         try:
             with self._files.open(name, only_reads=True) as blobs:
                 is_blank = blobs.is_blank()  # opening it for writing would change that
@@ -808,7 +679,7 @@ class SqliteSpool:
                 self._clean_up(name)
 
     def _clean_up(self, name: str) -> None:
-        """Remove a file that no process writes any more, once everything in it is uploaded; or retire it, if it is damaged.
+        """Remove a file that no process writes, once everything in it is uploaded; or retire it, if it is damaged.
 
         It is removed only if the catalog says that each batch in it is uploaded. It runs after the actual work, which must not
         count as failed now: the next process that starts to upload retries the removal.

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull
+from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Stream
+from jobs_backup.spool.base import BaseWriter
 from jobs_backup.spool.batches import BatchOptions
-from jobs_backup.spool.group_commit import GroupCommit
 from jobs_backup.spool.ids import job_index, local, origin_of
-from jobs_backup.spool.interface import BatchLimits, InputPosition, Recorded, Recording
+from jobs_backup.spool.interface import BatchLimits, InputPosition, Recording
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch
-from jobs_backup.spool.planning import WAIT_FOR_ROOM, Addition, due, plan
+from jobs_backup.spool.planning import Addition, due, plan
 from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, Changes, file_name
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import FilesLost
@@ -53,7 +53,7 @@ class Session(NamedTuple):
     blobs: BlobFile
 
 
-class Writer:
+class Writer(BaseWriter[Session]):
     """Record into this process's blob file. Any number of threads may append at once: they share commits."""
 
     def __init__(
@@ -71,69 +71,31 @@ class Writer:
         retire: Callable[[str], None],
         check_position: Callable[[InputPosition], None],
     ) -> None:
-        """Set up recording. `retire` removes a file that no process writes any more, once nothing in it is needed.
+        """Set up recording. `retire` removes a file that no process writes, once nothing in it is needed.
 
         Args:
             check_position: raises if a position must not be committed.
             renew: ends a session whose lock or file was lost, and begins another one.
             location: the store's, to which everything recorded is bound.
         """
+        super().__init__(session=session, limits=limits, room=room)
         self._catalog = catalog
         self._files = files
-        self._session = session
         self._renew = renew
         self._location = location
         self._placement = placement
-        self._limits = limits
-        self._room = room
         self._quarantine = quarantine
         self._retire = retire
         self._check_position = check_position
         self._blobs = session.blobs
         self._file_number = 0
         self._events = 0  # recorded into this file
-        self._open: dict[Stream, OpenBatch] = {}
-        self._full: list[OpenBatch] = []  # replaced by newer batches of their streams, and waiting to be sealed
         self._known = True
         self._since_look = 0  # bytes since the file's size was last checked
-        self._turns = GroupCommit[Sequence[Recording]](self._commit)
-        self._closed = False
-        self.recorded = Recorded()
-        self.on_sealed: Callable[[], None] = lambda: None
-        """Called when something was sealed."""
-
-    def append(self, recordings: Sequence[Recording]) -> None:
-        """Make the recordings durable: all are on the disk when it returns, none if it raises an error of the spool.
-
-        Waits for space. If this process's lock or file was lost or damaged, it continues in another session.
-
-        Raises:
-            SpoolFull: there was no space within the timeout.
-            SpoolError: the spool cannot be written.
-            BackupClosed: after `close`.
-        """
-        until = time.monotonic() + self._room.limits.timeout
-        waits = False
-        while True:
-            try:
-                self._renewing(lambda: self._turns.commit(recordings))
-            except SpoolFull:
-                if not waits:
-                    self._make_room()
-                waits = True
-                if time.monotonic() >= until:
-                    raise
-                time.sleep(WAIT_FOR_ROOM)
-            else:
-                return
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches opened at least `older_than` seconds ago. Returns how many."""
         return self._renewing(lambda: self._turns.alone(lambda: self._in_step(lambda: self._seal_older(older_than))))
-
-    def seal_due(self) -> int:
-        """Seal the batches that have reached the age limit. Returns how many."""
-        return self.seal(older_than=self._limits.age)
 
     def close(self) -> list[InputPosition]:
         """Seal everything, and refuse any further recording, including any that arrives meanwhile.
@@ -146,23 +108,6 @@ class Writer:
         """Close the file, whatever is in it."""
         self._blobs.close()
 
-    @property
-    def session(self) -> Session:
-        """The current session."""
-        return self._session
-
-    def check_room(self) -> None:
-        """Check that there is space to record. Waits for no commit, and changes nothing.
-
-        Raises:
-            SpoolFull: there is none.
-            SpoolError: the spool cannot be checked.
-            BackupClosed: after `close`.
-        """
-        if self._closed:
-            raise BackupClosed("the Backup is closed", hint="open a new one")
-        self._room.check(self._open_bytes)
-
     def check_files(self) -> None:
         """Check that this process's lock and file still exist. The next call that needs them replaces them.
 
@@ -171,17 +116,6 @@ class Writer:
         """
         self._session.lock.check()
         self._blobs.check_files()
-
-    def _open_bytes(self) -> int:
-        # Copies first, because another thread may be recording: copying to a list is atomic.
-        return sum(batch.fill.spooled for batch in [*self._open.values(), *self._full])
-
-    def _make_room(self) -> None:
-        """Seal what is open, so that it can be uploaded and free space."""
-        try:
-            self.seal()
-        except SpoolError as error:
-            log.warning("sealing failed, retrying later: %s", error.one_line())
 
     def _close(self) -> list[InputPosition]:
         self._seal_older(0.0)
@@ -206,8 +140,7 @@ class Writer:
         return len(batches)
 
     def _commit(self, group: Sequence[Sequence[Recording]]) -> None:
-        if self._closed:
-            raise BackupClosed("the Backup is closed", hint="open a new one")
+        self._check_usable()
         self._room.check(self._open_bytes)
         self._session.lock.check()
         self._seal_full(self._in_step(lambda: self._record(self._new(group))))
