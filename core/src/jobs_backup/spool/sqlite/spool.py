@@ -31,6 +31,7 @@ from jobs_backup.spool.interface import (
     QuotaLimits,
     Recorded,
     Recording,
+    Total,
     Waiting,
     WaitingDeletes,
 )
@@ -43,7 +44,9 @@ from jobs_backup.spool.sqlite.locks import ProcessLock, Witness
 from jobs_backup.spool.sqlite.quarantine import Quarantine
 from jobs_backup.spool.sqlite.quota import Quota
 from jobs_backup.spool.sqlite.sealing import seal_batches
+from jobs_backup.spool.sqlite.status import read_status, watch
 from jobs_backup.spool.sqlite.writer import Session, Writer
+from jobs_backup.spool.status import Limits, Status
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.logs import logger_of, plural
 
@@ -515,6 +518,18 @@ class SqliteSpool:
     def has_archiver(self) -> bool:
         """Whether a live process uploads."""
         return any(session == self.session or self._is_alive(session) for session in self._catalog.sessions(archives=True))
+
+    @property
+    def member(self) -> None:
+        """None: one machine alone uses the spool."""
+
+    def status(self, limits: Limits, rejects: Path | None) -> Status:
+        """The status of the whole spool."""
+        return read_status(self.directory, limits, rejects)
+
+    def watch(self, limits: Limits, rejects: Path | None) -> tuple[Status, list[Total]]:
+        """Poll: the status, and the totals."""
+        return watch(self.directory, limits, rejects)
 
     # Recovery and upkeep
 
