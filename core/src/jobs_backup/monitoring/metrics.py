@@ -67,7 +67,7 @@ HELP: Final = {
     "spool_processes": "Running processes that have it open, by whether they upload or only record (of the spool).",
     "fleet_expired_leases": "Processes whose lease is over, and that no other process has replaced yet (of the spool).",
     "fleet_segments": "Tables of waiting bytes in PostgreSQL (of the spool).",
-    "fleet_segment_bytes": "Bytes of these tables on the server's disk (of the spool).",
+    "fleet_segment_bytes": "Bytes of these tables on the disk of the server (of the spool).",
     "fleet_oldest_segment_seconds": "Age of the oldest table that takes no new batches, 0 if there is none (of the spool).",
     "fleet_xmin_age_transactions": "Transactions since the oldest snapshot in use, which vacuum respects (of the spool).",
     "sealed_events": "Events of sealed batches, since the spool was created (of the spool).",
