@@ -385,7 +385,7 @@ def uploaded(directory: Path, count: int) -> None:
 
 
 @pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
-def test_the_application_posts_through_the_balancer_also_without_one_of_the_recorders(fleet: list[dict[str, str]], tmp_path: Path) -> None:
+def test_the_application_posts_through_the_balancer_also_to_two_recorders(fleet: list[dict[str, str]], tmp_path: Path) -> None:
     assert HAPROXY is not None
     (free,) = free_ports(1)
     text = (DOCKER / "fleet/haproxy.cfg").read_text().replace(":::8080 v4v6", f"127.0.0.1:{free}")
