@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
+import time
+import urllib.request
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +24,14 @@ from buckets import events, file_environment
 from commands import run, start
 from generated import command
 from places import ROOT
+from postgres import Postgres
 from projects import PROJECTS, Environment, clean_environment
 from projects import run as run_command
+from servers import _free_ports as free_ports
 
 from jobs_backup.settings import Duration
 from jobs_backup.settings.base import report_unknown
-from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.core import CoreSettings, DatabaseSpool
 from jobs_backup.settings.env_file import read_env_file
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup_s3.settings import S3Settings
@@ -60,8 +64,15 @@ def composed(file: str) -> dict[str, dict[str, Any]]:
     }
 
 
-SERVICES: Final = [(file, name) for file in ("compose.yaml", "compose.archive.yaml") for name in composed(file)]
-OURS: Final = {("compose.yaml", "jobs-backup"): "serve", ("compose.archive.yaml", "archive"): "archive"}
+FLEET: Final = "compose.fleet.yaml"
+RECORDERS: Final = ("recorder-1", "recorder-2", "recorder-3")
+SERVICES: Final = [(file, name) for file in ("compose.yaml", "compose.archive.yaml", FLEET) for name in composed(file)]
+OURS: Final = {
+    ("compose.yaml", "jobs-backup"): "serve",
+    ("compose.archive.yaml", "archive"): "archive",
+    **dict.fromkeys([(FLEET, name) for name in RECORDERS], "serve"),
+}
+HAPROXY: Final = shutil.which("haproxy")
 every_service = pytest.mark.parametrize(("file", "name"), SERVICES, ids=[f"{file}-{name}" for file, name in SERVICES])
 
 
@@ -151,7 +162,7 @@ def test_the_image_s_build_works_without_docker(tmp_path: Path) -> None:
             run_command("sh", "-euc", script, cwd=source, env=environment)
     python = tmp_path / "opt/bin/python"
     assert not (tmp_path / "opt/bin/pip").exists()
-    code = "import azure.identity, google.cloud.storage, cryptography, uvicorn, prometheus_client; print('all')"
+    code = "import azure.identity, google.cloud.storage, cryptography, psycopg_pool, uvicorn, prometheus_client; print('all')"
     assert run_command(python, "-I", "-c", code, env=clean_environment()) == "all\n"
     shown = run_command(tmp_path / "opt/bin/jobs-backup", "providers", env=clean_environment())
     assert {"AZURE_BLOB", "FILE", "GCS"} <= set(shown.split())
@@ -192,11 +203,12 @@ def test_our_services_have_the_time_that_they_need_and_a_volume(file: str, name:
     settings = CoreSettings.from_environment(service["environment"])
     assert service["command"] == [OURS[file, name]]
     assert Duration.parse(service["stop_grace_period"]) >= settings.shutdown_grace + 5
-    assert f"spool:{settings.spool_dir}" in service["volumes"]
+    assert (file == FLEET) == ("volumes" not in service) == isinstance(settings.spool_place, DatabaseSpool)
+    if file != FLEET:
+        assert f"spool:{settings.spool_dir}" in service["volumes"]
     assert service["user"] == last("USER")
-    assert (
-        ROOT / "contrib/docker" / service["build"]["context"] / service["build"]["dockerfile"]
-    ).resolve() == DOCKER / "Dockerfile"
+    (build,) = (one["build"] for one in composed(file).values() if "build" in one)
+    assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == DOCKER / "Dockerfile"
 
 
 def test_who_records_beside_archive_shares_its_settings_user_and_spool() -> None:
@@ -287,3 +299,110 @@ def test_the_example_that_records_needs_nobody_who_sends(tmp_path: Path) -> None
 
 def test_the_env_file_fits_the_image() -> None:
     assert read_env_file(DOCKER / "docker.env", {})["JOBS_BACKUP_SPOOL_DIR"] == image_environment()["JOBS_BACKUP_SPOOL_DIR"]
+
+
+def fleets_environment(name: str) -> dict[str, str]:
+    variables: dict[str, str] = composed(FLEET)[name]["environment"]
+    return variables
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, database_server: Postgres) -> Iterator[list[dict[str, str]]]:
+    """The environments of the recorders, with a server and a bucket of the tests. The database is made as the trial's is."""
+    script = (DOCKER / "fleet/user.sql").read_text().replace("CREATE USER recorder", "CREATE ROLE recorder LOGIN")
+    changed = ("JOBS_BACKUP_STORAGE_PROVIDER", "JOBS_BACKUP_BUCKET")
+    bucket = file_environment(tmp_path)
+    with database_server.database() as database:
+        with database_server.admin() as connection:
+            connection.execute(script.replace("DATABASE events", f"DATABASE {database}"))
+        own = {
+            **{name: bucket[name] for name in changed},
+            "JOBS_BACKUP_SPOOL": database_server.url(database, user="recorder"),
+            "JOBS_BACKUP_LOG_FORMAT": "text",
+            "JOBS_BACKUP_UPLOAD_FREQUENCY": "1s",
+        }
+        try:
+            yield [{**fleets_environment(name), **own} for name in RECORDERS]
+        finally:
+            database_server.drop(database)
+            with database_server.admin() as connection:
+                connection.execute("DROP ROLE recorder")
+
+
+def test_the_recorders_of_the_fleet_differ_in_their_names_alone() -> None:
+    environments = [fleets_environment(name) for name in RECORDERS]
+    names = [one.pop("INSTANCE_ID") for one in environments]
+    assert len(set(names)) == 3
+    assert environments[0] == environments[1] == environments[2]
+    url = CoreSettings.from_environment({**environments[0], "INSTANCE_ID": "x"}).spool_place
+    services = composed(FLEET)
+    database = services["postgresql"]
+    assert str(url) == f"postgresql://postgresql/{database['environment']['POSTGRES_DB']}"
+    user, password = re.fullmatch(r".*//(\w+):([\w-]+)@.*", environments[0]["JOBS_BACKUP_SPOOL"]).groups()  # type: ignore[union-attr]
+    assert f"CREATE USER {user} PASSWORD '{password}';" in (DOCKER / "fleet/user.sql").read_text()
+
+
+def test_the_balancer_knows_each_recorder_and_asks_whether_it_is_ready() -> None:
+    settings = fleets_environment(RECORDERS[0])
+    text = (DOCKER / "fleet/haproxy.cfg").read_text()
+    servers = re.findall(r"^    server (\S+) (\S+)$", text, re.MULTILINE)
+    assert servers == [(name, f"{name}:{settings['JOBS_BACKUP_SERVER_PORT']}") for name in RECORDERS]
+    assert f"check port {settings['JOBS_BACKUP_METRICS_PORT']} " in text
+    assert "option httpchk GET /readyz" in text
+    balancer = composed(FLEET)["balancer"]
+    assert set(balancer["depends_on"]) == set(RECORDERS)
+    (port,) = re.findall(r"bind :::(\d+) v4v6", text)
+    assert balancer["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert composed(FLEET)["application"]["environment"]["BACKUP_URL"] == f"http://balancer:{port}"
+
+
+def posted(port: str, token: str, path: str, body: object) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        data=json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return dict(json.load(answer))
+
+
+def test_each_recorder_of_the_fleet_takes_the_others_acknowledgements(fleet: list[dict[str, str]], tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(serving(one))[0] for one in fleet]
+        token = fleet[0]["JOBS_BACKUP_SERVER_TOKEN"]
+        jobs = [posted(port, token, "/v1/events?source_id=web", [{"n": n}])["jobs"] for n, port in enumerate(ports)]
+        for port, of_another in zip(ports, jobs[1:] + jobs[:1], strict=True):
+            assert posted(port, token, "/v1/delivered", of_another) == {"acknowledged": 1}
+    assert list(events(tmp_path)) == [], "all were delivered, and deleted or never uploaded"
+
+
+def uploaded(directory: Path, count: int) -> None:
+    """Wait until so many events are in the bucket: a recorder that ends while others have events reports that some wait."""
+    until = time.monotonic() + 60
+    while len(list(events(directory))) < count:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+def test_the_application_posts_through_the_balancer_also_to_two_recorders(fleet: list[dict[str, str]], tmp_path: Path) -> None:
+    assert HAPROXY is not None
+    (free,) = free_ports(1)
+    text = (DOCKER / "fleet/haproxy.cfg").read_text().replace(":::8080 v4v6", f"127.0.0.1:{free}")
+    text = text.replace("/tmp/haproxy.sock", str(tmp_path / "haproxy.sock"))
+    application = composed(FLEET)["application"]
+    script = DOCKER / application["volumes"][0].split(":")[0]
+    with contextlib.ExitStack() as stack:
+        with serving(fleet[0]) as (first, first_metrics):
+            running = [(first, first_metrics), *(stack.enter_context(serving(one)) for one in fleet[1:])]
+            for name, (port, metrics) in zip(RECORDERS, running, strict=True):
+                text = text.replace(f"{name}:8080", f"127.0.0.1:{port} port {metrics}")
+            (tmp_path / "haproxy.cfg").write_text(text.replace("check port 9464", "check"))
+            balancer = stack.enter_context(subprocess.Popen([HAPROXY, "-db", "-f", str(tmp_path / "haproxy.cfg")]))
+            stack.callback(balancer.terminate)
+            posting = {**application["environment"], "BACKUP_URL": f"http://127.0.0.1:{free}", "EVENTS": "100"}
+            subprocess.run([sys.executable, script], env=posting, check=True, timeout=120, capture_output=True)
+            uploaded(tmp_path, 100)
+        subprocess.run([sys.executable, script], env=posting, check=True, timeout=120, capture_output=True)
+        uploaded(tmp_path, 200)
+    assert sorted(event["payload"]["n"] for event in events(tmp_path)) == sorted([*range(100)] * 2)

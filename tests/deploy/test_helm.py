@@ -19,7 +19,7 @@ import yaml
 from places import ROOT
 
 from jobs_backup.settings import Duration, Settings
-from jobs_backup.settings.core import CoreSettings
+from jobs_backup.settings.core import CoreSettings, DatabaseSpool
 from jobs_backup.settings.server import ServerSettings
 from jobs_backup_gcs.settings import GcsSettings
 from jobs_backup_s3.settings import MinioSettings, S3Settings, SpacesSettings
@@ -34,6 +34,8 @@ if not HELM.exists():
     pytest.skip("there is no build/helm/helm: make helm", allow_module_level=True)
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: make lint")
 
+FLEETS: Final = ("fleet", "fleet-archive")
+"""Configurations with a spool in PostgreSQL."""
 CONFIGURATIONS: Final = sorted(path.stem for path in (KUBERNETES / "ci").glob("*.yaml"))
 PROVIDERS: Final[dict[str, type[Settings]]] = {
     "S3": S3Settings, "GCS": GcsSettings, "MINIO": MinioSettings, "DIGITAL_OCEAN_SPACES": SpacesSettings,
@@ -44,6 +46,7 @@ SECRETS: Final = (
 )  # fmt: skip
 """Secrets that the configurations contain as plain values."""
 Document = dict[str, Any]
+every_fleet = pytest.mark.parametrize("name", FLEETS)
 everything = pytest.mark.parametrize("name", [*CONFIGURATIONS, "sidecar-chart"])
 
 
@@ -83,8 +86,14 @@ def of_kind(documents: tuple[Document, ...], kind: str) -> Document:
     return found
 
 
+def workload_of(documents: tuple[Document, ...]) -> Document:
+    (found,) = (document for document in documents if document["kind"] in ("StatefulSet", "Deployment"))
+    spec: Document = found["spec"]
+    return spec
+
+
 def pod_of(documents: tuple[Document, ...]) -> Document:
-    spec: Document = of_kind(documents, "StatefulSet")["spec"]["template"]["spec"]
+    spec: Document = workload_of(documents)["template"]["spec"]
     return spec
 
 
@@ -146,9 +155,13 @@ def test_each_variable_is_a_setting_and_the_settings_can_be_read(name: str, docu
     assert len(variables) == len(container["env"]), "one stands there twice"
     # As the cluster fills them in: from the pod, or from a Secret.
     filled = {one["name"]: "pod-0" for one in container["env"] if "value" not in one}
+    if "JOBS_BACKUP_SPOOL" in filled:
+        filled["JOBS_BACKUP_SPOOL"] = "postgresql://user@host/database"
     settings = CoreSettings.from_environment(variables | filled)
     assert settings.metrics_host == "::"
-    assert str(settings.spool_dir) in {one["mountPath"] for one in container["volumeMounts"]}
+    mounts = {one["mountPath"] for one in container["volumeMounts"]}
+    assert (settings.spool_dir is None) == (name in FLEETS)
+    assert isinstance(settings.spool_place, DatabaseSpool) if name in FLEETS else str(settings.spool_dir) in mounts
     ServerSettings.from_environment(variables)
     assert "JOBS_BACKUP_PREFIX" in variables
     assert settings.prefix == ("" if name in ("s3-irsa", "gcs-key-inline", "minio", "spaces") else "backups")
@@ -175,7 +188,7 @@ def test_pods_may_do_no_more_than_they_need(documents: tuple[Document, ...]) -> 
     assert pod["enableServiceLinks"] is False, "Kubernetes would set JOBS_BACKUP_PORT"
     mounts = container_of(documents)["volumeMounts"]
     assert "/tmp" in {one["mountPath"] for one in mounts}
-    claims = {one["metadata"]["name"] for one in of_kind(documents, "StatefulSet")["spec"]["volumeClaimTemplates"]}
+    claims = {one["metadata"]["name"] for one in workload_of(documents).get("volumeClaimTemplates", ())}
     assert {one["name"] for one in mounts} <= {one["name"] for one in pod["volumes"]} | claims
 
 
@@ -202,7 +215,7 @@ def test_probes_ask_where_it_answers_without_a_token(documents: tuple[Document, 
     assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] >= 300
 
 
-@everything
+@pytest.mark.parametrize("name", [*(one for one in CONFIGURATIONS if one not in FLEETS), "sidecar-chart"])
 def test_what_waits_outlives_the_pod(documents: tuple[Document, ...]) -> None:
     spec = of_kind(documents, "StatefulSet")["spec"]
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
@@ -225,6 +238,72 @@ def test_secrets_are_in_secrets_alone_and_nothing_is_a_placeholder(documents: tu
 def test_there_are_keys_only_where_some_are_given() -> None:
     with_keys = {name for name in CONFIGURATIONS if "AWS_ACCESS_KEY_ID" in environment(container_of(configured(name)))}
     assert with_keys == {"s3-static-keys", "existing-secret", "archive"}
+
+
+@every_fleet
+def test_a_fleet_needs_no_volume_and_is_replaced_without_a_gap(documents: tuple[Document, ...]) -> None:
+    spec = of_kind(documents, "Deployment")["spec"]
+    assert [one["kind"] for one in documents if one["kind"] in ("StatefulSet", "PersistentVolumeClaim")] == []
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}}
+    labels = spec["template"]["metadata"]["labels"].items()
+    assert spec["selector"]["matchLabels"].items() <= labels
+    assert of_kind(documents, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].items() <= labels
+    pod = pod_of(documents)
+    used = {one["name"] for one in container_of(documents)["volumeMounts"]}
+    assert used == {one["name"] for one in pod["volumes"]}
+    assert [one for one in pod["volumes"] if "persistentVolumeClaim" in one] == []
+
+
+def test_the_strategy_can_be_changed() -> None:
+    surge = configured("fleet", "--set", "updateStrategy.rollingUpdate.maxSurge=1")
+    assert workload_of(surge)["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    recreate = configured("fleet", "--set", "updateStrategy.type=Recreate")
+    assert workload_of(recreate)["strategy"] == {"type": "Recreate"}
+    for document in (*surge, *recreate):
+        if document["kind"] == "Deployment":
+            kubernetes_validate.validate(document, OLDEST, strict=True)
+
+
+def test_the_autoscaler_alone_decides_how_many_pods_there_are() -> None:
+    documents = configured("fleet")
+    scaler = of_kind(documents, "HorizontalPodAutoscaler")["spec"]
+    assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "events-jobs-backup"}
+    assert of_kind(documents, "Deployment")["metadata"]["name"] == "events-jobs-backup"
+    assert "replicas" not in workload_of(documents), "each upgrade would undo what it decided"
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 20)
+    (metric,) = scaler["metrics"]
+    assert metric["containerResource"]["container"] in {one["name"] for one in pod_of(documents)["containers"]}
+    assert "cpu" in container_of(documents)["resources"]["requests"], "a share of nothing is not known"
+    assert workload_of(configured("fleet-archive"))["replicas"] == 2
+
+
+def test_a_password_is_read_from_the_secret_for_each_connection() -> None:
+    documents = configured("fleet")
+    container = container_of(documents)
+    variables = environment(container)
+    place = CoreSettings.from_environment(variables | {"INSTANCE_ID": "pod-0"}).spool_place
+    assert isinstance(place, DatabaseSpool)
+    command, file = place.password_command.split()
+    assert command == "cat"
+    (mount,) = (one for one in container["volumeMounts"] if one["mountPath"] == str(Path(file).parent))
+    (volume,) = (one["secret"] for one in pod_of(documents)["volumes"] if one["name"] == mount["name"])
+    assert volume["secretName"] == "jobs-backup-database"
+    assert volume["items"] == [{"key": "db-password", "path": Path(file).name}]
+    assert mount["readOnly"]
+
+
+def test_without_a_url_the_secret_holds_it() -> None:
+    container = container_of(configured("fleet-archive"))
+    reference = {"secretKeyRef": {"name": "jobs-backup-database", "key": "JOBS_BACKUP_SPOOL"}}
+    assert json.loads(environment(container)["JOBS_BACKUP_SPOOL"]) == reference
+    assert environment(container)["JOBS_BACKUP_SPOOL_PASSWORD_COMMAND"] == "python /etc/jobs-backup/token/token.py"
+    assert "/etc/jobs-backup/postgresql" not in {one["mountPath"] for one in container["volumeMounts"]}
+
+
+def test_a_sidecar_of_a_fleet_asks_for_no_claim(application: Path) -> None:
+    code, output = helm("template", "events", application, "--set", "jobs-backup.spool.postgresql.url=postgresql://u@host/d")
+    assert code != 0
+    assert "with spool.postgresql there is no claim; remove the call" in output
 
 
 @everything
@@ -349,6 +428,15 @@ WRONG: Final = [
     ("minio", "mode=archive", "/extraContainers"),
     ("s3-irsa", "mode=sidecar", "/networkPolicy/enabled"),
     ("minio", "mode=deployment", "/mode"),
+    ("minio", "autoscaling.enabled=true", "/spool/postgresql"),
+    ("fleet", "autoscaling.minReplicas=21", "autoscaling.minReplicas is 21: it has to be at most autoscaling.maxReplicas, 20"),
+    ("fleet", "spool.postgresql.url=postgresql://u:secret@host/d", "/spool/postgresql/url"),
+    ("fleet", "spool.postgresql.url=postgresql://u@host/d?password=secret", "/spool/postgresql/url"),
+    ("fleet", "spool.postgresql.url=mysql://u@host/d", "/spool/postgresql/url"),
+    ("fleet", "spool.postgresql.passwordCommand=token", "/spool/postgresql"),
+    ("fleet-archive", "spool.postgresql.existingSecret=", "/spool/postgresql"),
+    ("fleet-archive", "spool.postgresql.pool=3", "'pool' not allowed"),
+    ("fleet-archive", "extraEnv[0].name=JOBS_BACKUP_SPOOL_DIR,extraEnv[0].value=/x", "JOBS_BACKUP_SPOOL_DIR is set by the chart"),
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 Other charts may call those without an underscore, with this chart's scope: `(index .Subcharts "jobs-backup")`.
   jobs-backup.container                      a list item: the container
   jobs-backup.volumes                        list items: what it mounts, except the spool
-  jobs-backup.volumeClaimTemplate            a list item: the spool, for a StatefulSet
+  jobs-backup.volumeClaimTemplate            a list item: the spool, for a StatefulSet; none with `spool.postgresql`
   jobs-backup.env, jobs-backup.envFrom, jobs-backup.volumeMounts
                                              list items: for a container that records with the library
   jobs-backup.serviceAccountName, jobs-backup.terminationGracePeriodSeconds
@@ -50,6 +50,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- else }}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
 {{- end }}
+{{- end }}
+
+{{/* Whether the spool is in PostgreSQL, which any number of pods share. */}}
+{{- define "jobs-backup._isFleet" -}}
+{{- if or .Values.spool.postgresql.url .Values.spool.postgresql.existingSecret }}true{{ end }}
+{{- end }}
+
+{{/* The Secret with the database's password, if it is one: with a URL in the Secret, the password is part of that. */}}
+{{- define "jobs-backup._passwordSecret" -}}
+{{- with .Values.spool.postgresql }}{{ if .url }}{{ .existingSecret }}{{ end }}{{ end }}
 {{- end }}
 
 {{/* `serve` or `archive`. */}}
@@ -144,8 +154,29 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
     fieldRef:
       fieldPath: metadata.name
   {{- end }}
+{{- if include "jobs-backup._isFleet" . }}
+{{- with .Values.spool.postgresql }}
+{{- if .url }}
+- name: JOBS_BACKUP_SPOOL
+  value: {{ .url | quote }}
+{{- else }}
+{{ include "jobs-backup._fromSecret" (dict "name" "JOBS_BACKUP_SPOOL" "secret" .existingSecret "key" .keys.url) | trim }}
+{{- end }}
+{{- end }}
+{{- if include "jobs-backup._passwordSecret" . }}
+# A file and not a variable: it is read for each connection, so a new password needs no restart.
+- name: JOBS_BACKUP_SPOOL_PASSWORD_COMMAND
+  value: cat /etc/jobs-backup/postgresql/password
+{{- else }}
+{{ include "jobs-backup._if" (dict "name" "JOBS_BACKUP_SPOOL_PASSWORD_COMMAND" "value" .Values.spool.postgresql.passwordCommand) | trim }}
+{{- end }}
+# The image sets it, and both together are refused.
+- name: JOBS_BACKUP_SPOOL_DIR
+  value: ""
+{{- else }}
 - name: JOBS_BACKUP_SPOOL_DIR
   value: {{ .Values.spool.mountPath | quote }}
+{{- end }}
 - name: JOBS_BACKUP_SHUTDOWN_GRACE
   value: {{ printf "%ds" (int .Values.shutdownGrace) | quote }}
 {{ include "jobs-backup._if" (dict "name" "JOBS_BACKUP_SPOOL_MAX_BYTES" "value" .Values.spool.maxBytes) }}
@@ -218,7 +249,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $names := list }}
 {{- range concat $own (include "jobs-backup._processEnv" . | fromYamlArray) }}{{ $names = append $names .name }}{{ end }}
 {{- range .Values.extraEnv }}
-{{- if has .name $names }}{{ fail (printf "extraEnv: %s is set by the chart, from other values, or stands there twice" .name) }}{{ end }}
+{{- if has .name $names }}{{ fail (printf "extraEnv: %s is set by the chart, from other values, or is listed twice" .name) }}{{ end }}
 {{- $names = append $names .name }}
 {{- end }}
 {{- concat $own .Values.extraEnv | toYaml }}
@@ -233,8 +264,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "jobs-backup.volumeMounts" -}}
+{{- if not (include "jobs-backup._isFleet" .) }}
 - name: jobs-backup-spool
   mountPath: {{ .Values.spool.mountPath }}
+{{- end }}
+{{- if include "jobs-backup._passwordSecret" . }}
+- name: jobs-backup-postgresql
+  mountPath: /etc/jobs-backup/postgresql
+  readOnly: true
+{{- end }}
 {{- if include "jobs-backup._hasKeyFile" . }}
 - name: jobs-backup-gcs
   mountPath: {{ .Values.gcs.mountPath }}
@@ -254,6 +292,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       - key: {{ .Values.gcs.key }}
         path: {{ .Values.gcs.key }}
 {{- end }}
+{{- with include "jobs-backup._passwordSecret" . }}
+- name: jobs-backup-postgresql
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: {{ $.Values.spool.postgresql.keys.password }}
+        path: password
+{{- end }}
 {{- if and .Values.server.tls.existingSecret (eq (include "jobs-backup._command" .) "serve") }}
 - name: jobs-backup-tls
   secret:
@@ -266,6 +313,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "jobs-backup.volumeClaimTemplate" -}}
+{{- if include "jobs-backup._isFleet" . }}{{ fail "jobs-backup.volumeClaimTemplate: with spool.postgresql there is no claim; remove the call" }}{{ end }}
 - metadata:
     name: jobs-backup-spool
     labels:
@@ -333,7 +381,9 @@ httpGet:
   securityContext:
     {{- toYaml .Values.securityContext | nindent 4 }}
   volumeMounts:
-    {{- include "jobs-backup.volumeMounts" . | nindent 4 }}
+    {{- with include "jobs-backup.volumeMounts" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
     - name: jobs-backup-tmp
       mountPath: /tmp
     {{- if and .Values.server.tls.existingSecret (eq (include "jobs-backup._command" .) "serve") }}
@@ -354,8 +404,64 @@ httpGet:
 {{- if eq $root.Values.mode "archive" }}
 {{- $_ := set $container "env" (concat (include "jobs-backup.env" $root | fromYamlArray) (default list .env)) }}
 {{- with concat $root.Values.extraEnvFrom (default list .envFrom) }}{{ $_ := set $container "envFrom" . }}{{ end }}
-{{- $_ := set $container "volumeMounts" (concat (include "jobs-backup.volumeMounts" $root | fromYamlArray) (default list .volumeMounts)) }}
+{{- $_ := set $container "volumeMounts" (concat (include "jobs-backup.volumeMounts" $root | fromYamlArray | default list) (default list .volumeMounts)) }}
 {{- end }}
 {{ list $container | toYaml }}
 {{- end }}
+{{- end }}
+
+{{/* The pods of a StatefulSet, or of a fleet's Deployment. */}}
+{{- define "jobs-backup._podTemplate" -}}
+metadata:
+  labels:
+    {{- include "jobs-backup.selectorLabels" . | nindent 4 }}
+    {{- with .Values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  annotations:
+    kubectl.kubernetes.io/default-container: jobs-backup
+    {{- with include "jobs-backup._secretData" . }}
+    checksum/secret: {{ sha256sum . }}
+    {{- end }}
+    {{- with .Values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ include "jobs-backup.serviceAccountName" . }}
+  automountServiceAccountToken: {{ .Values.automountServiceAccountToken }}
+  # Otherwise Kubernetes sets JOBS_BACKUP_PORT and the like for a Service named jobs-backup.
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: {{ include "jobs-backup.terminationGracePeriodSeconds" . }}
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  securityContext:
+    {{- toYaml .Values.podSecurityContext | nindent 4 }}
+  containers:
+    {{- include "jobs-backup.container" . | nindent 4 }}
+    {{- with include "jobs-backup._extraContainers" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+  volumes:
+    {{- include "jobs-backup.volumes" . | nindent 4 }}
+  {{- with .Values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.topologySpreadConstraints }}
+  topologySpreadConstraints:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end }}

@@ -19,7 +19,6 @@ from jobs_backup.backup.backup import Backup, session_of
 from jobs_backup.backup.session import Session
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.model import Kind
-from jobs_backup.spool.engines import watch
 from jobs_backup.spool.interface import Total
 from jobs_backup.spool.status import Limits, Status
 from jobs_backup.util.histogram import Histogram
@@ -50,6 +49,12 @@ HELP: Final = {
     "attempt_seconds": "Seconds of an attempt, successful or not (of this process).",
     "http_requests": "Requests to 'serve', by path ('other' for unknown ones) and status (of this process).",
     "http_request_seconds": "Seconds until a request was answered, including the time to receive its body (of this process).",
+    "fleet_lease_seconds": "Seconds until other processes may replace this one, unless it renews its lease (of this process).",
+    "fleet_takeovers": "Dead processes that it has replaced (of this process).",
+    "fleet_lost_sessions": "Times another process replaced it, because its lease was over (of this process).",
+    "fleet_connections": "Connections to PostgreSQL in its pool, by state: 'idle' or 'used' (of this process).",
+    "fleet_max_connections": "Maximum connections in its pool (of this process).",
+    "fleet_waiting_threads": "Threads that wait for a connection (of this process).",
     "scrape_errors": "Scrapes without the metrics of the spool, because it could not be read (of this process).",
     "behind": "1 if the backup is behind: see 'jobs-backup status' (of the spool).",
     "spool_events": "Waiting events, in open and in sealed batches (of the spool).",
@@ -60,6 +65,11 @@ HELP: Final = {
     "spool_free_bytes": "Free bytes on the disk (of the spool).",
     "spool_min_free_bytes": "JOBS_BACKUP_SPOOL_MIN_FREE: recording stops there (of the spool).",
     "spool_processes": "Running processes that have it open, by whether they upload or only record (of the spool).",
+    "fleet_expired_leases": "Processes whose lease is over, and that no other process has replaced yet (of the spool).",
+    "fleet_segments": "Tables of waiting bytes in PostgreSQL (of the spool).",
+    "fleet_segment_bytes": "Bytes of these tables on the disk of the server (of the spool).",
+    "fleet_oldest_segment_seconds": "Age of the oldest table that takes no new batches, 0 if there is none (of the spool).",
+    "fleet_xmin_age_transactions": "Transactions since the oldest snapshot in use, which vacuum respects (of the spool).",
     "sealed_events": "Events of sealed batches, since the spool was created (of the spool).",
     "sealed_bytes": "Bytes of their objects (of the spool).",
     "sealed_raw_bytes": "Bytes of their lines, before compression (of the spool).",
@@ -132,7 +142,7 @@ class Metrics(Collector):
             begun = time.monotonic()
             if begun >= self._looked_until:
                 try:
-                    self._found = watch(settings.spool_place, Limits.of(settings), settings.rejects_path)
+                    self._found = self._session.spool.watch(Limits.of(settings), settings.rejects_path)
                 except (JobsBackupError, OSError) as failure:
                     self._found = None
                     self._errors += 1
@@ -160,6 +170,14 @@ class Metrics(Collector):
         for hook, histogram in sorted(store.attempt_seconds.copy().items()):
             seconds.add_metric([hook], *_buckets(histogram))
         yield seconds
+        if (member := session.spool.member) is not None:
+            yield _gauge("fleet_lease_seconds", member.lease)
+            yield _counter("fleet_takeovers", member.takeovers)
+            yield _counter("fleet_lost_sessions", member.lost_sessions)
+            connections = {"idle": member.idle, "used": member.connections - member.idle}
+            yield _gauges("fleet_connections", "state", connections)
+            yield _gauge("fleet_max_connections", member.max_connections)
+            yield _gauge("fleet_waiting_threads", member.waiting)
         yield _counter("scrape_errors", self._errors)
 
     def _of_spool(self, status: Status, totals: list[Total]) -> Iterator[Metric]:
@@ -178,6 +196,12 @@ class Metrics(Collector):
             yield _gauge("spool_min_free_bytes", settings.spool_min_free)
         alive = [one.sends for one in status.processes if one.alive]
         yield _gauges("spool_processes", "role", {"sends": alive.count(True), "records": alive.count(False)})
+        if (database := status.database) is not None:
+            yield _gauge("fleet_expired_leases", sum(not one.alive for one in status.processes))
+            yield _gauge("fleet_segments", database.segments)
+            yield _gauge("fleet_segment_bytes", database.segment_bytes)
+            yield _gauge("fleet_oldest_segment_seconds", database.oldest_segment)
+            yield _gauge("fleet_xmin_age_transactions", database.xmin_age)
         for metric, state, column in _TOTALS:
             yield _by_kind(metric, {one.kind: getattr(one, column) for one in totals if one.state == state})
         yield _gauge("last_stored_timestamp_seconds", max(one.stored_at for one in totals if one.state == "stored"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs_backup.format.keys import clean_prefix
 from jobs_backup.settings.core import CoreSettings, SpoolPlace
-from jobs_backup.spool.interface import BatchLimits, QuotaLimits, Spool, SpoolReader, Total
+from jobs_backup.spool.interface import BatchLimits, QuotaLimits, Spool, SpoolReader
 from jobs_backup.spool.status import Limits, Status
 
 
@@ -79,21 +79,6 @@ def read_status(place: SpoolPlace, limits: Limits = Limits(), rejects: Path | No
     from jobs_backup.spool.postgresql import status as of_database
 
     return of_database.read_status(place, limits, rejects)
-
-
-def watch(place: SpoolPlace, limits: Limits, rejects: Path | None = None) -> tuple[Status, list[Total]]:
-    """Poll a spool that this process has open, without blocking other users or being blocked by them.
-
-    Raises:
-        SpoolError: it cannot be read.
-    """
-    if isinstance(place, Path):
-        from jobs_backup.spool.sqlite import status
-
-        return status.watch(place, limits, rejects)
-    from jobs_backup.spool.postgresql import status as of_database
-
-    return of_database.watch(place, limits, rejects)
 
 
 def open_reader(place: SpoolPlace) -> AbstractContextManager[SpoolReader]:

@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from jobs_backup.errors import JobsBackupError, SpoolCorrupt, SpoolError
 from jobs_backup.model import Batch, Body, Kind, Part, Stream, Upload
 from jobs_backup.spool.ids import JobSet
+from jobs_backup.spool.status import Limits, MemberStatus, Status
 from jobs_backup.util.histogram import Histogram
 
 Durability = Literal["full", "process"]
@@ -519,6 +521,26 @@ class SpoolAccount(Protocol):
 
     def has_archiver(self) -> bool:
         """Whether a live process uploads."""
+        ...
+
+    @property
+    def member(self) -> MemberStatus | None:
+        """This process as one of a fleet; None where one machine alone uses the spool."""
+        ...
+
+    def status(self, limits: Limits, rejects: Path | None) -> Status:
+        """The status of the whole spool, also after `close`.
+
+        Args:
+            rejects: directory of rejected lines; None for the directory of the spool.
+
+        Raises:
+            SpoolError: it cannot be read.
+        """
+        ...
+
+    def watch(self, limits: Limits, rejects: Path | None) -> tuple[Status, list[Total]]:
+        """Poll: as `status`, with the totals, without blocking other users or being blocked by them."""
         ...
 
 

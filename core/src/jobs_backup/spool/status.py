@@ -67,7 +67,8 @@ class StoreStatus(msgspec.Struct, kw_only=True):
 class ProcessStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A process that has opened the spool; one that is not alive waits for another one to take its place.
 
-    `host` is empty where all processes are on one machine.
+    In a fleet, `host` names its machine, and `lease` is the seconds until others may take its place, 0 if they may now. On one
+    machine, `host` is empty and `lease` is None.
     """
 
     pid: int
@@ -75,6 +76,7 @@ class ProcessStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     sends: bool
     seconds: float
     host: str = ""
+    lease: float | None = None
 
 
 class QuarantineStatus(msgspec.Struct, kw_only=True):
@@ -102,6 +104,43 @@ class RejectedStatus(msgspec.Struct, kw_only=True):
     bytes: int
 
 
+class MemberStatus(msgspec.Struct, kw_only=True):
+    """The process that reports, as one of those that share a spool in PostgreSQL.
+
+    Attributes:
+        lease: seconds until others may take its place unless it is renewed, 0 if they may now.
+        takeovers: dead processes whose place it has taken.
+        lost_sessions: how often another process has taken its place.
+        connections: in its pool; `idle` of them are unused, and there may be `max_connections`.
+        waiting: threads waiting for a connection.
+    """
+
+    lease: float
+    takeovers: int
+    lost_sessions: int
+    connections: int
+    idle: int
+    max_connections: int
+    waiting: int
+
+
+class DatabaseStatus(msgspec.Struct, kw_only=True):
+    """What a spool in PostgreSQL takes up on its server.
+
+    Attributes:
+        segments: tables of waiting bytes, with their `segment_bytes` on the disk, indexes included.
+        oldest_segment: seconds since the oldest one was made that takes no new batches; 0 if there is none.
+        xmin_age: transactions since the oldest snapshot that is still in use, which vacuum has to respect.
+        member: None if the process that reports is only looking.
+    """
+
+    segments: int
+    segment_bytes: int
+    oldest_segment: float
+    xmin_age: int
+    member: MemberStatus | None = None
+
+
 class Status(msgspec.Struct, kw_only=True):
     """The whole spool. `events` wait, in `bytes`; `free` bytes are left on its disk, None where that cannot be known.
 
@@ -112,6 +151,7 @@ class Status(msgspec.Struct, kw_only=True):
             something waits for it, something was damaged or cannot be read, or the oldest event that waits is older than it should
             get.
         unreadable: its events are not counted.
+        database: None if the spool is in a directory.
     """
 
     directory: str
@@ -126,6 +166,7 @@ class Status(msgspec.Struct, kw_only=True):
     quarantine: list[QuarantineStatus]
     unreadable: list[UnreadableStatus]
     rejected: list[RejectedStatus]
+    database: DatabaseStatus | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import CoreSettings, SpoolPlace
 from jobs_backup.settings.values import Duration, Size
 from jobs_backup.spool.engines import read_status
-from jobs_backup.spool.status import Limits, ProcessStatus, Status, StoreStatus, StreamStatus
+from jobs_backup.spool.status import DatabaseStatus, Limits, ProcessStatus, Status, StoreStatus, StreamStatus
 from jobs_backup.util.logs import plural, printable
 
 _HEADINGS: Final = ("kind", "workspace", "source", "waiting", "bytes", "objects", "uploading", "not sealed", "oldest")
@@ -142,6 +142,9 @@ def _lines(found: Status) -> Iterator[str]:
     if found.processes:
         yield ""
         yield from map(_process, found.processes)
+    if found.database is not None:
+        yield ""
+        yield _database(found.database)
     if found.unreadable:
         yield ""
         yield "recorded by dead processes, and not taken over yet [Unreadable]:"
@@ -198,8 +201,15 @@ def _process(one: ProcessStatus) -> str:
     what = "records and uploads" if one.sends else "records"
     where = f" on {one.host}" if one.host else ""
     if one.alive:
-        return f"process {one.pid}{where} {what}, since {_time(one.seconds)}"
+        lease = "" if one.lease is None else f"; its lease ends in {_time(one.lease)} unless it is renewed"
+        return f"process {one.pid}{where} {what}, since {_time(one.seconds)}{lease}"
     return f"process {one.pid}{where} has died; the next process that sends takes its place"
+
+
+def _database(one: DatabaseStatus) -> str:
+    oldest = f", the oldest full one {_time(one.oldest_segment)} old" if one.oldest_segment else ""
+    tables = f"{plural(one.segments, 'table')} with {_bytes(one.segment_bytes)} on its disk{oldest}"
+    return f"server: {tables}; the oldest snapshot in use is {plural(one.xmin_age, 'transaction')} old"
 
 
 def _plain(text: str) -> str:

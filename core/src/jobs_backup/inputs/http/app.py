@@ -34,7 +34,6 @@ from jobs_backup.inputs.http.requests import Requests
 from jobs_backup.inputs.http.responses import HttpError
 from jobs_backup.monitoring import health as monitoring
 from jobs_backup.settings.server import ServerSettings
-from jobs_backup.spool.engines import read_status
 from jobs_backup.spool.interface import Recording
 from jobs_backup.spool.status import Limits
 from jobs_backup.util.logs import logger_of
@@ -214,7 +213,7 @@ class App:
     async def _status(self, request: Request) -> Response:
         self._access.everything(request.headers)
         settings = self._session.settings
-        read = functools.partial(read_status, settings.spool_place, Limits.of(settings), settings.rejects_path)
+        read = functools.partial(self._session.spool.status, Limits.of(settings), settings.rejects_path)
         return responses.json(await asyncio.to_thread(read))
 
     async def _metrics(self, request: Request) -> Response:

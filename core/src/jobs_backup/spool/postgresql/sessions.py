@@ -62,7 +62,11 @@ class Session:
 
     def is_valid(self) -> bool:
         """Whether nobody can have taken its place, by what the server has said last."""
-        return elapsed() < self._valid_until
+        return self.remaining() > 0
+
+    def remaining(self) -> float:
+        """Seconds until another process may take its place, by what the server has said last; 0 if one may now."""
+        return max(0.0, self._valid_until - elapsed())
 
     def renewed(self, asked_at: float) -> None:
         """The server has renewed the lease, after it was asked at `asked_at`."""

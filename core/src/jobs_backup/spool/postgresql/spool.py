@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from jobs_backup.errors import ConfigurationError, JobsBackupError, SpoolCorrupt, SpoolError
@@ -28,6 +29,7 @@ from jobs_backup.spool.interface import (
     DueObject,
     InputPosition,
     QuotaLimits,
+    Total,
 )
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import SpooledBody
@@ -37,11 +39,12 @@ from jobs_backup.spool.postgresql.migrations import migrate
 from jobs_backup.spool.postgresql.positions import Positions
 from jobs_backup.spool.postgresql.segments import Segments
 from jobs_backup.spool.postgresql.sessions import Heartbeat, Host, Session, Sessions
-from jobs_backup.spool.postgresql.status import DEFAULT_MAX_BYTES
+from jobs_backup.spool.postgresql.status import DEFAULT_MAX_BYTES, look, read, totals
 from jobs_backup.spool.postgresql.takeover import quarantine_batch, take_over
 from jobs_backup.spool.postgresql.uploads import UploadJournal
 from jobs_backup.spool.postgresql.writer import Writer
 from jobs_backup.spool.quota import BytesQuota
+from jobs_backup.spool.status import Limits, MemberStatus, Status
 from jobs_backup.util.logs import logger_of
 
 if TYPE_CHECKING:
@@ -105,6 +108,11 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         self._reading: dict[str, str] = {}  # input -> the session as which it is read
         self._reading_lock = threading.Lock()
         self._segments_looked_at = 0.0
+        self._place = place
+        self._is_closed = False
+        self._counting = threading.Lock()
+        self._takeovers = 0
+        self._lost_sessions = 0
         self._database = Database(place, connections=_RECORDING_CONNECTIONS + 2 * workers)
         try:
             self._pulse = Database(place, connections=1)  # so that no thread that holds connections can end the lease
@@ -207,7 +215,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         session = self._writer.session.name
         if (other := self._positions.take(source, session)) is None:
             return session
-        if other and self._positions.is_over(other) and take_over(self._database, other):
+        if other and self._positions.is_over(other) and self._take_over(other):
             return session if self._positions.take(source, session) is None else ""
         return ""
 
@@ -327,6 +335,39 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         """Whether a process that sends is alive, on any host."""
         return self._sessions.has_archiver()
 
+    @property
+    def member(self) -> MemberStatus:
+        """This process, as one of the fleet."""
+        pool = self._database.statistics()
+        return MemberStatus(
+            lease=self._writer.session.remaining(),
+            takeovers=self._takeovers,
+            lost_sessions=self._lost_sessions,
+            connections=pool["pool_size"],
+            idle=pool["pool_available"],
+            max_connections=pool["pool_max"],
+            waiting=pool["requests_waiting"],
+        )
+
+    def status(self, limits: Limits, rejects: Path | None) -> Status:
+        """The status of the whole spool."""
+        with self._looking() as database:
+            return read(database, limits, rejects, self.member)
+
+    def watch(self, limits: Limits, rejects: Path | None) -> tuple[Status, list[Total]]:
+        """The status, and what has reached which state."""
+        with self._looking() as database:
+            return read(database, limits, rejects, self.member), totals(database)
+
+    @contextmanager
+    def _looking(self) -> Generator[Database]:
+        """The pool; after `close`, a connection for this once."""
+        if self._is_closed:
+            with look(self._place) as database:
+                yield database
+        else:
+            yield self._database
+
     # Recovery and upkeep
 
     def recover(self) -> int:
@@ -340,7 +381,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
             self._unreadable.pop(gone, None)  # another process has taken its place, or it is alive
         for session in over:
             try:
-                recovered += take_over(self._database, session)
+                recovered += self._take_over(session)
                 self._unreadable.pop(session, None)
             except SpoolError as error:
                 if str(self._unreadable.get(session)) != str(error):  # else it would be logged at every poll
@@ -381,13 +422,23 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
                 self._sessions.leave(self._writer.session)
             raise
         finally:
+            self._is_closed = True
             self._heartbeat.stop()
             self._pulse.close()
             self._database.close()
 
+    def _take_over(self, session: str) -> bool:
+        if not take_over(self._database, session):
+            return False
+        with self._counting:
+            self._takeovers += 1
+        return True
+
     def _renew(self, before: Session) -> Session:
         """Begin another session. What the one before has recorded is sealed, if nobody has done so."""
-        take_over(self._database, before.name, is_own=True)
+        if not take_over(self._database, before.name, is_own=True):
+            with self._counting:
+                self._lost_sessions += 1
         session = self._sessions.begin()
         self._names.append(session.name)
         self._heartbeat.lost.clear()

@@ -18,7 +18,9 @@ from jobs_backup.spool.postgresql.reader import CatalogReader
 from jobs_backup.spool.postgresql.rows import decoded, stream_of
 from jobs_backup.spool.postgresql.sessions import IS_OVER
 from jobs_backup.spool.status import (
+    DatabaseStatus,
     Limits,
+    MemberStatus,
     ProcessStatus,
     QuarantineStatus,
     Status,
@@ -44,18 +46,13 @@ class _Session(NamedTuple):
     seconds: float
     is_over: bool
     error: str
+    lease: float
 
 
 def read_status(place: DatabaseSpool, limits: Limits, rejects: Path | None) -> Status:
     """See `engines.read_status`."""
     with look(place) as database:
-        return _read(database, limits, rejects)
-
-
-def watch(place: DatabaseSpool, limits: Limits, rejects: Path | None) -> tuple[Status, list[Total]]:
-    """See `engines.watch`."""
-    with look(place) as database:
-        return _read(database, limits, rejects), _totals(database)
+        return read(database, limits, rejects)
 
 
 @contextmanager
@@ -80,7 +77,8 @@ def look(place: DatabaseSpool) -> Generator[Database]:
         database.close()
 
 
-def _read(database: Database, limits: Limits, rejects: Path | None) -> Status:
+def read(database: Database, limits: Limits, rejects: Path | None, member: MemberStatus | None = None) -> Status:
+    """The status, through these connections. `member` is the process that reports."""
     streams = database.read(_streams)
     sessions = database.read(_sessions)
     stores = database.read(_stores)
@@ -106,7 +104,14 @@ def _read(database: Database, limits: Limits, rejects: Path | None) -> Status:
         oldest=oldest,
         stores=[one for one in stores.values() if one.streams or one.uploads or one.aborts or one.deletes or one.error],
         processes=[
-            ProcessStatus(pid=one.pid, alive=not one.is_over, sends=one.archives, seconds=max(0.0, one.seconds), host=one.host)
+            ProcessStatus(
+                pid=one.pid,
+                alive=not one.is_over,
+                sends=one.archives,
+                seconds=max(0.0, one.seconds),
+                host=one.host,
+                lease=0.0 if one.is_over else max(0.0, one.lease),
+            )
             for one in sessions
         ],
         quarantine=[
@@ -122,6 +127,7 @@ def _read(database: Database, limits: Limits, rejects: Path | None) -> Status:
         ],
         unreadable=[UnreadableStatus(file=file, error=error) for file, error in unreadable.items()],
         rejected=[] if rejects is None else rejected_files(rejects),
+        database=database.read(lambda db: _database(db, member)),
     )
 
 
@@ -155,8 +161,31 @@ def _streams(db: Db) -> dict[tuple[int, Stream], StreamStatus]:
 
 
 def _sessions(db: Db) -> list[_Session]:
-    query = f"SELECT id, host, pid, archives, {NOW} - began_at, {IS_OVER}, error FROM jobs_backup.sessions ORDER BY began_at"
+    query = (
+        f"SELECT id, host, pid, archives, {NOW} - began_at, {IS_OVER}, error, lease_until - {NOW} FROM jobs_backup.sessions"
+        " ORDER BY began_at"
+    )
     return [_Session(*row) for row in db.execute(query)]
+
+
+def _database(db: Db, member: MemberStatus | None) -> DatabaseStatus:
+    """What is on the server. A user without any privilege on other sessions or on the bytes may see it."""
+    segments, size, oldest = one(
+        db,
+        "SELECT count(*), coalesce(sum(pg_total_relation_size(to_regclass('jobs_backup.chunks_' || id))), 0)::bigint,"
+        f" coalesce({NOW} - min(opened_at) FILTER (WHERE id < (SELECT max(id) FROM jobs_backup.segments)), 0)"
+        " FROM jobs_backup.segments",
+    )
+    # Walsenders belong to no database. Snapshots in other databases keep nothing in this one.
+    (xmin_age,) = one(
+        db,
+        "SELECT coalesce(max(age), 0)::bigint FROM ("
+        " SELECT greatest(age(backend_xmin), age(backend_xid)) FROM pg_stat_activity"
+        " WHERE pid != pg_backend_pid() AND (datname = current_database() OR datname IS NULL)"
+        " UNION ALL SELECT age(xmin) FROM pg_replication_slots"
+        " UNION ALL SELECT age(transaction) FROM pg_prepared_xacts WHERE database = current_database()) held (age)",
+    )
+    return DatabaseStatus(segments=segments, segment_bytes=size, oldest_segment=max(0.0, oldest), xmin_age=xmin_age, member=member)
 
 
 def _stores(db: Db) -> dict[int, StoreStatus]:
@@ -179,7 +208,8 @@ def _stores(db: Db) -> dict[int, StoreStatus]:
     }  # fmt: skip
 
 
-def _totals(database: Database) -> list[Total]:
+def totals(database: Database) -> list[Total]:
+    """What has reached which state, since the spool was made."""
     query = (
         "SELECT kind, state, sum(batches)::bigint, sum(events)::bigint, sum(raw_bytes)::bigint, sum(size)::bigint, max(stored_at)"
         " FROM jobs_backup.totals GROUP BY kind, state"

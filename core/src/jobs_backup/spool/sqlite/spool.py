@@ -30,6 +30,7 @@ from jobs_backup.spool.interface import (
     Durability,
     InputPosition,
     QuotaLimits,
+    Total,
 )
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch
 from jobs_backup.spool.sqlite.blobs import BlobFile, BlobFiles, SpooledBody, file_name, file_number
@@ -41,7 +42,9 @@ from jobs_backup.spool.sqlite.locks import ProcessLock, Witness
 from jobs_backup.spool.sqlite.quarantine import Quarantine
 from jobs_backup.spool.sqlite.quota import Quota
 from jobs_backup.spool.sqlite.sealing import seal_batches
+from jobs_backup.spool.sqlite.status import read_status, watch
 from jobs_backup.spool.sqlite.writer import Session, Writer
+from jobs_backup.spool.status import Limits, Status
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.logs import logger_of, plural
 
@@ -391,6 +394,18 @@ class SqliteSpool(BaseSpool[Catalog, Deliveries, Writer]):
     def has_archiver(self) -> bool:
         """Whether a live process uploads."""
         return any(session == self.session or self._is_alive(session) for session in self._catalog.sessions(archives=True))
+
+    @property
+    def member(self) -> None:
+        """None: one machine alone uses the spool."""
+
+    def status(self, limits: Limits, rejects: Path | None) -> Status:
+        """The status of the whole spool."""
+        return read_status(self.directory, limits, rejects)
+
+    def watch(self, limits: Limits, rejects: Path | None) -> tuple[Status, list[Total]]:
+        """Poll: the status, and the totals."""
+        return watch(self.directory, limits, rejects)
 
     # Recovery and upkeep
 

@@ -39,7 +39,7 @@ def read_status(directory: Path, limits: Limits, rejects: Path | None = None) ->
 
 
 def watch(directory: Path, limits: Limits, rejects: Path | None = None) -> tuple[Status, list[Total]]:
-    """See `engines.watch`."""
+    """See `SpoolAccount.watch`."""
     with look(directory, only_reads=True) as catalog:
         return _read(directory, catalog, limits, rejects, only_reads=True), catalog.overview.totals()
 
