@@ -210,6 +210,9 @@ class Database:
             return SpoolFull(f"{self.name}: the server has no space left", hint="free space on the server's disk")
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             return SpoolError(f"{self.name}: {why}", hint=PRIVILEGES)
+        if state == "55P03":  # lock_timeout
+            hint = "another connection uses a table for long, as `pg_dump` does: try again once it is done"
+            return TableInUse(f"{self.name}: {why}", hint=hint)
         if state in _CONFLICTS:
             return Conflict(f"{self.name}: {why}", hint="it is retried")
         if state in ("28P01", "28000", "3D000") or "password" in why:
@@ -219,6 +222,16 @@ class Database:
         if (is_lost or state == "25006") and state != "57014":
             return ConnectionLost(f"{self.name}: {why}", hint="see that the server runs and can be reached; nothing is lost")
         return SpoolError(f"{self.name}: {why}", hint="look at the server's log")
+
+
+class TableInUse(SpoolError):
+    """Another connection holds a lock on a table for longer than a transaction waits."""
+
+    retryable = True
+
+    @property
+    def code(self) -> str:
+        return SpoolError.__name__
 
 
 class Conflict(SpoolError):

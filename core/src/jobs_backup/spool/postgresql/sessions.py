@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from jobs_backup.errors import SpoolError
 from jobs_backup.spool.ids import LOCAL_BITS
 from jobs_backup.spool.postgresql.connection import NOW, Database, one
+from jobs_backup.spool.postgresql.schema import VERSION
 from jobs_backup.util.logs import logger_of
 
 if TYPE_CHECKING:
@@ -84,11 +85,11 @@ class Sessions:
     def begin(self) -> Session:
         """Enter a session."""
         session = Session(secrets.token_hex(8), self._lease)
-        values = (session.name, self._lease, self._lease, *self._host, self._store, self._archives)
+        values = (session.name, self._lease, self._lease, *self._host, self._store, self._archives, VERSION)
         self._database.write(
             lambda db: db.execute(
-                "INSERT INTO jobs_backup.sessions (id, lease, lease_until, host, pid, store, archives, began_at)"
-                f" VALUES (%s, %s, {NOW} + %s, %s, %s, %s, %s, {NOW}) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO jobs_backup.sessions (id, lease, lease_until, host, pid, store, archives, version, began_at)"
+                f" VALUES (%s, %s, {NOW} + %s, %s, %s, %s, %s, %s, {NOW}) ON CONFLICT (id) DO NOTHING",
                 values,
             ),
             is_idempotent=True,
