@@ -65,7 +65,11 @@ class Deliveries:
             if (found := _find(db, [(epoch, batch)]).get((epoch, batch))) is None:
                 return None
             # It may be sealed meanwhile: then its row tells the end, which only grows.
-            known = max(found.jobs, end_of(db, found.segment, found.batch)) if found.state == "open" and end > found.jobs else found.jobs
+            known = (
+                max(found.jobs, end_of(db, found.segment, found.batch))
+                if found.state == "open" and end > found.jobs
+                else found.jobs
+            )
             return Stream(Kind.RAW, decoded(found.workspace_id), decoded(found.source_id)) if end <= known else None
 
         return self._database.read(look)
@@ -78,7 +82,10 @@ class Deliveries:
             each(
                 db,
                 "INSERT INTO jobs_backup.settling VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                [(batch, moved.get(origin_of(job), local(job) >> INDEX_BITS) << INDEX_BITS | job_index(job)) for batch, job in failures],
+                [
+                    (batch, moved.get(origin_of(job), local(job) >> INDEX_BITS) << INDEX_BITS | job_index(job))
+                    for batch, job in failures
+                ],
             )
             for batch in sorted({batch for batch, _ in failures}):
                 (state,) = one(db, "SELECT state FROM jobs_backup.batches WHERE id = %s FOR UPDATE", (batch,))

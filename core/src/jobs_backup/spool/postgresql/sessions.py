@@ -7,6 +7,7 @@ what another one has sealed.
 from __future__ import annotations
 
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ log: Final = logger_of(__name__)
 
 # A lease that ends too far in the future was given before the server's clock was set back.
 IS_OVER: Final = f"(lease_until < {NOW} OR lease_until > {NOW} + 2 * lease)"
+_DEFAULT_INSTANCE: Final = "1"
 _RENEWALS: Final = 5
 """In a lease: so many heartbeats may get lost."""
 
@@ -42,6 +44,11 @@ class Host(NamedTuple):
 
     name: str
     pid: int
+
+
+def host_name(instance_id: str) -> str:
+    """What tells this machine's inputs from those of others: its INSTANCE_ID, or its host name if that is not set."""
+    return socket.gethostname() if instance_id == _DEFAULT_INSTANCE else instance_id
 
 
 class Session:
