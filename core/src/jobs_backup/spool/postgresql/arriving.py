@@ -40,8 +40,8 @@ _MAY: Final = ("moves", "moved_batches", "batches", "totals")
 _MAY_WRITE: Final = "SELECT has_table_privilege(%s, 'INSERT') AND has_table_privilege(%s, 'UPDATE')"
 _COLUMNS: Final = (
     "id, epoch, opened_at, kind, workspace_id, source_id, state, store, prefix, instance_id, compression, wrappers, session,"
-    " segment, jobs, delivered, settled, events, raw_bytes, first_at, last_at, size, crc32c, uuid, key, made, is_doubted, stored_at, claims,"
-    " failures, retry_at, error, hint"
+    " segment, jobs, delivered, settled, events, raw_bytes, first_at, last_at, size, crc32c, uuid, key, made, is_doubted,"
+    " stored_at, claims, failures, retry_at, error, hint"
 )
 _INSERT_BATCH: Final = f"INSERT INTO jobs_backup.batches ({_COLUMNS}) VALUES ({', '.join(['%s'] * len(_COLUMNS.split(',')))})"
 _ADD_FORGOTTEN: Final = (
