@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
+import os
 import random
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +34,7 @@ from jobs_backup.spool.interface import BatchLimits, InputPosition, Recording
 from jobs_backup.spool.moving import Counts, Moved
 from jobs_backup.spool.postgresql import arriving
 from jobs_backup.spool.sqlite.catalog import Catalog
+from jobs_backup.spool.sqlite.database import MOVED_VERSION, file_version
 from jobs_backup.spool.sqlite.leaving import leaving
 
 LOCATION = "s3://bucket"
@@ -205,7 +209,9 @@ class TestAllOfIt:
         move(local.directory, place(fleet))
         spool = fleet.open()
         known = [*local.stored, *local.settled, local.deleted, local.given, *local.sealed, *local.left_open, local.elsewhere, *own]
-        strangers = [job + 10_000 for job in known if job != local.given] + [job ^ (1 << 80) for job in known] + [local.stored[0] + 10]
+        strangers = (
+            [job + 10_000 for job in known if job != local.given] + [job ^ (1 << 80) for job in known] + [local.stored[0] + 10]
+        )
         assert [job for job in known if spool.stream_of(job) is None] == []
         assert [job for job in strangers if spool.stream_of(job) is not None] == []
         assert spool.stream_of(local.left_open[0]) == APP
@@ -361,33 +367,47 @@ def mover() -> Iterator[Callable[[Path, str, int], int]]:
         stdin.close()
 
 
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A directory whose disk nothing waits for, where the system has one: the sweep copies a spool for each step."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
 class TestKilled:
     @pytest.mark.slow
-    def test_at_any_step(self, template: Local, tmp_path: Path, database_server: Postgres) -> None:
+    def test_at_any_step(self, template: Local, memory: Path, database_server: Postgres) -> None:
         states: Counter[tuple[int, bool]] = Counter()
         with mover() as run:
-            for steps in range(1, 1000):
-                directory = tmp_path / str(steps)
+            for steps in itertools.count(1):
+                directory = memory / str(steps)
                 shutil.copytree(template.directory, directory)
                 with database_server.database() as database:
                     fleet = PostgresqlEngine(database_server, database)
                     code = run(directory, database_server.url(database), steps)
                     assert code in (0, -9)
-                    states[_state(fleet), _is_usable(directory)] += 1
-                    # Some of them once more, at another place.
-                    if steps % 5 == 0:
+                    states[_state(fleet), _has_noted(directory)] += 1
+                    if steps % 5 == 0:  # some of them once more, at another place
                         assert run(directory, database_server.url(database), steps // 2) in (0, -9)
                     assert run(directory, database_server.url(database), 0) == 0
-                    assert (_state(fleet), _is_usable(directory)) == (1, False)
-                    assert drain(fleet) == template.waits, steps
-                    assert len(query(fleet, "SELECT 1 FROM jobs_backup.moved_batches")) == 9
+                    assert (_state(fleet), _has_noted(directory)) == (1, True)
+                    waits = "SELECT count(*), sum(events), sum(size) FROM jobs_backup.batches WHERE state = 'sealed'"
+                    chunks = "SELECT count(DISTINCT batch), sum(events), sum(size) FROM jobs_backup.chunks_1 WHERE form = 1"
+                    assert query(fleet, waits) == query(fleet, chunks)
+                    assert query(fleet, waits)[0][:2] == (COUNTS.waiting_batches, COUNTS.waiting_events)
+                    assert query(fleet, "SELECT count(*) FROM jobs_backup.moved_batches") == [(9,)]
+                    if steps % 10 == 0:  # it takes longer than the rest
+                        assert drain(fleet) == template.waits, steps
                 shutil.rmtree(directory)
                 if code == 0:
                     break
-        assert (1, True) not in states, "it is there, and the machine could go on"
-        assert states[0, True] > 10, "before it was noted"
-        assert states[0, False] > 10, "noted, and not there yet"
-        assert states[1, False] > 1, "there"
+        assert (1, False) not in states, "it is there, and the machine could go on"
+        assert states[0, False] > 10, "before it was noted"
+        assert states[0, True] > 10, "noted, and not there yet"
+        assert states[1, True] > 1, "there"
 
     def test_the_answer_to_the_commit_is_lost(self, local: Local, fleet: PostgresqlEngine) -> None:
         with swallower(fleet.server.port) as proxy:
@@ -551,13 +571,13 @@ def test_several_machines_beside_a_busy_fleet(tmp_path: Path, fleet: PostgresqlE
         assert move_spool(tmp_path / host, place(fleet), instance_id=host, max_bytes=None).counts.waiting_batches == 5
     recorder.close()
     assert drain(fleet) == expected
-    spool = fleet.open()
+    taker = fleet.open()
     for name in ("b2", "a0", "c4"):
-        assert not spool.delivered(job_set(*jobs[name]))
-        (due,) = spool.claim_deletes(10)
+        assert not taker.delivered(job_set(*jobs[name]))
+        (due,) = taker.claim_deletes(10)
         assert query(fleet, f"SELECT events FROM jobs_backup.batches WHERE id = {due.batch}") == [(len(jobs[name]),)], name
-        spool.deleted([due])
-    spool.close()
+        taker.deleted([due])
+    taker.close()
 
 
 def arriving_note(fleet: PostgresqlEngine) -> Any:
@@ -601,6 +621,11 @@ def _state(fleet: PostgresqlEngine) -> int:
     if query(fleet, "SELECT to_regclass('jobs_backup.moves')") == [(None,)]:
         return 0
     return int(query(fleet, "SELECT count(*) FROM jobs_backup.moves")[0][0])
+
+
+def _has_noted(directory: Path) -> bool:
+    """Whether a directory says that it is moved, so that nobody uses it."""
+    return file_version(directory / "catalog.db") == MOVED_VERSION
 
 
 def _is_usable(directory: Path) -> bool:
