@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from documents import blocks
 from places import ROOT
 from postgres import BIN, Postgres
-from servers import _free_ports as free_ports
+from servers import free_ports as free_ports
 
 from jobs_backup.settings.core import CoreSettings, DatabaseSpool
 from jobs_backup.spool.postgresql.connection import password_of
@@ -51,8 +51,10 @@ def test_the_commands_of_the_guide_run(database_server: Postgres, tmp_path: Path
                 )
                 assert result.returncode == 0, f"{text}\n{result.stdout}{result.stderr}"
                 outputs.append(result.stdout)
-            assert len(outputs) == 3
+            assert len(outputs) == 7
             assert '"n":1' in outputs[2], "it came back"
+            assert "1 object with 1 event in the bucket" in outputs[4]
+            assert outputs[4].count("moved ") == 1
             assert not list((tmp_path / "bucket").rglob("*.json.gz")), "it was delivered"
         finally:
             database_server.drop(database)

@@ -50,7 +50,10 @@ def commands() -> str:
         f"```text\n{command('--help')}```\n",
         'Completion: `eval "$(_JOBS_BACKUP_COMPLETE=bash_source jobs-backup)"`; `zsh_source` and `fish_source` in those shells.\n',
     ]
-    parts += [f"## {name}\n\n```text\n{command(name, '--help')}```\n" for name in cli.list_commands(context)]
+    for name in cli.list_commands(context):
+        found = cli.get_command(context, name)
+        names = [f"{name} {one}" for one in found.commands] if isinstance(found, click.Group) else [name]
+        parts += [f"## {one}\n\n```text\n{command(*one.split(), '--help')}```\n" for one in names]
     return "\n".join(parts)
 
 

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "env": "Print a commented docker.env for a provider.",
     "replay": "Read events back from the bucket, as NDJSON.",
     "status": "Show what waits in the spool, for which store, and why.",
+    "spool": "Move this machine's spool into a fleet's.",
     "providers": "List the installed storage providers, or check one.",
     "wrappers": "List the installed wrappers, such as encryption.",
     "help": "Explain the code in brackets at the end of a message.",

@@ -15,7 +15,7 @@ from jobs_backup.cli.process import bound_memory, exit_process, monitored_sessio
 from jobs_backup.cli.progress import Progress, progress
 from jobs_backup.cli.summary import Counted, Summary, Unfinished
 from jobs_backup.errors import AmbiguousInput, ConfigurationError, JobsBackupError
-from jobs_backup.inputs.contents import Contents, prefix_of
+from jobs_backup.inputs.contents import Contents
 from jobs_backup.inputs.intake import Handler, Ingest, InputOptions
 from jobs_backup.inputs.ndjson import Input
 from jobs_backup.settings.core import CoreSettings
@@ -61,7 +61,7 @@ def take_in(
         with monitored_session(own, stop) as session:
             summary = Summary(session, counted, go_on=_how_to_go_on(inputs, options))
             handler = make_handler(session, summary, stop)
-            contents = Contents(session.spool, prefix_of(session.spool, str(handler.job)))
+            contents = Contents(session.spool, str(handler.job))
             with progress(session, inputs, counted) as shown:
                 for one in inputs:
                     try:

@@ -46,11 +46,11 @@ class Contents:
     Other processes may read on in the meantime: `look` finds new contents, and `is_current` detects progress on a known one.
     """
 
-    def __init__(self, spool: Spool, prefix: str) -> None:
-        """`prefix` is that of the ids of their positions. Looks up nothing yet."""
-        self.prefix = prefix
+    def __init__(self, spool: Spool, job: str) -> None:
+        """`job` is their purpose. Looks up nothing yet."""
+        self.prefix = prefix_of(spool, job)
         self._spool = spool
-        self._seen: dict[str, int] = {}
+        self._seen: dict[str, dict[str, int]] = {one: {} for one in (self.prefix, *moved(spool, _prefix(job)))}
         self._known: dict[str, Known] = {}
         self._index: defaultdict[object, dict[str, Known]] = defaultdict(dict)
         self._at = 0
@@ -63,8 +63,9 @@ class Contents:
 
     def look(self) -> None:
         """Look up new contents. Raises SpoolError."""
-        for position in self._spool.new_positions(self.prefix, self._seen):
-            self._note_newer(Known.of(position))
+        for prefix, seen in self._seen.items():
+            for position in self._spool.new_positions(prefix, seen):
+                self._note_newer(Known.of(position))
         self._is_loaded = True
 
     def is_current(self, known: Known) -> bool:
@@ -129,7 +130,16 @@ def _latest(some: Iterable[Known]) -> Known | None:
 
 def prefix_of(spool: Spool, job: str) -> str:
     """The prefix of the ids of positions for one purpose: the same path on another machine is another input."""
-    return digest(f"{spool.host}\0{job}" if spool.host else job)[:16] + "-"
+    return _prefix(f"{spool.host}\0{job}" if spool.host else job)
+
+
+def moved(spool: Spool, id_: str) -> tuple[str, ...]:
+    """What an id, or the beginning of one, became when this machine's own spool was moved into a shared one."""
+    return (f"{spool.host}/{id_}",) if spool.host else ()
+
+
+def _prefix(job: str) -> str:
+    return digest(job)[:16] + "-"
 
 
 def digest(text: str) -> str:

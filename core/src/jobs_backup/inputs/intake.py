@@ -20,7 +20,7 @@ from jobs_backup.errors import (
     SpoolFull,
     UnknownJob,
 )
-from jobs_backup.inputs.contents import Contents, Known, digest
+from jobs_backup.inputs.contents import Contents, Known, digest, moved
 from jobs_backup.inputs.formats import BOM, Stopped
 from jobs_backup.inputs.identity import Fingerprint, Position, Sample, SeenFile
 from jobs_backup.inputs.ndjson import MAX_LINE, Block, Input, LongLine, Reader
@@ -123,8 +123,9 @@ class Ingest(Generic[T]):
         self._rejects = session.settings.rejects_path
         self._stop = stop
         self._options = options
-        names = [os.path.realpath(source.name), str(handler.job), *filter(None, [session.spool.host])]
-        self._path_id = digest("\0".join(names))[:32]
+        names = [os.path.realpath(source.name), str(handler.job)]
+        self._path_id = digest("\0".join([*names, *filter(None, [session.spool.host])]))[:32]
+        self._path_ids = (self._path_id, *moved(session.spool, digest("\0".join(names))[:32]))
         self._id: str | None = None
         """Id of the position; None if none is kept."""
         self._reached = Position()
@@ -185,7 +186,7 @@ class Ingest(Generic[T]):
         again = self._options.again
         before: InputPosition | None = None
         if self._contents.in_file(seen) is None and self._contents.at_path(seen) is None:
-            before = self._spool.position(self._path_id)
+            before = next(filter(None, map(self._spool.position, self._path_ids)), None)
         earlier = Known.of(before)._replace(id="") if before is not None else None
         recognition = Recognition(reader, seen, self._contents, earlier, append_only=self._options.append_only)
         try:

@@ -30,6 +30,15 @@ class DatabaseSpool(msgspec.Struct, frozen=True):
         return self.url.shown
 
 
+class Move(msgspec.Struct, frozen=True):
+    """Settings of a move into a shared spool."""
+
+    source: Path
+    target: DatabaseSpool
+    instance_id: str
+    max_bytes: int | None
+
+
 SpoolPlace = Path | DatabaseSpool
 """Where a spool is: a directory, or a database."""
 
@@ -308,6 +317,26 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     def rejects_path(self) -> Path:
         """Where rejected lines are. Raises as `spool_place` does."""
         return _rejects_path(self.rejects_dir, self.spool_place)
+
+    @classmethod
+    def find_move(cls, environment: Mapping[str, str], to: DatabaseUrl | None) -> Move:
+        """The spool of this machine, and the database it is moved to: `to`, or else JOBS_BACKUP_SPOOL.
+
+        Raises as `from_environment` and `spool_place` do, or ConfigurationError if no database is given.
+        """
+        fields = (
+            *("spool_dir", "spool", "spool_password_file", "spool_password_command", "rudder_tmpdir", "state_home"),
+            *("instance_id", "spool_max_bytes"),
+        )
+        values = cls._read(environment, (setting for setting in cls.describe() if setting.field in fields))
+        spool_dir, url, file, command, tmpdir, home, instance_id, max_bytes = map(values.get, fields)
+        source = _spool_place(spool_dir, None, None, "", tmpdir, home)
+        if (target := to or url) is None:
+            raise ConfigurationError(
+                "no spool to move to", hint="set JOBS_BACKUP_SPOOL to the PostgreSQL URL of the fleet, or give it by --to"
+            )
+        assert isinstance(source, Path)
+        return Move(source, DatabaseSpool(target, file, command or ""), instance_id or "1", max_bytes)
 
     @classmethod
     def find_spool(cls, environment: Mapping[str, str]) -> tuple[SpoolPlace, Path]:

@@ -95,6 +95,11 @@ class DatabaseUrl:
         """Whether it has a parameter."""
         return parameter in self._parameters
 
+    @property
+    def has_password(self) -> bool:
+        """Whether it holds a password."""
+        return urlsplit(self._text).password is not None or "password" in self._parameters
+
     def reveal(self) -> str:
         """The whole of it, with the password."""
         return self._text

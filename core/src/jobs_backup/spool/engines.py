@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jobs_backup.format.keys import clean_prefix
-from jobs_backup.settings.core import CoreSettings, SpoolPlace
+from jobs_backup.settings.core import CoreSettings, DatabaseSpool, SpoolPlace
+from jobs_backup.spool import moving
 from jobs_backup.spool.interface import BatchLimits, QuotaLimits, Spool, SpoolReader
+from jobs_backup.spool.moving import Moved
 from jobs_backup.spool.status import Limits, Status
 
 
@@ -115,8 +117,31 @@ def check(place: SpoolPlace, min_free: int) -> list[str]:
     return checks.check_database(place)
 
 
-def spool_policy() -> str:
-    """SQL that creates the roles and tables of a spool in PostgreSQL, with least privileges. Needs no server."""
+def move_spool(directory: Path, place: DatabaseSpool, *, instance_id: str, max_bytes: int | None, dry_run: bool = False) -> Moved:
+    """Move the spool of this machine into a shared one, or finish what an earlier call began.
+
+    Args:
+        instance_id: as in the processes of this machine: its inputs are found by that.
+        max_bytes: the quota of the shared spool; None for the default.
+        dry_run: only look what would be moved.
+
+    Raises:
+        ConfigurationError: the settings of the database are invalid.
+        SpoolError: it was not moved. What is in it is safe: see `moving.move`.
+    """
+    from jobs_backup.spool.postgresql.arriving import arriving
+    from jobs_backup.spool.postgresql.sessions import host_name
+    from jobs_backup.spool.sqlite.leaving import leaving
+
+    with leaving(directory, host_name(instance_id)) as source, arriving(place, max_bytes) as target:
+        return moving.plan(source, target) if dry_run else moving.move(source, target)
+
+
+def spool_policy(*, upgrade: bool = False) -> str:
+    """SQL that creates the roles and tables of a spool in PostgreSQL, with least privileges. Needs no server.
+
+    `upgrade`: SQL that upgrades tables of an earlier version instead.
+    """
     from jobs_backup.spool.postgresql import policy
 
-    return policy.statements()
+    return policy.upgrade_statements() if upgrade else policy.statements()

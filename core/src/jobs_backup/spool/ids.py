@@ -128,6 +128,11 @@ def batch_of(segment: int) -> int:
     return origin_of_segment(segment)[1]
 
 
+def segment_in(batch: int, segment: int) -> int:
+    """The same place in another batch, without an epoch."""
+    return batch << _BATCH_SHIFT | segment & ((1 << _BATCH_SHIFT) - 1)
+
+
 def first_index(segment: int) -> int:
     """The index of a segment's first job in its batch."""
     return (segment & ((1 << _BATCH_SHIFT) - 1)) << SEGMENT_BITS

@@ -24,9 +24,10 @@ _FORMATS: Final = ("json", "terraform", "commands")
 @click.option("--with-delete", is_flag=True, help="Include permission to delete delivered events.")
 @click.option("--with-replay", is_flag=True, help="Include permissions to list and read, for `replay`.")
 @click.option("--spool", is_flag=True, help="SQL for a spool in PostgreSQL instead: its roles, its tables and their privileges.")
+@click.option("--upgrade", is_flag=True, help="With --spool: SQL that upgrades the tables of an earlier version.")
 @click.option("--format", "format_", type=click.Choice(_FORMATS), help="Output format.  [default: the one that suits the store]")
 @with_environment
-def policy(provider: str | None, with_delete: bool, with_replay: bool, spool: bool, format_: str | None) -> None:
+def policy(provider: str | None, with_delete: bool, with_replay: bool, spool: bool, upgrade: bool, format_: str | None) -> None:
     """Print least-privilege permissions for your settings: this bucket, this prefix, this key.
 
     Credentials are neither needed nor read. No request is sent.
@@ -38,9 +39,11 @@ def policy(provider: str | None, with_delete: bool, with_replay: bool, spool: bo
     warn_of_misspelt_settings()
     if spool:
         if provider or with_delete or with_replay or format_:
-            raise click.UsageError("--spool is about the database alone: it goes with no other option.")
-        sys.stdout.write(spool_policy())
+            raise click.UsageError("--spool is about the database alone: it goes with no other option but --upgrade.")
+        sys.stdout.write(spool_policy(upgrade=upgrade))
         return
+    if upgrade:
+        raise click.UsageError("--upgrade needs --spool.")
     name = provider or os.environ.get("JOBS_BACKUP_STORAGE_PROVIDER", "").strip()
     if not name:
         raise ConfigurationError(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import DatabaseSpool
 from jobs_backup.spool.postgresql.connection import PRIVILEGES, Database, one
-from jobs_backup.spool.postgresql.migrations import found_version
-from jobs_backup.spool.postgresql.schema import SCHEMA
+from jobs_backup.spool.postgresql.migrations import UPGRADE, found_version, may_upgrade
+from jobs_backup.spool.postgresql.schema import SCHEMA, VERSION
 
 if TYPE_CHECKING:
     from jobs_backup.spool.postgresql.connection import Db
@@ -31,7 +31,7 @@ def check_database(place: DatabaseSpool) -> list[str]:
 def _look(db: Db, name: str) -> Iterator[str]:
     if _says(db, "server_encoding") != "UTF8":
         raise SpoolError(f"{name} has the encoding {_says(db, 'server_encoding')}", hint="create a database WITH ENCODING 'UTF8'")
-    if found_version(db, name) == 0:
+    if (version := found_version(db, name)) == 0:
         (may_make,) = one(
             db,
             "SELECT CASE WHEN to_regnamespace(%s) IS NULL THEN has_database_privilege(current_database(), 'CREATE')"
@@ -40,6 +40,8 @@ def _look(db: Db, name: str) -> Iterator[str]:
         )
         if not may_make:
             raise SpoolError(f"{name} has no tables of a spool, and this user may not make them", hint=PRIVILEGES)
+    elif version < VERSION and not may_upgrade(db):
+        raise SpoolError(f"{name} has tables of version {version}, and this user may not upgrade them", hint=UPGRADE)
     elif missing := _missing(db):
         raise SpoolError(f"{name}: this user may not use {', '.join(missing)}", hint=PRIVILEGES)
     if one(db, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0]:

@@ -11,7 +11,7 @@ import itertools
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, LiteralString
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, LiteralString, Self
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError
 from jobs_backup.model import Body
@@ -111,6 +111,35 @@ class Changes:
             for some in _portions(rows):
                 self._db.execute(statement(_INSERT, segment), _columns(some))
         self._compacted, self._added = [], defaultdict(list)
+
+
+class Importer:
+    """Writes the chunks of a sealed batch of another spool, as a context manager: the rest at its end."""
+
+    def __init__(self, db: Db, segment: int) -> None:
+        self._db = db
+        self._segment = segment
+        self._rows: list[Row] = []
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._write()
+
+    def add(self, chunk: Chunk, data: bytes, *, batch: int) -> None:
+        """Add a chunk under the number of its batch in this spool."""
+        self._rows.append(_row(chunk._replace(job=batch << INDEX_BITS | chunk.start), data))
+        self._size += len(data)
+        if self._size >= _STATEMENT_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self._db.execute(statement(_INSERT, self._segment), _columns(self._rows))
+        self._rows, self._size = [], 0
 
 
 class Chunks:

@@ -39,6 +39,8 @@ _KEEPALIVES: Final = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalive
 """A partition shall hold no thread for longer than a lease: the system's own limits are hours. Seconds; the last: milliseconds."""
 _CONFLICTS: Final = ("40001", "40P01")
 """Serialization failure, deadlock: the server has rolled the transaction back, and it works when it is repeated."""
+_LOCKED: Final = "55P03"
+"""A lock was waited for until `lock_timeout`."""
 _MAX_CONFLICTS: Final = 10
 _PASSWORD_SECONDS: Final = 30
 PRIVILEGES: Final = "ask the database's administrator for what `jobs-backup policy --spool` prints"
@@ -209,8 +211,10 @@ class Database:
             return SpoolFull(f"{self.name}: the server has no space left", hint="free space on the server's disk")
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             return SpoolError(f"{self.name}: {why}", hint=PRIVILEGES)
-        if state in _CONFLICTS:
-            return Conflict(f"{self.name}: {why}", hint="it is retried")
+        if state in (*_CONFLICTS, _LOCKED):
+            in_use = "another connection uses a table for long, as `pg_dump` does: try again once it is done"
+            kind, hint = (TableInUse, in_use) if state == _LOCKED else (Conflict, "it is retried")
+            return kind(f"{self.name}: {why}", hint=hint)
         if state in ("28P01", "28000", "3D000") or "password" in why:
             return SpoolError(f"{self.name}: {why}", hint="correct JOBS_BACKUP_SPOOL, or the password that belongs to it")
         # 25006: a standby, after a failover; 57P..: the server was stopped, or an administrator has ended the connection.
@@ -218,6 +222,16 @@ class Database:
         if (is_lost or state == "25006") and state != "57014":
             return ConnectionLost(f"{self.name}: {why}", hint="see that the server runs and can be reached; nothing is lost")
         return SpoolError(f"{self.name}: {why}", hint="look at the server's log")
+
+
+class TableInUse(SpoolError):
+    """Another connection holds a lock on a table for longer than a transaction waits."""
+
+    retryable = True
+
+    @property
+    def code(self) -> str:
+        return SpoolError.__name__
 
 
 class Conflict(SpoolError):

@@ -19,10 +19,11 @@ from jobs_backup.spool.ids import (
     JobSet,
     batch_of,
     first_index,
+    job_index,
     local,
-    local_segment,
     origin_of,
     origin_of_segment,
+    segment_in,
     segments_of,
 )
 from jobs_backup.spool.interface import DeleteAfter, DueObject, WaitingDeletes
@@ -61,14 +62,14 @@ class Deliveries:
             return None  # no spool has ever issued such an id
 
         def look(db: Db) -> Stream | None:
-            row = db.execute(
-                f"SELECT {_FOUND} FROM jobs_backup.batches WHERE id = %s AND epoch = %s AND kind = 'raw'", (batch, epoch)
-            ).fetchone()
-            if row is None:
+            if (found := _find(db, [(epoch, batch)]).get((epoch, batch))) is None:
                 return None
-            found = _Found(*row)
             # It may be sealed meanwhile: then its row tells the end, which only grows.
-            known = max(found.jobs, end_of(db, found.segment, batch)) if found.state == "open" and end > found.jobs else found.jobs
+            known = (
+                max(found.jobs, end_of(db, found.segment, found.batch))
+                if found.state == "open" and end > found.jobs
+                else found.jobs
+            )
             return Stream(Kind.RAW, decoded(found.workspace_id), decoded(found.source_id)) if end <= known else None
 
         return self._database.read(look)
@@ -77,10 +78,14 @@ class Deliveries:
         """Note which batch has a job's failure record: (batch, job). The job is settled once that batch is uploaded."""
 
         def work(db: Db) -> None:
+            moved = _moved(db, {origin_of(job) for _, job in failures})
             each(
                 db,
                 "INSERT INTO jobs_backup.settling VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                [(batch, local(job)) for batch, job in failures],
+                [
+                    (batch, moved.get(origin_of(job), local(job) >> INDEX_BITS) << INDEX_BITS | job_index(job))
+                    for batch, job in failures
+                ],
             )
             for batch in sorted({batch for batch, _ in failures}):
                 (state,) = one(db, "SELECT state FROM jobs_backup.batches WHERE id = %s FOR UPDATE", (batch,))
@@ -208,6 +213,7 @@ class Deliveries:
                 db.execute("DELETE FROM jobs_backup.acknowledged WHERE segment BETWEEN %s AND %s", segments_of(batch))
                 forget_settling(db, batch)
                 db.execute(_NOTE_FORGOTTEN, (batch,))
+                db.execute("DELETE FROM jobs_backup.moved_batches WHERE batch = %s", (batch,))
                 db.execute("DELETE FROM jobs_backup.batches WHERE id = %s", (batch,))
             return rows[-1][0] if len(rows) == limit else None
 
@@ -224,6 +230,7 @@ _NOTE_FORGOTTEN: Final = (
 
 
 class _Found(NamedTuple):
+    batch: int
     state: str
     workspace_id: str
     source_id: str
@@ -231,25 +238,43 @@ class _Found(NamedTuple):
     segment: int
 
 
-_FOUND: Final = "state, workspace_id, source_id, jobs, segment"
+# Job ids name a batch by its epoch and number, or as it was named before it was moved here.
+_FIND: Final = (
+    "SELECT o.epoch, o.number, b.id, state, workspace_id, source_id, jobs, segment"
+    " FROM unnest(%s::bigint[], %s::bigint[]) o (epoch, number) LEFT JOIN jobs_backup.moved_batches m USING (epoch, number)"
+    " JOIN jobs_backup.batches b ON b.id = coalesce(m.batch, o.number) AND (m.batch IS NOT NULL OR b.epoch = o.epoch)"
+    " WHERE kind = 'raw'"
+)
+
+
+def _find(db: Db, origins: Sequence[tuple[int, int]], suffix: str = "") -> dict[tuple[int, int], _Found]:
+    """The batches of raw events that job ids name by these epochs and numbers."""
+    rows = db.execute(sql(f"{_FIND} {suffix}"), [[one[0] for one in origins], [one[1] for one in origins]])
+    return {(row[0], row[1]): _Found(*row[2:]) for row in rows.fetchall()}
+
+
+def _moved(db: Db, origins: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """The numbers here of those batches that were moved."""
+    given = list(origins)
+    query = (
+        "SELECT epoch, number, batch FROM jobs_backup.moved_batches JOIN unnest(%s::bigint[], %s::bigint[]) o (epoch, number)"
+        " USING (epoch, number)"
+    )
+    return {(row[0], row[1]): row[2] for row in db.execute(query, [[one[0] for one in given], [one[1] for one in given]])}
 
 
 def _add(db: Db, jobs: JobSet) -> Added:
     added = Added(JobSet(), JobSet())
     asked = [(key, list(some)) for key, some in groupby(sorted(jobs.masks()), lambda one: origin_of_segment(one[0]))]
     wanted = [key for key, _ in asked if not key[0] >> LOCAL_BITS]
-    rows = db.execute(
-        f"SELECT epoch, id, {_FOUND} FROM jobs_backup.batches WHERE id = ANY(%s) AND kind = 'raw' ORDER BY id FOR UPDATE",
-        ([batch for _, batch in wanted],),
-    ).fetchall()
-    found = {(row[0], row[1]): _Found(*row[2:]) for row in rows}
+    found = _find(db, wanted, "ORDER BY b.id FOR UPDATE OF b")
     known: list[tuple[int, list[tuple[int, int]]]] = []
-    for (epoch, batch), segments in asked:
-        its = found.get((epoch, batch))
+    for origin, segments in asked:
+        its = found.get(origin)
         end = 0
         if its is not None:
             try:
-                end = _end_of_batch(db, batch, its, _end(*segments[-1]))
+                end = _end_of_batch(db, its, _end(*segments[-1]))
             except SpoolError as error:
                 added.error = error
                 for segment, mask in segments:
@@ -261,17 +286,18 @@ def _add(db: Db, jobs: JobSet) -> Added:
             if taken != mask:
                 added.unknown.add_mask(segment, mask & ~taken)
             if taken and its is not None and its.state != "deleted":
-                given.append((local_segment(segment), taken))
-        known.append((batch, given))
+                given.append((segment_in(its.batch, segment), taken))
+        if its is not None:
+            known.append((its.batch, given))
     _mark_delivered(db, known)
     return added
 
 
-def _end_of_batch(db: Db, batch: int, found: _Found, wanted: int) -> int:
+def _end_of_batch(db: Db, found: _Found, wanted: int) -> int:
     """How many ids were given in a batch: of an open one at least whether `wanted` were."""
     if found.state != "open" or wanted <= found.jobs:
         return found.jobs
-    return max(found.jobs, end_of(db, found.segment, batch))
+    return max(found.jobs, end_of(db, found.segment, found.batch))
 
 
 def _mark_delivered(db: Db, batches: Sequence[tuple[int, list[tuple[int, int]]]]) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.spool.postgresql.connection import Database, one, sql
+from jobs_backup.spool.postgresql.policy import OWNER, grants
 from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES, VERSION
+from jobs_backup.util.installing import how_to_install
 
 if TYPE_CHECKING:
     from jobs_backup.spool.postgresql.connection import Db
+
+UPGRADE: Final = "let the database's administrator run what `jobs-backup policy --spool --upgrade` prints"
+_LOCK_TIMEOUT: Final = "2s"
+"""Whoever waits for a table blocks everybody that comes later, and with them all leases."""
 
 
 def migrate(database: Database) -> None:
@@ -24,6 +30,7 @@ def migrate(database: Database) -> None:
 
     def change(db: Db) -> None:
         db.execute("SELECT pg_advisory_xact_lock(%s::bigint)", (MIGRATION_LOCK,))
+        db.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
         found = found_version(db, database.name)  # again: another process may have been quicker
         if found == 0:
             encoding = one(db, "SELECT current_setting('server_encoding')")[0]
@@ -33,8 +40,17 @@ def migrate(database: Database) -> None:
                 db.execute(f"CREATE SCHEMA {SCHEMA}")
             db.execute(TABLES)  # several statements, so without parameters
             found = 1
+        elif found < VERSION:
+            if not may_upgrade(db):
+                raise SpoolError(
+                    f"{database.name} has tables of version {found}, and this user may not upgrade them to version {VERSION}",
+                    hint=UPGRADE,
+                )
+            db.execute("SELECT set_config('role', %s, true)", (_owner(db),))
         for step in range(found, VERSION):
             db.execute(sql(MIGRATIONS[step]))
+        if _owner(db) == OWNER:
+            db.execute(sql("\n".join(grants())))
 
     database.write(change, is_idempotent=True)
 
@@ -45,8 +61,14 @@ def check_version(database: Database) -> None:
     Raises:
         SpoolError: there are none, or those of another version.
     """
-    if database.read(lambda db: found_version(db, database.name)) == 0:
+    version = database.read(lambda db: found_version(db, database.name))
+    if version == 0:
         raise SpoolError(f"no spool found in {database.name}", hint="set JOBS_BACKUP_SPOOL as in the processes that record")
+    if version < VERSION:
+        raise SpoolError(
+            f"{database.name} has tables of an earlier version",
+            hint="the next process that opens it, for example `jobs-backup archive`, upgrades them",
+        )
 
 
 def found_version(db: Db, name: str) -> int:
@@ -64,8 +86,21 @@ def found_version(db: Db, name: str) -> int:
         return 0
     version, oldest = one(db, "SELECT version, oldest FROM jobs_backup.version")
     if oldest > VERSION:
-        raise SpoolError(f"{name} was made by a newer version of jobs-backup", hint="update jobs-backup")
+        raise SpoolError(
+            f"{name} needs a newer version of jobs-backup (its tables are for versions {oldest} to {version}, this one knows"
+            f" {VERSION})",
+            hint=how_to_install("jobs-backup", "--upgrade"),
+        )
     return int(version)
+
+
+def may_upgrade(db: Db) -> bool:
+    """Whether this user owns the tables, or is a member of the role that does."""
+    return bool(one(db, "SELECT pg_has_role(nspowner, 'MEMBER') FROM pg_catalog.pg_namespace WHERE nspname = %s", (SCHEMA,))[0])
+
+
+def _owner(db: Db) -> str:
+    return str(one(db, "SELECT pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace WHERE nspname = %s", (SCHEMA,))[0])
 
 
 def _has_schema(db: Db) -> bool:

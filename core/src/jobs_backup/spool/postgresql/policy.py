@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Final
 
-from jobs_backup.spool.postgresql.schema import SCHEMA, TABLES
+from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES
+
+OWNER: Final = f"{SCHEMA}_owner"
 
 _TABLES: Final = (
     "version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches", "uploads", "parts",
-    "acknowledged", "settling", "forgotten", "damages", "totals",
+    "acknowledged", "settling", "forgotten", "damages", "totals", "moves", "moved_batches",
 )  # fmt: skip
 _RECORDER: Final = {
     "SELECT": ("version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches",
-               "acknowledged", "settling", "totals"),
+               "acknowledged", "settling", "totals", "moved_batches"),
     "INSERT": ("stores", "sessions", "ended_sessions", "readers", "positions", "batches", "acknowledged", "settling", "damages"),
     "UPDATE": ("stores", "sessions", "positions", "segments", "batches", "acknowledged", "totals"),
     "DELETE": ("sessions", "readers", "batches", "acknowledged", "settling"),
 }  # fmt: skip
-_STATUS: Final = ("version", "spool", "stores", "sessions", "ended_sessions", "segments", "batches", "forgotten", "totals")
+_STATUS: Final = ("version", "spool", "stores", "sessions", "ended_sessions", "segments", "batches", "forgotten", "totals",
+                  "moves")  # fmt: skip
 # Not the ids of uploads, which are secrets, nor damaged bytes.
 _OF_UPLOADS: Final = "id, batch, store, part_size, abandoned, failures, retry_at, error, hint"
 _OF_DAMAGES: Final = "id, batch, kind, workspace_id, source_id, job, events, error"
@@ -40,11 +43,36 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT SELECT, INSERT, DELETE ON TABL
 """
 
 
+_UPGRADE_HEAD: Final = f"""\
+-- Upgrades the tables of a jobs-backup spool to this version, from any earlier one. Run it as a role that may set the role
+-- {OWNER}, before the first process of this version starts; those of the version before go on:
+--   jobs-backup policy --spool --upgrade | psql --set ON_ERROR_STOP=1 --single-transaction postgresql://ADMINISTRATOR@HOST/DATABASE
+SET LOCAL ROLE {OWNER};
+SET LOCAL lock_timeout = '2s';  -- if something holds a table for longer, run it again later
+SELECT pg_advisory_xact_lock({MIGRATION_LOCK});
+"""
+
+
 def statements() -> str:
-    """Everything that an administrator has to run."""
-    grants = [f"REVOKE ALL ON {_named(_TABLES)} FROM {SCHEMA}_recorder;"]
-    grants += [f"GRANT {privilege} ON {_named(tables)} TO {SCHEMA}_recorder;" for privilege, tables in _RECORDER.items()]
-    grants += [
+    """Everything that an administrator has to run for a new spool."""
+    return "\n".join([_HEAD.rstrip(), TABLES.strip(), *(one.strip() for one in MIGRATIONS.values()), *grants(), "RESET ROLE;", ""])
+
+
+def upgrade_statements() -> str:
+    """What an administrator has to run for a spool that an earlier version has made."""
+    steps = [
+        f"DO $upgrade$ BEGIN\nIF (SELECT version FROM {SCHEMA}.version) = {version} THEN EXECUTE $step${text}$step$; END IF;\n"
+        "END $upgrade$;"
+        for version, text in MIGRATIONS.items()
+    ]
+    return "\n".join([_UPGRADE_HEAD.rstrip(), *steps, *grants(), "RESET ROLE;", ""])
+
+
+def grants() -> list[str]:
+    """The privileges of the roles on the tables of this version."""
+    return [
+        f"REVOKE ALL ON {_named(_TABLES)} FROM {SCHEMA}_recorder;",
+        *(f"GRANT {privilege} ON {_named(tables)} TO {SCHEMA}_recorder;" for privilege, tables in _RECORDER.items()),
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_named(_TABLES)} TO {SCHEMA}_archiver;",
         f"GRANT SELECT ON {_named(_STATUS)} TO {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_UPLOADS}) ON {SCHEMA}.uploads TO {SCHEMA}_recorder, {SCHEMA}_status;",
@@ -56,7 +84,6 @@ def statements() -> str:
             for name in ("add_segment", "drop_segment", "segment_bytes")
         ),
     ]
-    return "\n".join([_HEAD.rstrip(), TABLES.strip(), *grants, "RESET ROLE;", ""])
 
 
 def _named(tables: tuple[str, ...]) -> str:

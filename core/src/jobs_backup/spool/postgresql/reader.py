@@ -52,8 +52,16 @@ class CatalogReader:
         return self._streams(query, (encoded(location), str(kind), begin, end))
 
     def knowledge(self) -> tuple[int, int]:
-        """When the tables were made; and 0, since they are not lost without everything else."""
-        return int(self._database.read(lambda db: one(db, "SELECT known_since FROM jobs_backup.spool")[0])), 0
+        """Since when there are records, and until when those of a moved spool may have gaps; 0 if none has.
+
+        The tables themselves are not lost without everything else.
+        """
+        query = (
+            "SELECT least(known_since, (SELECT min(known_since) FROM jobs_backup.moves)),"
+            " (SELECT coalesce(max(lost_until), 0) FROM jobs_backup.moves) FROM jobs_backup.spool"
+        )
+        since, lost_until = self._database.read(lambda db: one(db, query))
+        return int(since), int(lost_until)
 
     def streams(self) -> list[tuple[str, str]]:
         """Workspace and source of everything ever recorded."""

@@ -1,18 +1,20 @@
 """The tables, and how they are made. Everything is in the schema `jobs_backup` of the database.
 
-Version N and N-1 of the program work side by side: a version that changes tables first only adds to them, and the next one removes
-what is not needed any more. `version.oldest` is the oldest program that understands the tables.
+Programs of version N and N-1 work side by side. A migration only adds: tables, indexes, functions, and columns that are null or
+have a default. What it makes superfluous, the migration after it may remove. `version.oldest` is the oldest version whose programs
+understand the tables; `sessions.version` tells which ones are running.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 SCHEMA: Final = "jobs_backup"
 MIGRATION_LOCK: Final = 0x6A6F6273_62616B75
 """Of `pg_advisory_xact_lock`: one process at a time changes tables. It ends with the transaction, so that a pooler keeps none."""
 
+# As in version 1: MIGRATIONS make the rest, so that new and upgraded tables are the same.
 TABLES: Final = """
 CREATE TABLE jobs_backup.version (version integer NOT NULL, oldest integer NOT NULL);
 INSERT INTO jobs_backup.version VALUES (1, 1);
@@ -243,5 +245,28 @@ SELECT jobs_backup.add_segment(0);
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA jobs_backup FROM PUBLIC;
 """
 
-MIGRATIONS: Final[dict[int, str]] = {}
+MIGRATIONS: Final[dict[int, str]] = {
+    1: """
+ALTER TABLE jobs_backup.sessions ADD COLUMN version integer NOT NULL DEFAULT 1;  -- of the tables, as its program knows them
+-- Spools of single machines that were moved here: see `jobs-backup spool move`.
+CREATE TABLE jobs_backup.moves (
+    id text PRIMARY KEY,
+    origin text NOT NULL,                 -- host and directory
+    moved_at double precision NOT NULL,
+    known_since bigint NOT NULL,          -- of its catalog, in microseconds since 1970
+    lost_until bigint NOT NULL,           -- 0: nothing of its catalog was ever lost
+    counts text NOT NULL                  -- what was moved, as JSON
+);
+-- Job ids name a moved batch as in its first spool. Its row's epoch is in no id.
+CREATE TABLE jobs_backup.moved_batches (
+    epoch bigint NOT NULL,
+    number bigint NOT NULL,
+    batch bigint NOT NULL UNIQUE,
+    PRIMARY KEY (epoch, number)
+);
+UPDATE jobs_backup.version SET version = 2;
+""",
+}
 """Version -> what makes its tables those of the next one. Each only adds, so that processes of both versions may use them."""
+KNOWS_MOVES: Final = 2
+"""The first version whose programs understand the ids and inputs of a moved spool."""

@@ -7,6 +7,7 @@ what another one has sealed.
 from __future__ import annotations
 
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from jobs_backup.errors import SpoolError
 from jobs_backup.spool.ids import LOCAL_BITS
 from jobs_backup.spool.postgresql.connection import NOW, Database, one
+from jobs_backup.spool.postgresql.schema import VERSION
 from jobs_backup.util.logs import logger_of
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ log: Final = logger_of(__name__)
 
 # A lease that ends too far in the future was given before the server's clock was set back.
 IS_OVER: Final = f"(lease_until < {NOW} OR lease_until > {NOW} + 2 * lease)"
+_DEFAULT_INSTANCE: Final = "1"
 _RENEWALS: Final = 5
 """In a lease: so many heartbeats may get lost."""
 
@@ -41,6 +44,11 @@ class Host(NamedTuple):
 
     name: str
     pid: int
+
+
+def host_name(instance_id: str) -> str:
+    """What tells this machine's inputs from those of others: its INSTANCE_ID, or its host name if that is not set."""
+    return socket.gethostname() if instance_id == _DEFAULT_INSTANCE else instance_id
 
 
 class Session:
@@ -88,11 +96,11 @@ class Sessions:
     def begin(self) -> Session:
         """Enter a session."""
         session = Session(secrets.token_hex(8), self._lease)
-        values = (session.name, self._lease, self._lease, *self._host, self._store, self._archives)
+        values = (session.name, self._lease, self._lease, *self._host, self._store, self._archives, VERSION)
         self._database.write(
             lambda db: db.execute(
-                "INSERT INTO jobs_backup.sessions (id, lease, lease_until, host, pid, store, archives, began_at)"
-                f" VALUES (%s, %s, {NOW} + %s, %s, %s, %s, %s, {NOW}) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO jobs_backup.sessions (id, lease, lease_until, host, pid, store, archives, version, began_at)"
+                f" VALUES (%s, %s, {NOW} + %s, %s, %s, %s, %s, %s, {NOW}) ON CONFLICT (id) DO NOTHING",
                 values,
             ),
             is_idempotent=True,

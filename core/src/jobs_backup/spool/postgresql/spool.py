@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -38,7 +37,7 @@ from jobs_backup.spool.postgresql.deliveries import Deliveries
 from jobs_backup.spool.postgresql.migrations import migrate
 from jobs_backup.spool.postgresql.positions import Positions
 from jobs_backup.spool.postgresql.segments import Segments
-from jobs_backup.spool.postgresql.sessions import Heartbeat, Host, Session, Sessions
+from jobs_backup.spool.postgresql.sessions import Heartbeat, Host, Session, Sessions, host_name
 from jobs_backup.spool.postgresql.status import DEFAULT_MAX_BYTES, look, read, totals
 from jobs_backup.spool.postgresql.takeover import quarantine_batch, take_over
 from jobs_backup.spool.postgresql.uploads import UploadJournal
@@ -57,7 +56,6 @@ _RECORDING_CONNECTIONS: Final = 4
 """For recording, acknowledging, and looking after the rest; the lease has one of its own."""
 _SEGMENT_SECONDS: Final = 5.0
 """Between two looks at the segments."""
-_DEFAULT_INSTANCE: Final = "1"
 _NO_STREAM: Final = Stream(Kind.RAW, "", "")
 
 
@@ -101,7 +99,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
             ConfigurationError: the driver is not installed, or the URL is wrong.
             SpoolError: the database can't be used.
         """
-        self.host = socket.gethostname() if instance_id == _DEFAULT_INSTANCE else instance_id
+        self.host = host_name(instance_id)
         self._delete_after: DeleteAfter = delete_after
         self._lease = lease
         self._unreadable: dict[str, SpoolError] = {}

@@ -36,6 +36,8 @@ _FORK_SECONDS: Final = 60.0
 _OLDEST: Final = (3, 37)  # for STRICT tables; RETURNING is older
 _SYNCHRONOUS: Final = {"full": "FULL", "process": "NORMAL"}  # in WAL mode, NORMAL does not wait for the disk at a commit
 _FILES: Final = ("", "-wal", "-shm")
+MOVED_VERSION: Final = 1 << 30
+"""The version of a catalog that was moved, or is being moved: above all others, so that no program opens it."""
 
 
 class FilesLost(SpoolError):
@@ -472,6 +474,8 @@ def _create(
     connection: sqlite3.Connection,
 ) -> None:
     found = _version(connection)
+    if found == MOVED_VERSION:
+        raise _moved(path, connection)
     if found > version:
         raise SpoolError(
             f"{path} was written by a newer jobs-backup (version {found} of the format, this one knows {version})",
@@ -487,6 +491,28 @@ def _create(
     else:
         _run(connection, schema)
     connection.execute(f"PRAGMA user_version={version}")
+
+
+def _moved(path: Path, connection: sqlite3.Connection) -> SpoolError:
+    target, is_done = connection.execute("SELECT target, is_done FROM moved").fetchone()
+    if is_done:
+        return SpoolError(
+            f"the spool in {path.parent} was moved to {target}", hint="set JOBS_BACKUP_SPOOL to that, and not JOBS_BACKUP_SPOOL_DIR"
+        )
+    return SpoolError(
+        f"the spool in {path.parent} is being moved to {target}", hint="run `jobs-backup spool move` again to finish that"
+    )
+
+
+def refuse_moved(path: Path) -> None:
+    """Raise SpoolError if a catalog was moved, or is being moved."""
+    if file_version(path) == MOVED_VERSION:
+        connection = Connection(path, timeout=READER_BUSY_SECONDS)
+        try:
+            with database_errors(path):
+                raise connection.use(functools.partial(_moved, path))
+        finally:
+            connection.close()
 
 
 def _run(connection: sqlite3.Connection, schema: str) -> None:

@@ -12,7 +12,7 @@ from jobs_backup.model import Stream
 from jobs_backup.spool.interface import Total
 from jobs_backup.spool.sqlite.blobs import BlobFiles
 from jobs_backup.spool.sqlite.catalog import Catalog
-from jobs_backup.spool.sqlite.database import database_errors
+from jobs_backup.spool.sqlite.database import database_errors, refuse_moved
 from jobs_backup.spool.sqlite.disk import free_bytes, refuse_network
 from jobs_backup.spool.sqlite.locks import ProcessLock
 from jobs_backup.spool.sqlite.quarantine import Quarantine
@@ -223,6 +223,7 @@ def check_directory(directory: Path, min_free: int) -> None:
         if not os.access(existing, os.W_OK | os.X_OK):
             raise SpoolError(f"{existing} is not writable by this user", hint=hint)
         refuse_network(directory)
+        refuse_moved(directory / "catalog.db")
         free = free_bytes(existing)
     except OSError as error:
         why, hint = explain(error, directory, hint)
