@@ -27,7 +27,7 @@ from places import ROOT
 from postgres import Postgres
 from projects import PROJECTS, Environment, clean_environment
 from projects import run as run_command
-from servers import free_ports as free_ports
+from servers import free_ports
 
 from jobs_backup.settings import Duration
 from jobs_backup.settings.base import report_unknown

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from documents import blocks
 from places import ROOT
 from postgres import BIN, Postgres
-from servers import free_ports as free_ports
+from servers import free_ports
 
 from jobs_backup.settings.core import CoreSettings, DatabaseSpool
 from jobs_backup.spool.postgresql.connection import password_of
