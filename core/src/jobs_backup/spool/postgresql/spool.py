@@ -26,6 +26,7 @@ from jobs_backup.spool.interface import (
     Damage,
     DeleteAfter,
     DueObject,
+    Entry,
     InputPosition,
     QuotaLimits,
     Recorded,
@@ -35,9 +36,11 @@ from jobs_backup.spool.interface import (
 )
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import SpooledBody
+from jobs_backup.spool.postgresql.collector import Collector
 from jobs_backup.spool.postgresql.connection import Database
 from jobs_backup.spool.postgresql.deliveries import Deliveries
 from jobs_backup.spool.postgresql.migrations import migrate
+from jobs_backup.spool.postgresql.outbox import Outbox
 from jobs_backup.spool.postgresql.positions import Positions
 from jobs_backup.spool.postgresql.segments import Segments
 from jobs_backup.spool.postgresql.sessions import Heartbeat, Host, Session, Sessions
@@ -58,6 +61,8 @@ _RECORDING_CONNECTIONS: Final = 4
 """For recording, acknowledging, and looking after the rest; the lease has one of its own."""
 _SEGMENT_SECONDS: Final = 5.0
 """Between two looks at the segments."""
+_OUTBOX_SECONDS: Final = 5.0
+"""Between two looks at what waits in the outbox, and its age."""
 _DEFAULT_INSTANCE: Final = "1"
 _NO_STREAM: Final = Stream(Kind.RAW, "", "")
 
@@ -108,7 +113,7 @@ class PostgresqlSpool:
         self._unreadable: dict[str, SpoolError] = {}
         self._reading: dict[str, str] = {}  # input -> the session as which it is read
         self._reading_lock = threading.Lock()
-        self._segments_looked_at = 0.0
+        self._segments_looked_at = self._outbox_looked_at = 0.0
         self._database = Database(place, connections=_RECORDING_CONNECTIONS + 2 * workers)
         try:
             self._pulse = Database(place, connections=1)  # so that no thread that holds connections can end the lease
@@ -147,6 +152,15 @@ class PostgresqlSpool:
                 check_readers=self._check_readers,
                 report_lost=self._report_lost,
             )
+            self._outbox = Outbox(
+                self._database,
+                placement,
+                session.epoch,
+                session=lambda: self._names[-1],
+                max_events=limits.events,
+                check_room=self._writer.check_room,
+            )
+            self._collector = Collector(self._database, placement, limits, session=lambda: self._names[-1], lease=lease)
             self._heartbeat.start()
         except BaseException:
             self._pulse.close()
@@ -173,6 +187,10 @@ class PostgresqlSpool:
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. See `Writer.append`."""
         self._writer.append(recordings)
+
+    def entry(self, recordings: Sequence[Recording]) -> Entry:
+        """Fill in the jobs of recordings that a transaction of the application is to commit; see `Outbox`."""
+        return self._outbox.entry(recordings)
 
     def check_room(self) -> None:
         """Check that what is recorded now would find room, and that the server can be used.
@@ -204,12 +222,21 @@ class PostgresqlSpool:
         self._writer.on_sealed = call
 
     def seal(self) -> int:
-        """Seal this process's open batches. Returns how many."""
-        return self._writer.seal()
+        """Seal this process's open batches, and what waits in the outbox. Returns how many batches."""
+        return self._writer.seal() + self._collect(self._collector.collect)
 
     def seal_due(self) -> int:
-        """Seal this process's open batches that have reached the age limit. Returns how many."""
-        return self._writer.seal_due()
+        """Seal this process's open batches that have reached the age limit, and the outbox if it has. Returns how many batches."""
+        sealed = self._writer.seal_due()
+        if time.monotonic() - self._outbox_looked_at < _OUTBOX_SECONDS:
+            return sealed
+        self._outbox_looked_at = time.monotonic()
+        return sealed + self._collect(self._collector.collect_due)
+
+    def _collect(self, work: Callable[[], int]) -> int:
+        if sealed := work():
+            self._writer.on_sealed()
+        return sealed
 
     @contextmanager
     def reading(self, source: str) -> Generator[bool]:
@@ -482,6 +509,7 @@ class PostgresqlSpool:
                 plural(batches, "batch"),
                 location,
             )
+        self._collect(self._collector.collect)  # those that recorded it may never have archived
         self._catalog.begin_sending(self.store)
         self._deliveries.begin(self.store, self._delete_after)
 
@@ -492,6 +520,7 @@ class PostgresqlSpool:
             self._segments.rotate()
             self._segments.empty_old()
             self._segments.drop_sent()
+            self._collector.give_space_back()
 
     def close(self) -> None:
         """Seal what is open and leave. What is not sent yet waits for another process.

@@ -27,6 +27,7 @@ from jobs_backup.spool.interface import (
     DeleteAfter,
     DueObject,
     Durability,
+    Entry,
     InputPosition,
     QuotaLimits,
     Recorded,
@@ -182,6 +183,13 @@ class SqliteSpool:
     def append(self, recordings: Sequence[Recording]) -> None:
         """Make the recordings durable. See `Writer.append`."""
         self._writer.append(recordings)
+
+    def entry(self, recordings: Sequence[Recording]) -> Entry:  # noqa: ARG002 - see `interface.SpoolRecorder`
+        """Refuse: no transaction of an application's database includes this directory."""
+        raise ConfigurationError(
+            f"connection= needs a spool in the application's PostgreSQL database, and this one is in {self.name}",
+            hint="set JOBS_BACKUP_SPOOL, see docs/outbox.md; or record without connection= after the commit",
+        )
 
     def check_room(self) -> None:
         """Check that there is space to record, and that the catalog is readable and is the one other processes see.
