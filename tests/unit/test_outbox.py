@@ -191,9 +191,7 @@ class TestTransactions:
             for number in range(3):
                 enter(spool, connection, [line(number)])
             assert connection.execute("SELECT 1 AS one").fetchone() == {"one": 1}
-            assert connection.execute(query).fetchone() == {"count": 0}, (
-                "a pooler may give it to another client"
-            )
+            assert connection.execute(query).fetchone() == {"count": 0}, "a pooler may give it to another client"
         assert drain(spool) == Counter([0, 1, 2])
         spool.close()
 
@@ -597,8 +595,9 @@ class TestBackup:
             connection.rollback()
             backup.flush(60)
             assert payloads(tmp_path) == list(range(3010))
-            (stored,) = connection.execute("SELECT job FROM orders").fetchone() or (None,)
-            backup.delivered([int(stored), *jobs, *more[:-1]])
+            row = connection.execute("SELECT job FROM orders").fetchone()
+            assert row is not None
+            backup.delivered([int(row[0]), *jobs, *more[:-1]])
             backup.failed(more[-1], error="gone", payload=b"{}")
             backup.delivered(more[-1])
             until = time.monotonic() + 30
