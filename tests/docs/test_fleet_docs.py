@@ -62,7 +62,7 @@ def test_the_commands_of_the_guide_run(database_server: Postgres, tmp_path: Path
                 roles = (
                     "my_archiver",
                     "my_status",
-                    *(f"jobs_backup_{role}" for role in ("recorder", "archiver", "status", "owner")),
+                    *(f"jobs_backup_{role}" for role in ("recorder", "archiver", "status", "outbox", "owner")),
                 )
                 for role in roles:
                     connection.execute(f"DROP ROLE IF EXISTS {role}")

@@ -149,7 +149,13 @@ def postgres(**options: str) -> Iterator[Postgres]:
         if "user" in _user():
             shutil.chown(directory, "nobody")
         run("initdb", "-D", directory / "data", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
-        defaults = {"fsync": "off", "max_connections": "200", "shared_buffers": "64MB", "jit": "off"}
+        defaults = {
+            "fsync": "off",
+            "max_connections": "200",
+            "max_prepared_transactions": "10",
+            "shared_buffers": "64MB",
+            "jit": "off",
+        }
         (port,) = free_ports(1)
         server = Postgres(directory, port, {**defaults, **options})
         server.start()

@@ -7,7 +7,7 @@ import copy
 import functools
 import os
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence, Sized
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import datetime
@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias, TypeVar, cast, overload
 
 from jobs_backup.backup.backup import Backup, backup_of, session_of
-from jobs_backup.backup.chunks import recording
+from jobs_backup.backup.chunks import RecordChunk, each_of, raw_stream, recording
 from jobs_backup.backup.events import Event, Job, Jobs
 from jobs_backup.backup.session import Session
 from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError
 from jobs_backup.format.lines import Payload
+from jobs_backup.model import Stream
 from jobs_backup.settings.core import CoreSettings
-from jobs_backup.spool.interface import Recording
+from jobs_backup.spool.interface import Entry, Recording
 
 P = ParamSpec("P")
 Waiting: TypeAlias = "tuple[Recording, asyncio.Future[None]] | None"
@@ -85,8 +86,13 @@ class AsyncBackup:
         workspace_id: str = "",
         message_id: str | None = None,
         created_at: datetime | None = None,
+        connection: object | None = None,
     ) -> Job:
-        """Record one event: see `Backup.record`."""
+        """Record one event: see `Backup.record`.
+
+        `connection` is a psycopg 3 `AsyncConnection`, or a SQLAlchemy 2 `AsyncSession` or `AsyncConnection` that uses psycopg 3. It
+        is used in the running event loop.
+        """
         opening = self._opened()
         event = Event(
             payload=payload,
@@ -98,35 +104,57 @@ class AsyncBackup:
         )
         is_small = not isinstance(payload, dict) and _length(payload) <= _LARGE
         made = recording(event) if is_small else await self._call(lambda _: recording(event))
-        await opening.commits.add(made)
+        if connection is None:
+            await opening.commits.add(made)
+        else:
+            await self._enter([made], connection)
         return Job(made.jobs[0][0])
 
     @overload
     async def record_many(
-        self, payloads: Iterable[Payload] | AsyncIterable[Payload], *, source_id: str, workspace_id: str = ""
+        self,
+        payloads: Iterable[Payload] | AsyncIterable[Payload],
+        *,
+        source_id: str,
+        workspace_id: str = "",
+        connection: object | None = None,
     ) -> Jobs: ...
     @overload
-    async def record_many(self, payloads: Iterable[Event] | AsyncIterable[Event]) -> Jobs: ...
+    async def record_many(self, payloads: Iterable[Event] | AsyncIterable[Event], *, connection: object | None = None) -> Jobs: ...
     async def record_many(
         self,
         payloads: Iterable[Payload | Event] | AsyncIterable[Payload | Event],
         *,
         source_id: str = "",
         workspace_id: str = "",
+        connection: object | None = None,
     ) -> Jobs:
-        """Record any number of events: see `Backup.record_many`. A plain iterable is read in a thread."""
+        """Record any number of events: see `Backup.record_many`. A plain iterable is read in a thread.
+
+        `connection` is as in `record`.
+        """
         record_many = cast(
             Callable[..., Jobs], functools.partial(Backup.record_many, source_id=source_id, workspace_id=workspace_id)
         )
-        if not isinstance(payloads, AsyncIterable):
-            return await self._call(record_many, payloads)
         jobs = Jobs()
+        if not isinstance(payloads, AsyncIterable):
+            if connection is None:
+                return await self._call(record_many, payloads)
+            source = raw_stream(workspace_id, source_id) if source_id else None
+            await self._enter_many(each_of(payloads), source, jobs, connection)
+            return jobs
         chunk: list[Payload | Event] = []
         size = 0
 
         async def record_chunk() -> None:
             try:
-                jobs.extend(await self._call(record_many, chunk))
+                if connection is None:
+                    jobs.extend(await self._call(record_many, chunk))
+                else:
+                    source = raw_stream(workspace_id, source_id) if source_id else None
+                    some = Jobs()
+                    await self._enter_many(iter(chunk), source, some, connection)
+                    jobs.extend(some)
             except JobsBackupError as error:
                 if isinstance(error, InvalidEvent):
                     error.index += len(jobs)
@@ -143,6 +171,30 @@ class AsyncBackup:
                 chunk, size = [], 0
         await record_chunk()
         return jobs
+
+    async def _enter(self, recordings: Sequence[Recording], connection: object) -> None:
+        if (entry := await self._call(_entry, recordings)) is not None:
+            await entry.write_async(connection)
+
+    async def _enter_many(self, payloads: Iterator[Payload | Event], source: Stream | None, jobs: Jobs, connection: object) -> None:
+        """As `Session.record_many`, in a transaction of the application: encoded in a thread, and inserted in the event loop."""
+        is_full = True
+        while is_full:
+            chunk = RecordChunk()
+            invalid: InvalidEvent | None = None
+            try:
+                is_full = await self._call(lambda _, chunk=chunk: chunk.fill(payloads, source))  # type: ignore[misc]
+            except InvalidEvent as error:
+                error.index, invalid = len(jobs) + len(chunk), error
+            try:
+                if chunk:
+                    await self._enter(chunk.recordings, connection)
+                    chunk.number(jobs)
+                if invalid is not None:
+                    raise invalid
+            except JobsBackupError as error:
+                error.recorded = jobs
+                raise
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until what this process recorded is in the bucket: see `Backup.flush`."""
@@ -325,6 +377,10 @@ class _Commits:
             while (one := self._waiting.get_nowait()) is not None:
                 taken.append(one)
             self._waiting.put(None)
+
+
+def _entry(backup: Backup, recordings: Sequence[Recording]) -> Entry | None:
+    return session_of(backup).entry(recordings)
 
 
 def _seal(backup: Backup) -> int:

@@ -51,8 +51,12 @@ class Backup:
         workspace_id: str = "",
         message_id: str | None = None,
         created_at: datetime | None = None,
+        connection: object | None = None,
     ) -> Job:
         """Record one event. When this returns, the event survives a killed process and, by default, a power loss.
+
+        With `connection`, the event is part of that connection's transaction instead: it is recorded if and only if the transaction
+        commits. Its id may be stored in the same transaction. See docs/outbox.md.
 
         Args:
             payload: a JSON object, as JSON text or as a dict. JSON text stays as it is, byte for byte. Values in a dict that JSON
@@ -63,10 +67,16 @@ class Backup:
             user_id: taken from the payload's `userId` if None.
             message_id: taken from the payload's `messageId` if None.
             created_at: with a time zone; now if None.
+            connection: the application's connection to the spool's PostgreSQL database: a psycopg 3 `Connection`, or a SQLAlchemy 2
+                `Session` or `Connection` that uses psycopg 3.
 
         Raises:
             InvalidEvent: the payload is not a JSON object.
-            SpoolFull: the spool had no room for JOBS_BACKUP_SPOOL_FULL_TIMEOUT; nothing was recorded.
+            ConfigurationError: the connection is to another database, in autocommit mode outside a transaction, or not psycopg 3;
+                or the spool is not in PostgreSQL.
+            SpoolFull: the spool had no room for JOBS_BACKUP_SPOOL_FULL_TIMEOUT (with `connection`: has no room now); nothing was
+                recorded.
+            psycopg.Error: with `connection`, as any statement of that transaction may.
             BackupClosed: after `close`, and in a forked process.
         """
         event = Event(
@@ -78,25 +88,35 @@ class Backup:
             created_at=created_at,
         )
         made = recording(event)
-        self._session.keep([made])
+        self._session.keep([made], connection)
         return Job(made.jobs[0][0])
 
     @overload
-    def record_many(self, payloads: Iterable[Payload], *, source_id: str, workspace_id: str = "") -> Jobs: ...
+    def record_many(
+        self, payloads: Iterable[Payload], *, source_id: str, workspace_id: str = "", connection: object | None = None
+    ) -> Jobs: ...
     @overload
-    def record_many(self, payloads: Iterable[Event]) -> Jobs: ...
-    def record_many(self, payloads: Iterable[Payload | Event], *, source_id: str = "", workspace_id: str = "") -> Jobs:
+    def record_many(self, payloads: Iterable[Event], *, connection: object | None = None) -> Jobs: ...
+    def record_many(
+        self,
+        payloads: Iterable[Payload | Event],
+        *,
+        source_id: str = "",
+        workspace_id: str = "",
+        connection: object | None = None,
+    ) -> Jobs:
         """Record any number of events in few commits and bounded memory. All are durable when this returns.
 
         Args:
             payloads: as in `record`, or `Event`s that carry their own source.
+            connection: as in `record`. After an error, roll its transaction back.
 
         Raises:
             InvalidEvent: `payloads` is a single payload, or one of them is not a JSON object. The payloads before it are recorded;
                 `index` is its position, `recorded` the jobs of the others.
             SpoolFull, BackupClosed: as in `record`. Earlier commits remain recorded: see the error's `recorded`.
         """
-        return self._session.record_many(payloads, source_id=source_id, workspace_id=workspace_id)
+        return self._session.record_many(payloads, source_id=source_id, workspace_id=workspace_id, connection=connection)
 
     def delivered(self, jobs: int | str | Iterable[int | str]) -> None:
         """Acknowledge that these events were delivered to all their destinations. Durable when this returns.

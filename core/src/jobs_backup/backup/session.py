@@ -30,7 +30,7 @@ from jobs_backup.format.lines import Payload
 from jobs_backup.model import Kind, Stream
 from jobs_backup.settings.core import CoreSettings
 from jobs_backup.spool.engines import open_spool
-from jobs_backup.spool.interface import InputPosition, Recording
+from jobs_backup.spool.interface import Entry, InputPosition, Recording
 from jobs_backup.store.object_store import ObjectStore
 from jobs_backup.util.logs import logger_of
 
@@ -76,7 +76,14 @@ class Session:
             self.spool.close()
             raise
 
-    def record_many(self, payloads: Iterable[Payload | Event], *, source_id: str = "", workspace_id: str = "") -> Jobs:
+    def record_many(
+        self,
+        payloads: Iterable[Payload | Event],
+        *,
+        source_id: str = "",
+        workspace_id: str = "",
+        connection: object | None = None,
+    ) -> Jobs:
         """See `Backup.record_many`."""
         self._check_usable()
         source = raw_stream(workspace_id, source_id) if source_id else None
@@ -87,10 +94,10 @@ class Session:
                 is_full = chunk.fill(left, source)
             except InvalidEvent as error:
                 error.index = len(jobs) + len(chunk)
-                self._keep_chunk(chunk, jobs)
+                self._keep_chunk(chunk, jobs, connection)
                 error.recorded = jobs
                 raise
-            self._keep_chunk(chunk, jobs)
+            self._keep_chunk(chunk, jobs, connection)
             if not is_full:
                 return jobs
 
@@ -184,14 +191,32 @@ class Session:
         self._check_usable()
         self.spool.check_room()
 
-    def keep(self, recordings: Sequence[Recording]) -> None:
-        """Record encoded raw events in one commit, and fill in their jobs. Raises as `record` does."""
+    def keep(self, recordings: Sequence[Recording], connection: object | None = None) -> None:
+        """Record encoded raw events in one commit, and fill in their jobs. Raises as `record` does.
+
+        With a connection of the application, they are recorded when its transaction commits.
+        """
+        if connection is not None:
+            if (entry := self.entry(recordings)) is not None:
+                entry.write(connection)
+            return
         self._check_usable()
         if self.settings.raw:
             self.spool.append(recordings)
         else:
-            for recording in recordings:
-                recording.jobs = self.spool.number(recording.stream, len(recording.lines))
+            self._number(recordings)
+
+    def entry(self, recordings: Sequence[Recording]) -> Entry | None:
+        """Fill in the jobs of encoded raw events for a transaction of the application; None if they are not kept."""
+        self._check_usable()
+        if self.settings.raw:
+            return self.spool.entry(recordings)
+        self._number(recordings)
+        return None
+
+    def _number(self, recordings: Sequence[Recording]) -> None:
+        for recording in recordings:
+            recording.jobs = self.spool.number(recording.stream, len(recording.lines))
 
     def failure_record(self, failure: Failure) -> FailureRecord:
         """The record that `failed` would write. Raises as `failed` does."""
@@ -221,10 +246,10 @@ class Session:
                     f"the failures are recorded, but their events' objects will stay in the bucket: {error}", hint=error.hint
                 ) from error
 
-    def _keep_chunk(self, chunk: RecordChunk, jobs: Jobs) -> None:
+    def _keep_chunk(self, chunk: RecordChunk, jobs: Jobs, connection: object | None) -> None:
         if chunk:
             try:
-                self.keep(chunk.recordings)
+                self.keep(chunk.recordings, connection)
             except JobsBackupError as error:
                 error.recorded = jobs
                 raise

@@ -234,6 +234,23 @@ class Total(NamedTuple):
     stored_at: float
 
 
+class Entry(Protocol):
+    """Recordings that are to become part of a transaction of the application. Their jobs are filled in."""
+
+    def write(self, connection: object) -> None:
+        """Make them part of the connection's transaction. Other errors are the driver's own.
+
+        Raises:
+            ConfigurationError: they cannot become part of it.
+            SpoolError: the connection's user may not record.
+        """
+        ...
+
+    async def write_async(self, connection: object) -> None:
+        """As `write`, for an asynchronous connection."""
+        ...
+
+
 class SpoolRecorder(Protocol):
     """Record events, and how far inputs were read."""
 
@@ -248,6 +265,17 @@ class SpoolRecorder(Protocol):
         Raises:
             SpoolFull: there was no space within the timeout.
             SpoolError: it failed. Calling again with the same recordings is safe: nothing is recorded twice.
+            BackupClosed: after `close`.
+        """
+        ...
+
+    def entry(self, recordings: Sequence[Recording]) -> Entry:
+        """Fill in the jobs of recordings that a transaction of the application is to commit, or roll back.
+
+        Raises:
+            ConfigurationError: the spool is not in a database.
+            SpoolFull: there is no space.
+            SpoolError: the spool cannot be used.
             BackupClosed: after `close`.
         """
         ...

@@ -171,6 +171,12 @@ class OpenBatch:
             self.fill = self.fill.with_lines(chunk, len(stored))
             changes.append(chunk, stored)
 
+    def add_member(self, changes: ChunkChanges, lines: Chunk, data: bytes) -> None:
+        """Add lines as a member of their own; there must be no tail. The chunk tells what they are, and its job is not used."""
+        chunk = lines._replace(job=self.next_job, raw_bytes=len(data))
+        self.fill = self.fill.with_lines(chunk, len(data))
+        self._fold(changes, data)
+
     def compact(self, changes: ChunkChanges) -> None:
         """Turn the tail into a member, if there is one."""
         if self.fill.tail_events:

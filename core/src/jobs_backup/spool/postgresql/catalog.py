@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs_backup.model import Batch, Stream
 from jobs_backup.spool.batches import BatchOptions, BatchRow, Seal
+from jobs_backup.spool.ids import INDEX_BITS, SEGMENT_BITS
 from jobs_backup.spool.interface import Damage, Waiting
 from jobs_backup.spool.postgresql.connection import NOW, Database, each, one, sql
 from jobs_backup.spool.postgresql.deliveries import forget_settling, is_complete, mark_deleted, settle_jobs_of
@@ -51,7 +52,7 @@ class Catalog:
         """Open a batch for events that are not kept: its number gives them ids, and nothing of it is uploaded."""
 
         def work(db: Db) -> int:
-            ((batch, _),) = _open(db, [stream], placement, "", 0, epoch)
+            (batch,) = open_in(db, [stream], placement, "", 0, epoch)
             db.execute("UPDATE jobs_backup.batches SET state = 'deleted', jobs = %s WHERE id = %s", (jobs, batch))
             return batch
 
@@ -66,7 +67,8 @@ class Catalog:
 
         def work(db: Db) -> list[tuple[int, int]]:
             hold(db, session)
-            return _open(db, streams, placement, session, last_segment(db), epoch)
+            segment = last_segment(db)
+            return [(number, segment) for number in open_in(db, streams, placement, session, segment, epoch)]
 
         return self._database.write(work, is_idempotent=True)  # what is opened twice stays empty, and is removed at the end
 
@@ -91,8 +93,13 @@ class Catalog:
         query = (
             "SELECT EXISTS (SELECT 1 FROM jobs_backup.batches WHERE session = ANY(%s) AND state = 'sealed' AND id <= %s)"
             " OR EXISTS (SELECT 1 FROM jobs_backup.sessions WHERE id = ANY(%s))"
+            # Another process may have collected what was recorded in transactions.
+            " OR EXISTS (SELECT 1 FROM jobs_backup.batches b JOIN jobs_backup.aliases a ON a.batch = b.id"
+            " JOIN jobs_backup.batches r ON r.id = a.segment >> %s WHERE b.state = 'sealed' AND b.id <= %s AND r.session = ANY(%s))"
         )
-        return bool(self._database.read(lambda db: one(db, query, (list(sessions), last, list(sessions[:-1])))[0]))
+        names = list(sessions)
+        values = (names, last, names[:-1], INDEX_BITS - SEGMENT_BITS, last, names)
+        return bool(self._database.read(lambda db: one(db, query, values)[0]))
 
     def batches_of(self, sessions: Sequence[str]) -> set[int]:
         """The numbers of all batches that these sessions have recorded."""
@@ -239,7 +246,8 @@ class Catalog:
         """Bytes of all batches not yet uploaded, except those that `session` has open."""
         query = (
             "SELECT ((SELECT coalesce(sum(size), 0) FROM jobs_backup.batches WHERE state = 'sealed')"
-            " + (SELECT coalesce(sum(spooled), 0) FROM jobs_backup.sessions WHERE id != %s))::bigint"
+            " + (SELECT coalesce(sum(spooled), 0) FROM jobs_backup.sessions WHERE id != %s)"
+            " + jobs_backup.outbox_bytes())::bigint"
         )
         return int(self._database.read(lambda db: one(db, query, (session,))[0]))
 
@@ -315,6 +323,25 @@ def open_rows(db: Db, session: str) -> list[tuple[BatchRow, int]]:
     return [row_of(row) for row in db.execute(f"{ROW} WHERE session = %s AND state = 'open' ORDER BY id FOR UPDATE", (session,))]
 
 
+def open_range(db: Db, stream: Stream, placement: BatchOptions, session: str, epoch: int) -> int:
+    """A number that gives ids to events of the outbox. Their batches will be bound to this placement."""
+    (number,) = open_in(db, [stream], placement, session, 0, epoch)
+    db.execute("UPDATE jobs_backup.batches SET state = 'outbox' WHERE id = %s", (number,))
+    return number
+
+
+def restore_range(db: Db, ranges: Iterable[tuple[int, int, str, str]], placement: BatchOptions) -> None:
+    """Enter those of (number, epoch, workspace_id, source_id) that were forgotten while a transaction took that long."""
+    bound = (placement.store, encoded(placement.prefix), encoded(placement.instance_id))
+    made_by = (str(placement.compression), ",".join(placement.wrappers))
+    db.execute(
+        "INSERT INTO jobs_backup.batches (id, epoch, workspace_id, source_id, kind, state, store, prefix, instance_id, compression,"
+        f" wrappers, session, segment, opened_at) SELECT u.*, 'raw', 'outbox', %s, %s, %s, %s, %s, '', 0, {NOW}"
+        " FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[]) u ON CONFLICT (id) DO NOTHING",
+        (*bound, *made_by, *[list(column) for column in zip(*sorted(ranges), strict=True)]),
+    )
+
+
 def seal(db: Db, seals: Sequence[Seal]) -> None:
     """Fix open batches for ever; from now on they wait to be sent."""
     each(db, f"{_SEAL} WHERE id = %s AND state = 'open'", [_sealed(one) for one in sorted(seals, key=lambda one: one.id)])
@@ -360,9 +387,8 @@ def _sealed(new: Seal) -> tuple[Any, ...]:
     return new._replace(key=encoded(new.key))
 
 
-def _open(
-    db: Db, streams: Sequence[Stream], placement: BatchOptions, session: str, segment: int, epoch: int
-) -> list[tuple[int, int]]:
+def open_in(db: Db, streams: Sequence[Stream], placement: BatchOptions, session: str, segment: int, epoch: int) -> list[int]:
+    """Open batches in a segment, one for each of the streams. Returns their numbers."""
     numbers = [
         row[0]
         for row in db.execute("SELECT nextval('jobs_backup.batch_numbers') FROM generate_series(1, %s)", (len(streams),)).fetchall()
@@ -378,7 +404,7 @@ def _open(
             for number, stream in zip(numbers, streams, strict=True)
         ],
     )
-    return [(number, segment) for number in numbers]
+    return numbers
 
 
 def segments_of(rows: Sequence[tuple[BatchRow, int]]) -> Mapping[int, int]:

@@ -71,6 +71,7 @@ def _missing(db: Db) -> list[str]:
         ("sessions", "SELECT, INSERT, UPDATE, DELETE"),
         ("batches", "SELECT, INSERT, UPDATE"),
         ("positions", "SELECT, INSERT, UPDATE"),
+        ("outbox", "SELECT, INSERT, DELETE"),
     ]
     if not one(db, "SELECT has_schema_privilege(%s, 'USAGE')", (SCHEMA,))[0]:
         return [f"the schema {SCHEMA}"]

@@ -71,7 +71,7 @@ class Changes:
 
     def append(self, chunk: Chunk, data: bytes) -> None:
         """Add a chunk."""
-        self._added[self._segments[chunk.batch]].append(_row(chunk, data))
+        self._added[self._segments[chunk.batch]].append(row_of_chunk(chunk, data))
         self.size += len(data)
 
     def compact(self, chunk: Chunk, member: bytes) -> None:
@@ -98,7 +98,7 @@ class Changes:
         parameters: list[Any] = []
         for segment, rows in self._added.items():
             parts.append(f", added_{segment} AS ({statement(_INSERT, segment, 'me,')})")
-            parameters += _columns(rows)
+            parameters += columns(rows)
         return "".join(parts), parameters
 
     def write(self) -> None:
@@ -108,8 +108,8 @@ class Changes:
                 statement("DELETE FROM {chunks} WHERE batch = %s AND start >= %s AND NOT is_member", segment), (batch, start)
             )
         for segment, rows in self._added.items():
-            for some in _portions(rows):
-                self._db.execute(statement(_INSERT, segment), _columns(some))
+            for some in portions(rows):
+                self._db.execute(statement(_INSERT, segment), columns(some))
         self._compacted, self._added = [], defaultdict(list)
 
 
@@ -131,14 +131,14 @@ class Importer:
 
     def add(self, chunk: Chunk, data: bytes, *, batch: int) -> None:
         """Add a chunk under the number of its batch in this spool."""
-        self._rows.append(_row(chunk._replace(job=batch << INDEX_BITS | chunk.start), data))
+        self._rows.append(row_of_chunk(chunk._replace(job=batch << INDEX_BITS | chunk.start), data))
         self._size += len(data)
         if self._size >= _STATEMENT_BYTES:
             self._write()
 
     def _write(self) -> None:
         if self._rows:
-            self._db.execute(statement(_INSERT, self._segment), _columns(self._rows))
+            self._db.execute(statement(_INSERT, self._segment), columns(self._rows))
         self._rows, self._size = [], 0
 
 
@@ -172,7 +172,7 @@ class Chunks:
     def examine(self, job: int) -> tuple[bytes, bool]:
         """The bytes of one chunk, and whether they are undamaged."""
         row = _chunk(self._db, self._segments[job >> INDEX_BITS], job)
-        return (b"", False) if row is None else (row[-1], _is_good(row))
+        return (b"", False) if row is None else (row[-1], is_good(row))
 
     def header(self, batch: int) -> BatchHeader | None:  # noqa: ARG002 - the catalog has it
         """Nothing: the catalog has it, in the same database."""
@@ -183,8 +183,8 @@ class Chunks:
         batch, start = job >> INDEX_BITS, job & ((1 << INDEX_BITS) - 1)
         segment = self._segments[batch]
         self._db.execute(statement("DELETE FROM {chunks} WHERE batch = %s AND start = %s", segment), (batch, start))
-        gap = _row(Chunk(job, events, 0, 0, 0, ChunkKind.LOST), b"")
-        self._db.execute(statement(_INSERT, segment), _columns([gap]))
+        gap = row_of_chunk(Chunk(job, events, 0, 0, 0, ChunkKind.LOST), b"")
+        self._db.execute(statement(_INSERT, segment), columns([gap]))
 
 
 def end_of(db: Db, segment: int, batch: int) -> int:
@@ -240,37 +240,41 @@ def _chunk(db: Db, segment: int, job: int) -> Row | None:
     ).fetchone()
 
 
-def _row(chunk: Chunk, data: bytes) -> Row:
+def row_of_chunk(chunk: Chunk, data: bytes) -> Row:
+    """A row of a segment: batch, start, is_member, events, raw_bytes, first_at, last_at, form, crc32c, size, data."""
     _, events, raw_bytes, first_at, last_at, form = chunk
     is_member = form is ChunkKind.MEMBER
     fields = (events, raw_bytes, first_at, last_at, form.value, checksum(*chunk, data), len(data), data)
     return (chunk.batch, chunk.start, is_member, *fields)
 
 
-def _columns(rows: Sequence[Row]) -> list[list[Any]]:
+def columns(rows: Sequence[Row]) -> list[list[Any]]:
+    """The parameters of a statement that unnests them."""
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _portions(rows: Sequence[Row]) -> list[list[Row]]:
-    portions: list[list[Row]] = [[]]
+def portions(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows in portions for one statement each; the last column has the bytes."""
+    made: list[list[Row]] = [[]]
     size = 0
     for row in rows:
-        if portions[-1] and size + len(row[-1]) > _STATEMENT_BYTES:
-            portions.append([])
+        if made[-1] and size + len(row[-1]) > _STATEMENT_BYTES:
+            made.append([])
             size = 0
-        portions[-1].append(row)
+        made[-1].append(row)
         size += len(row[-1])
-    return portions
+    return made
 
 
 def _checked(name: str, row: Row) -> bytes:
-    if not _is_good(row):
+    if not is_good(row):
         raise _damaged(name, row[0] << INDEX_BITS | row[1])
     data: bytes = row[-1]
     return data
 
 
-def _is_good(row: Row) -> bool:
+def is_good(row: Row) -> bool:
+    """Whether a row of (batch, start, events, raw_bytes, first_at, last_at, form, crc32c, data) is what was written."""
     batch, start, events, raw_bytes, first_at, last_at, form, found, data = row
     try:
         return bool(checksum(batch << INDEX_BITS | start, events, raw_bytes, first_at, last_at, form, data) == found)

@@ -5,6 +5,7 @@ Rows of batches are locked in the order of their numbers, so that acknowledgemen
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,6 +17,7 @@ from jobs_backup.spool.ids import (
     INDEX_BITS,
     LOCAL_BITS,
     SEGMENT_BITS,
+    SEGMENT_MASK,
     JobSet,
     batch_of,
     first_index,
@@ -27,6 +29,7 @@ from jobs_backup.spool.ids import (
     segments_of,
 )
 from jobs_backup.spool.interface import DeleteAfter, DueObject, WaitingDeletes
+from jobs_backup.spool.postgresql.aliases import Alias, resolve
 from jobs_backup.spool.postgresql.chunks import end_of
 from jobs_backup.spool.postgresql.connection import NOW, Database, each, one, sql
 from jobs_backup.spool.postgresql.rows import MAX_DELAY, decoded, writable
@@ -41,6 +44,7 @@ _TO_DELETE: Final = {
     "settled": f"{_OF} AND delivered + settled >= jobs",
     "never": f"{_OF} AND false",
 }
+_SHIFT: Final = INDEX_BITS - SEGMENT_BITS
 _DUE: Final = f"AND claimed_by IS NULL AND (retry_at <= {NOW} OR retry_at > {NOW} + {MAX_DELAY})"
 
 
@@ -61,18 +65,19 @@ class Deliveries:
         if epoch >> LOCAL_BITS:
             return None  # no spool has ever issued such an id
 
-        def look(db: Db) -> Stream | None:
+        def look(db: Db) -> tuple[_Found, int] | None:
             if (found := _find(db, [(epoch, batch)]).get((epoch, batch))) is None:
                 return None
             # It may be sealed meanwhile: then its row tells the end, which only grows.
-            known = (
-                max(found.jobs, end_of(db, found.segment, found.batch))
-                if found.state == "open" and end > found.jobs
-                else found.jobs
-            )
-            return Stream(Kind.RAW, decoded(found.workspace_id), decoded(found.source_id)) if end <= known else None
+            is_open = found.state == "open" and end > found.jobs
+            return found, max(found.jobs, end_of(db, found.segment, found.batch)) if is_open else found.jobs
 
-        return self._database.read(look)
+        if (seen := self._database.read(look)) is None:
+            return None
+        found, known = seen
+        if found.state == "outbox" and self._database.write(lambda db: _is_in_outbox(db, batch, local(job)), is_idempotent=True):
+            known = end
+        return Stream(Kind.RAW, decoded(found.workspace_id), decoded(found.source_id)) if end <= known else None
 
     def settle(self, failures: Sequence[tuple[int, int]]) -> None:
         """Note which batch has a job's failure record: (batch, job). The job is settled once that batch is uploaded."""
@@ -203,7 +208,10 @@ class Deliveries:
                 f"SELECT b.id, coalesce(stored_at, 0) < {NOW} - %s AND (state = 'deleted'"
                 " OR (state = 'set aside' AND NOT EXISTS (SELECT 1 FROM jobs_backup.damages WHERE batch = b.id))"
                 " OR (state = 'stored' AND claimed_by IS NULL AND (d.delete_after = 'never' OR delivered < jobs)"
-                " AND (d.delete_after != 'settled' OR delivered + settled < jobs)))"
+                " AND (d.delete_after != 'settled' OR delivered + settled < jobs))"
+                " OR (state = 'outbox' AND NOT EXISTS (SELECT 1 FROM jobs_backup.aliases"
+                f" WHERE segment BETWEEN b.id << {_SHIFT} AND (b.id + 1 << {_SHIFT}) - 1)"
+                " AND NOT EXISTS (SELECT 1 FROM jobs_backup.outbox WHERE batch = b.id)))"
                 " AND NOT EXISTS (SELECT 1 FROM jobs_backup.uploads u WHERE u.batch = b.id)"
                 " FROM jobs_backup.batches b JOIN jobs_backup.stores d ON d.id = b.store"
                 f" WHERE b.id > %s AND b.opened_at < {NOW} - %s ORDER BY b.id LIMIT %s FOR UPDATE OF b",
@@ -211,6 +219,7 @@ class Deliveries:
             ).fetchall()
             for batch in [row[0] for row in rows if row[1]]:
                 db.execute("DELETE FROM jobs_backup.acknowledged WHERE segment BETWEEN %s AND %s", segments_of(batch))
+                db.execute("DELETE FROM jobs_backup.aliases WHERE batch = %s", (batch,))
                 forget_settling(db, batch)
                 db.execute(_NOTE_FORGOTTEN, (batch,))
                 db.execute("DELETE FROM jobs_backup.moved_batches WHERE batch = %s", (batch,))
@@ -268,10 +277,14 @@ def _add(db: Db, jobs: JobSet) -> Added:
     asked = [(key, list(some)) for key, some in groupby(sorted(jobs.masks()), lambda one: origin_of_segment(one[0]))]
     wanted = [key for key, _ in asked if not key[0] >> LOCAL_BITS]
     found = _find(db, wanted, "ORDER BY b.id FOR UPDATE OF b")
-    known: list[tuple[int, list[tuple[int, int]]]] = []
+    known: defaultdict[int, int] = defaultdict(int)  # segment here -> mask; one job may have been given by two ids
+    in_outbox: dict[int, tuple[int, int]] = {}
     for origin, segments in asked:
         its = found.get(origin)
         end = 0
+        if its is not None and its.state == "outbox":
+            in_outbox.update({segment_in(its.batch, segment): (segment, mask) for segment, mask in segments})
+            continue
         if its is not None:
             try:
                 end = _end_of_batch(db, its, _end(*segments[-1]))
@@ -280,17 +293,73 @@ def _add(db: Db, jobs: JobSet) -> Added:
                 for segment, mask in segments:
                     added.unreadable.add_mask(segment, mask)
                 continue
-        given: list[tuple[int, int]] = []
         for segment, mask in segments:
             taken = mask & _mask_below(end - first_index(segment))
             if taken != mask:
                 added.unknown.add_mask(segment, mask & ~taken)
             if taken and its is not None and its.state != "deleted":
-                given.append((segment_in(its.batch, segment), taken))
-        if its is not None:
-            known.append((its.batch, given))
-    _mark_delivered(db, known)
+                known[segment_in(its.batch, segment)] |= taken
+    if in_outbox:
+        resolved = resolve(db, [(segment, mask) for segment, (_, mask) in in_outbox.items()])
+        for segment, mask in resolved.unknown.items():
+            added.unknown.add_mask(in_outbox[segment][0], mask)
+        for _, collected in _by_batch(db, resolved.collected):
+            for segment, mask in collected:
+                known[segment] |= mask
+        _mark_waiting(db, [(segment, mask, 0) for segment, mask in resolved.waiting.items()])
+    _mark_delivered(db, [(batch, [*some]) for batch, some in groupby(sorted(known.items()), lambda one: batch_of(one[0]))])
     return added
+
+
+def _is_in_outbox(db: Db, batch: int, job: int) -> bool:
+    """Whether a job of the outbox is known. Its range is locked, or it could be collected between two looks."""
+    db.execute("SELECT 1 FROM jobs_backup.batches WHERE id = %s FOR UPDATE", (batch,))
+    return not resolve(db, [(job >> SEGMENT_BITS, 1 << (job & SEGMENT_MASK))]).unknown
+
+
+def _by_batch(db: Db, segments: Mapping[int, int]) -> list[tuple[int, list[tuple[int, int]]]]:
+    """These ids by batches, without those of deleted ones. The others are locked."""
+    batches = {key: list(some) for key, some in groupby(sorted(segments.items()), lambda one: batch_of(one[0]))}
+    locked = db.execute(
+        "SELECT id FROM jobs_backup.batches WHERE id = ANY(%s) AND state != 'deleted' ORDER BY id FOR UPDATE", ([*batches],)
+    ).fetchall()
+    return [(row[0], batches[row[0]]) for row in locked]
+
+
+def _mark_waiting(db: Db, rows: Sequence[tuple[int, int, int]]) -> None:
+    """Keep (segment, delivered, settled) of events in the outbox, until they are collected: see `move_marks`."""
+    marks = _read_marks(db, [segment for segment, _, _ in rows])
+    changed: list[tuple[int, bytes, bytes]] = []
+    for segment, delivered, settled in rows:
+        before = marks.get(segment, (0, 0))
+        changed.append((segment, _bytes(before[0] | delivered), _bytes(before[1] | settled)))
+    _write_marks(db, changed)
+
+
+def move_marks(db: Db, aliases: Sequence[Alias]) -> None:
+    """Enter where events of the outbox are now, and give their marks to their batches. Their ranges must be locked."""
+    columns = ([one.segment for one in aliases], [one.batch for one in aliases], [one.first for one in aliases])
+    db.execute(
+        "INSERT INTO jobs_backup.aliases SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::integer[], %s::bytea[])",
+        (*columns, [_bytes(one.jobs) for one in aliases]),
+    )
+    left = dict(_read_marks(db, columns[0]))
+    if not left:
+        return
+    delivered: defaultdict[int, int] = defaultdict(int)
+    settled: defaultdict[int, int] = defaultdict(int)
+    for alias in aliases:
+        marks = left.get(alias.segment, (0, 0))
+        for found, mask in zip((delivered, settled), marks, strict=True):
+            for segment, part in alias.translated(mask):
+                found[segment] |= part
+        left[alias.segment] = marks[0] & ~alias.jobs, marks[1] & ~alias.jobs
+    _write_marks(db, [(segment, _bytes(one), _bytes(other)) for segment, (one, other) in left.items()])
+    db.execute("DELETE FROM jobs_backup.acknowledged WHERE segment = ANY(%s) AND delivered = '' AND settled = ''", (columns[0],))
+    moved = sorted(delivered.keys() | settled.keys())
+    _write_marks(db, [(segment, _bytes(delivered[segment]), _bytes(settled[segment])) for segment in moved])
+    counts = [(delivered[one].bit_count(), (settled[one] & ~delivered[one]).bit_count(), 0, batch_of(one)) for one in moved]
+    _count(db, counts)
 
 
 def _end_of_batch(db: Db, found: _Found, wanted: int) -> int:
@@ -326,21 +395,28 @@ def settle_jobs_of(db: Db, batch: int) -> None:
         jobs.add(job)
     if not jobs:
         return
-    masks = sorted(jobs.masks())
+    masks = dict(jobs.masks())
     there = {
-        row[0]
+        row[0]: row[1]
         for row in db.execute(
-            "SELECT id FROM jobs_backup.batches WHERE id = ANY(%s) AND state != 'deleted' ORDER BY id FOR UPDATE",
-            ([batch_of(segment) for segment, _ in masks],),
+            "SELECT id, state FROM jobs_backup.batches WHERE id = ANY(%s) AND state != 'deleted' ORDER BY id FOR UPDATE",
+            ([batch_of(segment) for segment in masks],),
         ).fetchall()
     }
-    marks = _read_marks(db, [segment for segment, _ in masks])
-    for segment, mask in masks:
+    in_outbox = [(segment, mask) for segment, mask in masks.items() if there.get(batch_of(segment)) == "outbox"]
+    native = {segment: mask for segment, mask in masks.items() if there.get(batch_of(segment), "outbox") != "outbox"}
+    if in_outbox:
+        resolved = resolve(db, in_outbox)
+        for _, segments in _by_batch(db, resolved.collected):
+            for segment, mask in segments:
+                native[segment] = native.get(segment, 0) | mask
+        _mark_waiting(db, [(segment, 0, mask) for segment, mask in resolved.waiting.items()])
+    marks = _read_marks(db, [*native])
+    for segment, mask in sorted(native.items()):
         delivered, settled = marks.get(segment, (0, 0))
         new = mask & ~settled
-        if batch_of(segment) in there:
-            _write_marks(db, [(segment, _bytes(delivered), _bytes(settled | new))])
-            _count(db, [(0, (new & ~delivered).bit_count(), _end(segment, mask), batch_of(segment))])
+        _write_marks(db, [(segment, _bytes(delivered), _bytes(settled | new))])
+        _count(db, [(0, (new & ~delivered).bit_count(), _end(segment, mask), batch_of(segment))])
     forget_settling(db, batch)
 
 

@@ -10,34 +10,39 @@ OWNER: Final = f"{SCHEMA}_owner"
 
 _TABLES: Final = (
     "version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches", "uploads", "parts",
-    "acknowledged", "settling", "forgotten", "damages", "totals", "moves", "moved_batches",
+    "acknowledged", "settling", "forgotten", "damages", "totals", "moves", "moved_batches", "outbox", "outbox_0", "outbox_1",
+    "outbox_2", "aliases",
 )  # fmt: skip
 _RECORDER: Final = {
     "SELECT": ("version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches",
-               "acknowledged", "settling", "totals", "moved_batches"),
-    "INSERT": ("stores", "sessions", "ended_sessions", "readers", "positions", "batches", "acknowledged", "settling", "damages"),
+               "acknowledged", "settling", "totals", "moved_batches", "outbox", "aliases"),
+    "INSERT": ("stores", "sessions", "ended_sessions", "readers", "positions", "batches", "acknowledged", "settling", "damages",
+               "outbox", "aliases"),
     "UPDATE": ("stores", "sessions", "positions", "segments", "batches", "acknowledged", "totals"),
-    "DELETE": ("sessions", "readers", "batches", "acknowledged", "settling"),
+    "DELETE": ("sessions", "readers", "batches", "acknowledged", "settling", "outbox"),
 }  # fmt: skip
 _STATUS: Final = ("version", "spool", "stores", "sessions", "ended_sessions", "segments", "batches", "forgotten", "totals",
                   "moves")  # fmt: skip
 # Not the ids of uploads, which are secrets, nor damaged bytes.
 _OF_UPLOADS: Final = "id, batch, store, part_size, abandoned, failures, retry_at, error, hint"
+_OF_OUTBOX: Final = "batch, workspace_id, source_id, recorded_at, events, size"
 _OF_DAMAGES: Final = "id, batch, kind, workspace_id, source_id, job, events, error"
 
 _HEAD: Final = f"""\
 -- Roles and tables of a jobs-backup spool. Run it once, in the database, as a role that may create roles and schemas:
 --   jobs-backup policy --spool | psql --set ON_ERROR_STOP=1 --single-transaction postgresql://ADMINISTRATOR@HOST/DATABASE
--- Then create users, which log in, in one of the last three roles:
+-- Then create users, which log in, in one of the last four roles:
 --   CREATE USER my_archivers PASSWORD '...' IN ROLE {SCHEMA}_archiver;
 CREATE ROLE {SCHEMA}_owner NOLOGIN;      -- owns the tables; nobody needs to log in as it
 CREATE ROLE {SCHEMA}_recorder NOLOGIN;   -- records and acknowledges: Backup(archive=False)
 CREATE ROLE {SCHEMA}_archiver NOLOGIN;   -- the same, uploads and deletes: Backup, run, archive, serve, delivered, failed
 CREATE ROLE {SCHEMA}_status NOLOGIN;     -- status and replay: sees no event
+CREATE ROLE {SCHEMA}_outbox NOLOGIN;     -- the application's own connection in record(connection=...): only inserts
 GRANT {SCHEMA}_owner TO CURRENT_USER;
 CREATE SCHEMA {SCHEMA} AUTHORIZATION {SCHEMA}_owner;
 SET LOCAL ROLE {SCHEMA}_owner;
-GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;
+GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status,
+    {SCHEMA}_outbox;
 -- The tables with the bytes are made and dropped by functions of the owner.
 ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT SELECT, INSERT, DELETE ON TABLES TO {SCHEMA}_recorder, {SCHEMA}_archiver;
 """
@@ -76,9 +81,14 @@ def grants() -> list[str]:
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_named(_TABLES)} TO {SCHEMA}_archiver;",
         f"GRANT SELECT ON {_named(_STATUS)} TO {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_UPLOADS}) ON {SCHEMA}.uploads TO {SCHEMA}_recorder, {SCHEMA}_status;",
+        f"GRANT SELECT ({_OF_OUTBOX}) ON {SCHEMA}.outbox TO {SCHEMA}_status;",
+        f"GRANT INSERT ON {SCHEMA}.outbox TO {SCHEMA}_outbox;",
+        f"GRANT SELECT (id) ON {SCHEMA}.spool TO {SCHEMA}_outbox;",
         f"GRANT SELECT ({_OF_DAMAGES}) ON {SCHEMA}.damages TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT USAGE ON SEQUENCE {SCHEMA}.batch_numbers TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.open_events() TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;",
+        f"GRANT EXECUTE ON FUNCTION {SCHEMA}.outbox_bytes() TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
+        f"GRANT EXECUTE ON FUNCTION {SCHEMA}.empty_outbox() TO {SCHEMA}_archiver;",
         *(
             f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{name}(bigint) TO {SCHEMA}_archiver;"
             for name in ("add_segment", "drop_segment", "segment_bytes")

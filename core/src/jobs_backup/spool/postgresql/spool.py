@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -26,15 +26,19 @@ from jobs_backup.spool.interface import (
     Damage,
     DeleteAfter,
     DueObject,
+    Entry,
     InputPosition,
     QuotaLimits,
+    Recording,
     Total,
 )
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import SpooledBody
+from jobs_backup.spool.postgresql.collector import Collector
 from jobs_backup.spool.postgresql.connection import Database
 from jobs_backup.spool.postgresql.deliveries import Deliveries
 from jobs_backup.spool.postgresql.migrations import migrate
+from jobs_backup.spool.postgresql.outbox import Outbox
 from jobs_backup.spool.postgresql.positions import Positions
 from jobs_backup.spool.postgresql.segments import Segments
 from jobs_backup.spool.postgresql.sessions import Heartbeat, Host, Session, Sessions, host_name
@@ -56,6 +60,8 @@ _RECORDING_CONNECTIONS: Final = 4
 """For recording, acknowledging, and looking after the rest; the lease has one of its own."""
 _SEGMENT_SECONDS: Final = 5.0
 """Between two looks at the segments."""
+_OUTBOX_SECONDS: Final = 5.0
+"""Between two looks at what waits in the outbox, and its age."""
 _NO_STREAM: Final = Stream(Kind.RAW, "", "")
 
 
@@ -105,7 +111,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         self._unreadable: dict[str, SpoolError] = {}
         self._reading: dict[str, str] = {}  # input -> the session as which it is read
         self._reading_lock = threading.Lock()
-        self._segments_looked_at = 0.0
+        self._segments_looked_at = self._outbox_looked_at = 0.0
         self._place = place
         self._is_closed = False
         self._counting = threading.Lock()
@@ -149,6 +155,15 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
                 check_readers=self._check_readers,
                 report_lost=self._report_lost,
             )
+            self._outbox = Outbox(
+                self._database,
+                placement,
+                session.epoch,
+                session=lambda: self._names[-1],
+                max_events=limits.events,
+                check_room=self._writer.check_room,
+            )
+            self._collector = Collector(self._database, placement, limits, session=lambda: self._names[-1], lease=lease)
             self._heartbeat.start()
         except BaseException:
             self._pulse.close()
@@ -167,6 +182,10 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
 
     # Recording
 
+    def entry(self, recordings: Sequence[Recording]) -> Entry:
+        """Fill in the jobs of recordings that a transaction of the application is to commit; see `Outbox`."""
+        return self._outbox.entry(recordings)
+
     def check_room(self) -> None:
         """Check that what is recorded now would find room, and that the server can be used.
 
@@ -177,6 +196,23 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         """
         self._writer.check_room()
         self._catalog.last_batch()
+
+    def seal(self) -> int:
+        """Seal this process's open batches, and what waits in the outbox. Returns how many batches."""
+        return self._writer.seal() + self._collect(self._collector.collect)
+
+    def seal_due(self) -> int:
+        """Seal this process's open batches that have reached the age limit, and the outbox if it has. Returns how many batches."""
+        sealed = self._writer.seal_due()
+        if time.monotonic() - self._outbox_looked_at < _OUTBOX_SECONDS:
+            return sealed
+        self._outbox_looked_at = time.monotonic()
+        return sealed + self._collect(self._collector.collect_due)
+
+    def _collect(self, work: Callable[[], int]) -> int:
+        if sealed := work():
+            self._writer.on_sealed()
+        return sealed
 
     @contextmanager
     def reading(self, source: str) -> Generator[bool]:
@@ -395,6 +431,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         since been fixed. All other batches stay with their store. Retries that were waiting become due at once.
         """
         self._follow_settings()
+        self._collect(self._collector.collect)  # those that recorded it may never have archived
         self._catalog.begin_sending(self.store)
         self._deliveries.begin(self.store, self._delete_after)
 
@@ -405,6 +442,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
             self._segments.rotate()
             self._segments.empty_old()
             self._segments.drop_sent()
+            self._collector.give_space_back()
 
     def close(self) -> None:
         """Seal what is open and leave. What is not sent yet waits for another process.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,7 +154,12 @@ def _streams(db: Db) -> dict[tuple[int, Stream], StreamStatus]:
         " FROM jobs_backup.open_events() o JOIN jobs_backup.batches b ON b.id = o.batch AND b.state = 'open'"
         " GROUP BY store, kind, workspace_id, source_id"
     )
-    for store, kind, workspace, source, age, events, size in db.execute(still_open):
+    in_outbox = (
+        f"SELECT r.store, 'raw', o.workspace_id, o.source_id, {NOW} - min(o.recorded_at), sum(o.events)::bigint,"
+        " sum(o.size)::bigint FROM jobs_backup.outbox o JOIN jobs_backup.batches r ON r.id = o.batch"
+        " GROUP BY r.store, o.workspace_id, o.source_id"
+    )
+    for store, kind, workspace, source, age, events, size in itertools.chain(db.execute(still_open), db.execute(in_outbox)):
         status = of(store, stream_of(kind, workspace, source), age)
         status.open_events += events
         status.bytes += size

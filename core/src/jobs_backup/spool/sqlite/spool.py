@@ -28,8 +28,10 @@ from jobs_backup.spool.interface import (
     DeleteAfter,
     DueObject,
     Durability,
+    Entry,
     InputPosition,
     QuotaLimits,
+    Recording,
     Total,
 )
 from jobs_backup.spool.open_batch import SEALED_AT_ONCE, OpenBatch
@@ -175,6 +177,13 @@ class SqliteSpool(BaseSpool[Catalog, Deliveries, Writer]):
         return str(self.directory / "quarantine")
 
     # Recording
+
+    def entry(self, recordings: Sequence[Recording]) -> Entry:  # noqa: ARG002 - see `interface.SpoolRecorder`
+        """Refuse: no transaction of an application's database includes this directory."""
+        raise ConfigurationError(
+            f"connection= needs a spool in the application's PostgreSQL database, and this one is in {self.name}",
+            hint="set JOBS_BACKUP_SPOOL, see docs/outbox.md; or record without connection= after the commit",
+        )
 
     def check_room(self) -> None:
         """Check that there is space to record, and that the catalog is readable and is the one other processes see.
