@@ -18,9 +18,9 @@ MIGRATION_LOCK: Final = 0x6A6F6273_62616B75
 TABLES: Final = """
 CREATE TABLE jobs_backup.version (version integer NOT NULL, oldest integer NOT NULL);
 INSERT INTO jobs_backup.version VALUES (1, 1);
-CREATE TABLE jobs_backup.spool (id uuid NOT NULL DEFAULT gen_random_uuid(), known_since bigint NOT NULL);
+CREATE TABLE jobs_backup.spool (known_since bigint NOT NULL);
 -- Microseconds since 1970.
-INSERT INTO jobs_backup.spool (known_since) VALUES ((extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+INSERT INTO jobs_backup.spool VALUES ((extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
 -- All times are seconds since 1970 by this server's clock, unless something else is noted.
 CREATE TABLE jobs_backup.stores (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -76,14 +76,14 @@ CREATE TABLE jobs_backup.batches (
     kind text NOT NULL CHECK (kind IN ('raw', 'failed')),
     workspace_id text NOT NULL,
     source_id text NOT NULL,
-    state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'stored', 'deleted', 'set aside', 'outbox')),
+    state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'stored', 'deleted', 'set aside')),
     store integer NOT NULL REFERENCES jobs_backup.stores,
     prefix text NOT NULL,
     instance_id text NOT NULL,
     compression text NOT NULL,
     wrappers text NOT NULL,
     session text NOT NULL,                -- that has recorded it
-    segment bigint NOT NULL,              -- 0: it has no bytes, and only gives ids; those of the outbox where that is its state
+    segment bigint NOT NULL,              -- 0: it has no bytes, and only gives ids
     jobs bigint NOT NULL DEFAULT 0,       -- ids that were given; more than `events` where some were damaged
     delivered bigint NOT NULL DEFAULT 0,
     settled bigint NOT NULL DEFAULT 0,    -- those of the others that have a failure record in the bucket
@@ -113,41 +113,6 @@ CREATE INDEX batches_delivered ON jobs_backup.batches (store, retry_at) WHERE st
 CREATE INDEX batches_settled ON jobs_backup.batches (store, retry_at) WHERE state = 'stored' AND delivered + settled >= jobs;
 CREATE INDEX batches_claimed ON jobs_backup.batches (claimed_by) WHERE claimed_by IS NOT NULL;
 CREATE INDEX batches_by_key ON jobs_backup.batches (key) WHERE key IS NOT NULL;
--- What applications have recorded in their own transactions, until it is collected into batches. The application only inserts.
--- The slot changes every 10 minutes, so that the other two come to rest and give their space back at once, without vacuum.
-CREATE TABLE jobs_backup.outbox (
-    slot smallint NOT NULL DEFAULT extract(epoch FROM clock_timestamp())::bigint / 600 % 3,
-    recorded_at double precision NOT NULL DEFAULT extract(epoch FROM clock_timestamp()),
-    workspace_id text NOT NULL,
-    source_id text NOT NULL,
-    epoch bigint NOT NULL,                -- of the ids: see ids.py
-    batch bigint NOT NULL,                -- that gave the ids, in the state 'outbox'
-    start integer NOT NULL,
-    events integer NOT NULL,
-    raw_bytes bigint NOT NULL,
-    first_at bigint NOT NULL,
-    last_at bigint NOT NULL,
-    form smallint NOT NULL,
-    crc32c bigint NOT NULL,
-    size bigint NOT NULL,
-    data bytea NOT NULL,
-    PRIMARY KEY (batch, start, slot)
-) PARTITION BY LIST (slot);
-CREATE TABLE jobs_backup.outbox_0 PARTITION OF jobs_backup.outbox FOR VALUES IN (0);
-CREATE TABLE jobs_backup.outbox_1 PARTITION OF jobs_backup.outbox FOR VALUES IN (1);
-CREATE TABLE jobs_backup.outbox_2 PARTITION OF jobs_backup.outbox FOR VALUES IN (2);
-ALTER TABLE jobs_backup.outbox_0 ALTER COLUMN data SET STORAGE EXTERNAL;
-ALTER TABLE jobs_backup.outbox_1 ALTER COLUMN data SET STORAGE EXTERNAL;
-ALTER TABLE jobs_backup.outbox_2 ALTER COLUMN data SET STORAGE EXTERNAL;
--- Where collected events are: ids that were given to the outbox -> ids of the batch that has them, in the same order.
-CREATE TABLE jobs_backup.aliases (
-    segment bigint NOT NULL,              -- of 4096 consecutive ids that were given to the outbox
-    batch bigint NOT NULL,
-    first integer NOT NULL,               -- index in the batch of the first of these
-    jobs bytea NOT NULL,                  -- a bit for each of these
-    PRIMARY KEY (segment, batch)
-);
-CREATE INDEX aliases_of_batch ON jobs_backup.aliases (batch);
 CREATE TABLE jobs_backup.uploads (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     batch bigint NOT NULL,
@@ -264,35 +229,6 @@ CREATE FUNCTION jobs_backup.segment_bytes(segment bigint) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT coalesce(pg_total_relation_size(to_regclass(format('jobs_backup.chunks_%s', segment))), 0)
 $$;
-CREATE FUNCTION jobs_backup.outbox_bytes() RETURNS bigint
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT coalesce(sum(pg_relation_size(c.oid) + coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)), 0)::bigint
-    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'jobs_backup.outbox'::regclass
-$$;
--- Waits for nobody: a transaction that has recorded keeps its slot from being emptied, and the next look tries again.
-CREATE FUNCTION jobs_backup.empty_outbox() RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
-DECLARE
-    slot text;
-    is_used boolean;
-    emptied integer := 0;
-BEGIN
-    FOR slot IN SELECT format('jobs_backup.%I', c.relname) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'jobs_backup.outbox'::regclass AND pg_relation_size(c.oid) > 0
-    LOOP
-        BEGIN
-            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', slot);
-            EXECUTE format('SELECT EXISTS (SELECT 1 FROM %s)', slot) INTO is_used;
-            IF NOT is_used THEN
-                EXECUTE format('TRUNCATE %s', slot);
-                emptied := emptied + 1;
-            END IF;
-        EXCEPTION WHEN lock_not_available THEN
-            NULL;
-        END;
-    END LOOP;
-    RETURN emptied;
-END $$;
 CREATE FUNCTION jobs_backup.open_events() RETURNS TABLE (batch bigint, events bigint, size bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
@@ -328,6 +264,76 @@ CREATE TABLE jobs_backup.moved_batches (
     batch bigint NOT NULL UNIQUE,
     PRIMARY KEY (epoch, number)
 );
+-- record(connection=...): see outbox.py. The application names the spool that it means.
+ALTER TABLE jobs_backup.spool ADD COLUMN id uuid NOT NULL DEFAULT gen_random_uuid();
+-- A batch in the state 'outbox' only gives ids. Rows that are there need no check: what was allowed still is.
+ALTER TABLE jobs_backup.batches DROP CONSTRAINT batches_state_check, ADD CONSTRAINT batches_state_check
+    CHECK (state IN ('open', 'sealed', 'stored', 'deleted', 'set aside', 'outbox')) NOT VALID;
+-- What applications have recorded in their own transactions, until it is collected into batches. The application only inserts.
+-- The slot changes every 10 minutes, so that the other two come to rest and give their space back at once, without vacuum.
+CREATE TABLE jobs_backup.outbox (
+    slot smallint NOT NULL DEFAULT extract(epoch FROM clock_timestamp())::bigint / 600 % 3,
+    recorded_at double precision NOT NULL DEFAULT extract(epoch FROM clock_timestamp()),
+    workspace_id text NOT NULL,
+    source_id text NOT NULL,
+    epoch bigint NOT NULL,                -- of the ids: see ids.py
+    batch bigint NOT NULL,                -- that gave the ids, in the state 'outbox'
+    start integer NOT NULL,
+    events integer NOT NULL,
+    raw_bytes bigint NOT NULL,
+    first_at bigint NOT NULL,
+    last_at bigint NOT NULL,
+    form smallint NOT NULL,
+    crc32c bigint NOT NULL,
+    size bigint NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (batch, start, slot)
+) PARTITION BY LIST (slot);
+CREATE TABLE jobs_backup.outbox_0 PARTITION OF jobs_backup.outbox FOR VALUES IN (0);
+CREATE TABLE jobs_backup.outbox_1 PARTITION OF jobs_backup.outbox FOR VALUES IN (1);
+CREATE TABLE jobs_backup.outbox_2 PARTITION OF jobs_backup.outbox FOR VALUES IN (2);
+ALTER TABLE jobs_backup.outbox_0 ALTER COLUMN data SET STORAGE EXTERNAL;
+ALTER TABLE jobs_backup.outbox_1 ALTER COLUMN data SET STORAGE EXTERNAL;
+ALTER TABLE jobs_backup.outbox_2 ALTER COLUMN data SET STORAGE EXTERNAL;
+-- Where collected events are: ids that were given to the outbox -> ids of the batch that has them, in the same order.
+CREATE TABLE jobs_backup.aliases (
+    segment bigint NOT NULL,              -- of 4096 consecutive ids that were given to the outbox
+    batch bigint NOT NULL,
+    first integer NOT NULL,               -- index in the batch of the first of these
+    jobs bytea NOT NULL,                  -- a bit for each of these
+    PRIMARY KEY (segment, batch)
+);
+CREATE INDEX aliases_of_batch ON jobs_backup.aliases (batch);
+CREATE FUNCTION jobs_backup.outbox_bytes() RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT coalesce(sum(pg_relation_size(c.oid) + coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)), 0)::bigint
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'jobs_backup.outbox'::regclass
+$$;
+-- Waits for nobody: a transaction that has recorded keeps its slot from being emptied, and the next look tries again.
+CREATE FUNCTION jobs_backup.empty_outbox() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    slot text;
+    is_used boolean;
+    emptied integer := 0;
+BEGIN
+    FOR slot IN SELECT format('jobs_backup.%I', c.relname) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'jobs_backup.outbox'::regclass AND pg_relation_size(c.oid) > 0
+    LOOP
+        BEGIN
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', slot);
+            EXECUTE format('SELECT EXISTS (SELECT 1 FROM %s)', slot) INTO is_used;
+            IF NOT is_used THEN
+                EXECUTE format('TRUNCATE %s', slot);
+                emptied := emptied + 1;
+            END IF;
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
+        END;
+    END LOOP;
+    RETURN emptied;
+END $$;
+REVOKE EXECUTE ON FUNCTION jobs_backup.outbox_bytes(), jobs_backup.empty_outbox() FROM PUBLIC;
 UPDATE jobs_backup.version SET version = 2;
 """,
 }
