@@ -29,7 +29,7 @@ TRANSACTIONS = 10_000 if ALL else 300
 RECORDERS, ARCHIVERS = 3, 2
 LONGEST_PAUSE = 0.01 if ALL else 0.05
 """Seconds, within a transaction or between two."""
-BETWEEN_KILLS = (50, 250) if ALL else (5, 40)
+BETWEEN_KILLS = (100, 400) if ALL else (5, 40)
 """Transactions, so that a busy machine makes as much progress."""
 
 RECORDER = """
@@ -161,7 +161,7 @@ def test_the_bucket_has_what_was_committed(database_server: Postgres, tmp_path: 
             "JOBS_BACKUP_BUCKET": str(tmp_path / "bucket"),
             "JOBS_BACKUP_SPOOL": database_server.url(database),
             "JOBS_BACKUP_SPOOL_LEASE": "2s",
-            "JOBS_BACKUP_BATCH_EVENTS": "20",
+            "JOBS_BACKUP_BATCH_EVENTS": "100" if ALL else "20",
             "JOBS_BACKUP_REQUEST_TIMEOUT": "2s",
             **FAST_RETRY,
         }

@@ -22,7 +22,7 @@ from jobs_backup.spool.open_batch import MEMBER_BYTES, OpenBatch
 from jobs_backup.spool.postgresql.aliases import Alias, aliases_of
 from jobs_backup.spool.postgresql.catalog import open_in, report, restore_range, seal
 from jobs_backup.spool.postgresql.chunks import Changes, is_good
-from jobs_backup.spool.postgresql.connection import NOW, Database, one
+from jobs_backup.spool.postgresql.connection import NOW, Database, one, sql
 from jobs_backup.spool.postgresql.deliveries import move_marks
 from jobs_backup.spool.postgresql.rows import ROW, row_of, stream_of
 from jobs_backup.spool.postgresql.segments import last_segment
@@ -132,7 +132,7 @@ class Collector:
 
     def _seal(self, db: Db, rows: Sequence[_Row]) -> int:
         """Remove these rows, and seal batches of them. What another process has collected meanwhile is left to it."""
-        db.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{int(self._lease * 1000)}ms'")
+        db.execute(sql(f"SET LOCAL idle_in_transaction_session_timeout = '{int(self._lease * 1000)}ms'"))
         restore_range(db, {(row.batch, row.epoch, row.workspace_id, row.source_id) for row in rows}, self._placement)
         locked = db.execute(f"{ROW} WHERE id = ANY(%s) ORDER BY id FOR UPDATE", (sorted({row.batch for row in rows}),))
         placements = {row.id: row.placement for row, _ in map(row_of, locked.fetchall())}

@@ -210,12 +210,12 @@ class Deliveries:
                 " OR (state = 'stored' AND claimed_by IS NULL AND (d.delete_after = 'never' OR delivered < jobs)"
                 " AND (d.delete_after != 'settled' OR delivered + settled < jobs))"
                 " OR (state = 'outbox' AND NOT EXISTS (SELECT 1 FROM jobs_backup.aliases"
-                f" WHERE segment BETWEEN b.id << {_SHIFT} AND (b.id + 1 << {_SHIFT}) - 1)"
+                " WHERE segment BETWEEN b.id << %s AND (b.id + 1 << %s) - 1)"
                 " AND NOT EXISTS (SELECT 1 FROM jobs_backup.outbox WHERE batch = b.id)))"
                 " AND NOT EXISTS (SELECT 1 FROM jobs_backup.uploads u WHERE u.batch = b.id)"
                 " FROM jobs_backup.batches b JOIN jobs_backup.stores d ON d.id = b.store"
                 f" WHERE b.id > %s AND b.opened_at < {NOW} - %s ORDER BY b.id LIMIT %s FOR UPDATE OF b",
-                (age, after, age, limit),
+                (age, _SHIFT, _SHIFT, after, age, limit),
             ).fetchall()
             for batch in [row[0] for row in rows if row[1]]:
                 db.execute("DELETE FROM jobs_backup.acknowledged WHERE segment BETWEEN %s AND %s", segments_of(batch))

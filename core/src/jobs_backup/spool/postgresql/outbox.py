@@ -96,9 +96,10 @@ class TransactionEntry:
     def write(self, connection: object) -> None:
         """Insert the rows through the application's connection."""
         import psycopg
+        from psycopg.rows import tuple_row
 
         found = self._checked(_driver_connection(connection), psycopg.Connection)
-        cursor = psycopg.Cursor(found, row_factory=psycopg.rows.tuple_row)
+        cursor = psycopg.Cursor(found, row_factory=tuple_row)
         try:
             for some in portions(self._rows):
                 cursor.execute(sql(_INSERT), (*columns(some), self._spool), prepare=False)
@@ -109,9 +110,10 @@ class TransactionEntry:
     async def write_async(self, connection: object) -> None:
         """Insert the rows through the application's asynchronous connection."""
         import psycopg
+        from psycopg.rows import tuple_row
 
         found = self._checked(await _async_driver_connection(connection), psycopg.AsyncConnection)
-        cursor = psycopg.AsyncCursor(found, row_factory=psycopg.rows.tuple_row)
+        cursor = psycopg.AsyncCursor(found, row_factory=tuple_row)
         try:
             for some in portions(self._rows):
                 await cursor.execute(sql(_INSERT), (*columns(some), self._spool), prepare=False)
@@ -124,7 +126,7 @@ class TransactionEntry:
         import psycopg
 
         if not isinstance(connection, wanted):
-            kind = type(connection)
+            kind = _class(connection)
             other = isinstance(connection, psycopg.Connection | psycopg.AsyncConnection)
             raise ConfigurationError(
                 f"connection= got {kind.__module__}.{kind.__qualname__}, and takes psycopg.{wanted.__name__}",
@@ -186,7 +188,7 @@ def _row(recording: Recording, first: int, lines: Sequence[bytes]) -> Row:
 
 def _driver_connection(given: Any) -> Any:
     """The driver's connection of a SQLAlchemy Session or Connection; anything else as it is."""
-    if hasattr(type(given), "get_bind") and _has(given, "connection"):
+    if hasattr(_class(given), "get_bind") and _has(given, "connection"):
         given = given.connection()
     if _has(given, "exec_driver_sql"):
         if not given.in_transaction():  # else its `commit` would find nothing to commit
@@ -197,7 +199,7 @@ def _driver_connection(given: Any) -> Any:
 
 async def _async_driver_connection(given: Any) -> Any:
     """The driver's connection of a SQLAlchemy AsyncSession or AsyncConnection; anything else as it is."""
-    if hasattr(type(given), "get_bind") and _has(given, "connection", is_async=True):
+    if hasattr(_class(given), "get_bind") and _has(given, "connection", is_async=True):
         given = await given.connection()
     if _has(given, "exec_driver_sql", is_async=True):
         if not given.in_transaction():
@@ -206,7 +208,11 @@ async def _async_driver_connection(given: Any) -> Any:
     return given
 
 
+def _class(given: object) -> type[object]:
+    return type(given)
+
+
 def _has(given: object, method: str, *, is_async: bool = False) -> bool:
     """Whether its class has this method, for asyncio or not."""
-    found = getattr(type(given), method, None)
+    found = getattr(_class(given), method, None)
     return callable(found) and inspect.iscoroutinefunction(found) is is_async
