@@ -21,6 +21,7 @@ import msgspec
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.spool.errors import LOOK, file_error, reentered
 from jobs_backup.spool.interface import Durability
+from jobs_backup.spool.sqlite.forks import ForkLock
 from jobs_backup.util.exhaustion import NO_INODES, Explained, explain, has_inodes
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.installing import how_to_install
@@ -63,6 +64,7 @@ class Connection:
         self._lock = threading.Lock()
         self._user = 0  # id of the thread that holds the lock
         self._connection: sqlite3.Connection | None = None
+        self._is_ready = False
         self._is_closed = False
         self.identity: tuple[object, ...] = ()
         """Identity of the files when it was opened."""
@@ -107,12 +109,15 @@ class Connection:
             if self._is_closed:
                 raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
             connection = self._open()
+        elif not self._is_ready:  # an interrupt arrived while it was opened
+            self._suspend()
+            connection = self._open()
         elif connection.in_transaction:
             connection.rollback()
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        with _opening:
+        with _opening.lock:
             _notice_fork()
             if _file_identity(str(self.path)) in _inherited:
                 raise SpoolError(
@@ -129,15 +134,17 @@ class Connection:
                 check_same_thread=False,
             )
             try:
+                # From here on, a fork by this thread itself, in a signal handler, finds it.
+                self._is_ready, self._connection = False, connection
+                _opened.add(self)
                 for statement in self._prepare:
                     connection.execute(statement)
                 connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # also opens the log
             except BaseException:
-                connection.close()
+                self._suspend()
                 raise
             self.identity = self.current_identity()
-            self._connection = connection
-            _opened.add(self)
+            self._is_ready = True
         return connection
 
     def _suspend(self) -> None:
@@ -178,6 +185,11 @@ class Connection:
         """End `hold`."""
         self._lock.release()
 
+    @property
+    def file(self) -> object:
+        """Identity of the open file."""
+        return self.identity[0] if self._is_ready else _file_identity(str(self.path))
+
     def keep_for_ever(self) -> None:
         """Make the connection outlive this object and the interpreter: a child must not even close what it inherited."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
@@ -190,8 +202,8 @@ def _lost(path: Path) -> FilesLost:
     )
 
 
-_opening: Final = threading.Lock()
-"""Held while a connection is opened, and during a fork."""
+_opening: Final = ForkLock()
+"""Held while a connection is opened."""
 _opened: Final = weakref.WeakSet[Connection]()
 _held_for_fork: Final = list[Connection]()
 _inherited: Final = set[object]()
@@ -207,7 +219,7 @@ def _before_fork() -> None:
     """
     until = time.monotonic() + _FORK_SECONDS
     while True:
-        _opening.acquire()
+        _opening.begin_fork()
         is_busy = False
         for connection in list(_opened):
             if connection.hold(0.01):
@@ -224,16 +236,19 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
+    _release_held()
+    _opening.end_fork()
+
+
+def _release_held() -> None:
     while _held_for_fork:
         _held_for_fork.pop().release()
-    _opening.release()
 
 
 def _after_fork_in_child() -> None:
-    if _opening.locked():  # otherwise a program that embeds Python has forked, as uWSGI does, and notifies Python only now
-        _after_fork()
-    with _opening:
-        _notice_fork()
+    _opening.reset()
+    _release_held()
+    _notice_fork()
 
 
 def _notice_fork() -> None:
@@ -243,7 +258,7 @@ def _notice_fork() -> None:
     _process[0] = os.getpid()
     for connection in list(_opened):
         if connection.is_open:
-            _inherited.add(connection.identity[0])
+            _inherited.add(connection.file)
             connection.keep_for_ever()
     _opened.clear()
 
@@ -428,7 +443,7 @@ def read_beside(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     _beside.append(descriptor)
-    with _opening:
+    with _opening.lock:
         open_files = {file for one in list(_opened) if one.is_open for file in one.identity}
         for left in [one for one in _beside if one != descriptor and _identity_of(os.fstat(one)) not in open_files]:
             _beside.remove(left)
