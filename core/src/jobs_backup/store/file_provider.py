@@ -7,6 +7,7 @@ import os
 import secrets
 import shlex
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
@@ -367,8 +368,11 @@ class _Draft:
 
 class _FileBody(Body):
     def __init__(self, path: Path) -> None:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for its other end
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._path = path
-        self.size = path.stat().st_size
+        self.size = status.st_size
 
     def open(self) -> BinaryIO:
         return self._path.open("rb")

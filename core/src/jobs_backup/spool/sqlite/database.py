@@ -7,11 +7,12 @@ import errno
 import functools
 import os
 import sqlite3
+import stat
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
@@ -25,6 +26,7 @@ from jobs_backup.spool.sqlite.forks import ForkLock
 from jobs_backup.util.exhaustion import NO_INODES, Explained, explain, has_inodes
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.installing import how_to_install
+from jobs_backup.util.opening import open_file
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -126,6 +128,7 @@ class Connection:
                 )
             if self.identity and self.identity[0] != _file_identity(str(self.path)):
                 raise _lost(self.path)  # replaced while a fork had it closed
+            _check_kind(self.path)
             connection = sqlite3.connect(
                 f"{self.path.as_uri()}?mode={self._mode}",
                 uri=True,
@@ -441,7 +444,7 @@ def read_beside(path: Path) -> None:
     Raises:
         OSError: they cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_file(path)
     _beside.append(descriptor)
     with _opening.lock:
         open_files = {file for one in list(_opened) if one.is_open for file in one.identity}
@@ -538,6 +541,20 @@ def _file_identity(path: str) -> object:
     return _identity_of(status)
 
 
+def _check_kind(path: Path) -> None:
+    """Check that a database's files are regular ones, as far as they exist. SQLite would wait forever for a named pipe's other end.
+
+    Raises:
+        SpoolError: one is not.
+    """
+    for suffix in _FILES:
+        with suppress(FileNotFoundError):
+            mode = Path(f"{path}{suffix}").stat().st_mode
+            if not stat.S_ISREG(mode):
+                what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+                raise SpoolError(f"{path}{suffix}: it is {what}", hint="find out what made it, and move it away")
+
+
 def _identity_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
@@ -571,8 +588,6 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
     )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or is_strange:
         return SpoolCorrupt(f"{path}: {text}", hint=_DAMAGED)
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and path.is_dir():
-        return SpoolError(f"{path}: it is a directory", hint="find out what made it, and move it away")
     if code == sqlite3.SQLITE_BUSY:
         return SpoolError(
             f"{path}: another process has kept it locked for too long",

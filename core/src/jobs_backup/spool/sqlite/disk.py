@@ -12,6 +12,7 @@ from typing import Final
 from jobs_backup.errors import SpoolError
 from jobs_backup.util.exhaustion import explain
 from jobs_backup.util.fsync import sync_directory
+from jobs_backup.util.opening import open_file
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
@@ -162,7 +163,7 @@ class Ballast:
             return False
 
     def _make(self) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(self._path, os.O_WRONLY | os.O_CREAT)
         try:
             _allocate(descriptor, self.SIZE)
         except BaseException:
