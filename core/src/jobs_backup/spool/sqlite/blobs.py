@@ -528,8 +528,9 @@ def file_name(session: str, number: int) -> str:
 
 
 def file_number(name: str) -> int:
-    """Number of a file in its session, from its name; 0 for the first."""
-    return int(name.partition("-")[2] or 0)
+    """Number of a file in its session, from its name; 0 for the first, and for a copy with a name of its own."""
+    number = name.partition("-")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 class SpooledBody(Body):
