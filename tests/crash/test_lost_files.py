@@ -41,14 +41,33 @@ def unreadable(path: Path, older: Path) -> None:
     path.chmod(0)
 
 
+def pipe(path: Path, older: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def linked(path: Path, older: Path) -> None:
+    """To the same file, moved away."""
+    moved = path.parent.parent.parent / f"moved-{path.name}"
+    path.rename(moved)
+    path.symlink_to(moved)
+
+
+def looped(path: Path, older: Path) -> None:
+    """To itself."""
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 HOWS: Final[dict[str, Callable[[Path, Path], None]]] = {
-    one.__name__: one for one in (removed, emptied, replaced, garbage, directory, unreadable)
+    one.__name__: one for one in (removed, emptied, replaced, garbage, directory, unreadable, pipe, linked, looped)
 }
 FILES: Final = [
     *(f"{name}{suffix}" for name in ("catalog", "open", "other") for suffix in SUFFIXES), "left", "lock", "other lock",
     "ballast", "made",
 ]  # fmt: skip
-SINGLE: Final = [((file, how),) for file in FILES for how in HOWS]
+SINGLE: Final = [((file, how),) for file in FILES for how in HOWS if how not in ("pipe", "linked", "looped")]
+SPECIAL: Final = [((file, how),) for file in FILES for how in ("pipe", "linked", "looped")]
 PAIRS: Final = [
     (one, other)
     for one, other in itertools.combinations([(file, how) for file in FILES for how in ("removed", "emptied", "garbage")], 2)
@@ -101,6 +120,11 @@ def test_of_a_killed_process_nothing_is_lost(wreck: Wreck) -> None:
 
 @pytest.mark.parametrize("losses", sample(SINGLE, 14), ids=name)
 def test_a_file_is_lost(wreck: Wreck, losses: object) -> None:
+    prove(wreck, losses)
+
+
+@pytest.mark.parametrize("losses", sample(SPECIAL, 8), ids=name)
+def test_a_file_becomes_something_else(wreck: Wreck, losses: object) -> None:
     prove(wreck, losses)
 
 

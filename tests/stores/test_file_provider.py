@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from jobs_backup.checksum import crc32c
-from jobs_backup.errors import AlreadyExists, PermissionDenied, Unavailable
+from jobs_backup.errors import AlreadyExists, ObjectNotFound, PermissionDenied, Unavailable
 from jobs_backup.model import Body, BytesBody, Outcome
 from jobs_backup.store import file_provider
 from jobs_backup.store.file_provider import FileProvider
@@ -179,3 +179,11 @@ def test_two_abort_the_same_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     store.abort_multipart(upload)
     assert other.abort_multipart(upload).outcome is Outcome.GONE
     assert files(tmp_path) == []
+
+
+def test_a_named_pipe_is_no_object_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key")
+    provider: Any = FileProvider.from_settings({"JOBS_BACKUP_BUCKET": str(tmp_path)})
+    with pytest.raises(ObjectNotFound):
+        provider.read("key")
+    assert provider.list("", "").objects == []

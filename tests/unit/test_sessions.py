@@ -7,7 +7,9 @@ import gzip
 import itertools
 import os
 import shutil
+import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +22,7 @@ from jobs_backup.spool.interface import BatchLimits, QuotaLimits
 from jobs_backup.spool.sqlite import blobs as blob_files
 from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import FilesLost
+from jobs_backup.spool.sqlite.locks import ProcessLock
 from jobs_backup.spool.sqlite.spool import SqliteSpool
 
 
@@ -49,6 +52,40 @@ def send_all(spool: SqliteSpool) -> list[bytes]:
         found += gzip.decompress(content(spool, claimed.batch)).splitlines(keepends=True)
         spool.stored(claimed.batch)
     return found
+
+
+def test_a_child_keeps_no_lock_alive_that_its_parent_checked_or_took(tmp_path: Path) -> None:
+    """It inherits what other threads have open at that moment; a lock lasts until its last descriptor is closed."""
+    is_over = threading.Event()
+
+    def check() -> None:
+        while not is_over.is_set():
+            ProcessLock.is_held(tmp_path, "checked")
+
+    def take() -> None:
+        while not is_over.is_set():
+            if (lock := ProcessLock.try_to_take(tmp_path, "taken")) is not None:
+                lock.release(remove=True)
+
+    (tmp_path / "checked.lock").touch()
+    threads = [threading.Thread(target=work) for work in (check, check, take, take)]
+    children: list[int] = []
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(100):
+            if (pid := os.fork()) == 0:
+                signal.pause()
+            children.append(pid)
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        held = [name for name in ("checked", "taken") if ProcessLock.is_held(tmp_path, name)]
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert held == []
 
 
 def test_who_records_nothing_notices_that_its_session_was_ended(tmp_path: Path) -> None:

@@ -204,6 +204,24 @@ def test_what_cannot_be_read_of_a_dead_process_keeps_no_other_back(tmp_path: Pat
     alive.close()
 
 
+@pytest.mark.parametrize("name", ["{}-backup", "{}-1.old", "{}-", "{}-\u00b2", "{} (copy)", "-1"])
+def test_a_copy_of_a_file_under_any_name_is_uploaded_under_the_same_key(tmp_path: Path, name: str) -> None:
+    dead = open_spool(tmp_path)
+    record(dead, [b"{}\n"])
+    dead._writer._blobs.copy_to(tmp_path / "blobs" / f"{name.format(dead.session)}.db")
+    die(dead)
+    alive = open_spool(tmp_path)
+    alive.begin_sending()
+    alive.recover()
+    batches = [claim(alive), claim(alive)]
+    assert len({batch.uuid for batch in batches}) == 1
+    for batch in batches:
+        alive.stored(batch)
+    assert alive.account().problems == []
+    assert {path.stem for path in (tmp_path / "blobs").glob("*.db")} == {alive.session}
+    alive.close()
+
+
 def test_a_drained_file_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     (tmp_path / "blobs" / "0123456789abcdef.db").touch()

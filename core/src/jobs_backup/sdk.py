@@ -30,7 +30,7 @@ from jobs_backup.model import DeleteReceipt
 from jobs_backup.util.ambient import PROXY_HINT, cleaned, expected, is_proxy, proxy_fault, proxy_secrets, variables
 from jobs_backup.util.disclosure import may_be_credential, shown
 from jobs_backup.util.exhaustion import explain
-from jobs_backup.util.fsync import sync_directory, sync_file
+from jobs_backup.util.fsync import sync_directory, sync_file, sync_parents
 from jobs_backup.util.logs import printable
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "size_listed",
     "sync_directory",
     "sync_file",
+    "sync_parents",
     "system_message",
     "tls_rules",
     "unreadable",

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from jobs_backup.spool.errors import file_error
 from jobs_backup.util.fsync import sync_directory, sync_file
+from jobs_backup.util.opening import open_file, read_file
 
 
 @contextmanager
@@ -58,7 +59,7 @@ class Rejects:
         with _spool_errors(self.path):
             if self._file is None:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # that of a spool in a directory is there
-                descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                descriptor = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
                 self._file = os.fdopen(descriptor, "ab")
                 sync_directory(self.path.parent)
             for part in parts:
@@ -87,7 +88,7 @@ def rejected_lines(path: Path) -> int:
     lines = 0
     with _spool_errors(path):
         try:
-            with path.open("rb") as file:
+            with read_file(path) as file:
                 while block := file.read(1 << 20):
                     lines += block.count(b"\n")
         except FileNotFoundError:

@@ -7,6 +7,7 @@ import os
 import secrets
 import shlex
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
@@ -27,7 +28,7 @@ from jobs_backup.errors import (
 )
 from jobs_backup.hookspecs import MANDATORY, MULTIPART, hookimpl
 from jobs_backup.model import AbortReceipt, Body, DeleteReceipt, Listed, Outcome, Page, Part, Policy, Upload, WriteReceipt
-from jobs_backup.sdk import sync_directory, sync_file
+from jobs_backup.sdk import sync_directory, sync_file, sync_parents
 from jobs_backup.settings import Settings, Variable
 from jobs_backup.store.file_errors import LACKING, NO_LINKS, translated, warnings, written
 
@@ -60,6 +61,7 @@ class FileProvider:
 
     def __init__(self, settings: FileSettings) -> None:
         self._root = settings.bucket.absolute()
+        self._named: object = None  # the directory whose name, and those of its parents, this process has synced
         self.location = self._root.as_uri()
 
     @classmethod
@@ -254,8 +256,16 @@ class FileProvider:
         draft.replace(target)
 
     def _sync_path(self, directory: Path) -> None:
-        """Sync all directories from an object's up to the bucket, including those behind symbolic links."""
+        """Sync all directories from an object's up to the root of the file system, including those behind symbolic links.
+
+        Those above the bucket only once: nothing here changes them, but whoever made the bucket may not have synced them.
+        """
         root = self._root.resolve()
+        status = root.stat()
+        if self._named != (found := (root, status.st_dev, status.st_ino)):
+            sync_parents(self._root)
+            sync_parents(root)
+            self._named = found
         for path in dict.fromkeys((*_upwards(directory, self._root), *_upwards(directory.resolve(), root))):
             sync_directory(path)
 
@@ -367,8 +377,11 @@ class _Draft:
 
 class _FileBody(Body):
     def __init__(self, path: Path) -> None:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for its other end
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._path = path
-        self.size = path.stat().st_size
+        self.size = status.st_size
 
     def open(self) -> BinaryIO:
         return self._path.open("rb")

@@ -29,3 +29,18 @@ def sync_directory(path: Path) -> None:
         sync_file(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_parents(path: Path) -> None:
+    """Make the name of a path and those of its parents durable, including existing ones.
+
+    Whoever created them may have died before syncing them. Stops at the first directory that this user may not read: those above
+    belong to other users, and existed before.
+    """
+    for parent in path.parents:
+        try:
+            sync_directory(parent)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS):
+                return
+            raise

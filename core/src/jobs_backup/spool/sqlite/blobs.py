@@ -25,6 +25,7 @@ from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.interface import Durability, InputPosition
 from jobs_backup.spool.sqlite.database import Connection, Database, FilesLost, database_errors, read_beside, reads, writes
 from jobs_backup.util.fsync import sync_directory, sync_file
+from jobs_backup.util.opening import read_file
 
 _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 # The fastest of SQLite's page sizes, both for one event per commit and for chunks of 1 MiB.
@@ -454,7 +455,7 @@ class BlobFiles:
                 partial.unlink(missing_ok=True)
                 partial.touch(mode=0o600)
                 blobs.copy_to(partial)
-                with partial.open("rb") as file:
+                with read_file(partial) as file:
                     sync_file(file.fileno())
                 partial.rename(copy)
                 sync_directory(self._directory)
@@ -527,8 +528,9 @@ def file_name(session: str, number: int) -> str:
 
 
 def file_number(name: str) -> int:
-    """Number of a file in its session, from its name; 0 for the first."""
-    return int(name.partition("-")[2] or 0)
+    """Number of a file in its session, from its name; 0 for the first, and for a copy with a name of its own."""
+    number = name.partition("-")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 class SpooledBody(Body):

@@ -7,11 +7,12 @@ import errno
 import functools
 import os
 import sqlite3
+import stat
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
@@ -21,9 +22,11 @@ import msgspec
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolFull
 from jobs_backup.spool.errors import LOOK, file_error, reentered
 from jobs_backup.spool.interface import Durability
+from jobs_backup.spool.sqlite.forks import ForkLock
 from jobs_backup.util.exhaustion import NO_INODES, Explained, explain, has_inodes
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.installing import how_to_install
+from jobs_backup.util.opening import open_file
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -65,6 +68,7 @@ class Connection:
         self._lock = threading.Lock()
         self._user = 0  # id of the thread that holds the lock
         self._connection: sqlite3.Connection | None = None
+        self._is_ready = False
         self._is_closed = False
         self.identity: tuple[object, ...] = ()
         """Identity of the files when it was opened."""
@@ -109,12 +113,15 @@ class Connection:
             if self._is_closed:
                 raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
             connection = self._open()
+        elif not self._is_ready:  # an interrupt arrived while it was opened
+            self._suspend()
+            connection = self._open()
         elif connection.in_transaction:
             connection.rollback()
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        with _opening:
+        with _opening.lock:
             _notice_fork()
             if _file_identity(str(self.path)) in _inherited:
                 raise SpoolError(
@@ -123,6 +130,7 @@ class Connection:
                 )
             if self.identity and self.identity[0] != _file_identity(str(self.path)):
                 raise _lost(self.path)  # replaced while a fork had it closed
+            _check_kind(self.path)
             connection = sqlite3.connect(
                 f"{self.path.as_uri()}?mode={self._mode}",
                 uri=True,
@@ -131,15 +139,17 @@ class Connection:
                 check_same_thread=False,
             )
             try:
+                # From here on, a fork by this thread itself, in a signal handler, finds it.
+                self._is_ready, self._connection = False, connection
+                _opened.add(self)
                 for statement in self._prepare:
                     connection.execute(statement)
                 connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # also opens the log
             except BaseException:
-                connection.close()
+                self._suspend()
                 raise
             self.identity = self.current_identity()
-            self._connection = connection
-            _opened.add(self)
+            self._is_ready = True
         return connection
 
     def _suspend(self) -> None:
@@ -180,6 +190,11 @@ class Connection:
         """End `hold`."""
         self._lock.release()
 
+    @property
+    def file(self) -> object:
+        """Identity of the open file."""
+        return self.identity[0] if self._is_ready else _file_identity(str(self.path))
+
     def keep_for_ever(self) -> None:
         """Make the connection outlive this object and the interpreter: a child must not even close what it inherited."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
@@ -192,8 +207,8 @@ def _lost(path: Path) -> FilesLost:
     )
 
 
-_opening: Final = threading.Lock()
-"""Held while a connection is opened, and during a fork."""
+_opening: Final = ForkLock()
+"""Held while a connection is opened."""
 _opened: Final = weakref.WeakSet[Connection]()
 _held_for_fork: Final = list[Connection]()
 _inherited: Final = set[object]()
@@ -209,7 +224,7 @@ def _before_fork() -> None:
     """
     until = time.monotonic() + _FORK_SECONDS
     while True:
-        _opening.acquire()
+        _opening.begin_fork()
         is_busy = False
         for connection in list(_opened):
             if connection.hold(0.01):
@@ -226,16 +241,19 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
+    _release_held()
+    _opening.end_fork()
+
+
+def _release_held() -> None:
     while _held_for_fork:
         _held_for_fork.pop().release()
-    _opening.release()
 
 
 def _after_fork_in_child() -> None:
-    if _opening.locked():  # otherwise a program that embeds Python has forked, as uWSGI does, and notifies Python only now
-        _after_fork()
-    with _opening:
-        _notice_fork()
+    _opening.reset()
+    _release_held()
+    _notice_fork()
 
 
 def _notice_fork() -> None:
@@ -245,7 +263,7 @@ def _notice_fork() -> None:
     _process[0] = os.getpid()
     for connection in list(_opened):
         if connection.is_open:
-            _inherited.add(connection.identity[0])
+            _inherited.add(connection.file)
             connection.keep_for_ever()
     _opened.clear()
 
@@ -428,9 +446,9 @@ def read_beside(path: Path) -> None:
     Raises:
         OSError: they cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_file(path)
     _beside.append(descriptor)
-    with _opening:
+    with _opening.lock:
         open_files = {file for one in list(_opened) if one.is_open for file in one.identity}
         for left in [one for one in _beside if one != descriptor and _identity_of(os.fstat(one)) not in open_files]:
             _beside.remove(left)
@@ -549,6 +567,20 @@ def _file_identity(path: str) -> object:
     return _identity_of(status)
 
 
+def _check_kind(path: Path) -> None:
+    """Check that a database's files are regular ones, as far as they exist. SQLite would wait forever for a named pipe's other end.
+
+    Raises:
+        SpoolError: one is not.
+    """
+    for suffix in _FILES:
+        with suppress(FileNotFoundError):
+            mode = Path(f"{path}{suffix}").stat().st_mode
+            if not stat.S_ISREG(mode):
+                what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+                raise SpoolError(f"{path}{suffix}: it is {what}", hint="find out what made it, and move it away")
+
+
 def _identity_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
@@ -582,8 +614,6 @@ def _sqlite_error(path: Path, error: sqlite3.Error) -> SpoolError:
     )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or is_strange:
         return SpoolCorrupt(f"{path}: {text}", hint=_DAMAGED)
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and path.is_dir():
-        return SpoolError(f"{path}: it is a directory", hint="find out what made it, and move it away")
     if code == sqlite3.SQLITE_BUSY:
         return SpoolError(
             f"{path}: another process has kept it locked for too long",

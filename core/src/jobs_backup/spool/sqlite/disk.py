@@ -11,7 +11,8 @@ from typing import Final
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.util.exhaustion import explain
-from jobs_backup.util.fsync import sync_directory
+from jobs_backup.util.fsync import sync_directory, sync_parents
+from jobs_backup.util.opening import open_file
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
@@ -43,7 +44,7 @@ def make_directories(directory: Path) -> None:
         for path in reversed(missing):
             _make_directory(path)
         _make_private(directory)
-        _sync_names(directory)
+        sync_parents(directory.resolve())
         for name in ("blobs", "locks", "rejects", "quarantine"):
             path = directory / name
             if path.is_symlink():
@@ -63,20 +64,6 @@ def make_directories(directory: Path) -> None:
 def _make_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
     sync_directory(path.parent)
-
-
-def _sync_names(directory: Path) -> None:
-    """Make the names of all parent directories durable, including existing ones: their creator may have died before it did so.
-
-    Stops at the first directory that this user may not read: those above belong to other users, and existed before.
-    """
-    for parent in directory.resolve().parents:
-        try:
-            sync_directory(parent)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS):
-                return
-            raise
 
 
 def _make_private(path: Path) -> None:
@@ -162,7 +149,7 @@ class Ballast:
             return False
 
     def _make(self) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(self._path, os.O_WRONLY | os.O_CREAT)
         try:
             _allocate(descriptor, self.SIZE)
         except BaseException:

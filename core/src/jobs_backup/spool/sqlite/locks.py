@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Self
 
 from jobs_backup.checksum import crc32c
 from jobs_backup.spool.sqlite.database import FilesLost, database_errors
+from jobs_backup.spool.sqlite.forks import ForkLock
 from jobs_backup.util.logs import logger_of
 
 log: Final = logger_of(__name__)
@@ -52,9 +53,9 @@ class ProcessLock:
     def is_held(directory: Path, name: str) -> bool:
         """Whether a process holds the lock."""
         path = directory / f"{name}.lock"
-        with database_errors(path):
+        with database_errors(path), _looking.lock:
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                descriptor = _open(path, os.O_RDWR)
             except FileNotFoundError:
                 return False
             try:
@@ -62,7 +63,7 @@ class ProcessLock:
             except BlockingIOError:
                 return True
             finally:
-                os.close(descriptor)
+                _close(descriptor)
         return False
 
     def is_there(self) -> bool:
@@ -119,28 +120,45 @@ class ProcessLock:
             finally:
                 self.drop()
 
+    def forget(self) -> None:
+        """Give up the lock in a child: it is the parent's."""
+        self._descriptor = None
+
     def drop(self) -> None:
         """Close the descriptor."""
         if (descriptor := self._descriptor) is not None:
             self._descriptor = None
             with contextlib.suppress(OSError):  # it is closed anyway, close(2), and there was nothing written to lose
-                os.close(descriptor)
+                _close(descriptor)
 
 
 def _try(path: Path) -> int | None:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, descriptor):
-                return descriptor
-            os.close(descriptor)  # removed meanwhile: no other process would find this lock
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
-            raise
+        with _looking.lock:
+            descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(path, descriptor):
+                    return descriptor
+                _close(descriptor)  # removed meanwhile: no other process would find this lock
+            except BlockingIOError:
+                _close(descriptor)
+                return None
+            except BaseException:
+                _close(descriptor)
+                raise
+
+
+def _open(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    _descriptors.add(descriptor)
+    return descriptor
+
+
+def _close(descriptor: int) -> None:
+    with _looking.lock:  # else another thread may open it again before it is discarded
+        os.close(descriptor)
+        _descriptors.discard(descriptor)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -150,14 +168,22 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-_held: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
+_held: Final = weakref.WeakSet[ProcessLock]()
+_descriptors: Final = set[int]()
+"""Of lock files that are open, whether the lock is held or only checked."""
+_looking: Final = ForkLock()
+"""Held from opening a lock file until its descriptor is known."""
 
 
 def _after_fork_in_child() -> None:
     # The lock belongs to the open file, which the child shares, so it would outlive the parent. Closing the child's descriptor
     # leaves the parent's lock in place (unlocking it would not).
+    _looking.reset()
     for lock in list(_held):
-        lock.drop()
+        lock.forget()
+    while _descriptors:
+        with contextlib.suppress(OSError):
+            os.close(_descriptors.pop())
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_looking.begin_fork, after_in_parent=_looking.end_fork, after_in_child=_after_fork_in_child)

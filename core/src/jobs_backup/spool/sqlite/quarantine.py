@@ -20,6 +20,7 @@ from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import database_errors
 from jobs_backup.util.fsync import sync_directory, sync_file
 from jobs_backup.util.logs import logger_of, printable
+from jobs_backup.util.opening import open_file
 
 log: Final = logger_of(__name__)
 
@@ -177,11 +178,11 @@ class Quarantine:
         with database_errors(path):
             self._directory.mkdir(mode=0o700, exist_ok=True)
             while path.exists():
-                if path.read_bytes() == data:
+                if path.is_file() and path.read_bytes() == data:
                     return path.name
                 path = path.with_name(f"{name}-{next(numbers)}{suffix}")
             partial = path.with_name(f".{path.name}")
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as opened:
+            with os.fdopen(open_file(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as opened:
                 opened.write(data)
                 opened.flush()
                 sync_file(opened.fileno())
