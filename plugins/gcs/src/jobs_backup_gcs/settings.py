@@ -85,7 +85,7 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
     @classmethod
     def from_environment(cls, environment: Any) -> Self:
         """See `Settings.from_environment`. Also raises if the credentials file cannot be read."""
-        check_proxies(environment, socks=importlib.util.find_spec("socks") is not None)
+        check_proxies(environment, socks=importlib.util.find_spec("socks") is not None, schemeless=False)
         check_ambient(environment, AMBIENT)
         found = super().from_environment(environment)
         if not _BUCKET.fullmatch(found.bucket):
