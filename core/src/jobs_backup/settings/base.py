@@ -241,9 +241,13 @@ def _decode(type_: type[Any], value: Any) -> Any:
         return Secret(value)
     if issubclass(type_, Path):
         try:
-            return Path(value).expanduser()
+            path = Path(value).expanduser()
+            path.absolute()
         except RuntimeError:
             raise ValueError("cannot expand `~`: no home directory found") from None
+        except OSError as error:
+            raise ValueError(f"a relative path, and the working directory is gone: {error.strerror}") from None
+        return path
     if parse := getattr(type_, "parse", None):
         return parse(value)
     raise TypeError(f"a setting cannot be of type {type_}")
