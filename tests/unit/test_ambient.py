@@ -124,7 +124,14 @@ def test_what_an_http_library_takes_is_taken(text: str) -> None:
     assert parse_url(text if "//" in text else f"http://{text}").host
 
 
-SCHEMELESS: Final = ["proxy:3128", "localhost:3128", "proxy-1:3128/", f"joe:{CANARY}@10.0.0.1:3128", "proxy.corp:3128", "10.0.0.1:3128"]
+SCHEMELESS: Final = [
+    "proxy:3128",
+    "localhost:3128",
+    "proxy-1:3128/",
+    f"joe:{CANARY}@10.0.0.1:3128",
+    "proxy.corp:3128",
+    "10.0.0.1:3128",
+]
 
 
 @pytest.mark.parametrize("text", SCHEMELESS)
