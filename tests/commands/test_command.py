@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from buckets import FAST_RETRY, events, file_environment, left_over, objects, realistic
-from commands import COMMAND, ndjson, numbers, run, start, summary, wait_until_recorded
+from commands import COMMAND, invoke, ndjson, numbers, run, start, summary, wait_until_recorded
 
 from jobs_backup.backup.backup import session_of
 
@@ -483,3 +483,9 @@ def test_version_and_help(tmp_path: Path) -> None:
     code, _, stderr = run("nosuch", env={})
     assert code == 2
     assert "nosuch" in stderr
+
+
+def test_no_wrapper_is_told_as_such(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs_backup.store.plugins._entry_points", lambda _group: ())
+    code, out, err = invoke(capsys, "wrappers")
+    assert (code, out, err) == (0, "", "jobs-backup: no wrapper is installed\n")

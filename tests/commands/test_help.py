@@ -92,7 +92,7 @@ def test_every_code_of_the_page_has_its_section(capsys: pytest.CaptureFixture[st
         assert not re.search(r"```|\*\*|\]\(|^## ", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("written", ["Waiting", "waiting", "[Waiting]", "WAITING"])
+@pytest.mark.parametrize("written", ["Waiting", "waiting", "[Waiting]", "WAITING", "[Waiting].", " Waiting:"])
 def test_a_code_may_be_written_as_the_message_has_it(written: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(capsys, "help", written)[1] == invoke(capsys, "help", "Waiting")[1]
 

@@ -11,12 +11,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from buckets import file_environment
+from click.testing import CliRunner
 from commands import COMMAND, run
 
 from jobs_backup import Backup
 from jobs_backup.backup.backup import session_of
+from jobs_backup.cli import cli
 from jobs_backup.model import Kind
 from jobs_backup.replay import Query, knowledge
 
@@ -217,7 +220,28 @@ def test_a_source_that_was_never_seen_is_reported(tmp_path: Path, lists: list[st
     assert run("replay", *lists, "--source-id", "web", "--until", "2020-01-01", env=env)[0] == 0, "seen, but not then"
 
 
-def test_a_source_that_is_given_twice_to_run_is_refused(tmp_path: Path) -> None:
-    env = file_environment(tmp_path)
-    code, _, err = run("run", "--source-id", "a", "--source-id", "b", env=env, stdin="{}\n")
-    assert (code, "--source-id is given 2 times" in err) == (2, True)
+def options_with_a_value() -> list[tuple[str, str, str]]:
+    """Command, option and value, for each option that has one and may not be repeated. `--watch` may have none."""
+    found: list[tuple[str, str, str]] = []
+    with click.Context(cli) as context:
+        for name in cli.list_commands(context):
+            command = cli.get_command(context, name)
+            assert command is not None
+            for one in command.params:
+                if (
+                    isinstance(one, click.Option)
+                    and one.name != "watch"
+                    and not one.is_flag
+                    and "May be repeated" not in (one.help or "")
+                ):
+                    value = one.type.choices[0] if isinstance(one.type, click.Choice) else "1"
+                    found.append((name, one.opts[0], str(value)))
+    return found
+
+
+@pytest.mark.parametrize(("command", "option", "value"), options_with_a_value())
+def test_an_option_that_is_given_twice_is_refused(command: str, option: str, value: str, tmp_path: Path) -> None:
+    """The last would silently win."""
+    done = CliRunner().invoke(cli, [command, option, value, option, value], env=file_environment(tmp_path), standalone_mode=False)
+    assert isinstance(done.exception, click.BadParameter)
+    assert f"{option} is given 2 times" in str(done.exception)

@@ -165,3 +165,47 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert target.read_bytes() == b""
+
+
+def in_no_directory(env: dict[str, str], arguments: str, stdin: str = "") -> tuple[int, str]:
+    """The exit code and the output of a command whose working directory was removed."""
+    script = f'mkdir "$1" && cd "$1" && rmdir "$1" && exec {" ".join(COMMAND)} {arguments}'
+    gone = Path(env["JOBS_BACKUP_SPOOL_DIR"]).with_name("gone").absolute()
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", gone],
+        env={**os.environ, **env},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["run --source-id web", "status", "check", "archive --once", "delivered", "replay"])
+def test_no_command_needs_its_working_directory(command: str, tmp_path: Path) -> None:
+    env = file_environment(tmp_path)
+    run("run", "--source-id", "web", env=env, stdin='{"n":1}\n')
+    code, said = in_no_directory(env, command, '{"n":2}\n' if command.startswith("run") else "")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "command"),
+    [
+        ("JOBS_BACKUP_SPOOL_DIR", "spool", "status"),
+        ("JOBS_BACKUP_BUCKET", "bucket", "check"),
+        ("JOBS_BACKUP_REJECTS_DIR", "rejects", "run --source-id web"),
+        ("JOBS_BACKUP_SERVER_TLS_KEY", "key", "serve"),
+    ],
+)
+def test_a_relative_path_in_no_directory_is_a_wrong_setting(name: str, text: str, command: str, tmp_path: Path) -> None:
+    env = file_environment(tmp_path, JOBS_BACKUP_SERVER_TOKEN="0123456789abcdef")
+    file = tmp_path / "docker.env"
+    file.write_text(f"{name}={text}\n")
+    for more in ({"env": {**env, name: text}, "arguments": command}, {"env": env, "arguments": f"{command} --env-file {file}"}):
+        code, said = in_no_directory(**more)  # type: ignore[arg-type]
+        assert code == 2, said
+        assert f"{name}='{text}': a relative path, and the working directory is gone" in said
+        assert "[ConfigurationError]" in said

@@ -44,6 +44,7 @@ from jobs_backup.model import BytesBody, Outcome, Upload
 from jobs_backup.store import providers
 from jobs_backup.testing.driver import Hooks, random_bytes
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, Cut, FaultProxy, Swallow
+from jobs_backup_gcs.settings import GcsSettings
 
 MiB = 1 << 20
 IN_PARTS = {"JOBS_BACKUP_MULTIPART_THRESHOLD": "1MiB", "JOBS_BACKUP_PART_SIZE": "512KiB"}
@@ -339,6 +340,13 @@ def test_nobody_answers() -> None:
         provider.write("key", b"data")
 
 
+@pytest.mark.parametrize("form", ["{}", "{}/", "http://{}", "HTTP://{}/"])
+def test_an_emulator_is_given_as_a_url_or_as_a_host(form: str) -> None:
+    """Google's SDK for Go, which RudderStack uses, takes a host and a port."""
+    found = GcsSettings.from_environment({"JOBS_BACKUP_BUCKET": "events", "STORAGE_EMULATOR_HOST": form.format("[::1]:4443")})
+    assert found.location == "gs://events at http://[::1]:4443"
+
+
 def test_a_connection_that_breaks() -> None:
     with FaultProxy() as server:
         server.fail(Cut(0))
@@ -541,7 +549,7 @@ def test_a_file_of_credentials_that_can_not_be_used_is_reported_at_once(tmp_path
         ({"JOBS_BACKUP_GCS_ENDPOINT": "http://["}, "expected a URL"),
         ({"JOBS_BACKUP_GCS_ENDPOINT": "https://host:notaport"}, "expected a URL"),
         ({"JOBS_BACKUP_GCS_ENDPOINT": "https://me:canary-7f3a@storage.example"}, "expected a URL"),
-        ({"STORAGE_EMULATOR_HOST": "localhost:4443"}, "expected a URL"),
+        ({"STORAGE_EMULATOR_HOST": "localhost:port"}, "expected a URL"),
     ],
 )
 def test_settings_that_make_no_sense(variables: dict[str, str], why: str) -> None:

@@ -139,6 +139,22 @@ def test_azures_own_files_are_named(name: str, tmp_path: Path) -> None:
 PROFILES: Final = """
 [profile junk]
 credential_process = sh -c "echo SECRETJUNKSECRET"
+[profile fails]
+credential_process = sh -c "echo 'sso: password is SECRETJUNK: AKIASECRETJUNK123456' >&2; exit 1"
+[profile silent]
+credential_process = false
+[profile missing]
+credential_process = /opt/no/such --token SECRETJUNK
+[profile locked]
+credential_process = /etc/passwd
+[profile nothing]
+credential_process = true
+[profile keyless]
+credential_process = printf '{"Version": 1}'
+[profile odd]
+credential_process = printf '{"Version": 1, "AccessKeyId": null, "SecretAccessKey": "SECRETJUNK"}'
+[profile quote]
+credential_process = sh -c "SECRETJUNK
 [profile gone]
 role_arn = arn:aws:iam::123456789012:role/x
 source_profile = zz
@@ -176,9 +192,8 @@ def test_a_file_that_cannot_be_used_is_named_and_not_retried(
     path = tmp_path / "token"
     path.write_bytes(content)
     is_profile = variable == "AWS_SHARED_CREDENTIALS_FILE"
-    is_asked_first = variable == "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"
-    if why and (is_profile or is_asked_first):
-        return  # a valid file without profiles: the service gets a request without a token
+    if why and is_profile:
+        return  # a valid file without profiles
     error = refusal(provider, {**(_ALONE if provider == "S3" else {}), **more, variable: str(path)}, monkeypatch)
     assert type(error) is Unauthenticated, error.one_line()
     assert f"{variable}: {path}: {why}" in str(error)
@@ -195,6 +210,32 @@ def test_a_profile_that_cannot_be_used(profile: str, tmp_path: Path, monkeypatch
     assert "AWS_PROFILE" in error.hint
     assert "CA_BUNDLE" not in error.one_line()
     assert "SECRETJUNK" not in error.one_line()
+    assert not error.retryable
+    if "credential_process" in PROFILES.partition(f"[profile {profile}]")[2].partition("[")[0] and profile != "odd":
+        assert f"credential_process of profile '{profile}': " in str(error)
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("sh -c 'echo session ended: log in >&2; exit 1'", "it failed: session ended: log in"),
+        ("false", "it failed"),
+        ("/opt/no/such", "'/opt/no/such' cannot be run: No such file or directory"),
+        ("/etc/passwd", "'/etc/passwd' cannot be run: Permission denied"),
+        ("true", "it did not print credentials (JSON with Version 1, AccessKeyId and SecretAccessKey)"),
+    ],
+)
+def test_why_a_process_gave_no_credentials(command: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config"
+    path.write_text(f"[default]\ncredential_process = {command}\n")
+    error = refusal("S3", {**_ALONE, "AWS_CONFIG_FILE": str(path)}, monkeypatch)
+    assert str(error) == f"PutObject s3://my-events/key: credential_process of profile 'default': {why}"
+
+
+def test_a_container_service_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refusal("S3", {**_ALONE, **_CONTAINER}, monkeypatch)
+    assert type(error) is Unauthenticated
+    assert "AWS_CONTAINER_CREDENTIALS_FULL_URI: the service there gave no credentials: Connection refused" in str(error)
 
 
 @pytest.mark.parametrize("variable", ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"])
@@ -213,6 +254,8 @@ def test_a_file_of_profiles_that_is_none(variable: str, content: bytes, tmp_path
     [
         ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/dev/null"}, "AWS_ROLE_ARN"),
         ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://store.example/c"}, "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": ""}, "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        ({**_CONTAINER, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": ""}, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
         ({**_CONTAINER, "AWS_CONTAINER_AUTHORIZATION_TOKEN": "a\nb"}, "AWS_CONTAINER_AUTHORIZATION_TOKEN"),
     ],
 )

@@ -194,11 +194,21 @@ def test_an_access_point_and_the_bucket_behind_it() -> None:
         assert f'bucket = "{POINT}"' not in out
 
 
-@pytest.mark.parametrize("alias", ["events-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias", "events-abc--ol-s3"])
-def test_an_alias_of_an_access_point_is_refused_with_what_to_write(alias: str) -> None:
+@pytest.mark.parametrize(
+    ("alias", "said"),
+    [
+        ("events-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias", "arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME"),
+        ("events-abc--ol-s3", "Object Lambda"),
+        ("events-o0000abcd--op-s3", "Outposts"),
+    ],
+)
+def test_an_alias_of_an_access_point_is_refused_with_what_to_write(alias: str, said: str) -> None:
     code, out, err = run("policy", "--provider", "S3", env={**BUCKET, "JOBS_BACKUP_BUCKET": alias})
     assert (code, out) == (2, "")
-    assert "arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME" in err
+    assert said in err
+    other_store = {**BUCKET, "JOBS_BACKUP_BUCKET": alias, "AWS_ENDPOINT_URL_S3": "https://store.example"}
+    code, out, _ = run("policy", "--provider", "S3", env=other_store)
+    assert (code, f"arn:aws:s3:::{alias}/*" in out) == (0, True)
 
 
 @pytest.mark.parametrize(("region", "expected"), [("", "*"), ("us-west-2", "us-west-2")])

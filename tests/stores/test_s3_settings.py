@@ -281,6 +281,8 @@ def test_other_stores_name_their_keys_as_they_like() -> None:
         ("arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/bucket/b", "Outposts"),
         ("arn:aws:s3-object-lambda:eu-west-1:123456789012:accesspoint/ol", "Object Lambda"),
         ("arn:aws:s3express:us-east-1:123456789012:bucket/b--use1-az4--x-s3", "directory bucket"),
+        ("events-o0000abcd--op-s3", "Outposts"),
+        ("events-abc--ol-s3", "Object Lambda"),
         ("arn:aws:s3:::plain", "without arn:aws:s3:::"),
         ("arn:aws:sqs:eu-west-1:123456789012:queue", "an ARN, but not"),
     ],

@@ -124,6 +124,33 @@ def test_what_an_http_library_takes_is_taken(text: str) -> None:
     assert parse_url(text if "//" in text else f"http://{text}").host
 
 
+SCHEMELESS: Final = [
+    "proxy:3128",
+    "localhost:3128",
+    "proxy-1:3128/",
+    f"joe:{CANARY}@10.0.0.1:3128",
+    "proxy.corp:3128",
+    "10.0.0.1:3128",
+]
+
+
+@pytest.mark.parametrize("text", SCHEMELESS)
+def test_a_proxy_without_a_scheme_is_taken_where_the_library_takes_it(text: str, tmp_path: Path) -> None:
+    """requests reads what precedes the first colon as a scheme, unless it contains a dot; botocore does not."""
+    from requests.utils import prepend_scheme_if_needed
+    from urllib3.util import parse_url
+
+    is_a_host = parse_url(prepend_scheme_if_needed(text, "http")).host is not None  # as requests asks
+    for provider in NETWORK:
+        is_refused = provider in ("GCS", "AZURE_BLOB") and not is_a_host
+        result = ran(tmp_path, provider, "check", HTTPS_PROXY=text)
+        assert ("HTTPS_PROXY: it lacks http://" in result.output) is is_refused, result.output
+        assert CANARY not in result.output
+        if is_refused:
+            assert result.exit_code == 2
+            assert "[ConfigurationError]" in result.output
+
+
 def test_socks_is_for_whom_can_use_it() -> None:
     check_proxies({"ALL_PROXY": "socks5h://joe:pass@proxy:1080"})
     check_proxies({"HTTPS_PROXY": "socks5://proxy:1080"}, socks=True)

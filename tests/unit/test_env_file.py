@@ -64,8 +64,34 @@ def test_a_name_alone_takes_its_value_from_the_environment(read: Read) -> None:
     assert read("A\r\n", A="") == {"A": ""}
 
 
-def test_the_last_of_two_lines_wins(read: Read) -> None:
-    assert read("A=1\nA=2\n") == {"A": "2"}
+def test_the_last_of_two_lines_wins_which_is_told(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_oddity.cache_clear()
+    assert read("A=canary\nB=1\nA=canary\nB=1\n") == {"A": "canary", "B": "1"}
+    assert caplog.text == ""
+    assert read("A=canary\n\nA=2\n") == {"A": "2"}
+    assert "A: it is set again in line 3 of" in caplog.text
+    assert "canary" not in caplog.text
+
+
+CANARY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{CANARY}= ",
+        f"{CANARY}==\n{CANARY}=",
+        f"{CANARY}/+= # x",
+        f'{CANARY[:24]}="a"',
+        f"x/{CANARY}='a'",
+        f"AKIA{CANARY[:16].upper()}=$A",
+    ],
+)
+def test_a_line_of_a_key_is_not_shown_as_a_name(read: Read, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_oddity.cache_clear()
+    read(f"KEY=-----BEGIN PRIVATE KEY-----\n{line}\n")
+    assert "docker.env:2: this is not a variable name" in caplog.text
+    assert CANARY[:8] not in caplog.text
 
 
 def test_a_byte_order_mark_is_no_part_of_the_name(read: Read) -> None:

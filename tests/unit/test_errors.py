@@ -23,6 +23,7 @@ from jobs_backup.errors import (
     parse_date,
     parse_retry_after,
 )
+from jobs_backup_s3.errors import NothingThere
 
 EVERY = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobsBackupError)]
 
@@ -113,6 +114,14 @@ def test_an_invalid_event_is_a_value_error_that_reports_which_one() -> None:
 def test_a_date_that_is_none_raises_nothing(text: str) -> None:
     assert parse_date(text) is None
     assert parse_retry_after(text) is None
+
+
+def test_a_plugins_own_error_has_a_code_that_help_explains() -> None:
+    class BucketFrozen(PermissionDenied):
+        """A provider's own kind."""
+
+    assert BucketFrozen("no", action="a", resource="b").code == "PermissionDenied"
+    assert NothingThere("no").code == "StorageError"
 
 
 def test_a_traceback_ends_with_the_hint_and_the_code_that_help_explains() -> None:

@@ -334,6 +334,32 @@ def test_a_secret_reveals_itself_when_asked_and_compares() -> None:
     assert not Secret("")
 
 
+class Token(Secret):
+    """A plugin's own kind of secret."""
+
+
+class Host(Endpoint):
+    """A plugin's own kind of endpoint."""
+
+
+class Derived(Settings, frozen=True, kw_only=True):
+    token: Annotated[Token | None, Variable("EX_TOKEN", "A token.")] = None
+    host: Annotated[Host | None, Variable("EX_HOST", "A host.")] = None
+
+
+def test_a_type_derived_from_a_secret_or_an_endpoint_is_not_shown_either() -> None:
+    found = Derived.from_environment({"EX_TOKEN": CANARY, "EX_HOST": "https://host/"})
+    assert (type(found.token), type(found.host), found.host) == (Token, Host, "https://host")
+    assert found.token is not None
+    assert found.token.reveal() == CANARY
+    assert CANARY not in repr(found)
+    assert [setting.secret for setting in Derived.describe()] == [True, False]
+    for text in ("canary", "user:canary@host", "ftp://canary"):
+        with pytest.raises(ConfigurationError) as caught:
+            Derived.from_environment({"EX_HOST": text, "EX_TOKEN": "canary\x01"})
+        assert "canary" not in caught.value.one_line()
+
+
 class Strict(Settings, frozen=True, kw_only=True):
     key: Annotated[Secret, Variable("EX_KEY", "A secret.")]
     count: Annotated[int, Variable("EX_COUNT", "A number.")] = 1

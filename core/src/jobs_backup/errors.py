@@ -43,7 +43,7 @@ class JobsBackupError(Exception):
         # Notes end a traceback, whose reader has no command that prints the hint.
         if hint:
             self.add_note(hint)
-        known = next(one.__name__ for one in type(self).__mro__ if one.__module__ == __name__)  # a plugin may subclass these
+        known = _known(self)
         self.add_note(f"[{known}] `jobs-backup help {known}` explains it")
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -52,8 +52,8 @@ class JobsBackupError(Exception):
 
     @property
     def code(self) -> str:
-        """The error's name in logs and `--json` output."""
-        return type(self).__name__
+        """The error's name in messages, logs and `--json` output: that of its nearest class here, as plugins may derive others."""
+        return _known(self)
 
     def __str__(self) -> str:
         tried = f" ({self.attempts} attempts in {self.elapsed:.1f} s)" if self.attempts > 1 else ""
@@ -63,6 +63,10 @@ class JobsBackupError(Exception):
         """The message and the hint on one line, without terminal control characters."""
         text = f"{self}: {self.hint}" if self.hint else str(self)
         return printable(" ".join(text.split()))
+
+
+def _known(error: JobsBackupError) -> str:
+    return next(one.__name__ for one in type(error).__mro__ if one.__module__ == __name__)
 
 
 class ConfigurationError(JobsBackupError):

@@ -118,33 +118,35 @@ class PerProcess(Generic[T]):
         return True
 
 
-def check_proxies(environment: Mapping[str, str], *, socks: bool = False) -> None:
+def check_proxies(environment: Mapping[str, str], *, socks: bool = False, schemeless: bool = True) -> None:
     """Reject proxy variables that the HTTP library would fail to parse, with an error that shows part of the password.
 
     Args:
         environment: where the settings come from. The process's own environment, which the library reads, is checked too.
         socks: whether the HTTP library speaks SOCKS. `ALL_PROXY` may name a SOCKS proxy in any case: other programs use it.
+        schemeless: whether the HTTP library takes `host:port` and `user:password@host:port`. `requests` does only for some.
 
     Raises:
         ConfigurationError: names the variable, and shows nothing of the value.
     """
     for name, text in variables(environment):
         if is_proxy(name):
-            check_proxy(name, text, socks=socks or name.lower() == "all_proxy")
+            check_proxy(name, text, socks=socks or name.lower() == "all_proxy", schemeless=schemeless)
 
 
-def check_proxy(variable: str, text: str, *, socks: bool = False) -> None:
+def check_proxy(variable: str, text: str, *, socks: bool = False, schemeless: bool = True) -> None:
     """Reject a proxy URL that an HTTP library would fail to parse.
 
     Args:
         variable: where the URL comes from.
         text: the URL, or `host:port`.
         socks: whether the HTTP library speaks SOCKS.
+        schemeless: whether the HTTP library takes `host:port` and `user:password@host:port`.
 
     Raises:
         ConfigurationError: names the variable, and shows nothing of the value.
     """
-    if fault := proxy_fault(text, socks=socks):
+    if fault := proxy_fault(text, socks=socks, schemeless=schemeless):
         raise ConfigurationError(f"{variable}: {fault}", hint=PROXY_HINT)
 
 

@@ -116,7 +116,7 @@ class AzureBlobSettings(Settings, frozen=True, kw_only=True):
     @classmethod
     def from_environment(cls, environment: Any) -> Self:
         """See `Settings.from_environment`. Also raises if the settings contradict each other."""
-        check_proxies(environment, socks=importlib.util.find_spec("socks") is not None)
+        check_proxies(environment, socks=importlib.util.find_spec("socks") is not None, schemeless=False)
         check_ambient(environment, AMBIENT)
         found = super().from_environment(environment)
         if not _CONTAINER.fullmatch(found.bucket):

@@ -49,7 +49,10 @@ def warn_of_relative_paths(variables: Mapping[str, str]) -> None:
         for name in (setting.variable.name, *setting.variable.aliases):
             text = variables.get(name, "").strip()
             if text and not text.startswith(("/", "~")) and not oddity_of(text) and not may_be_credential(text):
-                where = f"here {Path(text).absolute()}"
+                try:
+                    where = f"here {Path(text).absolute()}"
+                except OSError:
+                    continue  # the working directory is gone, which reading the setting reports
                 warn_of_oddity(name, f"{text} is a relative path: the directory depends on the working directory, {where}")
 
 

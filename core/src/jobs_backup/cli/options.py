@@ -37,8 +37,13 @@ def echo_message(text: str, code: str = "", *, level: int | None = None) -> None
     click.echo(f"jobs-backup: {printable(text)}" + (f" [{code}]" if code else ""), err=True)
 
 
-def only_one(_context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
-    """Reject a repeated option that may be given once, rather than guess. Use as `callback=` with `multiple=True`."""
+def one_option(*names: str, default: str | None = None, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Like `click.option`, for an option with a value: rejects a repeated one, of which click would silently take the last."""
+    defaults = None if default is None else (default,)
+    return click.option(*names, multiple=True, callback=_only_one, default=defaults, **attributes)
+
+
+def _only_one(_context: click.Context, option: click.Parameter, given: tuple[Any, ...]) -> Any:
     if len(given) > 1:
         raise click.BadParameter(f"{option.opts[0]} is given {len(given)} times, but may be given only once")
     return given[0] if given else None
@@ -141,9 +146,7 @@ def warn_of_misspelt_settings() -> None:
 def with_environment(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --env-file and --verbose. The file's variables override the process's, as with `docker run`."""
 
-    @click.option(
-        "--env-file", type=click.Path(path_type=Path), help="File to read variables from, as with `docker run --env-file`."
-    )
+    @one_option("--env-file", type=click.Path(path_type=Path), help="File to read variables from, as with `docker run --env-file`.")
     @click.option("-v", "--verbose", is_flag=True, help="Log each step to standard error.")
     @functools.wraps(command)
     def wrapper(*args: Any, env_file: Path | None, verbose: bool, **kwargs: Any) -> Any:

@@ -123,7 +123,9 @@ class Ingest(Generic[T]):
         self._rejects = session.settings.rejects_path
         self._stop = stop
         self._options = options
-        names = [os.path.realpath(source.name), str(handler.job)]
+        # Standard input has no path, and the working directory need not exist for it.
+        name = source.name if source.path is None else os.path.realpath(source.name)
+        names = [name, str(handler.job)]
         self._path_id = digest("\0".join([*names, *filter(None, [session.spool.host])]))[:32]
         self._path_ids = (self._path_id, *moved(session.spool, digest("\0".join(names))[:32]))
         self._id: str | None = None

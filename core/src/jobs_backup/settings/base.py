@@ -62,12 +62,12 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def secret(self) -> bool:
-        return bool({Secret, DatabaseUrl}.intersection(_alternatives(self.type)))
+        return _has(self.type, Secret, DatabaseUrl)
 
     @property
     def is_path(self) -> bool:
         """Whether it names a file or a directory."""
-        return Path in _alternatives(self.type)
+        return _has(self.type, Path)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,10 +163,10 @@ def _misplaced(type_: Any, text: str) -> str:
     The value is not shown and not used: a key in place of a bucket or a prefix would be in every message from here on.
     """
     alternatives = _alternatives(type_)
-    if {Secret, Endpoint, DatabaseUrl}.intersection(alternatives):
+    if _has(type_, Secret, Endpoint, DatabaseUrl):
         return ""  # an Endpoint is never shown, and says itself what it expects
     kind = credential_in(text)
-    if Path in alternatives:
+    if _has(type_, Path):
         if os.path.lexists(text) or not may_be_credential(text):
             return ""
         return f"{kind or 'what looks like a key'}, not a path: save it in a file, and write the file's path here"
@@ -177,10 +177,9 @@ def _misplaced(type_: Any, text: str) -> str:
 
 def _equals(type_: Any, text: str) -> str:
     """An invalid value for its message, unless it may be a credential."""
-    alternatives = _alternatives(type_)
-    if {Secret, Endpoint, DatabaseUrl}.intersection(alternatives):
+    if _has(type_, Secret, Endpoint, DatabaseUrl):
         return ""
-    is_shown = not may_be_credential(text) if {str, Path}.intersection(alternatives) else is_plain(text)
+    is_shown = not may_be_credential(text) if {str, Path}.intersection(_alternatives(type_)) else is_plain(text)
     return f"={text!r}" if is_shown else ""
 
 
@@ -230,6 +229,11 @@ def _alternatives(type_: Any) -> tuple[Any, ...]:
     return tuple(map(_plain, typing.get_args(type_))) or (type_,)
 
 
+def _has(type_: Any, *classes: type[Any]) -> bool:
+    """Whether one of its alternatives is one of these classes, or derived from one by a plugin."""
+    return any(isinstance(one, type) and issubclass(one, classes) for one in _alternatives(type_))
+
+
 def _plain(type_: Any) -> Any:
     while hasattr(type_, "__metadata__"):
         type_ = typing.get_args(type_)[0]
@@ -237,13 +241,17 @@ def _plain(type_: Any) -> Any:
 
 
 def _decode(type_: type[Any], value: Any) -> Any:
-    if type_ is Secret:
-        return Secret(value)
+    if issubclass(type_, Secret):
+        return type_(value)
     if issubclass(type_, Path):
         try:
-            return Path(value).expanduser()
+            path = Path(value).expanduser()
+            path.absolute()
         except RuntimeError:
             raise ValueError("cannot expand `~`: no home directory found") from None
+        except OSError as error:
+            raise ValueError(f"a relative path, and the working directory is gone: {error.strerror}") from None
+        return path
     if parse := getattr(type_, "parse", None):
         return parse(value)
     raise TypeError(f"a setting cannot be of type {type_}")

@@ -377,13 +377,21 @@ def _spool_place(
     if spool_dir is not None:
         return spool_dir.absolute()
     try:
-        parent = rudder_tmpdir or state_home or Path.home() / ".local/state"
-    except RuntimeError as error:
+        parent = (rudder_tmpdir or state_home or Path.home() / ".local/state").absolute()
+    except (RuntimeError, OSError) as error:  # there is no home directory, or it is relative and the working directory is gone
         raise ConfigurationError("no directory found for the spool", hint="set JOBS_BACKUP_SPOOL_DIR to a directory") from error
-    return parent.absolute() / "jobs-backup"
+    return parent / "jobs-backup"
 
 
 def _rejects_path(rejects_dir: Path | None, place: SpoolPlace) -> Path:
     if rejects_dir is not None:
         return rejects_dir.absolute()
-    return place / "rejects" if isinstance(place, Path) else Path.cwd() / "jobs-backup-rejects"
+    if isinstance(place, Path):
+        return place / "rejects"
+    try:
+        return Path.cwd() / "jobs-backup-rejects"
+    except OSError as error:
+        raise ConfigurationError(
+            f"no directory found for rejected lines: the working directory is gone: {error.strerror}",
+            hint="set JOBS_BACKUP_REJECTS_DIR to a directory",
+        ) from None

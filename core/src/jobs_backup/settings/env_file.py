@@ -9,6 +9,7 @@ from typing import Final
 
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.settings.base import oddity_of, warn_of_oddity
+from jobs_backup.util.disclosure import may_be_credential
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
@@ -18,7 +19,7 @@ def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
 
     As in Docker, each line is `NAME=value`. The value is everything after the first `=`, including quotes, spaces and `#`. Blank
     lines and lines that begin with `#` are skipped, and white space before the name is dropped. A `NAME` alone takes its value from
-    `environment`, and is omitted if not set there.
+    `environment`, and is omitted if not set there. The last of several lines with the same name counts.
 
     Raises:
         ConfigurationError: the file cannot be read, is not UTF-8, or a line has no name, a name with white space, or a NUL
@@ -44,14 +45,18 @@ def read_env_file(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
             )
         if "\0" in line:
             raise ConfigurationError(f"{path}:{number}: a NUL character", hint="remove it")
-        if not _NAME.fullmatch(name):
-            warn_of_oddity(f"{path}:{number}", "this is not a variable name: write NAME=value")
+        # A line of a key or a certificate has no name to show.
+        shown = name if _NAME.fullmatch(name) and not may_be_credential(name) else f"{path}:{number}"
+        if shown != name:
+            warn_of_oddity(shown, "this is not a variable name: write NAME=value")
         if equals:
+            if variables.get(name, value) != value:
+                warn_of_oddity(shown, f"it is set again in line {number} of {path}, and the last value counts: remove the others")
             variables[name] = value
             if odd := oddity_of(value.strip()) or (
                 value != value.strip() and "the spaces around the value are part of it: remove them"
             ):
-                warn_of_oddity(name, odd)
+                warn_of_oddity(shown, odd)
         elif name in environment:
             variables[name] = environment[name]
     return variables

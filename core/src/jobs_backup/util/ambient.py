@@ -16,6 +16,8 @@ _PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _SOCKS: Final = ("socks4", "socks4a", "socks5", "socks5h")
 _HOST: Final = r"(?:\w(?:[\w-]*\w)?(?:\.\w(?:[\w-]*\w)?)*\.?|\[[0-9a-f:.]+(?:%[\w.-]+)?\])(?::(?P<port>[0-9]{1,5}))?"
 _PROXY: Final = re.compile(rf"(?:(?:(?P<scheme>[a-z][a-z0-9+.-]*):)?//)?(?:(?P<user>[^\s/?#\[\]\\]*)@)?{_HOST}/?", re.IGNORECASE)
+_LOOKS_LIKE_SCHEME: Final = re.compile(r"[a-z][a-z0-9+-]*:(?!//)", re.IGNORECASE)
+"""A host or a user without a dot that urllib3, unlike botocore, reads as a scheme."""
 _FORMS: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
     "url": (
         re.compile(rf"https?://{_HOST}(?:/[\w.~!$&'()*+,;=:%/-]*)?(?:\?[\w.~!$&'()*+,;=:%/-]*)?", re.IGNORECASE),
@@ -40,11 +42,17 @@ def is_proxy(name: str) -> bool:
     return name.lower() in _PROXIES
 
 
-def proxy_fault(text: str, *, socks: bool) -> str:
-    """Why an HTTP library would fail to parse a proxy's URL, without quoting it; empty if it would not."""
+def proxy_fault(text: str, *, socks: bool, schemeless: bool) -> str:
+    """Why an HTTP library would fail to parse a proxy's URL, without quoting it; empty if it would not.
+
+    Args:
+        socks, schemeless: what the library can use: a SOCKS proxy, and `host:port`.
+    """
     found = _PROXY.fullmatch(text)
     if found is None or not _is_port(found["port"]) or any(character < " " or character == "\x7f" for character in text):
         return "it is not the URL of a proxy"
+    if not schemeless and _LOOKS_LIKE_SCHEME.match(text):
+        return "it lacks http://, and the HTTP library takes what precedes the first colon for the scheme"
     scheme = (found["scheme"] or "http").lower()
     if scheme in ("http", "https") or (socks and scheme in _SOCKS):
         return ""

@@ -30,7 +30,7 @@ _FORMS: Final = tuple(
         ),
         ("a key (URL with a user or a password)", r"://\S*@"),
         ("a key (base64)", r"^(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/_-]{21,}={1,2}$"),
-        ("a key (hexadecimal digits)", r"^[0-9a-fA-F]{64,}$"),
+        ("a key (hexadecimal digits; shorten it if it is an id)", r"^[0-9a-fA-F]{64,}$"),
     )
 )  # fmt: skip
 _LONG: Final = 30

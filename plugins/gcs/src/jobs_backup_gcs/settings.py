@@ -42,6 +42,17 @@ UNSHOWN: Final = (
 """Variables whose credentials are removed from messages."""
 
 
+class Emulator(Endpoint):
+    """URL of an emulator, or its host and port, as Google's other SDKs take them: they use http then."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Emulator:
+        """Parse a URL or `host:port`. Raises ValueError."""
+        return cls(Endpoint.parse(text if "://" in text else f"http://{text}"))
+
+
 class GcsSettings(Settings, frozen=True, kw_only=True):
     """Settings of GCS."""
 
@@ -78,14 +89,16 @@ class GcsSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = None
     emulator: Annotated[
-        Endpoint | None,
-        Variable("STORAGE_EMULATOR_HOST", "URL of an emulator to use instead of Google's service, without credentials."),
+        Emulator | None,
+        Variable(
+            "STORAGE_EMULATOR_HOST", "URL, or host:port, of an emulator to use instead of Google's service, without credentials."
+        ),
     ] = None
 
     @classmethod
     def from_environment(cls, environment: Any) -> Self:
         """See `Settings.from_environment`. Also raises if the credentials file cannot be read."""
-        check_proxies(environment, socks=importlib.util.find_spec("socks") is not None)
+        check_proxies(environment, socks=importlib.util.find_spec("socks") is not None, schemeless=False)
         check_ambient(environment, AMBIENT)
         found = super().from_environment(environment)
         if not _BUCKET.fullmatch(found.bucket):

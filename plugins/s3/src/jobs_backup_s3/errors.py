@@ -47,7 +47,7 @@ from jobs_backup.sdk import (
     unreadable,
     unusable,
 )
-from jobs_backup.settings import shown
+from jobs_backup.settings import redacted, shown
 from jobs_backup_s3.settings import UNSHOWN, Connection
 
 
@@ -273,6 +273,8 @@ def _of_this_machine(  # noqa: PLR0911 - a case each
     error: Exception, names: Sequence[str], call: Call
 ) -> Unauthenticated | None:
     """Return the error for credentials files that cannot be read or lack the profile. The SDK has sent nothing."""
+    if _is_of_credentials(error, of="_retrieve_credentials_using"):
+        return _of_process(error, call)
     if isinstance(error, OSError) and error.filename:
         return unreadable(call, error)
     if "ConfigParseError" in names or "ConfigNotFound" in names:
@@ -286,6 +288,8 @@ def _of_this_machine(  # noqa: PLR0911 - a case each
         return unusable(call, {name: os.environ.get(name, "") for name in _TOKENS}) or _unusable(error, call)
     if not {"ProfileNotFound", "NoCredentialsError", "CredentialRetrievalError"}.intersection(names):
         return None
+    if getattr(error, "kwargs", {}).get("provider") == "container-role":
+        return unusable(call, {name: os.environ.get(name, "") for name in _TOKENS}) or _of_container(error, call)
     # The SDK ignores a credentials file that it cannot read, as if it did not exist.
     files = {name: os.environ.get(name, "") or _there(default) for name, default in _FILES.items()}
     if found := unreadable(call, error, files=files):
@@ -312,19 +316,56 @@ def _malformed(error: Exception, call: Call) -> Unauthenticated:
     )
 
 
-def _is_of_credentials(error: BaseException) -> bool:
-    """Whether the SDK raised it while looking for credentials. An unforeseen error there is not the store's answer."""
+def _is_of_credentials(error: BaseException, of: str = "") -> bool:
+    """Whether the SDK raised it while getting or using credentials: an unforeseen error there is not the store's answer.
+
+    `of`: only within the function of this name.
+    """
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__") in ("botocore.credentials", "botocore.tokens"):
+        frame = trace.tb_frame
+        is_there = frame.f_globals.get("__name__") in ("botocore.credentials", "botocore.tokens", "botocore.auth")
+        if is_there and of in ("", frame.f_code.co_name):
             return True
         trace = trace.tb_next
     return False
 
 
+def _of_process(error: Exception, call: Call) -> Unauthenticated:
+    """Return the error for a `credential_process` that did not give credentials. What it printed may hold a key."""
+    fields: Mapping[str, object] = getattr(error, "kwargs", {})
+    if "error_msg" in fields:
+        text = str(fields["error_msg"])
+        said = _cleaned(redacted(text, filter(_is_hidden, re.split(r"[\s'\"=:,;]+", text))), call)
+        why = f"it failed: {said}" if said and not _is_hidden(said) else "it failed"
+    elif isinstance(error, OSError):
+        why = f"{shown(str(error.filename))} cannot be run: {error.strerror}"
+    else:
+        why = "it did not print credentials (JSON with Version 1, AccessKeyId and SecretAccessKey)"
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+    return Unauthenticated(
+        f"{call}: credential_process of profile {shown(profile)}: {why}",
+        hint=f"run it by hand as this process's user, and {_PROFILE}",
+    )
+
+
+def _is_hidden(text: str) -> bool:
+    return shown(text) != repr(text)
+
+
+def _of_container(error: Exception, call: Call) -> Unauthenticated:
+    """Return the error for a container's credentials service that gave none."""
+    given = [name for name in _SOURCES if name.startswith("AWS_CONTAINER_") and name in os.environ]
+    uri = next((name for name in given if name.endswith("_URI")), "the container")
+    return Unauthenticated(
+        f"{call}: {uri}: the service there gave no credentials: {_cleaned(system_message(error), call)}",
+        hint=f"check that service (the ECS agent, the EKS Pod Identity agent), or correct or unset {', '.join(given)}",
+    )
+
+
 def _unusable(error: Exception, call: Call) -> Unauthenticated:
     """Return the error for credentials that the SDK found but cannot use."""
-    given = [name for name in _SOURCES if os.environ.get(name)]
+    given = [name for name in _SOURCES if name in os.environ]  # the SDK uses most of them even if empty
     files = "".join(f": {name}={os.environ[name]}" for name in given if name in _FILES and os.path.lexists(os.environ[name]))
     profile = os.environ.get("AWS_PROFILE", "")
     of_profile = f", profile {shown(profile)}" if profile else ""

@@ -80,7 +80,7 @@ def _policy(connection: Connection, format_: str, text: str, *, delete: bool, re
 
 
 def _document(connection: Connection, *, delete: bool, replay: bool) -> str:
-    if connection.bucket.endswith(("-s3alias", "--ol-s3")):
+    if connection.is_aws and connection.bucket.endswith("-s3alias"):
         raise ConfigurationError(
             "JOBS_BACKUP_BUCKET is the alias of an access point, and an IAM policy on an alias grants nothing",
             hint="set it to the access point's ARN: arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME",

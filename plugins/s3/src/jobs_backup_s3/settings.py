@@ -46,9 +46,9 @@ _KMS_KEY: Final = re.compile(
 _OTHER_ARNS: Final = (
     (r"accesspoint[:/].*\.mrap$", "a Multi-Region Access Point, which needs signatures (SigV4A) that are not supported",
      "set it to one of its buckets, or to the ARN of an access point in one region"),
-    (r"^arn:[^:]*:s3-outposts:", "a bucket or an access point of S3 on Outposts, which is not supported",
+    (r"^arn:[^:]*:s3-outposts:|--op-s3$", "a bucket or an access point of S3 on Outposts, which is not supported",
      "set it to a bucket in a region"),
-    (r"^arn:[^:]*:s3-object-lambda:", "an Object Lambda Access Point, which changes what is read and takes no uploads",
+    (r"^arn:[^:]*:s3-object-lambda:|--ol-s3$", "an Object Lambda Access Point, which changes what is read and takes no uploads",
      "set it to the bucket or the access point behind it"),
     (r"^arn:[^:]*:s3express:", "the ARN of a directory bucket or its access point",
      "write its name alone, such as my-events--usw2-az1--x-s3"),
@@ -56,7 +56,7 @@ _OTHER_ARNS: Final = (
     (r"^arn:", "an ARN, but not of an access point",
      "write the bucket's name, or the access point's ARN: arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME"),
 )  # fmt: skip
-"""Pattern of an ARN, what it names, and what to set instead."""
+"""Pattern of an ARN or of AWS's alias for one, what it names, and what to set instead."""
 _REGION: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 _LEGACY: Final = ("legacy", "regional")
@@ -280,7 +280,7 @@ class BucketSettings(Settings, frozen=True, kw_only=True):
         if not self.verify_tls:
             log.warning("JOBS_BACKUP_S3_VERIFY_TLS is off: the identity of %s is not verified", endpoint or "the store")
         return Connection(
-            bucket=_bucket(self.bucket),
+            bucket=_bucket(self.bucket, is_aws=is_aws),
             prefix=f"{prefix}/" if prefix else "",
             endpoint=endpoint,
             region=region,
@@ -429,11 +429,11 @@ def endpoint_url(variable: str, text: str, scheme: str = "https") -> str:
         raise _wrong(variable, f"is not an endpoint: {error}", "write it as https://host:port or host:port") from None
 
 
-def _bucket(name: str) -> str:
+def _bucket(name: str, *, is_aws: bool) -> str:
     if _ACCESS_POINT.fullmatch(name):
         return name
     for form, what, hint in _OTHER_ARNS:
-        if re.search(form, name):
+        if re.search(form, name) and (is_aws or name.startswith("arn:")):  # only AWS reserves the suffixes of aliases
             raise _wrong("JOBS_BACKUP_BUCKET", f"is {what}", hint)
     if not _BUCKET.fullmatch(name):
         hint = "write the bucket's name alone, without s3:// and without a path (that is JOBS_BACKUP_PREFIX)"

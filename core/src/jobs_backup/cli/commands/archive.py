@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from jobs_backup.cli.options import with_environment
+from jobs_backup.cli.options import one_option, with_environment
 from jobs_backup.cli.process import bound_memory, exit_process, monitored_session, read_settings, stopping, summarize_failures
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
@@ -13,7 +13,7 @@ from jobs_backup.cli.summary import Summary
 
 @click.command()
 @click.option("--once", is_flag=True, help="Exit once nothing is left that can be uploaded now.")
-@click.option(
+@one_option(
     "--metrics-port",
     type=click.IntRange(0, 65_535),
     help="Port for /metrics, /healthz and /readyz; not with --once.  [default: JOBS_BACKUP_METRICS_PORT]",

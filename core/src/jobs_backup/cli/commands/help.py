@@ -26,7 +26,7 @@ def help(ctx: click.Context, code: str | None) -> None:
         click.echo("Codes at the end of messages; `jobs-backup help CODE` explains one:\n")
         click.echo("\n".join(f"  {one}" for one in sections))
         return
-    found = {one.lower(): one for one in sections}.get(code.strip("[]").lower())
+    found = {one.lower(): one for one in sections}.get(code.strip("[] .,:").lower())
     if found is not None:
         click.echo(_as_text(found, sections[found]))
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from jobs_backup.cli.options import MISUSED
+from jobs_backup.cli.options import MISUSED, echo_message
 from jobs_backup.cli.streams import print_json
 from jobs_backup.hookspecs import PROJECT
 from jobs_backup.settings import Setting
@@ -29,6 +29,8 @@ def show(kind: PluginKind, name: str | None, *, as_json: bool) -> None:
     else:
         for one in described:
             _print(one, settings=name is not None)
+        if not described:
+            echo_message(f"no {kind.noun} is installed")
     if any(one["error"] for one in described):
         sys.exit(MISUSED)
 

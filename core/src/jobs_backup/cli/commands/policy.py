@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from jobs_backup.cli.options import fail, warn_of_misspelt_settings, with_environment
+from jobs_backup.cli.options import fail, one_option, warn_of_misspelt_settings, with_environment
 from jobs_backup.errors import ConfigurationError, JobsBackupError
 from jobs_backup.format.keys import clean_prefix
 from jobs_backup.spool.engines import spool_policy
@@ -20,12 +20,12 @@ _FORMATS: Final = ("json", "terraform", "commands")
 
 
 @click.command()
-@click.option("--provider", help="Provider to print permissions for.  [default: JOBS_BACKUP_STORAGE_PROVIDER]")
+@one_option("--provider", help="Provider to print permissions for.  [default: JOBS_BACKUP_STORAGE_PROVIDER]")
 @click.option("--with-delete", is_flag=True, help="Include permission to delete delivered events.")
 @click.option("--with-replay", is_flag=True, help="Include permissions to list and read, for `replay`.")
 @click.option("--spool", is_flag=True, help="SQL for a spool in PostgreSQL instead: its roles, its tables and their privileges.")
 @click.option("--upgrade", is_flag=True, help="With --spool: SQL that upgrades the tables of an earlier version.")
-@click.option("--format", "format_", type=click.Choice(_FORMATS), help="Output format.  [default: the one that suits the store]")
+@one_option("--format", "format_", type=click.Choice(_FORMATS), help="Output format.  [default: the one that suits the store]")
 @with_environment
 def policy(provider: str | None, with_delete: bool, with_replay: bool, spool: bool, upgrade: bool, format_: str | None) -> None:
     """Print least-privilege permissions for your settings: this bucket, this prefix, this key.

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, NoReturn
 import click
 import msgspec
 
-from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, echo_message, with_environment
+from jobs_backup.cli.options import INCOMPLETE, MISUSED, check_text, echo_message, one_option, with_environment
 from jobs_backup.cli.process import read_settings, stopping, summarize_failures
 from jobs_backup.cli.replay_output import OutputFile, Stdout
 from jobs_backup.cli.streams import can_output, print_json
@@ -64,27 +64,27 @@ def _time(option: str, text: str | None) -> int | None:
 
 
 @click.command()
-@click.option("--since", help="Start of the time range: 2026-11-24, 2026-11-24T09:30:00Z (UTC), or 2h for two hours ago.")
-@click.option("--until", help="Exclusive end of the time range.")
+@one_option("--since", help="Start of the time range: 2026-11-24, 2026-11-24T09:30:00Z (UTC), or 2h for two hours ago.")
+@one_option("--until", help="Exclusive end of the time range.")
 @click.option("--source-id", "source_ids", multiple=True, help="Only events of this source. May be repeated.")
 @click.option("--workspace-id", "workspace_ids", multiple=True, help="Only events of this workspace. May be repeated.")
-@click.option(
+@one_option(
     "--kind",
     type=click.Choice([kind.value for kind in Kind]),
     default="raw",
     show_default=True,
     help="Raw events, or delivery failures.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of events.")
+@one_option("--limit", type=click.IntRange(min=1), help="Maximum number of events.")
 @click.option("--payload-only", is_flag=True, help="Print only the payloads, byte for byte as recorded.")
 @click.option("--list", "lists", is_flag=True, help="Find objects by listing the bucket instead of using the spool's catalog.")
 @click.option(
     "--wrapped-only", is_flag=True, help="Skip objects that were not written through the wrappers of JOBS_BACKUP_WRAPPERS."
 )
-@click.option(
+@one_option(
     "--after", default="", help="Resume after this cursor, printed by an earlier run of the same selection.", metavar="CURSOR"
 )
-@click.option(
+@one_option(
     "--output",
     type=click.Path(path_type=Path),
     help="Output file. It gets its name once complete; the same command resumes it.",

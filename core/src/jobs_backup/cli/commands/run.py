@@ -10,7 +10,7 @@ import click
 
 from jobs_backup.backup.session import Session
 from jobs_backup.cli.inputs import inputs_of, take_in
-from jobs_backup.cli.options import check_text, only_one, with_environment, with_input_options
+from jobs_backup.cli.options import check_text, one_option, with_environment, with_input_options
 from jobs_backup.cli.output import Output
 from jobs_backup.cli.process import read_settings, summarize_failures
 from jobs_backup.cli.streams import can_output
@@ -23,19 +23,8 @@ from jobs_backup.spool.interface import InputPosition, Recording
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILES]...")
-@click.option(
-    "--source-id",
-    required=True,
-    multiple=True,
-    callback=only_one,
-    help="Source of the events; the first part of their keys.",
-)
-@click.option(
-    "--workspace-id",
-    multiple=True,
-    callback=only_one,
-    help="Workspace of the source.  [default: JOBS_BACKUP_WORKSPACE_ID]",
-)
+@one_option("--source-id", required=True, help="Source of the events; the first part of their keys.")
+@one_option("--workspace-id", help="Workspace of the source.  [default: JOBS_BACKUP_WORKSPACE_ID]")
 @with_input_options
 @click.option("--emit-ids", is_flag=True, help="Print the job id of each line once it is durable, or null if the line has none.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")

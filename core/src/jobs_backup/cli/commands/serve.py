@@ -7,7 +7,7 @@ import os
 import click
 import msgspec
 
-from jobs_backup.cli.options import echo_message, with_environment
+from jobs_backup.cli.options import echo_message, one_option, with_environment
 from jobs_backup.cli.process import bound_memory, exit_process, monitored_session, read_settings, stopping
 from jobs_backup.cli.progress import progress
 from jobs_backup.cli.summary import Summary
@@ -18,9 +18,9 @@ from jobs_backup.util.installing import how_to_install
 
 
 @click.command()
-@click.option("--host", help="Address to listen on.  [default: JOBS_BACKUP_SERVER_HOST, or localhost]")
-@click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on.  [default: JOBS_BACKUP_SERVER_PORT, or 8080]")
-@click.option(
+@one_option("--host", help="Address to listen on.  [default: JOBS_BACKUP_SERVER_HOST, or localhost]")
+@one_option("--port", type=click.IntRange(0, 65_535), help="Port to listen on.  [default: JOBS_BACKUP_SERVER_PORT, or 8080]")
+@one_option(
     "--metrics-port",
     type=click.IntRange(0, 65_535),
     help="Port for /metrics, /healthz and /readyz, without authentication.  [default: JOBS_BACKUP_METRICS_PORT]",

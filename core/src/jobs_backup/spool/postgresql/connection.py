@@ -51,10 +51,6 @@ class ConnectionLost(SpoolError):
 
     retryable = True
 
-    @property
-    def code(self) -> str:
-        return SpoolError.__name__
-
 
 class Database:
     """Connections to the database of a spool, opened when they are needed. Any number of threads may use it."""
@@ -238,10 +234,6 @@ class Conflict(SpoolError):
     """Two transactions were in each other's way, and the server has rolled one back."""
 
     retryable = True
-
-    @property
-    def code(self) -> str:
-        return SpoolError.__name__
 
 
 def password_of(command: str) -> str:

@@ -34,10 +34,6 @@ _RENEWALS: Final = 5
 class SessionLost(SpoolError):
     """Another process has taken the place of this session's process."""
 
-    @property
-    def code(self) -> str:
-        return SpoolError.__name__
-
 
 class Host(NamedTuple):
     """What a session tells of its process."""

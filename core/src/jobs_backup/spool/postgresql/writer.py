@@ -46,10 +46,6 @@ _NEXT: Final = (
 class CommitsLost(SpoolCorrupt):
     """The server has lost commits that were acknowledged."""
 
-    @property
-    def code(self) -> str:
-        return SpoolCorrupt.__name__
-
 
 class _Pending(NamedTuple):
     """A commit of which nobody knows whether it was made.

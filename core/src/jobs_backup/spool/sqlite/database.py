@@ -46,10 +46,6 @@ MOVED_VERSION: Final = 1 << 30
 class FilesLost(SpoolError):
     """The files of an open database were removed or replaced, or another process has adopted them."""
 
-    @property
-    def code(self) -> str:
-        return SpoolError.__name__
-
 
 class Connection:
     """A connection to a SQLite file, opened on first use and used by one thread at a time.
