@@ -102,6 +102,24 @@ class Postgres:
         self.stop(how)
         self.start()
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all of its processes for as long as the block lasts: its connections stay up, and nothing comes back."""
+        assert self.process is not None
+        pid = self.process.pid
+        stopped = [pid]
+        os.kill(pid, signal.SIGSTOP)  # first, so that it starts no other
+        try:
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGSTOP)
+                    stopped.append(int(child))
+            yield
+        finally:
+            for one in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGCONT)
+
     def terminate(self, database: str) -> int:
         """Kill all backends of a database, as an administrator may. Returns how many."""
         with self.admin() as connection:

@@ -101,12 +101,13 @@ class Sessions:
         Raises:
             SessionLost: another process has taken its place.
         """
-        asked_at, seq = elapsed(), session.seq
-        found = self._pulse.use(
-            lambda db: db.execute(
-                f"UPDATE jobs_backup.sessions SET lease_until = {NOW} + lease WHERE id = %s RETURNING seq", (session.name,)
-            ).fetchone()
-        )
+        seq = session.seq
+        query = f"UPDATE jobs_backup.sessions SET lease_until = {NOW} + lease WHERE id = %s RETURNING seq"
+
+        def work(db: Db) -> tuple[float, tuple[int] | None]:
+            return elapsed(), db.execute(query, (session.name,)).fetchone()
+
+        asked_at, found = self._pulse.write(work, is_idempotent=True)
         if found is None or found[0] < seq:  # a commit that was acknowledged is not there: the writer looks into that
             raise lost(session.name)
         session.renewed(asked_at)

@@ -35,7 +35,7 @@ from jobs_backup.spool.interface import (
 )
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import SpooledBody
-from jobs_backup.spool.postgresql.connection import Database
+from jobs_backup.spool.postgresql.connection import ANSWER_SECONDS, Database
 from jobs_backup.spool.postgresql.deliveries import Deliveries
 from jobs_backup.spool.postgresql.migrations import migrate
 from jobs_backup.spool.postgresql.positions import Positions
@@ -109,9 +109,9 @@ class PostgresqlSpool:
         self._reading: dict[str, str] = {}  # input -> the session as which it is read
         self._reading_lock = threading.Lock()
         self._segments_looked_at = 0.0
-        self._database = Database(place, connections=_RECORDING_CONNECTIONS + 2 * workers)
-        try:
-            self._pulse = Database(place, connections=1)  # so that no thread that holds connections can end the lease
+        self._database = Database(place, connections=_RECORDING_CONNECTIONS + 2 * workers, idle_seconds=lease)
+        try:  # so that no thread that holds connections can end the lease, nor a connection on which nothing comes back
+            self._pulse = Database(place, connections=1, answer_seconds=min(lease / 3, ANSWER_SECONDS), idle_seconds=lease)
         except BaseException:
             self._database.close()
             raise

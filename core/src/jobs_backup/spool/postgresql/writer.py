@@ -20,7 +20,7 @@ from jobs_backup.spool.open_batch import SEALED_AT_ONCE, BatchState, OpenBatch
 from jobs_backup.spool.planning import WAIT_FOR_ROOM, Addition, due, plan
 from jobs_backup.spool.postgresql.catalog import Catalog, remove_empty, seal
 from jobs_backup.spool.postgresql.chunks import Changes
-from jobs_backup.spool.postgresql.connection import NOW, ConnectionLost, Database, sql
+from jobs_backup.spool.postgresql.connection import NOW, Busy, ConnectionLost, Database, sql
 from jobs_backup.spool.postgresql.positions import set_position
 from jobs_backup.spool.postgresql.sessions import Session, SessionLost, committed, elapsed, end, ended, lost
 from jobs_backup.spool.quota import BytesQuota
@@ -145,7 +145,7 @@ class Writer:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(WAIT_FOR_ROOM)
-            except ConnectionLost as error:
+            except Busy as error:
                 if time.monotonic() >= until:
                     pending = self._pending
                     if pending is not None and any(one is other for one in recordings for other in pending.recordings):
@@ -294,7 +294,7 @@ class Writer:
                 is_sent = True
                 query = sql(f"WITH me AS ({_NEXT}){parts} SELECT count(*) FROM me")
                 return db.execute(query, (*token, *parameters)).fetchone() == (1,)
-            db.execute("BEGIN")
+            self._database.begin(db)
             if db.execute(_NEXT, token).fetchone() is None:
                 db.execute("ROLLBACK")
                 return False
@@ -428,12 +428,12 @@ class Writer:
         raise error
 
     def _patiently(self, work: Callable[[], T]) -> T:
-        """Call `work`, and again for some seconds where the connection is lost: what became of the commit is asked first."""
+        """Call `work`, and again for some seconds where the server can't: what became of a lost commit is asked first."""
         until = time.monotonic() + _PATIENCE
         while True:
             try:
                 return work()
-            except ConnectionLost:
+            except Busy:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(_RECONNECT)
