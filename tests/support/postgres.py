@@ -120,6 +120,12 @@ class Postgres:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one, signal.SIGCONT)
 
+    def version(self) -> tuple[int, int]:
+        """Its major and minor version."""
+        with self.admin() as connection:
+            number = connection.info.server_version
+            return number // 10_000, number % 10_000
+
     def terminate(self, database: str) -> int:
         """Kill all backends of a database, as an administrator may. Returns how many."""
         with self.admin() as connection:

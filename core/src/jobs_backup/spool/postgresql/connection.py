@@ -44,6 +44,8 @@ _RETRY_SECONDS: Final = 5.0
 """How long a transaction is repeated whose connection was lost before its COMMIT: a server that restarts is back by then."""
 _KEEPALIVES: Final = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 14_000}
 """A partition shall hold no thread for longer than a lease: the system's own limits are hours. Seconds; the last: milliseconds."""
+_OF_URL: Final = {"hostaddr": "", "port": "5432", "options": "", "target_session_attrs": "any"}
+"""What libpq would read from the environment, or from a service, where the URL does not say it."""
 _CONFLICTS: Final = ("40001", "40P01")
 """Serialization failure, deadlock: the server has rolled the transaction back, and it works when it is repeated."""
 _MAX_CONFLICTS: Final = 10
@@ -219,15 +221,18 @@ class Database:
             raise ConfigurationError(f"JOBS_BACKUP_SPOOL: {self.name} is not a valid PostgreSQL URL") from None
         if "sslmode" not in parameters and "PGSSLMODE" not in os.environ and not place.url.is_local:
             parameters["sslmode"] = "verify-full"
-        if place.url.has_several_hosts:
-            parameters.setdefault("target_session_attrs", "read-write")
+        # The URL alone says which server this is, and how it is used: PGHOSTADDR, PGPORT, PGOPTIONS and their like change nothing.
+        for name, default in _OF_URL.items():
+            parameters.setdefault(name, default)
+        if place.url.has_several_hosts and not place.url.says("target_session_attrs"):
+            parameters["target_session_attrs"] = "read-write"
         if place.password_file is not None:
             parameters.setdefault("passfile", str(place.password_file))
         if place.password_command:
             parameters["password"] = password_of(place.password_command)
         parameters.setdefault("application_name", "jobs-backup")
         parameters.setdefault("connect_timeout", _CONNECT_SECONDS)
-        return {**_KEEPALIVES, **parameters, "autocommit": True, "prepare_threshold": None}
+        return {**_KEEPALIVES, **parameters, "client_encoding": "UTF8", "autocommit": True, "prepare_threshold": None}
 
     def _unreachable(self) -> SpoolError:
         """Why the pool has no connection."""
@@ -282,7 +287,10 @@ def password_of(command: str) -> str:
     hint = "correct JOBS_BACKUP_SPOOL_PASSWORD_COMMAND"
     try:
         words = shlex.split(command)
-        found = subprocess.run(words, capture_output=True, timeout=_PASSWORD_SECONDS, check=False)  # noqa: S603 - the user's own command
+        # It reads nothing: this process's standard input may be events.
+        found = subprocess.run(  # noqa: S603 - the user's own command
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PASSWORD_SECONDS, check=False
+        )
         password = found.stdout.decode().rstrip("\r\n")
     except subprocess.TimeoutExpired:
         raise ConfigurationError(f"the password command took longer than {_PASSWORD_SECONDS} s", hint=hint) from None

@@ -360,7 +360,7 @@ def _read_marks(db: Db, segments: Sequence[int]) -> Mapping[int, tuple[int, int]
 def _write_marks(db: Db, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
     if rows:
         db.execute(
-            "INSERT INTO jobs_backup.acknowledged SELECT * FROM unnest(%s::bigint[], %s::bytea[], %s::bytea[])"
+            "INSERT INTO jobs_backup.acknowledged SELECT * FROM unnest(%s::bigint[], %b::bytea[], %b::bytea[])"
             " ON CONFLICT (segment) DO UPDATE SET delivered = excluded.delivered, settled = excluded.settled",
             [list(column) for column in zip(*rows, strict=True)],
         )
