@@ -138,13 +138,14 @@ CREATE TABLE jobs_backup.settling (batch bigint NOT NULL, job bigint NOT NULL, P
 CREATE TABLE jobs_backup.forgotten (
     store integer NOT NULL REFERENCES jobs_backup.stores,
     kind text NOT NULL,
+    stream bytea NOT NULL,                -- SHA-256 of the two below: an index takes no long texts
     workspace_id text NOT NULL,
     source_id text NOT NULL,
     objects bigint NOT NULL,
     events bigint NOT NULL,
     first_at bigint NOT NULL,
     last_at bigint NOT NULL,
-    PRIMARY KEY (store, kind, workspace_id, source_id)
+    PRIMARY KEY (store, kind, stream)
 );
 -- Damaged bytes. Delete the row once you have seen to them.
 CREATE TABLE jobs_backup.damages (

@@ -50,6 +50,7 @@ class Session:
         name: of its row.
         epoch: of the job ids that are given in it: see ids.py.
         seq, events: of its last commit that was acknowledged. Who commits, which is one thread at a time, counts them.
+        place: of its row in the table, as of its last commit; empty if that is not known. See `Writer`.
     """
 
     def __init__(self, name: str, lease: float) -> None:
@@ -57,6 +58,7 @@ class Session:
         self.epoch = secrets.randbits(LOCAL_BITS - 1) + 1
         self.seq = 0
         self.events = 0
+        self.place = ""
         self._lease = lease
         self._valid_until = elapsed() + lease
 

@@ -282,7 +282,7 @@ class PostgresqlSpool:
 
     def has_deletes(self) -> bool:
         """Whether `claim_deletes` would return any."""
-        return self._deliveries.has_due(self.store, self._delete_after)
+        return self._deliveries.has_due(self.store, self.session, self._delete_after)
 
     def waiting_deletes(self) -> list[WaitingDeletes]:
         """Pending deletes for each store."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from jobs_backup.errors import BackupClosed, SpoolCorrupt, SpoolError, SpoolFull, SpoolUncertain
 from jobs_backup.model import Stream
@@ -39,8 +39,12 @@ _PATIENCE: Final = 5.0
 """Seconds."""
 _NEXT: Final = (
     f"UPDATE jobs_backup.sessions SET seq = seq + 1, events = events + %s, lease_until = {NOW} + lease"
-    " WHERE id = %s AND seq = %s RETURNING id"
+    " WHERE id = %s AND seq = %s{at} RETURNING ctid::text AS place"
 )
+# While a transaction elsewhere is open, as of `pg_dump`, no version of a row can be removed: by its id, the last one of hundreds of
+# thousands would be looked for among all of them, at each commit. It is where the last commit has put it, unless the lease was
+# renewed meanwhile.
+_AT: Final = " AND ctid = %s::tid"
 
 
 class CommitsLost(SpoolCorrupt):
@@ -282,22 +286,33 @@ class Writer:
             ConnectionLost: nobody knows whether it was committed.
         """
         session = self._session
-        token = (pending.events, session.name, session.seq)
         is_sent = False
+
+        def next_(place: str) -> tuple[str, tuple[Any, ...]]:
+            token = (pending.events, session.name, session.seq)
+            return _NEXT.format(at=_AT if place else ""), (*token, place) if place else token
 
         def work(db: Db) -> bool:
             nonlocal is_sent
             changes = Changes(db, self._segments, self._database.name)
             change(changes)
+            places = dict.fromkeys((session.place, ""))
             if changes.is_plain and not positions and finish is None:
                 parts, parameters = changes.statement()
                 is_sent = True
-                query = sql(f"WITH me AS ({_NEXT}){parts} SELECT count(*) FROM me")
-                return db.execute(query, (*token, *parameters)).fetchone() == (1,)
+                for update, token in map(next_, places):
+                    query = sql(f"WITH me AS ({update}){parts} SELECT count(*), min(place) FROM me")
+                    count, place = db.execute(query, (*token, *parameters)).fetchone() or (0, "")
+                    if count:
+                        session.place = place
+                        return True
+                return False
             self._database.begin(db)
-            if db.execute(_NEXT, token).fetchone() is None:
+            found = next((row for update, token in map(next_, places) if (row := db.execute(sql(update), token).fetchone())), None)
+            if found is None:
                 db.execute("ROLLBACK")
                 return False
+            (session.place,) = found
             changes.write()
             for position in positions:
                 self._check_readers()
