@@ -6,17 +6,19 @@ from typing import Final
 
 from jobs_backup.spool.postgresql.schema import SCHEMA, TABLES
 
-_TABLES: Final = (
+ALL_TABLES: Final = (
     "version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches", "uploads", "parts",
     "acknowledged", "settling", "forgotten", "damages", "totals",
 )  # fmt: skip
-_RECORDER: Final = {
+RECORDER: Final = {
     "SELECT": ("version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches",
                "acknowledged", "settling", "totals"),
     "INSERT": ("stores", "sessions", "ended_sessions", "readers", "positions", "batches", "acknowledged", "settling", "damages"),
     "UPDATE": ("stores", "sessions", "positions", "segments", "batches", "acknowledged", "totals"),
     "DELETE": ("sessions", "readers", "batches", "acknowledged", "settling"),
 }  # fmt: skip
+OF_BYTES: Final = ("SELECT", "INSERT", "DELETE")
+OF_SEGMENTS: Final = ("add_segment", "drop_segment", "segment_bytes")
 _STATUS: Final = ("version", "spool", "stores", "sessions", "ended_sessions", "segments", "batches", "forgotten", "totals")
 # Not the ids of uploads, which are secrets, nor damaged bytes.
 _OF_UPLOADS: Final = "id, batch, store, part_size, abandoned, failures, retry_at, error, hint"
@@ -36,25 +38,22 @@ CREATE SCHEMA {SCHEMA} AUTHORIZATION {SCHEMA}_owner;
 SET LOCAL ROLE {SCHEMA}_owner;
 GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;
 -- The tables with the bytes are made and dropped by functions of the owner.
-ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT SELECT, INSERT, DELETE ON TABLES TO {SCHEMA}_recorder, {SCHEMA}_archiver;
+ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT {", ".join(OF_BYTES)} ON TABLES TO {SCHEMA}_recorder, {SCHEMA}_archiver;
 """
 
 
 def statements() -> str:
     """Everything that an administrator has to run."""
-    grants = [f"REVOKE ALL ON {_named(_TABLES)} FROM {SCHEMA}_recorder;"]
-    grants += [f"GRANT {privilege} ON {_named(tables)} TO {SCHEMA}_recorder;" for privilege, tables in _RECORDER.items()]
+    grants = [f"REVOKE ALL ON {_named(ALL_TABLES)} FROM {SCHEMA}_recorder;"]
+    grants += [f"GRANT {privilege} ON {_named(tables)} TO {SCHEMA}_recorder;" for privilege, tables in RECORDER.items()]
     grants += [
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_named(_TABLES)} TO {SCHEMA}_archiver;",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_named(ALL_TABLES)} TO {SCHEMA}_archiver;",
         f"GRANT SELECT ON {_named(_STATUS)} TO {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_UPLOADS}) ON {SCHEMA}.uploads TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_DAMAGES}) ON {SCHEMA}.damages TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT USAGE ON SEQUENCE {SCHEMA}.batch_numbers TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.open_events() TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;",
-        *(
-            f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{name}(bigint) TO {SCHEMA}_archiver;"
-            for name in ("add_segment", "drop_segment", "segment_bytes")
-        ),
+        *(f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{name}(bigint) TO {SCHEMA}_archiver;" for name in OF_SEGMENTS),
     ]
     return "\n".join([_HEAD.rstrip(), TABLES.strip(), *grants, "RESET ROLE;", ""])
 
