@@ -165,10 +165,14 @@ def run(tool: str, *arguments: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def postgres(**options: str) -> Iterator[Postgres]:
-    """A server for as long as the block lasts. It does not wait for the disk, unless the options say so."""
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(prefix="pg-", dir=memory if os.access(memory, os.W_OK) else None))
+def postgres(parent: Path | None = None, **options: str) -> Iterator[Postgres]:
+    """A server for as long as the block lasts. It does not wait for the disk, unless the options say so.
+
+    Args:
+        parent: of its directory. It is in memory, if there is none.
+    """
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    directory = Path(tempfile.mkdtemp(prefix="pg-", dir=parent or memory))
     try:
         if "user" in _user():
             shutil.chown(directory, "nobody")

@@ -101,7 +101,7 @@ class Database:
         self._place = place
         answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
         lock_seconds = min(_LOCK_SECONDS, answer_seconds / 2)
-        self._begin = sql(
+        self._begin: LiteralString = sql(
             f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_seconds * 1000:.0f}ms';"
             f" SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds * 1000:.0f}ms'"
         )
