@@ -377,6 +377,30 @@ class TestRoles:
         ):
             connection.execute(statement)
 
+    @pytest.mark.parametrize(
+        ("role", "privilege", "of"),
+        [
+            ("recorder", "INSERT", "TABLE jobs_backup.acknowledged"),
+            ("recorder", "SELECT", "TABLE jobs_backup.segments"),
+            ("recorder", "INSERT", "TABLE jobs_backup.chunks_1"),
+            ("recorder", "UPDATE", "TABLE jobs_backup.totals"),
+            ("recorder", "USAGE", "SEQUENCE jobs_backup.batch_numbers"),
+            ("recorder", "USAGE", "SCHEMA jobs_backup"),
+            ("recorder", "EXECUTE", "FUNCTION jobs_backup.open_events()"),
+            ("archiver", "EXECUTE", "FUNCTION jobs_backup.drop_segment(bigint)"),
+            ("archiver", "DELETE", "TABLE jobs_backup.uploads"),
+        ],
+    )
+    def test_check_names_each_that_is_missing(self, users: Fleet, role: str, privilege: str, of: str) -> None:
+        environment = self.as_user(users, role)
+        assert run("check", env=environment)[0] == 0
+        with users.server.admin(users.database) as connection:
+            connection.execute(f"REVOKE {privilege} ON {of} FROM jobs_backup_{role}")
+        code, stdout, stderr = run("check", env=environment)
+        assert code == (2 if role == "recorder" else 0), stdout + stderr
+        named = f"permission denied for {of.lower()}" if of.startswith("SCHEMA") else f"{of.partition(' ')[2]} ({privilege})"
+        assert named in " ".join((stdout + stderr).split())
+
     def test_who_may_not_is_told_what_to_do(self, users: Fleet) -> None:
         code, _, stderr = run("archive", "--once", env=self.as_user(users, "status"))
         assert code in (1, 2)

@@ -102,6 +102,30 @@ class Postgres:
         self.stop(how)
         self.start()
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all of its processes for as long as the block lasts: its connections stay up, and nothing comes back."""
+        assert self.process is not None
+        pid = self.process.pid
+        stopped = [pid]
+        os.kill(pid, signal.SIGSTOP)  # first, so that it starts no other
+        try:
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGSTOP)
+                    stopped.append(int(child))
+            yield
+        finally:
+            for one in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGCONT)
+
+    def version(self) -> tuple[int, int]:
+        """Its major and minor version."""
+        with self.admin() as connection:
+            number = connection.info.server_version
+            return number // 10_000, number % 10_000
+
     def terminate(self, database: str) -> int:
         """Kill all backends of a database, as an administrator may. Returns how many."""
         with self.admin() as connection:
@@ -141,10 +165,14 @@ def run(tool: str, *arguments: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def postgres(**options: str) -> Iterator[Postgres]:
-    """A server for as long as the block lasts. It does not wait for the disk, unless the options say so."""
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(prefix="pg-", dir=memory if os.access(memory, os.W_OK) else None))
+def postgres(parent: Path | None = None, **options: str) -> Iterator[Postgres]:
+    """A server for as long as the block lasts. It does not wait for the disk, unless the options say so.
+
+    Args:
+        parent: of its directory. It is in memory, if there is none.
+    """
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    directory = Path(tempfile.mkdtemp(prefix="pg-", dir=parent or memory))
     try:
         if "user" in _user():
             shutil.chown(directory, "nobody")

@@ -354,6 +354,24 @@ def test_ids_that_contain_anything_come_back(engine: Engine) -> None:
     spool.close()
 
 
+def test_ids_of_any_length_are_forgotten(engine: Engine) -> None:
+    """An index of PostgreSQL takes no text of more than some thousand bytes."""
+    spool = engine.open(delete_after="never")
+    spool.begin_sending()
+    streams = [Stream(Kind.RAW, "w", end + secrets.token_hex(10_000)) for end in "ab"]
+    for stream in (*streams, streams[0]):
+        record(spool, [b"{}\n"], stream=stream)
+        spool.seal()
+        spool.stored(claim(spool))
+    spool.close()
+    spool = engine.open(delete_after="never")  # so that no file in a directory has them any more
+    assert spool.forget(-60, 0) is None
+    with open_reader(engine.place) as reader:
+        found = reader.forgotten("s3://bucket", Kind.RAW, 0, 1 << 62)
+        assert sorted((one.source_id, one.objects) for one in found) == [(streams[0].source_id, 2), (streams[1].source_id, 1)]
+    spool.close()
+
+
 def test_nothing_that_is_acknowledged_slips_through_while_it_closes(engine: Engine) -> None:
     everything = list[int]()
     for _ in range(3):

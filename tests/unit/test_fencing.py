@@ -27,14 +27,15 @@ from jobs_backup.model import Upload
 from jobs_backup.settings.core import CoreSettings, DatabaseSpool
 from jobs_backup.settings.values import DatabaseUrl
 from jobs_backup.spool.engines import check, read_status
+from jobs_backup.spool.ids import JobSet
 from jobs_backup.spool.interface import BatchLimits, InputPosition, QuotaLimits, Recording
 from jobs_backup.spool.postgresql import catalog as catalog_module
 from jobs_backup.spool.postgresql.sessions import SessionLost
 from jobs_backup.spool.postgresql.spool import PostgresqlSpool
 from jobs_backup.spool.postgresql.writer import Writer
 
-APPEND = b"SELECT count(*) FROM me"
-COMMIT = b"COMMIT"
+APPEND = b"SELECT count(*), min(place) FROM me"
+COMMIT = b"COMMIT\0"
 SMALL = BatchLimits(events=50, bytes=1 << 30, age=300)
 
 
@@ -242,6 +243,23 @@ class TestFencing:
         assert claim(other).events == 1
         other.close()
         spool.close()
+
+    def test_a_claim_whose_answer_is_lost_is_not_forgotten(self, engine: PostgresqlEngine) -> None:
+        """Of what is to be deleted: its thread was never told, and it works for as long as its process lives."""
+        with swallower(engine.server.port) as proxy:
+            spool = through(engine, proxy)
+            jobs = JobSet()
+            jobs.add(record(spool, [line(0)])[0][0])
+            spool.seal()
+            spool.delivered(jobs)
+            spool.stored(claim(spool))
+            proxy.lose(COMMIT, answer=True)
+            with pytest.raises(SpoolError):
+                spool.claim_deletes(10)
+            assert proxy.is_idle
+            assert spool.has_deletes()
+            assert len(spool.claim_deletes(10)) == 1
+            spool.close()
 
     def test_control_an_unfenced_claim_stays_for_ever(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         spool, other = through(engine), engine.open()
@@ -502,6 +520,34 @@ class TestSegments:
         spool.maintain()
         assert "chunks_1" not in self.tables(engine)
         spool.close()
+
+
+def test_a_commit_costs_the_same_while_a_transaction_elsewhere_is_open(engine: PostgresqlEngine) -> None:
+    """As `pg_dump`'s: until it ends, the server can remove no version of the session's row, and each commit adds one."""
+    spool = through(engine)
+    record(spool, [line(0)])
+    spool._heartbeat.stop()
+
+    def read() -> int:
+        """Blocks of the table that were read, as counted by the connection that recorded."""
+        query = "SELECT heap_blks_hit + heap_blks_read FROM pg_statio_all_tables WHERE relid = 'jobs_backup.sessions'::regclass"
+        spool._database.read(lambda db: db.execute("SELECT pg_stat_force_next_flush()"))
+        (blocks,) = spool._database.read(lambda db: db.execute(query).fetchone()) or (0,)
+        return int(blocks)
+
+    with engine.server.admin(engine.database) as holder, holder.transaction():
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        holder.execute("SELECT count(*) FROM jobs_backup.sessions")
+        with engine.server.admin(engine.database) as connection:
+            for _ in range(3000):
+                connection.execute("UPDATE jobs_backup.sessions SET error = ''")
+        record(spool, [line(1)])  # it finds the last one
+        before = read()
+        for number in range(2, 22):
+            record(spool, [line(number)])
+        assert read() - before < 20 * 10
+    spool.close()
+    assert drain(engine) == Counter(range(22))
 
 
 def test_nothing_depends_on_a_servers_session() -> None:

@@ -11,11 +11,12 @@ from typing import Final
 import click
 from benchmarks import report
 from benchmarks.runner import Bench
-from benchmarks.scenarios import acknowledge, compression, end_to_end, hooks, memory, record, recovery, size, startup, upload
+from benchmarks.scenarios import acknowledge, compression, end_to_end, fleet, hooks, memory, record, recovery, size, startup, upload
 from reaper import watch
 
 SCENARIOS: Final[dict[str, Callable[[Bench], None]]] = {
-    one.NAME: one.run for one in (end_to_end, record, upload, recovery, acknowledge, startup, memory, hooks, size, compression)
+    one.NAME: one.run
+    for one in (end_to_end, record, upload, recovery, acknowledge, fleet, startup, memory, hooks, size, compression)
 }
 QUICK: Final = (end_to_end.NAME, record.NAME, startup.NAME, hooks.NAME)
 

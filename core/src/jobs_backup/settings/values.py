@@ -45,7 +45,7 @@ class DatabaseUrl:
     Several hosts are separated by commas; the parameter `host` names the directory of a socket.
     """
 
-    __slots__ = ("_parameters", "_text", "shown")
+    __slots__ = ("_hosts", "_parameters", "_text", "shown")
 
     _WANTED: Final = "expected postgresql://USER@HOST/DATABASE, with special characters of a password percent-encoded"
     _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|%2[Ff][A-Za-z0-9._%-]+)(:\d+)?")
@@ -65,7 +65,11 @@ class DatabaseUrl:
             raise ValueError(self._WANTED)
         self._text = text
         self._parameters = {name: unquote(value) for name, _, value in (one.partition("=") for one in parameters)}
-        self.shown = f"postgresql://{unquote(hosts) or self._parameters['host']}{found.path}"
+        # libpq would take these instead of what is before the question mark, which is what messages show.
+        if {"dbname", "service"} & self._parameters.keys() or (hosts and "host" in self._parameters):
+            raise ValueError("the host and the database are named before the question mark of the URL, and only there")
+        self._hosts = (unquote(hosts) or self._parameters["host"]).split(",")
+        self.shown = f"postgresql://{','.join(self._hosts)}{found.path}"
 
     @classmethod
     def parse(cls, text: str) -> DatabaseUrl:
@@ -83,13 +87,13 @@ class DatabaseUrl:
 
     @property
     def is_local(self) -> bool:
-        """Whether it names a socket on this machine."""
-        return "://%2f" in self._text.lower() or "@%2f" in self._text.lower() or self._parameters.get("host", "").startswith("/")
+        """Whether it names nothing but sockets on this machine."""
+        return all(host.startswith("/") for host in self._hosts)
 
     @property
     def has_several_hosts(self) -> bool:
         """Whether the driver has to find out which of them takes writes."""
-        return "," in self.shown.rpartition("/")[0]
+        return len(self._hosts) > 1
 
     def says(self, parameter: str) -> bool:
         """Whether it has a parameter."""

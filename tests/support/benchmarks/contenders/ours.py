@@ -43,7 +43,7 @@ def local_environment(job: Job) -> dict[str, str]:
     file = {
         "JOBS_BACKUP_STORAGE_PROVIDER": "FILE",
         "JOBS_BACKUP_BUCKET": str(bucket),
-        "JOBS_BACKUP_SPOOL_DIR": f"{job.directory}/spool",
+        **({} if "JOBS_BACKUP_SPOOL" in job.settings else {"JOBS_BACKUP_SPOOL_DIR": f"{job.directory}/spool"}),
     }
     return file | job.settings
 

@@ -22,6 +22,7 @@ from jobs_backup.spool.moving import Counts, MovedBatch, Source
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import Importer
 from jobs_backup.spool.postgresql.connection import NOW, Database, each, one
+from jobs_backup.spool.postgresql.deliveries import STREAM
 from jobs_backup.spool.postgresql.migrations import migrate
 from jobs_backup.spool.postgresql.rows import encoded, writable
 from jobs_backup.spool.postgresql.schema import KNOWS_MOVES
@@ -30,7 +31,8 @@ from jobs_backup.spool.postgresql.sessions import IS_OVER
 from jobs_backup.spool.postgresql.status import DEFAULT_MAX_BYTES
 
 if TYPE_CHECKING:
-    from jobs_backup.spool.postgresql.connection import Db
+    from jobs_backup.spool.postgresql.deliveries import STREAM
+from jobs_backup.spool.postgresql.connection import Db
 
 _PAGE: Final = 1000
 _CONNECTIONS: Final = 2
@@ -45,8 +47,12 @@ _COLUMNS: Final = (
 )
 _INSERT_BATCH: Final = f"INSERT INTO jobs_backup.batches ({_COLUMNS}) VALUES ({', '.join(['%s'] * len(_COLUMNS.split(',')))})"
 _ADD_FORGOTTEN: Final = (
-    "INSERT INTO jobs_backup.forgotten AS f VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
-    " ON CONFLICT (store, kind, workspace_id, source_id) DO UPDATE SET objects = f.objects + excluded.objects,"
+    "INSERT INTO jobs_backup.forgotten_streams AS f"
+    " (store, kind, stream, workspace_id, source_id, objects, events, first_at, last_at)"
+    f" SELECT store, kind, {STREAM}, workspace_id, source_id, objects, events, first_at, last_at FROM (VALUES (%s::integer, %s,"
+    " %s::text, %s::text, %s::bigint, %s::bigint, %s::bigint, %s::bigint))"
+    " v (store, kind, workspace_id, source_id, objects, events, first_at, last_at)"
+    " ON CONFLICT (store, kind, stream) DO UPDATE SET objects = f.objects + excluded.objects,"
     " events = f.events + excluded.events, first_at = least(f.first_at, excluded.first_at),"
     " last_at = greatest(f.last_at, excluded.last_at)"
 )

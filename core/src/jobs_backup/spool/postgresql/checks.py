@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import DatabaseSpool
 from jobs_backup.spool.postgresql.connection import PRIVILEGES, Database, one
 from jobs_backup.spool.postgresql.migrations import UPGRADE, found_version, may_upgrade
+from jobs_backup.spool.postgresql.policy import ALL_TABLES, OF_BYTES, OF_SEGMENTS, RECORDER
 from jobs_backup.spool.postgresql.schema import SCHEMA, VERSION
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ def _look(db: Db, name: str) -> Iterator[str]:
         raise SpoolError(f"{name} has tables of version {version}, and this user may not upgrade them", hint=UPGRADE)
     elif missing := _missing(db):
         raise SpoolError(f"{name}: this user may not use {', '.join(missing)}", hint=PRIVILEGES)
+    elif missing := _missing_to_upload(db):
+        yield f"the user of the spool's database may record, but not upload: it may not use {', '.join(missing)}"
     if one(db, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0]:
         yield "the user of the spool's database is a superuser: use the roles that `jobs-backup policy --spool` prints"
     yield from _of_durability(db)
@@ -66,21 +70,36 @@ def _of_durability(db: Db) -> Iterator[str]:
 
 
 def _missing(db: Db) -> list[str]:
-    """What a process that records has to be allowed."""
-    wanted = [
-        ("sessions", "SELECT, INSERT, UPDATE, DELETE"),
-        ("batches", "SELECT, INSERT, UPDATE"),
-        ("positions", "SELECT, INSERT, UPDATE"),
-        ("outbox", "SELECT, INSERT, DELETE"),
-    ]
+    """What a process that records has to be allowed, and is not."""
     if not one(db, "SELECT has_schema_privilege(%s, 'USAGE')", (SCHEMA,))[0]:
-        return [f"the schema {SCHEMA}"]
+        return [f"the schema {SCHEMA} (USAGE)"]
+    if missing := _missing_tables(db, [(table, privilege) for privilege, tables in RECORDER.items() for table in tables]):
+        return missing
+    (last,) = one(db, "SELECT max(id) FROM jobs_backup.segments")
+    missing = _missing_tables(db, [(f"chunks_{last}", privilege) for privilege in OF_BYTES])
+    if not one(db, "SELECT has_sequence_privilege('jobs_backup.batch_numbers', 'USAGE')")[0]:
+        missing.append(f"{SCHEMA}.batch_numbers (USAGE)")
+    return missing + _missing_functions(db, ["open_events()", "outbox_bytes()"])
+
+
+def _missing_to_upload(db: Db) -> list[str]:
+    """What a process that also uploads has to be allowed, and is not."""
+    wanted = [(table, privilege) for table in ALL_TABLES for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE")]
+    return _missing_tables(db, wanted) + _missing_functions(db, ["empty_outbox()", *(f"{name}(bigint)" for name in OF_SEGMENTS)])
+
+
+def _missing_tables(db: Db, wanted: Sequence[tuple[str, str]]) -> list[str]:
+    query = "SELECT has_table_privilege(%s, %s)"
+    lacks = [(table, privilege) for table, privilege in wanted if not one(db, query, (f"{SCHEMA}.{table}", privilege))[0]]
     return [
-        f"{SCHEMA}.{table} ({privilege})"
-        for table, privileges in wanted
-        for privilege in privileges.split(", ")
-        if not one(db, "SELECT has_table_privilege(%s, %s)", (f"{SCHEMA}.{table}", privilege))[0]
+        f"{SCHEMA}.{table} ({', '.join(found[1] for found in some)})"
+        for table, some in groupby(sorted(lacks), lambda lack: lack[0])
     ]
+
+
+def _missing_functions(db: Db, wanted: Sequence[str]) -> list[str]:
+    query = "SELECT has_function_privilege(%s, 'EXECUTE')"
+    return [f"{SCHEMA}.{name} (EXECUTE)" for name in wanted if not one(db, query, (f"{SCHEMA}.{name}",))[0]]
 
 
 def _says(db: Db, setting: str) -> Any:

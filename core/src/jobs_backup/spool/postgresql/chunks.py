@@ -30,10 +30,12 @@ _STATEMENT_BYTES: Final = 16 << 20
 """So many bytes of chunks are sent in one statement."""
 _LOOK: Final = "look at the server's disk and log; nothing was removed"
 _FIELDS: Final = "batch, start, events, raw_bytes, first_at, last_at, form, crc32c, data"
+# %b: in binary. As text, psycopg escapes arrays of bytes, which doubles them, and changes them where the server takes
+# backslashes in literals for escapes (standard_conforming_strings=off).
 _INSERT: Final = (
     "INSERT INTO {chunks} (batch, start, is_member, events, raw_bytes, first_at, last_at, form, crc32c, size, data)"
     " SELECT u.* FROM {source} unnest(%s::bigint[], %s::integer[], %s::boolean[], %s::integer[], %s::bigint[], %s::bigint[],"
-    " %s::bigint[], %s::smallint[], %s::bigint[], %s::bigint[], %s::bytea[]) u"
+    " %s::bigint[], %s::smallint[], %s::bigint[], %s::bigint[], %b::bytea[]) u"
 )
 Row = tuple[Any, ...]
 

@@ -5,13 +5,15 @@ It works behind a pooler in transaction mode: no session state, no prepared stat
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
+import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeVar
 
 from jobs_backup.errors import ConfigurationError, SpoolError, SpoolFull
@@ -30,6 +32,10 @@ log: Final = logger_of(__name__)
 
 NOW: Final = "(SELECT extract(epoch FROM clock_timestamp())::double precision)"
 """The server's clock. In a subquery, so that an index may be used with it."""
+ANSWER_SECONDS: Final = 30.0
+"""A statement without an answer for so long has lost its connection: a server that hangs keeps it up, and says nothing."""
+_LOCK_SECONDS: Final = 10
+"""For a lock. Less than for an answer, so that the server ends what waits, and nobody is left behind there."""
 _CONNECT_SECONDS: Final = 5
 _WAIT_SECONDS: Final = 10.0
 """For a connection of the pool."""
@@ -37,29 +43,50 @@ _RETRY_SECONDS: Final = 5.0
 """How long a transaction is repeated whose connection was lost before its COMMIT: a server that restarts is back by then."""
 _KEEPALIVES: Final = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 14_000}
 """A partition shall hold no thread for longer than a lease: the system's own limits are hours. Seconds; the last: milliseconds."""
+_OF_URL: Final = {"hostaddr": "", "port": "5432", "options": "", "target_session_attrs": "any"}
+"""What libpq would read from the environment, or from a service, where the URL does not say it."""
 _CONFLICTS: Final = ("40001", "40P01")
 """Serialization failure, deadlock: the server has rolled the transaction back, and it works when it is repeated."""
-_LOCKED: Final = "55P03"
-"""A lock was waited for until `lock_timeout`."""
 _MAX_CONFLICTS: Final = 10
+_WRONG: Final = ("28P01", "28000", "3D000")
+"""The password, the user, the database."""
 _PASSWORD_SECONDS: Final = 30
+_MISCONFIGURED: Final = re.compile(
+    "password|does not exist|no pg_hba.conf entry|not permitted to log in|invalid .* value|does not support SSL|server requires SSL"
+    "|root certificate|certificate verify failed|does not match host name|definition of service|service file|private key"
+)
+"""In why a server refuses a connection, or can't be asked for one: libpq gives no code for it. It does not pass by itself."""
+_TOO_MANY: Final = re.compile("too many clients|too many connections|connection slots|no more connections")
 PRIVILEGES: Final = "ask the database's administrator for what `jobs-backup policy --spool` prints"
 
 
-class ConnectionLost(SpoolError):
-    """The connection was lost, so that nobody knows whether a commit was made."""
+class Busy(SpoolError):
+    """The server could not do it now: nothing was changed, and it may work when it is tried again."""
 
     retryable = True
+
+
+class Conflict(Busy):
+    """Two transactions were in each other's way, and the server has rolled one back."""
+
+
+class ConnectionLost(Busy):
+    """The connection was lost, so that nobody knows whether a commit was made."""
 
 
 class Database:
     """Connections to the database of a spool, opened when they are needed. Any number of threads may use it."""
 
-    def __init__(self, place: DatabaseSpool, *, connections: int) -> None:
+    def __init__(
+        self, place: DatabaseSpool, *, connections: int, answer_seconds: float | None = None, idle_seconds: float = ANSWER_SECONDS
+    ) -> None:
         """Open one connection, so that what is wrong is known at once.
 
         Args:
             connections: how many there may be at the same time.
+            answer_seconds: without a byte from the server, after which a connection is lost; None for ANSWER_SECONDS.
+            idle_seconds: without a statement from this process, after which the server rolls its transaction back. A process that
+                is frozen in a transaction must not keep its locks: others could not take its place.
 
         Raises:
             ConfigurationError: the driver is not installed, or the URL or the password command is wrong.
@@ -67,6 +94,12 @@ class Database:
         """
         self.name = str(place)
         self._place = place
+        answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
+        lock_seconds = min(_LOCK_SECONDS, answer_seconds / 2)
+        self._begin: LiteralString = sql(
+            f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_seconds * 1000:.0f}ms';"
+            f" SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds * 1000:.0f}ms'"
+        )
         driver = _driver()
         from psycopg_pool import ConnectionPool
 
@@ -79,6 +112,7 @@ class Database:
             raise self._translated(error) from None  # the driver's own text of an error may repeat the URL
         self._pool: ConnectionPool[Db] = ConnectionPool(
             "",
+            connection_class=_bounded(answer_seconds),
             kwargs=lambda: self._parameters(driver),
             min_size=1,
             max_size=connections,
@@ -128,7 +162,7 @@ class Database:
         def attempt(sent: list[bool]) -> T:
             def transaction(db: Db) -> T:
                 sent[0] = False
-                db.execute("BEGIN")
+                self.begin(db)
                 result = work(db)
                 sent[0] = not is_idempotent
                 db.execute("COMMIT")
@@ -137,6 +171,10 @@ class Database:
             return self.use(transaction)
 
         return self._repeated(attempt)
+
+    def begin(self, db: Db) -> None:
+        """Begin a transaction, which neither waits for a lock for ever nor is left open by a process that is frozen."""
+        db.execute(self._begin)
 
     def close(self) -> None:
         """Close all connections."""
@@ -178,15 +216,18 @@ class Database:
             raise ConfigurationError(f"JOBS_BACKUP_SPOOL: {self.name} is not a valid PostgreSQL URL") from None
         if "sslmode" not in parameters and "PGSSLMODE" not in os.environ and not place.url.is_local:
             parameters["sslmode"] = "verify-full"
-        if place.url.has_several_hosts:
-            parameters.setdefault("target_session_attrs", "read-write")
+        # The URL alone says which server this is, and how it is used: PGHOSTADDR, PGPORT, PGOPTIONS and their like change nothing.
+        for name, default in _OF_URL.items():
+            parameters.setdefault(name, default)
+        if place.url.has_several_hosts and not place.url.says("target_session_attrs"):
+            parameters["target_session_attrs"] = "read-write"
         if place.password_file is not None:
             parameters.setdefault("passfile", str(place.password_file))
         if place.password_command:
             parameters["password"] = password_of(place.password_command)
         parameters.setdefault("application_name", "jobs-backup")
         parameters.setdefault("connect_timeout", _CONNECT_SECONDS)
-        return {**_KEEPALIVES, **parameters, "autocommit": True, "prepare_threshold": None}
+        return {**_KEEPALIVES, **parameters, "client_encoding": "UTF8", "autocommit": True, "prepare_threshold": None}
 
     def _unreachable(self) -> SpoolError:
         """Why the pool has no connection."""
@@ -197,43 +238,43 @@ class Database:
             return self._translated(error)
         except SpoolError as error:
             return error
-        return SpoolError(f"{self.name}: all connections are in use", hint="the server is slow: look at its load and its locks")
+        return Busy(f"{self.name}: all connections are in use", hint="the server is slow: look at its load and its locks")
 
     def _translated(self, error: psycopg.Error) -> SpoolError:
-        import psycopg
-
-        state, why = error.sqlstate or "", _message(error)
-        if isinstance(error, psycopg.errors.DiskFull):
-            return SpoolFull(f"{self.name}: the server has no space left", hint="free space on the server's disk")
-        if isinstance(error, psycopg.errors.InsufficientPrivilege):
-            return SpoolError(f"{self.name}: {why}", hint=PRIVILEGES)
-        if state in (*_CONFLICTS, _LOCKED):
-            in_use = "another connection uses a table for long, as `pg_dump` does: try again once it is done"
-            kind, hint = (TableInUse, in_use) if state == _LOCKED else (Conflict, "it is retried")
-            return kind(f"{self.name}: {why}", hint=hint)
-        if state in ("28P01", "28000", "3D000") or "password" in why:
-            return SpoolError(f"{self.name}: {why}", hint="correct JOBS_BACKUP_SPOOL, or the password that belongs to it")
-        # 25006: a standby, after a failover; 57P..: the server was stopped, or an administrator has ended the connection.
-        is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (not state or state[:2] in ("08", "57"))
-        if (is_lost or state == "25006") and state != "57014":
-            return ConnectionLost(f"{self.name}: {why}", hint="see that the server runs and can be reached; nothing is lost")
-        return SpoolError(f"{self.name}: {why}", hint="look at the server's log")
+        why = _message(error)
+        kind, hint = _meaning(error, why)
+        return kind(f"{self.name}: {why}", hint=hint)
 
 
-class TableInUse(SpoolError):
-    """Another connection holds a lock on a table for longer than a transaction waits."""
-
-    retryable = True
-
-    @property
-    def code(self) -> str:
-        return SpoolError.__name__
-
-
-class Conflict(SpoolError):
-    """Two transactions were in each other's way, and the server has rolled one back."""
-
-    retryable = True
+def _meaning(error: psycopg.Error, why: str) -> tuple[type[SpoolError], str]:
+    """The error of the taxonomy, and what to do."""
+    state = error.sqlstate or ""
+    # 57P..: the server was stopped, or an administrator has ended the connection. 25P0.: it has, since this process was frozen.
+    is_silent = not state and isinstance(error, _driver().OperationalError | _driver().InterfaceError)
+    is_lost = is_silent or state in ("25P03", "25P04") or state.startswith(("08", "57P"))
+    meanings: tuple[tuple[bool, type[SpoolError], str], ...] = (
+        (state == "53100", SpoolFull, "free space on the server's disk"),
+        (state == "42501", SpoolError, PRIVILEGES),
+        (state in _CONFLICTS, Conflict, "it is retried"),
+        (
+            state == "55P03",
+            Busy,
+            "another transaction holds a lock, as `pg_dump` does: see pg_stat_activity, or try again later",
+        ),
+        (
+            state in _WRONG or (not state and bool(_MISCONFIGURED.search(why))),
+            SpoolError,
+            "correct JOBS_BACKUP_SPOOL, or the password that belongs to it",
+        ),
+        (
+            state == "53300" or (not state and bool(_TOO_MANY.search(why))),
+            ConnectionLost,
+            "use pgbouncer, or raise max_connections: see docs/fleet.md",
+        ),
+        (state == "25006", ConnectionLost, "a standby takes no writes: name the server that does; nothing is lost"),
+        (is_lost, ConnectionLost, "see that the server runs and can be reached; nothing is lost"),
+    )
+    return next(((kind, hint) for holds, kind, hint in meanings if holds), (SpoolError, "look at the server's log"))
 
 
 def password_of(command: str) -> str:
@@ -245,7 +286,10 @@ def password_of(command: str) -> str:
     hint = "correct JOBS_BACKUP_SPOOL_PASSWORD_COMMAND"
     try:
         words = shlex.split(command)
-        found = subprocess.run(words, capture_output=True, timeout=_PASSWORD_SECONDS, check=False)  # noqa: S603 - the user's own command
+        # It reads nothing: this process's standard input may be events.
+        found = subprocess.run(  # noqa: S603 - the user's own command
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PASSWORD_SECONDS, check=False
+        )
         password = found.stdout.decode().rstrip("\r\n")
     except subprocess.TimeoutExpired:
         raise ConfigurationError(f"the password command took longer than {_PASSWORD_SECONDS} s", hint=hint) from None
@@ -276,6 +320,35 @@ def one(db: Db, statement: str, parameters: Sequence[Any] = ()) -> tuple[Any, ..
     row = db.execute(sql(statement), parameters).fetchone()
     assert row is not None
     return row
+
+
+@functools.cache
+def _bounded(seconds: float) -> type[Db]:
+    """Connections that are lost when the server says nothing for so long."""
+    import psycopg
+    from psycopg.waiting import Ready
+
+    class Bounded(psycopg.Connection[tuple[Any, ...]]):
+        def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+            return super().wait(self._watched(gen), *args, **kwargs)
+
+        def _watched(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+            until = time.monotonic() + seconds
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    if ready != Ready.NONE:
+                        until = time.monotonic() + seconds
+                    elif time.monotonic() >= until:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError(f"the server has not answered for {seconds:.0f} s")
+                    wanted = gen.send(ready)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    return Bounded
 
 
 def _driver() -> Any:

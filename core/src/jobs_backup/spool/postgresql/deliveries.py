@@ -45,7 +45,8 @@ _TO_DELETE: Final = {
     "never": f"{_OF} AND false",
 }
 _SHIFT: Final = INDEX_BITS - SEGMENT_BITS
-_DUE: Final = f"AND claimed_by IS NULL AND (retry_at <= {NOW} OR retry_at > {NOW} + {MAX_DELAY})"
+# What the session itself has claimed, too: it deletes from one thread, so that it was never told, since the answer was lost.
+_DUE: Final = f"AND (claimed_by IS NULL OR claimed_by = %s) AND (retry_at <= {NOW} OR retry_at > {NOW} + {MAX_DELAY})"
 
 
 class Deliveries:
@@ -119,7 +120,7 @@ class Deliveries:
         self._database.write(work, is_idempotent=True)
 
     def claim(self, store: int, session: str, delete_after: DeleteAfter, limit: int) -> list[DueObject]:
-        """Objects that can be deleted now and that nobody is deleting. From now on `session` is.
+        """Objects that can be deleted now and that no other session is deleting. From now on `session` is, in one thread at a time.
 
         Raises:
             SessionLost: the session has ended.
@@ -129,7 +130,7 @@ class Deliveries:
             hold(db, session)
             rows = db.execute(
                 sql(f"SELECT id, key, failures {_TO_DELETE[delete_after]} {_DUE} ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED"),
-                (store, limit),
+                (store, session, limit),
             ).fetchall()
             due = [row for row in rows if is_complete(db, row[0], delete_after)]
             each(db, "UPDATE jobs_backup.batches SET claimed_by = %s WHERE id = %s", [(session, id_) for id_, _, _ in due])
@@ -137,10 +138,10 @@ class Deliveries:
 
         return self._database.write(work)
 
-    def has_due(self, store: int, delete_after: DeleteAfter) -> bool:
+    def has_due(self, store: int, session: str, delete_after: DeleteAfter) -> bool:
         """Whether `claim` would return any."""
         query = f"SELECT EXISTS (SELECT 1 {_TO_DELETE[delete_after]} {_DUE})"
-        return bool(self._database.read(lambda db: one(db, query, (store,))[0]))
+        return bool(self._database.read(lambda db: one(db, query, (store, session))[0]))
 
     def waiting(self) -> list[WaitingDeletes]:
         """Pending deletes for each store, by the setting of the process that last uploaded to it."""
@@ -229,10 +230,13 @@ class Deliveries:
         return self._database.write(work, is_idempotent=True)
 
 
+STREAM: Final = "sha256(sha256(convert_to(workspace_id, 'UTF8')) || sha256(convert_to(source_id, 'UTF8')))"
 _NOTE_FORGOTTEN: Final = (
-    "INSERT INTO jobs_backup.forgotten AS f SELECT store, kind, workspace_id, source_id, 1, events, least(first_at, last_at),"
-    " greatest(first_at, last_at) FROM jobs_backup.batches WHERE id = %s AND state = 'stored'"
-    " ON CONFLICT (store, kind, workspace_id, source_id) DO UPDATE SET objects = f.objects + 1,"
+    "INSERT INTO jobs_backup.forgotten_streams AS f"
+    " (store, kind, stream, workspace_id, source_id, objects, events, first_at, last_at)"
+    f" SELECT store, kind, {STREAM}, workspace_id, source_id, 1, events, least(first_at, last_at), greatest(first_at, last_at)"
+    " FROM jobs_backup.batches WHERE id = %s AND state = 'stored'"
+    " ON CONFLICT (store, kind, stream) DO UPDATE SET objects = f.objects + 1,"
     " events = f.events + excluded.events, first_at = least(f.first_at, excluded.first_at),"
     " last_at = greatest(f.last_at, excluded.last_at)"
 )
@@ -462,7 +466,7 @@ def _read_marks(db: Db, segments: Sequence[int]) -> Mapping[int, tuple[int, int]
 def _write_marks(db: Db, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
     if rows:
         db.execute(
-            "INSERT INTO jobs_backup.acknowledged SELECT * FROM unnest(%s::bigint[], %s::bytea[], %s::bytea[])"
+            "INSERT INTO jobs_backup.acknowledged SELECT * FROM unnest(%s::bigint[], %b::bytea[], %b::bytea[])"
             " ON CONFLICT (segment) DO UPDATE SET delivered = excluded.delivered, settled = excluded.settled",
             [list(column) for column in zip(*rows, strict=True)],
         )

@@ -8,12 +8,12 @@ from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHE
 
 OWNER: Final = f"{SCHEMA}_owner"
 
-_TABLES: Final = (
+ALL_TABLES: Final = (
     "version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches", "uploads", "parts",
     "acknowledged", "settling", "forgotten", "damages", "totals", "moves", "moved_batches", "outbox", "outbox_0", "outbox_1",
-    "outbox_2", "aliases",
+    "outbox_2", "aliases", "forgotten_streams",
 )  # fmt: skip
-_RECORDER: Final = {
+RECORDER: Final = {
     "SELECT": ("version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches",
                "acknowledged", "settling", "totals", "moved_batches", "outbox", "aliases"),
     "INSERT": ("stores", "sessions", "ended_sessions", "readers", "positions", "batches", "acknowledged", "settling", "damages",
@@ -21,8 +21,10 @@ _RECORDER: Final = {
     "UPDATE": ("stores", "sessions", "positions", "segments", "batches", "acknowledged", "totals"),
     "DELETE": ("sessions", "readers", "batches", "acknowledged", "settling", "outbox"),
 }  # fmt: skip
+OF_BYTES: Final = ("SELECT", "INSERT", "DELETE")
+OF_SEGMENTS: Final = ("add_segment", "drop_segment", "segment_bytes")
 _STATUS: Final = ("version", "spool", "stores", "sessions", "ended_sessions", "segments", "batches", "forgotten", "totals",
-                  "moves")  # fmt: skip
+                  "moves", "forgotten_streams")  # fmt: skip
 # Not the ids of uploads, which are secrets, nor damaged bytes.
 _OF_UPLOADS: Final = "id, batch, store, part_size, abandoned, failures, retry_at, error, hint"
 _OF_OUTBOX: Final = "batch, workspace_id, source_id, recorded_at, events, size"
@@ -44,7 +46,7 @@ SET LOCAL ROLE {SCHEMA}_owner;
 GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status,
     {SCHEMA}_outbox;
 -- The tables with the bytes are made and dropped by functions of the owner.
-ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT SELECT, INSERT, DELETE ON TABLES TO {SCHEMA}_recorder, {SCHEMA}_archiver;
+ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT {", ".join(OF_BYTES)} ON TABLES TO {SCHEMA}_recorder, {SCHEMA}_archiver;
 """
 
 
@@ -76,9 +78,9 @@ def upgrade_statements() -> str:
 def grants() -> list[str]:
     """The privileges of the roles on the tables of this version."""
     return [
-        f"REVOKE ALL ON {_named(_TABLES)} FROM {SCHEMA}_recorder;",
-        *(f"GRANT {privilege} ON {_named(tables)} TO {SCHEMA}_recorder;" for privilege, tables in _RECORDER.items()),
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_named(_TABLES)} TO {SCHEMA}_archiver;",
+        f"REVOKE ALL ON {_named(ALL_TABLES)} FROM {SCHEMA}_recorder;",
+        *(f"GRANT {privilege} ON {_named(tables)} TO {SCHEMA}_recorder;" for privilege, tables in RECORDER.items()),
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_named(ALL_TABLES)} TO {SCHEMA}_archiver;",
         f"GRANT SELECT ON {_named(_STATUS)} TO {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_UPLOADS}) ON {SCHEMA}.uploads TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_OUTBOX}) ON {SCHEMA}.outbox TO {SCHEMA}_status;",
@@ -89,10 +91,7 @@ def grants() -> list[str]:
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.open_events() TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.outbox_bytes() TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.empty_outbox() TO {SCHEMA}_archiver;",
-        *(
-            f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{name}(bigint) TO {SCHEMA}_archiver;"
-            for name in ("add_segment", "drop_segment", "segment_bytes")
-        ),
+        *(f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{name}(bigint) TO {SCHEMA}_archiver;" for name in OF_SEGMENTS),
     ]
 
 

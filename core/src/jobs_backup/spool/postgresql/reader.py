@@ -17,7 +17,7 @@ _SELECT: Final = (
 
 
 class CatalogReader:
-    """Reads the tables `batches`, `stores` and `forgotten`."""
+    """Reads the tables `batches`, `stores`, `forgotten` and `forgotten_streams`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -46,7 +46,9 @@ class CatalogReader:
     def forgotten(self, location: str, kind: Kind, begin: int, end: int) -> list[StreamObjects]:
         """What is in a bucket, may have events between these times, and is not remembered any more."""
         query = (
-            "SELECT workspace_id, source_id, objects, events FROM jobs_backup.forgotten f JOIN jobs_backup.stores d"
+            "SELECT workspace_id, source_id, objects, events FROM (TABLE jobs_backup.forgotten UNION ALL SELECT store, kind,"
+            " workspace_id, source_id, objects, events, first_at, last_at FROM jobs_backup.forgotten_streams) f"
+            " JOIN jobs_backup.stores d"
             " ON d.id = f.store WHERE location = %s AND kind = %s AND last_at >= %s AND first_at < %s"
         )
         return self._streams(query, (encoded(location), str(kind), begin, end))
@@ -66,7 +68,7 @@ class CatalogReader:
     def streams(self) -> list[tuple[str, str]]:
         """Workspace and source of everything ever recorded."""
         columns = "SELECT workspace_id, source_id FROM jobs_backup."
-        query = f"{columns}batches UNION {columns}forgotten"
+        query = f"{columns}batches UNION {columns}forgotten UNION {columns}forgotten_streams"
         return self._database.read(lambda db: [(decoded(row[0]), decoded(row[1])) for row in db.execute(query)])
 
     def _streams(self, query: str, values: Sequence[Any]) -> list[StreamObjects]:

@@ -334,6 +334,19 @@ BEGIN
     RETURN emptied;
 END $$;
 REVOKE EXECUTE ON FUNCTION jobs_backup.outbox_bytes(), jobs_backup.empty_outbox() FROM PUBLIC;
+-- In place of `forgotten`, whose index takes no long ids. Programs of version 1 still write that, so both are read.
+CREATE TABLE jobs_backup.forgotten_streams (
+    store integer NOT NULL REFERENCES jobs_backup.stores,
+    kind text NOT NULL,
+    stream bytea NOT NULL,                -- SHA-256 of the two below
+    workspace_id text NOT NULL,
+    source_id text NOT NULL,
+    objects bigint NOT NULL,
+    events bigint NOT NULL,
+    first_at bigint NOT NULL,
+    last_at bigint NOT NULL,
+    PRIMARY KEY (store, kind, stream)
+);
 UPDATE jobs_backup.version SET version = 2;
 """,
 }

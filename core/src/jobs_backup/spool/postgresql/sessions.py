@@ -54,6 +54,7 @@ class Session:
         name: of its row.
         epoch: of the job ids that are given in it: see ids.py.
         seq, events: of its last commit that was acknowledged. Who commits, which is one thread at a time, counts them.
+        place: of its row in the table, as of its last commit; empty if that is not known. See `Writer`.
     """
 
     def __init__(self, name: str, lease: float) -> None:
@@ -61,6 +62,7 @@ class Session:
         self.epoch = secrets.randbits(LOCAL_BITS - 1) + 1
         self.seq = 0
         self.events = 0
+        self.place = ""
         self._lease = lease
         self._valid_until = elapsed() + lease
 
@@ -109,12 +111,13 @@ class Sessions:
         Raises:
             SessionLost: another process has taken its place.
         """
-        asked_at, seq = elapsed(), session.seq
-        found = self._pulse.use(
-            lambda db: db.execute(
-                f"UPDATE jobs_backup.sessions SET lease_until = {NOW} + lease WHERE id = %s RETURNING seq", (session.name,)
-            ).fetchone()
-        )
+        seq = session.seq
+        query = f"UPDATE jobs_backup.sessions SET lease_until = {NOW} + lease WHERE id = %s RETURNING seq"
+
+        def work(db: Db) -> tuple[float, tuple[int] | None]:
+            return elapsed(), db.execute(query, (session.name,)).fetchone()
+
+        asked_at, found = self._pulse.write(work, is_idempotent=True)
         if found is None or found[0] < seq:  # a commit that was acknowledged is not there: the writer looks into that
             raise lost(session.name)
         session.renewed(asked_at)

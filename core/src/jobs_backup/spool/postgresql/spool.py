@@ -35,7 +35,7 @@ from jobs_backup.spool.interface import (
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import SpooledBody
 from jobs_backup.spool.postgresql.collector import Collector
-from jobs_backup.spool.postgresql.connection import Database
+from jobs_backup.spool.postgresql.connection import ANSWER_SECONDS, Database
 from jobs_backup.spool.postgresql.deliveries import Deliveries
 from jobs_backup.spool.postgresql.migrations import migrate
 from jobs_backup.spool.postgresql.outbox import Outbox
@@ -117,9 +117,9 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         self._counting = threading.Lock()
         self._takeovers = 0
         self._lost_sessions = 0
-        self._database = Database(place, connections=_RECORDING_CONNECTIONS + 2 * workers)
-        try:
-            self._pulse = Database(place, connections=1)  # so that no thread that holds connections can end the lease
+        self._database = Database(place, connections=_RECORDING_CONNECTIONS + 2 * workers, idle_seconds=lease)
+        try:  # so that no thread that holds connections can end the lease, nor a connection on which nothing comes back
+            self._pulse = Database(place, connections=1, answer_seconds=min(lease / 3, ANSWER_SECONDS), idle_seconds=lease)
         except BaseException:
             self._database.close()
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, SpoolUncertain
 from jobs_backup.model import Stream
@@ -20,7 +20,7 @@ from jobs_backup.spool.open_batch import SEALED_AT_ONCE, BatchState, OpenBatch
 from jobs_backup.spool.planning import Addition, due, plan
 from jobs_backup.spool.postgresql.catalog import Catalog, remove_empty, seal
 from jobs_backup.spool.postgresql.chunks import Changes
-from jobs_backup.spool.postgresql.connection import NOW, ConnectionLost, Database, sql
+from jobs_backup.spool.postgresql.connection import NOW, Busy, ConnectionLost, Database, sql
 from jobs_backup.spool.postgresql.positions import set_position
 from jobs_backup.spool.postgresql.sessions import Session, SessionLost, committed, elapsed, end, ended, lost
 from jobs_backup.spool.quota import BytesQuota
@@ -35,12 +35,18 @@ log: Final = logger_of(__name__)
 _RENEWALS: Final = 3
 """How often a call goes on after its session was lost."""
 _RECONNECT: Final = 0.05
+_ASK_SECONDS: Final = 10.0
+"""How long a call asks what became of its commit, even without a timeout for room: its caller cannot safely repeat it."""
 _PATIENCE: Final = 5.0
 """Seconds."""
 _NEXT: Final = (
     f"UPDATE jobs_backup.sessions SET seq = seq + 1, events = events + %s, lease_until = {NOW} + lease"
-    " WHERE id = %s AND seq = %s RETURNING id"
+    " WHERE id = %s AND seq = %s{at} RETURNING ctid::text AS place"
 )
+# While a transaction elsewhere is open, as of `pg_dump`, no version of a row can be removed: by its id, the last one of hundreds of
+# thousands would be looked for among all of them, at each commit. It is where the last commit has put it, unless the lease was
+# renewed meanwhile.
+_AT: Final = " AND ctid = %s::tid"
 
 
 class CommitsLost(SpoolCorrupt):
@@ -115,18 +121,28 @@ class Writer(BaseWriter[Session]):
         """Wait while the server cannot be reached.
 
         Raises:
-            SpoolUncertain: the server could not be asked whether it has made the commit.
+            SpoolUncertain: the server could not be asked whether it has made the commit, for 10 seconds at least.
         """
-        try:
-            self._patiently(lambda: super(Writer, self)._commit_by(until, recordings), until)
-        except ConnectionLost as error:
-            pending = self._pending
-            if pending is not None and any(one is other for one in recordings for other in pending.recordings):
-                raise SpoolUncertain(
-                    f"the events may be recorded, or not: {error.message}",
-                    hint="the same call, with the same recordings, records none of them twice",
-                ) from error
-            raise
+        begun = time.monotonic()
+        while True:
+            try:
+                return super()._commit_by(until, recordings)
+            except Busy as error:
+                is_unknown = self._is_unknown(recordings)
+                if time.monotonic() >= (max(until, begun + _ASK_SECONDS) if is_unknown else until):
+                    if is_unknown:
+                        raise SpoolUncertain(
+                            f"the events may be recorded, or not: {error.message}",
+                            hint="see that the server can be reached; recording the events again may duplicate them",
+                        ) from error
+                    raise
+                time.sleep(_RECONNECT)
+
+    def _is_unknown(self, recordings: Sequence[Recording]) -> bool:
+        """Whether a commit with one of these may have been made. Another thread may already have found that it was."""
+        pending = self._pending
+        is_pending = pending is not None and any(one is other for one in recordings for other in pending.recordings)
+        return is_pending or any(one.jobs for one in recordings)
 
     def _check_usable(self) -> None:
         super()._check_usable()
@@ -217,22 +233,33 @@ class Writer(BaseWriter[Session]):
             ConnectionLost: nobody knows whether it was committed.
         """
         session = self._session
-        token = (pending.events, session.name, session.seq)
         is_sent = False
+
+        def next_(place: str) -> tuple[str, tuple[Any, ...]]:
+            token = (pending.events, session.name, session.seq)
+            return _NEXT.format(at=_AT if place else ""), (*token, place) if place else token
 
         def work(db: Db) -> bool:
             nonlocal is_sent
             changes = Changes(db, self._segments, self._database.name)
             change(changes)
+            places = dict.fromkeys((session.place, ""))
             if changes.is_plain and not positions and finish is None:
                 parts, parameters = changes.statement()
                 is_sent = True
-                query = sql(f"WITH me AS ({_NEXT}){parts} SELECT count(*) FROM me")
-                return db.execute(query, (*token, *parameters)).fetchone() == (1,)
-            db.execute("BEGIN")
-            if db.execute(_NEXT, token).fetchone() is None:
+                for update, token in map(next_, places):
+                    query = sql(f"WITH me AS ({update}){parts} SELECT count(*), min(place) FROM me")
+                    count, place = db.execute(query, (*token, *parameters)).fetchone() or (0, "")
+                    if count:
+                        session.place = place
+                        return True
+                return False
+            self._database.begin(db)
+            found = next((row for update, token in map(next_, places) if (row := db.execute(sql(update), token).fetchone())), None)
+            if found is None:
                 db.execute("ROLLBACK")
                 return False
+            (session.place,) = found
             changes.write()
             for position in positions:
                 self._check_readers()
@@ -362,16 +389,13 @@ class Writer(BaseWriter[Session]):
             log.error("it is not in the quarantine: %s", failure.one_line())
         raise error
 
-    def _patiently(self, work: Callable[[], T], until: float | None = None) -> T:
-        """Call `work`, and again until this time, or for some seconds, where the connection is lost.
-
-        What became of the commit is asked first.
-        """
-        until = time.monotonic() + _PATIENCE if until is None else until
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Call `work`, and again for some seconds where the server can't: what became of a lost commit is asked first."""
+        until = time.monotonic() + _PATIENCE
         while True:
             try:
                 return work()
-            except ConnectionLost:
+            except Busy:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(_RECONNECT)

@@ -128,7 +128,7 @@ class Deliveries:
         return [DueObject(*row) for row in due]
 
     @reads
-    def has_due(self, db: sqlite3.Connection, store: int, delete_after: DeleteAfter) -> bool:
+    def has_due(self, db: sqlite3.Connection, store: int, _session: str, delete_after: DeleteAfter) -> bool:
         """Whether `claim` would return any."""
         return db.execute(f"{_TO_DELETE[delete_after]} {_DUE} LIMIT 1", (store, *self._now())).fetchone() is not None
 
