@@ -221,6 +221,11 @@ class FleetRound(Round):
             time.sleep(self._plan.cycle)
         return True
 
+    def _drain(self) -> None:
+        """Drain, and have the next process drop the segments that the last one has emptied."""
+        super()._drain()
+        super()._drain()
+
     def _end_all(self) -> None:
         for host in self._net.hosts:
             host.heal()

@@ -35,6 +35,8 @@ log: Final = logger_of(__name__)
 _RENEWALS: Final = 3
 """How often a call goes on after its session was lost."""
 _RECONNECT: Final = 0.05
+_ASK_SECONDS: Final = 10.0
+"""How long a call asks what became of its commit, even one that waits for nothing: its caller could not repeat it."""
 _PATIENCE: Final = 5.0
 """Seconds."""
 _NEXT: Final = (
@@ -129,11 +131,12 @@ class Writer:
 
         Raises:
             SpoolFull: there was no room in all that time.
-            SpoolUncertain: the server could not be asked whether it has made the commit.
+            SpoolUncertain: the server could not be asked whether it has made the commit, for 10 seconds at least.
             SpoolError: the spool can't be written.
             BackupClosed: after `close`.
         """
-        until = time.monotonic() + self._room.limits.timeout
+        begun = time.monotonic()
+        until = begun + self._room.limits.timeout
         waits = False
         while True:
             try:
@@ -146,9 +149,9 @@ class Writer:
                     raise
                 time.sleep(WAIT_FOR_ROOM)
             except ConnectionLost as error:
-                if time.monotonic() >= until:
-                    pending = self._pending
-                    if pending is not None and any(one is other for one in recordings for other in pending.recordings):
+                is_unknown = self._is_unknown(recordings)
+                if time.monotonic() >= (max(until, begun + _ASK_SECONDS) if is_unknown else until):
+                    if is_unknown:
                         raise SpoolUncertain(
                             f"the events may be recorded, or not: {error.message}",
                             hint="the same call, with the same recordings, records none of them twice",
@@ -157,6 +160,12 @@ class Writer:
                 time.sleep(_RECONNECT)
             else:
                 return
+
+    def _is_unknown(self, recordings: Sequence[Recording]) -> bool:
+        """Whether a commit with one of these may have been made. Another thread may have learnt meanwhile that it was."""
+        pending = self._pending
+        is_pending = pending is not None and any(one is other for one in recordings for other in pending.recordings)
+        return is_pending or any(one.jobs for one in recordings)
 
     def seal(self, *, older_than: float = 0.0) -> int:
         """Seal the batches opened at least `older_than` seconds ago. Returns how many."""
