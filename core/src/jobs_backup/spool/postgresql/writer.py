@@ -154,7 +154,7 @@ class Writer:
                     if is_unknown:
                         raise SpoolUncertain(
                             f"the events may be recorded, or not: {error.message}",
-                            hint="the same call, with the same recordings, records none of them twice",
+                            hint="see that the server can be reached; recording the events again may duplicate them",
                         ) from error
                     raise
                 time.sleep(_RECONNECT)
