@@ -204,7 +204,7 @@ class TestLostAnswers:
         other.close()
 
     def test_a_call_that_does_not_wait_asks_all_the_same(self, engine: PostgresqlEngine) -> None:
-        """As the sidecar's calls: the server is there and knows, so that none may end without knowing, let alone as not recorded."""
+        """As the sidecar's calls: the server is there and knows, so that none may end without knowing."""
         acknowledged: list[int] = []
         refused: list[int] = []
         unknown: list[int] = []

@@ -36,6 +36,7 @@ _TARGET_HELP: Final = "S3 and FILE, one after the other, unless given; postgresq
 @click.option("--pace", default=0.04, show_default=True, help="Mean seconds between two calls of a thread.")
 @click.option("--bulk", default=0.005, show_default=True, help="Share of the calls that record an object of several parts.")
 @click.option("--many", default=30, show_default=True, help="Events of one call of record_many, at most.")
+@click.option("--events", default=0, show_default=True, help="A round goes on until so many were acknowledged.")
 @click.option("--forks", default=3.0, show_default=True, help="Mean seconds between two forks of a worker; 0 for none.")
 @click.option("--leaps", default=1.0, show_default=True, help="Mean seconds between two leaps of a clock; 0 for none.")
 @click.option("--locks", default=0.2, show_default=True, help="In so many cycles the lock file of a live process is removed.")
@@ -53,6 +54,7 @@ def main(
     pace: float,
     bulk: float,
     many: int,
+    events: int,
     forks: float,
     leaps: float,
     locks: float,
@@ -64,7 +66,18 @@ def main(
     recorders = (5 if is_fleet else 4) if recorders is None else recorders
     both = (0 if is_fleet else 1) if both is None else both
     crew = Crew(recorders, archivers, both, threads)
-    plan = Plan(kills, seed, crew, pace=pace, bulk=bulk, many=many, forks=forks, leaps=leaps, locks=0.0 if is_fleet else locks)
+    plan = Plan(
+        kills,
+        seed,
+        crew,
+        pace=pace,
+        bulk=bulk,
+        many=many,
+        events=events,
+        forks=forks,
+        leaps=leaps,
+        locks=0.0 if is_fleet else locks,
+    )
     directory = Path(tempfile.mkdtemp(prefix="campaign-"))
     click.echo(f"seed {seed}, in {directory}")
     found: dict[str, tuple[Figures, float]] = {}

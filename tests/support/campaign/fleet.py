@@ -26,7 +26,6 @@ from swallowing import swallower
 
 from jobs_backup.testing.fault_proxy import FaultProxy
 
-LEASE: Final = 3.0
 _TOO_LONG: Final = (1.2, 2.5)
 """How long a process is frozen or cut off: so many leases."""
 _LOST: Final = (b"COMMIT", b"SELECT count(*) FROM me")
@@ -46,8 +45,9 @@ DECK: Final = (
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is there, and how hosts are made."""
+    """What is there, and how hosts are made. `lease`: of each process, in seconds."""
 
+    lease: float = 3.0
     namespaces: bool = True
     pooler: bool = True
     standby: bool = True
@@ -90,6 +90,7 @@ class FleetRound(Round):
         fleet: Cluster,
         net: Network,
         deck: Deck,
+        lease: float,
         store: str,
     ) -> None:
         """`store`: the URL of the bucket's server as the hosts see it."""
@@ -98,6 +99,7 @@ class FleetRound(Round):
         self._fleet = fleet
         self._net = net
         self._deck = deck
+        self._lease = lease
         self._store = store
         self._settings["JOBS_BACKUP_SPOOL_FULL_TIMEOUT"] = self._rng.choice(("1s", "20s"))
         self._aim()
@@ -113,7 +115,7 @@ class FleetRound(Round):
         return {
             **self._spool_at("127.0.0.1", self._fleet.port),
             "JOBS_BACKUP_REJECTS_DIR": str(self._directory / "rejects"),
-            "JOBS_BACKUP_SPOOL_LEASE": f"{LEASE}s",
+            "JOBS_BACKUP_SPOOL_LEASE": f"{self._lease}s",
         }
 
     def _spool_at(self, address: str, port: int) -> dict[str, str]:
@@ -142,9 +144,9 @@ class FleetRound(Round):
 
     def _cycle(self) -> None:
         """A cycle as ever, and beside it something that happens to hosts or the database."""
-        action = self._deck.draw()
-        acting = threading.Thread(target=self._act, args=(action,), name=action)
         if self._workers:
+            action = self._deck.draw()
+            acting = threading.Thread(target=self._act, args=(action,), name=action)
             acting.start()
             super()._cycle()
             acting.join()
@@ -172,7 +174,7 @@ class FleetRound(Round):
         }
 
     def _too_long(self) -> float:
-        return LEASE * self._deck.rng.uniform(*_TOO_LONG)
+        return self._lease * self._deck.rng.uniform(*_TOO_LONG)
 
     def _freeze(self) -> bool:
         """SIGSTOP, for longer than the lease. It may be killed meanwhile."""
@@ -230,7 +232,7 @@ class FleetRound(Round):
         for host in self._net.hosts:
             host.heal()
         super()._end_all()
-        time.sleep(LEASE)  # then everybody knows who is dead
+        time.sleep(self._lease)  # then everybody knows who is dead
 
 
 def on_fleet(
@@ -262,7 +264,9 @@ def on_fleet(
 
         def run(here: Path, some: Plan, points: Counter[str]) -> Figures:
             with cluster(has_standby=conditions.standby, has_pooler=conditions.pooler) as fleet:
-                return FleetRound(here, make(here), some, points, fleet=fleet, net=net, deck=deck, store=store).run()
+                return FleetRound(
+                    here, make(here), some, points, fleet=fleet, net=net, deck=deck, lease=conditions.lease, store=store
+                ).run()
 
         return rounds(directory, run, plan, round_kills, say)
 

@@ -78,6 +78,7 @@ class Plan:
         locks: probability (0 to 1) that a cycle removes the lock file of a live process.
         bulk: share (0 to 1) of the calls that record an object of several parts.
         many: events of one call of `record_many`, at most.
+        events: a round goes on until at least this many were acknowledged.
     """
 
     kills: int
@@ -90,6 +91,7 @@ class Plan:
     locks: float = 0.2
     bulk: float = 0.005
     many: int = 30
+    events: int = 0
 
 
 @dataclass
@@ -148,7 +150,7 @@ class Round:
     def run(self) -> Figures:
         """Kill until the number is reached; then heal, drain and check."""
         with self._ending():
-            while self.figures.kills < self._plan.kills:
+            while self.figures.kills < self._plan.kills or self._acknowledged() < self._plan.events:
                 self._cycle()
             self._target.heal()
             self._end_all()
@@ -364,6 +366,10 @@ class Round:
         logs = sorted((self._directory / "logs").iterdir())
         bad = (path for path in logs if "Traceback" in path.read_text())
         self.figures.violation("other", (f"a traceback in {path}" for path in bad))
+
+    def _acknowledged(self) -> int:
+        """How many events were acknowledged so far."""
+        return sum(path.read_bytes().count(b"\n") for path in (self._directory / "acks").iterdir()) if self._plan.events else 0
 
     def _noted(self, name: str) -> list[str]:
         """The lines that workers have written into a shared file."""
