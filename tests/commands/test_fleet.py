@@ -279,9 +279,9 @@ def test_the_sidecar_on_two_hosts(fleet: Fleet) -> None:
 
 
 class Balancer:
-    """Sends each request to the next process, over a connection of its own, and again only where a client may do that.
+    """Sends each request to the next process, over a connection of its own. Retries only what a client may retry.
 
-    Which is: nothing was sent, since nobody listened; or the answer says that nothing was recorded.
+    That is a refused connection, or an answer which says that nothing was recorded.
     """
 
     def __init__(self) -> None:
@@ -341,7 +341,7 @@ def test_a_rolling_replacement_of_all_processes_loses_no_request(fleet: Fleet) -
         archiver.terminate()
         _, stderr = archiver.communicate(timeout=60)
         assert archiver.returncode == 0, stderr
-        fleet.server.terminate(fleet.database)  # as a failover of the database does
+        fleet.server.terminate(fleet.database)  # as in a failover of the database
         time.sleep(1.0)
         stop.set()
         for client in clients:

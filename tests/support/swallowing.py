@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL that loses answers to commits, or the commits themselves, or everything."""
+"""A proxy in front of PostgreSQL that loses commits, the answers to them, or everything for a while."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Swallower:
     """Forwards every connection. Once `lose` is called, the next request with that text has no answer: its connection is closed.
 
     Attributes:
-        answers, requests: how many were lost: those that the server had answered, and those that never reached it.
-        server_port: of the server that the next connection goes to.
+        answers, requests: lost answers, and requests lost before they reached the server.
+        server_port: port of the server for the next connection.
     """
 
     def __init__(self, port: int, address: str = "127.0.0.1") -> None:
@@ -40,16 +40,16 @@ class Swallower:
             self._armed.append((text, answer))
 
     def lose_no_more(self) -> None:
-        """Lose nothing more of what was to be lost."""
+        """Forget what was to be lost and has not come by."""
         with self._lock:
             self._armed.clear()
 
     def cut(self) -> None:
-        """Pass nothing on, in either direction, and close nothing: what a network does that is partitioned."""
+        """Forward nothing in either direction, and close nothing, as a partitioned network does."""
         self._passes.clear()
 
     def heal(self) -> None:
-        """Pass on what was held back."""
+        """Forward again, beginning with what was held back."""
         self._passes.set()
 
     @property

@@ -204,7 +204,7 @@ class TestLostAnswers:
         other.close()
 
     def test_a_call_that_does_not_wait_asks_all_the_same(self, engine: PostgresqlEngine) -> None:
-        """As the sidecar's calls: the server is there and knows, so that none may end without knowing."""
+        """As in `serve`: the server can be asked, so no call may end without an answer."""
         acknowledged: list[int] = []
         refused: list[int] = []
         unknown: list[int] = []

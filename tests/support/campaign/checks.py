@@ -94,19 +94,19 @@ class Figures:
 
 
 class Records(Protocol):
-    """What a spool remembers."""
+    """A spool, as the final checks see it."""
 
     def batches(self) -> list[BatchRecord]:
-        """All that have a key."""
+        """All batches that were sealed."""
         ...
 
     def left_over(self) -> list[str]:
-        """What should not be there once everything is sent and everybody has ended."""
+        """What must not be there once everything is uploaded and all processes have ended."""
         ...
 
 
 def check(directory: Path, target: Target, figures: Figures, spool: Records | None = None) -> None:
-    """Compare the acknowledged events with the bucket, and look for leftovers. The spool is in `directory` unless given."""
+    """Compare the acknowledged events with the bucket, and look for leftovers. Unless given, the spool is in `directory`."""
     spool = spool or SqliteRecords(directory / "spool")
     acknowledged = _acknowledged(directory / "acks")
     batches = spool.batches()
@@ -254,7 +254,7 @@ _EMPTY: Final = (
     ("parts", ""),
     ("damages", ""),
 )
-"""Tables, and rows of them, that should not be there in the end."""
+"""Tables, and conditions on their rows, that must be empty in the end."""
 
 
 class SqliteRecords:

@@ -1,4 +1,4 @@
-"""The database of a campaign: a primary, a synchronous standby that is promoted, and pgbouncer in front where it is installed."""
+"""The database of a campaign: a primary, a synchronous standby to promote, and pgbouncer in front if it is installed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pooler:
         self._process: subprocess.Popen[bytes] | None = None
 
     def lead_to(self, port: int) -> None:
-        """Pass transactions to the server on this port from now on."""
+        """Send transactions to the server on this port from now on."""
         configuration = self.directory / "pgbouncer.ini"
         configuration.write_text(
             f"[databases]\n* = host=127.0.0.1 port={port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
@@ -52,7 +52,7 @@ class Pooler:
 
 
 class Cluster:
-    """A database that survives its server.
+    """A database that survives the loss of its server.
 
     Attributes:
         primary: the server that takes writes.
@@ -76,7 +76,7 @@ class Cluster:
 
     @property
     def port(self) -> int:
-        """Where clients connect."""
+        """Port for clients."""
         return self.primary.port if self.pooler is None else self.pooler.port
 
     def restart(self) -> None:
@@ -88,7 +88,7 @@ class Cluster:
         return self.primary.terminate(self.database)
 
     def fail_over(self) -> bool:
-        """Lose the primary, promote the standby, and give it another one. False if it was not up to date, so nothing was done."""
+        """Stop the primary, promote the standby, and add another one. Returns False, and does nothing, if it is not in sync."""
         standby, of_primary = self._standby, self._of_primary
         if standby is None or not self._is_synchronous():
             return False
@@ -103,7 +103,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def held_snapshot(self) -> Iterator[None]:
-        """A transaction as long as the block: nothing that is updated meanwhile can be vacuumed."""
+        """Keep a transaction open within the block, so that vacuum can remove no row version."""
         with contextlib.suppress(psycopg.OperationalError), self.primary.admin(self.database) as connection:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
             connection.execute("SELECT count(*) FROM pg_class")
@@ -122,7 +122,7 @@ class Cluster:
 
     def _add_standby(self) -> None:
         self._of_standby = contextlib.ExitStack()
-        # Its clients wait until it has a standby of its own: nothing is acknowledged that only one server has.
+        # After its promotion, commits wait until it has a standby of its own.
         self._standby = self._of_standby.enter_context(self.primary.standby(synchronous_standby_names=_SYNCHRONOUS))
 
     def _is_synchronous(self) -> bool:
@@ -146,13 +146,13 @@ def _pgbouncer() -> str:
 
 
 def why_no_pooler() -> str:
-    """Why pgbouncer is not used; empty if it can be."""
+    """Return why pgbouncer cannot be used; empty if it can."""
     return "" if _pgbouncer() else "pgbouncer is not installed"
 
 
 @contextlib.contextmanager
 def cluster(*, has_standby: bool = True, has_pooler: bool = True) -> Iterator[Cluster]:
-    """A database, with what was asked for in front and behind."""
+    """Start a database, with a standby and pgbouncer if asked for."""
     with postgres(**_OPTIONS) as primary, contextlib.ExitStack() as stack:
         pooler = None
         if has_pooler:

@@ -1,4 +1,4 @@
-"""The campaign with the spool in PostgreSQL: processes on several hosts, whose network, database and time fail."""
+"""The campaign with the spool in PostgreSQL: processes on several hosts, with a failing network and database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from swallowing import swallower
 from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TOO_LONG: Final = (1.2, 2.5)
-"""How long a process is frozen or cut off: so many leases."""
+"""How long a process is frozen or cut off, in leases."""
 _LOST: Final = (b"COMMIT", b"SELECT count(*) FROM me")
 """Requests that commit: a transaction's end, and an append in one statement."""
 DECK: Final = (
@@ -40,12 +40,12 @@ DECK: Final = (
     "dump",
     "hold xmin",
 )
-"""What happens beside the kills: one of these in each cycle, and all of them before one comes again."""
+"""Faults beside the kills: one in each cycle, drawn like cards."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is there, and how hosts are made. `lease`: of each process, in seconds."""
+    """What a campaign runs with. `lease`: of each process, in seconds."""
 
     lease: float = 3.0
     namespaces: bool = True
@@ -54,7 +54,7 @@ class Conditions:
 
     @classmethod
     def possible(cls, say: Callable[[str], object] = str) -> Conditions:
-        """All that this machine has; what it has not is reported with its reason."""
+        """Everything that this machine offers. The rest is reported with its reason."""
         for what, why in (("network namespaces", why_no_namespaces()), ("pgbouncer", why_no_pooler())):
             if why:
                 say(f"without {what}: {why}")
@@ -62,7 +62,7 @@ class Conditions:
 
 
 class Deck:
-    """Draws one of `DECK` after another, in a random order."""
+    """Draws each card once, in random order, before it draws one again."""
 
     def __init__(self, seed: int, *, cards: tuple[str, ...] = DECK) -> None:
         self.rng = random.Random(f"{seed} deck")
@@ -108,7 +108,7 @@ class FleetRound(Round):
         return FleetRecords(self._fleet.primary, self._fleet.database)
 
     def _environment(self) -> dict[str, str]:
-        # All name the store in the same way: it is a part of what a batch is bound to.
+        # The same URL everywhere: a batch is bound to it.
         return {**super()._environment(), **({"AWS_ENDPOINT_URL_S3": self._store} if self._store else {})}
 
     def _spool_environment(self) -> dict[str, str]:
@@ -143,7 +143,7 @@ class FleetRound(Round):
             host.database.server_port = self._fleet.port
 
     def _cycle(self) -> None:
-        """A cycle as ever, and beside it something that happens to hosts or the database."""
+        """Run a cycle, with a fault of hosts or the database beside it."""
         if self._workers:
             action = self._deck.draw()
             acting = threading.Thread(target=self._act, args=(action,), name=action)
@@ -156,7 +156,7 @@ class FleetRound(Round):
     def _act(self, action: str) -> None:
         try:
             happened = self._actions()[action]()
-        except psycopg.OperationalError:  # the administrator has met a restart
+        except psycopg.OperationalError:  # the server was just restarting
             happened = False
         if happened:
             self.figures.faults[action] += 1
@@ -177,7 +177,7 @@ class FleetRound(Round):
         return self._lease * self._deck.rng.uniform(*_TOO_LONG)
 
     def _freeze(self) -> bool:
-        """SIGSTOP, for longer than the lease. It may be killed meanwhile."""
+        """SIGSTOP for longer than the lease. The process may be killed meanwhile."""
         victim = self._deck.rng.choice(self._workers)
         victim.process.send_signal(signal.SIGSTOP)
         time.sleep(self._too_long())
@@ -185,7 +185,7 @@ class FleetRound(Round):
         return True
 
     def _partition(self) -> bool:
-        """Cut a host off, from everything or from the database alone: then it may go on to upload."""
+        """Cut a host off from everything, or from the database alone, so that it may still upload."""
         host = self._deck.rng.choice(self._net.hosts)
         host.cut(everything=self._deck.rng.random() < 0.5)
         time.sleep(self._too_long())
@@ -193,7 +193,7 @@ class FleetRound(Round):
         return True
 
     def _lose_commits(self) -> bool:
-        """Lose some commits on their way, or their answers."""
+        """Lose some commits on their way, and the answers to others."""
         for host in self._net.hosts:
             for _ in range(4):
                 host.database.lose(self._deck.rng.choice(_LOST), answer=self._deck.rng.random() < 0.6)
@@ -224,7 +224,7 @@ class FleetRound(Round):
         return True
 
     def _drain(self) -> None:
-        """Drain, and have the next process drop the segments that the last one has emptied."""
+        """Drain twice: the second process drops the segments that the first one has emptied."""
         super()._drain()
         super()._drain()
 
@@ -232,7 +232,7 @@ class FleetRound(Round):
         for host in self._net.hosts:
             host.heal()
         super()._end_all()
-        time.sleep(self._lease)  # then everybody knows who is dead
+        time.sleep(self._lease)  # of the dead
 
 
 def on_fleet(
@@ -251,7 +251,7 @@ def on_fleet(
     Args:
         make: a new bucket.
         conditions: all that is possible, unless given.
-        cards: what happens beside the kills.
+        cards: faults beside the kills.
         store_port: of the bucket's server on this machine; 0 if it is a directory.
     """
     conditions = conditions or Conditions.possible(say)

@@ -1,4 +1,4 @@
-"""The hosts of a fleet: network namespaces where this is allowed, else only a proxy in front of the database for each."""
+"""The hosts of a fleet: network namespaces where the system allows them, otherwise only a proxy to the database for each."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PREFIX: Final = "jbc"
 
 
 class Host:
-    """A machine of its own, as far as the network goes.
+    """A machine with a network of its own.
 
     Attributes:
         name: also its `INSTANCE_ID`.
         database: the proxy through which it reaches the database.
-        prefix: words that run a command on it.
-        address: where it finds the servers.
+        prefix: the beginning of a command that runs on it.
+        address: of the servers, as it sees them.
     """
 
     def __init__(self, name: str, database: Swallower, *, namespace: str = "", address: str = "127.0.0.1") -> None:
@@ -35,7 +35,7 @@ class Host:
         self._namespace = namespace
 
     def cut(self, *, everything: bool) -> None:
-        """Lose each packet from and to it; or, unless `everything`, those of the database alone."""
+        """Drop its packets: all of them, or only those to and from the database unless `everything`."""
         if everything and self._namespace:
             _ip("link", "set", self._namespace, "nomaster")
         else:
@@ -49,7 +49,7 @@ class Host:
 
 
 class Network:
-    """Hosts, and how they reach the store."""
+    """Hosts, and the address at which they reach the servers."""
 
     def __init__(self, hosts: list[Host], address: str) -> None:
         self.hosts = hosts
@@ -57,7 +57,7 @@ class Network:
 
 
 def why_no_namespaces() -> str:
-    """Why there can be no network namespaces; empty if there can."""
+    """Return why network namespaces cannot be used; empty if they can."""
     if os.geteuid() != 0:
         return "only root may make network namespaces"
     if shutil.which("ip") is None:
@@ -77,7 +77,7 @@ def why_no_namespaces() -> str:
 
 @contextlib.contextmanager
 def network(names: list[str], *, namespaces: bool) -> Iterator[Network]:
-    """As many hosts as names; their databases lead nowhere until `server_port` is set."""
+    """Make a host for each name. Set `server_port` of their databases before use."""
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(_bridged()) if namespaces else "127.0.0.1"
         hosts = []
@@ -94,7 +94,7 @@ def _bridge() -> str:
 
 @contextlib.contextmanager
 def _bridged() -> Iterator[str]:
-    """A network to which namespaces are added. Yields this machine's address in it."""
+    """Make a bridge. Yields this machine's address on it."""
     _remove_left_over()
     net = random.SystemRandom().randrange(256)
     address = f"10.213.{net}.1"
@@ -109,7 +109,7 @@ def _bridged() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _namespace(address: str, number: int) -> Iterator[str]:
-    """A namespace, linked to the bridge by an interface of the same name."""
+    """Make a namespace, connected to the bridge by an interface of the same name."""
     name = f"{_bridge()}n{number}"
     _ip("netns", "add", name)
     try:
@@ -125,7 +125,7 @@ def _namespace(address: str, number: int) -> Iterator[str]:
 
 
 def _remove_left_over() -> None:
-    """Remove what a campaign has left that was killed."""
+    """Remove the namespaces and bridges of campaigns that were killed."""
     for kind, listed in (("netns", ("netns", "list")), ("link", ("-br", "link", "show", "type", "bridge"))):
         for name in re.findall(rf"^({_PREFIX}\d+\S*)", _ip(*listed), re.MULTILINE):
             pid = name.removeprefix(_PREFIX).partition("n")[0]

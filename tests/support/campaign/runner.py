@@ -77,8 +77,8 @@ class Plan:
         leaps: mean seconds between two jumps of a process's clock.
         locks: probability (0 to 1) that a cycle removes the lock file of a live process.
         bulk: share (0 to 1) of the calls that record an object of several parts.
-        many: events of one call of `record_many`, at most.
-        events: a round goes on until at least this many were acknowledged.
+        many: maximum number of events in a call of `record_many`.
+        events: a round continues until at least this many were acknowledged.
     """
 
     kills: int
@@ -165,7 +165,7 @@ class Round:
         return self.figures
 
     def _records(self) -> Records:
-        """What the spool remembers."""
+        """The spool, for the final checks."""
         return SqliteRecords(self._directory / "spool")
 
     def _cycle(self) -> None:
@@ -368,7 +368,7 @@ class Round:
         self.figures.violation("other", (f"a traceback in {path}" for path in bad))
 
     def _acknowledged(self) -> int:
-        """How many events were acknowledged so far."""
+        """Return how many events were acknowledged so far."""
         return sum(path.read_bytes().count(b"\n") for path in (self._directory / "acks").iterdir()) if self._plan.events else 0
 
     def _noted(self, name: str) -> list[str]:

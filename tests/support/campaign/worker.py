@@ -61,7 +61,7 @@ _HURRY_OF: Final[Mapping[Engine, Mapping[str, float]]] = {
     },
 }
 _OPEN_SECONDS: Final = 60.0
-"""How often a pod is restarted while the database can't be reached. Seconds."""
+"""How long a process is restarted, as a pod would be, while it cannot reach the database. Seconds."""
 
 
 _GENERATIONS: Final = 2
@@ -87,10 +87,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     `failures`, `journaled`, `leaps`, `forks` and `ends` (of children), and to `mail/<host>` of other hosts.
 
     Attributes:
-        bulk: the share of calls that record an object of several parts.
+        bulk: share (0 to 1) of the calls that record an object of several parts.
         many: events of one call of `record_many`, at most.
         engine: of the spool.
-        host, hosts: the ids it records are acknowledged on any of the hosts; on this one, if there are none.
+        host, hosts: this host, and those that acknowledge what it records; without any, it does so itself.
         forks: mean seconds between two forks; 0 for none.
         leaps: mean seconds between two jumps of its clock; 0 for none.
         life: seconds until its fate; None for a worker.
@@ -149,7 +149,7 @@ class _Recorder:
         self._mail = {host: _append_to(task, f"mail/{host}") for host in task.hosts}
         self._inbox = _Inbox(task, number) if task.hosts else None
         self._at_once = 8 * _DELIVERED_AT_ONCE if task.hosts else _DELIVERED_AT_ONCE
-        # A server that can't be reached is an error of the call, which others survive.
+        # A database that cannot be reached fails the call, not the process.
         self._expected = SpoolFull if task.engine == "sqlite" else SpoolError
         self._delivering = _append_to(task, "delivering")
         self._delivered = _append_to(task, "delivered")
@@ -197,7 +197,7 @@ class _Recorder:
         self._record(ids, lambda: self._backup.record_many(events))
 
     def _record(self, ids: Sequence[str], record: Callable[[], Sequence[int]]) -> None:
-        """Write down the acknowledged events, and those that were refused, or of which nobody knows."""
+        """Write down which events were acknowledged, refused, or perhaps recorded."""
         jobs: Sequence[int]
         try:
             jobs = record()
@@ -296,7 +296,7 @@ def _live(task: Task) -> None:
 
 
 def _opened(task: Task, stop: threading.Event) -> Backup | None:
-    """Open the Backup, as often as a pod is restarted that finds no database. None once it is asked to end."""
+    """Open the Backup, and again while the database cannot be reached. Returns None once it is asked to end."""
     until = time.monotonic() + _OPEN_SECONDS
     while not stop.is_set():
         try:
@@ -310,7 +310,7 @@ def _opened(task: Task, stop: threading.Event) -> Backup | None:
 
 @contextlib.contextmanager
 def _closing(task: Task, backup: Backup) -> Iterator[None]:
-    """Close it. Without its database a process leaves its place to the others."""
+    """Close it at the end of the block. Without the database, others take over once the lease is over."""
     try:
         yield
     finally:
@@ -323,7 +323,7 @@ def _closing(task: Task, backup: Backup) -> Iterator[None]:
 
 
 class _Inbox:
-    """The ids that are sent to this host to be acknowledged, from when its process began: the share of one thread."""
+    """The ids for one thread of this host to acknowledge, from the start of its process on."""
 
     def __init__(self, task: Task, number: int) -> None:
         self._file = os.open(os.path.join(task.directory, "mail", task.host), os.O_RDONLY | os.O_CREAT, 0o600)  # noqa: PTH118
@@ -333,7 +333,7 @@ class _Inbox:
         self._rest = b""
 
     def read(self) -> list[int]:
-        """What came since."""
+        """Return what came since the last call."""
         *lines, self._rest = (self._rest + os.read(self._file, 1 << 16)).split(b"\n")
         return [job for job in map(int, lines) if job % self._threads == self._number]
 

@@ -36,7 +36,7 @@ _RENEWALS: Final = 3
 """How often a call goes on after its session was lost."""
 _RECONNECT: Final = 0.05
 _ASK_SECONDS: Final = 10.0
-"""How long a call asks what became of its commit, even one that waits for nothing: its caller could not repeat it."""
+"""How long a call asks what became of its commit, even without a timeout for room: its caller cannot safely repeat it."""
 _PATIENCE: Final = 5.0
 """Seconds."""
 _NEXT: Final = (
@@ -162,7 +162,7 @@ class Writer:
                 return
 
     def _is_unknown(self, recordings: Sequence[Recording]) -> bool:
-        """Whether a commit with one of these may have been made. Another thread may have learnt meanwhile that it was."""
+        """Whether a commit with one of these may have been made. Another thread may already have found that it was."""
         pending = self._pending
         is_pending = pending is not None and any(one is other for one in recordings for other in pending.recordings)
         return is_pending or any(one.jobs for one in recordings)
