@@ -14,7 +14,7 @@ from engines import PostgresqlEngine
 from postgres import Postgres
 from spools import claim, record
 
-CARDS = (("promote", "dump"), ("lose commits", "restart"), ("partition", "hold xmin"), ("freeze", "kill backends"))
+CARDS = (("promote", "dump"), ("lose commits", "restart"), ("partition", "hold xmin"), ("freeze", "kill backends", "lose a host"))
 
 
 def test_all_that_may_happen_is_tested() -> None:

@@ -24,6 +24,8 @@ class Swallower:
         self._listener = socket.create_server((address, 0), backlog=128)
         self._passes = threading.Event()
         self._passes.set()
+        self._stranded = threading.Event()
+        """Set for the connections that exist; replaced for those to come."""
         self._armed: list[tuple[bytes, bool]] = []
         self._lock = threading.Lock()
         self.answers = 0
@@ -38,6 +40,11 @@ class Swallower:
         """Lose the answer to the next request with this text, or the request itself."""
         with self._lock:
             self._armed.append((text, answer))
+
+    def strand(self) -> None:
+        """Leave the server with the connections that exist: it hears nothing on them any more, nor that they have ended."""
+        self._stranded.set()
+        self._stranded = threading.Event()
 
     def lose_no_more(self) -> None:
         """Forget what was to be lost and has not come by."""
@@ -76,22 +83,26 @@ class Swallower:
             return
         for one in (client, server):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        swallows = threading.Event()
+        swallows, stranded = threading.Event(), self._stranded
         threading.Thread(target=self._answers, args=(client, server, swallows), daemon=True).start()
-        self._requests(client, server, swallows)
+        self._requests(client, server, swallows, stranded)
 
-    def _requests(self, client: socket.socket, server: socket.socket, swallows: threading.Event) -> None:
+    def _requests(self, client: socket.socket, server: socket.socket, swallows: threading.Event, stranded: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while block := client.recv(_BLOCK):
+                self._passes.wait()
+                if stranded.is_set():
+                    break
                 if (found := self._take(block)) is not None:
                     if not found:
                         self.requests += 1
                         break
                     self.answers += 1
                     swallows.set()
-                self._passes.wait()
                 server.sendall(block)
-        if not swallows.is_set():
+        if stranded.is_set():
+            _close(client)  # `_answers` closes the other one once the server gives it up
+        elif not swallows.is_set():
             _close(client, server)
 
     def _answers(self, client: socket.socket, server: socket.socket, swallows: threading.Event) -> None:

@@ -28,7 +28,7 @@ from jobs_backup.testing.fault_proxy import FaultProxy
 
 _TOO_LONG: Final = (1.2, 2.5)
 """How long a process is frozen or cut off, in leases."""
-_LOST: Final = (b"COMMIT", b"SELECT count(*) FROM me")
+_LOST: Final = (b"COMMIT", b" FROM me")
 """Requests that commit: a transaction's end, and an append in one statement."""
 DECK: Final = (
     *("freeze",) * 4,
@@ -36,6 +36,7 @@ DECK: Final = (
     *("lose commits",) * 4,
     *("kill backends",) * 2,
     *("restart",) * 2,
+    "lose a host",
     "promote",
     "dump",
     "hold xmin",
@@ -165,6 +166,7 @@ class FleetRound(Round):
         return {
             "freeze": self._freeze,
             "partition": self._partition,
+            "lose a host": self._lose_host,
             "lose commits": self._lose_commits,
             "kill backends": lambda: self._fleet.terminate() > 0,
             "restart": self._restart,
@@ -188,6 +190,18 @@ class FleetRound(Round):
         """Cut a host off from everything, or from the database alone, so that it may still upload."""
         host = self._deck.rng.choice(self._net.hosts)
         host.cut(everything=self._deck.rng.random() < 0.5)
+        time.sleep(self._too_long())
+        host.heal()
+        return True
+
+    def _lose_host(self) -> bool:
+        """Cut a host off and kill its processes: the database does not hear that their connections have ended."""
+        host = self._deck.rng.choice(self._net.hosts)
+        host.cut(everything=True)
+        host.database.strand()
+        for one in self._workers:
+            if one.host == host.name:
+                one.process.kill()
         time.sleep(self._too_long())
         host.heal()
         return True
