@@ -14,7 +14,7 @@ from typing import Final
 import click
 from campaign import clocks
 from campaign.checks import Figures
-from campaign.fleet import on_fleet_with_s3
+from campaign.fleet import DECK, on_fleet_with_s3
 from campaign.points import KILLS, Point
 from campaign.runner import Crew, Plan, on_file, on_s3
 from reaper import watch
@@ -37,6 +37,7 @@ _TARGET_HELP: Final = "S3 and FILE, one after the other, unless given; postgresq
 @click.option("--bulk", default=0.005, show_default=True, help="Share of the calls that record an object of several parts.")
 @click.option("--many", default=30, show_default=True, help="Maximum number of events in a call of record_many.")
 @click.option("--events", default=0, show_default=True, help="Minimum number of acknowledged events in a round.")
+@click.option("--fault", "faults", multiple=True, type=click.Choice(sorted(set(DECK))), help="Of a fleet; all unless given.")
 @click.option("--forks", default=3.0, show_default=True, help="Mean seconds between two forks of a worker; 0 for none.")
 @click.option("--leaps", default=1.0, show_default=True, help="Mean seconds between two leaps of a clock; 0 for none.")
 @click.option("--locks", default=0.2, show_default=True, help="In so many cycles the lock file of a live process is removed.")
@@ -55,6 +56,7 @@ def main(
     bulk: float,
     many: int,
     events: int,
+    faults: tuple[str, ...],
     forks: float,
     leaps: float,
     locks: float,
@@ -84,7 +86,8 @@ def main(
     began = time.monotonic()
     if is_fleet:
         with weed(directory / "weed") as store:
-            found[_FLEET] = on_fleet_with_s3(directory / "fleet", store, plan, round_kills, click.echo), time.monotonic() - began
+            figures = on_fleet_with_s3(directory / "fleet", store, plan, round_kills, click.echo, cards=faults or DECK)
+            found[_FLEET] = figures, time.monotonic() - began
     if target in (None, "S3"):
         with weed(directory / "weed") as store:
             found["S3"] = on_s3(directory / "s3", store, plan, round_kills, click.echo), time.monotonic() - began

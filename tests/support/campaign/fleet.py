@@ -112,6 +112,14 @@ class FleetRound(Round):
         # The same URL everywhere: a batch is bound to it.
         return {**super()._environment(), **({"AWS_ENDPOINT_URL_S3": self._store} if self._store else {})}
 
+    def _state(self) -> str:
+        query = (
+            "SELECT pid, state, wait_event, pg_blocking_pids(pid), now() - xact_start, left(query, 80) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND xact_start IS NOT NULL AND pid != pg_backend_pid()"
+        )
+        with self._fleet.primary.admin(self._fleet.database) as connection:
+            return "; ".join(map(str, connection.execute(query)))
+
     def _spool_environment(self) -> dict[str, str]:
         return {
             **self._spool_at("127.0.0.1", self._fleet.port),
@@ -286,8 +294,14 @@ def on_fleet(
 
 
 def on_fleet_with_s3(
-    directory: Path, store: Store, plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str
+    directory: Path,
+    store: Store,
+    plan: Plan,
+    round_kills: int = 50,
+    say: Callable[[str], object] = str,
+    *,
+    cards: tuple[str, ...] = DECK,
 ) -> Figures:
     """Run it with buckets of a real server through a proxy."""
     with FaultProxy("127.0.0.1", store.port, keep=0) as proxy:
-        return on_fleet(directory, lambda _: S3Target(store, proxy), plan, round_kills, say, store_port=proxy.port)
+        return on_fleet(directory, lambda _: S3Target(store, proxy), plan, round_kills, say, cards=cards, store_port=proxy.port)

@@ -45,6 +45,7 @@ _END_SECONDS: Final = 30.0
 _POINT_SECONDS: Final = 8.0
 _DRAINS: Final = 3
 _DELETE_SECONDS: Final = 30.0
+_COMMAND_SECONDS: Final = 60.0
 _SETTINGS: Final = {
     **FAST_RETRY,
     "JOBS_BACKUP_BATCH_EVENTS": "500",
@@ -317,8 +318,7 @@ class Round:
         ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(origin_of(job)[1]))
         with (self._directory / "delivering").open("a") as note:
             note.write(ids)
-        command = self._command("delivered")
-        done = subprocess.run(command, check=False, env=self._environment(), input=ids, capture_output=True, text=True, timeout=300)
+        done = self._run("delivered", stdin=ids)
         (self._directory / "logs" / "deliver").write_text(done.stdout + done.stderr)
         if done.returncode != 0:
             self.figures.violation("other", [f"delivered ended with {done.returncode}: {done.stdout}{done.stderr}"])
@@ -333,11 +333,10 @@ class Round:
         until = time.monotonic() + _DELETE_SECONDS
         failed = 0
         for attempt in itertools.count():
-            command = self._command("archive", "--once")
-            done = subprocess.run(command, check=False, env=self._environment(), capture_output=True, text=True, timeout=300)
+            done = self._run("archive", "--once")
             (self._directory / "logs" / f"drain{attempt}").write_text(done.stdout + done.stderr)
             summary: dict[str, Any] = json.loads(done.stdout or "{}")
-            if done.returncode != 0 or not summary["complete"] or summary["open_uploads"]:
+            if done.returncode != 0 or not summary or not summary["complete"] or summary["open_uploads"]:
                 self.figures.violation("other", [f"archive --once ended with {done.returncode}: {done.stdout}{done.stderr}"])
                 failed += 1
             elif not summary["waiting_deletes"]:
@@ -347,11 +346,30 @@ class Round:
                 return
             time.sleep(1.0)
 
-    def _command(self, *arguments: str) -> list[str]:
+    def _run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run `jobs-backup` with its own clock."""
         clock = self._rng.choice([*clocks.LEAPS]) if self._plan.leaps else "right again"
         self.figures.clocks[clock] += 1
-        return [*_COMMAND, clock, *arguments, "--json"]
+        command = [*_COMMAND, clock, *arguments, "--json"]
+        with subprocess.Popen(
+            command,
+            env=self._environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(stdin, _COMMAND_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.figures.violation("other", [f"{arguments[0]} does not end within {_COMMAND_SECONDS:.0f} s: {self._state()}"])
+                process.kill()
+                stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+    def _state(self) -> str:
+        """What the spool is waiting for, as far as it can tell."""
+        return ""
 
     def _count_forks_and_leaps(self) -> None:
         generations = Counter(self._noted("forks"))
