@@ -115,7 +115,8 @@ stores: $(VENV)/test.stamp .venv-stores/stores.stamp
 	.venv-stores/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/support/more_stores.txt
 	@touch $@
 
-# About 15 minutes. For example CAMPAIGN_ARGS="--seed 7 --only S3 --kills 50"; --help lists all options.
+# About 15 minutes. For example CAMPAIGN_ARGS="--seed 7 --target S3 --kills 50"; --help lists all options. With --target postgresql
+# hosts are network namespaces where root and `ip` (iproute2) allow it, and pgbouncer is in between where it is installed.
 campaign: $(VENV)/test.stamp
 	PYTHONPATH=tests/support $(bin)/python -m campaign $(CAMPAIGN_ARGS)
 

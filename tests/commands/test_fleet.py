@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import pytest
 from buckets import FAST_RETRY, events, objects
 from commands import ndjson, numbers, run, start, summary
 from postgres import BIN, Postgres
-from serving import serve
+from serving import Answer, Sidecar, serve
 
 from jobs_backup import AsyncBackup, Backup, ConfigurationError
 from jobs_backup.settings.core import CoreSettings
@@ -273,6 +276,94 @@ def test_the_sidecar_on_two_hosts(fleet: Fleet) -> None:
         wait_for(lambda: len(events(fleet.directory)) == 50)
         assert second.post("/v1/delivered", ids).json == {"acknowledged": 50}
         wait_for(lambda: objects(fleet.directory) == {})
+
+
+class Balancer:
+    """Sends each request to the next process, over a connection of its own. Retries only what a client may retry.
+
+    That is a refused connection, or an answer which says that nothing was recorded.
+    """
+
+    def __init__(self) -> None:
+        self.sidecars: list[Sidecar] = []
+        self.retried: Counter[str] = Counter()
+        self._turns = itertools.count()
+
+    def post(self, path: str, body: Any) -> Answer:
+        until = time.monotonic() + 30
+        while True:
+            sidecars = [*self.sidecars]
+            try:
+                answer = sidecars[next(self._turns) % len(sidecars)].post(path, body)
+            except ConnectionRefusedError:
+                why = "refused"
+            else:
+                if answer.status != 503 or answer.code == "SpoolUncertain":
+                    return answer
+                why = answer.code
+            assert time.monotonic() < until, why
+            self.retried[why] += 1
+            time.sleep(0.05)
+
+
+def test_a_rolling_replacement_of_all_processes_loses_no_request(fleet: Fleet) -> None:
+    """Three sidecars and an archiver, one after the other, under load; each leaves the balancer a moment before it ends."""
+    variables = {"JOBS_BACKUP_UPLOAD_FREQUENCY": "1s", "JOBS_BACKUP_SHUTDOWN_GRACE": "1s"}
+    balancer = Balancer()
+    stop = threading.Event()
+    recorded: dict[int, list[str]] = {}
+    failed: list[object] = []
+
+    def load(client: int) -> None:
+        for number in itertools.count(client, 4):
+            if stop.is_set():
+                return
+            try:
+                answer = balancer.post("/v1/events?source_id=web", [{"n": number}])
+                assert answer.status == 200, answer
+                recorded[number] = answer.json["jobs"]
+            except Exception as error:  # noqa: BLE001 - whatever a client would meet
+                failed.append(error)
+
+    with contextlib.ExitStack() as stack:
+        archiver = stack.enter_context(start("archive", env=fleet.host("archiver", **variables)))
+        balancer.sidecars = [stack.enter_context(serve(fleet.host(f"old{one}", **variables))) for one in range(3)]
+        clients = [threading.Thread(target=load, args=(client,)) for client in range(4)]
+        for client in clients:
+            client.start()
+        for number, old in enumerate([*balancer.sidecars]):
+            new = stack.enter_context(serve(fleet.host(f"new{number}", **variables)))
+            balancer.sidecars = [*(one for one in balancer.sidecars if one is not old), new]
+            time.sleep(0.3)
+            code, stderr = old.end()
+            assert code == 0, stderr
+        successor = stack.enter_context(start("archive", env=fleet.host("successor", **variables)))
+        archiver.terminate()
+        _, stderr = archiver.communicate(timeout=60)
+        assert archiver.returncode == 0, stderr
+        fleet.server.terminate(fleet.database)  # as in a failover of the database
+        time.sleep(1.0)
+        stop.set()
+        for client in clients:
+            client.join()
+        assert failed == []
+        assert len(recorded) > 50
+        wait_for(lambda: len(events(fleet.directory)) >= len(recorded))
+        assert numbers(fleet.directory) == sorted(recorded)
+        kept = min(recorded)
+        ids = [job for number, jobs in recorded.items() if number != kept for job in jobs]
+        for some in range(0, len(ids), 100):
+            assert balancer.post("/v1/delivered", ids[some : some + 100]).status == 200
+        wait_for(lambda: sum(1 for event in events(fleet.directory)) < len(recorded) and len(objects(fleet.directory)) == 1)
+        assert kept in numbers(fleet.directory), "its object has an event that was not delivered"
+        assert balancer.post("/v1/delivered", recorded[kept]).status == 200
+        wait_for(lambda: objects(fleet.directory) == {})
+        successor.terminate()
+        _, stderr = successor.communicate(timeout=60)
+        assert successor.returncode == 0, stderr
+        for sidecar in balancer.sidecars:
+            assert sidecar.end()[0] == 0
+    assert fleet.rows("SELECT count(*) FROM jobs_backup.sessions") == [(0,)]
 
 
 def test_events_come_back_by_the_catalog(fleet: Fleet) -> None:

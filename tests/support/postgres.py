@@ -135,8 +135,8 @@ class Postgres:
             return int(row[0])
 
     @contextlib.contextmanager
-    def standby(self) -> Iterator[Postgres]:
-        """A streaming standby, which `promote` makes a server of its own."""
+    def standby(self, **options: str) -> Iterator[Postgres]:
+        """A streaming standby, which `promote` makes a server of its own. `options` are those it does not share."""
         directory = Path(tempfile.mkdtemp(prefix="pg-standby-", dir=self.directory.parent))
         try:
             if "user" in _user():
@@ -144,7 +144,7 @@ class Postgres:
             copied = ("-D", directory / "data", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres")
             run("pg_basebackup", *copied, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
             (port,) = free_ports(1)
-            other = Postgres(directory, port, {**self.options, "synchronous_standby_names": ""})
+            other = Postgres(directory, port, {**self.options, "synchronous_standby_names": "", **options})
             other.start()
             try:
                 yield other

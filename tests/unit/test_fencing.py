@@ -204,7 +204,43 @@ class TestLostAnswers:
             spool.close()
         other.close()
 
-    def test_without_the_server_it_says_that_it_may_be_recorded(self, engine: PostgresqlEngine) -> None:
+    def test_a_call_that_does_not_wait_asks_all_the_same(self, engine: PostgresqlEngine) -> None:
+        """As in `serve`: the server can be asked, so no call may end without an answer."""
+        acknowledged: list[int] = []
+        refused: list[int] = []
+        unknown: list[int] = []
+
+        def work(first: int) -> None:
+            for number in range(first, first + 100):
+                try:
+                    record(spool, [line(number)])
+                except SpoolUncertain:
+                    unknown.append(number)
+                except SpoolError:
+                    refused.append(number)
+                else:
+                    acknowledged.append(number)
+                time.sleep(0.01)
+
+        with swallower(engine.server.port) as proxy:
+            spool = through(engine, proxy, timeout=0.0, limits=SMALL)
+            lose = lose_at_random(proxy)
+            threads = [threading.Thread(target=work, args=(one * 100,)) for one in range(8)]
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                lose()
+            with contextlib.suppress(SpoolError):
+                spool.close()
+        assert proxy.answers > 2
+        assert unknown == []
+        assert len(acknowledged) + len(refused) == 800, "a thread has failed"
+        assert drain(engine) == Counter(acknowledged)
+
+    def test_without_the_server_it_says_that_it_may_be_recorded(
+        self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("jobs_backup.spool.postgresql.writer._ASK_SECONDS", 0.0)
         with swallower(engine.server.port) as proxy:
             spool = through(engine, proxy, timeout=0.0)
             record(spool, [line(0)])

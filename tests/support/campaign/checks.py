@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 from campaign.targets import Target
@@ -20,6 +20,9 @@ from campaign.worker import EventId
 
 from jobs_backup.spool.ids import job_id, origin_of
 from jobs_backup.spool.sqlite.disk import Ballast
+
+if TYPE_CHECKING:
+    from postgres import Postgres  # not there when a part of the tests runs without psycopg
 
 _FIELDS: Final = ["userId", "payload", "createdAt", "messageId"]
 _FAILURE_FIELDS: Final = [
@@ -33,7 +36,8 @@ _IDLE: Final = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "ballast", "ma
 class Figures:
     """The counts of a campaign. All from `lost` on must be 0.
 
-    `bare_uploads` are the uploads that kills may leave behind; `refused` counts backpressure. `deleted` are objects, `gone` the
+    `bare_uploads` are the uploads that kills may leave behind; `refused` counts the events that found no room or, in a fleet, no
+    database; `uncertain` those of which a process could not learn whether they were recorded. `deleted` are objects, `gone` the
     events in them. `kills` counts workers, not their children; `forks` includes the grandchildren; `locks_removed` are lock files
     of processes that were alive, or just killed.
     """
@@ -54,6 +58,7 @@ class Figures:
     in_parts: int = 0
     bare_uploads: int = 0
     refused: int = 0
+    uncertain: int = 0
     failures: int = 0
     delivered: int = 0
     deleted: int = 0
@@ -88,10 +93,23 @@ class Figures:
             self.violations.append(f"{figure}: {', '.join(map(str, found[:_SHOWN]))}{more}")
 
 
-def check(directory: Path, target: Target, figures: Figures) -> None:
-    """Compare the acknowledged events with the bucket, and look for leftovers."""
+class Records(Protocol):
+    """A spool, as the final checks see it."""
+
+    def batches(self) -> list[BatchRecord]:
+        """All batches that were sealed."""
+        ...
+
+    def left_over(self) -> list[str]:
+        """What must not be there once everything is uploaded and all processes have ended."""
+        ...
+
+
+def check(directory: Path, target: Target, figures: Figures, spool: Records | None = None) -> None:
+    """Compare the acknowledged events with the bucket, and look for leftovers. Unless given, the spool is in `directory`."""
+    spool = spool or SqliteRecords(directory / "spool")
     acknowledged = _acknowledged(directory / "acks")
-    batches = _batches(directory / "spool" / "catalog.db")
+    batches = spool.batches()
     stored = _Stored(target, batches, figures)
     deleted = _check_deleted(directory, batches, stored.keys, figures)
     figures.acknowledged += len(acknowledged)
@@ -106,10 +124,12 @@ def check(directory: Path, target: Target, figures: Figures) -> None:
     figures.violation("refused_yet_stored", refused & stored.places.keys())
     figures.violation("torn_calls", _torn_calls({*stored.places, *gone}))
     figures.violation("misplaced", (id_ for id_, job in acknowledged.items() if stored.jobs.get(id_, job) != job))
+    figures.uncertain += len(_noted(directory / "uncertain"))
     _check_left_over(directory, target, figures)
+    figures.violation("left_over", spool.left_over())
 
 
-class _Batch(NamedTuple):
+class BatchRecord(NamedTuple):
     """A batch as the catalog reports it. `jobs`: the number of ids assigned in it."""
 
     id: int
@@ -126,7 +146,7 @@ class _Batch(NamedTuple):
         return range(first, first + self.jobs)
 
 
-def _check_deleted(directory: Path, batches: Sequence[_Batch], keys: Set[str], figures: Figures) -> set[int]:
+def _check_deleted(directory: Path, batches: Sequence[BatchRecord], keys: Set[str], figures: Figures) -> set[int]:
     """Check that batches are deleted if, and only if, they may be. Returns the deleted batches."""
     delivering = {int(job) for job in _noted(directory / "delivering")}
     delivered = {int(job) for job in _noted(directory / "delivered")}
@@ -143,7 +163,7 @@ def _check_deleted(directory: Path, batches: Sequence[_Batch], keys: Set[str], f
 class _Stored:
     """The bucket's contents: how often each event is in it, and the job id implied by its position."""
 
-    def __init__(self, target: Target, batches: Sequence[_Batch], figures: Figures) -> None:
+    def __init__(self, target: Target, batches: Sequence[BatchRecord], figures: Figures) -> None:
         by_key = {one.key: one for one in batches}
         self.keys: set[str] = set()
         self.places: Counter[str] = Counter()
@@ -217,33 +237,79 @@ def _torn_calls(ids: Iterable[str]) -> list[str]:
 
 
 def _check_left_over(directory: Path, target: Target, figures: Figures) -> None:
-    spool = directory / "spool"
     journaled = _noted(directory / "journaled")
     uploads = target.open_uploads()
     figures.violation("open_uploads", (one for one in uploads if one.id in journaled or one.parts))
     figures.bare_uploads += sum(one.id not in journaled and not one.parts for one in uploads)
     figures.violation("left_over", target.drafts())
-    files = (path.relative_to(spool) for path in spool.rglob("*") if path.is_file() and path.name not in _IDLE)
-    figures.violation("left_over", files)
-    ballast = spool / "ballast"
-    figures.violation(
-        "left_over", ["a ballast that is too small"] if ballast.exists() and ballast.stat().st_size < Ballast.SIZE else []
-    )
-    with contextlib.closing(sqlite3.connect(spool / "catalog.db")) as db:
-        for table, where in (
-            ("sessions", ""),
-            ("batches", " WHERE state NOT IN ('stored', 'deleted')"),
-            ("settling", ""),
-            ("uploads", ""),
-            ("parts", ""),
-            ("damages", ""),
-        ):
-            (rows,) = db.execute(f"SELECT count(*) FROM {table}{where}").fetchone()
-            figures.violation("left_over", [f"{rows} rows of {table}{where}"] if rows else [])
     figures.violation("other", (f"{operation} is not granted" for operation in target.not_granted()))
 
 
-def _batches(catalog: Path) -> list[_Batch]:
-    with contextlib.closing(sqlite3.connect(catalog)) as db:
-        rows = db.execute("SELECT id, epoch, key, kind, state, events, jobs FROM batches WHERE key IS NOT NULL")
-        return [_Batch(*row) for row in rows]
+_BATCHES: Final = "SELECT id, epoch, key, kind, state, events, jobs FROM {} WHERE key IS NOT NULL"
+_EMPTY: Final = (
+    ("sessions", ""),
+    ("batches", " WHERE state NOT IN ('stored', 'deleted')"),
+    ("settling", ""),
+    ("uploads", ""),
+    ("parts", ""),
+    ("damages", ""),
+)
+"""Tables, and conditions on their rows, that must be empty in the end."""
+
+
+class SqliteRecords:
+    """A spool in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def batches(self) -> list[BatchRecord]:
+        with contextlib.closing(sqlite3.connect(self._directory / "catalog.db")) as db:
+            return [BatchRecord(*row) for row in db.execute(_BATCHES.format("batches"))]
+
+    def left_over(self) -> list[str]:
+        spool = self._directory
+        found = [str(path.relative_to(spool)) for path in spool.rglob("*") if path.is_file() and path.name not in _IDLE]
+        ballast = spool / "ballast"
+        if ballast.exists() and ballast.stat().st_size < Ballast.SIZE:
+            found.append("a ballast that is too small")
+        with contextlib.closing(sqlite3.connect(spool / "catalog.db")) as db:
+            for table, where in _EMPTY:
+                (rows,) = db.execute(f"SELECT count(*) FROM {table}{where}").fetchone()
+                found += [f"{rows} rows of {table}{where}"] if rows else []
+        return found
+
+
+class FleetRecords:
+    """A spool in a database."""
+
+    def __init__(self, server: Postgres, database: str) -> None:
+        self._server = server
+        self._database = database
+
+    def batches(self) -> list[BatchRecord]:
+        return [BatchRecord(*row) for row in self._rows(_BATCHES.format("jobs_backup.batches"))]
+
+    def left_over(self) -> list[str]:
+        found = []
+        for table, where in (
+            *_EMPTY,
+            ("readers", ""),
+            ("batches", " WHERE claimed_by IS NOT NULL"),
+            ("segments", " WHERE id < (SELECT max(id) FROM jobs_backup.segments)"),
+            (
+                "acknowledged",
+                " a WHERE NOT EXISTS (SELECT 1 FROM jobs_backup.batches WHERE id = a.segment >> 9 AND state = 'stored')",
+            ),
+        ):
+            ((rows,),) = self._rows(f"SELECT count(*) FROM jobs_backup.{table}{where}")
+            found += [f"{rows} rows of {table}{where}"] if rows else []
+        tables = self._rows(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'jobs_backup' AND tablename LIKE 'chunks\\_%'"
+            " AND tablename NOT IN (SELECT 'chunks_' || id FROM jobs_backup.segments)"
+        )
+        return [*found, *(name for (name,) in tables)]
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        with self._server.admin(self._database) as connection:
+            return connection.execute(query).fetchall()

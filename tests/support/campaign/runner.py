@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +22,10 @@ from typing import Any, Final
 import msgspec
 from buckets import FAST_RETRY
 from campaign import clocks
-from campaign.checks import Figures, check
+from campaign.checks import Figures, Records, SqliteRecords, check
 from campaign.points import KILLS
 from campaign.targets import MAX_DELAY, FileTarget, S3Target, Target
-from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Moment, Task, is_delivered
+from campaign.worker import LANDING_MARGIN, LANDING_SECONDS, Engine, Moment, Task, is_delivered
 from places import SUPPORT
 from servers import Store
 
@@ -45,6 +45,7 @@ _END_SECONDS: Final = 30.0
 _POINT_SECONDS: Final = 8.0
 _DRAINS: Final = 3
 _DELETE_SECONDS: Final = 30.0
+_COMMAND_SECONDS: Final = 60.0
 _SETTINGS: Final = {
     **FAST_RETRY,
     "JOBS_BACKUP_BATCH_EVENTS": "500",
@@ -76,6 +77,9 @@ class Plan:
         forks: mean seconds between two forks of a worker.
         leaps: mean seconds between two jumps of a process's clock.
         locks: probability (0 to 1) that a cycle removes the lock file of a live process.
+        bulk: share (0 to 1) of the calls that record an object of several parts.
+        many: maximum number of events in a call of `record_many`.
+        events: a round continues until at least this many were acknowledged.
     """
 
     kills: int
@@ -86,10 +90,15 @@ class Plan:
     forks: float = 3.0
     leaps: float = 1.0
     locks: float = 0.2
+    bulk: float = 0.005
+    many: int = 30
+    events: int = 0
 
 
 @dataclass
-class _Worker:
+class Worker:
+    """A process of the crew."""
+
     name: str
     role: str
     process: subprocess.Popen[bytes]
@@ -98,6 +107,7 @@ class _Worker:
     began: float
     family: int
     """The end of a pipe that it and all its descendants hold: it is closed once they have ended."""
+    host: str = ""
     asked_to_end: float | None = None
 
     def kill_family(self) -> None:
@@ -112,6 +122,8 @@ class _Worker:
 
 class Round:
     """A new spool with workers that are killed and replaced, a drain, and the check."""
+
+    engine: Engine = "sqlite"
 
     def __init__(self, directory: Path, target: Target, plan: Plan, points: Counter[str]) -> None:
         """`points`: how often each point has killed in earlier rounds. Rarer ones come first."""
@@ -128,8 +140,8 @@ class Round:
         }
         self._points = points
         self._chosen: Counter[str] = Counter()
-        self._workers: list[_Worker] = []
-        self._orphanages: list[_Worker] = []
+        self._workers: list[Worker] = []
+        self._orphanages: list[Worker] = []
         """Workers that have ended, but have live descendants."""
         self._names = itertools.count(1)
         self.figures = Figures()
@@ -139,7 +151,7 @@ class Round:
     def run(self) -> Figures:
         """Kill until the number is reached; then heal, drain and check."""
         with self._ending():
-            while self.figures.kills < self._plan.kills:
+            while self.figures.kills < self._plan.kills or self._acknowledged() < self._plan.events:
                 self._cycle()
             self._target.heal()
             self._end_all()
@@ -149,9 +161,13 @@ class Round:
         self.figures.points.update(self._noted("kills"))
         self._count_forks_and_leaps()
         self.figures.kills_at_points = self.figures.points.total()
-        check(self._directory, self._target, self.figures)
+        check(self._directory, self._target, self.figures, self._records())
         self.figures.faults += self._target.faults + Counter(self._noted("failures"))
         return self.figures
+
+    def _records(self) -> Records:
+        """The spool, for the final checks."""
+        return SqliteRecords(self._directory / "spool")
 
     def _cycle(self) -> None:
         """Fill the crew, let it work, and kill some of it, each at its own moment. The others keep running."""
@@ -180,7 +196,7 @@ class Round:
             self._rng.choice(sorted(locks)).unlink(missing_ok=True)
             self.figures.locks_removed += 1
 
-    def _hit(self, victim: _Worker) -> None:
+    def _hit(self, victim: Worker) -> None:
         if self._rng.random() < 0.2 and victim.asked_to_end is None:
             victim.asked_to_end = time.monotonic()
             victim.process.terminate()
@@ -190,30 +206,39 @@ class Round:
         else:
             victim.process.kill()
 
-    def _start(self, role: str) -> _Worker:
-        name = f"{role}{next(self._names)}"
+    def _start(self, role: str) -> Worker:
+        return self._launch(self._task(role), role, self._environment())
+
+    def _task(self, role: str) -> Task:
+        """What a new process of this role does."""
         records, sends = role != "archiver", role != "recorder"
         point = self._point(records=records, sends=sends) if self._rng.random() < 0.6 else None
-        task = Task(
-            name=name,
+        return Task(
+            name=f"{role}{next(self._names)}",
             directory=str(self._directory),
             seed=self._plan.seed,
             threads=self._plan.crew.threads if records else 0,
             archive=sends,
             pace=self._plan.pace,
             bulk_bytes=self._target.bulk_bytes,
+            bulk=self._plan.bulk,
+            many=self._plan.many,
+            engine=self.engine,
             kill=point,
             failures=self._target.failures(self._rng) if sends else (),
             forks=self._plan.forks,
             leaps=self._plan.leaps,
         )
-        log = self._directory / "logs" / name
-        command = [sys.executable, "-m", "campaign.worker", msgspec.json.encode(task).decode()]
+
+    def _launch(self, task: Task, role: str, environment: Mapping[str, str], prefix: Sequence[str] = ()) -> Worker:
+        """Start a process, by a command that begins with `prefix`."""
+        log = self._directory / "logs" / task.name
+        command = [*prefix, sys.executable, "-m", "campaign.worker", msgspec.json.encode(task).decode()]
         family, held = os.pipe()
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
-                env=self._environment(),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -221,14 +246,14 @@ class Round:
                 start_new_session=True,
             )
         os.close(held)
-        return _Worker(name, role, process, log, point, time.monotonic(), family)
+        return Worker(task.name, role, process, log, task.kill, time.monotonic(), family, task.host)
 
     def _point(self, *, records: bool, sends: bool) -> Moment:
         """Draw from the points that have killed, or were at least chosen, least often so far."""
         killed = self._points + Counter(self._noted("kills"))
         provider = self._target.provider
         roles = {"any"} | ({"record"} if records else set()) | ({"send"} if sends else set())
-        passed = [point for point in KILLS if point.role in roles and point.provider in ("", provider)]
+        passed = [point for point in KILLS[self.engine] if point.role in roles and point.provider in ("", provider)]
         rare = sorted(passed, key=lambda point: (killed[point.name], self._chosen[point.name]))[: len(passed) // 4]
         point = self._rng.choice(rare)
         self._chosen[point.name] += 1
@@ -240,11 +265,15 @@ class Round:
             "HOME": "/nonexistent",
             "AWS_EC2_METADATA_DISABLED": "true",
             "PYTHONPATH": str(SUPPORT),
-            "JOBS_BACKUP_SPOOL_DIR": str(self._directory / "spool"),
+            **self._spool_environment(),
             **_SETTINGS,
             **self._settings,
             **self._target.environment(),
         }
+
+    def _spool_environment(self) -> dict[str, str]:
+        """Where the spool is, and where rejected lines go."""
+        return {"JOBS_BACKUP_SPOOL_DIR": str(self._directory / "spool")}
 
     def _reap(self) -> None:
         alive = []
@@ -259,7 +288,7 @@ class Round:
                 self._orphanages.append(worker)
         self._workers = alive
 
-    def _ended(self, worker: _Worker) -> None:
+    def _ended(self, worker: Worker) -> None:
         code = worker.process.returncode
         before_its_handler = code == -signal.SIGTERM and worker.asked_to_end is not None
         if code == -signal.SIGKILL:
@@ -289,8 +318,7 @@ class Round:
         ids = "".join(f"{job}\n" for job in jobs if job > 0 and is_delivered(origin_of(job)[1]))
         with (self._directory / "delivering").open("a") as note:
             note.write(ids)
-        command = self._command("delivered")
-        done = subprocess.run(command, check=False, env=self._environment(), input=ids, capture_output=True, text=True, timeout=300)
+        done = self._run("delivered", stdin=ids)
         (self._directory / "logs" / "deliver").write_text(done.stdout + done.stderr)
         if done.returncode != 0:
             self.figures.violation("other", [f"delivered ended with {done.returncode}: {done.stdout}{done.stderr}"])
@@ -305,11 +333,10 @@ class Round:
         until = time.monotonic() + _DELETE_SECONDS
         failed = 0
         for attempt in itertools.count():
-            command = self._command("archive", "--once")
-            done = subprocess.run(command, check=False, env=self._environment(), capture_output=True, text=True, timeout=300)
+            done = self._run("archive", "--once")
             (self._directory / "logs" / f"drain{attempt}").write_text(done.stdout + done.stderr)
             summary: dict[str, Any] = json.loads(done.stdout or "{}")
-            if done.returncode != 0 or not summary["complete"] or summary["open_uploads"]:
+            if done.returncode != 0 or not summary or not summary["complete"] or summary["open_uploads"]:
                 self.figures.violation("other", [f"archive --once ended with {done.returncode}: {done.stdout}{done.stderr}"])
                 failed += 1
             elif not summary["waiting_deletes"]:
@@ -319,11 +346,30 @@ class Round:
                 return
             time.sleep(1.0)
 
-    def _command(self, *arguments: str) -> list[str]:
+    def _run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run `jobs-backup` with its own clock."""
         clock = self._rng.choice([*clocks.LEAPS]) if self._plan.leaps else "right again"
         self.figures.clocks[clock] += 1
-        return [*_COMMAND, clock, *arguments, "--json"]
+        command = [*_COMMAND, clock, *arguments, "--json"]
+        with subprocess.Popen(
+            command,
+            env=self._environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(stdin, _COMMAND_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.figures.violation("other", [f"{arguments[0]} does not end within {_COMMAND_SECONDS:.0f} s: {self._state()}"])
+                process.kill()
+                stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+    def _state(self) -> str:
+        """What the spool is waiting for, as far as it can tell."""
+        return ""
 
     def _count_forks_and_leaps(self) -> None:
         generations = Counter(self._noted("forks"))
@@ -338,6 +384,10 @@ class Round:
         logs = sorted((self._directory / "logs").iterdir())
         bad = (path for path in logs if "Traceback" in path.read_text())
         self.figures.violation("other", (f"a traceback in {path}" for path in bad))
+
+    def _acknowledged(self) -> int:
+        """Return how many events were acknowledged so far."""
+        return sum(path.read_bytes().count(b"\n") for path in (self._directory / "acks").iterdir()) if self._plan.events else 0
 
     def _noted(self, name: str) -> list[str]:
         """The lines that workers have written into a shared file."""
@@ -360,16 +410,30 @@ def campaign(
     directory: Path, make: Callable[[Path], Target], plan: Plan, round_kills: int = 50, say: Callable[[str], object] = str
 ) -> Figures:
     """Run rounds until `plan.kills` is reached. The files of a round with findings are kept."""
+
+    def run(here: Path, some: Plan, points: Counter[str]) -> Figures:
+        return Round(here, make(here), some, points).run()
+
+    return rounds(directory, run, plan, round_kills, say)
+
+
+def rounds(
+    directory: Path,
+    run: Callable[[Path, Plan, Counter[str]], Figures],
+    plan: Plan,
+    round_kills: int,
+    say: Callable[[str], object],
+) -> Figures:
+    """`run` rounds, each in a directory of its own, until `plan.kills` is reached."""
     figures = Figures()
     for number in itertools.count(1):
         if figures.kills >= plan.kills:
             break
         here = directory / f"round{number}"
         here.mkdir(parents=True)
-        target = make(here)
         kills = min(round_kills, plan.kills - figures.kills)
-        found = Round(here, target, replace(plan, kills=kills, seed=plan.seed + number), figures.points).run()
-        say(f"{target.provider} round {number}: {found.kills} kills, {found.objects} objects {found.violations or ''}")
+        found = run(here, replace(plan, kills=kills, seed=plan.seed + number), figures.points)
+        say(f"round {number}: {found.kills} kills, {found.acknowledged:,} events {found.violations or ''}")
         figures.add(found)
         if not found.violations:
             shutil.rmtree(here)

@@ -19,14 +19,14 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn
 
 import msgspec
 from campaign import clocks, points
 
 from jobs_backup import Backup, Event
-from jobs_backup.errors import BackupClosed, NoArchiver, SpoolFull, StorePaused
+from jobs_backup.errors import BackupClosed, NoArchiver, SpoolCorrupt, SpoolError, SpoolFull, SpoolUncertain, StorePaused
 from jobs_backup.spool.ids import origin_of
 
 SOURCES: Final = ("web", "ios", "android")
@@ -34,6 +34,7 @@ LANDING_MARGIN: Final = "jobs_backup.store.object_store:_LANDING_MARGIN"
 LANDING_SECONDS: Final = 0.5
 FAILURE: Final = -1
 """Written instead of a job id for an acknowledged failure record."""
+Engine = Literal["sqlite", "postgresql"]
 _DELIVERED_AT_ONCE: Final = 50
 _LOOK_SECONDS: Final = 0.05
 _HURRY: Final = {
@@ -41,7 +42,6 @@ _HURRY: Final = {
     "jobs_backup.archive.archiver:_MAX_PAUSE": 1.0,
     "jobs_backup.archive.archiver:TICK": 0.25,
     "jobs_backup.backup.session:TICK": 0.25,
-    "jobs_backup.spool.sqlite.writer:_IDLE_FILE_BYTES": 600_000,
     "jobs_backup.archive.multipart:_ABORT_FIRST_WAIT": 0.5,
     "jobs_backup.archive.deleter:_TICK": 0.25,
     "jobs_backup.archive.deleter:_FIRST_PAUSE": 0.2,
@@ -51,6 +51,17 @@ _HURRY: Final = {
     LANDING_MARGIN: LANDING_SECONDS,
 }
 """Waits and sizes that suit months of service, but are too large for a worker that lives for seconds."""
+_HURRY_OF: Final[Mapping[Engine, Mapping[str, float]]] = {
+    "sqlite": {"jobs_backup.spool.sqlite.writer:_IDLE_FILE_BYTES": 600_000},
+    "postgresql": {
+        "jobs_backup.spool.postgresql.segments:SEGMENT_BYTES": 16 << 20,
+        "jobs_backup.spool.postgresql.segments:SEGMENT_SECONDS": 20.0,
+        "jobs_backup.spool.postgresql.segments:OLD_SECONDS": 10.0,
+        "jobs_backup.spool.postgresql.spool:_SEGMENT_SECONDS": 1.0,
+    },
+}
+_OPEN_SECONDS: Final = 60.0
+"""How long a process is restarted, as a pod would be, while it cannot reach the database. Seconds."""
 
 
 _GENERATIONS: Final = 2
@@ -72,10 +83,14 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker does. In `directory` it appends to `acks/<name>`, `delivering`, `delivered`, `refused`, `kills`,
-    `failures`, `journaled`, `leaps`, `forks` and `ends` (of children).
+    """What a worker does. In `directory` it appends to `acks/<name>`, `delivering`, `delivered`, `refused`, `uncertain`, `kills`,
+    `failures`, `journaled`, `leaps`, `forks` and `ends` (of children), and to `mail/<host>` of other hosts.
 
     Attributes:
+        bulk: share (0 to 1) of the calls that record an object of several parts.
+        many: events of one call of `record_many`, at most.
+        engine: of the spool.
+        host, hosts: this host, and those that acknowledge what it records; without any, it does so itself.
         forks: mean seconds between two forks; 0 for none.
         leaps: mean seconds between two jumps of its clock; 0 for none.
         life: seconds until its fate; None for a worker.
@@ -90,6 +105,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     archive: bool
     pace: float
     bulk_bytes: int
+    bulk: float = 0.005
+    many: int = 30
+    engine: Engine = "sqlite"
+    host: str = ""
+    hosts: tuple[str, ...] = ()
     kill: Moment | None = None
     failures: tuple[Moment, ...] = ()
     forks: float = 0.0
@@ -125,6 +145,12 @@ class _Recorder:
         self._backup = backup
         self._acks = _append_to(task, f"acks/{task.name}")
         self._refused = _append_to(task, "refused")
+        self._uncertain = _append_to(task, "uncertain")
+        self._mail = {host: _append_to(task, f"mail/{host}") for host in task.hosts}
+        self._inbox = _Inbox(task, number) if task.hosts else None
+        self._at_once = 8 * _DELIVERED_AT_ONCE if task.hosts else _DELIVERED_AT_ONCE
+        # A database that cannot be reached fails the call, not the process.
+        self._expected = SpoolFull if task.engine == "sqlite" else SpoolError
         self._delivering = _append_to(task, "delivering")
         self._delivered = _append_to(task, "delivered")
         self._undelivered: list[int] = []
@@ -145,7 +171,7 @@ class _Recorder:
                 self._fail()
             elif kind < 0.75:
                 self._one()
-            elif kind < 0.994:
+            elif kind < 0.999 - self._task.bulk:
                 self._many()
             elif kind < 0.999:
                 self._bulk()
@@ -159,7 +185,7 @@ class _Recorder:
         self._record([id_], lambda: [self._backup.record(payload, source_id=source, message_id=id_)])
 
     def _many(self) -> None:
-        ids = self._ids(self._rng.randint(2, 30), whole=True)
+        ids = self._ids(self._rng.randint(2, self._task.many), whole=True)
         events = [Event(payload=self._payload(id_, 200), source_id=self._rng.choice(SOURCES), message_id=id_) for id_ in ids]
         self._record(ids, lambda: self._backup.record_many(events))
 
@@ -171,30 +197,44 @@ class _Recorder:
         self._record(ids, lambda: self._backup.record_many(events))
 
     def _record(self, ids: Sequence[str], record: Callable[[], Sequence[int]]) -> None:
-        """Write down the acknowledged events, and those refused because the spool is full."""
+        """Write down which events were acknowledged, refused, or perhaps recorded."""
         jobs: Sequence[int]
         try:
             jobs = record()
-        except SpoolFull as error:
+        except self._expected as error:
+            if isinstance(error, SpoolCorrupt):
+                raise
             jobs = error.recorded
-            os.write(self._refused, "".join(f"{id_}\n" for id_ in ids[len(jobs) :]).encode())
+            note = self._uncertain if isinstance(error, SpoolUncertain) else self._refused
+            os.write(note, "".join(f"{id_}\n" for id_ in ids[len(jobs) :]).encode())
             ids = ids[: len(jobs)]
         os.write(self._acks, "".join(f"{int(job)} {id_}\n" for id_, job in zip(ids, jobs, strict=True)).encode())
-        self._undelivered += [int(job) for job in jobs if is_delivered(origin_of(job)[1])]
+        delivered = [int(job) for job in jobs if is_delivered(origin_of(job)[1])]
+        if self._mail:
+            os.write(self._mail[self._rng.choice(self._task.hosts)], "".join(f"{job}\n" for job in delivered).encode())
+        else:
+            self._undelivered += delivered
 
     def _deliver(self) -> None:
         """Acknowledge some of the events of this thread, in any order, some of them repeatedly."""
+        if self._inbox is not None:
+            self._undelivered += self._inbox.read()
         self._rng.shuffle(self._undelivered)
-        jobs = self._undelivered[:_DELIVERED_AT_ONCE]
+        jobs = self._undelivered[: self._at_once]
         os.write(self._delivering, "".join(f"{job}\n" for job in jobs).encode())
-        self._backup.delivered(jobs)
+        try:
+            self._backup.delivered(jobs)
+        except self._expected as error:
+            if isinstance(error, SpoolCorrupt):
+                raise
+            return
         os.write(self._delivered, "".join(f"{job}\n" for job in jobs).encode())
-        del self._undelivered[5:_DELIVERED_AT_ONCE]
+        del self._undelivered[5 : self._at_once]
 
     def _fail(self) -> None:
         (id_,) = self._ids(1, whole=True)
         payload = self._payload(id_, 100)
-        with contextlib.suppress(SpoolFull):
+        with contextlib.suppress(self._expected):
             job = self._rng.choice(self._undelivered) if self._undelivered else Event(payload=b"{}", source_id="web")
             self._backup.failed(job, error=OSError("no"), payload=payload, message_id=id_)
             os.write(self._acks, f"{FAILURE} {id_}\n".encode())
@@ -218,8 +258,9 @@ def main(task: Task) -> int:
     for module in ("boto", "urllib3"):
         logging.getLogger(module).setLevel(logging.WARNING)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
-    _set({**_HURRY, "jobs_backup.spool.sqlite.writer:_FILE_BYTES": 2 * task.bulk_bytes})
-    _note_uploads(_append_to(task, "journaled"))
+    sizes = {"jobs_backup.spool.sqlite.writer:_FILE_BYTES": 2 * task.bulk_bytes} if task.engine == "sqlite" else {}
+    _set({**_HURRY, **_HURRY_OF[task.engine], **sizes})
+    _note_uploads(task, _append_to(task, "journaled"))
     _arm(task)
     _live(task)
     return 0
@@ -235,7 +276,10 @@ def _live(task: Task) -> None:
     if task.fate == "killed":
         _die_in(life)
     until = time.monotonic() + life
-    with Backup.from_env(archive=task.archive) as backup:
+    backup = _opened(task, stop)
+    if backup is None:
+        return
+    with _closing(task, backup):
         forks = _Forks(task, backup)
         recorders = [_Recorder(task, number, backup, stop, forks) for number in range(task.threads)]
         threads = [threading.Thread(target=recorder.run, name=f"record-{n}") for n, recorder in enumerate(recorders)]
@@ -249,6 +293,49 @@ def _live(task: Task) -> None:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def _opened(task: Task, stop: threading.Event) -> Backup | None:
+    """Open the Backup, and again while the database cannot be reached. Returns None once it is asked to end."""
+    until = time.monotonic() + _OPEN_SECONDS
+    while not stop.is_set():
+        try:
+            return Backup.from_env(archive=task.archive)
+        except SpoolError:
+            if task.engine == "sqlite" or time.monotonic() > until:
+                raise
+            stop.wait(_LOOK_SECONDS)
+    return None
+
+
+@contextlib.contextmanager
+def _closing(task: Task, backup: Backup) -> Iterator[None]:
+    """Close it at the end of the block. Without the database, others take over once the lease is over."""
+    try:
+        yield
+    finally:
+        try:
+            backup.close()
+        except SpoolError as error:
+            if task.engine == "sqlite" or isinstance(error, SpoolCorrupt):
+                raise
+            logging.warning("not closed: %s", error.one_line())
+
+
+class _Inbox:
+    """The ids for one thread of this host to acknowledge, from the start of its process on."""
+
+    def __init__(self, task: Task, number: int) -> None:
+        self._file = os.open(os.path.join(task.directory, "mail", task.host), os.O_RDONLY | os.O_CREAT, 0o600)  # noqa: PTH118
+        os.lseek(self._file, 0, os.SEEK_END)
+        self._threads = task.threads
+        self._number = number
+        self._rest = b""
+
+    def read(self) -> list[int]:
+        """Return what came since the last call."""
+        *lines, self._rest = (self._rest + os.read(self._file, 1 << 16)).split(b"\n")
+        return [job for job in map(int, lines) if job % self._threads == self._number]
 
 
 class _Forks:
@@ -342,9 +429,9 @@ def _set(constants: Mapping[str, float]) -> None:
         setattr(owner, name, value)
 
 
-def _note_uploads(note: int) -> None:
+def _note_uploads(task: Task, note: int) -> None:
     """Write down the upload ids in the journal: none of them may be open in the end."""
-    owner, name = points.resolve("jobs_backup.spool.sqlite.uploads:UploadJournal.begin")
+    owner, name = points.resolve(f"jobs_backup.spool.{task.engine}.uploads:UploadJournal.begin")
     begin = getattr(owner, name)
 
     def noted(*args: Any, **kwargs: Any) -> Any:
@@ -362,7 +449,7 @@ def _arm(task: Task) -> None:
         points.find(points.FAILURES, moment.point).arm(failure, moment.passage, moment.times)
     if task.kill is not None:
         action = points.kill_self(_append_to(task, "kills"), task.kill.point)
-        points.find(points.KILLS, task.kill.point).arm(action, task.kill.passage)
+        points.find(points.KILLS[task.engine], task.kill.point).arm(action, task.kill.passage)
 
 
 if __name__ == "__main__":
