@@ -31,8 +31,7 @@ from jobs_backup.spool.postgresql.sessions import IS_OVER
 from jobs_backup.spool.postgresql.status import DEFAULT_MAX_BYTES
 
 if TYPE_CHECKING:
-    from jobs_backup.spool.postgresql.deliveries import STREAM
-from jobs_backup.spool.postgresql.connection import Db
+    from jobs_backup.spool.postgresql.connection import Db
 
 _PAGE: Final = 1000
 _CONNECTIONS: Final = 2
