@@ -30,6 +30,7 @@ from jobs_backup.spool.engines import check, read_status
 from jobs_backup.spool.ids import JobSet
 from jobs_backup.spool.interface import BatchLimits, InputPosition, QuotaLimits, Recording
 from jobs_backup.spool.postgresql import catalog as catalog_module
+from jobs_backup.spool.postgresql.schema import VERSION
 from jobs_backup.spool.postgresql.sessions import SessionLost
 from jobs_backup.spool.postgresql.spool import PostgresqlSpool
 from jobs_backup.spool.postgresql.writer import Writer
@@ -416,7 +417,7 @@ class TestTables:
         """It only adds to them, and says which program is too old."""
         engine.open().close()
         with engine.server.admin(engine.database) as connection:
-            connection.execute("UPDATE jobs_backup.version SET version = 2")
+            connection.execute(f"UPDATE jobs_backup.version SET version = {VERSION + 1}")
             connection.execute("ALTER TABLE jobs_backup.batches ADD COLUMN new text NOT NULL DEFAULT ''")
             connection.execute("ALTER TABLE jobs_backup.positions ADD COLUMN new text")
         spool = engine.open()
@@ -424,7 +425,7 @@ class TestTables:
         spool.close()
         assert drain(engine) == Counter([0])
         with engine.server.admin(engine.database) as connection:
-            connection.execute("UPDATE jobs_backup.version SET oldest = 2")
+            connection.execute(f"UPDATE jobs_backup.version SET oldest = {VERSION + 1}")
         with pytest.raises(SpoolError, match="newer version"):
             engine.open()
         with pytest.raises(SpoolError, match="newer version"):

@@ -21,7 +21,7 @@ from jobs_backup.spool.interface import InputPosition
 from jobs_backup.spool.moving import Counts, MovedBatch, Source
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import Importer
-from jobs_backup.spool.postgresql.connection import NOW, Database, each, one
+from jobs_backup.spool.postgresql.connection import HAS_TRANSACTION_TIMEOUT, NOW, Database, each, one
 from jobs_backup.spool.postgresql.deliveries import STREAM
 from jobs_backup.spool.postgresql.migrations import migrate
 from jobs_backup.spool.postgresql.rows import encoded, writable
@@ -135,6 +135,8 @@ class Arrival:
 def _begin(db: Db, move: str, origin: str) -> Counts | None:
     """Enter a move. Waits for a transaction that has entered it; what it has brought, if it was committed."""
     db.execute(_WAITS)
+    if db.info.server_version >= HAS_TRANSACTION_TIMEOUT:
+        db.execute("SET LOCAL transaction_timeout = 0")  # it lasts for as long as there is something to move
     entered = db.execute(
         f"INSERT INTO jobs_backup.moves VALUES (%s, %s, {NOW}, 0, 0, '') ON CONFLICT DO NOTHING", (move, encoded(origin))
     ).rowcount

@@ -42,8 +42,9 @@ def _look(db: Db, name: str) -> Iterator[str]:
         )
         if not may_make:
             raise SpoolError(f"{name} has no tables of a spool, and this user may not make them", hint=PRIVILEGES)
-    elif version < VERSION and not may_upgrade(db):
-        raise SpoolError(f"{name} has tables of version {version}, and this user may not upgrade them", hint=UPGRADE)
+    elif version < VERSION:
+        if not may_upgrade(db):
+            raise SpoolError(f"{name} has tables of version {version}, and this user may not upgrade them", hint=UPGRADE)
     elif missing := _missing(db):
         raise SpoolError(f"{name}: this user may not use {', '.join(missing)}", hint=PRIVILEGES)
     elif missing := _missing_to_upload(db):

@@ -43,6 +43,12 @@ _RETRY_SECONDS: Final = 5.0
 """How long a transaction is repeated whose connection was lost before its COMMIT: a server that restarts is back by then."""
 _KEEPALIVES: Final = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 14_000}
 """A partition shall hold no thread for longer than a lease: the system's own limits are hours. Seconds; the last: milliseconds."""
+# The server waits without a limit for the rest of a message: of a host that is gone, it finds out by these; of a process that is
+# frozen, by `transaction_timeout`, if it has that.
+_SERVER_KEEPALIVES: Final = "; ".join(f"SET LOCAL tcp_{name.removeprefix('tcp_')} = {value}" for name, value in _KEEPALIVES.items())
+HAS_TRANSACTION_TIMEOUT: Final = 170_000
+_TRANSACTION_LEASES: Final = 4
+"""No transaction lasts as long, unless its process is frozen."""
 _OF_URL: Final = {"hostaddr": "", "port": "5432", "options": "", "target_session_attrs": "any"}
 """What libpq would read from the environment, or from a service, where the URL does not say it."""
 _CONFLICTS: Final = ("40001", "40P01")
@@ -96,10 +102,11 @@ class Database:
         self._place = place
         answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
         lock_seconds = min(_LOCK_SECONDS, answer_seconds / 2)
-        self._begin: LiteralString = sql(
+        self._begin = (
             f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_seconds * 1000:.0f}ms';"
-            f" SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds * 1000:.0f}ms'"
+            f" SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds * 1000:.0f}ms'; {_SERVER_KEEPALIVES}"
         )
+        self._end_seconds = _TRANSACTION_LEASES * idle_seconds
         driver = _driver()
         from psycopg_pool import ConnectionPool
 
@@ -174,7 +181,10 @@ class Database:
 
     def begin(self, db: Db) -> None:
         """Begin a transaction, which neither waits for a lock for ever nor is left open by a process that is frozen."""
-        db.execute(self._begin)
+        begin = self._begin
+        if db.info.server_version >= HAS_TRANSACTION_TIMEOUT:
+            begin += f"; SET LOCAL transaction_timeout = '{self._end_seconds * 1000:.0f}ms'"
+        db.execute(sql(begin))
 
     def close(self) -> None:
         """Close all connections."""

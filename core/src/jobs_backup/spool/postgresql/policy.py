@@ -7,6 +7,7 @@ from typing import Final
 from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES
 
 OWNER: Final = f"{SCHEMA}_owner"
+_OUTBOX: Final = f"{SCHEMA}_outbox"
 
 ALL_TABLES: Final = (
     "version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches", "uploads", "parts",
@@ -39,21 +40,24 @@ CREATE ROLE {SCHEMA}_owner NOLOGIN;      -- owns the tables; nobody needs to log
 CREATE ROLE {SCHEMA}_recorder NOLOGIN;   -- records and acknowledges: Backup(archive=False)
 CREATE ROLE {SCHEMA}_archiver NOLOGIN;   -- the same, uploads and deletes: Backup, run, archive, serve, delivered, failed
 CREATE ROLE {SCHEMA}_status NOLOGIN;     -- status and replay: sees no event
-CREATE ROLE {SCHEMA}_outbox NOLOGIN;     -- the application's own connection in record(connection=...): only inserts
+CREATE ROLE {_OUTBOX} NOLOGIN;     -- the application's own connection in record(connection=...): only inserts
 GRANT {SCHEMA}_owner TO CURRENT_USER;
 CREATE SCHEMA {SCHEMA} AUTHORIZATION {SCHEMA}_owner;
 SET LOCAL ROLE {SCHEMA}_owner;
-GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status,
-    {SCHEMA}_outbox;
+GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;
 -- The tables with the bytes are made and dropped by functions of the owner.
 ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT {", ".join(OF_BYTES)} ON TABLES TO {SCHEMA}_recorder, {SCHEMA}_archiver;
 """
 
 
 _UPGRADE_HEAD: Final = f"""\
--- Upgrades the tables of a jobs-backup spool to this version, from any earlier one. Run it as a role that may set the role
--- {OWNER}, before the first process of this version starts; those of the version before go on:
+-- Upgrades the tables of a jobs-backup spool to this version, from any earlier one. Run it as a role that may create roles and
+-- set the role {OWNER}, before the first process of this version starts; those of the version before go on:
 --   jobs-backup policy --spool --upgrade | psql --set ON_ERROR_STOP=1 --single-transaction postgresql://ADMINISTRATOR@HOST/DATABASE
+DO $role$ BEGIN
+    CREATE ROLE {_OUTBOX} NOLOGIN;  -- the application's own connection in record(connection=...): only inserts
+EXCEPTION WHEN duplicate_object THEN NULL;
+END $role$;
 SET LOCAL ROLE {OWNER};
 SET LOCAL lock_timeout = '2s';  -- if something holds a table for longer, run it again later
 SELECT pg_advisory_xact_lock({MIGRATION_LOCK});
@@ -84,14 +88,16 @@ def grants() -> list[str]:
         f"GRANT SELECT ON {_named(_STATUS)} TO {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_UPLOADS}) ON {SCHEMA}.uploads TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_OUTBOX}) ON {SCHEMA}.outbox TO {SCHEMA}_status;",
-        f"GRANT INSERT ON {SCHEMA}.outbox TO {SCHEMA}_outbox;",
-        f"GRANT SELECT (id) ON {SCHEMA}.spool TO {SCHEMA}_outbox;",
         f"GRANT SELECT ({_OF_DAMAGES}) ON {SCHEMA}.damages TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT USAGE ON SEQUENCE {SCHEMA}.batch_numbers TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.open_events() TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.outbox_bytes() TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.empty_outbox() TO {SCHEMA}_archiver;",
         *(f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{name}(bigint) TO {SCHEMA}_archiver;" for name in OF_SEGMENTS),
+        # Where processes upgrade the tables, nobody may have made this role.
+        f"DO $outbox$ BEGIN\nIF EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = '{_OUTBOX}') THEN\n"
+        f"    GRANT USAGE ON SCHEMA {SCHEMA} TO {_OUTBOX};\n    GRANT INSERT ON {SCHEMA}.outbox TO {_OUTBOX};\n"
+        f"    GRANT SELECT (id) ON {SCHEMA}.spool TO {_OUTBOX};\nEND IF;\nEND $outbox$;",
     ]
 
 
