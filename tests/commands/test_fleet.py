@@ -410,8 +410,12 @@ class TestRoles:
         code, stdout, stderr = run("policy", "--spool", env={})
         assert code == 0, stderr
         tool = [str(BIN / "psql"), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--single-transaction"]
-        made = subprocess.run([*tool, fleet.server.url(fleet.database)], input=stdout, text=True, capture_output=True, check=False)
-        assert made.returncode == 0, made.stderr
+        with fleet.server.database() as other:  # its spool has made the roles, which belong to the server
+            for database in (other, fleet.database):
+                made = subprocess.run(
+                    [*tool, fleet.server.url(database)], input=stdout, text=True, capture_output=True, check=False
+                )
+                assert made.returncode == 0, made.stderr
         roles = ("recorder", "archiver", "status")
         with fleet.server.admin() as connection:
             for role in roles:
@@ -419,7 +423,7 @@ class TestRoles:
             yield fleet
         with fleet.server.admin() as connection:
             fleet.server.drop(fleet.database)
-            for role in (*(f"my_{role}" for role in roles), *(f"jobs_backup_{role}" for role in (*roles, "owner"))):
+            for role in (*(f"my_{role}" for role in roles), *(f"jobs_backup_{role}" for role in (*roles, "outbox", "owner"))):
                 connection.execute(f"DROP ROLE {role}")
 
     def as_user(self, fleet: Fleet, role: str, **variables: str) -> dict[str, str]:

@@ -276,7 +276,7 @@ class TestLeastPrivilege:
                 for role in (
                     "my_archiver",
                     "my_status",
-                    *(f"jobs_backup_{one}" for one in ("recorder", "archiver", "status", "owner")),
+                    *(f"jobs_backup_{one}" for one in ("recorder", "archiver", "status", "outbox", "owner")),
                 ):
                     connection.execute(f"DROP ROLE {role}")
 

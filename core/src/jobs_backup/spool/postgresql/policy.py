@@ -31,16 +31,28 @@ _OF_UPLOADS: Final = "id, batch, store, part_size, abandoned, failures, retry_at
 _OF_OUTBOX: Final = "batch, workspace_id, source_id, recorded_at, events, size"
 _OF_DAMAGES: Final = "id, batch, kind, workspace_id, source_id, job, events, error"
 
+
+def _create(*roles: str) -> str:
+    """Create roles. They belong to the whole server: the spool of another database may have them."""
+    names = ", ".join(f"'{SCHEMA}_{role}'" for role in roles)
+    return (
+        f"DO $roles$ DECLARE role text; BEGIN\nFOREACH role IN ARRAY ARRAY[{names}] LOOP\n"
+        "    IF NOT EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = role) THEN\n"
+        "        EXECUTE format('CREATE ROLE %I NOLOGIN', role);\n    END IF;\nEND LOOP;\nEND $roles$;"
+    )
+
+
 _HEAD: Final = f"""\
 -- Roles and tables of a jobs-backup spool. Run it once, in the database, as a role that may create roles and schemas:
 --   jobs-backup policy --spool | psql --set ON_ERROR_STOP=1 --single-transaction postgresql://ADMINISTRATOR@HOST/DATABASE
 -- Then create users, which log in, in one of the last four roles:
 --   CREATE USER my_archivers PASSWORD '...' IN ROLE {SCHEMA}_archiver;
-CREATE ROLE {SCHEMA}_owner NOLOGIN;      -- owns the tables; nobody needs to log in as it
-CREATE ROLE {SCHEMA}_recorder NOLOGIN;   -- records and acknowledges: Backup(archive=False)
-CREATE ROLE {SCHEMA}_archiver NOLOGIN;   -- the same, uploads and deletes: Backup, run, archive, serve, delivered, failed
-CREATE ROLE {SCHEMA}_status NOLOGIN;     -- status and replay: sees no event
-CREATE ROLE {_OUTBOX} NOLOGIN;     -- the application's own connection in record(connection=...): only inserts
+-- {SCHEMA}_owner     owns the tables; nobody needs to log in as it
+-- {SCHEMA}_recorder  records and acknowledges: Backup(archive=False)
+-- {SCHEMA}_archiver  the same, uploads and deletes: Backup, run, archive, serve, delivered, failed
+-- {SCHEMA}_status    status and replay: sees no event
+-- {_OUTBOX}    the application's own connection in record(connection=...): only inserts
+{_create("owner", "recorder", "archiver", "status", "outbox")}
 GRANT {SCHEMA}_owner TO CURRENT_USER;
 CREATE SCHEMA {SCHEMA} AUTHORIZATION {SCHEMA}_owner;
 SET LOCAL ROLE {SCHEMA}_owner;
@@ -54,10 +66,7 @@ _UPGRADE_HEAD: Final = f"""\
 -- Upgrades the tables of a jobs-backup spool to this version, from any earlier one. Run it as a role that may create roles and
 -- set the role {OWNER}, before the first process of this version starts; those of the version before go on:
 --   jobs-backup policy --spool --upgrade | psql --set ON_ERROR_STOP=1 --single-transaction postgresql://ADMINISTRATOR@HOST/DATABASE
-DO $role$ BEGIN
-    CREATE ROLE {_OUTBOX} NOLOGIN;  -- the application's own connection in record(connection=...): only inserts
-EXCEPTION WHEN duplicate_object THEN NULL;
-END $role$;
+{_create("outbox")}
 SET LOCAL ROLE {OWNER};
 SET LOCAL lock_timeout = '2s';  -- if something holds a table for longer, run it again later
 SELECT pg_advisory_xact_lock({MIGRATION_LOCK});
