@@ -232,7 +232,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("module", ["jobs_backup.cli", "msgspec", "click", "jobs_backup.cli.commands.env", "jobs_backup.store.plugins"])
+@pytest.mark.parametrize("module", ["jobs_backup.cli", "msgspec", "click", "jobs_backup.cli.commands.env"])
 def test_an_interrupt_while_it_starts_is_no_traceback(module: str) -> None:
     """Ctrl-C while it imports a module."""
     interrupting = f"""
