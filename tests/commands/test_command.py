@@ -11,6 +11,7 @@ import re
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -229,6 +230,26 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
     assert "interrupted: what was read until then is recorded" in stderr
     assert numbers(tmp_path) == [1]
     assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("module", ["jobs_backup.cli", "msgspec", "click", "jobs_backup.cli.commands.env"])
+def test_an_interrupt_while_it_starts_is_no_traceback(module: str) -> None:
+    """Ctrl-C while it imports a module."""
+    interrupting = f"""
+import sys
+from jobs_backup.__main__ import main
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+sys.argv = ["jobs-backup", "env", "FILE"]
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", interrupting], capture_output=True, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "", "")
 
 
 @pytest.mark.slow

@@ -331,12 +331,46 @@ def test_a_line_that_is_too_long_is_put_aside_and_the_rest_goes_on(tmp_path: Pat
 def test_memory_does_not_grow_with_a_line_that_has_no_end(tmp_path: Path) -> None:
     file = tmp_path / "zeros"
     with file.open("wb") as sparse:
+        sparse.write(b"x")  # otherwise it would be a hole before a line
         sparse.truncate(400_000_000)
     environment = {"PATH": os.environ["PATH"], **file_environment(tmp_path)}
     assert peak_memory([*SMALL_LINES, "run", str(file), "--source-id", "web", "--allow-rejects"], environment) < 150_000
     (path,) = (tmp_path / "spool/rejects").iterdir()
     assert path.stat().st_size == 400_000_001
     path.unlink()
+
+
+def test_a_hole_is_skipped_however_large_it_is(tmp_path: Path) -> None:
+    """A program that keeps its offset in a truncated file leaves it; here it is larger than the longest line."""
+    file = tmp_path / "in"
+    environment = {"PATH": os.environ["PATH"], **file_environment(tmp_path)}
+
+    def run_small() -> dict[str, Any]:
+        command = [*SMALL_LINES, "run", str(file), "--source-id", "web", "--json"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert result.returncode == 0, result.stderr
+        found: dict[str, Any] = json.loads(result.stdout)
+        return found
+
+    hole = 5_000_001
+    with file.open("wb") as sparse:
+        sparse.truncate(hole)
+    assert [one["bytes"] for one in run_small()["unfinished"]] == [hole]
+    append(file, '{"n":1,"id":"1234567890"}\n{"n":2}\n')
+    assert run_small()["events"] == 2
+    os.truncate(file, file.stat().st_size + hole)
+    append(file, '{"n":3}\n{"n":4}')
+    assert run_small()["events"] == 2
+    assert run_small()["events"] == 0
+    assert numbers(tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_file_that_fails_at_its_first_byte_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    other = ndjson(tmp_path / "other", 3)
+    code, _, stderr = run("run", "/proc/self/mem", other, "--source-id", "web", env=file_environment(tmp_path))
+    assert code == 1
+    assert "/proc/self/mem: Input/output error" in stderr
+    assert numbers(tmp_path) == [0, 1, 2]
 
 
 def test_a_full_disk_ends_in_a_summary(tmp_path: Path) -> None:

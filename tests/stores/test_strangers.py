@@ -9,6 +9,7 @@ store itself answers again, the object is uploaded once.
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -192,6 +193,23 @@ def test_a_strangers_answer_stores_nothing(at: Bucket, tmp_path: Path, hook: str
     arrives(at, tmp_path, variables)
 
 
+@pytest.mark.parametrize("hook", ["write", "write_part"])
+@pytest.mark.parametrize("status", [200, 201, 404, 412, 503])
+@pytest.mark.parametrize(
+    "body", [b"null", b'"text"', b'["list"]', b'{"generation":"x"}', b'{"error":"text"}', b'{"error":' * 20_000], ids=range(6)
+)
+@pytest.mark.sample(20)
+def test_json_of_any_shape_is_an_answer_that_stores_nothing(
+    google: Bucket, tmp_path: Path, hook: str, status: int, body: bytes
+) -> None:
+    google.fail(hook, Answer(status, body, {"Content-Type": "application/json"}))
+    variables = {} if hook == "write" else IN_PARTS
+    with opened(google, tmp_path, **variables) as backup:
+        assert "failed: " not in record(backup).message  # as for an exception that the provider does not expect
+    assert google.objects() == {}
+    arrives(google, tmp_path, variables)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", ["write", "create_multipart", "write_part", "complete_multipart"])
 def test_exists_without_the_condition_stores_nothing(at: Bucket, tmp_path: Path, hook: str) -> None:
@@ -222,6 +240,16 @@ def test_exists_in_the_stores_own_words_is_stored(at: Bucket, tmp_path: Path) ->
         backup.record({"n": 1}, source_id="web")
         backup.flush(120)
         assert archiver_of(backup).sent.objects == 1
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 404, 405, 416, 429, 500, 503, 504])
+def test_exists_with_a_status_that_contradicts_it_stores_nothing(at: Bucket, tmp_path: Path, status: int) -> None:
+    """The store's own words and headers, as a gateway may repeat them."""
+    at.fail("write", dataclasses.replace(at.exists, status=status))
+    with opened(at, tmp_path) as backup:
+        record(backup)
+    assert at.objects() == {}
+    arrives(at, tmp_path, {})
 
 
 def test_a_mismatch_and_then_exists_stores_nothing_also_after_a_restart(at: Bucket, tmp_path: Path) -> None:

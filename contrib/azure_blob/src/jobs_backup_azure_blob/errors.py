@@ -121,6 +121,8 @@ _STATUSES: Final[Mapping[int, ErrorRule]] = {
     **dict.fromkeys((405, 501), ErrorRule(NotSupported, _ENDPOINT)),
 }
 
+_EXISTS: Final = (403, 409, 412)
+"""Statuses that do not contradict AlreadyExists."""
 _ANYBODYS: Final = (401, 403, 405, 407, 408, 429)
 """Statuses accepted as a refusal from any sender. So are faults, from 500 up."""
 
@@ -257,6 +259,8 @@ def _rule(status: int, code: str, said: str, call: Call, *, is_outdated: bool) -
         return ErrorRule(CredentialsExpired, _RUN_OUT)
     if code in _CODES:
         rule = _CODES[code]
+        if rule.error is AlreadyExists and status not in _EXISTS:
+            return map_status(status, _STATUSES) or ErrorRule(StorageError, STRANGER_HINT)
         is_claim = rule.error is AlreadyExists and not call.if_absent
         return ErrorRule(StorageError, f"the request has no such condition; {STRANGER_HINT}") if is_claim else rule
     if status == 401 and call.settings.has_identity:

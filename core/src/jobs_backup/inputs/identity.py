@@ -22,6 +22,8 @@ _FEW: Final = 4
 """If fewer than one line in this many occurs only once, the content repeats itself."""
 
 _FIRST_LINE: Final = 4096
+_SEARCHED: Final = 1 << 20
+"""Bytes of a line searched for what names it: in a line of 256 MiB, the search would take a minute."""
 _HASHES: Final = 1 << 32
 _NAMED: Final = re.compile(
     rb'"messageId"\s*:\s*"[^"]'  # an event's own id
@@ -112,7 +114,7 @@ class Sample:
 
     def _add(self, value: int, line: bytes) -> None:
         count, named = self._lines.get(value, (0, None))
-        self._lines[value] = count + 1, _NAMED.search(line) is not None if named is None else named
+        self._lines[value] = count + 1, _NAMED.search(line, 0, _SEARCHED) is not None if named is None else named
         if len(self._lines) > _SAMPLE:
             del self._lines[max(self._lines)]
         if count == 0:

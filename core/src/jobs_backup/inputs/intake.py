@@ -263,12 +263,12 @@ class Ingest(Generic[T]):
                     if block.continued and number == block.first:
                         raise InvalidEvent("not a complete line: the last run read its beginning")
                     if block.unfinished and line.rstrip()[-1] not in _ENDS_OF_VALUES and self._may_go_on(line):
-                        self._leave(number, line)  # a number
+                        self._leave(number, block.hole + len(line))  # a number
                         return
                     one = _parsed(parse, line)
                 except (InvalidEvent, UnknownJob) as error:
                     if block.unfinished and (block.continued or self._may_go_on(line)):
-                        self._leave(number, line)
+                        self._leave(number, block.hole + len(line))
                         return
                     self._reject(f"{self._input.name}:{number}: {error.one_line()}", rejects)
                     rejects.add(line, b"\n")
@@ -283,9 +283,9 @@ class Ingest(Generic[T]):
     def _may_go_on(self, line: bytes) -> bool:
         return may_go_on(line, self._handler.begins)
 
-    def _leave(self, number: int, line: bytes) -> None:
+    def _leave(self, number: int, size: int) -> None:
         self._unfinished = True
-        self._report.left(self._input.name, number, len(line))
+        self._report.left(self._input.name, number, size)
 
     def _put_aside(self, line: LongLine, reader: Reader, rejects: Rejects) -> None:
         self._reject(f"{self._input.name}:{line.number}: longer than {MAX_LINE >> 20} MiB", rejects)

@@ -35,12 +35,14 @@ class Block(NamedTuple):
         first: number of the first line, from 1.
         continued: the first line is the rest of one whose beginning was recorded when it was the file's end.
         unfinished: the only line is the file's end, and its newline may still be written.
+        hole: zero bytes before the first line that are left out: a program left them that kept its offset in a truncated file.
     """
 
     lines: list[bytes]
     first: int
     continued: bool
     unfinished: bool
+    hole: int
 
 
 class LongLine(NamedTuple):
@@ -99,7 +101,8 @@ class Input:
             is_file = self.path is not None and stat.S_ISREG(status.st_mode)
             if lock and lock != _lock_of(status):
                 raise ConfigurationError(f"{self.name} was replaced while it was opened", hint="run the same command again")
-            reader = Reader(self.name, self.path if is_file else None, Source(file, stop, is_file=is_file), descriptor)
+            with _errors(self.name):
+                reader = Reader(self.name, self.path if is_file else None, Source(file, stop, is_file=is_file), descriptor)
             self.opened = reader.seen()
             yield reader
 
@@ -236,37 +239,46 @@ class Reader:
                 self._packed = self._unpack()
             is_start = self.offset == 0
             begun = bytearray()  # a line whose end was not read yet
+            hole = 0  # zero bytes before it: more than fit into memory
             while data := self._read():
                 if is_start:
                     refuse_what_is_not_ndjson(self.name, data)
                     is_start = False
                 end = data.find(b"\n")
                 if len(begun) + (len(data) if end < 0 else end) > MAX_LINE:
-                    yield LongLine(self._fingerprint.line + 1, self._long_line(begun, data))
+                    yield LongLine(self._fingerprint.line + 1, self._long_line(begun, data, hole))
+                    hole = 0
                     data = self._rest
                     end = data.find(b"\n")
                 if end < 0:
                     begun += data
+                    if begun.startswith(b"\0\0"):
+                        bare = begun.lstrip(b"\0")
+                        hole += len(begun) - len(bare) - 1
+                        begun = bytearray(b"\0") + bare  # one shows that they were there
                     continue
                 begun += data[:end]
                 first = bytes(begun)
                 last = data.rfind(b"\n")
                 begun = bytearray(data[last + 1 :])
-                yield self._block(first, data[end : last + 1])
+                yield self._block(first, data[end : last + 1], hole)
                 del first  # it may be large
+                hole = 0
             if begun and data is not None:
-                yield self._block(bytes(begun), b"")
+                yield self._block(bytes(begun), b"", hole)
 
-    def _block(self, first: bytes, following: bytes) -> Block:
-        """Split into lines: `first`, and the others in `following`, which extends from its newline to the last one's."""
+    def _block(self, first: bytes, following: bytes, hole: int) -> Block:
+        """Split into lines: `first` (without its `hole`), and those in `following`, from its newline to the last one's."""
         lines = [first, *following[1:-1].split(b"\n")] if len(following) > 1 else [first]
         may_grow = self._path is not None and self._packed is None and not following
-        block = Block(lines, self._fingerprint.line + 1, self._continued, may_grow)
+        block = Block(lines, self._fingerprint.line + 1, self._continued, may_grow, hole)
         self.sample.add(lines[self._continued :])
+        self._pass_hole(hole)
         self._pass(first, following)
         return block
 
-    def _long_line(self, begun: bytearray, data: bytes) -> Iterator[bytes | bytearray]:
+    def _long_line(self, begun: bytearray, data: bytes, hole: int) -> Iterator[bytes | bytearray]:
+        self._pass_hole(hole)
         self._pass(begun)
         yield begun
         begun.clear()
@@ -285,6 +297,10 @@ class Reader:
         for part in parts:
             self._fingerprint.add(part)
         self._continued = False
+
+    def _pass_hole(self, size: int) -> None:
+        for at in range(0, size, _BLOCK):
+            self._pass(bytes(min(_BLOCK, size - at)))
 
     def _unpack(self) -> Unpacked | None:
         return unpacked(self._source, self._source.head())

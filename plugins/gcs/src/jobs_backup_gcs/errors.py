@@ -19,6 +19,7 @@ from jobs_backup.errors import (
     PermissionDenied,
     StorageError,
     Unauthenticated,
+    Unavailable,
     Unreachable,
     UploadGone,
     parse_retry_after,
@@ -67,6 +68,11 @@ _STATUSES: Final[Mapping[int, ErrorRule]] = {
     401: ErrorRule(CredentialsExpired, _KEY),
     405: ErrorRule(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
     501: ErrorRule(NotSupported, "check JOBS_BACKUP_GCS_ENDPOINT"),
+}
+
+_OF_REQUESTS: Final[Mapping[str, ErrorRule]] = {
+    **HTTP_ERRORS,
+    "RecursionError": ErrorRule(Unavailable, STRANGER_HINT),  # of JSON that is nested too deeply
 }
 
 # By the names of an error, its causes and their base classes; the first match wins. Names, so that no library need be imported.
@@ -146,7 +152,7 @@ def translate(error: Exception, call: Call) -> JobsBackupError:
         return local
     text = _cleaned(system_message(error), call)
     if not auth:
-        return map_exception(call, error, HTTP_ERRORS, text=text, tls=_TLS)
+        return map_exception(call, error, _OF_REQUESTS, text=text, tls=_TLS)
     names = error_names(error)
     if getattr(error, "retryable", False):
         names.add("TransportError")
@@ -211,7 +217,7 @@ def is_googles(response: Any) -> bool:
         return True
     try:
         return bool(response.json()["error"]["code"] == response.status_code)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -234,7 +240,7 @@ def _reason(response: Any) -> tuple[str, str]:
         if reason in _GENERAL:
             reason = next((str(one["reason"]) for one in error.get("details") or () if one.get("reason")), reason)
         return reason, str(error.get("message") or "")[:MAX_RESPONSE_TEXT]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return "", str(getattr(response, "text", ""))[:MAX_RESPONSE_TEXT]
 
 

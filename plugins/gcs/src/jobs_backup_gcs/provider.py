@@ -112,11 +112,11 @@ class GcsProvider:
         except AlreadyExists as refusal:
             self._confirm(key, _base64(checksum), timeout, refusal)
             raise
-        return _receipt(
-            call,
-            {"crc32c": blob.crc32c, "generation": blob.generation, "at": blob.time_created},
-            _base64(checksum),
-        )
+        try:
+            reported = {"crc32c": blob.crc32c, "generation": blob.generation, "at": blob.time_created}
+        except (AttributeError, TypeError, ValueError) as error:  # the SDK assumes an object, whatever JSON it got
+            raise _unlike_a_receipt(call) from error
+        return _receipt(call, reported, _base64(checksum))
 
     @hookimpl
     def create_multipart(
@@ -352,6 +352,10 @@ class GcsProvider:
         return Call(operation, self._settings, key, upload)
 
 
+def _unlike_a_receipt(call: Call) -> Unavailable:
+    return Unavailable(f"{call}: the response has no generation", hint=STRANGER_HINT)
+
+
 def _condition(if_absent: bool) -> int | None:
     return 0 if if_absent else None
 
@@ -361,10 +365,11 @@ def _base64(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
-def _receipt(call: Call, reported: Mapping[str, Any], checksum: str) -> WriteReceipt:
+def _receipt(call: Call, answer: object, checksum: str) -> WriteReceipt:
     """Return the receipt, after checking the fields that a success must have: a 200 alone can come from anything."""
-    if not reported.get("generation"):
-        raise Unavailable(f"{call}: the response has no generation", hint=STRANGER_HINT)
+    reported = cast(dict[str, Any], answer) if isinstance(answer, dict) else {}
+    if not str(reported.get("generation")).isdecimal():
+        raise _unlike_a_receipt(call)
     if reported.get("crc32c") not in (None, checksum):
         raise IntegrityError(f"{call}: the store has CRC-32C {reported['crc32c']} instead of {checksum}")
     at: datetime | None = reported.get("at")

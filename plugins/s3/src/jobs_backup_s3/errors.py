@@ -156,6 +156,9 @@ _OF_OPERATION: Final[Mapping[tuple[str, str], ErrorRule]] = {
 }
 """Rules for codes that mean something else for one operation."""
 
+_EXISTS: Final[Mapping[str, Sequence[int]]] = {"PutObject": (412,), "CompleteMultipartUpload": (412, 500)}
+"""Statuses that do not contradict AlreadyExists. The SDK replaces 200, with which a completion may report an error, by 500."""
+
 _STATUSES: Final[Mapping[int, ErrorRule]] = {
     **dict.fromkeys(REDIRECTS, ErrorRule(ConfigurationError, _REDIRECTED)),
     401: ErrorRule(Unauthenticated, _KEYS),
@@ -433,6 +436,8 @@ def _redirected(message: str, location: str, named: str, call: Call, *, is_own: 
 def _rule(call: Call, own: str, status: int) -> ErrorRule:
     """Return the rule for an answer. `own` is the store's code; if there is none, the SDK puts the status there."""
     rule = _OF_OPERATION.get((call.operation, own)) or _CODES.get(own)
+    if rule is not None and rule.error is AlreadyExists and status not in _EXISTS[call.operation]:
+        return map_status(status, _STATUSES) or ErrorRule(StorageError, STRANGER_HINT)
     if rule is not None and rule.error is AlreadyExists and not call.if_absent:
         rule = _CODES["PreconditionFailed"]
     if rule is None and re.search(r"checksum|digest", own, re.IGNORECASE):
