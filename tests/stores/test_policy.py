@@ -76,7 +76,9 @@ def test_no_setting_breaks_out_of_the_commands(provider: str, variables: dict[st
     code, text, err = run("policy", *options, env={**BUCKET, "JOBS_BACKUP_PREFIX": prefix, **variables})  # with a warning
     assert code == 0, err
     tools = "".join(f"{tool}() {{ :; }}; " for tool in ("aws", "mc", "doctl", "gcloud", "az", "install"))
-    done = subprocess.run(["sh", "-eu", "-c", tools + "PRINCIPAL=; " + text], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sh", "-eu", "-c", tools + "PRINCIPAL=; " + text], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "stolen").exists()
 
