@@ -203,7 +203,7 @@ class OddProvider:
 @pytest.mark.parametrize("name", [*(one.variable.name for one in Odd.describe()), "ODD_OWN"])
 @pytest.mark.sample(48)
 def test_third_parties_settings_are_guarded_by_the_mechanism(name: str, secret: str) -> None:
-    kind = PluginKind(noun="provider", group="odd", not_found=ConfigurationError, distributions={})
+    kind = PluginKind(noun="provider", variable="ODD", group="odd", not_found=ConfigurationError, distributions={})
     one = Installed(name="ODD", distribution="odd", version="1", target="odd:Odd")
     with pytest.raises(ConfigurationError) as caught:
         kind.configure(one, OddProvider, {name: secret})

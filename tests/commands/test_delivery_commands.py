@@ -121,6 +121,9 @@ class TestEmitIds:
         command = f"{COMMAND[0]} run {tmp_path / 'in'} --source-id web --emit-ids {output}"
         done = subprocess.run(["bash", "-c", command], env={**os.environ, **env}, capture_output=True, text=True, check=False)
         assert (done.returncode, why in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+        if code == 1:
+            assert "5 events recorded" in done.stderr
+            assert "5 events in 1 object" in done.stderr
 
     def test_with_json_it_is_refused(self, env: dict[str, str]) -> None:
         code, _, stderr = run("run", "--source-id", "web", "--emit-ids", "--json", env=env, stdin="")

@@ -216,6 +216,17 @@ def test_a_rejects_file_that_cannot_be_written_is_a_problem(tmp_path: Path) -> N
     assert rejects(tmp_path) == {Path(path).name: b"bad 2\n"}
 
 
+@pytest.mark.parametrize("command", ["run", "failed", "delivered"])
+def test_no_line_counts_as_rejected_before_its_file_has_it(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    env = file_environment(tmp_path, JOBS_BACKUP_REJECTS_DIR=str(tmp_path / "file" / "rejects"))
+    options = ("--source-id", "web") if command == "run" else ()
+    code, _, stderr = run(command, *options, env=env, stdin="bad\n")
+    assert (code, "Not a directory" in stderr) == (1, True), stderr
+    assert "rejected, in" not in stderr
+    assert "[Rejected]" not in stderr
+
+
 # Names
 
 

@@ -41,6 +41,48 @@ def test_exactly_the_settings_in_force() -> None:
     assert key["Action"] == ["kms:GenerateDataKey", "kms:Decrypt"]
 
 
+@pytest.mark.parametrize(
+    ("partition", "variable", "value"),
+    [
+        ("aws-us-gov", "AWS_REGION", "us-gov-west-1"),
+        ("aws-us-gov", "JOBS_BACKUP_S3_KMS_KEY_ID", "arn:aws-us-gov:kms:us-gov-west-1:123456789012:alias/events"),
+        ("aws-us-gov", "AWS_ENDPOINT_URL_S3", "https://s3-fips.us-gov-east-1.amazonaws.com"),
+        ("aws-cn", "AWS_ENDPOINT_URL", "https://s3.cn-north-1.amazonaws.com.cn"),
+        ("aws-cn", "BACKUP_IAM_ROLE_ARN", "arn:aws-cn:iam::123456789012:role/backups"),
+        ("aws-eusc", "AWS_DEFAULT_REGION", "eusc-de-east-1"),
+        ("aws", "AWS_ENDPOINT_URL_S3", "https://cn-events.s3.amazonaws.com"),
+    ],
+)
+def test_the_partition_is_that_of_any_setting_that_names_one(partition: str, variable: str, value: str) -> None:
+    """IAM refuses a policy with a resource of another partition."""
+    statements = json.loads(printed("--provider", "S3", "--with-replay", **{variable: value}))["Statement"]
+    assert {one["Resource"].split(":")[1] for one in statements} == {partition}
+
+
+@pytest.mark.parametrize(
+    ("provider", "variables"),
+    [
+        ("S3", {"JOBS_BACKUP_S3_KMS_KEY_ID": "alias/events"}),
+        ("MINIO", {}),
+        ("DIGITAL_OCEAN_SPACES", {"DO_SPACES_ENDPOINT": "nyc3.digitaloceanspaces.com"}),
+        ("GCS", {"JOBS_BACKUP_GCS_KMS_KEY": "projects/p'$(id)/locations/l/keyRings/r/cryptoKeys/k"}),
+        ("AZURE_BLOB", {"AZURE_STORAGE_ACCOUNT": "acme"}),
+        ("FILE", {"JOBS_BACKUP_BUCKET": "it's"}),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["it's", "'; touch stolen; '", "$(touch stolen)`touch stolen`", "*?${aws:username}"])
+def test_no_setting_breaks_out_of_the_commands(provider: str, variables: dict[str, str], prefix: str, tmp_path: Path) -> None:
+    options = ("--provider", provider, "--with-replay", "--format", "commands")
+    code, text, err = run("policy", *options, env={**BUCKET, "JOBS_BACKUP_PREFIX": prefix, **variables})  # with a warning
+    assert code == 0, err
+    tools = "".join(f"{tool}() {{ :; }}; " for tool in ("aws", "mc", "doctl", "gcloud", "az", "install"))
+    done = subprocess.run(
+        ["sh", "-eu", "-c", tools + "PRINCIPAL=; " + text], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "stolen").exists()
+
+
 def test_replay_without_a_prefix_may_list_all() -> None:
     _, listing = json.loads(printed("--provider", "S3", "--with-replay"))["Statement"]
     assert listing["Action"] == ["s3:ListBucket"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from s3_client import KEY_ID, STORED, everything_said, refusal, scripted
+from s3_client import CREATED, KEY_ID, SECRET, STORED, TOKEN, UPLOAD_ID, everything_said, refusal, scripted
 from servers import certificate, operations
 
 from jobs_backup.errors import ConfigurationError, IntegrityError, SpoolCorrupt, Unreachable
-from jobs_backup.model import BytesBody
+from jobs_backup.model import BytesBody, Upload
 from jobs_backup.testing.driver import FailingBody, ShortBody
 from jobs_backup.testing.fault_proxy import ALWAYS, Answer, FaultProxy, Request
 
@@ -181,6 +182,28 @@ def test_role_is_renewed_before_it_runs_out(server: FaultProxy) -> None:
     assert [KEY_ID in request.headers["authorization"] for request in assumed] == [True, True]
     puts = [request.headers["authorization"].split("=")[1].split("/")[0] for request in server.requests if request.method == "PUT"]
     assert puts == [f"ASIA{1:016}", f"ASIA{2:016}", f"ASIA{2:016}"]
+
+
+def test_debug_logs_of_the_sdk_hold_no_secret(server: FaultProxy, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    inside = (
+        "<AccessKeyId>ASIA1</AccessKeyId><SecretAccessKey>canary/of+role</SecretAccessKey>"
+        "<SessionToken>canary/token==</SessionToken><Expiration>2100-01-01T00:00:00Z</Expiration>"
+    )
+    name = "AssumeRoleRes"
+    text = f"<{name}ponse><{name}ult><Credentials>{inside}</Credentials></{name}ult></{name}ponse>"
+    server.fail(Answer(200, text.encode(), {"Content-Type": "text/xml"}), method="POST", target="^/$", times=ALWAYS)
+    server.fail(CREATED, method="POST")
+    server.fail(STORED, method="PUT", times=ALWAYS)
+    server.fail(refusal(404, "NoSuchUpload", UploadId=UPLOAD_ID), times=ALWAYS)
+    for role in ({}, {"BACKUP_IAM_ROLE_ARN": "arn:aws:iam::123456789012:role/backup"}):
+        hooks = scripted(server.url, AWS_ENDPOINT_URL=server.url, **role)
+        upload = Upload(key="key", id=UPLOAD_ID)
+        hooks.part(upload, [b"data"], 1)
+        hooks.abort(upload)
+    hooks.create("key", b"data")
+    assert "botocore" in caplog.text
+    assert [secret for secret in ("canary/", UPLOAD_ID, SECRET, TOKEN) if secret in caplog.text] == []
 
 
 def test_sts_that_is_not_there(server: FaultProxy) -> None:

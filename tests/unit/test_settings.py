@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs_backup.errors import ConfigurationError
-from jobs_backup.settings import Duration, Endpoint, Secret, Settings, Size, Variable
+from jobs_backup.settings import Duration, Endpoint, Secret, Settings, Size, Variable, shown
 from jobs_backup.settings.base import oddity_of, report_unknown, warn_of_oddity
 from jobs_backup.settings.core import CoreSettings
+from jobs_backup.store.providers import load_class
+from jobs_backup.store.wrappers import Wrappers
 
 CANARY = "canary-7f3a"
 
@@ -103,6 +105,8 @@ def test_white_space_around_a_value_is_dropped() -> None:
     [
         ("EX_FLAG", "maybe", "expected true or false"),
         ("EX_MAYBE", "2", "expected true or false"),
+        ("EX_MAYBE", "null", "expected true or false"),
+        ("EX_SIZE", "null", "expected a size"),
         ("EX_COUNT", "many", "expected a whole number"),
         ("EX_COUNT", "1.5", "expected a whole number"),
         ("EX_COUNT", "0", ">= 1"),
@@ -122,6 +126,32 @@ def test_a_wrong_value_is_named_with_what_was_expected(variable: str, text: str,
     assert message.startswith(f"{variable}={text!r}: ")
     assert expected in message
     assert "`" not in message.replace("`int`", "").replace("`~`", "")
+
+
+def test_a_text_may_be_null() -> None:
+    found = read(EX_NAME="null", EX_KEY="NULL", EX_PATH="null")
+    assert (found.name, found.key, found.path) == ("null", Secret("NULL"), Path("null"))
+
+
+@pytest.mark.parametrize("variable", ["EX_COUNT", "EX_URL", "EX_MODE", "EX_PATH", "EX_NAME"])
+def test_what_no_environment_can_hold_is_an_error(variable: str) -> None:
+    """Environments given from Python may."""
+    assert variable in error_of(lambda: read(**{variable: "\ud83d"}))
+
+
+@pytest.mark.parametrize("variable", ["EX_COUNT", "EX_WAIT", "EX_MODE", "EX_URL"])
+def test_a_message_does_not_repeat_a_long_value(variable: str) -> None:
+    assert len(error_of(lambda: read(**{variable: "slow " * 20_000}))) < 500
+    assert len(shown("slow " * 20_000)) < 100
+
+
+def test_a_plugin_that_is_not_installed_is_named_with_its_setting() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_class("nothing")
+    assert "JOBS_BACKUP_STORAGE_PROVIDER" in caught.value.one_line()
+    with pytest.raises(ConfigurationError) as caught:
+        Wrappers.from_settings("nothing", {})
+    assert "JOBS_BACKUP_WRAPPERS" in caught.value.one_line()
 
 
 @pytest.mark.parametrize(

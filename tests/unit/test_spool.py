@@ -19,6 +19,7 @@ from places import TESTS
 from spools import APP, WEB, claim, content, die, open_spool, position, record, rows, tampering
 
 from jobs_backup.errors import SpoolCorrupt, SpoolError, Unavailable
+from jobs_backup.inputs.rejects import Rejects
 from jobs_backup.model import Kind, Stream, Upload
 from jobs_backup.spool import planning
 from jobs_backup.spool.chunks import Chunk, ChunkKind
@@ -294,6 +295,23 @@ def test_the_spool_is_private(tmp_path: Path) -> None:
         wanted = 0o700 if path.is_dir() else 0o600
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
     spool.close()
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o700, 0o377, 0o000])
+def test_a_spool_is_its_owners_whatever_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        spool = open_spool(tmp_path / "parent" / "spool")
+        record(spool, [b"{}\n"])
+        rejects = Rejects(tmp_path / "elsewhere" / "rejects" / "in.ndjson", None)
+        rejects.add(b"bad\n")
+        rejects.close()
+        modes = {path: (stat.S_IMODE(path.stat().st_mode), path.is_dir()) for path in tmp_path.rglob("*")}
+        spool.close()
+    finally:
+        os.umask(before)
+    assert {path: mode for path, (mode, is_directory) in modes.items() if mode != (0o700 if is_directory else 0o600)} == {}
+    assert len(modes) > 10
 
 
 def test_a_spool_that_others_could_read_becomes_private(tmp_path: Path) -> None:

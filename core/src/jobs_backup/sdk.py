@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
@@ -534,7 +533,6 @@ def moved(message: str, location: str, setting: str) -> ConfigurationError:
     )
 
 
-@functools.cache
 def hide_in_logs(pattern: str, *loggers: str) -> None:
     """Make these loggers, an SDK's or its HTTP library's, write `****` in place of what the regular expression matches.
 
@@ -542,13 +540,19 @@ def hide_in_logs(pattern: str, *loggers: str) -> None:
     """
     hide = _Hide(re.compile(pattern))
     for name in loggers:
-        logging.getLogger(name).addFilter(hide)
+        logging.getLogger(name).addFilter(hide)  # unless it has an equal one
 
 
 class _Hide(logging.Filter):
     def __init__(self, secret: re.Pattern[str]) -> None:
         super().__init__()
         self._secret = secret
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hide) and self._secret == other._secret
+
+    def __hash__(self) -> int:
+        return hash(self._secret)
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()

@@ -63,10 +63,11 @@ def take_in(
             handler = make_handler(session, summary, stop)
             contents = Contents(session.spool, str(handler.job))
             with progress(session, inputs, counted) as shown:
+                report = _Report(summary, shown)
                 for one in inputs:
                     try:
                         with machine_errors():
-                            Ingest(session, one, handler, contents, _Report(summary, shown), stop, options).take()
+                            Ingest(session, one, handler, contents, report, stop, options).take()
                     except (ConfigurationError, AmbiguousInput) as error:
                         summary.problem(error)
                     except JobsBackupError as error:
@@ -108,6 +109,7 @@ class _Report:
     def __init__(self, summary: Summary, shown: Progress) -> None:
         self._summary = summary
         self._shown = shown
+        self._rejected = 0
         self.note = echo_message
 
     def taken(self, count: int, read: int) -> None:
@@ -117,12 +119,15 @@ class _Report:
     def resumed(self) -> None:
         self._summary.resumed = True
 
-    def rejected(self, why: str, path: Path) -> None:
-        self._summary.rejected += 1
-        if self._summary.rejected <= _REPORTED:
+    def rejected(self, why: str) -> None:
+        self._rejected += 1
+        if self._rejected <= _REPORTED:
             echo_message(why, "Rejected")
-        elif self._summary.rejected == _REPORTED + 1:
+        elif self._rejected == _REPORTED + 1:
             echo_message("more lines were rejected; the rejects file has them all", "Rejected")
+
+    def rejects_kept(self, lines: int, path: Path) -> None:
+        self._summary.rejected += lines
         if path not in self._summary.rejects:
             self._summary.rejects.append(path)
 

@@ -64,6 +64,9 @@ class Handler(Protocol[T]):
         """
         ...
 
+    def announce(self) -> None:
+        """Announce what `keep` has kept, once that is counted: output may fail, and the events are recorded."""
+
 
 class InputOptions(NamedTuple):
     """How inputs are read.
@@ -91,8 +94,11 @@ class Report(Protocol):
     def resumed(self) -> None:
         """Report that it resumes where an earlier run ended."""
 
-    def rejected(self, why: str, path: Path) -> None:
-        """Report a rejected line, kept in the file `path`."""
+    def rejected(self, why: str) -> None:
+        """Report a line that is not an event."""
+
+    def rejects_kept(self, lines: int, path: Path) -> None:
+        """Report that the file `path` now holds so many more rejected lines."""
 
     def rejected_before(self, path: Path) -> None:
         """Report that earlier runs rejected lines of this input, kept in the file `path`. Raises SpoolError."""
@@ -135,6 +141,8 @@ class Ingest(Generic[T]):
         self._opened: SeenFile | None = None
         self._seen: SeenFile | None = None
         self._unfinished = False
+        self._unkept = 0
+        """Rejected lines that the disk may not hold yet."""
 
     def take(self) -> None:
         """Read what was not read before.
@@ -270,13 +278,13 @@ class Ingest(Generic[T]):
                     if block.unfinished and (block.continued or self._may_go_on(line)):
                         self._leave(number, block.hole + len(line))
                         return
-                    self._reject(f"{self._input.name}:{number}: {error.one_line()}", rejects)
                     rejects.add(line, b"\n")
+                    self._reject(f"{self._input.name}:{number}: {error.one_line()}")
             found.append(one)
         block.lines.clear()  # they may be large, and the block lives until the next one is read
         if block.unfinished and found == [None]:
             self._unfinished = True  # blank so far, or rejected with more to come
-            rejects.sync()
+            self._sync(rejects)
         else:
             self._keep(found, reader, self._position(reader, rejects))
 
@@ -288,17 +296,18 @@ class Ingest(Generic[T]):
         self._report.left(self._input.name, number, size)
 
     def _put_aside(self, line: LongLine, reader: Reader, rejects: Rejects) -> None:
-        self._reject(f"{self._input.name}:{line.number}: longer than {MAX_LINE >> 20} MiB", rejects)
         for piece in line.pieces:
             rejects.add(piece)
         rejects.add(b"\n")
+        self._reject(f"{self._input.name}:{line.number}: longer than {MAX_LINE >> 20} MiB")
+        self._sync(rejects)
         if not self._stop.is_set():  # otherwise its end may not have been read
             self._keep([None], reader, self._position(reader, rejects))
 
     def _position(self, reader: Reader, rejects: Rejects) -> Position:
         return msgspec.structs.replace(
             reader.position(),
-            rejects=rejects.sync(),
+            rejects=self._sync(rejects),
             name=self._reached.name,
             rejects_name=self._reached.rejects_name,
             seen=self._seen,
@@ -325,10 +334,20 @@ class Ingest(Generic[T]):
             self._contents.note(Known(position.input, position.at, reached))
         self._reached = self._stored = reached
         self._report.taken(sum(one is not None for one in found), reader.read)
+        self._handler.announce()
 
-    def _reject(self, why: str, rejects: Rejects) -> None:
-        self._spool.recorded.rejected += 1
-        self._report.rejected(why, rejects.path)
+    def _reject(self, why: str) -> None:
+        self._unkept += 1
+        self._report.rejected(why)
+
+    def _sync(self, rejects: Rejects) -> int:
+        """Count rejected lines once the disk holds them. Returns the size of their file."""
+        size = rejects.sync()
+        if self._unkept:
+            self._spool.recorded.rejected += self._unkept
+            self._report.rejects_kept(self._unkept, rejects.path)
+            self._unkept = 0
+        return size
 
     def _check_granted(self, *, granted: bool) -> None:
         if not granted:

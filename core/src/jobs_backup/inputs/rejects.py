@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from jobs_backup.spool.errors import file_error
 from jobs_backup.util.fsync import sync_directory, sync_file
-from jobs_backup.util.opening import open_file, read_file
+from jobs_backup.util.opening import make_directory, open_file, read_file
 
 
 @contextmanager
@@ -54,11 +54,17 @@ class Rejects:
                 os.truncate(path, committed)
                 self._size = committed
 
+    def _make_directory(self) -> None:
+        """That of a spool in a directory is there."""
+        parents = (self.path.parent, *self.path.parent.parents)
+        for missing in reversed([path for path in parents if not path.exists()]):
+            make_directory(missing)
+
     def add(self, *parts: bytes | bytearray) -> None:
         """Reject a line, or parts of one."""
         with _spool_errors(self.path):
             if self._file is None:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # that of a spool in a directory is there
+                self._make_directory()
                 descriptor = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
                 self._file = os.fdopen(descriptor, "ab")
                 sync_directory(self.path.parent)

@@ -10,13 +10,14 @@ import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Final, Self
 
 import msgspec
 
 from jobs_backup.errors import ConfigurationError
 from jobs_backup.settings.values import DatabaseUrl, Duration, Endpoint, Secret, Size
-from jobs_backup.util.disclosure import credential_in, is_plain, may_be_credential, redacted, shown, without_credentials
+from jobs_backup.util.disclosure import MAX_SHOWN, credential_in, is_plain, may_be_credential, redacted, shown, without_credentials
 from jobs_backup.util.logs import logger_of
 
 __all__ = ["Duration", "Endpoint", "Secret", "Setting", "Settings", "Size", "Variable", "redacted", "shown"]
@@ -180,7 +181,7 @@ def _equals(type_: Any, text: str) -> str:
     if _has(type_, Secret, Endpoint, DatabaseUrl):
         return ""
     is_shown = not may_be_credential(text) if {str, Path}.intersection(_alternatives(type_)) else is_plain(text)
-    return f"={text!r}" if is_shown else ""
+    return f"={text!r}" if is_shown and len(text) <= MAX_SHOWN else ""
 
 
 def _check_characters(text: str, value: Any) -> None:
@@ -192,8 +193,7 @@ def _check_characters(text: str, value: Any) -> None:
     is_path = isinstance(value, Path)
     if "\0" in text or (not is_path and _CONTROL.search(text)):
         raise ValueError("it contains a control character")
-    if not is_path:
-        text.encode()
+    _ = os.fsencode(text) if is_path else text.encode()
 
 
 def _from_text(text: str, type_: Any) -> Any:
@@ -201,12 +201,16 @@ def _from_text(text: str, type_: Any) -> Any:
     if bool in alternatives:
         text = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(text.lower(), text)
     try:
-        return msgspec.convert(text, type_, strict=False, dec_hook=_decode)
+        value = msgspec.convert(text, type_, strict=False, dec_hook=_decode)
+        if value is None:  # msgspec reads `null` so, but a variable that is set is not unset
+            others = tuple(one for one in typing.get_args(_plain(type_)) if one is not NoneType)
+            value = msgspec.convert(text, typing.Union[others], strict=False, dec_hook=_decode)  # noqa: UP007 - of a tuple
     except msgspec.ValidationError as error:
         why = str(error)
         if "got `str`" in why or all(isinstance(one, str) for one in alternatives):
             why = f"expected {_expected(alternatives) or 'something else'}"
         raise ValueError(why[:1].lower() + why[1:]) from None
+    return value
 
 
 _EXPECTED: Final = {

@@ -40,12 +40,14 @@ class PluginKind(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         noun: its name in messages.
+        variable: setting that chooses among its plugins.
         group: of its entry points.
         not_found: raised if a plugin is not installed or cannot be used.
         distributions: of well-known plugins, for the error if one is not installed.
     """
 
     noun: str
+    variable: str
     group: str
     not_found: type[ConfigurationError]
     distributions: Mapping[str, str]
@@ -74,7 +76,7 @@ class PluginKind(msgspec.Struct, frozen=True, kw_only=True):
         if not matches:
             names = ", ".join(sorted({one.name for one in everything})) or "none"
             package = self.distributions.get(wanted)
-            hint = how_to_install(package) if package else "choose an installed one, or install the distribution that provides it"
+            hint = how_to_install(package) if package else f"correct {self.variable}, or install the distribution that provides it"
             raise self.not_found(f"{self.noun} {shown(name)} is not installed (installed: {names})", hint=hint)
         if len(matches) > 1:
             claims = " and ".join(f"{one.distribution} {one.version}" for one in matches)

@@ -15,6 +15,7 @@ from jobs_backup.store.plugins import Installed, PluginKind, secrets_of, setting
 
 KIND: Final = PluginKind(
     noun="provider",
+    variable="JOBS_BACKUP_STORAGE_PROVIDER",
     group="jobs_backup.providers",
     not_found=ProviderNotFound,
     distributions={

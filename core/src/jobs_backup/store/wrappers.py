@@ -21,6 +21,7 @@ from jobs_backup.store.providers import HOOKS, implementations
 
 KIND: Final = PluginKind(
     noun="wrapper",
+    variable="JOBS_BACKUP_WRAPPERS",
     group="jobs_backup.wrappers",
     not_found=WrapperNotFound,
     distributions={"ENCRYPTION": "jobs-backup-encryption", "OPENTELEMETRY": "jobs-backup-opentelemetry"},

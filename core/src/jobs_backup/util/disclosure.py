@@ -35,6 +35,8 @@ _FORMS: Final = tuple(
 )  # fmt: skip
 _LONG: Final = 30
 """Shortest key: random-looking text of this length is one. MinIO's secrets have this many characters, Backblaze's 31, AWS's 40."""
+MAX_SHOWN: Final = 300
+"""Characters of a wrong value that a message shows."""
 _SHORT: Final = 16
 """Shorter text is not a key; this long, it might be."""
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
@@ -60,8 +62,9 @@ def may_be_credential(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A wrong value, fit for a message: quoted, or only described if it may be a credential."""
-    return f"(a value of {len(text):,} characters, not shown)" if may_be_credential(text) else repr(text)
+    """A wrong value, fit for a message: quoted, or only described if it may be a credential or is too long."""
+    is_hidden = len(text) > MAX_SHOWN or may_be_credential(text)
+    return f"(a value of {len(text):,} characters, not shown)" if is_hidden else repr(text)
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Final
 
 from jobs_backup.model import Policy
@@ -68,7 +69,7 @@ def _commands(settings: GcsSettings, permissions: list[str], *, lists_apart: boo
             f"{binding}{_LISTER} --condition=None",
         ]
     if settings.kms_key:
-        lines.append(f"gcloud storage service-agent --project=$PROJECT --authorize-cmek={settings.kms_key}")
+        lines.append(f"gcloud storage service-agent --project=$PROJECT --authorize-cmek={shlex.quote(settings.kms_key)}")
     return "\n".join(lines) + "\n"
 
 

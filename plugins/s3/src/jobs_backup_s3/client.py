@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 _POOL: Final = 64
 """Maximum connections kept open for reuse. Threads beyond this number open their own."""
+_NAMES: Final = ("uploadId", "x-amz-security-token", "SecretAccessKey", "SessionToken", "Token", "Signature")
+_BEFORE: Final = ("=", ":", ":\n", ">", "': '", "': b'", '":"', '": "', '" : "')
+_IN_LOGS: Final = f"(?i:{'|'.join(f'(?<={name}{before})' for name in _NAMES for before in _BEFORE)})[^&\\s\"'<>,]+"
+"""Secrets in URLs, headers, XML, JSON and Python's notation."""
 
 
 class Clients:
@@ -96,11 +101,18 @@ def _client(session: Any, connection: Connection, region: str, timeout: float) -
         aws_secret_access_key=keys.secret_key.reveal() if keys else None,
         aws_session_token=keys.session_token.reveal() if keys and keys.session_token else None,
     )
+    _hide_secrets()  # also in what the SDK has imported since
     client.meta.events.register("before-call.s3", _stay)
     close_after_early_answers(client)
     if connection.checksum != "crc32c":
         client.meta.events.register("before-sign.s3.DeleteObjects", _use_content_md5)
     return client
+
+
+def _hide_secrets() -> None:
+    """Keep upload ids, session tokens and the credentials of roles out of debug logs, where the SDK writes whole messages."""
+    sdk = [name for name in logging.root.manager.loggerDict if name.startswith("botocore.")]
+    hide_in_logs(_IN_LOGS, "urllib3.connection", "urllib3.connectionpool", *sdk)
 
 
 def _options(connection: Connection, timeout: float) -> dict[str, Any]:
@@ -130,7 +142,7 @@ def _session(connection: Connection, timeout: float) -> boto3.session.Session:
     import boto3.session
     import botocore.session
 
-    hide_in_logs(r"(?<=uploadId=)[^&\s\"]+", "urllib3.connection", "urllib3.connectionpool")
+    _hide_secrets()
     session = botocore.session.Session()
     # Times are never used, and a time that the SDK cannot parse would fail the whole listing.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)

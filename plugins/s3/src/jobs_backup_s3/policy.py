@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -135,7 +136,7 @@ def _aws_commands(connection: Connection, document: str) -> str:
         *(["# BUCKET: the bucket behind the access point."] if is_behind else []),
         "# Abort unfinished uploads after some days. This replaces the bucket's other rules: if there are any, add it to them.",
         f"aws s3api put-bucket-lifecycle-configuration --bucket {bucket} --lifecycle-configuration \\\n"
-        f"  '{json.dumps(rules)}'",
+        f"  {shlex.quote(json.dumps(rules))}",
     ]) + "\n"  # fmt: skip
 
 

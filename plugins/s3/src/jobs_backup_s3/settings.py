@@ -183,10 +183,13 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def partition(self) -> str:
-        """The AWS partition of the region, as named in ARNs."""
-        if self.is_access_point:
-            return self.bucket.split(":")[1]
-        return next(name for start, name, _ in _PARTITIONS if self.region.startswith(start))
+        """The AWS partition, as named in ARNs: that of an ARN in the settings, or of the region's or endpoint's name."""
+        for named in (self.bucket, self.kms_key_id or "", self.role_arn or ""):
+            if named.startswith("arn:aws"):
+                return named.split(":")[1]
+        hosts = (urlsplit(self.endpoint or "").hostname or "").split(".")
+        regions = [name for name in (self.region, *hosts) if name[-1:].isdigit()]
+        return next((name for region in regions for start, name, _ in _PARTITIONS if start and region.startswith(start)), "aws")
 
 
 class BucketSettings(Settings, frozen=True, kw_only=True):

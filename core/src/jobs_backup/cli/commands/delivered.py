@@ -70,6 +70,9 @@ class DeliveryHandler:
         except UnknownJob as error:
             self._summary.unknown(error)
 
+    def announce(self) -> None:
+        pass
+
 
 def _job(line: bytes) -> int | None:
     try:

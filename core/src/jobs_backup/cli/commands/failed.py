@@ -57,5 +57,8 @@ class _Failures:
     def keep(self, found: Sequence[FailureRecord | None], position: InputPosition | None) -> None:
         self._session.record_failures((record for record in found if record is not None), position=position)
 
+    def announce(self) -> None:
+        pass
+
     def _record(self, line: bytes) -> FailureRecord:
         return self._session.failure_record(parse_failure(line))

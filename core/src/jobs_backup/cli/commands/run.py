@@ -83,6 +83,7 @@ class EventHandler:
         self._session = session
         self._stream = stream
         self._ids = ids
+        self._printed = b""
         self._at = 0
         # The same file under another source is another job. The bucket is not part of the job: it may be corrected while the events
         # stay the same.
@@ -101,7 +102,11 @@ class EventHandler:
         if self._ids is not None:
             ids = recording.ids()
             # As JSON strings, since a job's id exceeds 2^53.
-            self._ids.write(b"".join(b"null\n" if line is None else b'"%d"\n' % next(ids) for line in found))
+            self._printed = b"".join(b"null\n" if line is None else b'"%d"\n' % next(ids) for line in found)
+
+    def announce(self) -> None:
+        if self._ids is not None:
+            self._ids.write(self._printed)
 
 
 def _unprinted(why: str, _written: int) -> JobsBackupError:

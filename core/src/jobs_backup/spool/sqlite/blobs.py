@@ -25,7 +25,7 @@ from jobs_backup.spool.ids import INDEX_BITS
 from jobs_backup.spool.interface import Durability, InputPosition
 from jobs_backup.spool.sqlite.database import Connection, Database, FilesLost, database_errors, read_beside, reads, writes
 from jobs_backup.util.fsync import sync_directory, sync_file
-from jobs_backup.util.opening import read_file
+from jobs_backup.util.opening import make_file, read_file
 
 _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 # The fastest of SQLite's page sizes, both for one event per commit and for chunks of 1 MiB.
@@ -453,7 +453,7 @@ class BlobFiles:
         with database_errors(copy):
             if not copy.exists():  # else an earlier call failed after this step
                 partial.unlink(missing_ok=True)
-                partial.touch(mode=0o600)
+                make_file(partial)
                 blobs.copy_to(partial)
                 with read_file(partial) as file:
                     sync_file(file.fileno())

@@ -26,7 +26,7 @@ from jobs_backup.spool.sqlite.forks import ForkLock
 from jobs_backup.util.exhaustion import NO_INODES, Explained, explain, has_inodes
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.installing import how_to_install
-from jobs_backup.util.opening import open_file
+from jobs_backup.util.opening import make_file, open_file
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -318,7 +318,7 @@ class Database:
             # Not by SQLite: another process may have removed a drained file, which must not come back empty.
             if create:
                 if not path.exists():
-                    path.touch(mode=0o600)
+                    make_file(path)
                 sync_directory(path.parent)  # even if it exists: its maker may have died before it was durable
         try:
             self.write(functools.partial(_create, path, schema, version, upgrades, additions, renamed))

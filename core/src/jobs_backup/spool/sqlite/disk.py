@@ -12,7 +12,7 @@ from typing import Final
 from jobs_backup.errors import SpoolError
 from jobs_backup.util.exhaustion import explain
 from jobs_backup.util.fsync import sync_directory, sync_parents
-from jobs_backup.util.opening import open_file
+from jobs_backup.util.opening import make_directory, open_file
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
@@ -62,7 +62,7 @@ def make_directories(directory: Path) -> None:
 
 
 def _make_directory(path: Path) -> None:
-    path.mkdir(mode=0o700, exist_ok=True)
+    make_directory(path)
     sync_directory(path.parent)
 
 

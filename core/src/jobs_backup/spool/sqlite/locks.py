@@ -15,6 +15,7 @@ from jobs_backup.checksum import crc32c
 from jobs_backup.spool.sqlite.database import FilesLost, database_errors
 from jobs_backup.spool.sqlite.forks import ForkLock
 from jobs_backup.util.logs import logger_of
+from jobs_backup.util.opening import keep_private
 
 log: Final = logger_of(__name__)
 
@@ -152,6 +153,8 @@ def _try(path: Path) -> int | None:
 def _open(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     _descriptors.add(descriptor)
+    if flags & os.O_CREAT:
+        keep_private(descriptor)
     return descriptor
 
 

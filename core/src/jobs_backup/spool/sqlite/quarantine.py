@@ -20,7 +20,7 @@ from jobs_backup.spool.sqlite.catalog import Catalog
 from jobs_backup.spool.sqlite.database import database_errors
 from jobs_backup.util.fsync import sync_directory, sync_file
 from jobs_backup.util.logs import logger_of, printable
-from jobs_backup.util.opening import open_file
+from jobs_backup.util.opening import make_directory, open_file
 
 log: Final = logger_of(__name__)
 
@@ -176,7 +176,7 @@ class Quarantine:
         """
         path, numbers = self._directory / f"{name}{suffix}", itertools.count(2)
         with database_errors(path):
-            self._directory.mkdir(mode=0o700, exist_ok=True)
+            make_directory(self._directory)
             while path.exists():
                 if path.is_file() and path.read_bytes() == data:
                     return path.name

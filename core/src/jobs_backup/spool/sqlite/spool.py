@@ -49,6 +49,7 @@ from jobs_backup.spool.sqlite.writer import Session, Writer
 from jobs_backup.spool.status import Limits, Status
 from jobs_backup.util.fsync import sync_directory
 from jobs_backup.util.logs import logger_of, plural
+from jobs_backup.util.opening import make_file
 
 T = TypeVar("T")
 log: Final = logger_of(__name__)
@@ -125,7 +126,7 @@ class SqliteSpool(BaseSpool[Catalog, Deliveries, Writer]):
         try:
             self._check_catalog()
             with database_errors(made):
-                made.touch(mode=0o600)
+                make_file(made)
                 sync_directory(directory)
             self._skip_numbers()
             self.store = self._catalog.store(location)
