@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.spool.postgresql.connection import Database, one, sql
-from jobs_backup.spool.postgresql.policy import OWNER, grants
+from jobs_backup.spool.postgresql.policy import OUTBOX, OWNER, grants
 from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES, VERSION
 from jobs_backup.util.installing import how_to_install
 
@@ -45,6 +45,10 @@ def migrate(database: Database) -> None:
                 raise SpoolError(
                     f"{database.name} has tables of version {found}, and this user may not upgrade them to version {VERSION}",
                     hint=UPGRADE,
+                )
+            if _owner(db) == OWNER and not _has_role(db, OUTBOX):
+                raise SpoolError(
+                    f"{database.name} has tables of version {found}, and version {VERSION} needs the role {OUTBOX}", hint=UPGRADE
                 )
             db.execute("SELECT set_config('role', %s, true)", (_owner(db),))
         for step in range(found, VERSION):
@@ -105,3 +109,7 @@ def _owner(db: Db) -> str:
 
 def _has_schema(db: Db) -> bool:
     return bool(one(db, "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %s)", (SCHEMA,))[0])
+
+
+def _has_role(db: Db, name: str) -> bool:
+    return bool(one(db, "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = %s)", (name,))[0])

@@ -7,6 +7,8 @@ from typing import Final
 from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES
 
 OWNER: Final = f"{SCHEMA}_owner"
+OUTBOX: Final = f"{SCHEMA}_outbox"
+"""The role that version 1 did not have. Only an administrator can create it."""
 
 _TABLES: Final = (
     "version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches", "uploads", "parts",
@@ -41,8 +43,6 @@ CREATE ROLE {SCHEMA}_outbox NOLOGIN;     -- the application's own connection in 
 GRANT {SCHEMA}_owner TO CURRENT_USER;
 CREATE SCHEMA {SCHEMA} AUTHORIZATION {SCHEMA}_owner;
 SET LOCAL ROLE {SCHEMA}_owner;
-GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status,
-    {SCHEMA}_outbox;
 -- The tables with the bytes are made and dropped by functions of the owner.
 ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT SELECT, INSERT, DELETE ON TABLES TO {SCHEMA}_recorder, {SCHEMA}_archiver;
 """
@@ -50,8 +50,11 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT SELECT, INSERT, DELETE ON TABL
 
 _UPGRADE_HEAD: Final = f"""\
 -- Upgrades the tables of a jobs-backup spool to this version, from any earlier one. Run it as a role that may set the role
--- {OWNER}, before the first process of this version starts; those of the version before go on:
+-- {OWNER} and create roles, before the first process of this version starts; those of the version before go on:
 --   jobs-backup policy --spool --upgrade | psql --set ON_ERROR_STOP=1 --single-transaction postgresql://ADMINISTRATOR@HOST/DATABASE
+DO $upgrade$ BEGIN
+IF NOT EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = '{OUTBOX}') THEN CREATE ROLE {OUTBOX} NOLOGIN; END IF;
+END $upgrade$;
 SET LOCAL ROLE {OWNER};
 SET LOCAL lock_timeout = '2s';  -- if something holds a table for longer, run it again later
 SELECT pg_advisory_xact_lock({MIGRATION_LOCK});
@@ -76,14 +79,15 @@ def upgrade_statements() -> str:
 def grants() -> list[str]:
     """The privileges of the roles on the tables of this version."""
     return [
+        f"GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status, {OUTBOX};",
         f"REVOKE ALL ON {_named(_TABLES)} FROM {SCHEMA}_recorder;",
         *(f"GRANT {privilege} ON {_named(tables)} TO {SCHEMA}_recorder;" for privilege, tables in _RECORDER.items()),
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_named(_TABLES)} TO {SCHEMA}_archiver;",
         f"GRANT SELECT ON {_named(_STATUS)} TO {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_UPLOADS}) ON {SCHEMA}.uploads TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_OUTBOX}) ON {SCHEMA}.outbox TO {SCHEMA}_status;",
-        f"GRANT INSERT ON {SCHEMA}.outbox TO {SCHEMA}_outbox;",
-        f"GRANT SELECT (id) ON {SCHEMA}.spool TO {SCHEMA}_outbox;",
+        f"GRANT INSERT ON {SCHEMA}.outbox TO {OUTBOX};",
+        f"GRANT SELECT (id) ON {SCHEMA}.spool TO {OUTBOX};",
         f"GRANT SELECT ({_OF_DAMAGES}) ON {SCHEMA}.damages TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT USAGE ON SEQUENCE {SCHEMA}.batch_numbers TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.open_events() TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;",
