@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy
 from buckets import FAST_RETRY, events
 from engines import PostgresqlEngine
-from postgres import Postgres
+from postgres import Postgres, wait_for_locks
 from spools import APP, LIMITS, WEB, claim, content
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -369,6 +369,26 @@ class TestIds:
         assert len(spool.claim_deletes(100)) == 1
         spool.close()
         other.close()
+
+    @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+    def test_acknowledged_while_it_is_collected(self, engine: PostgresqlEngine, level: str) -> None:
+        """What an acknowledgement reads once its range is free is newer than that, whatever the default of the database."""
+        with engine.server.admin() as admin:
+            admin.execute(f"ALTER DATABASE {engine.database} SET default_transaction_isolation = '{level}'")
+        spool = engine.open()
+        with connect(engine) as connection:
+            given = enter(spool, connection, [line(number) for number in range(3)])
+        threads = [threading.Thread(target=work) for work in (spool.seal, lambda: spool.delivered(jobs_of(given)))]
+        with connect(engine) as holder, engine.server.admin(engine.database) as admin:
+            holder.execute("SELECT 1 FROM jobs_backup.batches WHERE state = 'outbox' FOR UPDATE")
+            for waiting, thread in enumerate(threads, 1):
+                thread.start()
+                wait_for_locks(admin, waiting)
+        for thread in threads:
+            thread.join()
+        assert drain(spool) == Counter([0, 1, 2])
+        assert len(spool.claim_deletes(10)) == 1
+        spool.close()
 
     def test_a_delivered_event_is_counted_once(self, engine: PostgresqlEngine) -> None:
         spool = engine.open()

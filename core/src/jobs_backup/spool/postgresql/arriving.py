@@ -21,7 +21,7 @@ from jobs_backup.spool.interface import InputPosition
 from jobs_backup.spool.moving import Counts, MovedBatch, Source
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import Importer
-from jobs_backup.spool.postgresql.connection import NOW, Database, each, one
+from jobs_backup.spool.postgresql.connection import BEGIN, NOW, Database, each, one
 from jobs_backup.spool.postgresql.migrations import migrate
 from jobs_backup.spool.postgresql.rows import encoded, writable
 from jobs_backup.spool.postgresql.schema import KNOWS_MOVES
@@ -118,7 +118,7 @@ class Arrival:
         """See `Target.has`."""
 
         def ask(db: Db) -> Counts | None:
-            db.execute("BEGIN")
+            db.execute(BEGIN)
             try:
                 return _begin(db, move, "")
             finally:

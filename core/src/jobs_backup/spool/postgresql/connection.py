@@ -30,6 +30,9 @@ log: Final = logger_of(__name__)
 
 NOW: Final = "(SELECT extract(epoch FROM clock_timestamp())::double precision)"
 """The server's clock. In a subquery, so that an index may be used with it."""
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+"""Whatever the default of the database or the user: what is read behind a lock must be newer than the lock."""
+_IS_READ_COMMITTED: Final = "SELECT current_setting('default_transaction_isolation') = 'read committed'"
 _CONNECT_SECONDS: Final = 5
 _WAIT_SECONDS: Final = 10.0
 """For a connection of the pool."""
@@ -53,7 +56,11 @@ class ConnectionLost(SpoolError):
 
 
 class Database:
-    """Connections to the database of a spool, opened when they are needed. Any number of threads may use it."""
+    """Connections to the database of a spool, opened when they are needed. Any number of threads may use it.
+
+    Attributes:
+        is_read_committed: whether that is the default isolation, so that a single statement may wait for a row and then change it.
+    """
 
     def __init__(self, place: DatabaseSpool, *, connections: int) -> None:
         """Open one connection, so that what is wrong is known at once.
@@ -89,6 +96,11 @@ class Database:
             reconnect_timeout=_RETRY_SECONDS,
         )
         self._pool.open()
+        try:
+            self.is_read_committed = bool(self.read(lambda db: one(db, _IS_READ_COMMITTED)[0]))
+        except BaseException:
+            self._pool.close()
+            raise
 
     def use(self, work: Callable[[Db], T]) -> T:
         """Call `work` with a connection that commits each statement. Nothing is repeated.
@@ -128,7 +140,7 @@ class Database:
         def attempt(sent: list[bool]) -> T:
             def transaction(db: Db) -> T:
                 sent[0] = False
-                db.execute("BEGIN")
+                db.execute(BEGIN)
                 result = work(db)
                 sent[0] = not is_idempotent
                 db.execute("COMMIT")

@@ -20,7 +20,7 @@ from jobs_backup.spool.open_batch import SEALED_AT_ONCE, BatchState, OpenBatch
 from jobs_backup.spool.planning import Addition, due, plan
 from jobs_backup.spool.postgresql.catalog import Catalog, remove_empty, seal
 from jobs_backup.spool.postgresql.chunks import Changes
-from jobs_backup.spool.postgresql.connection import NOW, ConnectionLost, Database, sql
+from jobs_backup.spool.postgresql.connection import BEGIN, NOW, ConnectionLost, Database, sql
 from jobs_backup.spool.postgresql.positions import set_position
 from jobs_backup.spool.postgresql.sessions import Session, SessionLost, committed, elapsed, end, ended, lost
 from jobs_backup.spool.quota import BytesQuota
@@ -224,12 +224,12 @@ class Writer(BaseWriter[Session]):
             nonlocal is_sent
             changes = Changes(db, self._segments, self._database.name)
             change(changes)
-            if changes.is_plain and not positions and finish is None:
+            if changes.is_plain and not positions and finish is None and self._database.is_read_committed:
                 parts, parameters = changes.statement()
                 is_sent = True
                 query = sql(f"WITH me AS ({_NEXT}){parts} SELECT count(*) FROM me")
                 return db.execute(query, (*token, *parameters)).fetchone() == (1,)
-            db.execute("BEGIN")
+            db.execute(BEGIN)
             if db.execute(_NEXT, token).fetchone() is None:
                 db.execute("ROLLBACK")
                 return False
