@@ -32,6 +32,7 @@ from jobs_backup.settings.values import DatabaseUrl
 from jobs_backup.spool.engines import read_status, spool_policy
 from jobs_backup.spool.ids import JobSet
 from jobs_backup.spool.interface import BatchLimits, QuotaLimits, Recording
+from jobs_backup.spool.postgresql import collector
 from jobs_backup.spool.postgresql.spool import PostgresqlSpool
 from jobs_backup.spool.status import Limits
 
@@ -482,6 +483,29 @@ class TestCollecting:
             connection.commit()
             assert spool.seal_due() == 1
         assert drain(spool) == Counter(range(4))
+        spool.close()
+
+    def test_the_oldest_of_many_rows(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """More rows wait than a collection takes, and fewer events than a batch may have: those that are old are not passed over."""
+        monkeypatch.setattr(collector, "_COLLECTED_ROWS", 50)
+        spool = engine.open(limits=BatchLimits(events=100_000, bytes=1 << 30, age=300))
+        with connect(engine) as connection:
+            for number in range(60):
+                enter(spool, connection, [line(number)])
+        with engine.server.admin(engine.database) as admin:  # its new version is behind the others
+            admin.execute("UPDATE jobs_backup.outbox SET recorded_at = recorded_at - 1000 WHERE start = 5")
+        assert spool.seal_due() == 2
+        assert drain(spool) == Counter(range(60))
+        spool.close()
+
+    def test_lines_that_compress_well(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A transaction does not compress more than it can within a lease."""
+        monkeypatch.setattr(collector, "_COLLECTED_RAW_BYTES", 4 << 20)
+        spool = engine.open(limits=BatchLimits(events=100_000, bytes=1 << 30, age=300))
+        with connect(engine) as connection:
+            enter(spool, connection, [b'{"n":1,"x":"%s"}\n' % (b"x" * 1_000_000)] * 10)
+        assert spool.seal() == 3
+        assert drain(spool) == Counter({1: 10})
         spool.close()
 
     def test_events_wait_in_the_status(self, engine: PostgresqlEngine) -> None:
