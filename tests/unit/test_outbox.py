@@ -486,7 +486,7 @@ class TestCollecting:
         spool.close()
 
     def test_the_oldest_of_many_rows(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-        """More rows wait than a collection takes, and fewer events than a batch may have: those that are old are not passed over."""
+        """More rows wait than a collection takes, and fewer events than a batch may have: the old ones are not passed over."""
         monkeypatch.setattr(collector, "_COLLECTED_ROWS", 50)
         spool = engine.open(limits=BatchLimits(events=100_000, bytes=1 << 30, age=300))
         with connect(engine) as connection:
