@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import DatabaseSpool
 from jobs_backup.spool.postgresql.connection import PRIVILEGES, Database, one
-from jobs_backup.spool.postgresql.migrations import UPGRADE, found_version, may_upgrade
+from jobs_backup.spool.postgresql.migrations import check_upgrade, found_version
 from jobs_backup.spool.postgresql.schema import SCHEMA, VERSION
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def _look(db: Db, name: str) -> Iterator[str]:
         )
         if not may_make:
             raise SpoolError(f"{name} has no tables of a spool, and this user may not make them", hint=PRIVILEGES)
-    elif version < VERSION and not may_upgrade(db):
-        raise SpoolError(f"{name} has tables of version {version}, and this user may not upgrade them", hint=UPGRADE)
+    elif version < VERSION:
+        check_upgrade(db, name, version)
     elif missing := _missing(db):
         raise SpoolError(f"{name}: this user may not use {', '.join(missing)}", hint=PRIVILEGES)
     if one(db, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0]:
@@ -71,7 +71,10 @@ def _missing(db: Db) -> list[str]:
         ("sessions", "SELECT, INSERT, UPDATE, DELETE"),
         ("batches", "SELECT, INSERT, UPDATE"),
         ("positions", "SELECT, INSERT, UPDATE"),
+        ("acknowledged", "SELECT, INSERT, UPDATE, DELETE"),
+        ("moved_batches", "SELECT"),
         ("outbox", "SELECT, INSERT, DELETE"),
+        ("aliases", "SELECT, INSERT"),
     ]
     if not one(db, "SELECT has_schema_privilege(%s, 'USAGE')", (SCHEMA,))[0]:
         return [f"the schema {SCHEMA}"]

@@ -41,15 +41,7 @@ def migrate(database: Database) -> None:
             db.execute(TABLES)  # several statements, so without parameters
             found = 1
         elif found < VERSION:
-            if not may_upgrade(db):
-                raise SpoolError(
-                    f"{database.name} has tables of version {found}, and this user may not upgrade them to version {VERSION}",
-                    hint=UPGRADE,
-                )
-            if _owner(db) == OWNER and not _has_role(db, OUTBOX):
-                raise SpoolError(
-                    f"{database.name} has tables of version {found}, and version {VERSION} needs the role {OUTBOX}", hint=UPGRADE
-                )
+            check_upgrade(db, database.name, found)
             db.execute("SELECT set_config('role', %s, true)", (_owner(db),))
         for step in range(found, VERSION):
             db.execute(sql(MIGRATIONS[step]))
@@ -98,9 +90,17 @@ def found_version(db: Db, name: str) -> int:
     return int(version)
 
 
-def may_upgrade(db: Db) -> bool:
-    """Whether this user owns the tables, or is a member of the role that does."""
-    return bool(one(db, "SELECT pg_has_role(nspowner, 'MEMBER') FROM pg_catalog.pg_namespace WHERE nspname = %s", (SCHEMA,))[0])
+def check_upgrade(db: Db, name: str, found: int) -> None:
+    """Check that this user may upgrade tables of the version `found`.
+
+    Raises:
+        SpoolError: it may not, or a role is missing.
+    """
+    what = f"{name} has tables of version {found}, and"
+    if not one(db, "SELECT pg_has_role(nspowner, 'MEMBER') FROM pg_catalog.pg_namespace WHERE nspname = %s", (SCHEMA,))[0]:
+        raise SpoolError(f"{what} this user may not upgrade them to version {VERSION}", hint=UPGRADE)
+    if _owner(db) == OWNER and not _has_role(db, OUTBOX):
+        raise SpoolError(f"{what} version {VERSION} needs the role {OUTBOX}", hint=UPGRADE)
 
 
 def _owner(db: Db) -> str:
