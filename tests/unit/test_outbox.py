@@ -546,6 +546,23 @@ class TestCollecting:
         for spool in spools:
             spool.close()
 
+    def test_another_process_collects_everything_first(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        spool, other = engine.open(), engine.open()
+        with connect(engine) as connection:
+            enter(spool, connection, [line(0)])
+        waiting = spool._collector._waiting
+
+        def look() -> tuple[list[tuple[int, int]], bool]:
+            found = waiting()
+            other.seal()
+            return found
+
+        monkeypatch.setattr(spool._collector, "_waiting", look)
+        assert spool.seal() == 0
+        assert drain(other) == Counter([0])
+        spool.close()
+        other.close()
+
     def test_a_frozen_collector_holds_up_the_others_for_a_lease_at_most(self, engine: PostgresqlEngine) -> None:
         engine._lease = 1.0
         spool, frozen = engine.open(), engine.open()

@@ -105,8 +105,8 @@ class Collector:
             keys, is_all = self._waiting()
             if not keys:
                 return sealed
-            rows = self._rows(keys)
-            sealed += self._database.write(lambda db, rows=rows: self._seal(db, rows), is_idempotent=True)  # type: ignore[misc]
+            if rows := self._rows(keys):  # else others have collected all of them since
+                sealed += self._database.write(lambda db, rows=rows: self._seal(db, rows), is_idempotent=True)  # type: ignore[misc]
             if is_all:
                 return sealed
 
