@@ -23,6 +23,7 @@ from commands import ndjson, numbers, run, summary
 from places import TESTS
 from postgres import BIN, Postgres
 
+from jobs_backup import Backup
 from jobs_backup.errors import SpoolError
 from jobs_backup.spool.engines import check, read_status
 from jobs_backup.spool.postgresql.schema import MIGRATIONS, TABLES, VERSION
@@ -278,7 +279,7 @@ class TestLeastPrivilege:
                     "my_status",
                     *(f"jobs_backup_{one}" for one in ("recorder", "archiver", "status", "outbox", "owner")),
                 ):
-                    connection.execute(f"DROP ROLE {role}")
+                    connection.execute(f"DROP ROLE IF EXISTS {role}")
 
     def administer(self, fleet: Fleet, text: str) -> None:
         tool = [str(BIN / "psql"), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--single-transaction"]
@@ -288,11 +289,15 @@ class TestLeastPrivilege:
     def test_the_administrator_upgrades(self, users: Fleet, tmp_path: Path) -> None:
         archiver = users.environment(JOBS_BACKUP_SPOOL=users.server.url(users.database, user="my_archiver"))
         status = users.environment(JOBS_BACKUP_SPOOL=users.server.url(users.database, user="my_status"))
-        for command in (["archive", "--once"], ["check"]):
-            code, stdout, stderr = run(*command, env=archiver)
-            assert code == 2, stdout + stderr
-            assert "tables of version 1, and this user may not upgrade them" in stdout + stderr
-            assert "policy --spool --upgrade" in stdout + stderr
+        for user, why in (
+            (archiver, "this user may not upgrade them"),
+            (users.environment(), "version 2 needs the role jobs_backup_outbox"),
+        ):
+            for command in (["archive", "--once"], ["check"]):
+                code, stdout, stderr = run(*command, env=user)
+                assert code == 2, stdout + stderr
+                assert f"tables of version 1, and {why}" in stdout + stderr
+                assert "policy --spool --upgrade" in stdout + stderr
         code, upgrade, _ = run("policy", "--spool", "--upgrade", env={})
         assert code == 0
         self.administer(users, upgrade)
@@ -309,6 +314,15 @@ class TestLeastPrivilege:
         assert len(run("replay", env=status)[1].splitlines()) == 10
         with psycopg.connect(users.server.url(users.database, user="my_status")) as connection:
             assert connection.execute("SELECT count(*) FROM jobs_backup.moves").fetchone() == (1,)
+        users.execute("GRANT jobs_backup_outbox TO my_status")
+        with (
+            Backup.from_env(archiver) as backup,
+            psycopg.connect(users.server.url(users.database, user="my_status")) as connection,
+        ):
+            backup.record({"n": 10}, source_id="web", connection=connection)
+            connection.commit()
+            backup.flush(30)
+        assert len(run("replay", env=status)[1].splitlines()) == 11
 
 
 def wait_for(what: Callable[[], object], seconds: float = 30.0) -> None:

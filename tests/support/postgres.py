@@ -159,6 +159,15 @@ class Postgres:
             assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
 
 
+def wait_for_locks(admin: psycopg.Connection[Any], count: int) -> None:
+    """Wait until so many others wait for a lock in this database."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    until = time.monotonic() + 30
+    while admin.execute(query).fetchone() != (count,):
+        assert time.monotonic() < until, "they do not wait"
+        time.sleep(0.01)
+
+
 def run(tool: str, *arguments: str | Path) -> None:
     """Run one of the server's own tools."""
     subprocess.run([BIN / tool, *arguments], check=True, capture_output=True, cwd="/", **_user())

@@ -15,10 +15,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 from engines import PostgresqlEngine
-from postgres import Postgres, postgres
+from postgres import Postgres, postgres, wait_for_locks
 from spools import LIMITS, WEB, claim, content, record
 from swallowing import Swallower, swallower
 
@@ -401,8 +403,35 @@ class TestKilledBackends:
             assert drain(engine) == Counter(acknowledged)
 
 
+LEVELS = pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
+
+
+def set_isolation(engine: PostgresqlEngine, level: str) -> None:
+    """Set the default of the database, as its other users may need it."""
+    with engine.server.admin() as admin:
+        admin.execute(f"ALTER DATABASE {engine.database} SET default_transaction_isolation = '{level}'")
+
+
+@LEVELS
+def test_a_commit_waits_for_a_heartbeat(engine: PostgresqlEngine, level: str) -> None:
+    set_isolation(engine, level)
+    spool = engine.open()
+    record(spool, [line(0)])
+    with psycopg.connect(engine.server.url(engine.database)) as heartbeat, engine.server.admin(engine.database) as admin:
+        heartbeat.execute("UPDATE jobs_backup.sessions SET lease_until = lease_until + 1")
+        with ThreadPoolExecutor() as threads:
+            recording = threads.submit(record, spool, [line(1)])
+            wait_for_locks(admin, 1)
+            heartbeat.commit()
+            recording.result()
+    spool.close()
+    assert drain(engine) == Counter([0, 1])
+
+
 class TestTables:
-    def test_many_processes_make_them_at_once(self, engine: PostgresqlEngine) -> None:
+    @LEVELS
+    def test_many_processes_make_them_at_once(self, engine: PostgresqlEngine, level: str) -> None:
+        set_isolation(engine, level)
         opened: list[PostgresqlSpool] = []
         threads = [threading.Thread(target=lambda: opened.append(engine.open())) for _ in range(6)]
         for thread in threads:

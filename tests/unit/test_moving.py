@@ -545,6 +545,14 @@ class TestRefused:
         with pytest.raises(SpoolError, match="does not know it any more"):
             move(local.directory, place(fleet))
 
+    def test_one_whose_first_process_was_killed_at_once(self, tmp_path: Path, fleet: PostgresqlEngine) -> None:
+        """It had made the tables, and not yet entered its store."""
+        open_spool(tmp_path / "spool").close()
+        with contextlib.closing(sqlite3.connect(tmp_path / "spool/catalog.db")) as db, db:
+            db.execute("DELETE FROM stores")
+        found = move(tmp_path / "spool", place(fleet))
+        assert (found.moved, found.counts) == (True, Counts())
+
     def test_no_spool(self, tmp_path: Path, fleet: PostgresqlEngine) -> None:
         with pytest.raises(SpoolError, match="no spool found"):
             move(tmp_path, place(fleet))

@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy
 from buckets import FAST_RETRY, events
 from engines import PostgresqlEngine
-from postgres import Postgres
+from postgres import Postgres, wait_for_locks
 from spools import APP, LIMITS, WEB, claim, content
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -32,6 +32,7 @@ from jobs_backup.settings.values import DatabaseUrl
 from jobs_backup.spool.engines import read_status, spool_policy
 from jobs_backup.spool.ids import JobSet
 from jobs_backup.spool.interface import BatchLimits, QuotaLimits, Recording
+from jobs_backup.spool.postgresql import collector
 from jobs_backup.spool.postgresql.spool import PostgresqlSpool
 from jobs_backup.spool.status import Limits
 
@@ -375,6 +376,26 @@ class TestIds:
         spool.close()
         other.close()
 
+    @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+    def test_acknowledged_while_it_is_collected(self, engine: PostgresqlEngine, level: str) -> None:
+        """What an acknowledgement reads once its range is free is newer than that, whatever the default of the database."""
+        with engine.server.admin() as admin:
+            admin.execute(f"ALTER DATABASE {engine.database} SET default_transaction_isolation = '{level}'")
+        spool = engine.open()
+        with connect(engine) as connection:
+            given = enter(spool, connection, [line(number) for number in range(3)])
+        threads = [threading.Thread(target=work) for work in (spool.seal, lambda: spool.delivered(jobs_of(given)))]
+        with connect(engine) as holder, engine.server.admin(engine.database) as admin:
+            holder.execute("SELECT 1 FROM jobs_backup.batches WHERE state = 'outbox' FOR UPDATE")
+            for waiting, thread in enumerate(threads, 1):
+                thread.start()
+                wait_for_locks(admin, waiting)
+        for thread in threads:
+            thread.join()
+        assert drain(spool) == Counter([0, 1, 2])
+        assert len(spool.claim_deletes(10)) == 1
+        spool.close()
+
     def test_a_delivered_event_is_counted_once(self, engine: PostgresqlEngine) -> None:
         spool = engine.open()
         with connect(engine) as connection:
@@ -469,6 +490,29 @@ class TestCollecting:
         assert drain(spool) == Counter(range(4))
         spool.close()
 
+    def test_the_oldest_of_many_rows(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """More rows wait than a collection takes, and fewer events than a batch may have: the old ones are not passed over."""
+        monkeypatch.setattr(collector, "_COLLECTED_ROWS", 50)
+        spool = engine.open(limits=BatchLimits(events=100_000, bytes=1 << 30, age=300))
+        with connect(engine) as connection:
+            for number in range(60):
+                enter(spool, connection, [line(number)])
+        with engine.server.admin(engine.database) as admin:  # its new version is behind the others
+            admin.execute("UPDATE jobs_backup.outbox SET recorded_at = recorded_at - 1000 WHERE start = 5")
+        assert spool.seal_due() == 2
+        assert drain(spool) == Counter(range(60))
+        spool.close()
+
+    def test_lines_that_compress_well(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A transaction does not compress more than it can within a lease."""
+        monkeypatch.setattr(collector, "_COLLECTED_RAW_BYTES", 4 << 20)
+        spool = engine.open(limits=BatchLimits(events=100_000, bytes=1 << 30, age=300))
+        with connect(engine) as connection:
+            enter(spool, connection, [b'{"n":1,"x":"%s"}\n' % (b"x" * 1_000_000)] * 10)
+        assert spool.seal() == 3
+        assert drain(spool) == Counter({1: 10})
+        spool.close()
+
     def test_events_wait_in_the_status(self, engine: PostgresqlEngine) -> None:
         spool = engine.open()
         with connect(engine) as connection:
@@ -506,6 +550,23 @@ class TestCollecting:
         assert total == Counter(number for number in range(300) if number % 3)
         for spool in spools:
             spool.close()
+
+    def test_another_process_collects_everything_first(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        spool, other = engine.open(), engine.open()
+        with connect(engine) as connection:
+            enter(spool, connection, [line(0)])
+        waiting = spool._collector._waiting
+
+        def look() -> tuple[list[tuple[int, int]], bool]:
+            found = waiting()
+            other.seal()
+            return found
+
+        monkeypatch.setattr(spool._collector, "_waiting", look)
+        assert spool.seal() == 0
+        assert drain(other) == Counter([0])
+        spool.close()
+        other.close()
 
     def test_a_frozen_collector_holds_up_the_others_for_a_lease_at_most(self, engine: PostgresqlEngine) -> None:
         engine._lease = 1.0

@@ -40,7 +40,7 @@ _SHARE: Final = 0.1
 
 HELP: Final = {
     "build": "Version, Python and provider of this process.",
-    "recorded_events": "Events and failures recorded (of this process).",
+    "recorded_events": "Events and failures recorded, except in your own transactions (of this process).",
     "recorded_bytes": "Bytes of their lines, before compression (of this process).",
     "rejected_lines": "Input lines rejected (of this process).",
     "acknowledged_events": "Deliveries acknowledged (of this process).",

@@ -21,7 +21,7 @@ from jobs_backup.spool.interface import InputPosition
 from jobs_backup.spool.moving import Counts, MovedBatch, Source
 from jobs_backup.spool.postgresql.catalog import Catalog, report
 from jobs_backup.spool.postgresql.chunks import Importer
-from jobs_backup.spool.postgresql.connection import HAS_TRANSACTION_TIMEOUT, NOW, Database, each, one
+from jobs_backup.spool.postgresql.connection import BEGIN, HAS_TRANSACTION_TIMEOUT, NOW, Database, each, one
 from jobs_backup.spool.postgresql.deliveries import STREAM
 from jobs_backup.spool.postgresql.migrations import migrate
 from jobs_backup.spool.postgresql.rows import encoded, writable
@@ -123,7 +123,7 @@ class Arrival:
         """See `Target.has`."""
 
         def ask(db: Db) -> Counts | None:
-            db.execute("BEGIN")
+            db.execute(BEGIN)
             try:
                 return _begin(db, move, "")
             finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs_backup.errors import SpoolError
 from jobs_backup.settings.core import DatabaseSpool
 from jobs_backup.spool.postgresql.connection import PRIVILEGES, Database, one
-from jobs_backup.spool.postgresql.migrations import UPGRADE, found_version, may_upgrade
+from jobs_backup.spool.postgresql.migrations import check_upgrade, found_version
 from jobs_backup.spool.postgresql.policy import ALL_TABLES, OF_BYTES, OF_SEGMENTS, RECORDER
 from jobs_backup.spool.postgresql.schema import SCHEMA, VERSION
 
@@ -43,8 +43,7 @@ def _look(db: Db, name: str) -> Iterator[str]:
         if not may_make:
             raise SpoolError(f"{name} has no tables of a spool, and this user may not make them", hint=PRIVILEGES)
     elif version < VERSION:
-        if not may_upgrade(db):
-            raise SpoolError(f"{name} has tables of version {version}, and this user may not upgrade them", hint=UPGRADE)
+        check_upgrade(db, name, version)
     elif missing := _missing(db):
         raise SpoolError(f"{name}: this user may not use {', '.join(missing)}", hint=PRIVILEGES)
     elif missing := _missing_to_upload(db):

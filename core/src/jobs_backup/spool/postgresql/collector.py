@@ -35,7 +35,10 @@ log: Final = logger_of(__name__)
 
 COLLECTED_BYTES: Final = 32 << 20
 """So many bytes of rows are collected in one transaction, and are enough to be collected before their time."""
+_COLLECTED_RAW_BYTES: Final = 1 << 30
+"""Maximum of lines in one transaction, unless a row alone has more: the server ends one whose process compresses for a lease."""
 _COLLECTED_ROWS: Final = 50_000
+"""Maximum of rows in one transaction. So many are enough, too."""
 _KEYS: Final = "unnest(%s::bigint[], %s::integer[]) k (batch, start) WHERE o.batch = k.batch AND o.start = k.start"
 
 
@@ -84,12 +87,14 @@ class Collector:
     def collect_due(self) -> int:
         """Collect if enough waits, or something has waited for long enough. Returns how many batches were sealed."""
         query = (
-            "SELECT coalesce(sum(events) >= %s OR sum(size) >= %s, false)"
+            "SELECT coalesce(sum(events) >= %s OR sum(size) >= %s OR count(*) >= %s, false)"
             # Later than now: the server's clock was set back.
             f" OR coalesce(min(recorded_at) <= {NOW} - %s OR max(recorded_at) > {NOW} + 60, false)"
             " FROM (SELECT events, size, recorded_at FROM jobs_backup.outbox LIMIT %s) w"
         )
-        limits = (self._limits.events, COLLECTED_BYTES, self._limits.age, min(self._limits.events, _COLLECTED_ROWS))
+        # Enough rows are due whatever their age, so it does not matter which of them these are.
+        rows = min(self._limits.events, _COLLECTED_ROWS)
+        limits = (self._limits.events, COLLECTED_BYTES, rows, self._limits.age, rows)
         is_due = bool(self._database.read(lambda db: one(db, query, limits)[0]))
         return self.collect() if is_due else 0
 
@@ -100,8 +105,8 @@ class Collector:
             keys, is_all = self._waiting()
             if not keys:
                 return sealed
-            rows = self._rows(keys)
-            sealed += self._database.write(lambda db, rows=rows: self._seal(db, rows), is_idempotent=True)  # type: ignore[misc]
+            if rows := self._rows(keys):  # else others have collected all of them since
+                sealed += self._database.write(lambda db, rows=rows: self._seal(db, rows), is_idempotent=True)  # type: ignore[misc]
             if is_all:
                 return sealed
 
@@ -111,15 +116,15 @@ class Collector:
 
     def _waiting(self) -> tuple[list[tuple[int, int]], bool]:
         """The keys of rows for one collection, the oldest first, and whether these are all."""
-        query = "SELECT batch, start, size FROM jobs_backup.outbox ORDER BY recorded_at LIMIT %s"
+        query = "SELECT batch, start, size, raw_bytes FROM jobs_backup.outbox ORDER BY recorded_at LIMIT %s"
         found = self._database.read(lambda db: db.execute(query, (_COLLECTED_ROWS,)).fetchall())
         keys: list[tuple[int, int]] = []
-        size = 0
-        for batch, start, its in found:
-            if keys and size + its > COLLECTED_BYTES:
+        size = raw_bytes = 0
+        for batch, start, *its in found:
+            size, raw_bytes = size + its[0], raw_bytes + its[1]
+            if keys and (size > COLLECTED_BYTES or raw_bytes > _COLLECTED_RAW_BYTES):
                 return keys, False
             keys.append((batch, start))
-            size += its
         return keys, len(found) < _COLLECTED_ROWS
 
     def _rows(self, keys: Sequence[tuple[int, int]]) -> list[_Row]:

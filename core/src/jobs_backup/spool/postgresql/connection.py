@@ -36,6 +36,9 @@ ANSWER_SECONDS: Final = 30.0
 """A statement without an answer for so long has lost its connection: a server that hangs keeps it up, and says nothing."""
 _LOCK_SECONDS: Final = 10
 """For a lock. Less than for an answer, so that the server ends what waits, and nobody is left behind there."""
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+"""Whatever the default of the database or the user: what is read behind a lock must be newer than the lock."""
+_IS_READ_COMMITTED: Final = "SELECT current_setting('default_transaction_isolation') = 'read committed'"
 _CONNECT_SECONDS: Final = 5
 _WAIT_SECONDS: Final = 10.0
 """For a connection of the pool."""
@@ -81,7 +84,11 @@ class ConnectionLost(Busy):
 
 
 class Database:
-    """Connections to the database of a spool, opened when they are needed. Any number of threads may use it."""
+    """Connections to the database of a spool, opened when they are needed. Any number of threads may use it.
+
+    Attributes:
+        is_read_committed: whether that is the default isolation, so that a single statement may wait for a row and then change it.
+    """
 
     def __init__(
         self, place: DatabaseSpool, *, connections: int, answer_seconds: float | None = None, idle_seconds: float = ANSWER_SECONDS
@@ -103,7 +110,7 @@ class Database:
         answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
         lock_seconds = min(_LOCK_SECONDS, answer_seconds / 2)
         self._begin = (
-            f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_seconds * 1000:.0f}ms';"
+            f"{BEGIN}; SET LOCAL lock_timeout = '{lock_seconds * 1000:.0f}ms';"
             f" SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds * 1000:.0f}ms'; {_SERVER_KEEPALIVES}"
         )
         self._end_seconds = _TRANSACTION_LEASES * idle_seconds
@@ -130,6 +137,11 @@ class Database:
             reconnect_timeout=_RETRY_SECONDS,
         )
         self._pool.open()
+        try:
+            self.is_read_committed = bool(self.read(lambda db: one(db, _IS_READ_COMMITTED)[0]))
+        except BaseException:
+            self._pool.close()
+            raise
 
     def use(self, work: Callable[[Db], T]) -> T:
         """Call `work` with a connection that commits each statement. Nothing is repeated.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs_backup.errors import SpoolError
 from jobs_backup.spool.postgresql.connection import Database, one, sql
-from jobs_backup.spool.postgresql.policy import OWNER, grants
+from jobs_backup.spool.postgresql.policy import OUTBOX, OWNER, grants
 from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES, VERSION
 from jobs_backup.util.installing import how_to_install
 
@@ -41,11 +41,7 @@ def migrate(database: Database) -> None:
             db.execute(TABLES)  # several statements, so without parameters
             found = 1
         elif found < VERSION:
-            if not may_upgrade(db):
-                raise SpoolError(
-                    f"{database.name} has tables of version {found}, and this user may not upgrade them to version {VERSION}",
-                    hint=UPGRADE,
-                )
+            check_upgrade(db, database.name, found)
             db.execute("SELECT set_config('role', %s, true)", (_owner(db),))
         for step in range(found, VERSION):
             db.execute(sql(MIGRATIONS[step]))
@@ -94,9 +90,17 @@ def found_version(db: Db, name: str) -> int:
     return int(version)
 
 
-def may_upgrade(db: Db) -> bool:
-    """Whether this user owns the tables, or is a member of the role that does."""
-    return bool(one(db, "SELECT pg_has_role(nspowner, 'MEMBER') FROM pg_catalog.pg_namespace WHERE nspname = %s", (SCHEMA,))[0])
+def check_upgrade(db: Db, name: str, found: int) -> None:
+    """Check that this user may upgrade tables of the version `found`.
+
+    Raises:
+        SpoolError: it may not, or a role is missing.
+    """
+    what = f"{name} has tables of version {found}, and"
+    if not one(db, "SELECT pg_has_role(nspowner, 'MEMBER') FROM pg_catalog.pg_namespace WHERE nspname = %s", (SCHEMA,))[0]:
+        raise SpoolError(f"{what} this user may not upgrade them to version {VERSION}", hint=UPGRADE)
+    if _owner(db) == OWNER and not _has_role(db, OUTBOX):
+        raise SpoolError(f"{what} version {VERSION} needs the role {OUTBOX}", hint=UPGRADE)
 
 
 def _owner(db: Db) -> str:
@@ -105,3 +109,7 @@ def _owner(db: Db) -> str:
 
 def _has_schema(db: Db) -> bool:
     return bool(one(db, "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %s)", (SCHEMA,))[0])
+
+
+def _has_role(db: Db, name: str) -> bool:
+    return bool(one(db, "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = %s)", (name,))[0])

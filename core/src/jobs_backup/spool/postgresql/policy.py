@@ -7,7 +7,8 @@ from typing import Final
 from jobs_backup.spool.postgresql.schema import MIGRATION_LOCK, MIGRATIONS, SCHEMA, TABLES
 
 OWNER: Final = f"{SCHEMA}_owner"
-_OUTBOX: Final = f"{SCHEMA}_outbox"
+OUTBOX: Final = f"{SCHEMA}_outbox"
+"""The role that version 1 did not have. Only an administrator can create it."""
 
 ALL_TABLES: Final = (
     "version", "spool", "stores", "sessions", "ended_sessions", "readers", "positions", "segments", "batches", "uploads", "parts",
@@ -51,12 +52,11 @@ _HEAD: Final = f"""\
 -- {SCHEMA}_recorder  records and acknowledges: Backup(archive=False)
 -- {SCHEMA}_archiver  the same, uploads and deletes: Backup, run, archive, serve, delivered, failed
 -- {SCHEMA}_status    status and replay: sees no event
--- {_OUTBOX}    the application's own connection in record(connection=...): only inserts
+-- {OUTBOX}    the application's own connection in record(connection=...): only inserts
 {_create("owner", "recorder", "archiver", "status", "outbox")}
 GRANT {SCHEMA}_owner TO CURRENT_USER;
 CREATE SCHEMA {SCHEMA} AUTHORIZATION {SCHEMA}_owner;
 SET LOCAL ROLE {SCHEMA}_owner;
-GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;
 -- The tables with the bytes are made and dropped by functions of the owner.
 ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT {", ".join(OF_BYTES)} ON TABLES TO {SCHEMA}_recorder, {SCHEMA}_archiver;
 """
@@ -91,22 +91,21 @@ def upgrade_statements() -> str:
 def grants() -> list[str]:
     """The privileges of the roles on the tables of this version."""
     return [
+        f"GRANT USAGE ON SCHEMA {SCHEMA} TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status, {OUTBOX};",
         f"REVOKE ALL ON {_named(ALL_TABLES)} FROM {SCHEMA}_recorder;",
         *(f"GRANT {privilege} ON {_named(tables)} TO {SCHEMA}_recorder;" for privilege, tables in RECORDER.items()),
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_named(ALL_TABLES)} TO {SCHEMA}_archiver;",
         f"GRANT SELECT ON {_named(_STATUS)} TO {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_UPLOADS}) ON {SCHEMA}.uploads TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT SELECT ({_OF_OUTBOX}) ON {SCHEMA}.outbox TO {SCHEMA}_status;",
+        f"GRANT INSERT ON {SCHEMA}.outbox TO {OUTBOX};",
+        f"GRANT SELECT (id) ON {SCHEMA}.spool TO {OUTBOX};",
         f"GRANT SELECT ({_OF_DAMAGES}) ON {SCHEMA}.damages TO {SCHEMA}_recorder, {SCHEMA}_status;",
         f"GRANT USAGE ON SEQUENCE {SCHEMA}.batch_numbers TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.open_events() TO {SCHEMA}_recorder, {SCHEMA}_archiver, {SCHEMA}_status;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.outbox_bytes() TO {SCHEMA}_recorder, {SCHEMA}_archiver;",
         f"GRANT EXECUTE ON FUNCTION {SCHEMA}.empty_outbox() TO {SCHEMA}_archiver;",
         *(f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{name}(bigint) TO {SCHEMA}_archiver;" for name in OF_SEGMENTS),
-        # Where processes upgrade the tables, nobody may have made this role.
-        f"DO $outbox$ BEGIN\nIF EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = '{_OUTBOX}') THEN\n"
-        f"    GRANT USAGE ON SCHEMA {SCHEMA} TO {_OUTBOX};\n    GRANT INSERT ON {SCHEMA}.outbox TO {_OUTBOX};\n"
-        f"    GRANT SELECT (id) ON {SCHEMA}.spool TO {_OUTBOX};\nEND IF;\nEND $outbox$;",
     ]
 
 

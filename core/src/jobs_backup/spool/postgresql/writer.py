@@ -244,7 +244,7 @@ class Writer(BaseWriter[Session]):
             changes = Changes(db, self._segments, self._database.name)
             change(changes)
             places = dict.fromkeys((session.place, ""))
-            if changes.is_plain and not positions and finish is None:
+            if changes.is_plain and not positions and finish is None and self._database.is_read_committed:
                 parts, parameters = changes.statement()
                 is_sent = True
                 for update, token in map(next_, places):

@@ -139,10 +139,13 @@ class Departure:
     def prepare(self) -> None:
         """See `Source.prepare`."""
         self._refuse_processes()
+        locations = self._rows("SELECT location FROM stores ORDER BY id DESC LIMIT 1")
         self._connection.close(for_good=False)
+        if not locations:
+            return  # its only process was killed before it had recorded anything
         spool = SqliteSpool(
             self._directory,
-            location=self._one("SELECT location FROM stores ORDER BY id DESC LIMIT 1"),
+            location=locations[0][0],
             prefix="",
             instance_id="1",
             limits=BatchLimits(events=1, bytes=1, age=0),  # it records nothing
