@@ -298,7 +298,7 @@ class Balancer:
             except ConnectionRefusedError:
                 why = "refused"
             else:
-                if answer.status != 503 or answer.code == "SpoolUncertain":
+                if answer.status != 503:
                     return answer
                 why = answer.code
             assert time.monotonic() < until, why

@@ -66,8 +66,8 @@ class Answering:
             if answer.status:  # the client no longer reads the answer
                 await _cut(connection)
             else:
-                hint = "send it again: it may or may not have been recorded"
-                error = HttpError(503, "Busy", f"the request took longer than {self._timeout:g} s", hint=hint, retry_after=1.0)
+                hint = "it may or may not have been recorded: sending it again may duplicate it"
+                error = HttpError(504, "Busy", f"the request took longer than {self._timeout:g} s", hint=hint)
                 await responses.of_error(error, id_)(scope, receive, answer.send)
         except asyncio.CancelledError:  # from uvicorn, for requests that did not end in time
             await _cut(connection)

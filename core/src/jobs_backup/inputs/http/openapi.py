@@ -66,9 +66,10 @@ _WHY: Final = {
     413: "The body is too large, or has too many events.",
     415: "The type or the compression of the body is not supported.",
     429: "Too many events per second.",
-    503: "The spool is full or unusable, or the server is busy: retry later. Nothing was recorded, unless the message says so.",
+    503: "The spool is full or unusable, or the server is busy: retry later. Nothing was recorded.",
+    504: "Whether the request was recorded is unknown. All of it was, or nothing. To repeat it may duplicate its events.",
 }
-_REFUSALS: Final = (400, 401, 408, 413, 415, 429, 503)
+_REFUSALS: Final = (400, 401, 408, 413, 415, 429, 503, 504)
 _RETRIED: Final = (429, 503)
 
 _ID_HEADER: Final[dict[str, Any]] = {"schema": {"type": "string"}, "description": "The request's own id, or a new one."}

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
-from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError, SpoolError, UnknownJob
+from jobs_backup.errors import BackupClosed, InvalidEvent, JobsBackupError, SpoolError, SpoolUncertain, UnknownJob
 
 _COME_AGAIN: Final = 5.0
 """Seconds until there may be room."""
@@ -108,6 +108,8 @@ def of_error(error: JobsBackupError, request_id: str) -> Response:
         status, index = 400, None if error.index == NOWHERE else error.index
     elif isinstance(error, UnknownJob):
         status, index = 404, getattr(error, "index", None)
+    elif isinstance(error, SpoolUncertain):
+        status = 504  # without Retry-After: a client that repeats it may record twice
     elif isinstance(error, (SpoolError, BackupClosed)):
         status, retry_after = 503, _COME_AGAIN
     else:
