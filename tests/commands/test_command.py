@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import json
 import os
 import pty
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -230,6 +232,23 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
     assert "interrupted: what was read until then is recorded" in stderr
     assert numbers(tmp_path) == [1]
     assert left_over(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_the_exit_code_of_an_exhausted_limit_is_1_wherever_it_is_met(tmp_path: Path) -> None:
+    """2 would blame the settings, while recorded events may wait."""
+    env = file_environment(tmp_path)
+    file = ndjson(tmp_path / "in", 10)
+    codes = set[int]()
+    for most in range(6, 20):
+        limited = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most, most))
+        with start("run", file, "--source-id", "web", env=env, preexec_fn=limited) as process:
+            _, stderr = process.communicate(timeout=120)
+        assert process.returncode in (0, 1), stderr
+        assert process.returncode == 0 or "[SpoolError]" in stderr
+        codes.add(process.returncode)
+    assert codes == {0, 1}
+    assert numbers(tmp_path) == list(range(10))
 
 
 @pytest.mark.parametrize("module", ["jobs_backup.cli", "msgspec", "click", "jobs_backup.cli.commands.env"])

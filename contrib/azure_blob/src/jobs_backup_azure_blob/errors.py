@@ -257,16 +257,15 @@ def _rule(status: int, code: str, said: str, call: Call, *, is_outdated: bool) -
         return ErrorRule(IntegrityError, "it was replaced meanwhile")
     if code == "AuthenticationFailed" and is_outdated:
         return ErrorRule(CredentialsExpired, _RUN_OUT)
-    rule = _CODES.get(code)
-    is_contradictory = rule is not None and rule.error is AlreadyExists and status not in _EXISTS
-    if rule is not None and not is_contradictory:
+    if code in _CODES and (_CODES[code].error is not AlreadyExists or status in _EXISTS):
+        rule = _CODES[code]
         is_claim = rule.error is AlreadyExists and not call.if_absent
         return ErrorRule(StorageError, f"the request has no such condition; {STRANGER_HINT}") if is_claim else rule
     if status == 401 and call.settings.has_identity:
         return ErrorRule(CredentialsExpired, _CREDENTIALS)
     if status == 400 and re.search(r"md5|crc64", said, re.IGNORECASE):
         return ErrorRule(IntegrityError, CHECKSUM_HINT)
-    return map_status(status, _STATUSES) or ErrorRule(StorageError, STRANGER_HINT if is_contradictory else "")
+    return map_status(status, _STATUSES) or ErrorRule(StorageError, STRANGER_HINT if code in _CODES else "")
 
 
 def _denied(message: str, code: str, said: str, call: Call, response: Any) -> JobsBackupError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -23,6 +24,8 @@ INCOMPLETE: Final = 1
 MISUSED: Final = 2
 REJECTED: Final = 3
 """All valid input is in the bucket, but some lines were rejected."""
+_EXHAUSTED: Final = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
+"""Errors of a machine that is broken or at its limits, not of a setting."""
 
 
 def echo_message(text: str, code: str = "", *, level: int | None = None) -> None:
@@ -75,8 +78,11 @@ def check_text(name: str, text: str) -> None:
 def fail(error: JobsBackupError) -> NoReturn:
     """End with an error that keeps the command from starting: of the settings, or of the disk or server, where events may wait."""
     echo_message(error.one_line(), error.code, level=logging.ERROR)
-    is_of_disk = isinstance(error, SpoolCorrupt | SpoolFull) or isinstance(error.__cause__, sqlite3.Error)
-    sys.exit(INCOMPLETE if is_of_disk or error.retryable else MISUSED)
+    cause = error.__cause__
+    is_exhausted = isinstance(cause, MemoryError | RuntimeError) or (isinstance(cause, OSError) and cause.errno in _EXHAUSTED)
+    is_of_machine = isinstance(cause, sqlite3.Error) or (isinstance(error, SpoolError) and is_exhausted)
+    is_incomplete = isinstance(error, SpoolCorrupt | SpoolFull) or is_of_machine
+    sys.exit(INCOMPLETE if is_incomplete or error.retryable else MISUSED)
 
 
 def of_machine(error: BaseException) -> JobsBackupError | None:

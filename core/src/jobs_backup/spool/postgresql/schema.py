@@ -206,8 +206,9 @@ BEGIN
         batch bigint NOT NULL, start integer NOT NULL, is_member boolean NOT NULL, events integer NOT NULL,
         raw_bytes bigint NOT NULL, first_at bigint NOT NULL, last_at bigint NOT NULL, form smallint NOT NULL,
         crc32c bigint NOT NULL, size bigint NOT NULL,
-        data bytea STORAGE EXTERNAL NOT NULL, PRIMARY KEY (batch, start, is_member)
+        data bytea NOT NULL, PRIMARY KEY (batch, start, is_member)
     ) WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)', added);
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN data SET STORAGE EXTERNAL', added);  -- as a part of the above only since 16
     INSERT INTO jobs_backup.segments VALUES (last, extract(epoch FROM clock_timestamp()));
     RETURN last;
 END $$;
