@@ -254,7 +254,7 @@ class FleetRound(Round):
         for host in self._net.hosts:
             host.heal()
         super()._end_all()
-        time.sleep(self._lease)  # of the dead
+        time.sleep(2 * self._lease)  # of the dead, and of the transactions in which they died
 
 
 def on_fleet(

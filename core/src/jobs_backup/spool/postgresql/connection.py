@@ -50,8 +50,8 @@ _KEEPALIVES: Final = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalive
 # frozen, by `transaction_timeout`, if it has that.
 _SERVER_KEEPALIVES: Final = "; ".join(f"SET LOCAL tcp_{name.removeprefix('tcp_')} = {value}" for name, value in _KEEPALIVES.items())
 HAS_TRANSACTION_TIMEOUT: Final = 170_000
-_TRANSACTION_LEASES: Final = 4
-"""No transaction lasts as long, unless its process is frozen."""
+_TRANSACTION_LEASES: Final = 2
+"""No transaction lasts as long, unless its process is frozen or its host is gone."""
 _OF_URL: Final = {"hostaddr": "", "port": "5432", "options": "", "target_session_attrs": "any"}
 """What libpq would read from the environment, or from a service, where the URL does not say it."""
 _CONFLICTS: Final = ("40001", "40P01")
