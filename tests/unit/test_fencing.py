@@ -546,6 +546,17 @@ class TestSegments:
         assert self.tables(engine) == ["chunks_3", "chunks_4"]
         spool.close()
 
+    def test_short_processes_drop_them_too(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As with `run` in a cron job: none of them lives until the first look."""
+        monkeypatch.setattr("jobs_backup.spool.postgresql.segments.SEGMENT_BYTES", 1)
+        for number in range(4):
+            spool = through(engine)
+            record(spool, [line(number)])
+            spool.seal()
+            spool.stored(claim(spool))
+            spool.close()
+            assert len(self.tables(engine)) == 1
+
     def test_a_refused_batch_does_not_hold_an_old_segment(self, engine: PostgresqlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("jobs_backup.spool.postgresql.segments.SEGMENT_BYTES", 1)
         monkeypatch.setattr("jobs_backup.spool.postgresql.segments.OLD_SECONDS", -1.0)

@@ -107,6 +107,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         """
         self.host = host_name(instance_id)
         self._delete_after: DeleteAfter = delete_after
+        self._archives = archives
         self._lease = lease
         self._unreadable: dict[str, SpoolError] = {}
         self._reading: dict[str, str] = {}  # input -> the session as which it is read
@@ -452,6 +453,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         """
         try:
             self._writer.close()
+            self._maintain_at_end()
         except BaseException:
             self._heartbeat.stop()
             with suppress(SpoolError):  # else another process waits for the end of the lease
@@ -462,6 +464,15 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
             self._heartbeat.stop()
             self._pulse.close()
             self._database.close()
+
+    def _maintain_at_end(self) -> None:
+        """Where every process is a short one, as with `run` in a cron job, nobody else would do it."""
+        if self._archives:
+            self._segments_looked_at = 0.0
+            try:
+                self.maintain()
+            except SpoolError as error:  # the next process does it
+                log.debug("%s", error.one_line())
 
     def _take_over(self, session: str) -> bool:
         if not take_over(self._database, session):
