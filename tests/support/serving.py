@@ -107,7 +107,8 @@ def serve_with_few_files(env: Mapping[str, str], files: int) -> Generator[Sideca
 @contextlib.contextmanager
 def _started(env: Mapping[str, str], *arguments: str, **options: Any) -> Generator[Sidecar]:
     environment = {"JOBS_BACKUP_SERVER_TOKEN": TOKEN, **env}
-    with start("serve", "--port", "0", *arguments, env=environment, **options) as process:
+    port = () if "--port" in arguments else ("--port", "0")
+    with start("serve", *port, *arguments, env=environment, **options) as process:
         try:
             yield Sidecar(process, *_address(process))
         finally:
