@@ -222,6 +222,7 @@ def _lines(content: bytes) -> list[bytes]:
 
 
 @given(inputs())
+@example(b"\0\0\0{\0")  # a rejected line keeps its zero bytes
 @examples(40)
 def test_every_event_of_an_input_arrives_and_every_other_line_is_put_aside(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:

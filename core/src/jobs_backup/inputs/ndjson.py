@@ -252,7 +252,7 @@ class Reader:
                     end = data.find(b"\n")
                 if end < 0:
                     begun += data
-                    if begun.startswith(b"\0\0"):
+                    if len(begun) > _BLOCK and begun.startswith(b"\0\0"):  # a small one stays as it is, also in a rejected line
                         bare = begun.lstrip(b"\0")
                         hole += len(begun) - len(bare) - 1
                         begun = bytearray(b"\0") + bare  # one shows that they were there
