@@ -262,6 +262,7 @@ def test_what_can_be_unpacked_of_a_gz_file_arrives(content: bytes, cut: float | 
     whole = packed
     if cut is not None:
         packed = packed[: int(cut * len(packed))]
+        assume(len(packed) != 1)  # too short to be known as gzip: a line that is rejected
     unpacked, is_cut = unpack(packed)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
