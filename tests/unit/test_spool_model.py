@@ -657,8 +657,8 @@ class Model(RuleBasedStateMachine):
         due = {
             id_
             for id_, row in self.before.batches.items()
-            if (row.state, row.location, row.claimed_by) == ("stored", process.location, None)
-            and row.kind == "raw"
+            if (row.state, row.location, row.kind) == ("stored", process.location, "raw")
+            and row.claimed_by in (None, *self.claims_again(process))
             and self.known(id_) <= self.delivered
         }
         assert process.spool.has_deletes() == bool(due) or self.later
@@ -850,7 +850,8 @@ class Model(RuleBasedStateMachine):
             to_delete = {
                 id_
                 for id_, row in after.batches.items()
-                if (row.state, row.location, row.claimed_by, row.kind) == ("stored", process.location, None, "raw")
+                if (row.state, row.location, row.kind) == ("stored", process.location, "raw")
+                and row.claimed_by in (None, *self.claims_again(process))
                 and self.known(id_) <= self.delivered
             }
             assert process.spool.has_deletes() == bool(to_delete), "nor who starts to delete"
@@ -1025,6 +1026,10 @@ class Model(RuleBasedStateMachine):
             return set()
         count = len(self.lines(row, id_)) if row.state == "open" else row.seal[0]
         return {job_id(row.epoch, id_, index) for index in range(count)}
+
+    def claims_again(self, process: Process) -> list[str]:
+        """The sessions whose claimed deletes this process may claim once more."""
+        return []
 
     def deleting(self) -> list[Process]:
         return [process for process in self.live if process.deletes]
@@ -1222,6 +1227,9 @@ def test_postgresql_behaves_as_the_model(database_server: Postgres) -> None:
     class OnPostgresql(Model):
         def make_machinery(self) -> Machinery:
             return PostgresqlMachinery(self.patch, database_server, self.live)
+
+        def claims_again(self, process: Process) -> list[str]:
+            return [process.spool.session]  # the answer to its claim may have been lost
 
     fewer = settings(SETTINGS, max_examples=SETTINGS.max_examples // 3)  # each needs a database of its own
     run_state_machine_as_test(OnPostgresql, settings=fewer)
