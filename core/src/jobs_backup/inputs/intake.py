@@ -98,7 +98,7 @@ class Report(Protocol):
         """Report a line that is not an event."""
 
     def rejects_kept(self, lines: int, path: Path) -> None:
-        """Report that the file `path` now holds so many more rejected lines."""
+        """Report that the file `path` now holds this number of further rejected lines."""
 
     def rejected_before(self, path: Path) -> None:
         """Report that earlier runs rejected lines of this input, kept in the file `path`. Raises SpoolError."""

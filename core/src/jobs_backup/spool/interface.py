@@ -582,7 +582,7 @@ class Spool(SpoolRecorder, SpoolAcknowledger, SpoolSender, SpoolAccount, Protoco
 
     @property
     def host(self) -> str:
-        """What tells the inputs of this machine from those of others; empty where one machine alone uses the spool."""
+        """Names the inputs of this machine; empty where one machine alone uses the spool."""
         ...
 
     @property

@@ -273,7 +273,7 @@ class Target(Protocol):
 
     @property
     def identity(self) -> int:
-        """What tells it from another one, whatever name it is reached by."""
+        """Its identity, whatever name it is reached by."""
         ...
 
     def check(self, counts: Counts) -> None:

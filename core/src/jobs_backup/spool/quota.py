@@ -28,7 +28,7 @@ class ByteCounts(Protocol):
 class BytesQuota:
     """All processes together may go over the limit by what they record between two looks of theirs: each about 1 MiB, or a commit.
 
-    The limit is for recording alone. Sealing and sending go on, for they are what makes room.
+    The limit is for recording alone. Sealing and uploading continue, since they make room.
     """
 
     def __init__(self, name: str, catalog: ByteCounts, session: Callable[[], str], limits: QuotaLimits) -> None:

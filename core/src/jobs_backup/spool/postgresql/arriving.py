@@ -74,7 +74,7 @@ def arriving(place: DatabaseSpool, max_bytes: int | None) -> Generator[Arrival]:
 
     Raises:
         ConfigurationError: the driver is not installed, or the URL is wrong.
-        SpoolError: the database can't be used.
+        SpoolError: the database cannot be used.
     """
     database = Database(place, connections=_CONNECTIONS)
     try:
@@ -314,7 +314,7 @@ class _Taking:
                 for row in self._source.forgotten()
             ],
         )
-        # What a store has accepted is known of it; whether it still refuses, the next attempt tells.
+        # What a store has accepted is known of it; the next attempt shows whether it still refuses.
         proven = [(self._stores[store.id],) for store in self._source.stores() if store.standing == "proven"]
         each(self._db, "UPDATE jobs_backup.stores SET standing = 'proven' WHERE id = %s AND standing != 'proven'", proven)
 

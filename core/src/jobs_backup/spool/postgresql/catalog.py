@@ -73,7 +73,7 @@ class Catalog:
         return self._database.write(work, is_idempotent=True)  # what is opened twice stays empty, and is removed at the end
 
     def given(self, epoch: int, batch: int) -> int | None:
-        """How many ids were given in a batch that is not open any more; None if there is no such batch."""
+        """How many ids were given in a batch that is no longer open; None if there is no such batch."""
         row = self._database.read(
             lambda db: db.execute(
                 "SELECT jobs FROM jobs_backup.batches WHERE id = %s AND epoch = %s AND state != 'open'", (batch, epoch)
@@ -151,9 +151,9 @@ class Catalog:
         return self._database.write(lambda db: db.execute(free, (session,)).rowcount, is_idempotent=True)
 
     def release(self, batch: int, session: str, *, error: str, hint: str, delay: float, standing: str | None) -> None:
-        """Give a batch back that `session` has claimed: it was not stored. One that is not its own any more is left as it is.
+        """Give a batch back that `session` has claimed: it was not stored. One that is no longer its own stays as it is.
 
-        `standing` is what its failure tells of the store, if anything. A store counts as refusing only while no other batch is on
+        `standing` is what its failure shows of the store, if anything. A store counts as refusing only while no other batch is on
         its way there.
         """
 
@@ -174,7 +174,7 @@ class Catalog:
         self._database.write(work)
 
     def stored(self, batch: int, *, deletable_after: float) -> None:
-        """The batch's object is in the bucket, whoever has sent it. An upload of it that was not completed is to be aborted."""
+        """The batch's object is in the bucket, sent by any process. An upload of it that was not completed is to be aborted."""
 
         def work(db: Db) -> None:
             row = db.execute("SELECT state FROM jobs_backup.batches WHERE id = %s FOR UPDATE", (batch,)).fetchone()
@@ -196,7 +196,7 @@ class Catalog:
         self._database.write(work, is_idempotent=True)
 
     def skipped(self, batch: int, session: str) -> None:
-        """The batch is not sent, since all of it was delivered. One that `session` has not claimed any more is left as it is."""
+        """The batch is not sent, since all of it was delivered. One that `session` no longer claims stays as it is."""
 
         def work(db: Db) -> None:
             mine = "SELECT 1 FROM jobs_backup.batches WHERE id = %s AND state = 'sealed' AND claimed_by = %s FOR UPDATE"
@@ -264,7 +264,7 @@ class Catalog:
         self._database.write(lambda db: db.execute(query, (writable(error), writable(hint), seconds, store)), is_idempotent=True)
 
     def follow(self, store: int) -> list[tuple[str, int]]:
-        """Give `store` the batches of those that were tried, refused everything, and that no session uses any more.
+        """Give `store` the batches of those that were tried, refused everything, and that no session still uses.
 
         But not what was claimed more often than it came back: who had it was killed, perhaps after it had arrived. Returns the
         locations that lost batches, and how many.

@@ -21,7 +21,7 @@ def check_database(place: DatabaseSpool) -> list[str]:
     """Look whether a spool could be used. It is not made. Returns what would break its promises.
 
     Raises:
-        SpoolError: it can't be used.
+        SpoolError: it cannot be used.
     """
     database = Database(place, connections=1)
     try:

@@ -1,4 +1,4 @@
-"""The bytes of batches: rows of plain tables, the segments, which are dropped when nothing in them waits any more.
+"""The bytes of batches: rows of plain tables, the segments, which are dropped once nothing in them waits.
 
 No row is ever deleted there but waiting lines that have become a member: a table that is dropped gives its space back at once, and
 needs no vacuum.

@@ -74,9 +74,9 @@ class Collector:
         """Open it.
 
         Args:
-            placement: for events whose own is not known any more.
+            placement: for events whose own was forgotten.
             session: names this process's.
-            lease: seconds after which the server ends a transaction whose process does not go on.
+            lease: seconds after which the server ends a transaction whose process hangs.
         """
         self._database = database
         self._placement = placement
@@ -178,7 +178,7 @@ class Collector:
         return batches
 
     def _seal_at(self, db: Db, placement: BatchOptions, planned: Sequence[tuple[Stream, list[_Row]]], segment: int) -> int:
-        epoch = secrets.randbits(LOCAL_BITS - 1) + 1  # of ids that nobody is told: they are known by those of the outbox
+        epoch = secrets.randbits(LOCAL_BITS - 1) + 1  # of ids that nobody gets: those of the outbox stand for them
         numbers = open_in(db, [stream for stream, _ in planned], placement, self._session(), segment, epoch)
         changes = Changes(db, dict.fromkeys(numbers, segment), self._database.name)
         made: list[OpenBatch] = []

@@ -33,7 +33,7 @@ log: Final = logger_of(__name__)
 NOW: Final = "(SELECT extract(epoch FROM clock_timestamp())::double precision)"
 """The server's clock. In a subquery, so that an index may be used with it."""
 ANSWER_SECONDS: Final = 30.0
-"""A statement without an answer for so long has lost its connection: a server that hangs keeps it up, and says nothing."""
+"""After this time without an answer, a connection counts as lost: a server that hangs keeps it open and sends nothing."""
 _LOCK_SECONDS: Final = 10
 """For a lock. Less than for an answer, so that the server ends what waits, and nobody is left behind there."""
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -64,7 +64,7 @@ _MISCONFIGURED: Final = re.compile(
     "password|does not exist|no pg_hba.conf entry|not permitted to log in|invalid .* value|does not support SSL|server requires SSL"
     "|root certificate|certificate verify failed|does not match host name|definition of service|service file|private key"
 )
-"""In why a server refuses a connection, or can't be asked for one: libpq gives no code for it. It does not pass by itself."""
+"""Texts of refused connections, for which libpq gives no code. These problems do not pass by themselves."""
 _TOO_MANY: Final = re.compile("too many clients|too many connections|connection slots|no more connections")
 PRIVILEGES: Final = "ask the database's administrator for what `jobs-backup policy --spool` prints"
 
@@ -103,7 +103,7 @@ class Database:
 
         Raises:
             ConfigurationError: the driver is not installed, or the URL or the password command is wrong.
-            SpoolError: the server can't be used.
+            SpoolError: the server cannot be used.
         """
         self.name = str(place)
         self._place = place
@@ -303,7 +303,7 @@ def password_of(command: str) -> str:
     """What a command prints. It is in no message, nor is what it writes to standard error.
 
     Raises:
-        ConfigurationError: it can't be run, fails, or prints nothing.
+        ConfigurationError: it cannot be run, fails, or prints nothing.
     """
     hint = "correct JOBS_BACKUP_SPOOL_PASSWORD_COMMAND"
     try:
@@ -346,7 +346,7 @@ def one(db: Db, statement: str, parameters: Sequence[Any] = ()) -> tuple[Any, ..
 
 @functools.cache
 def _bounded(seconds: float) -> type[Db]:
-    """Connections that are lost when the server says nothing for so long."""
+    """Connections that are lost when the server sends nothing for this time."""
     import psycopg
     from psycopg.waiting import Ready
 

@@ -45,7 +45,7 @@ _TO_DELETE: Final = {
     "never": f"{_OF} AND false",
 }
 _SHIFT: Final = INDEX_BITS - SEGMENT_BITS
-# What the session itself has claimed, too: it deletes from one thread, so that it was never told, since the answer was lost.
+# What the session itself has claimed, too: it deletes from one thread, so a claim it does not know of is one whose answer was lost.
 _DUE: Final = f"AND (claimed_by IS NULL OR claimed_by = %s) AND (retry_at <= {NOW} OR retry_at > {NOW} + {MAX_DELAY})"
 
 
@@ -69,7 +69,7 @@ class Deliveries:
         def look(db: Db) -> tuple[_Found, int] | None:
             if (found := _find(db, [(epoch, batch)]).get((epoch, batch))) is None:
                 return None
-            # It may be sealed meanwhile: then its row tells the end, which only grows.
+            # It may be sealed meanwhile: then its row has the end, which only grows.
             is_open = found.state == "open" and end > found.jobs
             return found, max(found.jobs, end_of(db, found.segment, found.batch)) if is_open else found.jobs
 
@@ -177,7 +177,7 @@ class Deliveries:
     ) -> None:
         """Deleting these has failed: (batch, after how many seconds it is retried, or None where it was not its own fault).
 
-        What `session` has not claimed any more is left as it is. Nothing is deleted for `pause` seconds.
+        What `session` no longer claims stays as it is. Nothing is deleted for `pause` seconds.
         """
         found = sorted(retries)
 
@@ -430,7 +430,7 @@ def forget_settling(db: Db, batch: int) -> None:
 
 
 def mark_deleted(db: Db, batches: Sequence[int]) -> None:
-    """These batches have no object (any more)."""
+    """These batches have no object, or no longer."""
     for batch in sorted(batches):
         db.execute(
             "UPDATE jobs_backup.batches SET state = 'deleted', claimed_by = NULL, error = '', hint = '' WHERE id = %s", (batch,)

@@ -22,7 +22,7 @@ def migrate(database: Database) -> None:
     """Make the tables where there are none, or those of this version of earlier ones.
 
     Raises:
-        SpoolError: a newer version has made them, this user may not, or the database can't be used.
+        SpoolError: a newer version has made them, this user may not, or the database cannot be used.
     """
     version = database.read(lambda db: found_version(db, database.name))
     if version >= VERSION:

@@ -20,7 +20,7 @@ class Positions:
         self._database = database
 
     def take(self, source: str, session: str) -> str | None:
-        """Take the right to read an input. None if the session has it now; else the session that has it.
+        """Reserve an input for reading. None if the session has it now; else the session that has it.
 
         Raises:
             SessionLost: the session has ended.
@@ -42,7 +42,7 @@ class Positions:
         return bool(self._database.read(lambda db: one(db, query, (session,))[0]))
 
     def give_up(self, source: str, session: str) -> None:
-        """Give up the right to read an input."""
+        """End the reservation of an input."""
         query = "DELETE FROM jobs_backup.readers WHERE input = %s AND session = %s"
         self._database.write(lambda db: db.execute(query, (source, session)), is_idempotent=True)
 

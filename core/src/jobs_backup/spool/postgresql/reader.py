@@ -44,7 +44,7 @@ class CatalogReader:
         return self._streams(query, (str(kind), encoded(location)))
 
     def forgotten(self, location: str, kind: Kind, begin: int, end: int) -> list[StreamObjects]:
-        """What is in a bucket, may have events between these times, and is not remembered any more."""
+        """What is in a bucket, may have events between these times, and was forgotten."""
         query = (
             "SELECT workspace_id, source_id, objects, events FROM (TABLE jobs_backup.forgotten UNION ALL SELECT store, kind,"
             " workspace_id, source_id, objects, events, first_at, last_at FROM jobs_backup.forgotten_streams) f"

@@ -2,7 +2,7 @@
 
 Programs of version N and N-1 work side by side. A migration only adds: tables, indexes, functions, and columns that are null or
 have a default. What it makes superfluous, the migration after it may remove. `version.oldest` is the oldest version whose programs
-understand the tables; `sessions.version` tells which ones are running.
+understand the tables; `sessions.version` shows which ones are running.
 """
 
 from __future__ import annotations

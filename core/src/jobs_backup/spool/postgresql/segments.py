@@ -88,7 +88,7 @@ class Segments:
         return self._database.write(move, is_idempotent=True)
 
     def drop_sent(self) -> int:
-        """Drop the segments in which nothing waits any more. Returns how many."""
+        """Drop the segments in which nothing waits. Returns how many."""
         drained = self._database.read(
             lambda db: [
                 row[0]

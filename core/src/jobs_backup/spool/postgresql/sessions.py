@@ -28,7 +28,7 @@ log: Final = logger_of(__name__)
 IS_OVER: Final = f"(lease_until < {NOW} OR lease_until > {NOW} + 2 * lease)"
 _DEFAULT_INSTANCE: Final = "1"
 _RENEWALS: Final = 5
-"""In a lease: so many heartbeats may get lost."""
+"""In a lease: how many heartbeats may get lost."""
 
 
 class SessionLost(SpoolError):
@@ -36,14 +36,14 @@ class SessionLost(SpoolError):
 
 
 class Host(NamedTuple):
-    """What a session tells of its process."""
+    """What a session records about its process."""
 
     name: str
     pid: int
 
 
 def host_name(instance_id: str) -> str:
-    """What tells this machine's inputs from those of others: its INSTANCE_ID, or its host name if that is not set."""
+    """Names this machine's inputs: its INSTANCE_ID, or its host name if that is not set."""
     return socket.gethostname() if instance_id == _DEFAULT_INSTANCE else instance_id
 
 
@@ -160,7 +160,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="jobs-backup-lease", daemon=True)
         self.lost = threading.Event()
-        """Set when the session was found to be taken over; whoever begins another one clears it."""
+        """Set when the session was found to be taken over; beginning another one clears it."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -219,12 +219,12 @@ def end(db: Db, session: str) -> None:
 
 
 def elapsed() -> float:
-    """Seconds by this machine's uptime. It goes on while the machine, or the process, is asleep."""
+    """Seconds by this machine's uptime. It continues while the machine, or the process, is asleep."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def committed(db: Db, session: str) -> tuple[int, int] | None:
-    """(seq, events) of a session, once no transaction of it is under way any more; None if it has ended."""
+    """(seq, events) of a session, once none of its transactions is under way; None if it has ended."""
     row = db.execute("SELECT seq, events FROM jobs_backup.sessions WHERE id = %s FOR UPDATE", (session,)).fetchone()
     return None if row is None else (row[0], row[1])
 

@@ -103,7 +103,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
 
         Raises:
             ConfigurationError: the driver is not installed, or the URL is wrong.
-            SpoolError: the database can't be used.
+            SpoolError: the database cannot be used.
         """
         self.host = host_name(instance_id)
         self._delete_after: DeleteAfter = delete_after
@@ -192,7 +192,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
 
         Raises:
             SpoolFull: there is no room.
-            SpoolError: the spool can't be used.
+            SpoolError: the spool cannot be used.
             BackupClosed: after `close`.
         """
         self._writer.check_room()
@@ -219,7 +219,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
     def reading(self, source: str) -> Generator[bool]:
         """The right to read an input, within the block; False if another process has it.
 
-        It belongs to the session: whoever takes this process's place has ended the session before, and with it what could commit
+        It belongs to the session: a process that takes this one's place has ended the session before, and with it what could commit
         a position.
         """
         with self._reading_lock:
@@ -449,7 +449,7 @@ class PostgresqlSpool(BaseSpool[Catalog, Deliveries, Writer]):
         """Seal what is open and leave. What is not sent yet waits for another process.
 
         Raises:
-            SpoolError: it can't be sealed. It is safe all the same: another process takes this one's place.
+            SpoolError: it cannot be sealed. It is safe all the same: another process takes this one's place.
         """
         try:
             self._writer.close()

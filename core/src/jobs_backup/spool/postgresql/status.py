@@ -68,7 +68,7 @@ def look(place: DatabaseSpool) -> Generator[Database]:
     """The database of a spool that is there, for reading.
 
     Raises:
-        SpoolError: there is none, or it can't be read.
+        SpoolError: there is none, or it cannot be read.
     """
     database = Database(place, connections=1)
     try:

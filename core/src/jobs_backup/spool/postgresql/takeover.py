@@ -58,7 +58,7 @@ def quarantine_batch(database: Database, batch: Batch, session: str, *, whole: b
     """Put what is damaged of a sealed batch into quarantine, and seal the rest anew: other bytes, so another key and uuid.
 
     `whole`: an earlier attempt may have stored it under its key, so that no part of it may be sent under another one. A batch that
-    `session` has not claimed any more is left as it is.
+    `session` no longer claims stays as it is.
 
     Raises:
         SpoolError: it is not damaged. Nothing has changed.

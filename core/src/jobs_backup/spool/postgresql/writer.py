@@ -33,7 +33,7 @@ T = TypeVar("T")
 log: Final = logger_of(__name__)
 
 _RENEWALS: Final = 3
-"""How often a call goes on after its session was lost."""
+"""How often a call continues after its session was lost."""
 _RECONNECT: Final = 0.05
 _ASK_SECONDS: Final = 10.0
 """How long a call asks what became of its commit, even without a timeout for room: its caller cannot safely repeat it."""
@@ -92,9 +92,9 @@ class Writer(BaseWriter[Session]):
 
         Args:
             renew: gives up a session that was lost, and begins another one.
-            check_session: tells whether another process may have taken this one's place.
+            check_session: returns whether another process may have taken this one's place.
             check_readers: raises what keeps a position from being committed.
-            report_lost: puts a report into quarantine: so many events that were acknowledged are not there.
+            report_lost: quarantines a report with the number of acknowledged events that are missing.
         """
         super().__init__(session=session, limits=limits, room=room)
         self._database = database
@@ -310,7 +310,7 @@ class Writer(BaseWriter[Session]):
             one.jobs = []
 
     def _settle(self) -> None:
-        """Know what became of the last commit, and that this session is not lost, as far as others have told.
+        """Know what became of the last commit, and that this session is not lost, as far as others have reported.
 
         Raises:
             SessionLost: it is.
@@ -351,7 +351,7 @@ class Writer(BaseWriter[Session]):
             session.seq = found[0]
 
     def _resolve_by_batches(self, pending: _Pending) -> None:
-        """Another process has taken this one's place, and sealed what was there: how many ids were given in a batch tells it."""
+        """Another process has taken this one's place, and sealed what was there: the number of ids given in a batch shows it."""
         job = next((one.jobs[0][0] for one in pending.recordings if one.jobs), None)
         given = None if job is None else self._catalog.given(*origin_of(job))
         self._pending = None
@@ -401,7 +401,7 @@ class Writer(BaseWriter[Session]):
                 time.sleep(_RECONNECT)
 
     def _renewing(self, work: Callable[[], T]) -> T:
-        """Call `work`, and go on in another session where this one was lost, or something that was to be folded is damaged."""
+        """Call `work`, and continue in another session where this one was lost, or something that was to be folded is damaged."""
         for renewals in itertools.count():
             session = self._session
             try:
@@ -440,7 +440,7 @@ class Writer(BaseWriter[Session]):
         try:
             if full or self._full:
                 self._seal([*self._full, *full])
-        except Exception as error:  # noqa: BLE001 - what was recorded is safe, so its caller is not told; it is tried again
+        except Exception as error:  # noqa: BLE001 - what was recorded is safe, so its caller gets no error; it is retried
             log.warning("sealing failed, retrying later: %s", error)
 
     def _seal(self, batches: Sequence[OpenBatch]) -> None:
