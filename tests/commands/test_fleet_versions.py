@@ -75,7 +75,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def process(self, *, before: bool) -> Iterator[Callable[..., list[str]]]:
-        """A process of this version, or of the one before, that does what it is told, and returns the words of its answer."""
+        """Run a process of this version, or of the one before. Yields a function that sends it a command and returns the answer."""
         environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **self.environment()}
         if before:
             environment["PYTHONPATH"] = str(BEFORE)

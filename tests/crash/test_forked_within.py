@@ -1,6 +1,6 @@
 """A fork at any call or return inside `record()`, as by a signal handler of a supervisor, or by a collected object.
 
-The parent's call returns. The child either records on the same spool, or is told to fork at another time.
+The parent's call returns. The child either records on the same spool, or gets an error that says to fork at another time.
 """
 
 from __future__ import annotations

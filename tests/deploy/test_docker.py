@@ -377,7 +377,7 @@ def test_each_recorder_of_the_fleet_takes_the_others_acknowledgements(fleet: lis
 
 
 def uploaded(directory: Path, count: int) -> None:
-    """Wait until so many events are in the bucket: a recorder that ends while others have events reports that some wait."""
+    """Wait until the bucket holds this number of events: a recorder that ends earlier reports that others have events waiting."""
     until = time.monotonic() + 60
     while len(list(events(directory))) < count:
         assert time.monotonic() < until

@@ -161,7 +161,7 @@ class Postgres:
 
 
 def wait_for_locks(admin: psycopg.Connection[Any], count: int) -> None:
-    """Wait until so many others wait for a lock in this database."""
+    """Wait until this number of others wait for a lock in this database."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     until = time.monotonic() + 30
     while admin.execute(query).fetchone() != (count,):
