@@ -6,14 +6,13 @@ The parent's call returns. The child either records on the same spool, or gets a
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import pytest
 from buckets import file_environment
 from deployments.counting import Outcome, Receipts, outcome
+from stepping import act_within
 
 from jobs_backup import Backup, SpoolError
 
@@ -22,22 +21,7 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:.*for
 
 def forked(call: Callable[[], object], place: int, child: Callable[[], None]) -> bool:
     """Call, and fork at the n-th call or return inside. Returns whether there were as many."""
-    left = place
-
-    def count(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal left
-        if event in ("call", "return"):
-            left -= 1
-            if left == -1:
-                sys.setprofile(None)
-                fork(child)
-
-    sys.setprofile(count)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return left < 0
+    return act_within(call, place, lambda: fork(child))
 
 
 def fork(child: Callable[[], None]) -> None:

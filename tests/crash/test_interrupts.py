@@ -6,14 +6,13 @@ running at the moment, and its handler keeps it alive with all its frames.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 import pytest
 from buckets import events, file_environment
+from stepping import act_within
 
 from jobs_backup import Backup
 
@@ -24,25 +23,16 @@ class Interrupt(BaseException):
     """Not an Exception, like KeyboardInterrupt."""
 
 
+def interrupt() -> None:
+    raise Interrupt
+
+
 def interrupted(call: Call, place: int) -> BaseException | None:
     """The result of a call that is interrupted at its n-th call or return; None if it has fewer."""
-    left = place
-
-    def count(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal left
-        if event in ("call", "return"):
-            left -= 1
-            if left == -1:
-                sys.setprofile(None)
-                raise Interrupt
-
-    sys.setprofile(count)
     try:
-        call()
+        act_within(call, place, interrupt)
     except BaseException as error:  # noqa: BLE001 - kept alive
         return error
-    finally:
-        sys.setprofile(None)
     return None
 
 
